@@ -1,0 +1,70 @@
+"""minigpt: train a small GPT from scratch on your own text, understand it, sample from it, take it anywhere.
+
+The public API, loaded when first used, so that `import minigpt` costs nothing:
+
+    from minigpt import GPT, ModelConfig, generate_text, load_config, train
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPT": "minigpt.model",
+    "KVCache": "minigpt.model",
+    "ModelConfig": "minigpt.config",
+    "RunConfig": "minigpt.config",
+    "GenerationConfig": "minigpt.config",
+    "load_config": "minigpt.config",
+    "train": "minigpt.assemble",
+    "load_run": "minigpt.assemble",
+    "evaluate_run": "minigpt.evals",
+    "generate": "minigpt.generation",
+    "generate_text": "minigpt.generation",
+    "stream_text": "minigpt.generation",
+    "next_token_loss": "minigpt.losses",
+    "load_tokenizer": "minigpt.tokenizers",
+    "MiniGPTError": "minigpt.errors",
+    "UserError": "minigpt.errors",
+}
+
+__all__ = [
+    "GPT",
+    "GenerationConfig",
+    "KVCache",
+    "MiniGPTError",
+    "ModelConfig",
+    "RunConfig",
+    "UserError",
+    "__version__",
+    "evaluate_run",
+    "generate",
+    "generate_text",
+    "load_config",
+    "load_run",
+    "load_tokenizer",
+    "next_token_loss",
+    "stream_text",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from minigpt.assemble import load_run, train
+    from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
+    from minigpt.errors import MiniGPTError, UserError
+    from minigpt.evals import evaluate_run
+    from minigpt.generation import generate, generate_text, stream_text
+    from minigpt.losses import next_token_loss
+    from minigpt.model import GPT, KVCache
+    from minigpt.tokenizers import load as load_tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home. Raises AttributeError."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    module = importlib.import_module(_HOME[name])
+    value = getattr(module, "load" if name == "load_tokenizer" else name)
+    globals()[name] = value
+    return value

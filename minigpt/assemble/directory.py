@@ -1,0 +1,116 @@
+"""The run directory: which one a command means, and whether it starts, continues, or refuses."""
+
+import json
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt import checkpoint
+from minigpt.checkpoint import storage_error
+from minigpt.config import RunConfig, dump_config, load_config
+from minigpt.errors import RunError
+
+# What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
+_MAY_CHANGE = {
+    "train": {
+        "max_steps", "max_epochs", "max_tokens", "max_minutes", "eval_every", "eval_batches", "early_stopping",
+        "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
+    },
+    "optimizer": None, "schedule": None, "generation": None, "logging": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run directory, and the checkpoint to continue from, if any."""
+
+    path: Path
+    resume_from: Path | None = None
+    finished: bool = False
+
+
+def plan_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Plan:
+    """Decide: a new run, or an unfinished one of the same name and settings to continue.
+
+    Nothing is ever overwritten. With a name that was given, a run of other settings is an error; with a derived
+    one, the next free name is taken. `resume` continues under new settings where that makes sense (a longer budget).
+
+    Raises:
+        RunError: the run is there with other settings, or `resume` finds none.
+    """
+    base = Path(config.logging.runs_dir)
+    path = base / (name or default_name)
+    number = 2
+    while path.exists() and any(path.iterdir()):
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path} is not a run, and is not empty; choose another name with --name")
+        differences = compare(load_config(path / "config.yaml"), config, strict=not resume)
+        found = checkpoint.steps(path / "checkpoints")
+        if not differences:
+            if not found:
+                return Plan(path)  # it ended before its first checkpoint: start it again
+            newest = checkpoint.resolve(path / "checkpoints" / "last")
+            return Plan(path, newest, finished=is_finished(newest))
+        if resume:
+            raise RunError(f"{path} cannot be continued with another {', '.join(differences)}; choose a new --name")
+        if name is not None:
+            raise RunError(
+                f"{path} exists with another {', '.join(differences)}; choose a new --name, or --resume to continue it"
+            )
+        path, number = base / f"{default_name}-{number}", number + 1
+    if resume:
+        raise RunError(f"nothing to resume: no run at {path}; leave --resume out to start it")
+    return Plan(path)
+
+
+def is_finished(step: Path) -> bool:
+    """Whether the run had ended by itself at this checkpoint."""
+    return bool(json.loads((step / "state.json").read_text(encoding="utf-8"))["train"]["finished"])
+
+
+def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
+    """Dotted names of the settings that differ; without `strict`, those that may change are passed over."""
+    names = []
+    before, after = old.model_dump(), new.model_dump()
+    for section, fields in before.items():
+        for field, value in fields.items():
+            if value == after[section][field] or (section, field) in (("logging", "name"), ("model", "vocab_size")):
+                continue
+            allowed = _MAY_CHANGE.get(section, set())
+            if strict or (allowed is not None and field not in allowed):
+                names.append(f"{section}.{field}")
+    return names
+
+
+def default_name(config: RunConfig, recipe: str | None) -> str:
+    """From the recipe's file (for runs/NAME/config.yaml: NAME), else from the data."""
+    if recipe is not None:
+        path = Path(recipe)
+        return path.parent.name if path.name == "config.yaml" and path.parent.name else path.stem
+    stem = Path(config.data.source.rstrip("/*")).name.split(".")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+
+
+def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any]) -> None:
+    """config.yaml and receipt.json. Raises StorageError."""
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        header = f"# The resolved settings of this run; to repeat it: minigpt train {path}/config.yaml\n"
+        (path / "config.yaml").write_text(header + dump_config(config), encoding="utf-8")
+        (path / "receipt.json").write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def make_receipt(config: RunConfig, meta: dict[str, Any], machine: dict[str, Any], versions: dict[str, str]) -> dict:
+    """Command, versions, hardware, seed, sha256 of the data."""
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), **machine},
+        "seed": config.train.seed,
+        "data": {"source": config.data.source, "sha256": {k: v["sha256"] for k, v in meta["splits"].items()}},
+    }

@@ -1,0 +1,82 @@
+"""Load a run: path -> model, tokenizer, config."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from minigpt import checkpoint, tokenizers
+from minigpt.assemble.data import prepare_data
+from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.data import Prepared
+from minigpt.errors import CheckpointError, RunError
+from minigpt.model import GPT
+from minigpt.model.pretrained import is_huggingface
+from minigpt.runtime import Runtime, make_runtime
+from minigpt.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A model with what belongs to it.
+
+    `path` is what was asked for, `checkpoint` the directory its weights are from, `step` the step of that.
+    """
+
+    path: Path
+    checkpoint: Path
+    step: int
+    model: GPT
+    tokenizer: Tokenizer
+    config: RunConfig
+    runtime: Runtime
+
+    def prepared(self) -> Prepared:
+        """The run's own data as token files (made again if the cache was cleared)."""
+        return prepare_data(self.config, self.tokenizer)
+
+    @cached_property
+    def name(self) -> str:
+        """Short name for tables."""
+        return run_directory(self.path).name
+
+
+def run_directory(path: Path) -> Path:
+    """The run that a run directory, a checkpoint of it or its best/last file belongs to."""
+    for folder in (path, *path.absolute().parents[:2]):
+        if (folder / "config.yaml").is_file():
+            return folder
+    return path
+
+
+def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") -> LoadedRun:
+    """Load a run directory (its best checkpoint), a checkpoint directory, or a Hugging Face directory.
+
+    Raises:
+        CheckpointError: damaged, foreign, or its vocabulary is not the tokenizer's.
+        RunError: no such run.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = sorted(entry.parent.name for entry in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
+        hint = f"{path.parent} holds {', '.join(near)}" if near else "train one first: minigpt train my.txt"
+        raise RunError(f"no such run: {path}; {hint}")
+    runtime = make_runtime(device, precision)
+    model = GPT.from_pretrained(path, str(runtime.device))
+    folder = path if is_huggingface(path) else run_directory(path)
+    tokenizer = tokenizers.load(folder)
+    check_vocabulary(tokenizer, model.config, path)
+    if is_huggingface(path):
+        return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
+    config_file = folder / "config.yaml"
+    config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
+    step_folder = checkpoint.resolve(path)
+    return LoadedRun(path, step_folder, int(step_folder.name.split("-")[-1]), model, tokenizer, config, runtime)
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:
+    """Raises CheckpointError if the tokenizer's ids are not the model's."""
+    if tokenizer.vocab_size != model.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}; "
+            "put back the tokenizer.json that the run was trained with"
+        )

@@ -1,0 +1,244 @@
+"""Build a run from its config and train it: the place where all parts meet."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+from rich.console import Console
+
+import minigpt
+from minigpt import checkpoint, tokenizers
+from minigpt.assemble.data import make_tokenizer, prepare_data
+from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
+from minigpt.assemble.load import check_vocabulary
+from minigpt.config import RunConfig
+from minigpt.data import Batches, Prepared, eval_batches
+from minigpt.errors import ConfigError, DataError
+from minigpt.generation import generate_text
+from minigpt.model import GPT
+from minigpt.model.accounting import flops_per_token
+from minigpt.runtime import hardware, make_runtime
+from minigpt.tokenizers import Tokenizer
+from minigpt.training import Trainer, TrainState, make_optimizer
+from minigpt.training.hooks import Checkpoints, Metrics, Samples, Signals
+from minigpt.training.progress import Screen, epoch_table, render_epochs
+from minigpt.training.step import Batch
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What `train` returns: where the run is, the model (best weights not loaded: the last), and the final state."""
+
+    path: Path
+    model: GPT
+    tokenizer: Tokenizer
+    config: RunConfig
+    state: TrainState
+    epochs: list[dict[str, float]]
+
+
+def train(
+    config: RunConfig,
+    data: str | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    recipe: str | None = None,
+    quiet: bool = False,
+) -> TrainedRun:
+    """Train a GPT as the config says, or continue an unfinished run of the same name and settings.
+
+    train(load_config("recipe.yaml"), data="my.txt")
+
+    Args:
+        config: from `load_config`.
+        data: text to use in place of config.data.source.
+        name: of the run (default: from config.logging.name, the recipe, or the data).
+        resume: continue a run under changed settings (a longer budget); without it, only the same settings continue.
+        recipe: path the config came from, for the default name.
+        quiet: print nothing.
+
+    Raises:
+        UserError: see minigpt.errors; nothing is lost.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
+    name = name or config.logging.name
+    plan = plan_run(config, name, default_name(config, recipe), resume)
+    if plan.resume_from:
+        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {plan.resume_from.name}")
+        tokenizer = tokenizers.load(plan.path)
+    else:
+        tokenizer = make_tokenizer(config)
+    prepared = prepare_data(config, tokenizer)
+    trainer, config = build(config, plan, tokenizer, prepared, console)
+    if plan.resume_from:
+        trainer.resume(checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")))
+        if not resume and plan.finished:
+            trainer.state.finished = True
+            console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
+            return _finish(trainer, plan.path, tokenizer, config, console)
+    versions = {"minigpt": minigpt.__version__, "torch": torch.__version__, "pydantic": pydantic.VERSION}
+    write_run_files(plan.path, config, make_receipt(config, prepared.meta, hardware(), versions))
+    tokenizer.save(plan.path / "tokenizer.json")
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    console.print(f"{plan.path}: {parameters:,} parameters, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
+                  f"{prepared.splits['train'].count:,} training tokens, {trainer.runtime}")  # fmt: skip
+    trainer.run()
+    return _finish(trainer, plan.path, tokenizer, config, console)
+
+
+def build(
+    config: RunConfig, plan: Plan, tokenizer: Tokenizer, prepared: Prepared, console: Console
+) -> tuple[Trainer, RunConfig]:
+    """The trainer with all its parts, and the resolved config. Raises ConfigError, DataError."""
+    config = resolve_vocabulary(config, tokenizer)
+    shape, settings = config.model, config.train
+    check_vocabulary(tokenizer, shape, plan.path)
+    check_lengths(prepared, shape.max_seq_len)
+    runtime = make_runtime(settings.device, settings.precision, settings.compile)
+    model = GPT(shape, seed=settings.seed).to(runtime.device)
+    train_tokens, val_tokens = prepared.splits["train"].tokens, prepared.splits["val"].tokens
+    batches = Batches(train_tokens, settings.batch_size, shape.max_seq_len, settings.seed)
+
+    def validation() -> Iterable[Batch]:
+        size = settings.micro_batch_size or settings.batch_size
+        return itertools.islice(
+            eval_batches(val_tokens, shape.max_seq_len, shape.max_seq_len, size), settings.eval_batches
+        )
+
+    def write_sample(trainer: Trainer) -> str:
+        fields = config.generation.model_dump() | {"num_samples": 1}
+        with trainer.runtime.autocast():
+            return str(generate_text(trainer.model, settings.sample_prompt, tokenizer, **fields))
+
+    screen = Screen(console)
+    trainer = Trainer(
+        model,
+        make_optimizer(model, config.optimizer),
+        batches,
+        validation,
+        settings,
+        config.schedule,
+        runtime,
+        config.optimizer.learning_rate,
+        forward=runtime.prepare(model),
+        hooks=[
+            Signals(),
+            screen,
+            Metrics(
+                plan.path / "metrics.jsonl",
+                config.logging.log_every,
+                flops_per_token(shape),
+                bytes_per_token(val_tokens, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+                listeners=(screen.show,),
+            ),
+            Samples(plan.path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
+            Checkpoints(
+                plan.path / "checkpoints",
+                settings.save_every,
+                settings.keep_checkpoints,
+                {"tokenizer": tokenizer.fingerprint},
+            ),
+        ],
+    )
+    return trainer, config
+
+
+def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe says another."""
+    asked = config.model.vocab_size
+    if asked is not None and asked != tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out and it is right"
+        )
+    model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    return config.model_copy(update={"model": model})
+
+
+def check_lengths(prepared: Prepared, max_seq_len: int) -> None:
+    """Raises DataError if a split is shorter than one window of context."""
+    for split in ("train", "val"):
+        count = prepared.splits[split].count
+        if count < max_seq_len + 1:
+            raise DataError(
+                f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
+                f"{max_seq_len + 1}; give more text, or set --model.max-seq-len {max(1, count // 2)}"
+            )
+
+
+def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
+    """Source bytes of one predicted token: the first token of the split is not predicted."""
+    return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
+
+
+def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, config: RunConfig, console: Console) -> TrainedRun:
+    lines = read_lines(path / "metrics.jsonl")
+    rows = epoch_table(lines)
+    console.print(render_epochs(rows))
+    if config.logging.csv:
+        write_csv(path / "metrics.csv", lines)
+    if config.logging.plots and lines:
+        _draw(path, console)
+    trainer.model.source = path
+    trainer.model.eval()
+    return TrainedRun(path, trainer.model, tokenizer, config, trainer.state, rows)
+
+
+def _draw(path: Path, console: Console) -> None:
+    from minigpt.errors import UserError
+    from minigpt.viz import plot_runs
+
+    try:
+        console.print(f"drawn: {plot_runs([path], path / 'plots' / 'loss.png')}")
+    except UserError as error:  # matplotlib is an extra: a run does not fail for want of it
+        console.print(f"no plot: {error}")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+    """metrics.jsonl as a table; missing values are empty."""
+    import csv
+
+    names = list(dict.fromkeys(key for line in lines for key in line))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def tiny(config: RunConfig) -> RunConfig:
+    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run."""
+    tree = config.model_dump()
+    shape = tree["model"]
+    heads = math.gcd(shape["num_heads"], 4)
+    shape |= {
+        "num_layers": min(shape["num_layers"], 2),
+        "embed_dim": min(shape["embed_dim"], 64),
+        "num_heads": heads,
+        "num_kv_heads": math.gcd(config.model.kv_heads, heads),
+        "head_dim": None,
+        "ff_dim": None,
+        "max_seq_len": min(shape["max_seq_len"], 64),
+    }
+    tree["tokenizer"] |= {
+        "vocab_size": min(config.tokenizer.vocab_size, 1024),
+        "max_train_bytes": min(config.tokenizer.max_train_bytes, 2_000_000),
+    }
+    tree["data"]["stories_count"] = min(config.data.stories_count, 500)
+    tree["schedule"]["warmup_steps"] = min(config.schedule.warmup_steps, 10)
+    tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
+    tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
+    tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
+    return RunConfig.model_validate(tree)

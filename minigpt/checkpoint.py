@@ -1,0 +1,213 @@
+"""Checkpoints: a directory of safetensors and JSON, written atomically, never pickle.
+
+    runs/NAME/checkpoints/
+        step-00000500/
+            model.safetensors       the weights
+            ema.safetensors         their running average, where one is kept; the weights to use
+            optimizer.safetensors   the optimizer's moments, by parameter name
+            state.json              the model's config, step, and what else exact resume needs
+            manifest.json           sizes and sha256 of the above, written last
+        best, last                  text files that name one of the directories
+
+Everything is written beside and renamed last, so a reader sees the whole checkpoint or the one before it.
+This module knows files, not models: it stands below the model so that `GPT.from_pretrained` may read them.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from minigpt.errors import CheckpointError, StorageError
+
+FORMAT = 1
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: tensors by part ("model", "ema", "optimizer") and name, and state.json."""
+
+    path: Path
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights to use: the running average where there is one."""
+        return self.tensors.get("ema") or self.tensors["model"]
+
+
+def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint so that it is either whole or not there.
+
+    Args:
+        directory: where it will stand; its parent is made.
+        tensors: {"model": {...}, "optimizer": {...}, ...}.
+        state: JSON-able.
+
+    Raises:
+        StorageError: disk full or unwritable; what stood there before is whole.
+    """
+    work = directory.with_name(f".{directory.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        for part, named in tensors.items():
+            cpu = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in named.items()}
+            save_file(cpu, work / f"{part}.safetensors")
+        _write_json(work / "state.json", state)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
+        for name in files:
+            _sync(work / name)
+        _write_json(work / "manifest.json", {"format": FORMAT, "files": files})
+        _sync(work / "manifest.json")
+        _sync(work)
+        if directory.exists():  # a resumed run saves this step again
+            aside = directory.with_name(f".{directory.name}-old")
+            shutil.rmtree(aside, ignore_errors=True)
+            directory.rename(aside)
+            work.rename(directory)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            work.rename(directory)
+        _sync(directory.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise storage_error(directory, error) from None
+    return directory
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The one-line error for a failed write."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
+        return StorageError(f"{path}: the disk is full; free some space and resume, the previous checkpoint is whole")
+    return StorageError(f"{path}: cannot be written ({text}); choose another directory with --logging.runs-dir")
+
+
+def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
+    """Read a checkpoint after checking every byte against its manifest.
+
+    Args:
+        path: a run, a checkpoint, or a `best`/`last` file.
+        parts: which tensors to read, where they are there.
+
+    Raises:
+        CheckpointError: missing, truncated, altered or foreign.
+    """
+    directory = resolve(path)
+    verify(directory)
+    try:
+        tensors = {
+            part: load_file(directory / f"{part}.safetensors")
+            for part in parts
+            if (directory / f"{part}.safetensors").exists()
+        }
+        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{directory}: cannot be read ({error}); use another checkpoint of the run") from None
+    return Checkpoint(directory, tensors, state)
+
+
+def verify(directory: Path) -> None:
+    """Check sizes and sha256 of every file. Raises CheckpointError naming the file and another checkpoint."""
+    manifest = _read_manifest(directory)
+    hint = "use another checkpoint of the run" + "".join(
+        f": {other}" for other in steps(directory.parent)[-3:] if other != directory
+    )
+    for name, entry in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            raise CheckpointError(f"{directory}: {name} is missing; {hint}")
+        if file.stat().st_size != entry["bytes"]:
+            size = file.stat().st_size
+            raise CheckpointError(f"{file}: truncated ({size} of {entry['bytes']} bytes); {hint}")
+        if _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: damaged (its sha256 is not the manifest's); {hint}")
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{directory}: format {manifest['format']} is not {FORMAT}; use the minigpt it is from"
+            )
+        return {"files": dict(manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{directory}: not a whole minigpt checkpoint (no readable manifest.json)") from None
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint directory that a run (its best, else its last), a checkpoint, or a pointer file means."""
+    if (path / "manifest.json").is_file():
+        return path
+    if path.is_file() and path.name in ("best", "last"):
+        return path.parent / path.read_text(encoding="utf-8").strip()
+    folder = path / "checkpoints"
+    for pointer in ("best", "last"):
+        if (folder / pointer).is_file():
+            return folder / (folder / pointer).read_text(encoding="utf-8").strip()
+    if found := steps(folder):
+        return found[-1]
+    if not path.exists():
+        raise CheckpointError(f"no such run or checkpoint: {path}; `ls {path.parent}` shows what is there")
+    raise CheckpointError(
+        f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
+    )
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in a `checkpoints` directory, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
+
+
+def point(folder: Path, name: str, checkpoint: Path) -> None:
+    """Let `best` or `last` name a checkpoint, atomically."""
+    work = folder / f".{name}-{os.getpid()}"
+    try:
+        work.write_text(checkpoint.name + "\n", encoding="utf-8")
+        _sync(work)
+        work.replace(folder / name)
+    except OSError as error:
+        raise storage_error(folder / name, error) from None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and those that `best` and `last` name."""
+    named = {
+        (folder / name).read_text(encoding="utf-8").strip() for name in ("best", "last") if (folder / name).is_file()
+    }
+    for old in steps(folder)[:-keep]:
+        if old.name not in named:
+            shutil.rmtree(old)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file or directory on the disk (directories: where it can)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

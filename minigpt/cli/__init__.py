@@ -1,0 +1,63 @@
+"""The command. One file a subcommand, imported only when it is the one that was asked for."""
+
+import importlib
+import os
+import sys
+
+from minigpt.errors import ConfigError, MiniGPTError, UserError, nearest
+
+COMMANDS = {
+    "demo": "train the embedded default for about two minutes, then write stories with it",
+    "train": "train on a text, a directory, a named data set, or as a recipe says",
+    "eval": "loss, perplexity, bits per byte, beside what simpler models reach",
+    "generate": "continue a prompt",
+    "plot": "draw loss and perplexity of one or more runs",
+    "prepare": "turn text into token files without training",
+    "data": "inspect a text: sizes, histograms, duplicates, leaks between splits",
+    "tokenizer": "train, inspect or compare tokenizers",
+    "model": "inspect a model: parameters, FLOPs, memory, shapes",
+    "config": "print the JSON Schema, the defaults, or a recipe in full",
+    "doctor": "check this machine and say what to mend",
+}
+
+
+def usage() -> str:
+    """What `minigpt --help` prints."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "minigpt: train a small GPT from scratch on your own text\n\n"
+        "usage: minigpt COMMAND [...]        minigpt COMMAND --help shows all its settings\n\n"
+        f"{rows}\n\n"
+        "first steps:\n"
+        "  minigpt demo\n"
+        "  minigpt train my.txt\n"
+        '  minigpt generate runs/my --prompt "Once upon a time"\n'
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if argv[0] == "--version":
+        from minigpt import __version__
+
+        print(f"minigpt {__version__}")
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS)}")
+        return importlib.import_module(f"minigpt.cli.{argv[0]}").main(argv[1:])
+    except MiniGPTError as error:
+        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+            print(f"minigpt: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `minigpt ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("minigpt: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,37 @@
+"""minigpt config."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from minigpt.cli.console import config_from, out, out_json, parse
+from minigpt.config import dump_config, recipes, schema
+
+
+@dataclass(frozen=True)
+class Config:
+    """Print configuration.
+
+    minigpt config schema > recipe.schema.json
+    minigpt config show shakespeare-char --train.max-steps 100
+    minigpt config recipes
+    """
+
+    what: tyro.conf.Positional[Literal["schema", "show", "recipes"]]
+    """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped ones."""
+    recipe: tyro.conf.Positional[str | None] = None
+    """show: a recipe (default: none, just the defaults)."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, overrides = parse(Config, argv, "config", with_config=True)
+    if args.what == "schema":
+        out_json(schema())
+    elif args.what == "show":
+        out(dump_config(config_from([args.recipe] if args.recipe else [], overrides)[0]))
+    else:
+        for name, path in recipes().items():
+            out(f"{name:<24}{path}")
+    return 0

@@ -1,0 +1,113 @@
+"""What commands share: arguments, the console for messages (stderr), and results (stdout)."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
+from minigpt.errors import UserError, nearest
+
+Args = TypeVar("Args")
+console = Console(stderr=True)
+
+
+def out(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def out_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    out(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = False) -> tuple[Args, dict[str, Any]]:
+    """Parse a command's arguments; its help is the docstrings of the dataclass and its fields.
+
+    Args:
+        kind: a dataclass.
+        argv: without the command's name.
+        command: "train", for the usage line.
+        with_config: take the settings of the config tree too (--train.max-steps 10), and list them in the help.
+
+    Returns:
+        (arguments, config overrides by dotted path).
+
+    Raises:
+        UserError: one line for what cannot be understood.
+    """
+    overrides, rest = split_flags(argv) if with_config else ({}, list(argv))
+    _refuse_unknown(kind, rest, with_config)
+    shown: Any = kind
+    if with_config and {"-h", "--help"} & set(rest):
+        tree = [
+            (name, Annotated[type(field.default), tyro.conf.FlagConversionOff], field.default)
+            for name, field in RunConfig.model_fields.items()
+        ]
+        shown = dataclasses.make_dataclass(kind.__name__, tree, bases=(kind,), frozen=True)
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            parsed = tyro.cli(
+                shown,
+                args=rest,
+                prog=f"minigpt {command}",
+                description=kind.__doc__,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        words = re.sub(r"[│╭╮╰╯─]+", " ", messages.getvalue())
+        words = re.sub(r"Argument helptext.*|For full helptext.*", "", words, flags=re.S)
+        words = re.sub(r"\s+", " ", words).removeprefix(" Value error ").strip()
+        raise UserError(f"{words}; see minigpt {command} --help") from None
+    return parsed, overrides
+
+
+def _refuse_unknown(kind: Any, words: list[str], with_config: bool) -> None:
+    flags = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(kind)}
+    known = set(flags) | {f"--no-{name[2:]}" for name in flags} | {"--help", "-h"}
+    for word in words:
+        name = word.split("=")[0].replace("_", "-")
+        if name.startswith("--") and len(name) > 2 and name not in known:
+            choices = set(known)
+            if with_config:
+                choices |= {
+                    f"--{section}.{field.replace('_', '-')}"
+                    for section, part in RunConfig.model_fields.items()
+                    for field in type(part.default).model_fields
+                }
+                same = [choice for choice in sorted(choices) if choice.split(".")[-1] == name[2:]]
+                if same:
+                    raise UserError(f"no such option: {name}; did you mean {same[0]}?")
+            raise UserError(f"no such option: {name}; {nearest(name, sorted(choices))}")
+
+
+def recipe_and_data(words: tuple[str, ...] | list[str]) -> tuple[str | None, str | None]:
+    """Tell a recipe (.yaml, or a shipped recipe's name) from a data source among the positional words.
+
+    Raises UserError for two of a kind.
+    """
+    recipe = data = None
+    for word in words:
+        is_recipe = word.endswith((".yaml", ".yml")) or (word in recipes() and not Path(word).exists())
+        if (is_recipe and recipe) or (not is_recipe and data):
+            raise UserError(f"{word}: one {'recipe' if is_recipe else 'data source'} is enough; quote a glob")
+        recipe, data = (word, data) if is_recipe else (recipe, word)
+    return recipe, data
+
+
+def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -> tuple[RunConfig, str | None]:
+    """The resolved config of positional words and flags, and the recipe's path."""
+    recipe, data = recipe_and_data(words)
+    path = str(find_recipe(recipe)) if recipe else None
+    return load_config(path, overrides if data is None else {"data.source": data, **overrides}), path

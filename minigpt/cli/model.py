@@ -1,0 +1,91 @@
+"""minigpt model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.table import Table
+
+from minigpt.cli.console import config_from, out_json, parse
+from minigpt.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """Show what a model costs: parameters per part, FLOPs per token, memory, and the shape at each step.
+
+    minigpt model inspect shakespeare-char
+    minigpt model inspect runs/my
+    minigpt model inspect --model.embed-dim 768 --model.num-layers 12 --model.num-heads 12 --model.vocab-size 50257
+    """
+
+    action: tyro.conf.Positional[Literal["inspect"]]
+    """inspect."""
+    what: tyro.conf.Positional[str | None] = None
+    """A recipe or a run directory (default: the default shape)."""
+    json: bool = False
+    """Print one JSON object: config, parameters, flops_per_token, training_memory, inference_memory, shapes."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, overrides = parse(Model, argv, "model", with_config=True)
+    folder = Path(args.what) if args.what else None
+    recipe = str(folder / "config.yaml") if folder and folder.is_dir() else args.what
+    config, _ = config_from([recipe] if recipe else [], overrides)
+    shape = config.model
+    if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take what that would say at most
+        known = {"gpt2": 50257, "bpe": config.tokenizer.vocab_size, "auto": 50257, "byte": 260}
+        shape = shape.model_copy(update={"vocab_size": known.get(config.tokenizer.kind, 96)})
+    report = inspect(shape, config.train.micro_batch_size or config.train.batch_size)
+    if args.json:
+        out_json(report)
+    else:
+        _show(report)
+    return 0
+
+
+def inspect(shape: ModelConfig, batch: int) -> dict[str, Any]:
+    """All figures as plain values."""
+    from minigpt.model.accounting import (
+        flops_per_token,
+        inference_memory,
+        parameter_table,
+        shape_walk,
+        training_memory,
+    )
+
+    training, inference = training_memory(shape, batch), inference_memory(shape)
+    return {
+        "config": shape.model_dump(mode="json"),
+        "batch_size": batch,
+        "parameters": parameter_table(shape),
+        "flops_per_token": {"training": flops_per_token(shape), "inference": flops_per_token(shape, training=False)},
+        "training_memory": asdict(training) | {"total": training.total},
+        "inference_memory": asdict(inference) | {"total": inference.total},
+        "shapes": [list(row) for row in shape_walk(shape)],
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    total = report["parameters"]["total"]
+    table = Table("part", "parameters", "share", box=None, title="parameters")
+    for part, count in report["parameters"].items():
+        table.add_row(part, f"{count:,}", f"{count / total:.1%}")
+    console.print(table)
+    flops = report["flops_per_token"]
+    console.print(f"FLOPs per token: training {flops['training']:,}, inference {flops['inference']:,}")
+    table = Table("memory, MB", "weights", "gradients", "optimizer", "activations", "cache", "total", box=None)
+    for kind in ("training", "inference"):
+        bytes_ = report[f"{kind}_memory"].values()
+        name = f"training, {report['batch_size']} sequences" if kind == "training" else "inference"
+        table.add_row(name, *(f"{value / 1e6:,.1f}" for value in bytes_))
+    console.print(table)
+    table = Table("module", "in", "out", box=None, title="shapes (one sequence; every block is alike)")
+    for row in report["shapes"]:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console.print(table)

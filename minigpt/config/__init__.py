@@ -1,0 +1,43 @@
+"""The typed configuration: the tree, and how a recipe and flags become it."""
+
+from minigpt.config.load import (
+    dump_config,
+    find_recipe,
+    load_config,
+    parse_yaml,
+    recipes,
+    schema,
+    split_flags,
+    validate,
+)
+from minigpt.config.tree import (
+    DataConfig,
+    GenerationConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "GenerationConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "dump_config",
+    "find_recipe",
+    "load_config",
+    "parse_yaml",
+    "recipes",
+    "schema",
+    "split_flags",
+    "validate",
+]

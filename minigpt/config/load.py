@@ -1,0 +1,165 @@
+"""Defaults <- recipe <- command line, merged as plain dicts and validated once, so that all mistakes come together."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from minigpt.config.tree import RunConfig
+from minigpt.errors import ConfigError, nearest
+
+Tree = dict[str, Any]
+
+_RECIPE_DIRS = (
+    Path(__file__).parent.parent / "recipes",  # in an installed wheel
+    Path(__file__).parent.parent.parent / "recipes",  # in a checkout
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a string; everyone means a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str, name: str = "the YAML text") -> Any:
+    """Read YAML, where 1e-3 is a number. Raises ConfigError with line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with minigpt, by name."""
+    return {path.stem: path for folder in _RECIPE_DIRS for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """A path as it is, else a shipped recipe by its name. Raises ConfigError naming the nearest."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = recipes()
+    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[path.stem]
+    raise ConfigError(f"no such recipe: {name}; {nearest(path.stem, shipped)}")
+
+
+def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The resolved config: defaults, then the recipe, then overrides.
+
+    Args:
+        recipe: path of a YAML file, or the name of a shipped recipe; None for the defaults.
+        overrides: dotted paths to values, {"train.max_steps": 10}.
+
+    Raises:
+        ConfigError: with every mistake, each by its path, and the nearest valid name.
+    """
+    tree: Tree = {}
+    if recipe is not None:
+        path = find_recipe(str(recipe))
+        try:
+            loaded = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
+        tree = loaded or {}
+    for path_, value in (overrides or {}).items():
+        section, _, field = path_.partition(".")
+        branch = tree.get(section)
+        tree[section] = {**(branch if isinstance(branch, dict) else {}), field: value}
+    return validate(tree)
+
+
+def validate(tree: Tree) -> RunConfig:
+    """The typed config of a plain tree. Raises ConfigError with all mistakes at once."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError([_explain(item) for item in error.errors()]) from None
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as "train.bathc_size: unknown; did you mean batch_size?"."""
+    names = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    path, kind = ".".join(names), item["type"]
+    if kind == "extra_forbidden":
+        known = RunConfig.model_fields
+        if len(names) > 1:  # the tree is two levels deep
+            known = type(known[names[0]].default).model_fields
+        return f"{path}: no such setting; {nearest(names[-1], known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", "model_type"):
+        return f"{path}: {message}"
+    if kind == "literal_error":
+        choices = [choice.strip("' ") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{path}: {item['input']!r} is not a choice; {nearest(str(item['input']), choices)}"
+    return f"{path}: {message[0].lower() + message[1:]}, not {item['input']!r}"
+
+
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take the config flags out of a command line.
+
+    split_flags(["my.txt", "--train.max-steps", "10", "--json"])
+        -> ({"train.max_steps": 10}, ["my.txt", "--json"])
+
+    `--a.b value` and `--a.b=value` both work, `-` and `_` alike; a bare `--a.b` is true.
+    Values are read as YAML. Raises ConfigError for a flag without its value.
+    """
+    overrides: dict[str, Any] = {}
+    rest: list[str] = []
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        if not re.match(r"--[A-Za-z_-]+\.[A-Za-z]", word):
+            rest.append(word)
+            continue
+        flag, equals, text = word.partition("=")
+        path = flag[2:].replace("-", "_")
+        if not equals:
+            if _is_bool(path) and (not queue or queue[0].lower() not in ("true", "false")):
+                text = "true"
+            elif not queue or queue[0].startswith("--"):
+                raise ConfigError(f"{flag}: needs a value; write {flag} VALUE")
+            else:
+                text = queue.pop(0)
+        field = _field(path)
+        is_text = field is not None and field.annotation in (str, str | None) and text != "null"
+        overrides[path] = text if is_text else parse_yaml(text, flag)
+    return overrides, rest
+
+
+def _field(path: str) -> FieldInfo | None:
+    section, _, name = path.partition(".")
+    parent = RunConfig.model_fields.get(section)
+    if parent is None or not isinstance(parent.default, BaseModel):
+        return None
+    return type(parent.default).model_fields.get(name)
+
+
+def _is_bool(path: str) -> bool:
+    field = _field(path)
+    return field is not None and field.annotation is bool
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def schema() -> Tree:
+    """JSON Schema of a recipe, for editors."""
+    return RunConfig.model_json_schema()

@@ -1,0 +1,318 @@
+"""The typed configuration tree. A field's docstring is its help, in the command line, the JSON Schema and the docs.
+
+Sections are frozen and know no unknown keys. `shape` fills in the fields of a named architecture
+that the recipe leaves out, so a resolved config always spells everything.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "norm": "layernorm",
+        "norm_eps": 1e-5,
+        "position": "learned",
+        "activation": "gelu_tanh",
+        "qk_norm": False,
+        "bias": True,
+        "tie_embeddings": True,
+    },
+    "modern": {
+        "norm": "rmsnorm",
+        "norm_eps": 1e-6,
+        "position": "rope",
+        "activation": "swiglu",
+        "qk_norm": True,
+        "bias": False,
+        "tie_embeddings": True,
+    },
+}
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, unknown keys forbidden, docstrings as help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The Transformer's shape."""
+
+    vocab_size: Positive | None = None
+    """Number of token ids; taken from the tokenizer when left out."""
+    max_seq_len: Positive = 128
+    """Context length T, in tokens."""
+    embed_dim: Positive = 128
+    """Width C of the residual stream."""
+    num_heads: Positive = 4
+    """Attention (query) heads H."""
+    num_kv_heads: Positive | None = None
+    """Key/value heads; fewer than num_heads is grouped-query attention (default: num_heads)."""
+    head_dim: Positive | None = None
+    """Size D of one head (default: embed_dim / num_heads)."""
+    num_layers: Positive = 4
+    """Transformer blocks."""
+    ff_dim: Positive | None = None
+    """Hidden width of the feed-forward part (default: 4 x embed_dim; swiglu: 8/3 of it, to a multiple of 64)."""
+    dropout: Fraction = 0.0
+    """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
+    shape: Literal["gpt2", "modern"] = "modern"
+    """Named architecture that sets the fields below where they are left out: gpt2 (OpenAI's) or modern (Qwen3's)."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalisation before each part of a block."""
+    norm_eps: PositiveFloat = 1e-6
+    """Added to the variance inside a norm."""
+    position: Literal["learned", "sinusoidal", "rope"] = "rope"
+    """How positions enter: a learned table, fixed sinusoids, or rotated queries and keys."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary wavelengths."""
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "swiglu"
+    """Non-linearity of the feed-forward part."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head before their product."""
+    bias: bool = False
+    """Biases in linear layers and norms."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head too."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
+    attention: Literal["auto", "reference", "sdpa"] = "auto"
+    """Attention kernel: the readable reference, torch's scaled_dot_product_attention, or auto (sdpa)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_shape(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return SHAPES.get(given.get("shape", "modern"), {}) | given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            problems.append(
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
+                f"try embed_dim {-(-self.embed_dim // self.num_heads) * self.num_heads}, or set head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            problems.append(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.position == "rope" and self.head_size % 2:
+            problems.append(f"rope needs an even head size, not {self.head_size}; set head_dim")
+        if self.position == "sinusoidal" and self.embed_dim % 2:
+            problems.append(f"sinusoidal positions need an even embed_dim, not {self.embed_dim}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """D, resolved."""
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, resolved."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Feed-forward width, resolved."""
+        if self.ff_dim:
+            return self.ff_dim
+        if self.activation == "swiglu":
+            return -(-self.embed_dim * 8 // 3 // 64) * 64
+        return 4 * self.embed_dim
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """vocab_size rounded up to a multiple of 64: the rows that the embedding really has."""
+        if self.vocab_size is None:
+            raise ValueError("vocab_size is not set; give it, or let the tokenizer set it")
+        return -(-self.vocab_size // 64) * 64
+
+
+class TokenizerConfig(Section):
+    """How text becomes ids."""
+
+    kind: Literal["char", "byte", "bpe", "gpt2", "auto"] = "char"
+    """char, byte, bpe (trained on your text), gpt2 (OpenAI's), or auto (gpt2 when it can be had, else char)."""
+    vocab_size: Positive = 4096
+    """bpe: number of ids to reach, special tokens included."""
+    pattern: Literal["gpt2", "gpt4"] = "gpt4"
+    """bpe: how text is split before merging."""
+    unknown: Literal["token", "error"] = "token"
+    """char: a character outside the vocabulary becomes the unk token, or is an error."""
+    max_train_bytes: Positive = 200_000_000
+    """bpe: bytes of text to learn merges from; the rest of a larger text is only encoded."""
+    path: str | None = None
+    """A tokenizer.json to use as it is, in place of making one."""
+
+
+class DataConfig(Section):
+    """Which text, and how it is cleaned and split."""
+
+    source: str = "stories"
+    """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
+    text_field: str = "text"
+    """.jsonl and hf: the field that holds the text."""
+    encoding: str = "utf-8"
+    """Encoding of the files."""
+    clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
+    """Cleaning, in this order: ascii (drop the rest), nfc (Unicode form), lower (case), newlines (\\r\\n to \\n)."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share held out for validation where the source has no published split."""
+    stories_count: Positive = 8000
+    """stories: how many to write."""
+    cache_dir: str | None = None
+    """Where prepared token files go (default: $MINIGPT_CACHE, else ~/.cache/minigpt)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter, 2019); matrices decay, vectors do not."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices (embeddings too); norms and biases have none."""
+    beta1: Fraction = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: Fraction = 0.95
+    """Decay of the squared gradient's running mean."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over time."""
+
+    kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
+    """Shape after warm-up; cosine+plateau goes on past the budget while cutting the rate when validation stalls."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps over which the rate climbs from 0 to learning_rate."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Final rate, as a share of learning_rate."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """trapezoidal: last share of the budget over which the rate falls."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """cosine+plateau: the rate is multiplied by this at each stall."""
+    plateau_patience: Positive = 2
+    """cosine+plateau: evaluations without a better validation loss that make a stall."""
+    plateau_max_steps: NonNegativeInt = 1000
+    """cosine+plateau: most steps to go on past the budget."""
+
+
+class TrainConfig(Section):
+    """The loop: budget, batches, evaluation, checkpoints."""
+
+    max_steps: Positive | None = None
+    """Optimizer steps; the first budget reached ends the run (default: 2000 if no other budget is set)."""
+    max_epochs: PositiveFloat | None = None
+    """Passes over the training tokens."""
+    max_tokens: Positive | None = None
+    """Training tokens."""
+    max_minutes: PositiveFloat | None = None
+    """Minutes of training; the schedule follows the clock."""
+    batch_size: Positive = 32
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: Positive | None = None
+    """Sequences per forward pass; less than batch_size accumulates gradients (default: batch_size)."""
+    grad_clip: NonNegativeFloat = 1.0
+    """Largest norm of the gradient (0: no clipping)."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target's probability that is spread over the vocabulary."""
+    ema_decay: Fraction = 0.0
+    """Decay of a running average of the weights, used for evaluation and sampling (0: off)."""
+    eval_every: Positive = 250
+    """Steps between evaluations."""
+    eval_batches: Positive | None = None
+    """Validation batches per evaluation (default: the whole split)."""
+    early_stopping: Positive | None = None
+    """Evaluations without a better validation loss after which the run ends (default: never)."""
+    sample_every: NonNegativeInt = 500
+    """Steps between samples (0: none)."""
+    sample_prompt: str = "\n"
+    """Prompt of those samples."""
+    save_every: Positive = 250
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints to keep, beside the best."""
+    seed: NonNegativeInt = 1337
+    """Seed of initialisation, data order and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the matrix products (weights stay fp32); auto takes bf16 where the device is fast at it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto uses it on CUDA and falls back to eager with one line if it fails."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_budget(cls, given: Any) -> Any:
+        budgets = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
+        if isinstance(given, dict) and all(given.get(budget) is None for budget in budgets):
+            return given | {"max_steps": 2000}
+        return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class GenerationConfig(Section):
+    """Sampling."""
+
+    max_new_tokens: Positive = 200
+    """Tokens to add to the prompt."""
+    temperature: NonNegativeFloat = 0.8
+    """Divides the logits; 0 is greedy."""
+    top_k: NonNegativeInt = 0
+    """Keep the k likeliest tokens (0: all)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the fewest tokens whose probabilities sum to p."""
+    num_samples: Positive = 1
+    """Continuations per prompt."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampling."""
+    stop_at_eos: bool = True
+    """End at the tokenizer's end-of-text token."""
+
+
+class LoggingConfig(Section):
+    """What a run writes and prints."""
+
+    runs_dir: str = "runs"
+    """Directory of all runs."""
+    name: str | None = None
+    """Name of this run (default: from the data, or the recipe)."""
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    csv: bool = False
+    """Write metrics.csv too at the end."""
+    plots: bool = True
+    """Draw loss and perplexity at the end (needs the plot extra)."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    generation: GenerationConfig = GenerationConfig()
+    logging: LoggingConfig = LoggingConfig()

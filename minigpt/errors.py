@@ -1,0 +1,82 @@
+"""Every error that a person can cause, as one tree. The command prints it as one clear line and exits with 2.
+
+    MiniGPTError                 anything minigpt raises on purpose (exit code 1 where nobody is to blame)
+    └── UserError                something the person can mend (exit code 2)
+        ├── ConfigError          wrong key, type or value in a recipe or on the command line; holds all of them
+        ├── DataError            a text that is missing, empty, binary, too short, or that cannot be fetched
+        │   ├── EncodingError    bytes that are not in the encoding asked for
+        │   └── TokenFileError   a token file that is damaged, foreign, or made by another tokenizer
+        ├── TokenizerError       a tokenizer that cannot be trained, loaded, or that does not know a character
+        ├── CheckpointError      a checkpoint that is truncated, altered, foreign, or does not fit the model
+        ├── RunError             a run that exists already, or that does not exist
+        ├── GenerationError      a prompt or a sampling setting that cannot be used
+        └── StorageError         a disk that is full or a directory that cannot be written
+
+A message names the problem, then the fix: "no such file: my.txt; give a path, or one of stories, shakespeare".
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MiniGPTError(Exception):
+    """Base of everything minigpt raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(MiniGPTError):
+    """A mistake that the person can mend; its message says how."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Wrong configuration. `problems` lists every mistake as "path: what is wrong"."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class DataError(UserError):
+    """A text that cannot be used."""
+
+
+class EncodingError(DataError):
+    """Bytes that are not text in the encoding asked for."""
+
+
+class TokenFileError(DataError):
+    """A token file that is damaged, foreign, or made by another tokenizer."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer that cannot be trained, loaded or used on this text."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is damaged, foreign, or does not fit."""
+
+
+class RunError(UserError):
+    """A run that exists already, or that is not there."""
+
+
+class GenerationError(UserError):
+    """A prompt or a setting of generation that cannot be used."""
+
+
+class StorageError(UserError):
+    """The disk is full or the directory cannot be written; what was there before is whole."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The hint that ends an error about an unknown name.
+
+    nearest("bathc_size", ["batch_size", "seed"]) -> "did you mean batch_size?"
+    nearest("zzz", ["a", "b"])                    -> "choose from a, b"
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"

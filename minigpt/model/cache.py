@@ -1,0 +1,49 @@
+"""The key/value cache of generation: keys and values of earlier positions, kept so that each is computed once."""
+
+import torch
+from torch import Tensor
+
+from minigpt.config import ModelConfig
+
+
+class KVCache:
+    """Room for `size` positions of every layer, allocated once.
+
+    Args:
+        config: the model's shape.
+        batch: sequences B.
+        size: most positions (default: max_seq_len).
+        dtype, device: of the stored keys and values.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int = 1,
+        size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [L, B, KV, S, D]
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def size(self) -> int:
+        """Most positions it can hold."""
+        return self.keys.shape[3]
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, KV, T, D] after the positions held; returns all of them, [B, KV, S, D].
+
+        `length` moves only when the model has done all its layers: see `GPT.forward`.
+        """
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        self.length = 0

@@ -1,0 +1,148 @@
+"""GPT: a decoder-only Transformer (Radford et al., 2019), whose variants are fields of ModelConfig, not classes.
+
+Notable: the vocabulary is padded to a multiple of 64 inside (aligned matrix products), but logits have exactly
+vocab_size columns, so a padded id is never predicted, sampled or counted in the loss. Initialisation is GPT-2's:
+normal(0, init_std), residual projections divided by sqrt(2 x num_layers). Dropout draws from torch's generator,
+which the trainer seeds anew for each step; the weights are drawn from a generator that is passed in.
+"""
+
+import math
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.config import ModelConfig
+from minigpt.errors import CheckpointError
+from minigpt.model.cache import KVCache
+from minigpt.model.parts import Block, Norm, rotary_tables, sinusoids
+
+
+class GPT(nn.Module):
+    """The model.
+
+    Args:
+        config: its shape; vocab_size must be set.
+        seed: of the initial weights.
+    """
+
+    cos: Tensor  # [T, D], rope only
+    sin: Tensor
+    sinusoids: Tensor  # [T, C], sinusoidal only
+
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.source: Path | None = None  # the run or directory it was loaded from
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
+        self.positions = nn.Embedding(config.max_seq_len, config.embed_dim) if config.position == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = Norm(config, config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        if config.position == "rope":
+            cos, sin = rotary_tables(config.max_seq_len, config.head_size, config.rope_theta)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        elif config.position == "sinusoidal":
+            self.register_buffer("sinusoids", sinusoids(config.max_seq_len, config.embed_dim), persistent=False)
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw the weights anew: normal(0, init_std), residual projections smaller, norms one, biases zero."""
+        if self.embedding.weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                std = self.config.init_std
+                if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
+                    std /= math.sqrt(2 * self.config.num_layers)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads."""
+        length, start = tokens.shape[1], cache.length if cache is not None else 0
+        end = start + length
+        if end > self.config.max_seq_len:
+            raise ValueError(f"{end} positions, but max_seq_len is {self.config.max_seq_len}")
+        x = self.embedding(tokens)  # [B, T] -> [B, T, C]
+        if self.positions is not None:
+            x = x + self.positions.weight[start:end]
+        elif self.config.position == "sinusoidal":
+            x = x + self.sinusoids[start:end]
+        rotary = None
+        if self.config.position == "rope":
+            dtype = self.compute_dtype
+            rotary = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)  # [T, D]
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache, layer)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each place.
+
+        With a cache, `tokens` continue what it holds. Raises ValueError past max_seq_len.
+        """
+        return self.head(self.hidden(tokens, cache))[..., : self.config.vocab_size]  # [B, T, padded] -> [B, T, V]
+
+    def make_cache(self, batch: int = 1) -> KVCache:
+        """A cache for `batch` sequences, on the model's device, in the dtype its attention computes in."""
+        return KVCache(self.config, batch, dtype=self.compute_dtype, device=self.embedding.weight.device)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the matrix products give: autocast's dtype inside it, else the weights'."""
+        weight = self.embedding.weight
+        kind = weight.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return weight.dtype
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
+        """The model of a run, a checkpoint, or a Hugging Face directory (GPT-2 or Qwen3), in evaluation mode.
+
+        Raises:
+            CheckpointError: nothing there, damaged, or of another architecture.
+        """
+        from minigpt.model.pretrained import read_pretrained
+
+        config, weights = read_pretrained(Path(path))
+        model = cls(config)
+        model.load_weights(weights)
+        model.source = Path(path)
+        return model.to(device).eval()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Copy a state dict in. Raises CheckpointError naming what is missing, unknown or of another shape."""
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in own.keys() - weights.keys() if not self._tied(name)]
+        problems += [f"{name} is unknown" for name in weights.keys() - own.keys()]
+        problems += [
+            f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own.keys() & weights.keys()
+            if own[name].shape != weights[name].shape
+        ]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(problems)[:3])}{more}")
+        self.load_state_dict(weights, strict=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict to save: a tied head is left out."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if not self._tied(name)}
+
+    def _tied(self, name: str) -> bool:
+        return name == "head.weight" and self.config.tie_embeddings

@@ -1,0 +1,129 @@
+"""The parts of a block: norms, positions, attention, feed-forward. B batch, T time, C embed_dim, H heads, D head size.
+
+Notable: one matrix makes queries, keys and values; grouped-query heads; rotary positions pair (i, i + D/2),
+the layout that Hugging Face models use; the readable form of each fast path is in `reference.py`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.config import ModelConfig
+from minigpt.model import reference
+from minigpt.model.cache import KVCache
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, in fp32 under autocast."""
+
+    def __init__(self, config: ModelConfig, size: int):
+        super().__init__()
+        self.kind, self.eps = config.norm, config.norm_eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if config.bias and config.norm == "layernorm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size]."""
+        if self.kind == "layernorm":
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def sinusoids(length: int, size: int) -> Tensor:
+    """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
+    wavelengths = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
+    angles = torch.arange(length)[:, None] * wavelengths  # [T, C/2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
+
+
+def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [length, D] of the rotary angles; the second half of the columns repeats the first."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2) / head_size)
+    angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)  # [T, D]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn [B, H, T, D] by the angles of [T, D]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def fast_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """`reference.attention` by torch's fused kernel."""
+    length, total = query.shape[2], key.shape[2]
+    mask = None
+    if 1 < length < total:  # a chunk after a cached prefix: is_causal would align the triangle to the wrong corner
+        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=length == total > 1, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped-query heads, optional QK-norm and rotary positions."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads, self.kv_heads, self.head_size = config.num_heads, config.kv_heads, config.head_size
+        self.dropout = config.dropout
+        width = config.num_heads * config.head_size
+        self.qkv = nn.Linear(config.embed_dim, width + 2 * self.kv_heads * self.head_size, bias=config.bias)
+        self.out = nn.Linear(width, config.embed_dim, bias=config.bias)
+        self.q_norm = Norm(config, config.head_size) if config.qk_norm else None
+        self.k_norm = Norm(config, config.head_size) if config.qk_norm else None
+        self.kernel = reference.attention if config.attention == "reference" else fast_attention
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int) -> Tensor:
+        """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # [B, H + 2 KV, T, D]
+        query, key, value = qkv.split([self.num_heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)  # [B, KV, S, D]
+        mixed = self.kernel(query, key, value, self.dropout if self.training else 0.0)  # [B, H, T, D]
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, H D] -> [B, T, C]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a non-linearity; swiglu gates the first by a third (Shazeer, 2020)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.activation = config.activation
+        gates = 2 if config.activation == "swiglu" else 1
+        self.up = nn.Linear(config.embed_dim, gates * config.hidden_dim, bias=config.bias)
+        self.down = nn.Linear(config.hidden_dim, config.embed_dim, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        hidden = self.up(x)
+        if self.activation == "swiglu":
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * hidden
+        elif self.activation == "relu2":
+            hidden = F.relu(hidden).square()
+        else:
+            hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return self.down(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm1, self.attention = Norm(config, config.embed_dim), Attention(config)
+        self.norm2, self.feed_forward = Norm(config, config.embed_dim), FeedForward(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        x = x + F.dropout(self.attention(self.norm1(x), rotary, cache, layer), self.dropout, self.training)
+        return x + F.dropout(self.feed_forward(self.norm2(x)), self.dropout, self.training)

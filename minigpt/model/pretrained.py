@@ -1,0 +1,42 @@
+"""Read the weights of a run, a checkpoint or a Hugging Face directory."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from minigpt import checkpoint
+from minigpt.config import ModelConfig
+from minigpt.errors import CheckpointError
+from minigpt.model.huggingface import config_from_hf, weights_from_hf
+
+
+def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """(shape, state dict). Raises CheckpointError: nothing there, damaged, or another architecture."""
+    if is_huggingface(path):
+        return _read_huggingface(path)
+    loaded = checkpoint.load(path)
+    try:
+        return ModelConfig(**loaded.state["model"]), loaded.weights
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{loaded.path}: state.json describes no model we know; use the minigpt it is from"
+        ) from None
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether the directory looks like an exported Hugging Face model."""
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def _read_huggingface(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    try:
+        config = config_from_hf(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        weights = {
+            name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()
+        }
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a Hugging Face model we can read ({error})") from None
+    return config, weights_from_hf(config, {name: tensor.float() for name, tensor in weights.items()})

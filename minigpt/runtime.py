@@ -1,0 +1,134 @@
+"""Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
+
+import os
+import time
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import torch
+from torch import nn
+
+from minigpt.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, the dtype of its matrix products, and whether models are compiled."""
+
+    device: torch.device
+    precision: str
+    compile: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Run matrix products in `precision` (weights and sums stay fp32)."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on the device, compiled if asked for; a compiler that fails costs one line, not the run."""
+        model = model.to(self.device)
+        if not self.compile:
+            return model
+        compiled = cast(nn.Module, torch.compile(model))
+        try:
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+            with torch.no_grad(), self.autocast():
+                compiled(tokens)
+        except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
+            warnings.warn(f"torch.compile failed, running eager: {str(error).splitlines()[0]}", stacklevel=2)
+            return model
+        return compiled
+
+    def synchronise(self) -> None:
+        """Wait for the device, so that clocks tell the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name}, {self.precision}{', compiled' if self.compile else ''}"
+
+
+def make_runtime(device: str = "auto", precision: str = "auto", compile: str = "off") -> Runtime:
+    """Resolve the three settings. Raises ConfigError naming the devices that are here."""
+    where = pick_device(device)
+    if precision == "auto":
+        precision = _best_precision(where)
+    if precision == "fp16" and where.type == "cpu":
+        raise ConfigError("train.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    return Runtime(where, precision, compile == "on" or (compile == "auto" and where.type == "cuda"))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """auto prefers cuda, then mps, then cpu. Raises ConfigError for one that is not here."""
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
+    if torch.cuda.is_available():
+        here.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(here[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"train.device: {name!r} is no device; choose from auto, {', '.join(here)}") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in here or (device.index or 0) >= count:
+        raise ConfigError(f"train.device: {name} is not here; choose from auto, {', '.join(here)}")
+    return device
+
+
+def _best_precision(device: torch.device) -> str:
+    """bf16 where a product in it is really faster than in fp32, found by trying; else fp32."""
+    if device.type == "mps":
+        return "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if peak_flops(device.type, "bf16") > 1.3 * peak_flops(device.type, "fp32") else "fp32"
+
+
+@cache
+def peak_flops(device: str, precision: str) -> float:
+    """FLOP/s of a large matrix product, measured now (some 0.1 s): the ceiling that MFU is a share of."""
+    size = 1024 if device == "cpu" else 8192
+    dtype = DTYPES[precision]
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    runtime = Runtime(torch.device(device), precision)
+    best = float("inf")
+    for _ in range(6):
+        runtime.synchronise()
+        start = time.perf_counter()
+        torch.mm(left, right)
+        runtime.synchronise()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
+    """Seed of one micro-batch's dropout: a pure function, so that a resumed run needs no generator state.
+
+    The numbers are mixed (splitmix64's finaliser, Steele et al., 2014) so that neighbours share nothing.
+    """
+    value = 0
+    for part in (seed, step, rank, micro):
+        value = (value + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        value ^= value >> 31
+    return value >> 1
+
+
+def hardware() -> dict[str, object]:
+    """What the receipt says of this machine."""
+    facts: dict[str, object] = {"cpu_cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return facts

@@ -1,0 +1,8 @@
+"""Training: one step, schedules, optimizer, the loop and its hooks."""
+
+from minigpt.training.loop import Hook, Trainer, TrainState
+from minigpt.training.optim import make_optimizer
+from minigpt.training.schedule import Budget, lr_factor
+from minigpt.training.step import train_step, validation_loss
+
+__all__ = ["Budget", "Hook", "TrainState", "Trainer", "lr_factor", "make_optimizer", "train_step", "validation_loss"]

@@ -1,0 +1,231 @@
+"""The training loop. It takes its parts and knows nothing of YAML; everything optional is a hook.
+
+Step k is a pure function of (weights, optimizer state, seed, k): batches and dropout need no generator state,
+so a run resumed from a checkpoint repeats the steps after it bit for bit.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from minigpt.checkpoint import Checkpoint
+from minigpt.config import ScheduleConfig, TrainConfig
+from minigpt.errors import MiniGPTError
+from minigpt.model import GPT
+from minigpt.runtime import Runtime
+from minigpt.training.ema import Average
+from minigpt.training.optim import load_optimizer, optimizer_tensors
+from minigpt.training.schedule import Budget, lr_factor
+from minigpt.training.step import Batch, train_step, validation_loss
+
+
+class BatchSource(Protocol):
+    """What the trainer wants of its data: batch k, purely."""
+
+    steps_per_epoch: float
+    tokens_per_step: int
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """(inputs, targets) [B, T] of step k."""
+        ...
+
+
+class Hook:
+    """Optional behaviour; override what you need."""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step."""
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """After every optimizer step, and its evaluation if one was due; `trainer.loss`, `.lr` are of that step."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last step, also when stopped early."""
+
+
+@dataclass
+class TrainState:
+    """What changes during a run, beside tensors; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    val_loss: float | None = None
+    eval_step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    evals_since_best: int = 0
+    evals_since_cut: int = 0
+    cuts: int = 0
+    finished: bool = False
+    stop_reason: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a model.
+
+    Args:
+        model: on the runtime's device.
+        optimizer: over its parameters; each group's rate is set before every step.
+        batches: training data.
+        validation: called for an iterable of validation batches.
+        config, schedule: budget, accumulation, clipping, evaluation; and the rate over time.
+        runtime: device and precision.
+        learning_rate: the peak.
+        hooks: called in order.
+        forward: what runs in a training step (default: the model; a compiled one goes here).
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+        batches: BatchSource,
+        validation: Callable[[], Iterable[Batch]],
+        config: TrainConfig,
+        schedule: ScheduleConfig,
+        runtime: Runtime,
+        learning_rate: float,
+        hooks: Sequence[Hook] = (),
+        forward: nn.Module | None = None,
+    ):
+        self.model, self.optimizer, self.batches, self.validation = model, optimizer, batches, validation
+        self.config, self.schedule, self.runtime = config, schedule, runtime
+        self.learning_rate, self.hooks = learning_rate, list(hooks)
+        self.forward = forward or model
+        self.state = TrainState()
+        self.average = Average(model, config.ema_decay) if config.ema_decay else None
+        self.scaler = GradScaler(runtime.device.type) if runtime.precision == "fp16" else None
+        self.budget = Budget(config, batches.steps_per_epoch, batches.tokens_per_step)
+        self.loss = self.grad_norm = torch.zeros(())
+        self.lr = 0.0
+        self.eval_seconds = 0.0
+        self._stop = ""
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end after this step."""
+        self._stop = reason
+
+    def run(self) -> TrainState:
+        """Train until the budget, a hook or a signal ends it; returns the final state."""
+        for hook in self.hooks:
+            hook.on_start(self)
+        self.model.train()
+        started = time.perf_counter() - self.state.seconds
+        while not self._stop and not self._done():
+            self._one_step()
+            self.state.seconds = time.perf_counter() - started
+            if self._evaluation_due():
+                self.evaluate()
+                self.state.seconds = time.perf_counter() - started
+            for hook in self.hooks:
+                hook.on_step(self)
+        self.state.stop_reason = self._stop or "budget used up"
+        self.state.finished = not self._stop.startswith("interrupted")
+        for hook in self.hooks:
+            hook.on_end(self)
+        return self.state
+
+    def _one_step(self) -> None:
+        state = self.state
+        cut = self.schedule.plateau_factor**state.cuts if self.schedule.kind == "cosine+plateau" else 1.0
+        self.lr = self.learning_rate * cut * lr_factor(state.step, self.progress, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
+        inputs, targets = self.batches.batch(state.step)
+        size = self.config.micro_batch_size or len(inputs)
+        self.loss, self.grad_norm = train_step(
+            self.forward,
+            self.optimizer,
+            list(zip(inputs.split(size), targets.split(size), strict=True)),
+            runtime=self.runtime,
+            step=state.step,
+            seed=self.config.seed,
+            grad_clip=self.config.grad_clip,
+            label_smoothing=self.config.label_smoothing,
+            scaler=self.scaler,
+        )
+        state.step += 1
+        state.tokens += self.batches.tokens_per_step
+        if self.average:
+            self.average.update(self.model, state.step)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget used up."""
+        return self.budget.progress(self.state.step, self.state.seconds)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training tokens so far."""
+        return self.state.step / self.batches.steps_per_epoch
+
+    def _done(self) -> bool:
+        if self.progress < 1:
+            return False
+        total = self.budget.total_steps
+        extends = self.schedule.kind == "cosine+plateau" and total is not None
+        return not extends or self.state.step >= (total or 0) + self.schedule.plateau_max_steps
+
+    def _evaluation_due(self) -> bool:
+        step, per_epoch = self.state.step, self.batches.steps_per_epoch
+        epoch_ends = self.config.max_epochs is not None and int(step / per_epoch) > int((step - 1) / per_epoch)
+        return step % self.config.eval_every == 0 or epoch_ends or self._done()
+
+    def evaluate(self) -> float:
+        """Validation loss in nats per token; keeps the account of best, stalls and patience."""
+        state, started = self.state, time.perf_counter()
+        with self.averaged_weights():
+            loss = validation_loss(self.model, self.validation(), self.runtime)
+        self.eval_seconds += time.perf_counter() - started
+        if loss != loss:
+            raise MiniGPTError(f"validation loss is not a number at step {state.step}; lower optimizer.learning_rate")
+        state.val_loss = loss
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step = loss, state.step
+            state.evals_since_best = state.evals_since_cut = 0
+        else:
+            state.evals_since_best += 1
+            state.evals_since_cut += 1
+        if state.evals_since_cut >= self.schedule.plateau_patience:
+            state.cuts, state.evals_since_cut = state.cuts + 1, 0
+        if self.config.early_stopping and state.evals_since_best >= self.config.early_stopping:
+            self.stop(f"no better validation loss in {state.evals_since_best} evaluations")
+        state.eval_step = state.step
+        return loss
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The model holds the weights to use (their running average, where one is kept) inside the block."""
+        return self.average.swapped_in(self.model) if self.average else nullcontext()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that a checkpoint holds."""
+        out = {"model": self.model.weights(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
+        if self.average:
+            out["ema"] = self.average.weights
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """All else that a checkpoint holds, JSON-able."""
+        if self.scaler:
+            self.state.scaler = self.scaler.state_dict()
+        return {"model": self.model.config.model_dump(mode="json"), "train": asdict(self.state)}
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint, exactly."""
+        self.model.load_weights(checkpoint.tensors["model"])
+        load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        if self.average:
+            for name, tensor in checkpoint.tensors.get("ema", checkpoint.tensors["model"]).items():
+                self.average.weights[name].copy_(tensor)
+        self.state = TrainState(**checkpoint.state["train"])
+        self.state.finished, self.state.stop_reason = False, ""
+        if self.scaler and self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)

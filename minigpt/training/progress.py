@@ -1,0 +1,108 @@
+"""What a person sees while training: one live line on a terminal, plain lines elsewhere, a table at the end."""
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from minigpt.training.loop import Hook, Trainer
+
+PLAIN_SECONDS = 10.0
+
+
+class Screen(Hook):
+    """Live line or plain lines; `show` is a listener of the Metrics hook."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.live: Progress | None = None
+        self.printed = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Open the live line."""
+        self.first_step, self.started = trainer.state.step, time.perf_counter()
+        if self.console.is_terminal:
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+            self.live = Progress(*columns, console=self.console, transient=True)
+            self.live.start()
+            self.task = self.live.add_task("starting", total=1.0)
+
+    def show(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        """Show one line of metrics."""
+        text = describe(line, trainer, self._eta(trainer))
+        if self.live:
+            self.live.update(self.task, completed=min(trainer.progress, 1.0), description=text)
+        now = time.perf_counter()
+        if "val_loss" in line or (not self.live and now - self.printed > PLAIN_SECONDS):
+            (self.live.console if self.live else self.console).print(text, highlight=False)
+            self.printed = now
+
+    def _eta(self, trainer: Trainer) -> float:
+        spent, share = time.perf_counter() - self.started, trainer.progress
+        done = share - trainer.budget.progress(self.first_step, 0.0)
+        return spent * (1 - share) / done if done > 0 and share < 1 else 0.0
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Close the live line and say how it ended."""
+        if self.live:
+            self.live.stop()
+        state = trainer.state
+        self.console.print(f"stopped at step {state.step} after {state.seconds:.1f} s: {state.stop_reason}")
+
+
+def describe(line: dict[str, Any], trainer: Trainer, eta: float) -> str:
+    """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12 %  eta 0:42."""
+    total = trainer.budget.total_steps
+    parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line['loss']:.4f}"]
+    if "val_loss" in line:
+        parts.append(f"val {line['val_loss']:.4f} ({line['bits_per_byte']:.3f} bits/byte)")
+    parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
+    parts.append(f"eta {int(eta) // 60}:{int(eta) % 60:02d}")
+    return "  ".join(parts)
+
+
+def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """One row an epoch (the last may be partial): mean training loss, last validation loss, perplexities, seconds.
+
+    Args:
+        lines: of metrics.jsonl.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    weights: dict[int, float] = {}
+    before = 0.0
+    last_step = 0
+    for line in lines:
+        epoch = max(1, math.ceil(line["epoch"] - 1e-3))
+        row = rows.setdefault(epoch, {"epoch": epoch, "train_loss": 0.0, "seconds": 0.0})
+        steps = line["step"] - last_step
+        weights[epoch] = weights.get(epoch, 0.0) + steps
+        row["train_loss"] += (line["loss"] - row["train_loss"]) * steps / max(weights[epoch], 1e-9)
+        row["epoch"] = min(float(epoch), line["epoch"]) if line["epoch"] < epoch - 1e-3 else float(epoch)
+        row["seconds"] += line["seconds"] - before
+        if "val_loss" in line:
+            row["val_loss"] = line["val_loss"]
+        before, last_step = line["seconds"], line["step"]
+    for row in rows.values():
+        row["train_perplexity"] = math.exp(min(row["train_loss"], 700))
+        if "val_loss" in row:
+            row["val_perplexity"] = math.exp(min(row["val_loss"], 700))
+    return list(rows.values())
+
+
+def render_epochs(rows: list[dict[str, float]]) -> Table:
+    """The table of `epoch_table` for the screen."""
+    table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None)
+    for row in rows:
+        has_val = "val_loss" in row
+        table.add_row(
+            f"{row['epoch']:g}",
+            f"{row['train_loss']:.4f}",
+            f"{row['train_perplexity']:.2f}",
+            f"{row['val_loss']:.4f}" if has_val else "-",
+            f"{row['val_perplexity']:.2f}" if has_val else "-",
+            f"{row['seconds']:.1f}",
+        )
+    return table

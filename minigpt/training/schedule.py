@@ -1,0 +1,63 @@
+"""Learning-rate schedules and budgets as pure functions."""
+
+import math
+from dataclasses import dataclass
+
+from minigpt.config import ScheduleConfig, TrainConfig
+
+
+def lr_factor(step: int, progress: float, config: ScheduleConfig) -> float:
+    """The rate at a step as a share of its peak.
+
+    Args:
+        step: steps done; the first `warmup_steps` climb linearly, the first step already above 0.
+        progress: share of the budget used up, 0 to 1 (past 1 it stays at the floor).
+        config: kind, floor (`min_lr_ratio`) and, for trapezoidal (warm-up, stable, decay), `decay_fraction`.
+
+    With warmup_steps=2, cosine to 0 over 10 steps: 0.5, 1.0, 0.90, 0.79, ... 0.02.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress, floor = min(progress, 1.0), config.min_lr_ratio
+    if config.kind == "constant":
+        return 1.0
+    if config.kind == "linear":
+        return 1.0 - (1.0 - floor) * progress
+    if config.kind == "trapezoidal":
+        into_decay = (progress - (1.0 - config.decay_fraction)) / config.decay_fraction
+        return 1.0 - (1.0 - floor) * max(0.0, into_decay)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))  # cosine (Loshchilov and Hutter, 2017)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: the first of its limits to be reached.
+
+    Args:
+        config: max_steps, max_epochs, max_tokens, max_minutes.
+        steps_per_epoch: may be fractional.
+        tokens_per_step: tokens one optimizer step sees.
+    """
+
+    config: TrainConfig
+    steps_per_epoch: float
+    tokens_per_step: int
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the run, None if only the clock limits it."""
+        limits = []
+        if self.config.max_steps:
+            limits.append(self.config.max_steps)
+        if self.config.max_epochs:
+            limits.append(math.ceil(self.config.max_epochs * self.steps_per_epoch - 1e-9))
+        if self.config.max_tokens:
+            limits.append(math.ceil(self.config.max_tokens / self.tokens_per_step))
+        return max(1, min(limits)) if limits else None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share used up after `step` steps and `seconds`; 1 or more ends the run."""
+        used = step / self.total_steps if self.total_steps else 0.0
+        if self.config.max_minutes:
+            used = max(used, seconds / (60 * self.config.max_minutes))
+        return used

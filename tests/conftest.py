@@ -1,0 +1,24 @@
+"""Fixtures: the data mirror, small texts, and a cache of their own for every test session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture
+def mirror() -> Path:
+    """The local mirror of public data, or a skip that says why."""
+    folder = os.environ.get("MINIGPT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs the data mirror: set MINIGPT_DATA=DIR")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing a test prepares lands in, or comes from, the user's cache."""
+    base = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("MINIGPT_CACHE", str(base))

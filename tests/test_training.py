@@ -1,0 +1,273 @@
+"""The step, the schedules and the loop, with a tiny model and batches made on the spot."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from minigpt import checkpoint
+from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.losses import IGNORE, next_token_loss
+from minigpt.model import GPT
+from minigpt.runtime import Runtime, step_seed
+from minigpt.training import Budget, Hook, Trainer, lr_factor, make_optimizer, train_step
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, dropout=0.1)
+
+
+@dataclass
+class CountingBatches:
+    """Sequences that count upwards from a random start: learnable, and a pure function of the step."""
+
+    size: int = 8
+    steps_per_epoch: float = 10.0
+    tokens_per_step: int = 8 * 16
+
+    def batch(self, step: int, rank: int = 0, world: int = 1):
+        starts = torch.randint(20, (self.size, 1), generator=torch.Generator().manual_seed(step))
+        rows = (starts + torch.arange(17)) % 20
+        return rows[:, :-1], rows[:, 1:]
+
+
+def make_trainer(hooks=(), schedule=None, shape=SHAPE, **settings) -> Trainer:
+    model = GPT(shape, seed=1)
+    config = TrainConfig(**{"batch_size": 8, "eval_every": 5, **settings})
+    source = CountingBatches()
+    return Trainer(
+        model,
+        make_optimizer(model, OptimizerConfig(learning_rate=3e-3)),
+        source,
+        lambda: [source.batch(10_000)],
+        config,
+        schedule or ScheduleConfig(warmup_steps=3),
+        CPU,
+        3e-3,
+        hooks,
+    )
+
+
+def gradients(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_accumulation_over_uneven_masks_equals_the_one_batch_gradient() -> None:
+    model = GPT(SHAPE.model_copy(update={"dropout": 0.0}))
+    inputs = torch.randint(20, (6, 16), generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(20, (6, 16), generator=torch.Generator().manual_seed(1))
+    for row, masked in enumerate([0, 15, 3, 16, 7, 12]):  # a row may even have no target at all
+        targets[row, :masked] = IGNORE
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    whole, _ = train_step(model, frozen, [(inputs, targets)], runtime=CPU, grad_clip=0)
+    expected = gradients(model)
+    parts = list(zip(inputs.split([1, 2, 3]), targets.split([1, 2, 3]), strict=True))
+    loss, _ = train_step(model, frozen, parts, runtime=CPU, grad_clip=0)
+    torch.testing.assert_close(loss, whole)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
+    naive = sum(next_token_loss(model(x), y) for x, y in parts) / 3
+    assert abs(naive.item() - whole.item()) > 1e-3, "the masks must be uneven enough to tell the two apart"
+
+
+def test_loss_equals_torchs_and_smoothing_its_definition() -> None:
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[1, 2, IGNORE], [0, IGNORE, 6]])
+    chances = logits.log_softmax(-1)
+    picked = [chances[0, 0, 1], chances[0, 1, 2], chances[1, 0, 0], chances[1, 2, 6]]
+    torch.testing.assert_close(next_token_loss(logits, targets), -torch.stack(picked).mean())
+    uniform = torch.stack([chances[0, 0], chances[0, 1], chances[1, 0], chances[1, 2]]).mean()
+    expected = -0.9 * torch.stack(picked).mean() - 0.1 * uniform
+    torch.testing.assert_close(next_token_loss(logits, targets, label_smoothing=0.1), expected)
+    assert next_token_loss(logits, torch.full((2, 3), IGNORE)) == 0
+
+
+def test_overfitting_one_batch_reaches_a_loss_below_a_hundredth() -> None:
+    model = GPT(SHAPE.model_copy(update={"dropout": 0.0}))
+    rows = torch.randint(20, (4, 17), generator=torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(model, OptimizerConfig(learning_rate=3e-3, weight_decay=0.0))
+    for step in range(200):
+        loss, _ = train_step(model, optimizer, [(rows[:, :-1], rows[:, 1:])], runtime=CPU, step=step)
+    print(f"loss on the one batch: {loss:.5f}")
+    assert loss < 0.01
+
+
+def test_clipping_limits_the_norm_that_the_optimizer_sees() -> None:
+    model = GPT(SHAPE)
+    inputs, targets = CountingBatches().batch(0)
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    _, norm = train_step(model, frozen, [(inputs, targets)], runtime=CPU, grad_clip=0.1)
+    assert norm > 0.1
+    total = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert total.item() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_vectors_do_not_decay_and_matrices_do() -> None:
+    model = GPT(SHAPE.model_copy(update={"bias": True}))
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter in model.parameters():
+        assert decays[id(parameter)] == (0.3 if parameter.dim() >= 2 else 0.0)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"])
+def test_schedules_warm_up_stay_within_bounds_and_end_at_the_floor(kind: str) -> None:
+    config = ScheduleConfig(kind=kind, warmup_steps=10, min_lr_ratio=0.1, decay_fraction=0.2)
+    rates = [lr_factor(step, step / 100, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert max(rates) <= 1.0
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[10:]))
+    assert rates[100] == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert lr_factor(500, 5.0, config) == rates[100]
+
+
+def test_cosine_and_linear_equal_torchs_schedulers() -> None:
+    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+
+    for kind, make in {
+        "cosine": lambda o: CosineAnnealingLR(o, 50, eta_min=0.1),
+        "linear": lambda o: LinearLR(o, 1.0, 0.1, 50),
+    }.items():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = make(optimizer)
+        config = ScheduleConfig(kind=kind, warmup_steps=0, min_lr_ratio=0.1)
+        for step in range(51):
+            assert lr_factor(step, step / 50, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6)
+            optimizer.step()
+            scheduler.step()
+
+
+def test_trapezoid_is_flat_then_falls_in_the_last_part() -> None:
+    config = ScheduleConfig(kind="trapezoidal", warmup_steps=0, min_lr_ratio=0.0, decay_fraction=0.25)
+    assert [lr_factor(s, s / 8, config) for s in range(9)] == [1, 1, 1, 1, 1, 1, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"max_steps": 7}, 7),
+        ({"max_epochs": 1.5}, 15),
+        ({"max_tokens": 300}, 3),
+        ({"max_steps": 9, "max_epochs": 0.5}, 5),
+    ],
+)
+def test_each_budget_ends_the_run(settings: dict, steps: int) -> None:
+    assert make_trainer(**settings).run().step == steps
+
+
+def test_minutes_are_a_budget_and_drive_the_schedule() -> None:
+    budget = Budget(TrainConfig(max_minutes=2), 10.0, 128)
+    assert budget.total_steps is None
+    assert budget.progress(1000, 60.0) == pytest.approx(0.5)
+    trainer = make_trainer(max_minutes=0.02)
+    assert trainer.run().seconds == pytest.approx(1.2, abs=0.7)
+
+
+def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:
+    trainer = make_trainer(max_steps=60)
+    first = trainer.evaluate()
+    state = trainer.run()
+    assert first == pytest.approx(math.log(20), abs=0.2)
+    assert state.val_loss < 0.7 * first
+    assert state.tokens == 60 * 128
+    assert trainer.epoch == 6.0
+    assert state.best_loss <= state.val_loss
+
+
+class Scripted(Trainer):
+    """A trainer whose validation losses are given."""
+
+    losses: list[float]
+
+    def evaluate(self) -> float:
+        value = self.losses.pop(0) if self.losses else 9.0
+        self.model.eval()
+        import minigpt.training.loop as loop
+
+        original, loop.validation_loss = loop.validation_loss, lambda *_: value
+        try:
+            return super().evaluate()
+        finally:
+            loop.validation_loss = original
+            self.model.train()
+
+
+def scripted(losses: list[float], schedule: ScheduleConfig, **settings) -> Scripted:
+    trainer = make_trainer(schedule=schedule, **settings)
+    trainer.__class__ = Scripted
+    trainer.losses = losses
+    return trainer
+
+
+def test_plateau_cuts_the_rate_when_validation_stalls_and_goes_on_to_its_limit() -> None:
+    schedule = ScheduleConfig(
+        kind="cosine+plateau", warmup_steps=0, min_lr_ratio=0.5, plateau_patience=2, plateau_max_steps=20
+    )
+    trainer = scripted([3.0, 2.0, 2.1, 2.2, 2.3, 2.4], schedule, max_steps=10)
+    state = trainer.run()
+    assert state.step == 30
+    assert state.cuts == 2
+    assert trainer.lr == pytest.approx(3e-3 * 0.5 * 0.5), "the second cut came after the last step"
+
+
+def test_early_stopping_waits_for_its_patience_and_keeps_the_best_step() -> None:
+    trainer = scripted([3.0, 2.0, 2.1, 2.2, 2.3], ScheduleConfig(), max_steps=1000, early_stopping=3)
+    state = trainer.run()
+    assert (state.step, state.best_step, state.best_loss) == (25, 10, 2.0)
+    assert "no better validation loss in 3 evaluations" in state.stop_reason
+
+
+def test_average_equals_its_recurrence_and_is_what_evaluation_sees() -> None:
+    seen = []
+
+    class Watch(Hook):
+        def on_step(self, trainer):
+            seen.append(trainer.model.embedding.weight.detach().clone())
+
+    trainer = make_trainer(hooks=[Watch()], max_steps=12, ema_decay=0.5)
+    start = trainer.model.embedding.weight.detach().clone()
+    trainer.run()
+    expected = start
+    for step, weight in enumerate(seen, 1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(trainer.average.weights["embedding.weight"], expected)
+    with trainer.averaged_weights():
+        assert torch.equal(trainer.model.embedding.weight, trainer.average.weights["embedding.weight"])
+    assert torch.equal(trainer.model.embedding.weight, seen[-1])
+
+
+@pytest.mark.parametrize("stop_at", [4, 10, 13])
+def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -> None:
+    settings = {
+        "max_steps": 20, "micro_batch_size": 2, "ema_decay": 0.9, "eval_every": 3, "label_smoothing": 0.05,
+    }  # fmt: skip
+    schedule = ScheduleConfig(kind="cosine+plateau", warmup_steps=3, plateau_patience=1, plateau_max_steps=7)
+
+    class StopAt(Hook):
+        def on_step(self, trainer):
+            if trainer.state.step == stop_at:
+                trainer.stop("interrupted by a test")
+
+    whole = make_trainer(schedule=schedule, **settings)
+    whole.run()
+    first = make_trainer(hooks=[StopAt()], schedule=schedule, **settings)
+    first.run()
+    saved = checkpoint.save(tmp_path / "step-00000001", first.tensors(), first.state_dict())
+    second = make_trainer(schedule=schedule, **settings)
+    second.resume(checkpoint.load(saved, ("model", "ema", "optimizer")))
+    second.run()
+    assert second.state.step == whole.state.step == 27
+    assert second.state.best_loss == whole.state.best_loss
+    assert second.state.cuts == whole.state.cuts
+    for part, named in whole.tensors().items():
+        for name, tensor in named.items():
+            assert torch.equal(tensor, second.tensors()[part][name]), f"{part} {name}"
+
+
+def test_seeds_of_steps_differ_and_depend_on_every_part() -> None:
+    seeds = {step_seed(s, k, r, m) for s in range(3) for k in range(50) for r in range(3) for m in range(3)}
+    assert len(seeds) == 3 * 50 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)
