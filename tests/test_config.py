@@ -79,7 +79,7 @@ def test_resolved_config_survives_the_disk() -> None:
 
 def test_flags_take_dash_and_underscore_equals_and_space() -> None:
     overrides, rest = split_flags(
-        "my.txt --train.max-steps 10 --train.batch_size=4 --model.bias --json --data.source 7".split(" ")
+        ["my.txt", "--train.max-steps", "10", "--train.batch_size=4", "--model.bias", "--json", "--data.source", "7"]
     )
     assert overrides == {
         "train.max_steps": 10, "train.batch_size": 4, "model.bias": True, "data.source": "7",

@@ -72,7 +72,7 @@ def test_step_zero_loss_of_gpt2_124m_is_that_of_a_uniform_guess() -> None:
     config = load_config("gpt2-124m").model.model_copy(update={"vocab_size": 50257})
     model = GPT(config, seed=1).eval()
     assert sum(p.numel() for p in model.parameters()) == 124_439_808 + (50304 - 50257) * 768
-    tokens = torch.randint(50257, (1, 257), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(50257, (2, 513), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
     print(f"loss at step 0: {loss:.4f}, ln 50257 = {math.log(50257):.4f}")

@@ -5,15 +5,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
-import torch
 from rich.console import Console
 
-import minigpt
 from minigpt import checkpoint, tokenizers
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
@@ -85,7 +83,7 @@ def train(
             trainer.state.finished = True
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
             return _finish(trainer, plan.path, tokenizer, config, console)
-    versions = {"minigpt": minigpt.__version__, "torch": torch.__version__, "pydantic": pydantic.VERSION}
+    versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
     write_run_files(plan.path, config, make_receipt(config, prepared.meta, hardware(), versions))
     tokenizer.save(plan.path / "tokenizer.json")
     parameters = sum(p.numel() for p in trainer.model.parameters())

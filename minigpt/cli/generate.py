@@ -65,13 +65,13 @@ def main(argv: list[str]) -> int:
     ).generation
     texts = [""] * config.num_samples
     stream = not args.json and config.num_samples == 1
-    if stream:
-        sys.stdout.write(prompt)
+    unseen = prompt  # written with the first token, so that a prompt that cannot be used prints nothing
     for pieces in stream_text(run.model, run.tokenizer, prompt, config):
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         if stream:
-            sys.stdout.write(pieces[0])
+            sys.stdout.write(unseen + pieces[0])
             sys.stdout.flush()
+            unseen = ""
     if args.json:
         settings = config.model_dump()
         out_json({"run": str(run.path), "step": run.step, "prompt": prompt, "samples": texts, "settings": settings})

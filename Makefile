@@ -1,0 +1,59 @@
+# Everything a fresh machine needs: Python 3.11 or newer, make, and a network for the first installation.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A file's tests stay in one process, so that what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format clean
+
+help:  ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed  ## Make .venv with minigpt in it (the other targets do this themselves)
+
+demo: $(VENV)/installed  ## Train a small GPT on generated stories for about two minutes, then sample from it
+	$(BIN)/minigpt demo
+
+test: lint  ## Lint, then the default tests
+	$(PYTEST)
+
+test-all: test  ## The same, then the proofs that take long
+	$(PYTEST) -m slow
+
+lint: $(VENV)/installed-test  ## Style (ruff) and types (basedpyright)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(VENV)/installed-test  ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove .venv and every cache; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "minigpt needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "no venv module: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+
+# A stamp is written when its installation has succeeded, and is stale when what is asked for changes.
+# torch comes first and alone, so that the build that pip finds for this machine is the one that stays.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install torch -c constraints.txt
+	$(PIP) install -e ".[plot]" -c constraints.txt
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) install -e ".[plot,test]" -c constraints.txt
+	@touch $@

@@ -1,0 +1,183 @@
+"""minigpt data."""
+
+import itertools
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from minigpt.cli.console import config_from, console, out_json, parse
+from minigpt.cli.prepare import progress_bars, tokenizer_for
+from minigpt.errors import StorageError, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KEYS = (
+    "source", "skipped", "splits", "line_length", "document_length", "characters", "tokens", "duplicates", "overlap",
+    "examples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at a text before training on it: sizes, lengths, characters, tokens, repeated lines, leaks between splits.
+
+    minigpt data inspect my.txt
+    minigpt data inspect notes.jsonl --data.text-field body --tokenizer.kind gpt2
+    minigpt data inspect wikitext-2 --plot wikitext.png --json
+
+    Of a very large text, tokens are counted in the first 50 million characters, repeated lines in the first 500,000,
+    and leaks between the first 20 million characters of validation and the first 100 million of training.
+    """
+
+    action: tyro.conf.Positional[Literal["inspect"]]
+    """inspect."""
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
+    plot: Path | None = None
+    """Picture to draw, .png or .svg."""
+    json: bool = False
+    """Print one JSON object: source, skipped, splits, line_length, document_length, characters, tokens, duplicates,
+    overlap, examples."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, overrides = parse(Data, argv, "data", with_config=True)
+    config, _ = config_from(args.what, overrides)
+    from minigpt.data.inspect import inspect_data
+
+    figure = _figure(args.plot) if args.plot else None  # a missing library is told before the minutes of counting
+    with progress_bars() as progress:
+        report = inspect_data(config.data, tokenizer_for(config, progress), progress)
+    if args.plot and figure:
+        _draw(report, figure)
+        _save(figure, args.plot)
+        console.print(f"drawn: {args.plot}", markup=False)
+    if args.json:
+        out_json({key: report[key] for key in KEYS})
+    else:
+        _show(report, Console(highlight=False))
+    return 0
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    table = Table("split", "documents", "lines", "words", "characters", "bytes", "tokens", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, split in report["splits"].items():
+        columns = ("documents", "lines", "words", "chars", "bytes", "tokens")
+        table.add_row(name, *(f"{split[column]:,}" for column in columns))
+    console.print(Text(report["source"], style="bold"), table)
+    for name, title in (("line_length", "line length"), ("document_length", "document length")):
+        lengths = report[name]
+        if sum(lengths["counts"]) > len(report["splits"]):  # a text that is one document has no histogram of them
+            console.print(f"\n{title}, characters: mean {lengths['mean']:,.1f}, longest {lengths['longest']:,}")
+            console.print(_bars(_bins(lengths), lengths["counts"]))
+    characters = report["characters"]
+    console.print(f"\ncharacters: {characters['distinct']:,} different, {characters['non_ascii']:,} beyond ASCII")
+    console.print(_bars([name_of(char) for char, _ in characters["top"]], [count for _, count in characters["top"]]))
+    tokens = report["tokens"]
+    console.print(
+        f"\ntokens{_part(tokens)}: {tokens['used']:,} of {tokens['vocab_size']:,} {tokens['kind']} ids used, "
+        f"{tokens['bytes_per_token']:.2f} bytes each; most frequent:"
+    )
+    console.print(Text("  ".join(f"{text!r} {count:,}" for text, _, count in tokens["top"])))
+    _show_repeats(report["duplicates"], report["overlap"], console)
+    console.print("\nexamples:")
+    for example in report["examples"]:
+        console.print(Text("  " + example.replace("\n", "\n  ") + "\n"))
+
+
+def _show_repeats(duplicates: dict[str, Any], overlap: dict[str, Any], console: Console) -> None:
+    repeated, lines, share = duplicates["repeated"], duplicates["lines"], duplicates["share"]
+    console.print(f"\nrepeated lines{_part(duplicates)}: {repeated:,} of {lines:,} = {share:.1%}")
+    for line, count in duplicates["top"][:5]:
+        console.print(Text(f"  {count:>7,} x {line}"), overflow="ellipsis", no_wrap=True)
+    if overlap["share"] is None:
+        console.print(f"\nvalidation has no {overlap['unit']} in a row to look for in training")
+    else:
+        console.print(
+            f"\n{overlap['share']:.2%} of validation's runs of {overlap['unit']} are in training too{_part(overlap)}: "
+            f"{overlap['seen']:,} of {overlap['grams']:,}"
+        )
+
+
+def _part(figures: dict[str, Any]) -> str:
+    return " (of the first part)" if figures["sampled"] else ""
+
+
+def name_of(char: str) -> str:
+    """A character as it can be shown: '\\n', ' ', 'é', 'U+200B'."""
+    if char in "\n\t\r ":
+        return repr(char)
+    return char if unicodedata.category(char)[0] not in "CZM" else f"U+{ord(char):04X}"
+
+
+def _bins(lengths: dict[str, Any]) -> list[str]:
+    edges = lengths["edges"]
+    return [f"{low:,}" if high == low + 1 else f"{low:,}-{high - 1:,}" for low, high in itertools.pairwise(edges)]
+
+
+def _bars(names: list[str], counts: list[int], width: int = 40) -> Text:
+    """A bar chart in text; empty bins at both ends are left out."""
+    rows = list(zip(names, counts, strict=True))
+    while rows and not rows[0][1]:
+        rows.pop(0)
+    longest, most = max((len(name) for name, _ in rows), default=0), max(counts, default=0)
+    lines = [f"  {name:>{longest}} {count:>12,} {'█' * round(width * count / most)}" for name, count in rows]
+    return Text("\n".join(lines))
+
+
+def _figure(path: Path) -> Any:
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"cannot draw {path.name}; name a file that ends in .png or .svg")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib; install it with: pip install 'minigpt[plot]'") from None
+    return Figure(figsize=(11, 8), layout="constrained")
+
+
+def _draw(report: dict[str, Any], figure: Any) -> None:
+    axes = figure.subplots(2, 2)
+    figure.suptitle(report["source"])
+    for axis, name, title in (
+        (axes[0, 0], "line_length", "lines by length"),
+        (axes[0, 1], "document_length", "documents by length"),
+    ):
+        counts = report[name]["counts"]
+        first = next((index for index, count in enumerate(counts) if count), 0)
+        _columns(axis, _bins(report[name])[first:], counts[first:], f"{title} (characters)")
+        axis.tick_params(axis="x", labelrotation=45)
+    characters, tokens = report["characters"]["top"], report["tokens"]["top"]
+    _columns(axes[1, 0], [_drawable(name_of(char)) for char, _ in characters], [n for _, n in characters], "characters")
+    _columns(axes[1, 1], [_drawable(repr(text)) for text, *_ in tokens], [n for *_, n in tokens], "tokens")
+    axes[1, 1].tick_params(axis="x", labelrotation=90)
+
+
+def _drawable(text: str) -> str:
+    """matplotlib's own font has Latin, Greek and Cyrillic; the rest is named by its code."""
+    return "".join(char if char < "\u0530" else f"U+{ord(char):04X}" for char in text).replace("$", r"\$")
+
+
+def _columns(axis: "Axes", names: list[str], counts: list[int], title: str) -> None:
+    axis.bar(range(len(names)), counts, color="#0072b2")
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_title(title)
+    axis.set_ylabel("count")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None

@@ -1,0 +1,200 @@
+"""minigpt eval."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from minigpt.cli.console import console, out, out_json, parse
+from minigpt.errors import StorageError, UserError
+
+if TYPE_CHECKING:
+    from minigpt.assemble import LoadedRun
+    from minigpt.data import Prepared
+
+_NAMES = {
+    "uniform": "uniform: any byte",
+    "unigram": "unigram: byte frequencies",
+    "five_gram": "5-gram of bytes",
+    "xz": "xz",
+    "entropy": "entropy of the source",
+    "surprisal": "this text under the source",
+}
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a model exactly over a whole split: loss, perplexity, bits per byte, beside what simpler models reach.
+
+    minigpt eval runs/my
+    minigpt eval runs/my --stride 32
+    minigpt eval runs/my --data other.txt --json
+
+    By default windows of the model's full context follow each other without overlap: the same figure that training
+    reports as val_loss. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
+    is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
+    bootstrap's over blocks of text.
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
+    data: str | None = None
+    """Other data to evaluate on: a named source or a file, split as for training (default: the run's own)."""
+    split: Literal["val", "test", "train"] = "val"
+    """Which part of the data; floors are fitted on train, so that train itself has none."""
+    context: int | None = None
+    """Tokens in a window (default: the model's max_seq_len)."""
+    stride: int | None = None
+    """Tokens between the starts of windows, at most the context; each sees context - stride tokens before what it
+    scores (default: the context, no overlap)."""
+    batch_size: int | None = None
+    """Windows at a time; only speed and memory depend on it (default: by memory)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Precision of the matrix products; a run that trains in another may report a val_loss some 0.001 away."""
+    save: bool = False
+    """Write the figures to eval.json in the run, where minigpt plot finds the floors."""
+    json: bool = False
+    """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
+    confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
+    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, _ = parse(Eval, argv, "eval")
+    if args.save and (args.data is not None or args.split != "val"):
+        raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
+    from minigpt.assemble import load_run
+    from minigpt.assemble.load import run_directory
+
+    run = load_run(args.run, args.device, args.precision)
+    if not (run_directory(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
+        raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
+    report = _evaluate(args, run)
+    if args.save:
+        _save(report, Path(args.run))
+    if args.json:
+        out_json(report)
+    else:
+        _show(report, args.run)
+    return 0
+
+
+def _evaluate(args: Eval, run: "LoadedRun") -> dict[str, Any]:
+    from rich.progress import Progress
+
+    from minigpt.assemble import prepare_data
+    from minigpt.evals import evaluate_run
+
+    if args.data is None:
+        prepared = run.prepared()
+    else:
+        data = run.config.data.model_copy(update={"source": args.data})
+        prepared = prepare_data(run.config.model_copy(update={"data": data}), run.tokenizer)
+    _tell_unknown(run, prepared, args.split)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None)
+        return evaluate_run(
+            run,
+            prepared=prepared,
+            split=args.split,
+            context=args.context,
+            stride=args.stride,
+            batch_size=args.batch_size,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
+    """A character that the tokenizer has never seen costs the model little: say so where there are any."""
+    if run.tokenizer.unk_id is None or split not in prepared.splits:
+        return
+    tokens = prepared.splits[split].tokens
+    unknown = int((tokens == run.tokenizer.unk_id).sum())
+    if unknown:
+        console.print(
+            f"{unknown:,} of {len(tokens):,} tokens are characters that this tokenizer does not know; it predicts only "
+            "that one comes, not which, so bits per byte looks better than it is"
+        )
+
+
+def _save(report: dict[str, Any], asked: Path) -> None:
+    from minigpt.assemble.load import run_directory
+
+    path = run_directory(asked) / "eval.json"
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error.strerror}); leave --save out") from None
+
+
+def _show(report: dict[str, Any], name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    screen = Console(highlight=False, soft_wrap=True)
+    stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
+    screen.print(
+        f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "
+        f"{report['tokens']:,} tokens, {report['bytes']:,} bytes, {report['words']:,} words; "
+        f"context {report['context']:,}, {stride}\n"
+    )
+    for rows in (_figures(report), _scale(report)):
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+        table.add_column(no_wrap=True, min_width=26)
+        table.add_column(no_wrap=True, justify="right", min_width=10)
+        table.add_column(no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        screen.print(table)
+        screen.print()
+    out(sentence(report))
+
+
+def _figures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    interval = report["confidence_interval"] or {}
+
+    def between(key: str) -> str:
+        return "[dim]95 % in {:.4f} to {:.4f}[/dim]".format(*interval[key]) if key in interval else ""
+
+    def large(value: float | None) -> str:
+        return "over 10^300" if value is None else f"{value:,.2f}"
+
+    return [
+        ("loss, nats per token", f"{report['loss']:.4f}", between("loss")),
+        ("perplexity", large(report["perplexity"]), ""),
+        ("bits per byte", f"{report['bits_per_byte']:.4f}", between("bits_per_byte")),
+        ("word perplexity", large(report["word_perplexity"]) if report["words"] else "no words", ""),
+    ]
+
+
+def _scale(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The model among the floors, the worst first, each with a bar."""
+    levels = {**{_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
+    longest = max(levels.values())
+    rows = [("[dim]on the same text[/dim]", "[dim]bits/byte[/dim]", "")]
+    for name, level in sorted(levels.items(), key=lambda item: -item[1]):
+        style = "bold green" if name == "this model" else "dim"
+        bar = "█" * max(1, round(24 * level / longest))
+        rows.append((f"[{style}]{name}[/]", f"[{style}]{level:.4f}[/]", f"[{style}]{bar}[/]"))
+    return rows
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """The result in plain words."""
+    bits, floors = report["bits_per_byte"], report["floors"]
+
+    def gap(floor: str, name: str) -> str:
+        less = floors[floor] - bits
+        return f"{abs(less):.3f} {'fewer' if less >= 0 else 'more'} than {name} ({floors[floor]:.3f})"
+
+    parts = [f"The model needs {bits:.3f} bits for a byte of this text"]
+    if "five_gram" in floors:
+        parts.append(gap("five_gram", "a 5-gram model"))
+    if "surprisal" in floors:
+        parts.append(gap("surprisal", "the grammar that wrote it") + ", which no model can beat in the long run")
+    return "; ".join(parts) + "."

@@ -1,0 +1,97 @@
+"""minigpt prepare."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from rich.table import Table
+
+from minigpt.cli.console import config_from, console, out, out_json, parse
+
+if TYPE_CHECKING:
+    from minigpt.config import RunConfig
+    from minigpt.data.download import Progress
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn text into token files, as training would; training on the same text then starts at once.
+
+    minigpt prepare my.txt
+    minigpt prepare notes/ --tokenizer.kind bpe --tokenizer.vocab-size 8192 --out prepared/
+    minigpt prepare recipes/shakespeare-char.yaml --json
+    cat *.txt | minigpt prepare - --data.clean '[newlines, nfc]'
+
+    A directory's files, JSON lines and stories are documents, each wholly in one split; a plain text is cut 90/10.
+    The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
+    """
+
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, stories, shakespeare, wikitext-2,
+    hf:NAME, - for standard input), or both."""
+    out: Path | None = None
+    """Directory to write in place of the cache; it must not hold anything else."""
+    json: bool = False
+    """Print one JSON object: directory, and what its meta.json says: version, key, source, encoding, clean,
+    val_fraction, eos, skipped, tokenizer, splits {name: tokens, bytes, chars, words, documents, sha256}."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, overrides = parse(Prepare, argv, "prepare", with_config=True)
+    config, _ = config_from(args.what, overrides)
+    from minigpt import tokenizers
+    from minigpt.data import prepare
+
+    with progress_bars() as progress:
+        tokenizer = tokenizer_for(config, progress)
+        prepared = prepare(config.data, tokenizer, tokenizers.safe_cut, args.out, progress)
+    if args.json:
+        out_json({"directory": str(prepared.directory), **prepared.meta})
+        return 0
+    _show(prepared.meta)
+    out(str(prepared.directory))
+    return 0
+
+
+def tokenizer_for(config: "RunConfig", progress: "Progress") -> Any:
+    """The tokenizer that training would use, with progress while the text is fetched and read."""
+    from minigpt.assemble.data import make_tokenizer
+    from minigpt.data import open_corpus
+
+    open_corpus(config.data, progress)
+    return make_tokenizer(config)
+
+
+@contextmanager
+def progress_bars() -> Iterator["Progress"]:
+    """A bar for each thing that goes on, on stderr; gone when it ends."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(label: str, done: int, total: int | None) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label)
+            bars.update(tasks[label], completed=done, total=total)
+
+        yield progress
+
+
+def _show(meta: dict[str, Any]) -> None:
+    table = Table("split", "tokens", "documents", "characters", "bytes", "words", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, figures in meta["splits"].items():
+        columns = ("tokens", "documents", "chars", "bytes", "words")
+        table.add_row(name, *(f"{figures[column]:,}" for column in columns))
+    tokenizer = meta["tokenizer"]
+    console.print(f"{meta['source']}, {tokenizer['kind']} tokenizer with {tokenizer['vocab_size']:,} ids", markup=False)
+    console.print(table)
+    if meta["skipped"]:
+        console.print(f"left out, since they are no text: {', '.join(meta['skipped'])}", markup=False)

@@ -1,0 +1,37 @@
+"""Text in: sources, cleaning, splits, token files, batches. `Batches` and `eval_batches` alone need torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from minigpt.data.corpus import Corpus, documents, open_corpus, text_chunks
+from minigpt.data.named import cache_root
+from minigpt.data.prepare import Prepared, find_prepared, load_prepared, prepare
+from minigpt.data.tokenfile import TokenFile, TokenWriter
+
+if TYPE_CHECKING:
+    from minigpt.data.batches import Batches, eval_batches, windows
+
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Prepared",
+    "TokenFile",
+    "TokenWriter",
+    "cache_root",
+    "documents",
+    "eval_batches",
+    "find_prepared",
+    "load_prepared",
+    "open_corpus",
+    "prepare",
+    "text_chunks",
+    "windows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who batch: preparing text does not need its 200 MB."""
+    if name in ("Batches", "eval_batches", "windows"):
+        from minigpt.data import batches
+
+        return getattr(batches, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

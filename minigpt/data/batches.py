@@ -1,0 +1,125 @@
+"""Token files -> batches. Batch k is a pure function of (tokens, seed, k, rank), so nothing has to be saved to resume.
+
+Training. An epoch cuts the tokens into windows of seq_len, side by side from a random shift (other borders in each
+epoch), and visits them in a random order, each once. The n-th sequence since the start of training is window
+order[n mod W] of epoch n // W; batch k holds sequences k B .. (k+1) B - 1, and rank r of R the r-th of R equal
+slices of it. So the ranks' batches, put together in order, are the same batch whatever their number.
+
+    W = (N - T) // T windows of N tokens (at least 1): what the shift leaves over at both ends, fewer than 2 T
+    tokens, differs from epoch to epoch.
+
+Evaluation. Windows from the first token on, `stride` apart; each target is scored once, in the first window that
+holds it; -100 marks the others.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.errors import ConfigError, DataError
+
+IGNORE = -100
+"""Target that counts for nothing; torch's own convention, as in minigpt.losses."""
+
+
+class Batches:
+    """Training batches.
+
+    Args:
+        tokens: ids [N], a memory map as well as an array.
+        batch_size: sequences B of a batch, over all ranks.
+        seq_len: tokens T of a sequence.
+        seed: of the order and the shifts.
+
+    Attributes:
+        windows: sequences of an epoch, W.
+        steps_per_epoch: W / B, fractional.
+        tokens_per_step: B x T.
+
+    Raises:
+        DataError: fewer than T + 1 tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int):
+        if len(tokens) < seq_len + 1:
+            raise DataError(
+                f"the training text has {len(tokens):,} tokens, but one window needs {seq_len + 1:,}; give more text, "
+                f"or set --model.max-seq-len {max(1, len(tokens) // 2)}"
+            )
+        self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
+        self.windows = max(1, (len(tokens) - seq_len) // seq_len)
+        self.steps_per_epoch = self.windows / batch_size
+        self.tokens_per_step = batch_size * seq_len
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # a batch may lie across two epochs
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, int64 [B / world, T]; targets are the inputs' next tokens.
+
+        Raises:
+            ConfigError: the batch does not divide among the ranks.
+        """
+        if self.batch_size % world:
+            raise ConfigError(f"train.batch_size: {self.batch_size} is not a multiple of the {world} ranks")
+        share = self.batch_size // world
+        first = step * self.batch_size + rank * share
+        starts = np.array([self._start(n) for n in range(first, first + share)])
+        rows = _gather(self.tokens, starts, self.seq_len + 1)
+        return rows[:, :-1], rows[:, 1:]
+
+    def _start(self, sequence: int) -> int:
+        """Index of the first token of the n-th sequence since the start of training."""
+        epoch, place = divmod(sequence, self.windows)
+        shift, order = self._epoch(epoch)
+        return shift + int(order[place]) * self.seq_len
+
+    def _make_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """(shift, order of the windows) of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        spare = len(self.tokens) - 1 - self.windows * self.seq_len  # a window needs one more token, the last target
+        shift = int(rng.integers(spare + 1))
+        return shift, rng.permutation(self.windows)
+
+
+def eval_batches(tokens: np.ndarray, seq_len: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, int64 [<= batch_size, seq_len], that score every token but the first exactly once.
+
+    stride = seq_len is fastest; a smaller one gives each token at least seq_len - stride tokens of context (but
+    those of the first window). Targets scored before, and what pads the last rows, are -100. For several ranks
+    take every R-th batch: itertools.islice(eval_batches(...), rank, None, world).
+
+    Raises:
+        DataError: fewer than two tokens.
+        ConfigError: stride not in 1..seq_len.
+    """
+    if not 1 <= stride <= seq_len:
+        raise ConfigError(f"stride: {stride} is not in 1..{seq_len}, the context; a larger one would skip tokens")
+    if len(tokens) < 2:
+        raise DataError(f"the text has {len(tokens)} token, but at least 2 are needed to predict one; give more text")
+    targets_in_all = len(tokens) - 1
+    count = 1 + max(0, -(-(targets_in_all - seq_len) // stride))
+    columns = np.arange(seq_len)
+    for first in range(0, count, batch_size):
+        starts = np.arange(first, min(first + batch_size, count)) * stride
+        inputs = _gather(tokens, starts, seq_len)
+        targets = _gather(tokens, starts + 1, seq_len)
+        outside = starts[:, None] + columns >= targets_in_all
+        scored_before = (columns < seq_len - stride) & (starts[:, None] > 0)
+        inputs[torch.from_numpy(outside)] = 0
+        targets[torch.from_numpy(outside | scored_before)] = IGNORE
+        yield inputs, targets
+
+
+def windows(tokens: np.ndarray, seq_len: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows of `eval_batches` one by one, int64 [<= seq_len], without padding."""
+    for at, (inputs, targets) in enumerate(eval_batches(tokens, seq_len, stride, 1)):
+        length = min(seq_len, len(tokens) - 1 - at * stride)
+        yield inputs[0, :length], targets[0, :length]
+
+
+def _gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
+    """Rows tokens[start : start + length], int64 [len(starts), length]; past the end the last token repeats."""
+    at = np.minimum(starts[:, None] + np.arange(length), len(tokens) - 1)
+    return torch.from_numpy(np.asarray(tokens[at]).astype(np.int64))

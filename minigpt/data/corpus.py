@@ -1,0 +1,312 @@
+"""A source, cleaned and split, as one stream of pieces. Everything that reads text reads it from here.
+
+Splits, where the source has none published:
+- One document is cut by characters: the first int((1 - val_fraction) x n) train, the rest validates.
+- Of many, each goes whole to one side by a hash of its cleaned text, so that copies of a document stay together
+  and adding documents moves no other. Up to 1,000 different documents chance alone may miss the share by far, or
+  leave a side empty: there they are taken in the order of their hashes as long as each brings the share nearer.
+
+A first pass, the survey, counts characters and hashes documents. It also finds what is wrong with a text (an
+undecodable byte, a broken line) in seconds, before the minutes of encoding.
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from minigpt.config import DataConfig
+from minigpt.data.clean import clean
+from minigpt.data.download import Progress
+from minigpt.data.sources import Reader, Source, resolve
+from minigpt.errors import DataError
+
+FEW = 1000
+CHUNK = 1 << 20  # characters
+
+_TRAIN, _VAL, _EMPTY = range(3)
+_SPLITS = ("train", "val")
+
+
+class Piece(NamedTuple):
+    """Some consecutive text of a document. `ends`: the document, or its share of this split, ends here."""
+
+    split: str
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass finds.
+
+    Attributes:
+        documents: those with any text after cleaning, in all parts.
+        chars: characters after cleaning, in all parts.
+        cut: one document to split: how many of its characters train.
+        sides: many to split: a byte each, in their order: 0 train, 1 val, 2 empty.
+    """
+
+    documents: int
+    chars: int
+    cut: int = 0
+    sides: bytes = b""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A surveyed source; make it with `open_corpus`."""
+
+    config: DataConfig
+    source: Source
+    survey: Survey
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: train, val, and test where one is published."""
+        return tuple(dict.fromkeys((*_SPLITS, *self.source.parts)))
+
+    @property
+    def many(self) -> bool:
+        """There is more than one document in some split, so that their ends are worth marking."""
+        return self.survey.documents > len(self.source.parts)
+
+    def pieces(self, split: str | None = None) -> Iterator[Piece]:
+        """The cleaned text, in order; of one split, or of all. No piece is empty."""
+        for part, read in self.source.parts.items():
+            if _to_split(self.source, part):
+                yield from self._divided(read, split)
+            elif split in (None, part):
+                for blocks in read():
+                    for text, last in _mark_last(clean(blocks, self.config.clean)):
+                        yield Piece(part, text, last)
+
+    def chunks(self, split: str | None = None) -> Iterator[Piece]:
+        """The pieces, put together to about a million characters, never across documents.
+
+        Long documents are cut after a line's end where the next line begins with no white space: there no split
+        pattern of ours joins the two sides, so that what is counted over chunks is what the whole text has.
+        """
+        held: list[str] = []
+        size, goal = 0, CHUNK
+        for piece in self.pieces(split):
+            held.append(piece.text)
+            size += len(piece.text)
+            if piece.ends:
+                yield Piece(piece.split, "".join(held), True)
+                held, size, goal = [], 0, CHUNK
+            elif size >= goal:
+                text = "".join(held)
+                cut = _line_cut(text) or (size if size >= 16 * CHUNK else 0)
+                if cut:
+                    yield Piece(piece.split, text[:cut], False)
+                held, size = [text[cut:]], len(text) - cut
+                goal = max(CHUNK, 2 * size)  # no cut: look again when the text has doubled
+
+    def _divided(self, read: Reader, split: str | None) -> Iterator[Piece]:
+        if not self.survey.sides:
+            yield from self._cut(read, split)
+            return
+        seen = 0
+        for seen, blocks in enumerate(read(), 1):
+            if seen > len(self.survey.sides):
+                raise changed(self.source.name)
+            side = self.survey.sides[seen - 1]
+            if side != _EMPTY and split in (None, _SPLITS[side]):
+                for text, last in _mark_last(clean(blocks, self.config.clean)):
+                    yield Piece(_SPLITS[side], text, last)
+        if seen != len(self.survey.sides):
+            raise changed(self.source.name)
+
+    def _cut(self, read: Reader, split: str | None) -> Iterator[Piece]:
+        left = self.survey.cut  # characters that still train
+        for blocks in read():
+            for text, last in _mark_last(clean(blocks, self.config.clean)):
+                if left and split in (None, "train"):
+                    yield Piece("train", text[:left], left <= len(text))
+                if len(text) > left and split in (None, "val"):
+                    yield Piece("val", text[left:], last)
+                left = max(0, left - len(text))
+                if not left and split == "train":
+                    return
+
+
+def open_corpus(config: DataConfig, progress: Progress | None = None, source: Source | None = None) -> Corpus:
+    """Find the source (unless it is given) and survey it; a survey is reused in this process while no file changes.
+
+    Raises:
+        DataError, EncodingError: see `sources.resolve`; or too little text to split.
+    """
+    source = source or resolve(config, progress)
+    key = json.dumps(corpus_key(source, config))
+    if key not in _surveys:
+        if len(_surveys) >= 8:
+            _surveys.pop(next(iter(_surveys)))
+        _surveys[key] = _survey(source, config, progress)
+    return Corpus(config, source, _surveys[key])
+
+
+def corpus_key(source: Source, config: DataConfig) -> list[Any]:
+    """Plain values that tell whether two corpora have the same text in the same splits."""
+    return [source.identity, config.encoding, config.text_field, config.clean, config.val_fraction]
+
+
+_surveys: dict[str, Survey] = {}  # by identity and settings, so that a text is surveyed once a process
+
+
+def text_chunks(
+    source: str, config: DataConfig, split: str | None = "train", progress: Progress | None = None
+) -> Iterator[str]:
+    """Cleaned text of a split (None: of all) in chunks of about a million characters: see `Corpus.chunks`.
+
+    Raises:
+        DataError: as `open_corpus`.
+    """
+    corpus = open_corpus(config.model_copy(update={"source": source}), progress)
+    return (piece.text for piece in corpus.chunks(split))
+
+
+def documents(source: str, config: DataConfig, split: str | None = "train") -> Iterator[Iterator[str]]:
+    """The documents of a split (None: of all), each as a stream of cleaned blocks; exhaust one before the next."""
+    pieces = open_corpus(config.model_copy(update={"source": source})).pieces(split)
+    for first in pieces:
+        yield _document(first, pieces)
+
+
+def changed(name: str) -> DataError:
+    """The error for a text that is not the same any more in the second pass."""
+    return DataError(f"{name}: changed while it was read; start again when nothing writes to it")
+
+
+def _document(first: Piece, rest: Iterator[Piece]) -> Iterator[str]:
+    yield first.text
+    piece = first
+    while not piece.ends:
+        piece = next(rest)
+        yield piece.text
+
+
+_LINE_END = re.compile(r"\n(?=\S)")
+
+
+def _line_cut(text: str) -> int:
+    """Index after the last line's end that a non-space follows, 0 if there is none.
+
+    _line_cut("a\\nb\\n c") -> 2
+    """
+    end = len(text)
+    while (at := text.rfind("\n", 0, end)) >= 0:
+        if _LINE_END.match(text, at):
+            return at + 1
+        end = at
+    return 0
+
+
+def _to_split(source: Source, part: str) -> bool:
+    return part == "train" and "val" not in source.parts
+
+
+def _mark_last(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    held: str | None = None
+    for block in blocks:
+        if held is not None:
+            yield held, False
+        held = block
+    if held is not None:
+        yield held, True
+
+
+def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Survey:
+    documents = chars = told = 0
+    survey = Survey(0, 0)
+    for part, read in source.parts.items():
+        sides = _Sides(config.val_fraction) if _to_split(source, part) and not source.single else None
+        before, known = chars, documents
+        for blocks in read():
+            start, digest = chars, blake2b(digest_size=8)
+            for text in clean(blocks, config.clean):
+                chars += len(text)
+                if sides:
+                    digest.update(text.encode())
+                if progress and chars - told > CHUNK:
+                    progress(f"reading {source.name}", told := chars, None)
+            documents += chars > start
+            if sides:
+                sides.add(int.from_bytes(digest.digest(), "big"), chars - start)
+        count = chars - before
+        if not count:
+            after = f" after cleaning ({', '.join(config.clean)})" if config.clean else ""
+            where = "" if len(source.parts) == 1 else f" in its {part} split"
+            raise DataError(f"{source.name}: no text{where}{after}; give a text")
+        if sides and documents - known > 1:
+            survey = Survey(0, 0, sides=sides.finish(source.name))
+        elif _to_split(source, part):
+            survey = Survey(0, 0, cut=_cut_at(source.name, count, config.val_fraction))
+    return replace(survey, documents=documents, chars=chars)
+
+
+class _Sides:
+    """Assigns documents to training or validation by their hashes, as they come."""
+
+    def __init__(self, val_fraction: float):
+        self.val_fraction = val_fraction
+        self.limit = int(val_fraction * 2**64)
+        self.sides = bytearray()
+        self.sizes: dict[int, int] = {}  # hash -> characters of all its copies, as long as the hashes are few
+        self.numbers = array("Q")  # hashes in order, as long as they are few
+
+    def add(self, number: int, chars: int) -> None:
+        """The next document: its hash and its length."""
+        self.sides.append(_EMPTY if not chars else _VAL if number < self.limit else _TRAIN)
+        if len(self.sizes) > FEW:
+            return
+        self.numbers.append(number)
+        if chars:
+            self.sizes[number] = self.sizes.get(number, 0) + chars
+        if len(self.sizes) > FEW:
+            del self.numbers[:]
+
+    def finish(self, name: str) -> bytes:
+        """A byte a document. Raises DataError if all are alike."""
+        if len(self.sizes) == 1:
+            raise DataError(
+                f"{name}: its {len(self.sides) - self.sides.count(_EMPTY):,} documents are all the same text, so none "
+                "can be held out for validation; give more text"
+            )
+        if len(self.sizes) <= FEW:
+            chosen = _choose_few(self.sizes, self.val_fraction)
+            for index, number in enumerate(self.numbers):
+                if self.sides[index] != _EMPTY:
+                    self.sides[index] = _VAL if number in chosen else _TRAIN
+        return bytes(self.sides)
+
+
+def _cut_at(name: str, chars: int, val_fraction: float) -> int:
+    cut = int((1 - val_fraction) * chars)
+    if not 0 < cut < chars:
+        raise DataError(
+            f"{name}: {chars} character{'s' if chars > 1 else ''} cannot be split into training and "
+            f"{val_fraction:.0%} validation text; give more text"
+        )
+    return cut
+
+
+def _choose_few(sizes: dict[int, int], val_fraction: float) -> set[int]:
+    """Hashes of the documents that validate: neither none nor all of them.
+
+    sizes: hash -> characters, two at least.
+    """
+    target = val_fraction * sum(sizes.values())
+    chosen, size = set(), 0
+    for number in sorted(sizes):
+        if size + sizes[number] / 2 < target:  # nearer to the target with it than without
+            chosen.add(number)
+            size += sizes[number]
+    if not chosen:
+        chosen.add(min(sizes, key=lambda number: (sizes[number], number)))
+    if len(chosen) == len(sizes):
+        chosen.remove(max(sizes, key=lambda number: (sizes[number], number)))
+    return chosen

@@ -1,0 +1,161 @@
+"""Fetch one file from a public address: resumed after a break, checked by sha256, put in place atomically.
+
+Bytes go to NAME.part beside the target. A broken transfer goes on where it stopped (HTTP Range),
+in this run (a few tries) or in the next. Only a file whose sha256 is known takes its final name,
+so whoever sees that name sees a whole file. Two processes wanting the same file take turns at a lock.
+"""
+
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from minigpt.errors import DataError, StorageError
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
+
+_BLOCK = 1 << 18
+_TRIES = 4
+_TIMEOUT = 20.0  # seconds without a byte
+
+
+class _BrokenError(Exception):
+    """The transfer stopped before its end."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(
+    url: str, path: Path, sha256: Collection[str], progress: Progress | None = None, wait: float = 1.0, hint: str = ""
+) -> Path:
+    """The file at `path`, downloaded unless it is there already.
+
+    Args:
+        url: public address (http or https).
+        path: final place of the file.
+        sha256: hex digests that are accepted.
+        progress: called with (file name, bytes done, bytes in all or None).
+        wait: seconds before the second try; doubles with each further one.
+        hint: appended to the error that says the address cannot be reached.
+
+    Raises:
+        DataError: the address cannot be reached, or what came is not the file expected.
+        StorageError: the place cannot be written, or the disk is full.
+    """
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    with _storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path.parent):
+        if path.exists():  # another process has fetched it while this one waited for the lock
+            return path
+        with _storage(path):
+            file = part.open("ab")
+        with file:
+            _transfer(url, file, path.name, progress, wait, hint)
+            with _storage(path):
+                os.fsync(file.fileno())
+        found = file_sha256(part)
+        if found not in sha256:
+            part.unlink()
+            raise DataError(
+                f"{url}: what came has sha256 {found[:16]}…, not {next(iter(sha256))[:16]}…; it was thrown away, "
+                "try again, or fetch it by other means" + hint
+            )
+        with _storage(path):
+            part.replace(path)
+    return path
+
+
+def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, wait: float, hint: str) -> None:
+    """Append to `file` until the address has no more, in several tries as long as bytes keep coming."""
+    tries = 0
+    while True:
+        start = file.tell()
+        try:
+            return _request(url, file, label, progress)
+        except (_BrokenError, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            tries = 1 if file.tell() > start else tries + 1  # a try that brought bytes earns new ones
+            final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            if final or tries >= _TRIES or (isinstance(error, urllib.error.URLError) and start == 0):
+                reason = getattr(error, "reason", None) or error
+                raise DataError(f"{url}: cannot be fetched ({reason})" + hint) from None
+            time.sleep(wait * 2 ** (tries - 1))
+
+
+def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) -> None:
+    """One request, from where the file ends. Raises _BrokenError when it stops early."""
+    have = file.tell()
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing after what we have: it is whole, or of another file
+            if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+                return
+            _empty(file)
+            raise _BrokenError("the rest of the file is not on offer") from None
+        raise
+    with response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if have and not resumed:  # the server knows no ranges and sends all of it again
+            _empty(file)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        while block := response.read(_BLOCK):
+            with _storage(Path(file.name)):
+                file.write(block)
+                file.flush()
+            have += len(block)
+            if progress:
+                progress(label, have, total)
+    if total is not None and have < total:
+        raise _BrokenError(f"the connection broke after {have:,} of {total:,} bytes")
+
+
+def _empty(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or name another cache "
+            "directory with MINIGPT_CACHE"
+        ) from None
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the directory; where the system has none (Windows), go on without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,168 @@
+"""A corpus -> token files: one thread reads, cleans and counts, others encode; ids are written in the text's order.
+
+Text is cut where `safe_cut` says that the ids do not change, so the ids are those of each document encoded whole.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minigpt.data.corpus import Corpus
+from minigpt.data.download import Progress
+from minigpt.data.statistics import TextStatistics
+from minigpt.data.tokenfile import TokenWriter
+
+CHUNK = 1 << 20  # characters encoded at a time
+MAX_UNCUT = 16 * CHUNK
+"""A stretch without a safe cut is cut here all the same: its ids may differ by one merge, memory stays flat."""
+
+
+class Encoder(Protocol):
+    """What preparing needs of a tokenizer. `encode_array` is called from several threads."""
+
+    kind: str
+    vocab_size: int
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a document, if there is one."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that differs for every other tokenizer."""
+        ...
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids of a text."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        ...
+
+
+def encode_corpus(
+    corpus: Corpus,
+    tokenizer: Encoder,
+    safe_cut: Callable[[str], int],
+    folder: Path,
+    progress: Progress | None,
+    workers: int,
+) -> dict[str, dict[str, Any]]:
+    """Write FOLDER/SPLIT.tokens; returns the figures of each split.
+
+    Args: as of `prepare`; `folder` is there and empty.
+    """
+    eos = tokenizer.eos_id if corpus.many else None
+    done = told = 0
+    with contextlib.ExitStack() as stack:
+        queue = _Queue(stack.enter_context(ThreadPoolExecutor(workers)), tokenizer, 2 * workers)
+        encoders = {
+            split: _SplitEncoder(
+                stack.enter_context(
+                    TokenWriter(folder / f"{split}.tokens", tokenizer.vocab_size, tokenizer.fingerprint)
+                ),
+                queue,
+                safe_cut,
+                eos,
+            )
+            for split in corpus.splits
+        }
+        for piece in corpus.pieces():
+            encoders[piece.split].feed(piece.text, piece.ends)
+            done += len(piece.text)
+            if progress and done - told > CHUNK // 2:
+                progress(f"encoding {corpus.source.name}", told := done, corpus.survey.chars)
+        for encoder in encoders.values():
+            encoder.finish()
+        queue.drain()
+        if progress:
+            progress(f"encoding {corpus.source.name}", done, corpus.survey.chars)
+    return {
+        split: {"tokens": encoder.writer.count, **encoder.statistics.figures()} for split, encoder in encoders.items()
+    }
+
+
+Job = list[tuple[str, bool]]
+"""Texts to encode, one after the other, each with whether the end-of-text id follows."""
+
+
+class _Queue:
+    """Jobs that threads encode, and whose ids are written in the order they were given."""
+
+    def __init__(self, pool: ThreadPoolExecutor, tokenizer: Encoder, length: int):
+        self.pool, self.tokenizer, self.length = pool, tokenizer, length
+        self.waiting: deque[tuple[TokenWriter, Future[list[np.ndarray]]]] = deque()
+
+    def put(self, writer: TokenWriter, job: Job, eos: int | None) -> None:
+        """Add a job; waits for the oldest one when there are too many."""
+        self.waiting.append((writer, self.pool.submit(self._ids, job, eos)))
+        if len(self.waiting) > self.length:
+            self._write()
+
+    def drain(self) -> None:
+        """Wait for all jobs."""
+        while self.waiting:
+            self._write()
+
+    def _write(self) -> None:
+        writer, future = self.waiting.popleft()
+        for ids in future.result():
+            writer.append(ids)
+
+    def _ids(self, job: Job, eos: int | None) -> list[np.ndarray]:
+        parts = []
+        for text, ends in job:
+            parts.append(self.tokenizer.encode_array(text))
+            if ends and eos is not None:
+                parts.append(np.array([eos], parts[-1].dtype))
+        return [np.concatenate(parts)]
+
+
+class _SplitEncoder:
+    """Collects the text of one split into jobs of about a million characters."""
+
+    def __init__(self, writer: TokenWriter, queue: _Queue, safe_cut: Callable[[str], int], eos: int | None):
+        self.writer, self.queue, self.safe_cut, self.eos = writer, queue, safe_cut, eos
+        self.statistics = TextStatistics()
+        self.open: list[str] = []  # of the document that has not ended
+        self.size, self.goal = 0, CHUNK
+        self.job: Job = []
+        self.job_size = 0
+
+    def feed(self, text: str, ends: bool) -> None:
+        """The next piece."""
+        self.statistics.add(text, ends)
+        self.open.append(text)
+        self.size += len(text)
+        if ends:
+            self._put("".join(self.open), ends=True)
+            self.open, self.size, self.goal = [], 0, CHUNK
+        elif self.size >= self.goal:
+            whole = "".join(self.open)
+            cut = self.safe_cut(whole) or (len(whole) if len(whole) >= MAX_UNCUT else 0)
+            if cut:
+                self._put(whole[:cut], ends=False)
+            self.open, self.size = [whole[cut:]], len(whole) - cut
+            self.goal = max(CHUNK, 2 * self.size)  # no cut: look again when the text has doubled, not at each piece
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        if self.size:
+            self._put("".join(self.open), ends=False)
+        if self.job:
+            self.queue.put(self.writer, self.job, self.eos)
+            self.job = []
+
+    def _put(self, text: str, ends: bool) -> None:
+        self.job.append((text, ends))
+        self.job_size += len(text)
+        if self.job_size >= CHUNK // 2:
+            self.queue.put(self.writer, self.job, self.eos)
+            self.job, self.job_size = [], 0

@@ -1,0 +1,283 @@
+"""What a text is like, before a model is trained on it: one dict of plain values, made in a stream.
+
+Sizes, lengths and characters are of the whole text. What would need memory or minutes is of a stated part of it:
+tokens of the first TOKEN_CHARS characters, repeated lines of the first MAX_LINES lines, and the overlap of the first
+VAL_CHARS characters of validation with the first TRAIN_CHARS of training; `sampled` says where that bit.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from minigpt.config import DataConfig
+from minigpt.data.corpus import Corpus, Piece, open_corpus
+from minigpt.data.download import Progress
+from minigpt.data.overlap import overlap
+from minigpt.data.statistics import TextStatistics
+
+TOKEN_CHARS = 50_000_000
+VAL_CHARS, TRAIN_CHARS = 20_000_000, 100_000_000
+MAX_LINES = 500_000
+TOP = 20
+BATCH = 1 << 20  # characters counted at a time
+_BINS = 40  # lengths up to 2^39
+
+
+class Reader(Protocol):
+    """What inspecting needs of a tokenizer."""
+
+    kind: str
+    vocab_size: int
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids of a text."""
+        ...
+
+    def token_bytes(self, id_: int, /) -> bytes:
+        """Text of an id."""
+        ...
+
+
+def inspect_data(
+    config: DataConfig, tokenizer: Reader | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Figures of a text.
+
+    Returns:
+        source, skipped (files of a directory that are no text);
+        splits: {name: {bytes, chars, words, documents, sha256, lines, tokens}} (tokens: null without a tokenizer,
+            estimated from bytes_per_token where the text is longer than was encoded);
+        line_length, document_length: {mean, longest, edges, counts}, in characters; bin i is edges[i] <= length <
+            edges[i+1];
+        characters: {distinct, non_ascii, top: [[character, count], ...]};
+        tokens: null, or {kind, vocab_size, used, bytes_per_token, sampled, top: [[text, id, count], ...]};
+        duplicates: {lines, repeated, share, sampled, top: [[line, count], ...]}, of lines that are not blank;
+        overlap: {unit, grams, seen, share, sampled}: share of validation's 13-word sequences (50 characters where
+            words have no spaces between) that training holds too; share is null for a shorter text;
+        examples: up to 3 excerpts, chosen at random with a fixed seed.
+
+    Raises:
+        DataError: see `open_corpus`.
+    """
+    corpus = open_corpus(config, progress)
+    splits = {name: (TextStatistics(), _Lengths()) for name in corpus.splits}
+    documents, characters, duplicates, examples = _Lengths(), _Characters(), _Duplicates(), _Examples()
+    tokens = _Tokens(tokenizer) if tokenizer else None
+    done = length = 0
+    for piece in corpus.chunks():
+        statistics, lengths = splits[piece.split]
+        lines = piece.text.removesuffix("\n").split("\n")
+        statistics.add(piece.text, piece.ends)
+        lengths.add([len(line) for line in lines])
+        duplicates.add(lines)
+        characters.add(piece.text)
+        examples.add(piece.text)
+        if tokens:
+            tokens.add(piece)
+        length += len(piece.text)
+        if piece.ends:
+            documents.add([length])
+            length = 0
+        done += len(piece.text)
+        if progress:
+            progress(f"counting {corpus.source.name}", done, corpus.survey.chars)
+    counted = {}
+    for name, (statistics, lengths) in splits.items():
+        ids = tokens.estimate(name, statistics) if tokens else None
+        counted[name] = {**statistics.figures(), "lines": lengths.number, "tokens": ids}
+    return {
+        "source": config.source,
+        "skipped": list(corpus.source.skipped),
+        "splits": counted,
+        "line_length": _Lengths.together([lengths for _, lengths in splits.values()]).figures(),
+        "document_length": documents.figures(),
+        "characters": characters.figures(),
+        "tokens": tokens.figures() if tokens else None,
+        "duplicates": duplicates.figures(),
+        "overlap": _overlap(corpus, progress),
+        "examples": examples.chosen,
+    }
+
+
+def _overlap(corpus: Corpus, progress: Progress | None) -> dict[str, Any]:
+    sampled = []
+
+    def first(split: str, limit: int) -> Iterator[Piece]:
+        done = 0
+        for piece in corpus.chunks(split):
+            if done >= limit:
+                sampled.append(split)
+                return
+            done += len(piece.text)
+            if progress:
+                progress("comparing the splits", done, None)
+            yield piece
+
+    return overlap(first("val", VAL_CHARS), first("train", TRAIN_CHARS)) | {"sampled": bool(sampled)}
+
+
+class _Lengths:
+    """A histogram of lengths in bins 0, 1, 2-3, 4-7, 8-15, ..."""
+
+    def __init__(self) -> None:
+        self.number = self.total = self.longest = 0
+        self.counts = np.zeros(_BINS, np.int64)
+
+    def add(self, lengths: list[int]) -> None:
+        self.number += len(lengths)
+        self.total += sum(lengths)
+        self.longest = max(self.longest, *lengths)
+        for length in lengths:
+            self.counts[length.bit_length()] += 1
+
+    @staticmethod
+    def together(parts: Iterable["_Lengths"]) -> "_Lengths":
+        whole = _Lengths()
+        for part in parts:
+            whole.number += part.number
+            whole.total += part.total
+            whole.longest = max(whole.longest, part.longest)
+            whole.counts += part.counts
+        return whole
+
+    def figures(self) -> dict[str, Any]:
+        last = self.longest.bit_length() + 1
+        edges = [0] + [2**power for power in range(last)]
+        return {
+            "mean": self.total / max(1, self.number),
+            "longest": self.longest,
+            "edges": edges,
+            "counts": self.counts[:last].tolist(),
+        }
+
+
+class _Characters:
+    """Counts code points, a million at a time: one table of all of Unicode is 9 MB."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(0x110000, np.int64)
+        self.held: list[str] = []
+        self.size = 0
+
+    def add(self, text: str) -> None:
+        self.held.append(text)
+        self.size += len(text)
+        if self.size >= BATCH:
+            self._count()
+
+    def _count(self) -> None:
+        points = np.frombuffer("".join(self.held).encode("utf-32-le"), np.uint32)
+        found = np.bincount(points)
+        self.counts[: len(found)] += found
+        self.held, self.size = [], 0
+
+    def figures(self) -> dict[str, Any]:
+        self._count()
+        order = np.argsort(-self.counts, kind="stable")[:TOP]
+        return {
+            "distinct": int(np.count_nonzero(self.counts)),
+            "non_ascii": int(self.counts[128:].sum()),
+            "top": [[chr(point), int(self.counts[point])] for point in order if self.counts[point]],
+        }
+
+
+class _Duplicates:
+    """Counts lines that are not blank by their hash; the text is kept only of those that come again."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.texts: dict[int, str] = {}
+        self.lines = 0
+        self.sampled = False
+
+    def add(self, lines: list[str]) -> None:
+        for line in lines:
+            stripped = line.strip()
+            if not stripped:
+                continue
+            if self.lines >= MAX_LINES:
+                self.sampled = True
+                return
+            self.lines += 1
+            key = hash(stripped)
+            self.counts[key] = count = self.counts.get(key, 0) + 1
+            if count == 2:
+                self.texts[key] = stripped[:80]
+
+    def figures(self) -> dict[str, Any]:
+        repeated = self.lines - len(self.counts)
+        top = sorted(self.texts, key=lambda key: (-self.counts[key], self.texts[key]))[:TOP]
+        return {
+            "lines": self.lines,
+            "repeated": repeated,
+            "share": repeated / max(1, self.lines),
+            "sampled": self.sampled,
+            "top": [[self.texts[key], self.counts[key]] for key in top],
+        }
+
+
+class _Tokens:
+    """Counts ids of the first TOKEN_CHARS characters."""
+
+    def __init__(self, tokenizer: Reader):
+        self.tokenizer = tokenizer
+        self.counts = np.zeros(tokenizer.vocab_size, np.int64)
+        self.chars = self.bytes = 0
+        self.by_split: dict[str, list[int]] = {}  # split -> characters, ids
+        self.sampled = False
+
+    def add(self, piece: Piece) -> None:
+        if self.chars >= TOKEN_CHARS:
+            self.sampled = True
+            return
+        ids = self.tokenizer.encode_array(piece.text)
+        self.counts += np.bincount(ids, minlength=len(self.counts))
+        self.chars += len(piece.text)
+        self.bytes += len(piece.text.encode())
+        split = self.by_split.setdefault(piece.split, [0, 0])
+        split[0] += len(piece.text)
+        split[1] += len(ids)
+
+    def estimate(self, split: str, text: TextStatistics) -> int:
+        """Ids of a split, without end-of-text ids: counted if all of it was, else from the mean."""
+        chars, ids = self.by_split.get(split, (0, 0))
+        return ids if chars == text.chars else round(text.bytes / self._bytes_per_token())
+
+    def _bytes_per_token(self) -> float:
+        return self.bytes / max(1, int(self.counts.sum()))
+
+    def figures(self) -> dict[str, Any]:
+        order = np.argsort(-self.counts, kind="stable")[:TOP]
+        top = [
+            [self.tokenizer.token_bytes(int(id_)).decode("utf-8", "replace"), int(id_), int(self.counts[id_])]
+            for id_ in order
+            if self.counts[id_]
+        ]
+        return {
+            "kind": self.tokenizer.kind,
+            "vocab_size": self.tokenizer.vocab_size,
+            "used": int(np.count_nonzero(self.counts)),
+            "bytes_per_token": self._bytes_per_token(),
+            "sampled": self.sampled,
+            "top": top,
+        }
+
+
+class _Examples:
+    """Three excerpts: of each piece of the stream three are tried, and each is as likely to stay as another."""
+
+    def __init__(self) -> None:
+        self.chosen: list[str] = []
+        self.seen = 0
+        self.rng = random.Random(0)
+
+    def add(self, text: str) -> None:
+        for _ in range(3 if len(text) > 5000 else 1):  # (reservoir sampling)
+            self.seen += 1
+            place = len(self.chosen) if self.seen <= 3 else self.rng.randrange(self.seen)
+            if place < 3:
+                start = self.rng.randrange(max(1, len(text) - 400))
+                start = text.find("\n", start) + 1 if start else 0
+                self.chosen[place : place + 1] = [text[start : start + 200].strip()]

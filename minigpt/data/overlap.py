@@ -1,0 +1,80 @@
+"""How much of the validation text the training text holds too: what a low validation loss may be owed to.
+
+A gram is 13 consecutive words (as in the decontamination of GPT-3: Brown et al., 2020, appendix C), or 50 characters
+where words have no spaces between them. Grams are compared by 64-bit hashes; those across a document's end or a
+chunk's border (one in a million characters) are left out.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minigpt.data.corpus import CHUNK, Piece
+
+WORDS, CHARACTERS = 13, 50
+_LONG_WORD = 20  # a mean above this is no text of words
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_FILTER_BITS = 24
+
+
+def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> dict[str, Any]:
+    """unit ("13 words" or "50 characters"), grams of val, those seen in train, and their share (None: no gram)."""
+    grams: list[np.ndarray] = []
+    by_words = True
+    for batch in _batches(val):
+        if not grams:
+            by_words = sum(map(len, batch)) <= _LONG_WORD * sum(len(text.split()) for text in batch)
+        grams.append(_grams(batch, by_words))
+    wanted, counts = np.unique(np.concatenate(grams), return_counts=True) if grams else (np.empty(0, np.uint64),) * 2
+    unit = f"{WORDS} words" if by_words else f"{CHARACTERS} characters"
+    if not len(wanted):
+        return {"unit": unit, "grams": 0, "seen": 0, "share": None}
+    # most grams of train are not wanted: a table of low bits turns them away before the binary search
+    mask = np.uint64((1 << _FILTER_BITS) - 1)
+    maybe = np.zeros(1 << _FILTER_BITS, bool)
+    maybe[(wanted & mask).astype(np.int64)] = True
+    found = np.zeros(len(wanted), bool)
+    for batch in _batches(train):
+        some = _grams(batch, by_words)
+        some = some[maybe[(some & mask).astype(np.int64)]]
+        at = np.minimum(np.searchsorted(wanted, some), len(wanted) - 1)
+        found[at[wanted[at] == some]] = True
+    seen, all_ = int(counts[found].sum()), int(counts.sum())
+    return {"unit": unit, "grams": all_, "seen": seen, "share": seen / all_}
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[str]]:
+    """Texts put together to about a million characters, for few calls into numpy."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece.text)
+        size += len(piece.text)
+        if size >= CHUNK:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _grams(texts: list[str], by_words: bool) -> np.ndarray:
+    """Hashes of all grams within the texts, uint64 [number of grams]."""
+    if by_words:
+        words = [text.split() for text in texts]
+        units = np.fromiter((hash(word) for each in words for word in each), np.int64).astype(np.uint64)
+        lengths, n = [len(each) for each in words], WORDS
+    else:
+        points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        units = (points.astype(np.uint64) + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
+        lengths, n = [len(text) for text in texts], CHARACTERS
+    count = len(units) - n + 1
+    if count <= 0:
+        return np.empty(0, np.uint64)
+    grams = np.zeros(count, np.uint64)
+    factor = 1
+    for offset in range(n):
+        grams += units[offset : offset + count] * np.uint64(factor)
+        factor = factor * _MULTIPLIER % 2**64
+    grams ^= grams >> np.uint64(32)  # spread the high bits to the low ones, which the filter looks at
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    return grams[text[:count] == text[n - 1 :]]

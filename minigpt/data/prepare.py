@@ -1,0 +1,212 @@
+"""Text -> token files, in a stream: any size, flat memory, whole or not at all.
+
+    CACHE/prepared/KEY/ {train.tokens, val.tokens, test.tokens, tokenizer.json, meta.json}
+
+KEY is a hash of everything the ids depend on: the text's identity (path, size, time of change of each file, or the
+sha256 of a published one), cleaning, splitting, the tokenizer's fingerprint, the format's version. The same
+preparation is found again at once; a changed file is prepared anew.
+
+All is written into a temporary directory that takes its name last. Of two processes that prepare the same, both
+write their own and the second to finish takes what the first left. What a killed process left is swept up by the next.
+
+The end-of-text id follows each document where there are several, and the tokenizer has one; a text that is one
+document gets none.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import DataConfig
+from minigpt.data.corpus import Corpus, changed, corpus_key, open_corpus
+from minigpt.data.download import Progress
+from minigpt.data.encode import Encoder, encode_corpus
+from minigpt.data.named import cache_root
+from minigpt.data.sources import Source, resolve
+from minigpt.data.tokenfile import TokenFile, storage_error
+from minigpt.errors import DataError, TokenFileError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared text.
+
+    Attributes:
+        directory: where it lies.
+        meta: what meta.json says: version, key, source, encoding, clean, val_fraction, eos, skipped,
+            tokenizer {kind, vocab_size, fingerprint}, splits {name: {tokens, bytes, chars, words, documents, sha256}}.
+        splits: train, val, and test where one is published.
+    """
+
+    directory: Path
+    meta: dict[str, Any]
+    splits: dict[str, TokenFile]
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer: Encoder,
+    safe_cut: Callable[[str], int],
+    out: Path | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Prepared:
+    """The text as token files, from the cache if they are there.
+
+    Args:
+        config: which text, and how it is cleaned and split.
+        tokenizer: makes ids of it.
+        safe_cut: largest index where a text may be cut without changing ids, 0 for none.
+        out: a directory to write in place of the cache; it must not hold anything else.
+        progress: called with (what, characters done, characters in all).
+        workers: threads that encode (default: the processors, 8 at most).
+
+    Raises:
+        DataError, EncodingError: the text cannot be used.
+        StorageError: the directory cannot be written, or the disk is full; nothing half-written stays.
+    """
+    source = resolve(config, progress)
+    target, key = _target(source, config, tokenizer.fingerprint, out)
+    if (found := _reuse(target, key, tokenizer.fingerprint, given=out is not None)) is not None:
+        return found
+    corpus = open_corpus(config, progress, source)
+    with _temporary(target) as folder:
+        counted = encode_corpus(corpus, tokenizer, safe_cut, folder, progress, workers or min(8, os.cpu_count() or 1))
+        if resolve(config).identity != source.identity:
+            raise changed(config.source)
+        meta = _meta(corpus, tokenizer, key, counted)
+        tokenizer.save(folder / "tokenizer.json")
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        _publish(folder, target, tokenizer.fingerprint)
+    return load_prepared(target, tokenizer.fingerprint)
+
+
+def find_prepared(config: DataConfig, fingerprint: str) -> Prepared | None:
+    """What an earlier `prepare` of this text with this tokenizer left in the cache, if it is whole."""
+    target, key = _target(resolve(config), config, fingerprint, None)
+    return _reuse(target, key, fingerprint, given=False)
+
+
+def load_prepared(directory: str | Path, fingerprint: str | None = None) -> Prepared:
+    """A directory that `prepare` wrote. Raises TokenFileError if it is damaged or of another tokenizer."""
+    directory = Path(directory)
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        names, version = list(meta["splits"]), meta["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TokenFileError(
+            f"{directory}: holds no whole preparation ({error}); prepare the data again: minigpt prepare SOURCE"
+        ) from None
+    if version != VERSION:
+        raise TokenFileError(f"{directory}: is of format version {version}, not {VERSION}; prepare the data again")
+    splits = {name: TokenFile(directory / f"{name}.tokens", fingerprint) for name in names}
+    for name, file in splits.items():
+        if len(file) != meta["splits"][name]["tokens"]:
+            raise TokenFileError(f"{file.path}: is not the file that meta.json describes; prepare the data again")
+    return Prepared(directory, meta, splits)
+
+
+def _target(source: Source, config: DataConfig, fingerprint: str, out: Path | None) -> tuple[Path, str]:
+    parts = [VERSION, *corpus_key(source, config), fingerprint]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return Path(out) if out is not None else cache_root(config.cache_dir) / "prepared" / key[:32], key
+
+
+def _reuse(target: Path, key: str, fingerprint: str, given: bool) -> Prepared | None:
+    """What is at the target if it is what is wanted. A directory the person gave is never overwritten."""
+    if not target.exists():
+        return None
+    try:
+        found = load_prepared(target, fingerprint)
+        if found.meta["key"] == key:
+            return found
+        problem = "holds another preparation"
+    except TokenFileError as error:
+        problem = str(error).split("; ")[0] if (target / "meta.json").exists() else "is not empty"
+    if given and (not target.is_dir() or any(target.iterdir())):
+        problem = problem.removeprefix(f"{target}: ")
+        raise DataError(f"{target}: {problem}; give --out a new directory, or remove this one")
+    return None
+
+
+def _meta(corpus: Corpus, tokenizer: Encoder, key: str, counted: Mapping[str, Any]) -> dict[str, Any]:
+    config = corpus.config
+    return {
+        "version": VERSION,
+        "key": key,
+        "source": config.source,
+        "encoding": config.encoding,
+        "clean": list(config.clean),
+        "val_fraction": config.val_fraction,
+        "eos": corpus.many and tokenizer.eos_id is not None,
+        "skipped": list(corpus.source.skipped),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "splits": dict(counted),
+    }
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A directory beside the target, gone at the end unless it was renamed. OSErrors become StorageErrors."""
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    folder = target.parent / f".{target.name}.{owner}-{secrets.token_hex(4)}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        raise storage_error(Path(error.filename or target), error) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what processes of this machine that are no more left half-written."""
+    if os.name != "posix":  # elsewhere os.kill(pid, 0) does not ask, it kills
+        return
+    for folder in parent.glob(".*.tmp"):
+        owner = re.search(r"\.([^.].*)-(\d+)-[0-9a-f]{8}\.tmp$", folder.name)
+        if owner is None or not owner[1].endswith(socket.gethostname()):
+            continue
+        pid = int(owner[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:  # alive, and another person's
+            continue
+
+
+def _publish(folder: Path, target: Path, fingerprint: str) -> None:
+    """Give the finished directory its name; if another process was first and its files are whole, keep those."""
+    for _ in range(3):
+        try:
+            folder.rename(target)
+            return
+        except OSError:
+            if not target.exists():
+                raise
+        try:
+            load_prepared(target, fingerprint)
+            return
+        except TokenFileError:  # damaged: out of the way with it
+            with contextlib.suppress(OSError):  # or another process is doing so
+                target.rename(folder.with_name(f"{folder.name}.old"))
+            shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+    folder.rename(target)

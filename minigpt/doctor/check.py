@@ -1,0 +1,31 @@
+"""The result of one probe."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one probe found.
+
+    Args:
+        name: what was tried.
+        ok: True: works; False: is needed and does not work; None: is optional and not here.
+        detail: what was found.
+        advice: one line on what to do; empty if nothing.
+        figures: the numbers, for programs.
+        seconds: how long the probe took.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+    advice: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def reason(error: BaseException) -> str:
+    """An exception as one short line: its type and the first line of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

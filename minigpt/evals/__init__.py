@@ -1,0 +1,20 @@
+"""Evaluation: exact scores over a whole split, and the floors beside them."""
+
+from minigpt.evals.floors import compute_floors, run_floors
+from minigpt.evals.ngram import NGram
+from minigpt.evals.report import REPORT_KEYS, bootstrap, evaluate_run, report
+from minigpt.evals.score import Score, evaluate
+from minigpt.evals.text import TokenText
+
+__all__ = [
+    "REPORT_KEYS",
+    "NGram",
+    "Score",
+    "TokenText",
+    "bootstrap",
+    "compute_floors",
+    "evaluate",
+    "evaluate_run",
+    "report",
+    "run_floors",
+]

@@ -1,0 +1,94 @@
+"""What simpler models reach on the same text, in bits per byte: the scale that a loss is read on.
+
+    uniform     every byte that occurs in the training text is as likely as any other: log2 of their number
+    unigram     bytes by their frequency in training, one added to each of the 256 counts
+    five_gram   the byte before, the two, three and four before it: interpolated Kneser-Ney (see `ngram`)
+    xz          what the text adds to the size of the archive when the end of the training text is packed with it
+    entropy     stories only: the exact expectation under the grammar that wrote them; no model can do better
+    surprisal   stories only: -log2 P of this very text under the grammar, which varies about the entropy
+
+The first three are fitted on the first 16 MiB of the training text; xz (preset 6) sees its last 4 MiB. More would
+make them a little better: on WikiText-2 xz falls from 1.93 to 1.87 with all of it, in four times the time. They read
+documents one after another, without the end-of-text token between them.
+"""
+
+import contextlib
+import json
+import lzma
+import math
+
+import numpy as np
+
+from minigpt.data import Prepared, stories
+from minigpt.errors import DataError
+from minigpt.evals.ngram import NGram
+from minigpt.evals.text import Bytes, TokenText
+from minigpt.tokenizers import Tokenizer
+
+FIT_BYTES = 16 << 20
+XZ_BYTES = 4 << 20
+VERSION = 1  # of the cached figures: raise it when a definition above changes
+
+Floors = dict[str, float]
+
+
+def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
+    """uniform, unigram and five_gram for `text` fitted on `head`, xz after `tail`; none of the three empty."""
+    if not (len(head) and len(tail) and len(text)):
+        raise DataError("no floors without text: the training or the evaluated text is empty")
+    return {
+        "uniform": math.log2(len(np.unique(head))),
+        "unigram": unigram_bits(head, text) / len(text),
+        "five_gram": NGram.fit(head, 5).bits(text) / len(text),
+        "xz": xz_bits(tail, text) / len(text),
+    }
+
+
+def unigram_bits(train: Bytes, text: Bytes) -> float:
+    """-log2 P(text) by single bytes, one added to each count."""
+    counts = np.bincount(train, minlength=256) + 1.0
+    return float(-(np.bincount(text, minlength=256) @ np.log2(counts / counts.sum())))
+
+
+def xz_bits(before: Bytes, text: Bytes) -> float:
+    """Bits that `text` adds to an xz archive of `before`."""
+    history = before.tobytes()
+    return 8.0 * (len(lzma.compress(history + text.tobytes())) - len(lzma.compress(history)))
+
+
+def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
+    """The floors of one split, kept beside the token files once computed.
+
+    The training split has no fitted floors: they would be fitted on the very text they are to be compared on.
+
+    Args:
+        prepared: token files.
+        tokenizer: the one they were made with.
+        split: val, test or train.
+    """
+    cached = prepared.directory / f"floors-{split}-v{VERSION}.json"
+    with contextlib.suppress(OSError, ValueError):  # missing or unreadable: computed anew
+        return json.loads(cached.read_text(encoding="utf-8"))
+    told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
+    floors: Floors = {}
+    if told or split != "train":
+        table = TokenText(tokenizer)
+        text = table.whole(prepared.splits[split].tokens)
+        if split != "train":
+            train = prepared.splits["train"].tokens
+            floors = compute_floors(table.head(train, FIT_BYTES), table.tail(train, XZ_BYTES), text)
+        if told:
+            floors |= stories_floors(text)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the evaluation
+        cached.write_text(json.dumps(floors), encoding="utf-8")
+    return floors
+
+
+def stories_floors(text: Bytes) -> Floors:
+    """Entropy of the grammar, and the surprisal of these very stories, each of which ends in its only newline."""
+    floors = {"entropy": stories.entropy().bits_per_byte}
+    # A tokenizer of another text may have lost a character: then these are not quite the stories that were told.
+    with contextlib.suppress(DataError):
+        nats = -sum(map(stories.log_probability, text.tobytes().decode("ascii").splitlines(keepends=True)))
+        floors["surprisal"] = nats / math.log(2) / len(text)
+    return floors

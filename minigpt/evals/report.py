@@ -1,0 +1,193 @@
+"""Scores as figures that can be compared, each with its interval, beside the floors of the same text.
+
+    loss             nats per token, over all tokens of the split but the first, which nothing foretells
+    perplexity       exp(loss)
+    bits_per_byte    all nats / ln 2 / bytes of the source text that those tokens stand for, so that tokenizers can be
+                     compared; an end-of-text token costs nats but has no bytes
+    word_perplexity  exp(all nats / words); words as WikiText counts: what white space separates, and one a line end
+
+The interval is a bootstrap's (Efron, 1979): blocks of at least `context` tokens are drawn anew with replacement and
+the ratio of their sums taken. It says how much the figure depends on which text was in the split, not what another
+seed of training would give; and since blocks that follow each other in a document are alike, it is a little too narrow.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.data import Prepared
+from minigpt.errors import DataError, UserError, nearest
+from minigpt.evals.floors import run_floors
+from minigpt.evals.score import Score, evaluate
+from minigpt.evals.text import TokenText
+from minigpt.model import GPT
+from minigpt.runtime import Runtime
+from minigpt.tokenizers import Tokenizer
+
+REPORT_KEYS = (
+    "loss", "perplexity", "bits_per_byte", "word_perplexity", "tokens", "bytes", "words", "confidence_interval",
+    "floors", "split", "context", "stride", "checkpoint", "step", "data",
+)  # fmt: skip
+
+_RESAMPLES = 1000
+_SEED = 0
+_MOST_DRAWS = 1 << 24  # block indices held at a time: 128 MB
+
+
+class Run(Protocol):
+    """What evaluation wants of a loaded run."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def checkpoint(self) -> Path: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def model(self) -> GPT: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    def prepared(self) -> Prepared:
+        """Its own data."""
+        ...
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    prepared: Prepared | None = None,
+    split: str = "val",
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a loaded run on a whole split: `evaluate_run(load_run("runs/my"))["bits_per_byte"]`.
+
+    Args:
+        run: from `load_run`.
+        prepared: other data than the run's own, prepared with the run's tokenizer.
+        split: val, test or train.
+        context: tokens in a window (default: all that the model can take).
+        stride: tokens between windows (default: context, no overlap: what training reports as val_loss).
+        batch_size, progress: see `evaluate`.
+
+    Returns:
+        REPORT_KEYS to their values, as the module's docstring says. confidence_interval: {"loss": [low, high],
+        "bits_per_byte": [low, high]}, None where there is but one block. floors: bits per byte, by name. A perplexity
+        too large for a float is None.
+
+    Raises:
+        UserError: no such split, a context longer than the model's, a stride out of range.
+        DataError: too little text.
+    """
+    prepared = prepared or run.prepared()
+    if split not in prepared.splits:
+        raise UserError(f"{prepared.meta['source']} has no {split} split; {nearest(split, prepared.splits)}")
+    longest = run.model.config.max_seq_len
+    context = longest if context is None else context
+    if not 1 <= context <= longest:
+        raise UserError(f"context {context} does not fit the model; choose 1 to {longest}")
+    tokens = prepared.splits[split].tokens
+    score = evaluate(
+        run.model,
+        tokens,
+        context=context,
+        stride=stride,
+        batch_size=batch_size,
+        runtime=run.runtime,
+        token_lengths=TokenText(run.tokenizer).lengths,
+        progress=progress,
+    )
+    figures = prepared.meta["splits"][split]
+    return report(
+        score,
+        text_bytes=figures["bytes"] - len(run.tokenizer.token_bytes(int(tokens[0]))),
+        words=figures["words"],
+        floors=run_floors(prepared, run.tokenizer, split),
+        split=split,
+        context=context,
+        stride=stride or context,
+        checkpoint=str(run.checkpoint),
+        step=run.step,
+        data=prepared.meta["source"],
+    )
+
+
+def report(
+    score: Score,
+    *,
+    text_bytes: int,
+    words: int,
+    floors: dict[str, float],
+    split: str,
+    context: int,
+    stride: int,
+    checkpoint: str,
+    step: int,
+    data: str,
+) -> dict[str, Any]:
+    """The figures of a score; `text_bytes` and `words` are those of the source text. See `evaluate_run`."""
+    if not text_bytes:
+        raise DataError(f"the {split} text is a single token; give more text")
+    nats, tokens = float(score.nats.sum()), int(score.tokens.sum())
+    return {
+        "loss": nats / tokens,
+        "perplexity": _exp(nats / tokens),
+        "bits_per_byte": nats / math.log(2) / text_bytes,
+        "word_perplexity": _exp(nats / words) if words else None,
+        "tokens": tokens,
+        "bytes": text_bytes,
+        "words": words,
+        "confidence_interval": _intervals(score, text_bytes, context),
+        "floors": floors,
+        "split": split,
+        "context": context,
+        "stride": stride,
+        "checkpoint": checkpoint,
+        "step": step,
+        "data": data,
+    }
+
+
+def _exp(nats: float) -> float | None:
+    return math.exp(nats) if nats < 700 else None
+
+
+def _intervals(score: Score, text_bytes: int, context: int) -> dict[str, list[float]] | None:
+    # Windows that overlap score few tokens each; together they make blocks of at least a context, cut at windows.
+    block = (np.cumsum(score.tokens) - score.tokens) // context  # [W]
+    starts = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1])))
+    nats, tokens, bytes_ = (np.add.reduceat(part, starts) for part in (score.nats, score.tokens, score.bytes))
+    if len(starts) < 2 or not bytes_.sum():
+        return None
+    # A byte that the tokenizer knows only as unk is counted in text_bytes, but not by token lengths.
+    scale = bytes_.sum() / text_bytes / math.log(2)
+    low, high = bootstrap(nats, bytes_) * scale
+    return {"loss": bootstrap(nats, tokens).tolist(), "bits_per_byte": [float(low), float(high)]}
+
+
+def bootstrap(
+    numerators: npt.NDArray[Any],
+    denominators: npt.NDArray[Any],
+    resamples: int = _RESAMPLES,
+    seed: int = _SEED,
+) -> npt.NDArray[np.float64]:
+    """95 % percentile interval [low, high] of sum(numerators) / sum(denominators), blocks [K] drawn with replacement.
+
+    The draws depend on the seed and K alone, so that two models on the same windows are resampled alike.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(numerators)
+    rows = max(1, _MOST_DRAWS // count)
+    ratios = []
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(count, size=(min(rows, resamples - start), count))
+        ratios.append(numerators[drawn].sum(1) / denominators[drawn].sum(1))
+    return np.percentile(np.concatenate(ratios), [2.5, 97.5])

@@ -1,0 +1,121 @@
+"""The exact loss of a model over a whole token sequence: every token but the first is predicted exactly once.
+
+Windows of `context` tokens start every `stride` tokens. With stride = context they do not overlap: each is scored
+whole, and its first tokens are predicted from little. With a smaller stride a window scores only what is new in it,
+so that every token sees at least context - stride tokens before it (but those at the very start), for context/stride
+times the work. Logits are fp32, sums float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minigpt.data import eval_batches
+from minigpt.errors import CheckpointError, DataError, UserError
+from minigpt.losses import IGNORE
+from minigpt.runtime import Runtime
+
+_LOGITS_MEMORY = {"cuda": 2**30}  # bytes of fp32 logits in one batch; elsewhere:
+_LOGITS_MEMORY_ELSEWHERE = 2**28
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was counted in each of W windows, in the order of the text."""
+
+    nats: npt.NDArray[np.float64]  # [W] -ln p, summed over the tokens that the window scored
+    tokens: npt.NDArray[np.int64]  # [W] how many those are
+    bytes: npt.NDArray[np.int64]  # [W] bytes of text they stand for; zero if `evaluate` was not told the lengths
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tokens: npt.NDArray[Any],
+    *,
+    context: int,
+    runtime: Runtime,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    token_lengths: npt.NDArray[np.int64] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score tokens[1:], all of them, each once.
+
+    Args:
+        model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is put back afterwards.
+        tokens: [N] ids, N at least 2.
+        context: tokens in a window, at least 1.
+        runtime: device and precision.
+        stride: tokens between the starts of windows, 1 to context (default: context).
+        batch_size: windows at a time (default: what makes 256 MB of logits, on CUDA 1 GB); does not change the result
+            beyond rounding.
+        token_lengths: [V] bytes of each id, for `Score.bytes`.
+        progress: called after each batch with (tokens scored so far, tokens to score).
+
+    Raises:
+        UserError: context or stride out of range.
+        DataError: too few tokens.
+        CheckpointError: the loss is not a number.
+    """
+    stride = context if stride is None else stride
+    _check(tokens, context, stride, batch_size)
+    columns: list[list[npt.NDArray[Any]]] = [[], [], []]
+    was_training = model.training
+    model.eval()
+    size = batch_size or _batch_size(model, context, runtime.device.type)
+    lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
+    done = 0
+    for inputs, targets in eval_batches(tokens, context, stride, size):
+        with runtime.autocast():
+            logits = model(inputs.to(runtime.device))  # [B, T] -> [B, T, V]
+        nats = F.cross_entropy(
+            logits.flatten(0, 1).float(),  # [B, T, V] -> [B T, V]
+            targets.to(runtime.device).flatten(),
+            ignore_index=IGNORE,
+            reduction="none",
+        )
+        scored = (targets != IGNORE).numpy()  # [B, T]
+        columns[0].append(nats.cpu().double().view(targets.shape).sum(1).numpy())  # on the CPU: mps has no float64
+        columns[1].append(scored.sum(1))
+        columns[2].append(_bytes(targets.numpy(), scored, lengths))
+        done += int(columns[1][-1].sum())
+        if progress:
+            progress(done, len(tokens) - 1)
+    model.train(was_training)
+    score = Score(*(np.concatenate(column) for column in columns))
+    if not np.isfinite(score.nats).all():
+        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+    return score
+
+
+def _check(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
+    if context < 1 or not 1 <= stride <= context:
+        raise UserError(f"stride {stride} does not go with context {context}; choose a stride of 1 to {context}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch size {batch_size} is not positive; choose 1 or more")
+    if len(tokens) < 2:
+        raise DataError(f"{len(tokens)} token cannot be evaluated, since the first is not predicted; give more text")
+
+
+def _bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:
+    """[B] bytes of the scored targets [B, T]."""
+    if not len(lengths):
+        return np.zeros(len(targets), np.int64)
+    return np.where(scored, lengths[np.where(scored, targets, 0)], 0).sum(1)
+
+
+def _batch_size(model: nn.Module, context: int, device: str) -> int:
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 2**16
+    return max(1, min(256, _LOGITS_MEMORY.get(device, _LOGITS_MEMORY_ELSEWHERE) // (4 * context * vocab_size)))

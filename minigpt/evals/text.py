@@ -1,0 +1,73 @@
+"""Token ids back to the bytes they stand for, by table: floors need no source file."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.tokenizers import Tokenizer
+
+Bytes = npt.NDArray[np.uint8]
+Ids = npt.NDArray[Any]
+
+_CHUNK = 1 << 20  # tokens turned into bytes at a time
+
+
+class TokenText:
+    """The text of a sequence of ids, a chunk at a time.
+
+    Special tokens are no text, so they have no bytes; except unk, which stands for a character that was there and
+    is written as one "?".
+
+    Args:
+        tokenizer: whose ids they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        pieces = [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
+        if tokenizer.unk_id is not None:
+            pieces[tokenizer.unk_id] = b"?"
+        self.lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)  # [V] bytes of each id
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))  # [V] where its bytes begin in _flat
+        self._flat = np.frombuffer(b"".join(pieces), np.uint8)
+
+    def decode(self, ids: Ids) -> Bytes:
+        """Bytes of the ids [N].
+
+        With pieces 0: b"ab", 1: b"c" (flat b"abc", starts [0, 2]), ids [1, 0] have lengths [1, 2] and go to 0 and 1
+        in the output; the source of output byte i is start of its id + (i - where that id went): [2, 0, 1] -> b"cab".
+        """
+        ids = ids.astype(np.int64)
+        lengths = self.lengths[ids]
+        ends = np.cumsum(lengths)
+        shift = np.repeat(self._starts[ids] - (ends - lengths), lengths)
+        return self._flat[np.arange(len(shift)) + shift]
+
+    def chunks(self, ids: Ids) -> Iterator[Bytes]:
+        """The same for any number of ids, memory-mapped or not."""
+        for start in range(0, len(ids), _CHUNK):
+            yield self.decode(np.asarray(ids[start : start + _CHUNK]))
+
+    def whole(self, ids: Ids) -> Bytes:
+        """All of the text at once."""
+        return self._take(self.chunks(ids), None)
+
+    def head(self, ids: Ids, limit: int) -> Bytes:
+        """The first `limit` bytes of the text, or all of it."""
+        return self._take(self.chunks(ids), limit)[:limit]
+
+    def tail(self, ids: Ids, limit: int) -> Bytes:
+        """The last `limit` bytes of the text, or all of it."""
+        backwards = (self.decode(np.asarray(ids[max(0, end - _CHUNK) : end])) for end in range(len(ids), 0, -_CHUNK))
+        return self._take(backwards, limit, backwards=True)[-limit:]
+
+    @staticmethod
+    def _take(chunks: Iterable[Bytes], limit: int | None, backwards: bool = False) -> Bytes:
+        taken, size = [np.zeros(0, np.uint8)], 0
+        for chunk in chunks:
+            taken.append(chunk)
+            size += len(chunk)
+            if limit is not None and size >= limit:
+                break
+        return np.concatenate(taken[::-1] if backwards else taken)

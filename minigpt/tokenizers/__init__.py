@@ -1,0 +1,58 @@
+"""Tokenizers: text to token ids and back. `build` makes one, `load` reads one."""
+
+import logging
+from collections.abc import Iterable
+
+from minigpt.config import TokenizerConfig
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, TextStream, Tokenizer
+from minigpt.tokenizers.bpe import BPETokenizer
+from minigpt.tokenizers.gpt2 import gpt2_tokenizer
+from minigpt.tokenizers.load import load
+from minigpt.tokenizers.patterns import safe_cut
+from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
+
+log = logging.getLogger(__name__)
+
+
+def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a config asks for.
+
+    Args:
+        config: with `path`, that file is loaded and the other fields are not looked at.
+        texts: chunks of one text, in any sizes; read at most once, and only by char and bpe.
+
+    Raises:
+        TokenizerError: what cannot be loaded, learned or fetched.
+    """
+    if config.path:
+        return load(config.path)
+    if config.kind == "byte":
+        return ByteTokenizer()
+    if config.kind in ("gpt2", "auto"):
+        try:
+            return gpt2_tokenizer()
+        except TokenizerError as error:
+            if config.kind == "gpt2":
+                raise
+            log.warning("tokenizer auto: taking char in place of gpt2, since %s", error)
+    if config.kind == "bpe":
+        return BPETokenizer.train(texts, config.vocab_size, config.pattern, config.max_train_bytes)
+    return CharTokenizer.from_texts(texts, config.unknown)
+
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "UNK",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "TextStream",
+    "Tokenizer",
+    "build",
+    "gpt2_tokenizer",
+    "load",
+    "safe_cut",
+]

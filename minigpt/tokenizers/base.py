@@ -1,0 +1,189 @@
+"""What every tokenizer is: a table of byte strings, one per id, and a way to cut text into them.
+
+Notable choices:
+- A token stands for bytes, not characters: one character may be several tokens, so text that is
+  streamed goes through `TextStream`, which never emits half a character.
+- Text that looks like a special token ("<|endoftext|>") is ordinary text unless `special=True`:
+  a document must not be able to end itself.
+- `fingerprint` is the sha256 of the canonical tokenizer.json; token files and checkpoints carry it.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.errors import StorageError, TokenizerError
+
+EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
+FILE_NAME = "tokenizer.json"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    Attributes:
+        kind: char, byte, bpe or gpt2.
+        vocab_size: number of ids, special tokens included.
+        special_tokens: name to id, {"<|endoftext|>": 50256}.
+        eos_id, bos_id, pad_id, unk_id: ids of those that exist, else None.
+        dtype: smallest of uint16 and uint32 that holds every id; `encode_array` returns it.
+    """
+
+    kind: str
+
+    def __init__(self, pieces: Sequence[bytes], special_tokens: Mapping[str, int]):
+        """`pieces[id]` is the text that an id stands for, b"" for special tokens."""
+        self._pieces = list(pieces)
+        self.vocab_size = len(self._pieces)
+        self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
+        self.eos_id = special_tokens.get(EOS)
+        self.bos_id = special_tokens.get(BOS)
+        self.pad_id = special_tokens.get(PAD)
+        self.unk_id = special_tokens.get(UNK)
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+        self._special_names = {id_: name.encode() for name, id_ in self.special_tokens.items()}
+
+    @abstractmethod
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids of a text as an array (n,) of `dtype`: the fast path, for whole files."""
+
+    @abstractmethod
+    def to_tree(self) -> dict[str, Any]:
+        """The content of tokenizer.json, in the format of Hugging Face `tokenizers`."""
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text. With special=True the names of special tokens in it become their ids."""
+        if not special or not self.special_tokens:
+            return self._encode(text)
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        ids: list[int] = []
+        for index, part in enumerate(parts):  # odd parts are the names themselves
+            ids.extend([self.special_tokens[part]] if index % 2 else self._encode(part))
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self.encode_array(text).tolist()
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids (ints, an array or a tensor); bytes that are not UTF-8 become U+FFFD.
+
+        Special tokens are left out, or written by name with skip_special=False; except that the unk
+        token is always shown, as U+FFFD or by name, since it stands for a character that was there.
+        """
+        return b"".join(self._shown(int(id_), skip_special) for id_ in ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id_: int) -> bytes:
+        """Bytes of source text that a token stands for; b"" for special tokens, unk among them."""
+        self._check(id_)
+        return self._pieces[id_]
+
+    def _shown(self, id_: int, skip_special: bool) -> bytes:
+        self._check(id_)
+        if id_ not in self._special_names:
+            return self._pieces[id_]
+        if not skip_special:
+            return self._special_names[id_]
+        return "\ufffd".encode() if id_ == self.unk_id else b""
+
+    def _check(self, id_: int) -> None:
+        if not 0 <= id_ < self.vocab_size:
+            raise TokenizerError(f"token id {id_} is not one of this {self.kind} tokenizer's 0..{self.vocab_size - 1}")
+
+    def to_json(self) -> str:
+        """tokenizer.json as text; the same tokenizer always gives the same text."""
+        return json.dumps(self.to_tree(), ensure_ascii=False, indent=1) + "\n"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of `to_json()`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer.json, whole or not at all. `path` is a .json file, or a directory for it."""
+        path = Path(path)
+        target = path if path.suffix == ".json" else path / FILE_NAME
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, self.to_json().encode())
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(kind={self.kind!r}, vocab_size={self.vocab_size})"
+
+
+class TextStream:
+    """Ids in, one by one; text out as soon as its characters are complete.
+
+    stream.push(a) + stream.push(b) + ... + stream.flush() == tokenizer.decode([a, b, ...])
+
+    An emoji is four bytes, so up to four tokens: the first three pushes return "", the last the emoji.
+    Bytes that cannot become UTF-8 any more are emitted as U+FFFD as soon as that is certain.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id_: int) -> str:
+        """Text that this token completes; "" while a character is open."""
+        return self._decoder.decode(self._tokenizer._shown(int(id_), self._skip_special))
+
+    def flush(self) -> str:
+        """What is left at the end (U+FFFD for an open character, else ""); the stream may then be used anew."""
+        return self._decoder.decode(b"", final=True)
+
+
+def valid_unicode(text: str) -> str:
+    """The text with lone surrogates (from broken JSON escapes or file names) as U+FFFD, as tiktoken does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def write_atomic(target: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename: nobody ever sees half of it."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_tree(
+    tokenizer: Tokenizer, model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]
+) -> dict[str, Any]:
+    """The frame of tokenizer.json around its parts.
+
+    The format has no place for extra keys (tokenizers 0.23 refuses the file), so everything that
+    `load` needs is said by the parts themselves: see the docstrings of the kinds.
+    """
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in tokenizer.special_tokens.items()],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }

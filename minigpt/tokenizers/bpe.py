@@ -1,0 +1,179 @@
+"""Byte-pair encoding over bytes: learned here (`train`), or read from another's file.
+
+Text is split by a pattern into pre-tokens; within each, the pair of neighbouring tokens that was learned
+first is merged, until none is left. `encode_reference` is that sentence as code. tiktoken runs the same
+merges in Rust when speed matters: its rule is "merge the pair whose joined bytes have the lowest id", which
+is the same for merges that were learned in the order of their ids, and only such files are accepted.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import regex
+import tiktoken
+
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
+from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge
+from minigpt.tokenizers.patterns import byte_level, byte_order, expression, pre_tokenizer_tree, spell
+from minigpt.tokenizers.simple import bpe_model
+
+log = logging.getLogger(__name__)
+
+SPECIALS = (PAD, UNK, BOS, EOS)
+GAP = 1 << 18
+"""Length of a window; see `_has_gap`."""
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE.
+
+    A trained one has the ids pad 0, unk 1, bos 2, eos 3, then the 256 bytes in the order of their spelling,
+    then the merges: the numbering of Hugging Face's BpeTrainer. No text ever encodes to unk.
+    """
+
+    kind = "bpe"
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        merges: Sequence[Pair],
+        pattern: str,
+        special_tokens: Mapping[str, int],
+        kind: str = "bpe",
+    ):
+        """
+        Args:
+            pieces: bytes of each id, b"" for special tokens.
+            merges: pairs of ids, in the order learned.
+            pattern: "gpt2", "gpt4", or an expression.
+            special_tokens: name to id.
+            kind: bpe, or gpt2 for OpenAI's.
+
+        Raises:
+            TokenizerError: pieces and merges that do not fit together, or not in the order of their ids.
+        """
+        super().__init__(pieces, special_tokens)
+        self.kind = kind
+        self.pattern = pattern
+        self.merges = list(merges)
+        specials = set(self.special_tokens.values())
+        self._ids = {piece: id_ for id_, piece in enumerate(pieces) if piece and id_ not in specials}
+        products = [self._ids.get(pieces[left] + pieces[right], -1) for left, right in self.merges]
+        if any(later <= earlier for earlier, later in pairwise([-1, *products])):
+            raise TokenizerError("the merges are not in the order of their ids; minigpt cannot run it")
+        if len(self._ids) != 256 + len(products) or any(bytes([byte]) not in self._ids for byte in range(256)):
+            raise TokenizerError("the vocabulary is not the 256 bytes and their merges; minigpt cannot run it")
+        self._ranks = dict(zip(self.merges, products, strict=True))
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        pattern: str = "gpt4",
+        max_train_bytes: int | None = None,
+        min_count: int = 2,
+    ) -> "BPETokenizer":
+        """Learn a tokenizer.
+
+        Args:
+            texts: chunks of one text, read once; memory stays flat.
+            vocab_size: ids to reach, the 4 special tokens included. A text that is too small for it gives a
+                smaller vocabulary, which is logged as a warning.
+            pattern: "gpt2" or "gpt4".
+            max_train_bytes: learn from so many bytes of the text's beginning.
+            min_count: a pair that occurs less often is not merged.
+
+        Raises:
+            TokenizerError: vocab_size below 260, or no text.
+        """
+        base = len(SPECIALS) + 256
+        if vocab_size < base:
+            raise TokenizerError(
+                f"vocab_size {vocab_size} is too small for bpe: 256 bytes and {len(SPECIALS)} special tokens "
+                f"need {base}; raise it, or take kind byte or char"
+            )
+        words = count_words(texts, pattern, max_train_bytes)
+        if not words:
+            raise TokenizerError("no text to learn merges from; give a text that is not empty")
+        merges = learn_merges(words, vocab_size - base, min_count)
+        if len(merges) < vocab_size - base:
+            log.warning(
+                "the text is too small for %d tokens: vocab_size is %d (no further pair occurs %d times)",
+                vocab_size, base + len(merges), min_count,
+            )  # fmt: skip
+        shift = len(SPECIALS)
+        pieces = [b""] * shift + [bytes([byte]) for byte in byte_order()]
+        for left, right in merges:
+            pieces.append(pieces[left + shift] + pieces[right + shift])
+        pairs = [(left + shift, right + shift) for left, right in merges]
+        return cls(pieces, pairs, pattern, {name: id_ for id_, name in enumerate(SPECIALS)})
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return self._tiktoken(expression(self.pattern))
+
+    @cached_property
+    def _unsplit(self) -> tiktoken.Encoding:
+        """Merges all of its text as one pre-token."""
+        return self._tiktoken(r"(?s).+")
+
+    def _tiktoken(self, split: str) -> tiktoken.Encoding:
+        return tiktoken.Encoding(self.kind, pat_str=split, mergeable_ranks=self._ids, special_tokens={})
+
+    def encode_array(self, text: str) -> np.ndarray:
+        # By way of a list: tiktoken 0.14's encode_to_numpy takes a slower path inside (0.76 s against 0.55 s of
+        # processor time for WikiText-2 train).
+        return np.array(self._encode(text), dtype=self.dtype)
+
+    def _encode(self, text: str) -> list[int]:
+        text = valid_unicode(text)
+        if not _has_gap(text):
+            return self._encoding.encode_ordinary(text)
+        words = regex.findall(expression(self.pattern), text)
+        return [id_ for word in words for id_ in self._unsplit.encode_ordinary(word)]
+
+    def encode_reference(self, text: str) -> list[int]:
+        """The textbook encoder, to read and to test against; same ids as `encode`."""
+        return [
+            id_
+            for word in regex.findall(expression(self.pattern), valid_unicode(text))
+            for id_ in self.merge_word(word.encode())
+        ]
+
+    def merge_word(self, word: bytes) -> list[int]:
+        """Ids of one pre-token: merge the pair learned first, everywhere, until no pair is known."""
+        ids = [self._ids[bytes([byte])] for byte in word]
+        while len(ids) > 1:
+            known = [pair for pair in pairwise(ids) if pair in self._ranks]
+            if not known:
+                break
+            first = min(known, key=self._ranks.__getitem__)
+            ids = merge(ids, first, self._ranks[first])
+        return ids
+
+    def to_tree(self) -> dict[str, Any]:
+        spelt = {id_: spell(piece) for piece, id_ in self._ids.items()}
+        names = spelt | {id_: name for name, id_ in self.special_tokens.items()}
+        vocab = {names[id_]: id_ for id_ in sorted(names)}
+        return file_tree(
+            self,
+            model=bpe_model(vocab, [f"{spelt[left]} {spelt[right]}" for left, right in self.merges]),
+            pre_tokenizer=pre_tokenizer_tree(self.pattern),
+            decoder=byte_level(use_regex=True),
+        )
+
+
+def _has_gap(text: str) -> bool:
+    """Whether a run of 2 x GAP whitespace characters is in the text (shorter ones may answer True too).
+
+    tiktoken's regular expression engine backtracks over such a run one character at a time and panics
+    after a million (tiktoken 0.14). A run of 2 x GAP covers one of these windows whole; on other
+    text `isspace` stops at once, so that this costs nothing.
+    """
+    return any(text[start : start + GAP].isspace() for start in range(0, len(text) - GAP + 1, GAP))

@@ -1,0 +1,90 @@
+"""OpenAI's GPT-2 tokenizer from its two published files, fetched once and used offline after that."""
+
+import hashlib
+import json
+import logging
+import os
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from minigpt.errors import StorageError, TokenizerError
+from minigpt.tokenizers.base import EOS, write_atomic
+from minigpt.tokenizers.bpe import BPETokenizer
+from minigpt.tokenizers.patterns import unspell
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+FOLDER = "gpt2-bpe"
+SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+VOCAB_SIZE = 50257
+TIMEOUT = 20.0
+"""Seconds without an answer after which the address counts as out of reach."""
+
+
+def gpt2_tokenizer() -> BPETokenizer:
+    """GPT-2's tokenizer: 50257 ids, eos 50256.
+
+    The files come from $MINIGPT_DATA/gpt2-bpe, else from the cache ($MINIGPT_CACHE or ~/.cache/minigpt),
+    else from OpenAI's address into the cache; wherever they come from, their sha256 is checked.
+
+    Raises:
+        TokenizerError: files that are altered, or nowhere to be had.
+    """
+    encoder: dict[str, int] = json.loads(_content("encoder.json"))
+    lines = _content("vocab.bpe").decode().splitlines()[1:]  # the first line is "#version: 0.2"
+    pieces = [b""] * VOCAB_SIZE
+    for word, id_ in encoder.items():
+        if word != EOS:
+            pieces[id_] = unspell(word)
+    merges = [(encoder[left], encoder[right]) for left, right in (line.split(" ") for line in lines if line)]
+    return BPETokenizer(pieces, merges, "gpt2", {EOS: encoder[EOS]}, kind="gpt2")
+
+
+def is_gpt2(tokenizer: BPETokenizer) -> bool:
+    """Whether these are GPT-2's own merges, read from a tokenizer.json.
+
+    The list in vocab.bpe follows from the merges, so its published sha256 decides.
+    """
+    if tokenizer.vocab_size != VOCAB_SIZE or tokenizer.eos_id != VOCAB_SIZE - 1 or tokenizer.pattern != "gpt2":
+        return False
+    text = "\n".join(["#version: 0.2", *tokenizer.to_tree()["model"]["merges"], ""])
+    return hashlib.sha256(text.encode()).hexdigest() == SHA256["vocab.bpe"]
+
+
+def _content(name: str) -> bytes:
+    """One of the two files, verified."""
+    mirror = os.environ.get("MINIGPT_DATA")
+    cache = Path(os.environ.get("MINIGPT_CACHE") or Path.home() / ".cache" / "minigpt") / FOLDER
+    for folder in [Path(mirror) / FOLDER, cache] if mirror else [cache]:
+        path = folder / name
+        if path.is_file():
+            return _verified(path.read_bytes(), name, str(path), "delete it, and it is fetched anew")
+    url = ADDRESS + name
+    log.info("fetching %s", url)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise TokenizerError(
+            f"GPT-2's {name} is neither in a mirror nor in {cache}, and {url} cannot be fetched ({reason}); "
+            f"set MINIGPT_DATA=DIR where DIR/{FOLDER}/{name} is, or take another tokenizer (bpe, char, byte)"
+        ) from None
+    _verified(content, name, url, "fetch it again later, or set MINIGPT_DATA to a mirror")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomic(cache / name, content)
+    except OSError as error:
+        raise StorageError(f"{cache / name}: cannot be written ({error.strerror or error})") from None
+    return content
+
+
+def _verified(content: bytes, name: str, place: str, fix: str) -> bytes:
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
+        raise TokenizerError(f"{place} is not GPT-2's {name} (its sha256 differs); {fix}")
+    return content

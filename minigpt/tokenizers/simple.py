@@ -1,0 +1,118 @@
+"""Tokenizers without merges: one id per character, or per byte."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
+from minigpt.tokenizers.patterns import byte_chars, byte_level
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character of the text it was built from.
+
+    Ids: unk 0, eos 1, then the characters in order of their code points. With unknown="error" there is no
+    unk, and an unknown character is a TokenizerError that names it and its place.
+    In tokenizer.json this is a WordLevel model over text split at every character; its vocabulary
+    without an unk is what says unknown="error" (Hugging Face then fails on such characters too).
+    """
+
+    kind = "char"
+
+    def __init__(self, characters: Iterable[str], unknown: Literal["token", "error"] = "token"):
+        names = [UNK, EOS] if unknown == "token" else [EOS]
+        self.characters = sorted(set(characters))
+        self.unknown = unknown
+        pieces = [b""] * len(names) + [char.encode() for char in self.characters]
+        super().__init__(pieces, {name: id_ for id_, name in enumerate(names)})
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], unknown: Literal["token", "error"] = "token") -> "CharTokenizer":
+        """The tokenizer of all characters in these chunks. Raises TokenizerError if there are none."""
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(valid_unicode(text))
+        if not characters:
+            raise TokenizerError("no text to take characters from; give a text that is not empty")
+        return cls(characters, unknown)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """Code point to id, (last code point + 2,), vocab_size where there is none; the last entry is for all above."""
+        codes = np.array([ord(char) for char in self.characters], dtype=np.int64)
+        table = np.full(int(codes.max(initial=0)) + 2, self.vocab_size, dtype=np.uint32)
+        table[codes] = np.arange(self.vocab_size - len(codes), self.vocab_size)
+        return table
+
+    def encode_array(self, text: str) -> np.ndarray:
+        codes = np.frombuffer(valid_unicode(text).encode("utf-32-le"), dtype="<u4")
+        ids = self._table[np.minimum(codes, len(self._table) - 1)]
+        unknown = ids == self.vocab_size
+        if unknown.any():
+            if self.unk_id is None:
+                place = int(unknown.argmax())
+                raise TokenizerError(
+                    f"character {chr(codes[place])!r} at position {place} is not in the tokenizer's vocabulary; "
+                    "drop it from the text, or build the tokenizer with --tokenizer.unknown token"
+                )
+            ids[unknown] = self.unk_id
+        return ids.astype(self.dtype)
+
+    def to_tree(self) -> dict[str, Any]:
+        first = self.vocab_size - len(self.characters)
+        vocab = self.special_tokens | {char: first + index for index, char in enumerate(self.characters)}
+        return file_tree(
+            self,
+            model={"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
+            pre_tokenizer={
+                "type": "Split",
+                "pattern": {"Regex": r"[\s\S]"},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            decoder={"type": "Fuse"},
+        )
+
+
+class ByteTokenizer(Tokenizer):
+    """One id per byte of UTF-8, equal to the byte; then eos 256, bos 257, pad 258.
+
+    Nothing is unknown to it. In tokenizer.json it is a byte-level BPE without merges and without a split.
+    """
+
+    kind = "byte"
+
+    def __init__(self) -> None:
+        pieces = [bytes([byte]) for byte in range(256)] + [b""] * 3
+        super().__init__(pieces, {EOS: 256, BOS: 257, PAD: 258})
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.frombuffer(valid_unicode(text).encode(), dtype=np.uint8).astype(self.dtype)
+
+    def to_tree(self) -> dict[str, Any]:
+        vocab = {char: byte for byte, char in enumerate(byte_chars())} | self.special_tokens
+        return file_tree(
+            self,
+            model=bpe_model(vocab, []),
+            pre_tokenizer=byte_level(use_regex=False),
+            decoder=byte_level(use_regex=True),
+        )
+
+
+def bpe_model(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
+    """The `model` of tokenizer.json for a byte-level BPE."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
+    }

@@ -1,0 +1,112 @@
+"""A run's numbers as arrays: what every picture is drawn from. No drawing here, and no matplotlib."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.errors import RunError, nearest
+
+Array = npt.NDArray[np.float64]
+
+METRICS = "metrics.jsonl"
+REPORT = "eval.json"
+
+
+def read_metrics(run: str | Path) -> dict[str, Array]:
+    """The metrics of a run, by key, all of one length, in the order of "step"; NaN where a line has no such key.
+
+    Lines of the same step are merged, the later one winning: a resumed run writes some steps again. A last line
+    without its line end that cannot be read is still being written, and is left out.
+
+    Raises:
+        RunError: no such run, no metrics in it yet, or a damaged line, by its number.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        siblings = [other.name for other in run.parent.glob("*/") if (other / METRICS).is_file()]
+        hint = nearest(run.name, siblings) if siblings else "give the directory of a run, runs/NAME"
+        raise RunError(f"no such run: {run}; {hint}")
+    path = run / METRICS
+    if not path.is_file():
+        raise RunError(f"no metrics in {run}: there is no {METRICS}; give the directory of a run that has trained")
+    lines = path.read_bytes().split(b"\n")
+    steps: dict[float, dict[str, float]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = _numbers(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):  # no line end after it: half-written
+                break
+            raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
+        steps.setdefault(values["step"], {}).update(values)
+    if not steps:
+        raise RunError(f"no metrics yet in {path}; wait for the first line, or train the run")
+    rows = [steps[step] for step in sorted(steps)]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: np.array([row.get(key, math.nan) for row in rows]) for key in keys}
+
+
+def _numbers(line: Any) -> dict[str, float]:
+    """The numeric entries of one line. Raises ValueError where it is not an object with a step."""
+    if not isinstance(line, dict):
+        raise ValueError("not a JSON object")
+    values = {key: float(value) for key, value in line.items() if isinstance(value, int | float)}
+    if "step" not in values:
+        raise ValueError('no number "step"')
+    return values
+
+
+def read_floors(run: str | Path) -> dict[str, float]:
+    """The floors in a run's eval.json (written by `minigpt eval RUN --save`), in nats per token; {} without one.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = Path(run) / REPORT
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_bytes())
+        nats = math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
+        return {name: bits * nats for name, bits in report["floors"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it anew with --save") from None
+
+
+def last_values(run: str | Path) -> dict[str, float | None]:
+    """Where a run stands: step, loss, val_loss, best_val_loss and best_step; None for what it has not logged."""
+    metrics = read_metrics(run)
+    steps = metrics["step"]
+
+    def last(key: str) -> float | None:
+        there = metrics.get(key, np.zeros(0))
+        there = there[np.isfinite(there)]
+        return float(there[-1]) if len(there) else None
+
+    best = None
+    if last("val_loss") is not None:
+        best = int(np.argmin(np.where(np.isfinite(metrics["val_loss"]), metrics["val_loss"], math.inf)))
+    return {
+        "step": int(steps[-1]),
+        "loss": last("loss"),
+        "val_loss": last("val_loss"),
+        "best_val_loss": None if best is None else float(metrics["val_loss"][best]),
+        "best_step": None if best is None else int(steps[best]),
+    }
+
+
+def smooth(values: Array, width: int) -> Array:
+    """Mean over a centred window of `width` values (made odd), narrower at both ends so that it never lags.
+
+    smooth([0, 3, 6, 0], 3) -> [0, 3, 3, 0]
+    """
+    half = np.minimum(max(width, 1) // 2, np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]))
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    at = np.arange(len(values))
+    return (sums[at + half + 1] - sums[at - half]) / (2 * half + 1)

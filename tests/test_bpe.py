@@ -1,0 +1,205 @@
+"""The trainer against its textbook reference and Hugging Face's; the encoder against tiktoken and Hugging Face."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tokenizers import ADVERSARIAL, TEXT, unicode_text
+from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Theirs
+
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers import BPETokenizer, learn, load
+from minigpt.tokenizers.bpe import SPECIALS
+from minigpt.tokenizers.learn import count_words, learn_merges, learn_merges_reference
+from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
+
+few_letters = st.dictionaries(st.text("ab é", min_size=1, max_size=8), st.integers(1, 4), max_size=8)
+
+
+def train_theirs(texts: Iterable[str], vocab_size: int, pattern: str, min_frequency: int = 2) -> Theirs:
+    """Hugging Face's trainer with the same pattern, alphabet and special tokens."""
+    theirs = Theirs(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PUBLISHED.get(pattern, pattern)), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(texts, trainer)
+    return theirs
+
+
+def model_of(theirs: Theirs) -> tuple[list[str], dict[str, int]]:
+    model = json.loads(theirs.to_str())["model"]
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]], model["vocab"]
+
+
+def assert_same_model(ours: BPETokenizer, theirs: Theirs) -> None:
+    merges, vocab = model_of(theirs)
+    model = ours.to_tree()["model"]
+    assert model["merges"] == merges
+    assert model["vocab"] == vocab
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=few_letters, num_merges=st.integers(0, 30), min_count=st.integers(1, 3))
+def test_the_trainer_learns_what_the_textbook_loop_learns(
+    words: dict[str, int], num_merges: int, min_count: int
+) -> None:
+    merges = learn_merges(words, num_merges, min_count)
+    assert merges == learn_merges_reference(words, num_merges, min_count)
+    assert len(merges) <= num_merges
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text("aabc é\n'.1", min_size=1, max_size=120), pattern=st.sampled_from(sorted(PATTERNS)))
+def test_the_trainer_learns_what_hugging_face_learns(text: str, pattern: str) -> None:
+    assert_same_model(BPETokenizer.train([text], 300, pattern), train_theirs([text], 300, pattern))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_merges_and_ids_equal_hugging_face_on_adversarial_text(pattern: str) -> None:
+    ours = BPETokenizer.train([TEXT], 1000, pattern, min_count=1)
+    theirs = train_theirs([TEXT], 1000, pattern, min_frequency=1)
+    assert_same_model(ours, theirs)
+    for text in ADVERSARIAL:
+        if "<|" not in text:
+            assert ours.encode(text) == theirs.encode(text).ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=unicode_text, pattern=st.sampled_from(sorted(PATTERNS)), cuts=st.lists(st.integers(0, 60), max_size=5))
+def test_words_are_counted_alike_however_the_stream_is_cut(text: str, pattern: str, cuts: list[int]) -> None:
+    text += " and the rest.\nOf it  all"
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    chunks = [text[start:end] for start, end in pairwise(edges)]
+    whole = count_words([text], pattern)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn, "BLOCK", 4)
+        assert count_words(iter(chunks), pattern) == whole
+    assert sorted("".join(whole.elements())) == sorted(text)
+
+
+def test_no_more_text_than_two_blocks_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "BLOCK", 1000)
+    sizes = [len(block) for block in learn._blocks("word " * 20 for _ in range(500))]
+    assert sum(sizes) == 50_000
+    assert max(sizes) < 2000
+
+
+def test_text_without_a_safe_cut_is_not_searched_again_at_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def none(text: str) -> int:
+        searched.append(len(text))
+        return 0
+
+    monkeypatch.setattr(learn, "BLOCK", 10)
+    monkeypatch.setattr(learn, "safe_cut", none)
+    assert count_words(["x"] * 5000, "gpt4") == Counter(["x" * 5000])
+    assert sum(searched) < 4 * 5000
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=unicode_text, pattern=st.sampled_from(sorted(PATTERNS)))
+def test_the_fast_encoder_gives_the_ids_of_the_textbook_encoder(text: str, pattern: str) -> None:
+    ours = TRAINED[pattern]
+    assert ours.encode(text) == ours.encode_reference(text)
+
+
+TRAINED = {pattern: BPETokenizer.train([TEXT], 600, pattern, min_count=1) for pattern in PATTERNS}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_token_is_the_encoding_of_its_own_bytes(pattern: str) -> None:
+    # What makes tiktoken's rule (lowest id of the joined bytes) the textbook's (first learned pair).
+    ours = TRAINED[pattern]
+    for id_ in range(len(SPECIALS), ours.vocab_size):
+        assert ours.merge_word(ours.token_bytes(id_)) == [id_]
+
+
+def test_the_textbook_encoder_merges_in_the_order_learned() -> None:
+    pieces = [bytes([byte]) for byte in range(256)] + [b"bc", b"ab", b"abc"]
+    tokenizer = BPETokenizer(pieces, [(98, 99), (97, 98), (97, 256)], "gpt2", {})
+    assert tokenizer.merge_word(b"abc") == [258]
+    assert tokenizer.merge_word(b"ab") == [257]
+    assert tokenizer.merge_word(b"abbcc") == [257, 256, 99]
+    with pytest.raises(TokenizerError, match="order of their ids"):
+        BPETokenizer(pieces, [(97, 98), (98, 99), (97, 256)], "gpt2", {})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["gpt2", "gpt4", r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"], ids=["gpt2", "gpt4", "own"]
+)
+def test_a_file_that_hugging_face_trained_and_wrote_loads_to_identical_ids(pattern: str, tmp_path: Path) -> None:
+    theirs = train_theirs([TEXT], 500, pattern)
+    theirs.add_special_tokens(["<|im_start|>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = load(tmp_path)
+    assert isinstance(ours, BPETokenizer)
+    assert ours.pattern == pattern
+    assert ours.special_tokens["<|im_start|>"] == ours.vocab_size - 1
+    for text in [*ADVERSARIAL, "<|im_start|>hi"]:
+        assert ours.encode(text, special=True) == theirs.encode(text).ids
+    ours.save(tmp_path / "again")
+    assert load(tmp_path / "again").fingerprint == ours.fingerprint
+
+
+def _agree_on(text: str, train_text: str, vocab_size: int, pattern: str) -> None:
+    """Merges equal Hugging Face's; ids equal theirs, plain tiktoken's and the textbook encoder's on all of `text`."""
+    ours = BPETokenizer.train(
+        [train_text[start : start + 100_003] for start in range(0, len(train_text), 100_003)], vocab_size, pattern
+    )
+    theirs = train_theirs([train_text], vocab_size, pattern)
+    assert_same_model(ours, theirs)
+    assert ours.vocab_size == vocab_size
+    ids = ours.encode_array(text)
+    assert ids.tolist() == theirs.encode(text).ids
+    shift, vocab = len(SPECIALS), model_of(theirs)[1]
+    spelling = {char: byte for byte, char in enumerate(_gpt2_spelling())}
+    ranks = {bytes(spelling[char] for char in word): id_ for word, id_ in vocab.items() if id_ >= shift}
+    plain = tiktoken.Encoding("plain", pat_str=PUBLISHED[pattern], mergeable_ranks=ranks, special_tokens={})
+    assert np.array_equal(plain.encode_to_numpy(text, disallowed_special=()), ids)
+    known: dict[str, list[int]] = {}
+    reference: list[int] = []
+    for word in learn.regex.findall(PATTERNS[pattern], text):
+        if word not in known:
+            known[word] = ours.merge_word(word.encode())
+        reference += known[word]
+    assert reference == ids.tolist()
+
+
+def _gpt2_spelling() -> list[str]:
+    """OpenAI's bytes_to_unicode, in transformers' words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    table = bytes_to_unicode()
+    return [table[byte] for byte in range(256)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_merges_and_ids_equal_theirs_on_wikitext_validation(mirror: Path, pattern: str) -> None:
+    text = (mirror / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    _agree_on(text, text, 1024, pattern)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_merges_and_ids_equal_theirs_on_the_whole_of_wikitext_train(mirror: Path, pattern: str) -> None:
+    text = (mirror / "wikitext-2" / "train.txt").read_text(encoding="utf-8")
+    _agree_on(text, text, 8192, pattern)

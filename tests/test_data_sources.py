@@ -1,0 +1,329 @@
+"""Files of every kind become documents; whatever is wrong with them is told in one line that names the fix."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.config import DataConfig
+from minigpt.data import documents, open_corpus, text_chunks
+from minigpt.data.files import spool_stdin
+from minigpt.errors import DataError, EncodingError
+
+
+def config(source: str | Path, **fields: Any) -> DataConfig:
+    return DataConfig(source=str(source), **fields)
+
+
+def read(source: str | Path, split: str | None = None, **fields: Any) -> list[str]:
+    settings = config(source, **fields)
+    return ["".join(blocks) for blocks in documents(settings.source, settings, split)]
+
+
+def whole(source: str | Path, **fields: Any) -> str:
+    return "".join(text_chunks(str(source), config(source, **fields), None))
+
+
+def one_line(error: pytest.ExceptionInfo[DataError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+# --- what can be read
+
+
+def test_a_text_file_is_read_as_it_is(tmp_path: Path) -> None:
+    text = "one\r\ntwo\u2028 três\n" * 100_000  # more than a block of a megabyte
+    (tmp_path / "my.txt").write_bytes(text.encode())
+    assert whole(tmp_path / "my.txt") == text
+
+
+def test_a_character_on_the_border_of_two_blocks_stays_whole(tmp_path: Path) -> None:
+    text = "a" * ((1 << 20) - 1) + "é😀" * 10
+    (tmp_path / "my.txt").write_bytes(text.encode())
+    assert whole(tmp_path / "my.txt") == text
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "shift_jis", "gb18030"])
+def test_other_encodings_are_read_when_named(tmp_path: Path, encoding: str) -> None:
+    text = "日本語のテキスト\n" if encoding in ("shift_jis", "gb18030") else "déjà vu\n"
+    text *= 200_000
+    (tmp_path / "my.txt").write_bytes(text.encode(encoding))
+    assert whole(tmp_path / "my.txt", encoding=encoding) == text
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes("\ufeffabc abc abc abc".encode())
+    assert whole(tmp_path / "my.txt") == "abc abc abc abc"
+
+
+def test_gzip_is_told_by_its_content(tmp_path: Path) -> None:
+    for name in ("my.txt.gz", "my.txt"):
+        (tmp_path / name).write_bytes(gzip.compress(b"some text to read\n" * 9))
+        assert whole(tmp_path / name) == "some text to read\n" * 9
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "my.ndjson", "my.jsonl.gz"])
+def test_each_json_line_is_a_document(tmp_path: Path, name: str) -> None:
+    texts = [f"document {n}\nwith é and \u2028" for n in range(30)]
+    lines = "".join(json.dumps({"id": n, "body": text}) + "\n" for n, text in enumerate(texts)) + "\n"
+    data = lines.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read(tmp_path / name, text_field="body") == texts
+
+
+def test_half_a_surrogate_pair_in_json_becomes_a_replacement_character(tmp_path: Path) -> None:
+    (tmp_path / "my.jsonl").write_text('{"text": "a\\ud83d b"}\n{"text": "\\ud83d\\ude00 c"}\n')
+    assert read(tmp_path / "my.jsonl") == ["a\ufffd b", "😀 c"]
+
+
+def test_a_directory_is_read_in_order_without_hidden_empty_and_binary_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    files = {"a.txt": "first", "b/c.md": "second", "z.txt.gz": "third", ".git/x": "no", ".hidden": "no", "empty": ""}
+    for name, text in files.items():
+        data = text.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    (tmp_path / "lines.jsonl").write_text('{"text": "line 1"}\n{"text": "line 2"}\n')
+    assert read(tmp_path) == ["first", "second", "line 1", "line 2", "third"]
+    assert open_corpus(config(tmp_path)).source.skipped == (str(tmp_path / "picture.png"),)
+
+
+def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("2.txt", "1.txt", "3.md", "sub/4.txt"):
+        (tmp_path / name).write_text(f"this is {name}")
+    assert read(tmp_path / "*.txt") == ["this is 1.txt", "this is 2.txt"]
+    assert read(tmp_path / "**" / "*.txt") == ["this is 1.txt", "this is 2.txt", "this is sub/4.txt"]
+
+
+def test_standard_input_is_read_twice_though_it_comes_once() -> None:
+    code = (
+        "from minigpt.config import DataConfig\n"
+        "from minigpt.data import text_chunks\n"
+        "config = DataConfig(source='-', encoding='latin-1')\n"
+        "texts = ['/'.join(text_chunks('-', config, split)) for split in ('train', 'val', None)]\n"
+        "print(texts == ['caf\\xe9 ' * 9, 'caf\\xe9 ', ('caf\\xe9 ' * 9) + '/' + 'caf\\xe9 '])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="café ".encode("latin-1") * 10, capture_output=True)
+    assert (done.stdout.decode().strip(), done.stderr.decode()) == ("True", "")
+
+
+def test_stories_are_the_same_every_time_and_many_documents() -> None:
+    first = read("stories", stories_count=30)
+    assert first == read("stories", stories_count=30)
+    assert len(first) == 30
+    assert all(story.endswith("\n") for story in first)
+
+
+def test_wikitext_keeps_its_published_splits(mirror: Path) -> None:
+    for split, name in (("train", "train"), ("val", "valid"), ("test", "test")):
+        published = (mirror / "wikitext-2" / f"{name}.txt").read_bytes().decode()
+        assert read("wikitext-2", split) == [published]
+
+
+class FakeRows(list[dict[str, Any]]):
+    """What `datasets` gives for a split, as far as we use it."""
+
+    column_names = ("text", "label")
+
+    def select_columns(self, names: list[str]) -> "FakeRows":
+        return FakeRows([{name: row[name] for name in names} for row in self])
+
+
+def test_hugging_face_splits_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    rows = {
+        "train": FakeRows({"text": f"train {n}", "label": n} for n in range(5)),
+        "validation": FakeRows({"text": "val", "label": 0} for _ in range(1)),
+        "unsupervised": FakeRows([]),
+    }
+
+    def load_dataset(name: str, configuration: str | None) -> Any:
+        asked.append((name, configuration))
+        return rows
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert read("hf:some/thing/config-1", "train") == [f"train {n}" for n in range(5)]
+    assert read("hf:imdb", "val") == ["val"]
+    assert set(asked) == {("some/thing", "config-1"), ("imdb", None)}
+    with pytest.raises(DataError) as error:
+        read("hf:imdb", text_field="body")
+    one_line(error, "'body'", "text, label", "--data.text-field")
+
+
+def test_hugging_face_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, configuration: str | None) -> Any:
+        raise ConnectionError("cannot reach\nthe hub")
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(DataError) as error:
+        read("hf:imdb")
+    one_line(error, "hf:imdb", "cannot reach the hub", "check the name")
+
+
+def test_without_the_datasets_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError) as error:
+        read("hf:imdb")
+    one_line(error, "pip install 'minigpt[hf]'")
+
+
+# --- what cannot
+
+
+def test_a_missing_path_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text("x" * 50)
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "nvel.txt")
+    one_line(error, "nvel.txt", f"did you mean {tmp_path / 'novel.txt'}?")
+    with pytest.raises(DataError) as error:
+        read("shakespere")
+    one_line(error, "did you mean shakespeare?")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "no" / "such" / "place")
+    one_line(error, "shakespeare, stories, wikitext-2", "hf:NAME")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").touch()
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "my.txt")
+    one_line(error, "my.txt", "is empty")
+
+
+def test_a_text_that_cleaning_empties_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("日本語", encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "my.txt", clean=("ascii",))
+    one_line(error, "after cleaning (ascii)")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"text then\0zero" * 9, "zero byte at 9"),
+        (b"%PDF-1.7\n%text", "a PDF"),
+        (b"PK\x03\x04 docx", "zip"),
+        (b"BZh91AY", "bzip2"),
+        (bytes(range(1, 32)) * 30, "control characters"),
+        ("utf-16 text".encode("utf-16"), "--data.encoding utf-16"),
+    ],
+)
+def test_a_binary_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "my.txt").write_bytes(data)
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "my.txt")
+    one_line(error, "my.txt", "is no text", reason)
+
+
+@pytest.mark.parametrize("before", [5, (1 << 20) - 1, (1 << 20) + 3, 3 << 20])
+def test_an_undecodable_byte_is_named_by_its_offset(tmp_path: Path, before: int) -> None:
+    (tmp_path / "my.txt").write_bytes(b"a" * before + "é".encode("latin-1") + b" and more")
+    with pytest.raises(EncodingError) as error:
+        read(tmp_path / "my.txt")
+    one_line(error, "my.txt", f"byte {before:,} (0xe9)", "utf-8", "latin-1")
+
+
+def test_a_character_cut_off_by_the_end_of_the_file_is_undecodable(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes(b"abc" + "€".encode()[:2])
+    with pytest.raises(EncodingError) as error:
+        read(tmp_path / "my.txt")
+    one_line(error, "byte 3 (0xe2)")
+
+
+def test_an_undecodable_byte_under_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes("日本".encode())
+    with pytest.raises(EncodingError) as error:
+        read(tmp_path / "my.txt", encoding="ascii")
+    one_line(error, "byte 0 (0xe6)", "ascii", "--data.encoding utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf8-with-bees", "base64", "rot13"])
+def test_an_unknown_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "my.txt").write_text("text")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "my.txt", encoding=encoding)
+    one_line(error, "data.encoding", encoding, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ('{"text": "cut off', ("line 3", "is not JSON")),
+        ('["text"]', ("line 3", "is not an object")),
+        ('{"title": "x", "body": "y"}', ("line 3", "no field 'text'", "title, body", "--data.text-field")),
+        ('{"text": 5}', ("line 3", "int", "--data.text-field")),
+        ("[" * 100_000, ("line 3", "is not JSON")),
+    ],
+)
+def test_a_bad_json_line_is_named_by_its_number(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:
+    (tmp_path / "my.jsonl").write_text('{"text": "good"}\n\n' + line + "\n")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "my.jsonl")
+    one_line(error, "my.jsonl", *parts)
+
+
+def test_a_broken_gzip_is_refused(tmp_path: Path) -> None:
+    data = gzip.compress(os.urandom(50_000).hex().encode())
+    (tmp_path / "short.gz").write_bytes(data[: len(data) // 2])
+    (tmp_path / "flipped.gz").write_bytes(data[:20_000] + bytes([data[20_000] ^ 255]) + data[20_001:])
+    (tmp_path / "none.gz").write_text("no gzip at all")
+    for name, part in (("short.gz", "gzip is broken"), ("flipped.gz", "gzip is broken"), ("none.gz", "is not gzip")):
+        with pytest.raises(DataError) as error:
+            read(tmp_path / name)
+        one_line(error, name, part)
+
+
+def test_a_directory_or_glob_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"\x89PNG" + bytes(9))
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    one_line(error, "without text files", "a PNG picture")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "*.txt")
+    one_line(error, "matches no text file")
+
+
+def test_a_pipe_that_is_no_file_is_pointed_to_standard_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "pipe")
+    one_line(error, "minigpt train -")
+
+
+def test_empty_standard_input_is_refused() -> None:
+    code = (
+        "from minigpt.config import DataConfig\n"
+        "from minigpt.data import open_corpus\n"
+        "from minigpt.errors import DataError\n"
+        "try: open_corpus(DataConfig(source='-'))\n"
+        "except DataError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True)
+    assert done.stdout.decode().strip() == "standard input: is empty; give a text"
+
+
+def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    spool_stdin.cache_clear()
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(DataError) as error:
+        spool_stdin()
+    one_line(error, "cat my.txt | minigpt train -")

@@ -1,0 +1,130 @@
+"""The shipped recipes: each loads, is short, says what it is, and holds only what differs from the defaults."""
+
+import contextlib
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.config import ModelConfig, load_config, parse_yaml, recipes, validate
+from minigpt.errors import ConfigError
+from minigpt.model.accounting import parameter_table
+
+ALL = recipes()
+WANTED = {
+    "demo",
+    "shakespeare-char",
+    "shakespeare-char-cpu",
+    "wikitext2-22m",
+    "tiny-6.7m",
+    "small-25m",
+    "gpt2-124m",
+}
+every_recipe = pytest.mark.parametrize("path", ALL.values(), ids=ALL)
+
+
+def header(path: Path) -> list[str]:
+    """The comment that a recipe opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+
+
+def tree(path: Path) -> dict[str, dict[str, Any]]:
+    """The recipe as written."""
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def leaves(path: Path) -> list[tuple[str, str]]:
+    """(section, field) of every value in it."""
+    return [(section, name) for section, fields in tree(path).items() for name in fields]
+
+
+def parameters(path: Path) -> int:
+    """Parameters of the recipe's model; a character vocabulary is taken as Tiny Shakespeare's, 65 and some specials."""
+    config = load_config(path)
+    sizes = {"gpt2": 50257, "bpe": config.tokenizer.vocab_size, "char": 70}
+    shape = config.model.model_copy(update={"vocab_size": sizes[config.tokenizer.kind]})
+    return parameter_table(shape)["total"]
+
+
+def redundant(fields: dict[str, dict[str, Any]]) -> list[str]:
+    """Values without which the resolved config is the same (one without which it is invalid is needed)."""
+    whole = validate(fields)
+    found = []
+    for section, values in fields.items():
+        for name in values:
+            without = copy.deepcopy(fields)
+            del without[section][name]
+            with contextlib.suppress(ConfigError):
+                if validate(without) == whole:
+                    found.append(f"{section}.{name}")
+    return found
+
+
+def test_all_are_here():
+    assert set(ALL) >= WANTED
+
+
+@every_recipe
+def test_it_is_at_most_40_lines(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@every_recipe
+def test_it_holds_only_what_differs_from_the_defaults(path: Path):
+    assert redundant(tree(path)) == []
+
+
+def test_a_default_value_in_a_recipe_would_be_found():
+    fields = {"model": {"shape": "gpt2", "bias": True, "dropout": 0.1}, "train": {"grad_clip": 1.0, "batch_size": 5}}
+    assert redundant(fields) == ["model.bias", "train.grad_clip"]
+
+
+@every_recipe
+def test_it_opens_with_command_time_expectation_and_size(path: Path):
+    top = header(path)
+    command = "demo" if path.stem == "demo" else f"train {path.stem}"
+    assert top[0].startswith(f"# minigpt {command}")
+    assert re.search(r"Time: \w", top[1])
+    assert re.search(r"GPU|CPU", top[1])
+    assert re.search(r"Expect: \w", top[1])
+    assert top[2].startswith("# Size: ")
+
+
+@every_recipe
+def test_the_size_in_its_header_is_the_size_of_its_model(path: Path):
+    stated = re.search(r"Size: ([\d.]+) M parameters", "\n".join(header(path)))
+    assert stated
+    assert float(stated[1]) == round(parameters(path) / 1e6, 1)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny-6.7m", 6.7), ("small-25m", 25), ("gpt2-124m", 124)])
+def test_the_size_in_its_name_is_the_size_of_its_model(name: str, millions: float):
+    assert parameters(ALL[name]) / 1e6 == pytest.approx(millions, rel=0.035)
+
+
+def test_gpt2_124m_has_the_parameters_of_openais():
+    """124,439,808 in transformers' GPT2LMHeadModel; ours has 47 more rows, which pad the vocabulary to 64."""
+    assert parameters(ALL["gpt2-124m"]) == 124_439_808 + (50304 - 50257) * 768
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "heads", "width", "context", "hidden", "tokenizer"),
+    [
+        ("shakespeare-char", 6, 6, 384, 256, 1536, "char"),
+        ("shakespeare-char-cpu", 4, 4, 128, 64, 512, "char"),
+        ("wikitext2-22m", 4, 8, 256, 128, 1024, "gpt2"),
+        ("tiny-6.7m", 2, 4, 128, 512, 512, "gpt2"),
+        ("small-25m", 6, 8, 512, 1024, 2048, "bpe"),
+        ("gpt2-124m", 12, 12, 768, 1024, 3072, "gpt2"),
+    ],
+)
+def test_it_has_the_shape_it_is_known_for(
+    name: str, layers: int, heads: int, width: int, context: int, hidden: int, tokenizer: str
+):
+    config = load_config(name)
+    model: ModelConfig = config.model
+    found = (model.num_layers, model.num_heads, model.embed_dim, model.max_seq_len, model.hidden_dim)
+    assert (*found, config.tokenizer.kind) == (layers, heads, width, context, hidden, tokenizer)

@@ -1,0 +1,136 @@
+"""Split patterns are one in three engines and two spellings; a safe cut is safe."""
+
+import pytest
+import regex
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_tokenizers import ALL, TEXT, unicode_text
+from tokenizers import Regex, pre_tokenizers
+
+from minigpt.tokenizers import BPETokenizer, bpe, safe_cut
+from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
+
+# Characters on which split patterns turn.
+tricky_text = st.text(st.sampled_from(" \t\n\r\u3000\x0b\x1c\x85\u2028abZéſs'19٣½.!,。中🦊\u0301\u200b"), max_size=30)
+
+# A tokenizer of each pattern in which every run of the tricky characters can be one token, so that ids show the split.
+RUNS = "".join(f"{a}{b}{c}" * 3 for a in " \n\r\t.'a1" for b in " \n\r\t.sa1中" for c in " \n\r.la1。")
+SPLITTERS = {name: BPETokenizer.train([RUNS], 1500, name) for name in PATTERNS}
+
+
+def split(pattern: str, text: str) -> list[str]:
+    return regex.findall(PATTERNS[pattern], text)
+
+
+def offsets_of_hugging_face(pattern: str, text: str) -> list[str]:
+    tree = pre_tokenizers.Split(Regex(PUBLISHED[pattern]), "isolated")
+    return [piece for piece, _ in tree.pre_tokenize_str(text)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.one_of(tricky_text, unicode_text), pattern=st.sampled_from(sorted(PATTERNS)))
+@example(text=TEXT, pattern="gpt2")
+@example(text=TEXT, pattern="gpt4")
+def test_our_expression_splits_as_the_published_one_in_both_engines(text: str, pattern: str) -> None:
+    ours = split(pattern, text)
+    assert "".join(ours) == text
+    assert regex.findall(PUBLISHED[pattern], text) == ours
+    assert offsets_of_hugging_face(pattern, text) == ours
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=tricky_text)
+@example(TEXT)
+def test_gpt4_splits_as_tiktokens_cl100k_but_for_white_space_that_ends_the_text(text: str) -> None:
+    cl100k = (
+        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"""
+        r"""|\s+(?!\S)|\s"""
+    )
+    assert regex.findall(cl100k, text + "|") == split("gpt4", text + "|")
+    assert regex.findall(cl100k, text.rstrip()) == split("gpt4", text.rstrip())
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=tricky_text, pattern=st.sampled_from(sorted(PATTERNS)))
+def test_tiktoken_splits_where_the_training_engine_does(text: str, pattern: str) -> None:
+    splitter = SPLITTERS[pattern]
+    assert splitter.encode(text) == splitter.encode_reference(text)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(text=tricky_text)
+@example("a.\nb")
+@example("。\n\n中")
+@example(".\r\nx")
+@example("a\x1c b")
+@example("\n\na")
+def test_text_cut_at_a_safe_place_splits_as_the_whole(text: str) -> None:
+    for end in range(len(text) + 1):  # so that every place that qualifies is tried, not only the last
+        whole = text[:end]
+        cut = safe_cut(whole)
+        assert 0 <= cut < max(1, len(whole))
+        if cut:
+            left, right = whole[:cut], whole[cut:]
+            for pattern in PATTERNS:
+                assert split(pattern, left) + split(pattern, right) == split(pattern, whole)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=tricky_text, name=st.sampled_from([*sorted(SPLITTERS), "char", "byte"]))
+def test_text_cut_at_a_safe_place_encodes_as_the_whole(text: str, name: str) -> None:
+    tokenizer = SPLITTERS.get(name) or ALL[name]
+    cut = safe_cut(text)
+    assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("one two three", 7),
+        ("one two\nthree", 8),
+        ("one  ", 3),
+        ("one.\n\n", 0),
+        ("one\r\n", 3),
+        ("第一行。\n第二行。", 5),
+        ("第一行。\n\n", 0),
+        ("\n\n  \n", 0),
+        ("word", 0),
+        ("a", 0),
+        ("", 0),
+    ],
+)
+def test_the_cut_is_the_last_safe_place(text: str, cut: int) -> None:
+    assert safe_cut(text) == cut
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=tricky_text, pattern=st.sampled_from(sorted(SPLITTERS)))
+@example(text="the" + " " * 20 + "\tcat", pattern="gpt2")
+def test_the_detour_for_long_runs_of_white_space_gives_the_same_ids(text: str, pattern: str) -> None:
+    splitter = SPLITTERS[pattern]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "_has_gap", lambda _: True)
+        detoured = splitter.encode_array(text)
+        assert splitter.encode(text) == detoured.tolist()
+    assert detoured.dtype == splitter.dtype
+    assert detoured.tolist() == splitter.encode_reference(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=st.text("ab ", max_size=20), after=st.text("ab\n", max_size=20))
+def test_no_long_run_of_white_space_goes_unseen(before: str, after: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "GAP", 5)
+        assert bpe._has_gap(before + " " * 10 + after)
+        assert not bpe._has_gap("abc  d" * 10)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_run_of_spaces_that_breaks_tiktokens_engine_takes_the_detour(pattern: str) -> None:
+    tokenizer = SPLITTERS[pattern]
+    text = f"a{' ' * 1_200_000}x"
+    assert tokenizer.decode(tokenizer.encode_array(text)) == text
+    plain = tiktoken.Encoding("", pat_str=PATTERNS[pattern], mergeable_ranks=tokenizer._ids, special_tokens={})
+    with pytest.raises(BaseException, match="StackOverflow"):  # the day this does not raise, the detour can go
+        plain.encode_ordinary(text)
