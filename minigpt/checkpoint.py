@@ -72,14 +72,12 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, An
         _write_json(work / "manifest.json", {"format": FORMAT, "files": files})
         _sync(work / "manifest.json")
         _sync(work)
+        aside = directory.with_name(f".{directory.name}-old")
         if directory.exists():  # a resumed run saves this step again
-            aside = directory.with_name(f".{directory.name}-old")
             shutil.rmtree(aside, ignore_errors=True)
             directory.rename(aside)
-            work.rename(directory)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            work.rename(directory)
+        work.rename(directory)
+        shutil.rmtree(aside, ignore_errors=True)
         _sync(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)

@@ -241,7 +241,10 @@ def test_prompts_that_cannot_be_used(trained: Path, tmp_path: Path, capsys) -> N
 
 def test_a_tokenizer_of_another_run_is_refused(broken: Path, capsys) -> None:
     tokenizer = json.loads((broken / "tokenizer.json").read_text())
-    assert main(["tokenizer", "train", str(broken / "config.yaml"), "--kind", "byte", "--out", str(broken), "--overwrite"]) == 0
+    assert (
+        main(["tokenizer", "train", str(broken / "config.yaml"), "--kind", "byte", "--out", str(broken), "--overwrite"])
+        == 0
+    )
     assert json.loads((broken / "tokenizer.json").read_text()) != tokenizer
     fails(capsys, ["generate", str(broken), "--prompt", "a"], "the tokenizer has", "put back the tokenizer.json")
 

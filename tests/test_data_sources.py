@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data import documents, open_corpus, text_chunks
+from minigpt.data import documents, huggingface, open_corpus, text_chunks
 from minigpt.data.files import spool_stdin
 from minigpt.errors import DataError, EncodingError
 
@@ -131,6 +132,18 @@ def test_wikitext_keeps_its_published_splits(mirror: Path) -> None:
         assert read("wikitext-2", split) == [published]
 
 
+@pytest.fixture(autouse=True)
+def _forget_datasets() -> Iterator[None]:
+    yield
+    huggingface.load_splits.cache_clear()
+
+
+def test_a_split_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError) as error:
+        read("stories", "tain", stories_count=5)
+    one_line(error, "has no tain split", "did you mean train?")
+
+
 class FakeRows(list[dict[str, Any]]):
     """What `datasets` gives for a split, as far as we use it."""
 
@@ -157,6 +170,7 @@ def test_hugging_face_splits_become_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert read("hf:some/thing/config-1", "train") == [f"train {n}" for n in range(5)]
     assert read("hf:imdb", "val") == ["val"]
+    assert len(asked) == 2
     assert set(asked) == {("some/thing", "config-1"), ("imdb", None)}
     with pytest.raises(DataError) as error:
         read("hf:imdb", text_field="body")
@@ -221,6 +235,8 @@ def test_a_text_that_cleaning_empties_is_refused(tmp_path: Path) -> None:
         (b"BZh91AY", "bzip2"),
         (bytes(range(1, 32)) * 30, "control characters"),
         ("utf-16 text".encode("utf-16"), "--data.encoding utf-16"),
+        (("longer text without a mark " * 9).encode("utf-16-le"), "--data.encoding utf-16-le"),
+        (("longer text without a mark " * 9).encode("utf-16-be"), "--data.encoding utf-16-be"),
     ],
 )
 def test_a_binary_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minigpt.accounting import flops_per_token, inference_memory, parameter_table, shape_walk, training_memory
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model import GPT, reference
-from minigpt.model.accounting import flops_per_token, inference_memory, parameter_table, shape_walk, training_memory
 from minigpt.model.parts import fast_attention, rotary_tables, rotate, sinusoids
 
 VARIANTS = {

@@ -1,7 +1,6 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,20 +12,21 @@ import numpy as np
 from rich.console import Console
 
 from minigpt import checkpoint, tokenizers
+from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
 from minigpt.assemble.load import check_vocabulary
+from minigpt.assemble.progress import Screen, epoch_table, render_epochs
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError
 from minigpt.generation import generate_text
+from minigpt.jsonl import read_lines
 from minigpt.model import GPT
-from minigpt.model.accounting import flops_per_token
 from minigpt.runtime import hardware, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Trainer, TrainState, make_optimizer
 from minigpt.training.hooks import Checkpoints, Metrics, Samples, Signals
-from minigpt.training.progress import Screen, epoch_table, render_epochs
 from minigpt.training.step import Batch
 
 
@@ -198,11 +198,6 @@ def _draw(path: Path, console: Console) -> None:
         console.print(f"drawn: {plot_runs([path], path / 'plots' / 'loss.png')}")
     except UserError as error:  # matplotlib is an extra: a run does not fail for want of it
         console.print(f"no plot: {error}")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def inspect(shape: ModelConfig, batch: int) -> dict[str, Any]:
     """All figures as plain values."""
-    from minigpt.model.accounting import (
+    from minigpt.accounting import (
         flops_per_token,
         inference_memory,
         parameter_table,

@@ -52,9 +52,10 @@ def find_recipe(name: str) -> Path:
     if path.is_file():
         return path
     shipped = recipes()
-    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
-        return shipped[path.stem]
-    raise ConfigError(f"no such recipe: {name}; {nearest(path.stem, shipped)}")
+    stem = path.name.removesuffix(".yaml")  # not .stem: "tiny-6.7m" has a dot of its own
+    if stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[stem]
+    raise ConfigError(f"no such recipe: {name}; {nearest(stem, shipped)}")
 
 
 def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:

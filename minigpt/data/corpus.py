@@ -22,7 +22,7 @@ from minigpt.config import DataConfig
 from minigpt.data.clean import clean
 from minigpt.data.download import Progress
 from minigpt.data.sources import Reader, Source, resolve
-from minigpt.errors import DataError
+from minigpt.errors import DataError, nearest
 
 FEW = 1000
 CHUNK = 1 << 20  # characters
@@ -75,7 +75,9 @@ class Corpus:
         return self.survey.documents > len(self.source.parts)
 
     def pieces(self, split: str | None = None) -> Iterator[Piece]:
-        """The cleaned text, in order; of one split, or of all. No piece is empty."""
+        """The cleaned text, in order; of one split, or of all. No piece is empty. Raises DataError: no such split."""
+        if split not in (None, *self.splits):
+            raise DataError(f"{self.source.name}: has no {split} split; {nearest(str(split), self.splits)}")
         for part, read in self.source.parts.items():
             if _to_split(self.source, part):
                 yield from self._divided(read, split)

@@ -68,6 +68,9 @@ def binary_reason(path: Path, encoding: str) -> str | None:
         if head.startswith(mark):
             return f"starts with the mark of {name}; try --data.encoding {name}"
     at = head.find(b"\0")
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every other byte of Latin text is zero there
+        if head[first::2].count(0) > 0.4 * len(head) > 20 * head[1 - first :: 2].count(0):
+            return f"looks like {name}; try --data.encoding {name}"
     if at >= 0:
         return f"has a zero byte at {at:,}"
     odd = len(re.findall(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]", head))

@@ -6,7 +6,7 @@ Rows are documents. A split called validation is our val.
 
 import importlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from minigpt.data.files import Blocks, text_of
@@ -17,16 +17,7 @@ _SPLITS = {"train": "train", "validation": "val", "valid": "val", "dev": "val", 
 
 def load(name: str, field: str) -> tuple[Any, dict[str, Callable[[], Iterator[Blocks]]]]:
     """(identity, readers by split). Raises DataError: no extra, no such dataset, no such field, no network."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise DataError(f"hf:{name}: needs the datasets library; pip install 'minigpt[hf]'") from None
-    *repository, configuration = name.split("/") if name.count("/") > 1 else (name, None)
-    try:
-        loaded = datasets.load_dataset("/".join(repository), configuration)
-    except Exception as error:  # noqa: BLE001  the library raises anything from OSError to requests' own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(f"hf:{name}: cannot be loaded ({reason}); check the name, and the network") from None
+    loaded = load_splits(name)
     known = {_SPLITS[split]: rows for split, rows in loaded.items() if split in _SPLITS}
     if "train" not in known:
         raise DataError(f"hf:{name}: has no train split, but {', '.join(loaded)}; choose another dataset or CONFIG")
@@ -37,6 +28,21 @@ def load(name: str, field: str) -> tuple[Any, dict[str, Callable[[], Iterator[Bl
     version = {split: [len(rows), str(getattr(rows, "_fingerprint", ""))] for split, rows in known.items()}
     parts = {split: partial(_read, rows, field, f"hf:{name}") for split, rows in known.items()}
     return ["hf", name, field, version], parts
+
+
+@lru_cache(maxsize=4)
+def load_splits(name: str) -> Any:
+    """The dataset by its splits; once a process, since each time asks the hub."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError(f"hf:{name}: needs the datasets library; pip install 'minigpt[hf]'") from None
+    *repository, configuration = name.split("/") if name.count("/") > 1 else (name, None)
+    try:
+        return datasets.load_dataset("/".join(repository), configuration)
+    except Exception as error:  # noqa: BLE001  the library raises anything from OSError to requests' own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"hf:{name}: cannot be loaded ({reason}); check the name, and the network") from None
 
 
 def _read(rows: Any, field: str, label: str) -> Iterator[Blocks]:

@@ -35,11 +35,10 @@ def next_logits(model: GPT, tokens: Tensor, cache: KVCache | None) -> Tensor:
     start = window_start(length, model.config.max_seq_len)
     if cache is None:
         return model(tokens[:, start:])[:, -1]
-    held = window_start(length - 1, model.config.max_seq_len) + cache.length  # positions covered so far
-    if cache.length == 0 or start != window_start(length - 1, model.config.max_seq_len) or held != length - 1:
-        cache.reset()
-        return model(tokens[:, start:], cache)[:, -1]
-    return model(tokens[:, -1:], cache)[:, -1]
+    if start + cache.length == length - 1 and cache.length:  # it holds the window but for the newest token
+        return model(tokens[:, -1:], cache)[:, -1]
+    cache.reset()
+    return model(tokens[:, start:], cache)[:, -1]
 
 
 @torch.inference_mode()

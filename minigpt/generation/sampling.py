@@ -42,5 +42,4 @@ def sample(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.
     if config.temperature == 0:
         return logits.argmax(-1)
     chances = probabilities(logits, config)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(chances, generators, strict=True)]
-    return torch.cat(drawn)
+    return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(chances, generators, strict=True)])

@@ -29,11 +29,6 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
-    @property
-    def size(self) -> int:
-        """Most positions it can hold."""
-        return self.keys.shape[3]
-
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, KV, T, D] after the positions held; returns all of them, [B, KV, S, D].
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from minigpt import checkpoint
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
-from minigpt.model.huggingface import config_from_hf, weights_from_hf
+from minigpt.huggingface import config_from_hf, weights_from_hf
 
 
 def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:

@@ -103,9 +103,13 @@ class Tokenizer(ABC):
         """tokenizer.json as text; the same tokenizer always gives the same text."""
         return json.dumps(self.to_tree(), ensure_ascii=False, indent=1) + "\n"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of `to_json()`."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:

@@ -1,6 +1,5 @@
-"""Hooks: metrics.jsonl, samples, checkpoints, signals. Progress on the screen is in `progress.py`."""
+"""Hooks: metrics.jsonl, samples, checkpoints, signals. Progress on the screen is in `assemble/progress.py`."""
 
-import json
 import math
 import signal
 import threading
@@ -12,35 +11,10 @@ from typing import Any
 import torch
 
 from minigpt import checkpoint
-from minigpt.checkpoint import storage_error
 from minigpt.errors import MiniGPTError
+from minigpt.jsonl import append_line, keep_lines
 from minigpt.runtime import peak_flops
 from minigpt.training.loop import Hook, Trainer
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add one JSON object to a .jsonl file. Raises StorageError."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise storage_error(path, error) from None
-
-
-def keep_lines(path: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`, and a half-written one: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    work = path.with_suffix(".tmp")
-    work.write_text("".join(kept), encoding="utf-8")
-    work.replace(path)
 
 
 class Metrics(Hook):
@@ -120,7 +94,6 @@ class Samples(Hook):
 
     def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str]):
         self.path, self.every, self.prompt, self.write = path, every, prompt, write
-        self.last_step = -1
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop samples past the checkpoint."""
@@ -133,13 +106,12 @@ class Samples(Hook):
 
     def on_end(self, trainer: Trainer) -> None:
         """A last sample."""
-        if self.every and trainer.state.finished and trainer.state.step != self.last_step:
+        if self.every and trainer.state.finished and trainer.state.step % self.every:
             self._sample(trainer)
 
     def _sample(self, trainer: Trainer) -> None:
         with trainer.averaged_weights():
             text = self.write(trainer)
-        self.last_step = trainer.state.step
         append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
 
 
@@ -148,7 +120,6 @@ class Checkpoints(Hook):
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
-        self.saved_step = -1
 
     def on_step(self, trainer: Trainer) -> None:
         """Save when due, or when this step's evaluation was the best so far."""

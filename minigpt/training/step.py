@@ -34,17 +34,14 @@ def train_step(
     Returns:
         (loss, gradient norm before clipping), scalars on the device; the loss is the mean over valid targets.
     """
-    valid = sum((targets != IGNORE).sum() for _, targets in micro_batches)
-    valid = torch.as_tensor(valid).clamp(min=1).to(runtime.device)
+    valid = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches) or 1
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=runtime.device)
     for index, (inputs, targets) in enumerate(micro_batches):
         torch.manual_seed(step_seed(seed, step, micro=index))
+        inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
         with runtime.autocast():
-            logits = model(inputs.to(runtime.device, non_blocking=True))
-            part = next_token_loss(
-                logits, targets.to(runtime.device, non_blocking=True), valid=valid, label_smoothing=label_smoothing
-            )
+            part = next_token_loss(model(inputs), targets, valid=valid, label_smoothing=label_smoothing)
         (scaler.scale(part) if scaler else part).backward()
         loss += part.detach()
     if scaler:

@@ -1,0 +1,37 @@
+"""metrics.jsonl and samples.jsonl: one JSON object a line, each with a `step`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minigpt.checkpoint import storage_error
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add one object. Raises StorageError."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
+    if not path.exists():
+        return
+    work = path.with_suffix(".tmp")
+    kept = [line for line in read_lines(path) if line["step"] <= last_step]
+    work.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    work.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole objects; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        return [json.loads(line) for line in lines[:-1]]
