@@ -17,7 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in bytes.
+
+    Not from getrusage on Linux: there a child starts with its parent's peak, and the parent here is larger.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_text(path: Path, megabytes: int) -> None:
@@ -50,7 +59,7 @@ def prepare_once(path: str, cache: str, workers: int) -> dict[str, float]:
         "seconds": time.perf_counter() - start,
         "work": time.process_time() - work,
         "tokens": sum(file.count for file in prepared.splits.values()),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
+        "peak": peak_memory(),
     }
 
 
@@ -75,7 +84,7 @@ def tiktoken_alone(path: Path) -> tuple[float, float, float]:
 
 
 def child(*arguments: str) -> dict[str, float]:
-    """Run this file, or bare code, in a fresh interpreter; returns its JSON."""
+    """Run this file in a fresh interpreter; returns its JSON."""
     done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
@@ -87,17 +96,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="threads that encode")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child == ["", ""]:
+        print(json.dumps({"peak": peak_memory()}))
+        return
     if args.child:
         print(json.dumps(prepare_once(*args.child, args.workers)))
         return
-    bare = child("-c", "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    interpreter = child(__file__, "--child", "", "")["peak"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "large.txt")
         write_text(path, args.megabytes)
         raw_tokens, raw_bytes, raw_work = tiktoken_alone(path)
         found = child(__file__, "--workers", str(args.workers), "--child", str(path), str(Path(folder, "cache")))
         size = path.stat().st_size
-    interpreter = float(bare) * RSS_UNIT  # type: ignore[arg-type]
     seconds = found["seconds"]
     print(f"text                     {size / 1e6:,.0f} MB, {found['tokens']:,.0f} tokens, {args.workers} worker(s)")
     print(f"peak memory              {(found['peak'] - interpreter) / 1e6:,.0f} MB above a bare interpreter's")

@@ -21,7 +21,7 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("checkpoint", "runtime", "losses", "huggingface"),
-    ("jsonl",),
+    ("jsonl", "pretrained"),
     ("tokenizers", "data", "model"),
     ("training", "generation", "accounting"),
     ("evals", "finetune", "quantize", "export", "viz", "serve", "bench", "doctor"),

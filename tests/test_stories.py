@@ -372,7 +372,7 @@ def test_a_story_has_one_hero_one_friend_and_pronouns_that_agree(seed):
     def genders(text: str) -> set[str]:
         return {PRONOUNS[word] for word in re.findall(r"\b(?:he|him|his|she|her)\b", text.lower())}
 
-    assert genders(story[: story.index(pal)]) == {GENDER[hero]}  # the friend is not there yet
+    assert genders(story[: story.index(pal)]) <= {GENDER[hero]}  # the friend is not there yet
     assert genders(story) <= {GENDER[hero], GENDER[pal]}
 
 

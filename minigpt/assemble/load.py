@@ -10,7 +10,7 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, RunError
 from minigpt.model import GPT
-from minigpt.model.pretrained import is_huggingface
+from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 

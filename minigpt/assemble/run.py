@@ -15,8 +15,8 @@ from minigpt import checkpoint, tokenizers
 from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
+from minigpt.assemble.hooks import Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.load import check_vocabulary
-from minigpt.assemble.progress import Screen, epoch_table, render_epochs
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from minigpt.model import GPT
 from minigpt.runtime import hardware, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Trainer, TrainState, make_optimizer
-from minigpt.training.hooks import Checkpoints, Metrics, Samples, Signals
+from minigpt.training.hooks import Checkpoints, Metrics
 from minigpt.training.step import Batch
 
 

@@ -39,6 +39,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # torch's OpenMP threads wait for each other by spinning; on a busy machine that costs up to 10 times (docs/LOG.md).
+    # A short spin is as fast alone. Read when torch is imported, so it must be set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0

@@ -177,10 +177,16 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019); matrices decay, vectors do not."""
+    """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) for the matrices inside the blocks."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw for all; or muon for the blocks' matrices and adamw for embeddings, head, norms and biases."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of adamw."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Peak learning rate of muon, the spectral size of one update of a square matrix."""
+    momentum: Fraction = 0.95
+    """muon: decay of the gradient's running sum."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled decay of matrices (embeddings too); norms and biases have none."""
     beta1: Fraction = 0.9

@@ -138,6 +138,9 @@ class Grammar:
         self.texts = {name: [_read(text) for text in alternatives] for name, alternatives in rules.items()}
         mentioned = [self._mentioned(text) for text in self.texts[start]]
         self.casts = [[role for role in self.roles if role in names] for names in mentioned]
+        for cast in self.casts:
+            if any(unlike.get(role, role) not in cast for role in cast):
+                raise ValueError(f"a plot casts a role without the one it is unlike: {cast}")
 
     def _mentioned(self, text: Text) -> set[str]:
         """The roles that `text` can come to mention."""

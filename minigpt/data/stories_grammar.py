@@ -17,25 +17,25 @@ weight | name  | he  | him | his
      5 | Max   | he  | him | his
      5 | Rosie | she | her | her
      5 | Finn  | he  | him | his
-     5 | Mia   | she | her | her
+     5 | Clara | she | her | her
      4 | Toby  | he  | him | his
      4 | Daisy | she | her | her
-     4 | Leo   | he  | him | his
-     4 | Ruby  | she | her | her
      4 | Sam   | he  | him | his
      4 | Nina  | she | her | her
-     3 | Oscar | he  | him | his
-     3 | Poppy | she | her | her
+     4 | Ben   | he  | him | his
+     4 | Ella  | she | her | her
+     3 | Otto  | he  | him | his
+     3 | Ida   | she | her | her
      3 | Hugo  | he  | him | his
-     3 | Bella | she | her | her
-     3 | Ben   | he  | him | his
-     3 | Tess  | she | her | her
-     2 | Bruno | he  | him | his
-     2 | Wren  | she | her | her
-     2 | Otto  | he  | him | his
-     2 | Ida   | she | her | her
-     2 | Gus   | he  | him | his
-     2 | Kit   | she | her | her
+     3 | Wren  | she | her | her
+     3 | Gus   | he  | him | his
+     3 | Kit   | she | her | her
+     2 | Jack  | he  | him | his
+     2 | Zoe   | she | her | her
+     2 | Yuri  | he  | him | his
+     2 | Abby  | she | her | her
+     2 | Quin  | he  | him | his
+     2 | Vera  | she | her | her
 """
 
 ANIMALS = """
@@ -60,29 +60,29 @@ ROLES = {
     "kind": ANIMALS,
     "palkind": ANIMALS,
     "home": """
-weight | noun        | at
-     5 | the river   | by the river
-     4 | the mill    | near the mill
-     4 | the hill    | on the hill
-     4 | the oak     | under the oak
-     3 | the lake    | by the lake
-     3 | the wood    | in the wood
-     3 | the sea     | by the sea
-     3 | the bridge  | near the bridge
-     2 | the barn    | behind the barn
-     2 | the valley  | in the valley
-     2 | the meadow  | in the meadow
-     2 | the orchard | in the orchard
+weight | noun       | at
+     5 | the river  | by the river
+     4 | the mill   | near the mill
+     4 | the hill   | on the hill
+     4 | the oak    | under the oak
+     3 | the lake   | by the lake
+     3 | the wood   | in the wood
+     3 | the sea    | by the sea
+     3 | the bridge | near the bridge
+     2 | the farm   | behind the farm
+     2 | the valley | in the valley
+     2 | the pond   | by the pond
+     2 | the castle | near the castle
 """,
     "treat": """
-weight | noun; 5 | honey; 5 | plums; 4 | nuts; 4 | berries; 3 | apples; 3 | jam; 3 | cheese; 3 | buns
-2 | toast; 2 | figs; 2 | pears; 2 | muffins; 1 | porridge; 1 | pancakes
+weight | noun; 5 | honey; 5 | plums; 4 | nuts; 4 | berries; 3 | apples; 3 | jam; 3 | cheese; 3 | figs
+2 | toast; 2 | muffins; 2 | raisins; 2 | waffles; 1 | dates; 1 | onions
 """,
     "look": """
-weight | word; 6 | red; 5 | blue; 4 | green; 4 | yellow; 3 | pink; 3 | striped; 3 | shiny; 3 | old; 2 | purple
-2 | spotted; 2 | orange; 2 | golden; 2 | silver; 2 | tiny
+weight | word; 6 | red; 5 | blue; 4 | green; 4 | yellow; 3 | pink; 3 | striped; 3 | old; 2 | white
+2 | tiny; 2 | new; 2 | violet; 2 | lucky
 """,
-    "toy": "weight | noun; 5 | kite; 4 | ball; 4 | hat; 3 | scarf; 2 | balloon; 2 | flag",
+    "toy": "weight | noun; 5 | kite; 4 | ball; 4 | hat; 3 | scarf; 2 | umbrella; 2 | flag",
     "spot": """
 weight | into            | it             | bad
      5 | into a tree     | the branch was | high
@@ -105,18 +105,18 @@ weight | make            | noun    | oops
 weight | noun; 5 | mother; 5 | granny; 4 | father; 3 | sister; 3 | brother; 2 | grandpa; 2 | teacher; 2 | aunt
 2 | uncle; 1 | cousin
 """,
-    "crop": "weight | noun; 5 | pumpkin; 4 | turnip; 3 | melon; 3 | cabbage; 2 | carrot; 2 | marrow",
+    "crop": "weight | noun; 5 | pumpkin; 4 | turnip; 3 | melon; 3 | cabbage; 2 | radish; 2 | beet",
     "gadget": """
 weight | noun   | broke         | works
      5 | cart   | lost a wheel  | rolled
      4 | drum   | got a hole    | boomed
-     3 | clock  | stopped       | ticked
+     3 | watch  | stopped       | ticked
      3 | fiddle | lost a string | sang
      3 | sled   | split in two  | slid
      2 | lamp   | went dark     | glowed
      2 | bell   | cracked       | rang
 """,
-    "light": "weight | noun; 5 | lantern; 4 | candle; 3 | lamp; 2 | torch",
+    "light": "weight | noun; 5 | lantern; 4 | candle; 3 | torch",
 }
 
 UNLIKE = {"pal": "hero", "palkind": "kind"}
@@ -162,6 +162,8 @@ RULES: dict[str, dict[str, float]] = {
     "lived": {"lived": 4, "there lived": 3, "there was": 2, "you could find": 1},
     "loved": {"loved": 5, "liked": 2, "adored": 2, "dreamed of": 1, "always wanted": 1},
     "most": {"best of all": 4, "most of all": 3, "more than anything": 2, "very much": 2},
+    "he": {"{hero.he}": 4, "{hero.name}": 3},
+    "He": {"{hero.He}": 4, "{hero.name}": 3},
     # When
     "when": {"One {weather} {hours},": 5, "On a {weather} {hours}": 2, "{early},": 2},
     "weather": {
@@ -179,7 +181,7 @@ RULES: dict[str, dict[str, float]] = {
         "the wind blew": 5, "a gust swept": 3, "a breeze carried": 2, "a storm tossed": 2, "a crow dropped": 2,
         "a magpie dropped": 1, "a gale threw": 1,
     },
-    "fails_to_reach": {"{hero.He} {reached} {effort}, but {spot.it} {too} {spot.bad}.": 1},
+    "fails_to_reach": {"{He} {reached} {effort}, but {spot.it} {too} {spot.bad}.": 1},
     "reached": {
         "tried": 4, "reached out": 3, "hopped about": 2, "stretched": 2, "jumped": 2, "climbed": 2, "used a stick": 1,
         "threw pebbles": 1,
@@ -203,10 +205,10 @@ RULES: dict[str, dict[str, float]] = {
     "soon": {"soon": 5, "in no time": 2, "at last": 3, "before long": 2, "a moment later": 1},
     "safe": {"safe": 4, "free": 3, "back": 2, "fine": 1, "in {hero.his} arms": 1},
     # Plot: a present to make
-    "wishes": {"{when} {hero.he} {wanted} to {craft.make} for {hero.his} {dear}{kin.noun}.": 1},
+    "wishes": {"{when} {he} {wanted} to {craft.make} for {hero.his} {dear}{kin.noun}.": 1},
     "wanted": {"wanted": 5, "wished": 2, "hoped": 2, "decided": 2, "planned": 2, "set out": 1, "began": 1},
     "dear": {"": 4, "dear ": 3, "kind ": 2, "old ": 1, "busy ": 1, "sick ": 1},
-    "spoils": {"{hero.He} {worked} {effort}, but {craft.oops}.": 1},
+    "spoils": {"{He} {worked} {effort}, but {craft.oops}.": 1},
     "worked": {"tried": 4, "worked": 4, "did it": 2, "hurried": 1, "toiled": 1, "puffed": 1, "struggled": 1},
     "succeeds": {
         "Together they {retried}, and {hero.his} {kin.noun} {praised} the {craft.noun}.": 4,
@@ -224,14 +226,14 @@ RULES: dict[str, dict[str, float]] = {
         "a joy to see": 1,
     },
     # Plot: a find too heavy for one
-    "finds": {"{when} {hero.he} {found} {a_huge} {crop.noun} {where}.": 1},
+    "finds": {"{when} {he} {found} {a_huge} {crop.noun} {where}.": 1},
     "found": {"found": 5, "saw": 3, "spotted": 2, "came across": 1, "tripped over": 1, "noticed": 1},
     "a_huge": {"a huge": 4, "a giant": 3, "a very big": 2, "an enormous": 2, "a great fat": 1, "a mighty": 1},
     "where": {
         "in the garden": 4, "in a field": 3, "behind the shed": 2, "by the path": 2, "near the gate": 2,
         "in the weeds": 1, "beside a fence": 1,
     },
-    "fails_to_pull": {"{hero.He} {pulled} {effort}, but it {would_not_move}.": 1},
+    "fails_to_pull": {"{He} {pulled} {effort}, but it {would_not_move}.": 1},
     "pulled": {"pulled": 4, "pushed": 4, "tugged": 3, "heaved": 2, "shoved": 2, "dug": 1},
     "would_not_move": {
         "would not move": 4, "did not budge": 3, "stayed where it was": 2, "was too heavy": 3,
@@ -248,7 +250,7 @@ RULES: dict[str, dict[str, float]] = {
     "popped": {"popped": 4, "came": 3, "rolled": 2, "jumped": 2, "shot": 1, "slid": 1},
     # Plot: something breaks
     "breaks": {"{when} {hero.his} {look.word} {gadget.noun} {gadget.broke}.": 1},
-    "fails_to_mend": {"{hero.He} {mended} {effort}, but {it_stayed_broken}.": 1},
+    "fails_to_mend": {"{He} {mended} {effort}, but {it_stayed_broken}.": 1},
     "mended": {
         "tried": 4, "tried to mend it": 3, "fussed over it": 2, "worked": 2, "hammered": 2, "tried to fix it": 2,
     },
@@ -268,8 +270,8 @@ RULES: dict[str, dict[str, float]] = {
     "as_new": {"once more": 3, "like new": 3, "as before": 2, "as if by magic": 1, "at once": 2, "again": 3},
     # Plot: the way home is lost
     "strays": {
-        "{when} {hero.he} {chased} {a_bee} and got lost.": 4,
-        "{when} {hero.he} {walked} too far from {home.noun}.": 3,
+        "{when} {he} {chased} {a_bee} and got lost.": 4,
+        "{when} {he} {walked} too far from {home.noun}.": 3,
     },
     "chased": {"chased": 4, "followed": 4, "ran after": 3, "hurried after": 1},
     "a_bee": {
@@ -277,7 +279,7 @@ RULES: dict[str, dict[str, float]] = {
         "a moth": 1,
     },
     "walked": {"walked": 4, "wandered": 4, "went": 3, "ran": 3, "strayed": 2, "skipped": 1},
-    "fails_to_return": {"{hero.He} {searched} {effort}, but {no_way}.": 1},
+    "fails_to_return": {"{He} {searched} {effort}, but {no_way}.": 1},
     "searched": {"looked": 4, "searched": 4, "turned back": 2, "called out": 2, "ran about": 1, "tried": 2},
     "no_way": {
         "every path looked the same": 3, "it was getting dark": 3, "the path was gone": 2, "nobody was there": 2,
@@ -297,8 +299,8 @@ RULES: dict[str, dict[str, float]] = {
     "glowed": {"shone brightly": 2, "glowed in the dark": 2, "never went out": 2, "burned bright": 1},
     # Feelings
     "mood": {
-        '"{oh}!" {cried} {hero.name}{sadly}.': 5, '"{oh}," {hero.he} {sighed}{sadly}.': 3,
-        "{hero.name} felt {sad}{and_low}.": 4, "{hero.He} {sat} and {wept}{sadly}.": 2,
+        '"{oh}!" {cried} {hero.name}{sadly}.': 5, '"{oh}," {he} {sighed}{sadly}.': 3,
+        "{hero.name} felt {sad}{and_low}.": 4, "{He} {sat} and {wept}{sadly}.": 2,
     },
     "oh": {
         "Oh no": 5, "Oh dear": 4, "Dear me": 2, "What now": 2, "Poor me": 2, "What a pity": 2, "I give up": 2,
@@ -322,9 +324,10 @@ RULES: dict[str, dict[str, float]] = {
     "meets": {
         '"{offer}," said {a_trait} {palkind.noun} {named} {pal.name}{kindly}.': 4,
         '"{offer}!" {called_out} {pal.name} {the_trait} {palkind.noun}{kindly}.': 4,
-        '{along} came {pal.name} {the_trait} {palkind.noun}. "{offer}," {pal.he} said{kindly}.': 4,
+        '{along} came {pal.name} {the_trait} {palkind.noun}. "{offer}," {said_pal}{kindly}.': 4,
         "{luckily} {a_trait} {palkind.noun} {named} {pal.name} {heard} {hero.him} and came {palkind.coming} {over}.": 3,
     },
+    "said_pal": {"{pal.he} said": 3, "said {pal.name}": 3, "{pal.name} said": 1},
     "the_trait": {"the": 3, "the {trait}": 5, "the {size}": 2},
     "luckily": {"Luckily": 3, "Soon": 3, "Then": 3, "Just then": 3, "By chance": 1, "At once": 1},
     "offer": {

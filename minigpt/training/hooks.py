@@ -1,8 +1,6 @@
-"""Hooks: metrics.jsonl, samples, checkpoints, signals. Progress on the screen is in `assemble/progress.py`."""
+"""Hooks: metrics.jsonl and checkpoints. Those that face a person are in `assemble/hooks.py`."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,32 +87,6 @@ class Metrics(Hook):
         self._restart(trainer)
 
 
-class Samples(Hook):
-    """samples.jsonl: {step, prompt, text} every `every` steps and at the end."""
-
-    def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str]):
-        self.path, self.every, self.prompt, self.write = path, every, prompt, write
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Drop samples past the checkpoint."""
-        keep_lines(self.path, trainer.state.step)
-
-    def on_step(self, trainer: Trainer) -> None:
-        """Sample when due."""
-        if self.every and trainer.state.step % self.every == 0:
-            self._sample(trainer)
-
-    def on_end(self, trainer: Trainer) -> None:
-        """A last sample."""
-        if self.every and trainer.state.finished and trainer.state.step % self.every:
-            self._sample(trainer)
-
-    def _sample(self, trainer: Trainer) -> None:
-        with trainer.averaged_weights():
-            text = self.write(trainer)
-        append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
-
-
 class Checkpoints(Hook):
     """Saves every `every` steps, at a new best, and at the end; `best` and `last` follow; the newest `keep` stay."""
 
@@ -145,27 +117,3 @@ class Checkpoints(Hook):
         checkpoint.save(target, trainer.tensors(), trainer.state_dict() | self.extra)
         checkpoint.point(self.folder, "last", target)
         checkpoint.prune(self.folder, self.keep)
-
-
-class Signals(Hook):
-    """Ctrl-C and SIGTERM end the run after the current step, saved; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.before: dict[int, Any] = {}
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Take the signals (only the main thread can)."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        def handle(number: int, _frame: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            trainer.stop(f"interrupted by {signal.Signals(number).name}")
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, handle)
-
-    def on_end(self, trainer: Trainer) -> None:
-        """Give them back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -4,22 +4,43 @@ from torch import Tensor, nn, optim
 
 from minigpt.config import OptimizerConfig
 from minigpt.errors import CheckpointError
+from minigpt.model.parts import Block
+from minigpt.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.AdamW:
-    """AdamW; matrices and embeddings decay, norms and biases do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
+    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks' matrices."""
+    pieces = hidden_matrices(model) if config.kind == "muon" else {}
+    parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return optim.AdamW(
+    adamw = optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
     )
+    if not pieces:
+        return adamw
+    scale = config.muon_learning_rate / config.learning_rate
+    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale)
+
+
+def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
+    """The blocks' matrices, each with the rows of the matrices that are stacked in it (q, k, v; gate, up)."""
+    pieces: dict[Tensor, list[int]] = {}
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        attention, feed_forward = block.attention, block.feed_forward
+        query, key = attention.num_heads * attention.head_size, attention.kv_heads * attention.head_size
+        pieces[attention.qkv.weight] = [query, key, key]
+        rows = feed_forward.up.out_features
+        pieces[feed_forward.up.weight] = [rows // 2] * 2 if feed_forward.activation == "swiglu" else [rows]
+        for matrix in (attention.out.weight, feed_forward.down.weight):
+            pieces[matrix] = [matrix.shape[0]]
+    return {matrix: rows for matrix, rows in pieces.items() if matrix.requires_grad}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:

@@ -1,0 +1,69 @@
+"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum, then the nearest orthogonal matrix.
+
+AdamW scales each number of a gradient alone. Muon looks at a matrix as a whole and makes all its directions equally
+large, so that rare ones are learned too. Notable: matrices stacked in one parameter (q, k, v) are orthogonalised
+apart, and all of one shape together in one batch.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, optim
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Roughly U V^T of each matrix U S V^T in [N, rows, columns], by Newton-Schulz iterations in bf16.
+
+    The quintic's coefficients are Jordan's: they bring every singular value near 1 fast, not to 1 exactly
+    (between about 0.7 and 1.2), which serves as well and needs products only.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    if wide := x.shape[1] > x.shape[2]:
+        x = x.mT  # the smaller side first: the products below are rows x rows
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x.mT if wide else x).to(matrices.dtype)
+
+
+class Muon(optim.Optimizer):
+    """Muon for some matrices, the given AdamW for the rest, as one optimizer.
+
+    Args:
+        pieces: parameter [rows, columns] -> rows of the matrices stacked in it.
+        adamw: over all other parameters.
+        momentum, weight_decay: decay of the gradient's running sum; decoupled decay.
+        lr_scale: Muon's rate as a multiple of the trainer's, which is AdamW's.
+    """
+
+    def __init__(
+        self, pieces: dict[Tensor, list[int]], adamw: optim.AdamW, momentum: float, weight_decay: float, lr_scale: float
+    ):
+        group = {"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay, "lr_scale": lr_scale}
+        super().__init__([group], {"lr": adamw.defaults["lr"] * lr_scale})
+        self.pieces, self.adamw = pieces, adamw
+        adamw.state = self.state  # one account of state and of rates, for checkpoints and schedules
+        self.param_groups += adamw.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        self.adamw.step()
+        group = self.param_groups[0]
+        batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            total = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            total.lerp_(parameter.grad, 1 - group["momentum"])
+            ahead = parameter.grad.lerp(total, group["momentum"])  # Nesterov: one step further along
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            rows = self.pieces[parameter]
+            for weight, update in zip(parameter.split(rows), ahead.split(rows), strict=True):
+                batches[weight.shape].append((weight, update))
+        for (high, wide), members in batches.items():
+            updates = orthogonalise(torch.stack([update for _, update in members]))
+            for (weight, _), update in zip(members, updates, strict=True):
+                weight.add_(update, alpha=-group["lr"] * max(1.0, high / wide) ** 0.5)
