@@ -17,33 +17,39 @@ class Demo:
     name: str = "demo"
     """Name of the run: runs/NAME."""
     json: bool = False
-    """Print one JSON object: run, seconds, val_loss, entropy, gap (all nats per character), samples."""
+    """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per character), stride, samples."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Demo, argv, "demo", with_config=True)
-    from minigpt.assemble import train
+    from minigpt.assemble import load_run, train
     from minigpt.config import find_recipe, load_config
     from minigpt.data.stories import entropy
+    from minigpt.evals import evaluate_run
     from minigpt.generation import generate_text
 
     recipe = find_recipe("demo")
     console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories, character by character")
     run = train(load_config(recipe, overrides), name=args.name, recipe=str(recipe))
-    samples = generate_text(run.model, run.config.train.sample_prompt, run.tokenizer, num_samples=3, max_new_tokens=400)
-    floor = entropy().nats_per_token_char
-    loss = run.state.val_loss or float("nan")
+    settings = run.config.generation.model_dump() | {"num_samples": 3, "max_new_tokens": 420}
+    prompt = run.config.train.sample_prompt
+    samples = [prompt + text for text in generate_text(run.model, prompt, run.tokenizer, **settings)]
+    seconds = run.state.seconds
+    if not args.json:
+        for number, sample in enumerate(samples, 1):
+            out(f"\n--- story {number} ---\n{sample.strip()}")
+        out("\nmeasuring the loss on every story held out ...")
+    stride = run.config.model.max_seq_len // 2
+    report = evaluate_run(load_run(run.path / "checkpoints" / "last", precision="auto"), stride=stride)
+    loss, floor = report["loss"], entropy().nats_per_token_char
     if args.json:
-        figures = {"seconds": round(run.state.seconds, 1), "val_loss": loss, "entropy": floor, "gap": loss - floor}
-        out_json({"run": str(run.path), **figures, "samples": list(samples)})
+        figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}
+        out_json({"run": str(run.path), **figures, "samples": samples})
         return 0
-    for number, sample in enumerate(samples, 1):
-        out(f"\n--- story {number} ---\n{sample.strip()}")
     out(
-        f"\nvalidation loss {loss:.3f} nats per character; the grammar's own entropy is {floor:.3f}, "
-        f"so {loss - floor:.3f} is left to learn.\n"
-        f"Trained in {run.state.seconds:.0f} s. Next:\n"
+        f"loss {loss:.3f} nats per character (each with at least {stride} before it); the grammar's own entropy is "
+        f"{floor:.3f}: {loss - floor:.3f} is left to learn.\nTrained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {run.path} --prompt "Once upon a time"\n'
         f"  minigpt eval {run.path}\n"
         f"  minigpt train my.txt"

@@ -1,0 +1,57 @@
+"""The public API: what README shows, run as it stands there; and every listed name."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import minigpt
+from minigpt.generation import generate_text
+from minigpt.model import GPT
+
+README = Path(__file__).parent.parent / "README.md"
+RECIPE = """\
+model: {embed_dim: 32, num_heads: 2, num_layers: 1, max_seq_len: 32}
+train: {max_steps: 20, batch_size: 8, eval_every: 10, device: cpu, precision: fp32}
+"""
+
+
+def test_every_public_name_is_there_and_a_thing_to_use() -> None:
+    for name in minigpt.__all__:
+        assert getattr(minigpt, name) is not None
+    assert callable(minigpt.train)
+    assert callable(minigpt.generate)
+    assert not hasattr(minigpt, "zork")
+
+
+def test_train_is_the_function_whatever_was_imported_before() -> None:
+    code = "from minigpt import load_run, GPT, train, generate; print(train.__name__, generate.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["train", "generate"]
+
+
+def test_the_readmes_python_runs_as_it_stands(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "my.txt").write_text("Once upon a time there was a cat who sat on a mat and saw a dog.\n" * 60)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
+    assert isinstance(scope["model"], GPT)
+    assert len(scope["text"]) == 50
+    assert (tmp_path / "runs/recipe/plots/loss.png").is_file() or os.environ.get("NO_PLOT")
+
+
+def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "my.txt").write_text("Once upon a time there was a cat who sat on a mat and saw a dog.\n" * 60)
+    monkeypatch.chdir(tmp_path)
+    run = minigpt.train(minigpt.load_config("recipe.yaml", {"logging.plots": False}), data="my.txt", quiet=True)
+    again = GPT.from_pretrained(run.path / "checkpoints" / "last")
+    settings = {"max_new_tokens": 30, "temperature": 0}
+    assert generate_text(again, "Once", run.tokenizer, **settings) == generate_text(run.model, "Once", **settings)
+    hands = minigpt.load_run("runs/recipe")
+    assert hands.tokenizer.decode(hands.tokenizer.encode("a cat")) == "a cat"

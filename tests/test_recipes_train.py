@@ -1,0 +1,46 @@
+"""Every shipped recipe trains 20 steps on its own data, at its own size."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli import main
+from minigpt.config import load_config, recipes
+
+# Fewer sequences a step, and a part of the validation split: the shape, the tokenizer and the data stay the recipe's.
+LESS = {
+    "gpt2-124m": ["--train.batch-size", "1", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
+    "small-25m": ["--train.batch-size", "2", "--train.micro-batch-size", "1"],
+    "shakespeare-char": ["--train.batch-size", "8"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes())
+def test_it_loads_and_learns_in_twenty_steps(name: str, mirror: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert mirror.is_dir()
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--train.max-steps",
+        "20",
+        "--train.eval-batches",
+        "2",
+        "--train.eval-every",
+        "20",
+        "--logging.log-every",
+        "1",
+    ]
+    flags += ["--train.sample-every", "0", "--schedule.warmup-steps", "5", "--logging.plots", "false"]
+    assert main(["train", name, *flags, *LESS.get(name, []), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["step"] == 20
+    lines = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    ids = load_config(tmp_path / "runs" / name / "config.yaml").model.vocab_size
+    assert ids is not None
+    start = lines[0]["loss"] - math.log(ids)
+    with capsys.disabled():
+        print(f"\n{name}: step 0 ln V {start:+.3f}, after 20 steps {lines[-1]['loss']:.3f}, {report['seconds']} s")
+    assert abs(start) < (0.15 if name == "gpt2-124m" else 0.4)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
