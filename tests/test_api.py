@@ -41,8 +41,8 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path, monkeypatch) -> No
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
     assert isinstance(scope["model"], GPT)
-    assert len(scope["text"]) == 50
-    assert (tmp_path / "runs/recipe/plots/loss.png").is_file() or os.environ.get("NO_PLOT")
+    assert 0 < len(scope["text"]) <= 50, "it may end early at the end-of-text token"
+    assert (tmp_path / "runs/my/plots/loss.png").is_file() or os.environ.get("NO_PLOT")
 
 
 def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:
@@ -53,5 +53,5 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:
     again = GPT.from_pretrained(run.path / "checkpoints" / "last")
     settings = {"max_new_tokens": 30, "temperature": 0}
     assert generate_text(again, "Once", run.tokenizer, **settings) == generate_text(run.model, "Once", **settings)
-    hands = minigpt.load_run("runs/recipe")
+    hands = minigpt.load_run("runs/my")
     assert hands.tokenizer.decode(hands.tokenizer.encode("a cat")) == "a cat"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. An import may only point to a lower row; those in one row are peers. "" is minigpt/__init__.py,
 # the public API, which may look at everything below the command.
 LAYERS = (
-    ("errors",),
+    ("errors", "bars"),
     ("config",),
     ("checkpoint", "runtime", "losses", "huggingface"),
     ("jsonl", "pretrained"),

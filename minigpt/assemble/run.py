@@ -17,6 +17,7 @@ from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
 from minigpt.assemble.hooks import Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.load import check_vocabulary
+from minigpt.bars import progress_bars
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError
@@ -74,8 +75,10 @@ def train(
         console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {plan.resume_from.name}")
         tokenizer = tokenizers.load(plan.path)
     else:
-        tokenizer = make_tokenizer(config)
-    prepared = prepare_data(config, tokenizer)
+        with progress_bars(console) as report:
+            tokenizer = make_tokenizer(config, report)
+    with progress_bars(console) as report:
+        prepared = prepare_data(config, tokenizer, report)
     trainer, config = build(config, plan, tokenizer, prepared, console)
     if plan.resume_from:
         trainer.resume(checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")))

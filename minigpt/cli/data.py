@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from minigpt.bars import progress_bars
 from minigpt.cli.console import config_from, console, out_json, parse
-from minigpt.cli.prepare import progress_bars, tokenizer_for
 from minigpt.errors import StorageError, UserError
 
 if TYPE_CHECKING:
@@ -51,11 +51,12 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Data, argv, "data", with_config=True)
     config, _ = config_from(args.what, overrides)
+    from minigpt.assemble import make_tokenizer
     from minigpt.data.inspect import inspect_data
 
     figure = _figure(args.plot) if args.plot else None  # a missing library is told before the minutes of counting
-    with progress_bars() as progress:
-        report = inspect_data(config.data, tokenizer_for(config, progress), progress)
+    with progress_bars(console) as progress:
+        report = inspect_data(config.data, make_tokenizer(config, progress), progress)
     if args.plot and figure:
         _draw(report, figure)
         _save(figure, args.plot)

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     prompt = _read_prompt(args)
     from minigpt.assemble import load_run
     from minigpt.config import load_config
+    from minigpt.data.clean import clean_text
     from minigpt.generation import stream_text
 
     names = {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop_at_eos"}
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     load_config(None, asked)  # a wrong setting is told before the model is loaded
     run = load_run(args.run, args.device)
     prompt = run.config.train.sample_prompt if prompt is None else prompt
+    prompt = clean_text(prompt, run.config.data.clean)  # as the training text was
     config = load_config(
         None, {f"generation.{k}": v for k, v in run.config.generation.model_dump().items()} | asked
     ).generation

@@ -1,19 +1,14 @@
 """minigpt prepare."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 from rich.table import Table
 
+from minigpt.bars import progress_bars
 from minigpt.cli.console import config_from, console, out, out_json, parse
-
-if TYPE_CHECKING:
-    from minigpt.config import RunConfig
-    from minigpt.data.download import Progress
 
 
 @dataclass(frozen=True)
@@ -43,44 +38,16 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Prepare, argv, "prepare", with_config=True)
     config, _ = config_from(args.what, overrides)
-    from minigpt import tokenizers
-    from minigpt.data import prepare
+    from minigpt.assemble.data import make_tokenizer, prepare_data
 
-    with progress_bars() as progress:
-        tokenizer = tokenizer_for(config, progress)
-        prepared = prepare(config.data, tokenizer, tokenizers.safe_cut, args.out, progress)
+    with progress_bars(console) as report:
+        prepared = prepare_data(config, make_tokenizer(config, report), report, args.out)
     if args.json:
         out_json({"directory": str(prepared.directory), **prepared.meta})
         return 0
     _show(prepared.meta)
     out(str(prepared.directory))
     return 0
-
-
-def tokenizer_for(config: "RunConfig", progress: "Progress") -> Any:
-    """The tokenizer that training would use, with progress while the text is fetched and read."""
-    from minigpt.assemble.data import make_tokenizer
-    from minigpt.data import open_corpus
-
-    open_corpus(config.data, progress)
-    return make_tokenizer(config)
-
-
-@contextmanager
-def progress_bars() -> Iterator["Progress"]:
-    """A bar for each thing that goes on, on stderr; gone when it ends."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(label: str, done: int, total: int | None) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label)
-            bars.update(tasks[label], completed=done, total=total)
-
-        yield progress
 
 
 def _show(meta: dict[str, Any]) -> None:
