@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # the public API, which may look at everything below the command.
 LAYERS = (
     ("errors", "bars"),
-    ("config",),
+    ("config", "download"),
     ("checkpoint", "runtime", "losses", "huggingface"),
     ("jsonl", "pretrained"),
     ("tokenizers", "data", "model"),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data.download import fetch
-from minigpt.data.named import NAMED, RemoteFile, locate
+from minigpt.data.named import NAMED
 from minigpt.data.sources import resolve
+from minigpt.download import RemoteFile, fetch, locate
 from minigpt.errors import DataError, StorageError
 
 BODY = bytes(range(256)) * 8000

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from minigpt.data.corpus import Corpus, documents, open_corpus, text_chunks
-from minigpt.data.named import cache_root
 from minigpt.data.prepare import Prepared, find_prepared, load_prepared, prepare
 from minigpt.data.tokenfile import TokenFile, TokenWriter
+from minigpt.download import cache_root
 
 if TYPE_CHECKING:
     from minigpt.data.batches import Batches, eval_batches, windows

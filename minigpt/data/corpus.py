@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from minigpt.config import DataConfig
 from minigpt.data.clean import clean
-from minigpt.data.download import Progress
 from minigpt.data.sources import Reader, Source, resolve
+from minigpt.download import Progress
 from minigpt.errors import DataError, nearest
 
 FEW = 1000

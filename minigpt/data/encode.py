@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from minigpt.data.corpus import Corpus
-from minigpt.data.download import Progress
 from minigpt.data.statistics import TextStatistics
 from minigpt.data.tokenfile import TokenWriter
+from minigpt.download import Progress
 
 CHUNK = 1 << 20  # characters encoded at a time
 MAX_UNCUT = 16 * CHUNK

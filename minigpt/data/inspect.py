@@ -13,9 +13,9 @@ import numpy as np
 
 from minigpt.config import DataConfig
 from minigpt.data.corpus import Corpus, Piece, open_corpus
-from minigpt.data.download import Progress
 from minigpt.data.overlap import overlap
 from minigpt.data.statistics import TextStatistics
+from minigpt.download import Progress
 
 TOKEN_CHARS = 50_000_000
 VAL_CHARS, TRAIN_CHARS = 20_000_000, 100_000_000

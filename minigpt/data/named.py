@@ -1,26 +1,8 @@
-"""Texts known by name: where they are published, their sha256, and where they lie on this machine.
+"""Texts known by name: where they are published, and their sha256."""
 
-A file is looked for in $MINIGPT_DATA (a mirror somebody made), then in the cache ($MINIGPT_CACHE, else
-~/.cache/minigpt), then downloaded. Whatever lies there is checked by sha256 each time: it costs 1 ms a MB.
-"""
-
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from minigpt.data.download import Progress, fetch, file_sha256
-from minigpt.errors import DataError
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One published file. `sha256` lists the accepted digests, the published one first."""
-
-    path: str
-    url: str
-    sha256: tuple[str, ...]
-
+from minigpt.download import RemoteFile
 
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
 
@@ -55,35 +37,3 @@ NAMED: Mapping[str, Mapping[str, RemoteFile]] = {
         ),
     },
 }
-
-
-def cache_root(cache_dir: str | None = None) -> Path:
-    """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
-    return Path(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt").expanduser()
-
-
-def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
-    """A published file on this machine, downloaded if need be.
-
-    Raises:
-        DataError: it is nowhere and cannot be fetched, or what lies there is another file.
-        StorageError: the cache cannot be written.
-    """
-    mirror = os.environ.get("MINIGPT_DATA")
-    cached = cache_root() / "datasets" / file.path
-    for path in ([Path(mirror) / file.path] if mirror else []) + [cached]:
-        if path.is_file():
-            return _checked(path, file, is_mirror=path != cached)
-    hint = f"; put the file at {cached} by hand, or name a directory that holds {file.path} with MINIGPT_DATA"
-    return fetch(file.url, cached, file.sha256, progress, hint=hint)
-
-
-def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
-    if found not in file.sha256:
-        fix = "mend the mirror, or unset MINIGPT_DATA to download it" if is_mirror else "delete it, and it is fetched"
-        raise DataError(f"{path}: sha256 {found[:16]}… is not the published {file.sha256[0][:16]}…; {fix}")
-    return path

@@ -28,11 +28,10 @@ from typing import Any
 
 from minigpt.config import DataConfig
 from minigpt.data.corpus import Corpus, changed, corpus_key, open_corpus
-from minigpt.data.download import Progress
 from minigpt.data.encode import Encoder, encode_corpus
-from minigpt.data.named import cache_root
 from minigpt.data.sources import Source, resolve
 from minigpt.data.tokenfile import TokenFile, storage_error
+from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError
 
 VERSION = 1

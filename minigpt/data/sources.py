@@ -17,9 +17,9 @@ from typing import Any
 
 from minigpt.config import DataConfig
 from minigpt.data import huggingface
-from minigpt.data.download import Progress, file_sha256
 from minigpt.data.files import Blocks, binary_reason, check_encoding, is_json_lines, read_documents, spool_stdin
-from minigpt.data.named import NAMED, locate
+from minigpt.data.named import NAMED
+from minigpt.download import Progress, file_sha256, locate
 from minigpt.errors import DataError, nearest
 
 STORIES_SEED = 0

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.data.download import file_sha256
-from minigpt.data.named import NAMED, cache_root
+from minigpt.data.named import NAMED
 from minigpt.doctor.check import Check, reason
+from minigpt.download import cache_root, file_sha256
 
 GB = 1e9
 NEEDED_GB = 1.0  # of memory and of disk; below it a small run may fail

@@ -2,18 +2,12 @@
 
 import hashlib
 import json
-import logging
-import os
-import urllib.request
-from http.client import HTTPException
-from pathlib import Path
 
-from minigpt.errors import StorageError, TokenizerError
-from minigpt.tokenizers.base import EOS, write_atomic
+from minigpt.download import RemoteFile, locate
+from minigpt.errors import DataError, TokenizerError
+from minigpt.tokenizers.base import EOS
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.patterns import unspell
-
-log = logging.getLogger(__name__)
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 FOLDER = "gpt2-bpe"
@@ -22,8 +16,6 @@ SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 VOCAB_SIZE = 50257
-TIMEOUT = 20.0
-"""Seconds without an answer after which the address counts as out of reach."""
 
 
 def gpt2_tokenizer() -> BPETokenizer:
@@ -58,33 +50,8 @@ def is_gpt2(tokenizer: BPETokenizer) -> bool:
 
 def _content(name: str) -> bytes:
     """One of the two files, verified."""
-    mirror = os.environ.get("MINIGPT_DATA")
-    cache = Path(os.environ.get("MINIGPT_CACHE") or Path.home() / ".cache" / "minigpt") / FOLDER
-    for folder in [Path(mirror) / FOLDER, cache] if mirror else [cache]:
-        path = folder / name
-        if path.is_file():
-            return _verified(path.read_bytes(), name, str(path), "delete it, and it is fetched anew")
-    url = ADDRESS + name
-    log.info("fetching %s", url)
+    file = RemoteFile(f"{FOLDER}/{name}", ADDRESS + name, (SHA256[name],))
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            content = answer.read()
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise TokenizerError(
-            f"GPT-2's {name} is neither in a mirror nor in {cache}, and {url} cannot be fetched ({reason}); "
-            f"set MINIGPT_DATA=DIR where DIR/{FOLDER}/{name} is, or take another tokenizer (bpe, char, byte)"
-        ) from None
-    _verified(content, name, url, "fetch it again later, or set MINIGPT_DATA to a mirror")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(cache / name, content)
-    except OSError as error:
-        raise StorageError(f"{cache / name}: cannot be written ({error.strerror or error})") from None
-    return content
-
-
-def _verified(content: bytes, name: str, place: str, fix: str) -> bytes:
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise TokenizerError(f"{place} is not GPT-2's {name} (its sha256 differs); {fix}")
-    return content
+        return locate(file).read_bytes()
+    except DataError as error:
+        raise TokenizerError(f"{error}; or take another tokenizer (bpe, char, byte)") from None

@@ -3,6 +3,9 @@
 Bytes go to NAME.part beside the target. A broken transfer goes on where it stopped (HTTP Range),
 in this run (a few tries) or in the next. Only a file whose sha256 is known takes its final name,
 so whoever sees that name sees a whole file. Two processes wanting the same file take turns at a lock.
+
+`locate` looks in $MINIGPT_DATA (a mirror somebody made) first, then in the cache ($MINIGPT_CACHE, else
+~/.cache/minigpt), and downloads last. What lies there is checked by sha256 each time: it costs 1 ms a MB.
 """
 
 import hashlib
@@ -13,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +28,15 @@ Progress = Callable[[str, int, "int | None"], None]
 _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One published file. `sha256` lists the accepted digests, the published one first."""
+
+    path: str
+    url: str
+    sha256: tuple[str, ...]
 
 
 class _BrokenError(Exception):
@@ -79,6 +92,38 @@ def fetch(
             )
         with _storage(path):
             part.replace(path)
+    return path
+
+
+def cache_root(cache_dir: str | None = None) -> Path:
+    """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
+    return Path(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt").expanduser()
+
+
+def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
+    """A published file on this machine, downloaded if need be.
+
+    Raises:
+        DataError: it is nowhere and cannot be fetched, or what lies there is another file.
+        StorageError: the cache cannot be written.
+    """
+    mirror = os.environ.get("MINIGPT_DATA")
+    cached = cache_root() / "datasets" / file.path
+    for path in ([Path(mirror) / file.path] if mirror else []) + [cached]:
+        if path.is_file():
+            return _checked(path, file, is_mirror=path != cached)
+    hint = f"; put the file at {cached} by hand, or name a directory that holds {file.path} with MINIGPT_DATA"
+    return fetch(file.url, cached, file.sha256, progress, hint=hint)
+
+
+def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
+    if found not in file.sha256:
+        fix = "mend the mirror, or unset MINIGPT_DATA to download it" if is_mirror else "delete it, and it is fetched"
+        raise DataError(f"{path}: sha256 {found[:16]}… is not the published {file.sha256[0][:16]}…; {fix}")
     return path
 
 
