@@ -105,6 +105,23 @@ def test_every_path_to_a_model_is_taken(trained: Path, capsys) -> None:
     assert len(set(texts)) == 1
 
 
+def test_a_hugging_face_directory_is_taken_too(trained: Path, tmp_path: Path, capsys) -> None:
+    from minigpt import GPT
+    from minigpt.huggingface import config_to_hf, weights_to_hf
+
+    model = GPT.from_pretrained(trained)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))
+    save_file(weights_to_hf(model.config, model.weights()), tmp_path / "model.safetensors")
+    shutil.copy(trained / "tokenizer.json", tmp_path)
+    argv = ["--prompt", "the", "--max-new-tokens", "30", "--temperature", "0"]
+    assert main(["generate", str(trained), *argv]) == 0
+    expected = capsys.readouterr().out
+    assert main(["generate", str(tmp_path), *argv]) == 0
+    assert capsys.readouterr().out == expected
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt3"}))
+    fails(capsys, ["generate", str(tmp_path), *argv], "architecture 'gpt3'", "did you mean gpt2?")
+
+
 def test_eval_reports_what_training_reported(trained: Path, capsys) -> None:
     assert main(["eval", str(trained), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -172,6 +189,22 @@ def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     assert step > 0
     state = json.loads((tmp_path / f"runs/cats/checkpoints/{last}/state.json").read_text())
     assert state["train"]["finished"] is False
+
+
+def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
+    argv += ["--train.precision", "auto"]
+    from minigpt import runtime
+
+    monkeypatch.setattr(runtime, "_best_precision", lambda device: "bf16")
+    assert main([*argv, "--train.max-steps", "4"]) == 0
+    monkeypatch.setattr(runtime, "_best_precision", lambda device: "fp32")
+    assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
+    states = [
+        json.loads(path.read_text()) for path in sorted((tmp_path / "runs/cats").glob("checkpoints/*/state.json"))
+    ]
+    assert [state["precision"] for state in states] == ["bf16", "bf16"]
 
 
 # --- bad input: one line, the fix, exit code 2, nothing lost -------------------------------------------------------

@@ -14,7 +14,7 @@ from rich.console import Console
 from minigpt import checkpoint, tokenizers
 from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
+from minigpt.assemble.directory import default_name, make_receipt, plan_run, write_run_files
 from minigpt.assemble.hooks import Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.load import check_vocabulary
 from minigpt.bars import progress_bars
@@ -79,9 +79,13 @@ def train(
             tokenizer = make_tokenizer(config, report)
     with progress_bars(console) as report:
         prepared = prepare_data(config, tokenizer, report)
-    trainer, config = build(config, plan, tokenizer, prepared, console)
-    if plan.resume_from:
-        trainer.resume(checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")))
+    saved = checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")) if plan.resume_from else None
+    precision = config.train.precision
+    if saved and precision == "auto":  # it was found by measuring; to resume exactly is to keep what was found then
+        precision = saved.state["precision"]
+    trainer, config = build(config, plan.path, tokenizer, prepared, console, precision)
+    if saved:
+        trainer.resume(saved)
         if not resume and plan.finished:
             trainer.state.finished = True
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
@@ -97,14 +101,14 @@ def train(
 
 
 def build(
-    config: RunConfig, plan: Plan, tokenizer: Tokenizer, prepared: Prepared, console: Console
+    config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepared, console: Console, precision: str
 ) -> tuple[Trainer, RunConfig]:
-    """The trainer with all its parts, and the resolved config. Raises ConfigError, DataError."""
+    """The trainer with all its parts, writing below `path`, and the resolved config. Raises ConfigError, DataError."""
     config = resolve_vocabulary(config, tokenizer)
     shape, settings = config.model, config.train
-    check_vocabulary(tokenizer, shape, plan.path)
+    check_vocabulary(tokenizer, shape, path)
     check_lengths(prepared, shape.max_seq_len)
-    runtime = make_runtime(settings.device, settings.precision, settings.compile)
+    runtime = make_runtime(settings.device, precision, settings.compile)
     model = GPT(shape, seed=settings.seed).to(runtime.device)
     train_tokens, val_tokens = prepared.splits["train"].tokens, prepared.splits["val"].tokens
     batches = Batches(train_tokens, settings.batch_size, shape.max_seq_len, settings.seed)
@@ -135,18 +139,18 @@ def build(
             Signals(),
             screen,
             Metrics(
-                plan.path / "metrics.jsonl",
+                path / "metrics.jsonl",
                 config.logging.log_every,
                 flops_per_token(shape),
                 bytes_per_token(val_tokens, prepared.meta["splits"]["val"]["bytes"], tokenizer),
                 listeners=(screen.show,),
             ),
-            Samples(plan.path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
+            Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
             Checkpoints(
-                plan.path / "checkpoints",
+                path / "checkpoints",
                 settings.save_every,
                 settings.keep_checkpoints,
-                {"tokenizer": tokenizer.fingerprint},
+                {"tokenizer": tokenizer.fingerprint, "precision": runtime.precision},
             ),
         ],
     )
