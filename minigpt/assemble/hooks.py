@@ -85,11 +85,13 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
         steps = line["step"] - last_step
         weights[epoch] = weights.get(epoch, 0.0) + steps
         row["train_loss"] += (line["loss"] - row["train_loss"]) * steps / max(weights[epoch], 1e-9)
-        row["epoch"] = min(float(epoch), line["epoch"]) if line["epoch"] < epoch - 1e-3 else float(epoch)
+        row["epoch"] = round(line["epoch"], 2)
         row["seconds"] += line["seconds"] - before
         if "val_loss" in line:
             row["val_loss"] = line["val_loss"]
         before, last_step = line["seconds"], line["step"]
+    for epoch in list(rows)[:-1]:  # all but the last are whole, wherever their last line was written
+        rows[epoch]["epoch"] = epoch
     for row in rows.values():
         row["train_perplexity"] = math.exp(min(row["train_loss"], 700))
         if "val_loss" in row:
