@@ -150,12 +150,16 @@ def resolve(path: Path) -> Path:
     """The checkpoint directory that a run (its best, else its last), a checkpoint, or a pointer file means."""
     if (path / "manifest.json").is_file():
         return path
-    if path.is_file() and path.name in ("best", "last"):
-        return path.parent / path.read_text(encoding="utf-8").strip()
-    folder = path / "checkpoints"
-    for pointer in ("best", "last"):
-        if (folder / pointer).is_file():
-            return folder / (folder / pointer).read_text(encoding="utf-8").strip()
+    folder, pointers = path / "checkpoints", ("best", "last")
+    if path.name in pointers:
+        folder, pointers = path.parent, (path.name,)
+    for pointer in (folder / name for name in pointers if (folder / name).is_file()):
+        target = folder / pointer.read_text(encoding="utf-8").strip()
+        aside = target.with_name(f".{target.name}-old")
+        if aside.exists() and not target.exists():  # a kill fell between the two renames of `save`
+            aside.rename(target)
+        if target.exists():
+            return target
     if found := steps(folder):
         return found[-1]
     if not path.exists():

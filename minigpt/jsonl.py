@@ -1,10 +1,20 @@
-"""metrics.jsonl and samples.jsonl: one JSON object a line, each with a `step`."""
+"""Text files of a run, written whole; metrics.jsonl and samples.jsonl: one JSON object a line, each with a `step`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from minigpt.checkpoint import storage_error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one. Raises StorageError."""
+    work = path.with_name(f".{path.name}.tmp")
+    try:
+        work.write_text(text, encoding="utf-8")
+        work.replace(path)
+    except OSError as error:
+        raise storage_error(path, error) from None
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -20,10 +30,8 @@ def keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
     if not path.exists():
         return
-    work = path.with_suffix(".tmp")
     kept = [line for line in read_lines(path) if line["step"] <= last_step]
-    work.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    work.replace(path)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -40,6 +40,17 @@ def test_a_run_means_its_best_then_its_last_then_its_newest(tmp_path: Path) -> N
     assert checkpoint.resolve(tmp_path) == second
 
 
+def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path) -> None:
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    second.rename(second.with_name(f".{second.name}-old"))  # the first of the two renames that replace a step
+    assert checkpoint.resolve(first.parent / "last") == second
+    assert checkpoint.load(second).state["step"] == 2
+    (first.parent / "last").unlink()  # saved, but the pointer had not been written
+    assert checkpoint.resolve(first.parent / "last") == second
+    checkpoint.point(first.parent, "last", first.parent / "step-00000009")
+    assert checkpoint.resolve(tmp_path) == second, "a pointer to nothing is passed over"
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     paths = [save(tmp_path, step) for step in range(1, 6)]
     checkpoint.point(paths[0].parent, "best", paths[1])

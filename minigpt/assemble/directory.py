@@ -12,6 +12,7 @@ from minigpt import checkpoint
 from minigpt.checkpoint import storage_error
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError
+from minigpt.jsonl import write_text
 
 # What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
 _MAY_CHANGE = {
@@ -98,11 +99,11 @@ def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any]) -> N
     """config.yaml and receipt.json. Raises StorageError."""
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        header = f"# The resolved settings of this run; to repeat it: minigpt train {path}/config.yaml\n"
-        (path / "config.yaml").write_text(header + dump_config(config), encoding="utf-8")
-        (path / "receipt.json").write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise storage_error(path, error) from None
+    header = f"# The resolved settings of this run; to repeat it: minigpt train {path}/config.yaml\n"
+    write_text(path / "config.yaml", header + dump_config(config))
+    write_text(path / "receipt.json", json.dumps(receipt, indent=2) + "\n")
 
 
 def make_receipt(config: RunConfig, meta: dict[str, Any], machine: dict[str, Any], versions: dict[str, str]) -> dict:

@@ -37,7 +37,7 @@ def next_logits(model: GPT, tokens: Tensor, cache: KVCache | None) -> Tensor:
         return model(tokens[:, start:])[:, -1]
     if start + cache.length == length - 1 and cache.length:  # it holds the window but for the newest token
         return model(tokens[:, -1:], cache)[:, -1]
-    cache.reset()
+    cache.length = 0
     return model(tokens[:, start:], cache)[:, -1]
 
 

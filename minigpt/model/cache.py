@@ -38,7 +38,3 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def reset(self) -> None:
-        """Forget everything; the memory is kept."""
-        self.length = 0

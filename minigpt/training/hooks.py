@@ -93,6 +93,11 @@ class Checkpoints(Hook):
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
 
+    def on_start(self, trainer: Trainer) -> None:
+        """Let `best` follow a checkpoint after which a kill came too soon."""
+        if (best := self.directory(trainer.state.best_step)).exists():
+            checkpoint.point(self.folder, "best", best)
+
     def on_step(self, trainer: Trainer) -> None:
         """Save when due, or when this step's evaluation was the best so far."""
         state = trainer.state

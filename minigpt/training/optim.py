@@ -59,5 +59,4 @@ def load_optimizer(model: nn.Module, optimizer: optim.Optimizer, tensors: dict[s
         key, _, name = full_name.partition(":")
         if name not in parameters:
             raise CheckpointError(f"the optimizer's state names {name}, which this model has not")
-        on_device = value if key == "step" and value.device.type == "cpu" else value.to(parameters[name].device)
-        optimizer.state[parameters[name]][key] = on_device.clone()
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)
