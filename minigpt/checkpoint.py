@@ -120,9 +120,8 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
 def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises CheckpointError naming the file and another checkpoint."""
     manifest = _read_manifest(directory)
-    hint = "use another checkpoint of the run" + "".join(
-        f": {other}" for other in steps(directory.parent)[-3:] if other != directory
-    )
+    others = ", ".join(other.name for other in steps(directory.parent)[-3:] if other != directory)
+    hint = f"use another checkpoint of the run (to continue from it, write its name into `last`): {others or 'none'}"
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():

@@ -1,6 +1,7 @@
 """Text files of a run, written whole; metrics.jsonl and samples.jsonl: one JSON object a line, each with a `step`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that a kill leaves the old one or the new one. Raises StorageError."""
     work = path.with_name(f".{path.name}.tmp")
     try:
-        work.write_text(text, encoding="utf-8")
+        with work.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         work.replace(path)
     except OSError as error:
         raise storage_error(path, error) from None
@@ -38,8 +42,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole objects; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in path.read_bytes().split(b"\n") if line]  # not splitlines: a text may hold U+2028
     try:
         return [json.loads(line) for line in lines]
-    except ValueError:
+    except ValueError:  # UnicodeDecodeError is one
         return [json.loads(line) for line in lines[:-1]]

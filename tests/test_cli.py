@@ -207,6 +207,33 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
     assert [state["precision"] for state in states] == ["bf16", "bf16"]
 
 
+def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
+    from minigpt.jsonl import append_line, keep_lines, read_lines
+
+    path = tmp_path / "samples.jsonl"
+    for step in (1, 2, 3):
+        append_line(path, {"step": step, "text": "a\u2028b\u2029c\x85d\n"})
+    with path.open("ab") as file:
+        file.write('{"step": 4, "text": "é'.encode()[:-1])
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
+    keep_lines(path, 2)
+    assert [line["text"] for line in read_lines(path)] == ["a\u2028b\u2029c\x85d\n"] * 2
+
+
+def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path: Path) -> None:
+    from minigpt.assemble import tiny
+    from minigpt.config import load_config, recipes
+
+    for name in recipes():
+        assert tiny(load_config(name)).train.max_steps == 100
+    odd = {"model.embed_dim": 30, "model.num_heads": 4, "model.head_dim": 16, "model.vocab_size": 8192}
+    assert tiny(load_config(None, odd)).model.vocab_size is None
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), "--tiny-run"]
+    assert main(argv) == 0
+    assert (tmp_path / "runs/cats-tiny/config.yaml").is_file()
+
+
 # --- bad input: one line, the fix, exit code 2, nothing lost -------------------------------------------------------
 
 
@@ -250,6 +277,37 @@ def test_a_text_that_cannot_be_used(content, parts, tmp_path: Path, capsys) -> N
 def test_a_setting_that_cannot_be_used(flags, parts, tmp_path: Path, capsys) -> None:
     (tmp_path / "cats.txt").write_text(text())
     fails(capsys, ["train", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path / "runs"), *flags], *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_does_not_go_on_with_another_text_or_optimizer_or_a_damaged_state(tmp_path: Path, capsys) -> None:
+    source = tmp_path / "cats.txt"
+    source.write_text(text())
+    base = ["train", str(source), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "mine"]
+    assert main([*base, "--train.max-steps", "4"]) == 0
+    longer = [*base, "--train.max-steps", "8", "--resume"]
+    fails(capsys, [*longer, "--optimizer.kind", "muon"], "cannot be continued with another optimizer.kind")
+    source.write_text(text().replace("cat", "cow"))
+    fails(capsys, longer, "was trained on another text", "--name")
+    source.write_text(text())
+    assert main(longer) == 0
+    run = tmp_path / "mine"
+    (run / "checkpoints" / (run / "checkpoints/last").read_text().strip() / "state.json").write_text("")
+    fails(capsys, longer, "state.json: truncated", "write its name into `last`")
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--train.sample-prompt", "cat " * 30], "train.sample_prompt"),
+        (["--train.seed", str(2**64)], "train.seed"),
+        (["--model.shape", "[a]"], "model.shape"),
+    ],
+)
+def test_what_would_fail_later_fails_before_the_first_step(flags, part, tmp_path: Path, capsys) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), *flags]
+    fails(capsys, argv, part)
     assert not (tmp_path / "runs").exists()
 
 

@@ -71,6 +71,10 @@ def test_a_budget_of_its_own_replaces_the_default_one() -> None:
     assert load_config(None, {"train.max_minutes": 5}).train.max_steps is None
 
 
+def test_one_cleaning_step_needs_no_list() -> None:
+    assert load_config(None, {"data.clean": "nfc"}).data.clean == ("nfc",)
+
+
 def test_resolved_config_survives_the_disk() -> None:
     config = load_config(None, {"model.shape": "gpt2", "data.clean": ["nfc", "lower"], "train.sample_prompt": "\n: ü"})
     assert validate(yaml.safe_load(dump_config(config))) == config

@@ -267,6 +267,32 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -
             assert torch.equal(tensor, second.tensors()[part][name]), f"{part} {name}"
 
 
+def test_an_error_gives_back_what_hooks_took_and_a_broken_model_is_not_saved(tmp_path) -> None:
+    import signal
+
+    from minigpt.assemble.hooks import Signals
+    from minigpt.errors import MiniGPTError
+    from minigpt.training.hooks import Checkpoints
+
+    class Break(Hook):
+        def on_step(self, trainer):
+            if trainer.state.step == 3:
+                trainer.loss = trainer.loss * float("nan")
+
+    before = signal.getsignal(signal.SIGINT)
+    saver = Checkpoints(tmp_path, every=1, keep=9, extra={})
+    trainer = make_trainer(hooks=[Signals(), Break(), saver], max_steps=10)
+    with pytest.raises(MiniGPTError, match="the loss is nan at step 3, which is not saved"):
+        trainer.run()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_stalls_are_counted_by_the_plateau_schedule_only() -> None:
+    trainer = scripted([1.0, 2.0, 2.1, 2.2, 2.3, 2.4], ScheduleConfig(plateau_patience=1), max_steps=30)
+    assert trainer.run().cuts == 0
+
+
 def test_seeds_of_steps_differ_and_depend_on_every_part() -> None:
     seeds = {step_seed(s, k, r, m) for s in range(3) for k in range(50) for r in range(3) for m in range(3)}
     assert len(seeds) == 3 * 50 * 9

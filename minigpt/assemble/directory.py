@@ -20,7 +20,8 @@ _MAY_CHANGE = {
         "max_steps", "max_epochs", "max_tokens", "max_minutes", "eval_every", "eval_batches", "early_stopping",
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
-    "optimizer": None, "schedule": None, "generation": None, "logging": None,
+    "optimizer": {"learning_rate", "muon_learning_rate", "weight_decay", "momentum", "beta1", "beta2", "eps"},
+    "schedule": None, "generation": None, "logging": None,
 }  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def plan_run(config: RunConfig, name: str | None, default_name: str, resume: boo
             if not found:
                 return Plan(path)  # it ended before its first checkpoint: start it again
             newest = checkpoint.resolve(path / "checkpoints" / "last")
+            checkpoint.verify(newest)
             return Plan(path, newest, finished=is_finished(newest))
         if resume:
             raise RunError(f"{path} cannot be continued with another {', '.join(differences)}; choose a new --name")

@@ -1,4 +1,4 @@
-"""Hooks that face a person: the live line or plain lines, the table at the end, samples, and Ctrl-C."""
+"""Hooks that face a person: metrics, the live line or plain lines, the table at the end, samples, and Ctrl-C."""
 
 import math
 import signal
@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from minigpt.errors import MiniGPTError
 from minigpt.jsonl import append_line, keep_lines
+from minigpt.runtime import peak_flops
+from minigpt.training.hooks import LOWER_RATE
 from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
@@ -50,10 +54,14 @@ class Screen(Hook):
         done = share - trainer.budget.progress(self.first_step, 0.0)
         return spent * (1 - share) / done if done > 0 and share < 1 else 0.0
 
-    def on_end(self, trainer: Trainer) -> None:
-        """Close the live line and say how it ended."""
+    def close(self) -> None:
+        """Take the live line away."""
         if self.live:
             self.live.stop()
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Say how it ended."""
+        self.close()
         state = trainer.state
         self.console.print(f"stopped at step {state.step} after {state.seconds:.1f} s: {state.stop_reason}")
 
@@ -133,7 +141,7 @@ class Signals(Hook):
         for number in (signal.SIGINT, signal.SIGTERM):
             self.before[number] = signal.signal(number, handle)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         """Give them back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -163,3 +171,73 @@ class Samples(Hook):
         with trainer.averaged_weights():
             text = self.write(trainer)
         append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
+
+
+class Metrics(Hook):
+    """metrics.jsonl: a line every `every` steps and at every evaluation.
+
+    Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
+    evaluations val_loss and bits_per_byte too.
+
+    Args:
+        path: the file.
+        every: steps.
+        flops_per_token: of the model, for MFU, the share of this device's measured matrix-product speed.
+        val_bytes_per_token: source bytes of one validation token, for bits_per_byte.
+        listeners: called with every line as a dict.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        flops_per_token: int,
+        val_bytes_per_token: float,
+        listeners: tuple[Callable[[Trainer, dict[str, Any]], None], ...] = (),
+    ):
+        self.path, self.every, self.flops = path, every, flops_per_token
+        self.bytes_per_token, self.listeners = val_bytes_per_token, listeners
+        self.losses: list[torch.Tensor] = []
+        self.clock = self.eval_seconds = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Drop what a killed run wrote past its checkpoint, then start the clock."""
+        keep_lines(self.path, trainer.state.step)
+        self.peak = peak_flops(str(trainer.runtime.device), trainer.runtime.precision)
+        self._restart(trainer)
+
+    def _restart(self, trainer: Trainer) -> None:
+        self.losses, self.clock, self.first_step = [], time.perf_counter(), trainer.state.step
+        self.eval_seconds = trainer.eval_seconds
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Note the loss; write a line when one is due."""
+        state = trainer.state
+        self.losses.append(trainer.loss)
+        evaluated = state.eval_step == state.step
+        if state.step % self.every and not evaluated:
+            return
+        loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise MiniGPTError(f"the loss is {loss} at step {state.step}; {LOWER_RATE}")
+        trainer.runtime.synchronise()
+        spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
+        speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": round(trainer.epoch, 4),
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 3),
+            "loss": loss,
+            "lr": trainer.lr,
+            "grad_norm": trainer.grad_norm.item(),
+            "tokens_per_second": round(speed, 1),
+            "mfu": round(speed * self.flops / self.peak, 4),
+        }
+        if evaluated and state.val_loss is not None:
+            line["val_loss"] = state.val_loss
+            line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
+        append_line(self.path, line)
+        for listener in self.listeners:
+            listener(trainer, line)
+        self._restart(trainer)

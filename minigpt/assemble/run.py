@@ -1,6 +1,7 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,19 +16,19 @@ from minigpt import checkpoint, tokenizers
 from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import default_name, make_receipt, plan_run, write_run_files
-from minigpt.assemble.hooks import Samples, Screen, Signals, epoch_table, render_epochs
+from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.load import check_vocabulary
 from minigpt.bars import progress_bars
-from minigpt.config import RunConfig
+from minigpt.config import RunConfig, validate
 from minigpt.data import Batches, Prepared, eval_batches
-from minigpt.errors import ConfigError, DataError
+from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.generation import generate_text
 from minigpt.jsonl import read_lines
 from minigpt.model import GPT
 from minigpt.runtime import hardware, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Trainer, TrainState, make_optimizer
-from minigpt.training.hooks import Checkpoints, Metrics
+from minigpt.training.hooks import Checkpoints
 from minigpt.training.step import Batch
 
 
@@ -79,6 +80,8 @@ def train(
             tokenizer = make_tokenizer(config, report)
     with progress_bars(console) as report:
         prepared = prepare_data(config, tokenizer, report)
+    if plan.resume_from:
+        check_same_text(plan.path, prepared)
     saved = checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")) if plan.resume_from else None
     precision = config.train.precision
     if saved and precision == "auto":  # it was found by measuring; to resume exactly is to keep what was found then
@@ -87,7 +90,7 @@ def train(
     if saved:
         trainer.resume(saved)
         if not resume and plan.finished:
-            trainer.state.finished = True
+            trainer.state = TrainState(**saved.state["train"])
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
             return _finish(trainer, plan.path, tokenizer, config, console)
     versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
@@ -108,6 +111,11 @@ def build(
     shape, settings = config.model, config.train
     check_vocabulary(tokenizer, shape, path)
     check_lengths(prepared, shape.max_seq_len)
+    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= shape.max_seq_len:
+        raise ConfigError(
+            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
+            f"{shape.max_seq_len}; give another, or --train.sample-every 0"
+        )
     runtime = make_runtime(settings.device, precision, settings.compile)
     model = GPT(shape, seed=settings.seed).to(runtime.device)
     train_tokens, val_tokens = prepared.splits["train"].tokens, prepared.splits["val"].tokens
@@ -168,6 +176,15 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
+def check_same_text(path: Path, prepared: Prepared) -> None:
+    """Raises RunError if the text is not the one that the run's receipt names."""
+    receipt = path / "receipt.json"
+    if receipt.is_file():
+        before = json.loads(receipt.read_text(encoding="utf-8"))["data"]["sha256"]
+        if before != {name: split["sha256"] for name, split in prepared.meta["splits"].items()}:
+            raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
+
+
 def check_lengths(prepared: Prepared, max_seq_len: int) -> None:
     """Raises DataError if a split is shorter than one window of context."""
     for split in ("train", "val"):
@@ -223,9 +240,11 @@ def tiny(config: RunConfig) -> RunConfig:
     tree = config.model_dump()
     shape = tree["model"]
     heads = math.gcd(shape["num_heads"], 4)
+    width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
     shape |= {
         "num_layers": min(shape["num_layers"], 2),
-        "embed_dim": min(shape["embed_dim"], 64),
+        "embed_dim": width,
+        "vocab_size": None,
         "num_heads": heads,
         "num_kv_heads": math.gcd(config.model.kv_heads, heads),
         "head_dim": None,
@@ -241,4 +260,4 @@ def tiny(config: RunConfig) -> RunConfig:
     tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
     tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
     tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
-    return RunConfig.model_validate(tree)
+    return validate(tree)

@@ -37,10 +37,12 @@ def main(argv: list[str]) -> int:
     args, overrides = parse(Train, argv, "train", with_config=True)
     config, recipe = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer, prepare_data, tiny, train
+    from minigpt.assemble.directory import default_name
 
     name = args.name
-    if args.tiny_run:
+    if args.tiny_run:  # under a name of its own: the real run comes after it
         config = tiny(config)
+        name = name or f"{default_name(config, recipe)}-tiny"
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
         out(str(prepared.directory))

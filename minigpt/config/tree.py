@@ -6,11 +6,12 @@ that the recipe leaves out, so a resolved config always spells everything.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -93,7 +94,7 @@ class ModelConfig(Section):
     def _apply_shape(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return SHAPES.get(given.get("shape", "modern"), {}) | given
+        return SHAPES.get(str(given.get("shape", "modern")), {}) | given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -168,6 +169,12 @@ class DataConfig(Section):
     """Encoding of the files."""
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
     """Cleaning, in this order: ascii (drop the rest), nfc (Unicode form), lower (case), newlines (\\r\\n to \\n)."""
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _one_step_is_a_list_of_one(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation where the source has no published split."""
     stories_count: Positive = 8000
@@ -251,7 +258,7 @@ class TrainConfig(Section):
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints to keep, beside the best."""
-    seed: NonNegativeInt = 1337
+    seed: Seed = 1337
     """Seed of initialisation, data order and dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
@@ -290,7 +297,7 @@ class GenerationConfig(Section):
     """Keep the fewest tokens whose probabilities sum to p."""
     num_samples: Positive = 1
     """Continuations per prompt."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the sampling."""
     stop_at_eos: bool = True
     """End at the tokenizer's end-of-text token."""

@@ -48,6 +48,9 @@ class Hook:
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step, also when stopped early."""
 
+    def close(self) -> None:
+        """At the very end, also after an error: give back what was taken."""
+
 
 @dataclass
 class TrainState:
@@ -115,6 +118,13 @@ class Trainer:
 
     def run(self) -> TrainState:
         """Train until the budget, a hook or a signal ends it; returns the final state."""
+        try:
+            return self._run()
+        finally:
+            for hook in self.hooks:
+                hook.close()
+
+    def _run(self) -> TrainState:
         for hook in self.hooks:
             hook.on_start(self)
         self.model.train()
@@ -135,8 +145,11 @@ class Trainer:
 
     def _one_step(self) -> None:
         state = self.state
-        cut = self.schedule.plateau_factor**state.cuts if self.schedule.kind == "cosine+plateau" else 1.0
-        self.lr = self.learning_rate * cut * lr_factor(state.step, self.progress, self.schedule)
+        self.lr = (
+            self.learning_rate
+            * self.schedule.plateau_factor**state.cuts
+            * lr_factor(state.step, self.progress, self.schedule)
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         inputs, targets = self.batches.batch(state.step)
@@ -194,7 +207,7 @@ class Trainer:
         else:
             state.evals_since_best += 1
             state.evals_since_cut += 1
-        if state.evals_since_cut >= self.schedule.plateau_patience:
+        if self.schedule.kind == "cosine+plateau" and state.evals_since_cut >= self.schedule.plateau_patience:
             state.cuts, state.evals_since_cut = state.cuts + 1, 0
         if self.config.early_stopping and state.evals_since_best >= self.config.early_stopping:
             self.stop(f"no better validation loss in {state.evals_since_best} evaluations")

@@ -57,14 +57,14 @@ def train_step(
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> float:
-    """Mean nats per valid target over the batches, summed in float64; the model's mode is put back."""
+    """Mean nats per valid target over the batches, summed on the host in float64; the model's mode is put back."""
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
     for inputs, targets in batches:
         with runtime.autocast():
             logits = model(inputs.to(runtime.device))
-        nats += next_token_loss(logits, targets.to(runtime.device), valid=1).double().item()
+        nats += next_token_loss(logits, targets.to(runtime.device), valid=1).item()
         count += int((targets != IGNORE).sum())
     model.train(was_training)
     return nats / max(count, 1)
