@@ -58,6 +58,12 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
     assert parse_yaml("name: 1e\nhash: 12e4f") == {"name": "1e", "hash": "12e4f"}
 
 
+def test_on_and_off_are_words_and_only_true_and_false_are_booleans() -> None:
+    assert parse_yaml("[on, off, yes, true, False]") == ["on", "off", "yes", True, False]
+    assert load_config(None, split_flags(["--train.compile", "on"])[0]).train.compile == "on"
+    assert validate(parse_yaml(dump_config(load_config(None, {"train.compile": "off"})))).train.compile == "off"
+
+
 def test_precedence_is_defaults_then_recipe_then_flags(tmp_path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("train: {max_steps: 5, batch_size: 3}\nmodel: {shape: gpt2, bias: false}\n")

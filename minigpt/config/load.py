@@ -21,7 +21,12 @@ _RECIPE_DIRS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string; everyone means a number."""
+    """YAML 1.1 reads 1e-3 as a string and on as true; everyone means a number, and `compile: on` a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  the name and the shape are PyYAML's
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -29,6 +34,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|[Ff]alse)$"), list("tTfF"))
 
 
 def parse_yaml(text: str, name: str = "the YAML text") -> Any:

@@ -102,7 +102,7 @@ class Trainer:
         self.model, self.optimizer, self.batches, self.validation = model, optimizer, batches, validation
         self.config, self.schedule, self.runtime = config, schedule, runtime
         self.learning_rate, self.hooks = learning_rate, list(hooks)
-        self.forward = forward or model
+        self.forward = model if forward is None else forward  # not `or`: a compiled module has no truth value
         self.state = TrainState()
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         self.scaler = GradScaler(runtime.device.type) if runtime.precision == "fp16" else None
