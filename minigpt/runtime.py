@@ -1,19 +1,31 @@
 """Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
 
 import os
+import platform
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Protocol, Self, TypeVar
 
 import torch
-from torch import nn
 
+from minigpt.download import cache_root
 from minigpt.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Compilable(Protocol):
+    """A model that knows how it is best compiled: minigpt.model.GPT."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def compiled(self) -> Self: ...
+
+
+Compiled = TypeVar("Compiled", bound=Compilable)
 
 
 @dataclass(frozen=True)
@@ -30,18 +42,14 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: Compiled) -> Compiled:
         """The model on the device, compiled if asked for; a compiler that fails costs one line, not the run."""
         model = model.to(self.device)
-        if not self.compile:
-            return model
-        try:  # a trial of the tool chain: a missing C++ compiler or Triton is found here, in a second
-            torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=self.device))
-        except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"torch.compile does not work here, running eager: {reason}", stacklevel=2)
-            return model
-        return cast(nn.Module, torch.compile(model, dynamic=False))
+        return model.compiled() if self.compile and self.can_compile() else model
+
+    def can_compile(self) -> bool:
+        """Try the tool chain: a missing C++ compiler or Triton is found here, in a second, and said once."""
+        return _compiler_works(str(self.device))
 
     def synchronise(self) -> None:
         """Wait for the device, so that clocks tell the truth."""
@@ -53,6 +61,18 @@ class Runtime:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{name}, {self.precision}{', compiled' if self.compile else ''}"
+
+
+@cache
+def _compiler_works(device: str) -> bool:
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))  # /tmp is empty after a reboot
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"torch.compile does not work here, running eager: {reason}", stacklevel=4)
+        return False
+    return True
 
 
 def make_runtime(device: str = "auto", precision: str = "auto", compile: str = "off") -> Runtime:
@@ -122,6 +142,13 @@ def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
         value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         value ^= value >> 31
     return value >> 1
+
+
+def machine_name(device: torch.device) -> str:
+    """The processor's name, for measurements that are kept."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def hardware() -> dict[str, object]:

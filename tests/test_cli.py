@@ -172,7 +172,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     import time
 
     (tmp_path / "cats.txt").write_text(text())
-    argv = [sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "100000"]
+    argv = [sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
     process = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs/cats/metrics.jsonl"
     for _ in range(600):

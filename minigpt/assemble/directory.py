@@ -75,12 +75,19 @@ def is_finished(step: Path) -> bool:
 
 
 def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
-    """Dotted names of the settings that differ (logging aside); without `strict`, less those that may change."""
+    """Dotted names of the settings that differ (logging aside); without `strict`, less those that may change.
+
+    A new run's `auto` agrees with whatever was found for the old one.
+    """
     names = []
     before, after = old.model_dump(), new.model_dump()
     for section, fields in before.items():
         for field, value in fields.items():
-            if value == after[section][field] or section == "logging" or (section, field) == ("model", "vocab_size"):
+            if (
+                after[section][field] in (value, "auto")
+                or section == "logging"
+                or (section, field) == ("model", "vocab_size")
+            ):
                 continue
             allowed = _MAY_CHANGE.get(section, set())
             if strict or (allowed is not None and field not in allowed):

@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import default_name, make_receipt, plan_run, write_run_files
 from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
+from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
 from minigpt.bars import progress_bars
 from minigpt.config import RunConfig, validate
@@ -25,9 +27,9 @@ from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.generation import generate_text
 from minigpt.jsonl import read_lines
 from minigpt.model import GPT
-from minigpt.runtime import hardware, make_runtime
+from minigpt.runtime import hardware
 from minigpt.tokenizers import Tokenizer
-from minigpt.training import Trainer, TrainState, make_optimizer
+from minigpt.training import Hook, Trainer, TrainState, make_optimizer
 from minigpt.training.hooks import Checkpoints
 from minigpt.training.step import Batch
 
@@ -83,10 +85,7 @@ def train(
     if plan.resume_from:
         check_same_text(plan.path, prepared)
     saved = checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")) if plan.resume_from else None
-    precision = config.train.precision
-    if saved and precision == "auto":  # it was found by measuring; to resume exactly is to keep what was found then
-        precision = saved.state["precision"]
-    trainer, config = build(config, plan.path, tokenizer, prepared, console, precision)
+    trainer, config = build(config, plan.path, tokenizer, prepared, console, saved.state if saved else {})
     if saved:
         trainer.resume(saved)
         if not resume and plan.finished:
@@ -104,9 +103,18 @@ def train(
 
 
 def build(
-    config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepared, console: Console, precision: str
+    config: RunConfig,
+    path: Path,
+    tokenizer: Tokenizer,
+    prepared: Prepared,
+    console: Console,
+    before: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Trainer, RunConfig]:
-    """The trainer with all its parts, writing below `path`, and the resolved config. Raises ConfigError, DataError."""
+    """The trainer with all its parts, writing below `path`, and the resolved config.
+
+    `before` is the state of the checkpoint to go on from: what was found by measuring then (precision, kernel,
+    compilation) is kept, since to resume exactly is to compute alike. Raises ConfigError, DataError.
+    """
     config = resolve_vocabulary(config, tokenizer)
     shape, settings = config.model, config.train
     check_vocabulary(tokenizer, shape, path)
@@ -116,10 +124,11 @@ def build(
             f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
             f"{shape.max_seq_len}; give another, or --train.sample-every 0"
         )
-    runtime = make_runtime(settings.device, precision, settings.compile)
+    batches = Batches(prepared.splits["train"].tokens, settings.batch_size, shape.max_seq_len, settings.seed)
+    config, runtime = pick_kernels(config, batches, before, console)
     model = GPT(shape, seed=settings.seed).to(runtime.device)
-    train_tokens, val_tokens = prepared.splits["train"].tokens, prepared.splits["val"].tokens
-    batches = Batches(train_tokens, settings.batch_size, shape.max_seq_len, settings.seed)
+    model.use_attention(config.model.attention)
+    val_tokens = prepared.splits["val"].tokens
 
     def validation() -> Iterable[Batch]:
         size = settings.micro_batch_size or settings.batch_size
@@ -127,12 +136,6 @@ def build(
             eval_batches(val_tokens, shape.max_seq_len, shape.max_seq_len, size), settings.eval_batches
         )
 
-    def write_sample(trainer: Trainer) -> str:
-        fields = config.generation.model_dump() | {"num_samples": 1}
-        with trainer.runtime.autocast():
-            return str(generate_text(trainer.model, settings.sample_prompt, tokenizer, **fields))
-
-    screen = Screen(console)
     trainer = Trainer(
         model,
         make_optimizer(model, config.optimizer),
@@ -143,26 +146,40 @@ def build(
         runtime,
         config.optimizer.learning_rate,
         forward=runtime.prepare(model),
-        hooks=[
-            Signals(),
-            screen,
-            Metrics(
-                path / "metrics.jsonl",
-                config.logging.log_every,
-                flops_per_token(shape),
-                bytes_per_token(val_tokens, prepared.meta["splits"]["val"]["bytes"], tokenizer),
-                listeners=(screen.show,),
-            ),
-            Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
-            Checkpoints(
-                path / "checkpoints",
-                settings.save_every,
-                settings.keep_checkpoints,
-                {"tokenizer": tokenizer.fingerprint, "precision": runtime.precision},
-            ),
-        ],
+        hooks=_hooks(config, path, tokenizer, prepared, console),
     )
     return trainer, config
+
+
+def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepared, console: Console) -> list[Hook]:
+    settings, val = config.train, prepared.splits["val"].tokens
+
+    def write_sample(trainer: Trainer) -> str:
+        fields = config.generation.model_dump() | {"num_samples": 1}
+        with trainer.runtime.autocast():
+            return str(generate_text(trainer.model, settings.sample_prompt, tokenizer, **fields))
+
+    screen = Screen(console)
+    metrics = Metrics(
+        path / "metrics.jsonl",
+        config.logging.log_every,
+        flops_per_token(config.model),
+        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        listeners=(screen.show,),
+    )
+    found = {"precision": settings.precision, "attention": config.model.attention, "compile": settings.compile == "on"}
+    return [
+        Signals(),
+        screen,
+        metrics,
+        Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
+        Checkpoints(
+            path / "checkpoints",
+            settings.save_every,
+            settings.keep_checkpoints,
+            {"tokenizer": tokenizer.fingerprint, **found},
+        ),
+    ]
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "inspect a text: sizes, histograms, duplicates, leaks between splits",
     "tokenizer": "train, inspect or compare tokenizers",
     "model": "inspect a model: parameters, FLOPs, memory, shapes",
+    "bench": "measure training, generation, tokenizing and data, beside this machine's ceilings and rivals",
     "config": "print the JSON Schema, the defaults, or a recipe in full",
     "doctor": "check this machine and say what to mend",
 }

@@ -86,8 +86,11 @@ class ModelConfig(Section):
     """Use the token embedding as the output head too."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
+    zero_init_residual: bool = False
+    """Start the residual projections at zero: each block begins as the identity."""
     attention: Literal["auto", "reference", "sdpa"] = "auto"
-    """Attention kernel: the readable reference, torch's scaled_dot_product_attention, or auto (sdpa)."""
+    """Attention kernel: the readable reference, torch's scaled_dot_product_attention, or auto (training: the faster one
+    here, found by timing both; else sdpa)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -265,7 +268,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the matrix products (weights stay fp32); auto takes bf16 where the device is fast at it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto uses it on CUDA and falls back to eager with one line if it fails."""
+    """torch.compile; auto uses it where it pays: on CUDA, and on a CPU for runs that are long enough, by measurement.
+    If it fails, training goes on without it and says so in one line."""
 
     @model_validator(mode="before")
     @classmethod

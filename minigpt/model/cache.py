@@ -1,5 +1,7 @@
 """The key/value cache of generation: keys and values of earlier positions, kept so that each is computed once."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,12 +31,25 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int) -> "LayerCache":
+        """The room of one block."""
+        return LayerCache(self, self.keys[index], self.values[index])
+
+
+class LayerCache(NamedTuple):
+    """What one block sees of a cache: views [B, KV, S, D] of its keys and values."""
+
+    whole: KVCache
+    keys: Tensor
+    values: Tensor
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, KV, T, D] after the positions held; returns all of them, [B, KV, S, D].
 
-        `length` moves only when the model has done all its layers: see `GPT.forward`.
+        The cache's `length` moves only when the model has done all its layers: see `GPT.hidden`.
         """
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        start = self.whole.length
+        end = start + key.shape[2]
+        self.keys[:, :, start:end] = key
+        self.values[:, :, start:end] = value
+        return self.keys[:, :, :end], self.values[:, :, :end]

@@ -6,18 +6,20 @@ normal(0, init_std), residual projections divided by sqrt(2 x num_layers). Dropo
 which the trainer seeds anew for each step; the weights are drawn from a generator that is passed in.
 """
 
+import copy
 import math
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
+from minigpt.kernels.dropout import dropout
+from minigpt.kernels.loss import Terms, head_loss, loss_terms
 from minigpt.model.cache import KVCache
-from minigpt.model.parts import Block, Norm, rotary_tables, sinusoids
+from minigpt.model.parts import ATTENTION, Attention, Block, Norm, Rotary, rotary_tables, sinusoids
 
 
 class GPT(nn.Module):
@@ -36,6 +38,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.source: Path | None = None  # the run or directory it was loaded from
+        self.loss_terms: Terms | None = None  # compiled, in a compiled view
         self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
         self.positions = nn.Embedding(config.max_seq_len, config.embed_dim) if config.position == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -65,7 +68,7 @@ class GPT(nn.Module):
             else:
                 std = self.config.init_std
                 if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
-                    std /= math.sqrt(2 * self.config.num_layers)
+                    std *= 0.0 if self.config.zero_init_residual else 1 / math.sqrt(2 * self.config.num_layers)
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -79,16 +82,19 @@ class GPT(nn.Module):
             x = x + self.positions.weight[start:end]
         elif self.config.position == "sinusoidal":
             x = x + self.sinusoids[start:end]
-        rotary = None
-        if self.config.position == "rope":
-            dtype = self.compute_dtype
-            rotary = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)  # [T, D]
-        x = F.dropout(x, self.config.dropout, self.training)
+        rotary = self.rotary(start, end)
+        x = dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, cache, layer)
+            x = block(x, rotary, cache.layer(layer) if cache is not None else None)
         if cache is not None:
             cache.length = end
         return self.norm(x)
+
+    def rotary(self, start: int, end: int) -> Rotary | None:
+        """Cosines and sines [T, D] of positions start .. end - 1; None without rope."""
+        if self.config.position != "rope":
+            return None
+        return self.cos[start:end].to(self.compute_dtype), self.sin[start:end].to(self.compute_dtype)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each place.
@@ -96,6 +102,35 @@ class GPT(nn.Module):
         With a cache, `tokens` continue what it holds. Raises ValueError past max_seq_len.
         """
         return self.head(self.hidden(tokens, cache))[..., : self.config.vocab_size]  # [B, T, padded] -> [B, T, V]
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """`next_token_loss` of the logits of tokens [B, T], a scalar; many logits are made and used piece by piece."""
+        return head_loss(
+            self.head,
+            self.hidden(tokens),
+            targets,
+            self.config.vocab_size or self.head.out_features,
+            valid=valid,
+            label_smoothing=label_smoothing,
+            terms=self.loss_terms,
+        )
+
+    def use_attention(self, name: str) -> None:
+        """Take another kernel of `parts.ATTENTION`; what is computed stays the same."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernel = ATTENTION[name]
+
+    def compiled(self) -> Self:
+        """The same weights behind torch.compile; the model itself stays as it is.
+
+        All blocks run the same code, so one is compiled, not all of them together: several times less to wait for.
+        """
+        view = copy.copy(self)
+        blocks = [cast(nn.Module, torch.compile(block, dynamic=False)) for block in self.blocks]
+        view._modules = {**self._modules, "blocks": nn.ModuleList(blocks)}
+        view.loss_terms = torch.compile(loss_terms, dynamic=False)
+        return view
 
     def make_cache(self, batch: int = 1) -> KVCache:
         """A cache for `batch` sequences, on the model's device, in the dtype its attention computes in."""

@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
+from minigpt.kernels.dropout import dropout
 from minigpt.model import reference
-from minigpt.model.cache import KVCache
+from minigpt.model.cache import LayerCache
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines [T, D] of the positions at hand."""
 
 
 class Norm(nn.Module):
@@ -62,6 +66,9 @@ def fast_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0
     )
 
 
+ATTENTION = {"reference": reference.attention, "sdpa": fast_attention}
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped-query heads, optional QK-norm and rotary positions."""
 
@@ -74,9 +81,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, config.embed_dim, bias=config.bias)
         self.q_norm = Norm(config, config.head_size) if config.qk_norm else None
         self.k_norm = Norm(config, config.head_size) if config.qk_norm else None
-        self.kernel = reference.attention if config.attention == "reference" else fast_attention
+        self.kernel = ATTENTION["sdpa" if config.attention == "auto" else config.attention]
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # [B, H + 2 KV, T, D]
@@ -86,7 +93,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            key, value = cache.append(layer, key, value)  # [B, KV, S, D]
+            key, value = cache.append(key, value)  # [B, KV, S, D]
         mixed = self.kernel(query, key, value, self.dropout if self.training else 0.0)  # [B, H, T, D]
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, H D] -> [B, T, C]
 
@@ -123,7 +130,7 @@ class Block(nn.Module):
         self.norm2, self.feed_forward = Norm(config, config.embed_dim), FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        x = x + F.dropout(self.attention(self.norm1(x), rotary, cache, layer), self.dropout, self.training)
-        return x + F.dropout(self.feed_forward(self.norm2(x)), self.dropout, self.training)
+        x = x + dropout(self.attention(self.norm1(x), rotary, cache), self.dropout, self.training)
+        return x + dropout(self.feed_forward(self.norm2(x)), self.dropout, self.training)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from minigpt.kernels.dropout import dropout as drop
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     """Causal scaled dot-product attention (Vaswani et al., 2017, section 3.2.1).
@@ -25,7 +27,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -
     # Query i stands at position S - T + i and sees the keys up to itself.
     visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-    weights = torch.dropout(weights, dropout, train=dropout > 0)
+    weights = drop(weights, dropout, dropout > 0)
     return weights @ value  # [B, H, T, S] @ [B, H, S, D] -> [B, H, T, D]
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from minigpt.checkpoint import Checkpoint
@@ -97,7 +97,7 @@ class Trainer:
         runtime: Runtime,
         learning_rate: float,
         hooks: Sequence[Hook] = (),
-        forward: nn.Module | None = None,
+        forward: GPT | None = None,
     ):
         self.model, self.optimizer, self.batches, self.validation = model, optimizer, batches, validation
         self.config, self.schedule, self.runtime = config, schedule, runtime

@@ -3,17 +3,18 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt.losses import IGNORE, next_token_loss
+from minigpt.losses import IGNORE
+from minigpt.model import GPT
 from minigpt.runtime import Runtime, step_seed
 
 Batch = tuple[Tensor, Tensor]
 
 
 def train_step(
-    model: nn.Module,
+    model: GPT,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch],
     *,
@@ -41,7 +42,7 @@ def train_step(
         torch.manual_seed(step_seed(seed, step, micro=index))
         inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
         with runtime.autocast():
-            part = next_token_loss(model(inputs), targets, valid=valid, label_smoothing=label_smoothing)
+            part = model.loss(inputs, targets, valid=valid, label_smoothing=label_smoothing)
         (scaler.scale(part) if scaler else part).backward()
         loss += part.detach()
     if scaler:
@@ -56,15 +57,14 @@ def train_step(
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> float:
+def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime) -> float:
     """Mean nats per valid target over the batches, summed on the host in float64; the model's mode is put back."""
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
     for inputs, targets in batches:
         with runtime.autocast():
-            logits = model(inputs.to(runtime.device))
-        nats += next_token_loss(logits, targets.to(runtime.device), valid=1).item()
+            nats += model.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
         count += int((targets != IGNORE).sum())
     model.train(was_training)
     return nats / max(count, 1)

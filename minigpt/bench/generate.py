@@ -1,0 +1,243 @@
+"""`minigpt bench generate`: time to the first token, speed of decoding, and how near that comes to reading memory.
+
+Each new token needs every weight once, so decoding few sequences at a time is bound by memory: no faster than
+(bytes of the weights) / (bytes a second that memory gives). Counted are the matrices and the head; of the embedding
+and position tables a token reads one row, and the key/value cache is left out. A model that the processor's own
+caches hold can pass this bound.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.bench.machine import about, out_of_memory, peak_memory, read_bandwidth, start_memory
+from minigpt.bench.profile import check_profile, profiled
+from minigpt.bench.rivals import Twin, build_twin, find_twin
+from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
+from minigpt.config import GenerationConfig
+from minigpt.errors import UserError
+from minigpt.generation import generate
+from minigpt.model import GPT
+from minigpt.runtime import DTYPES, Runtime
+
+NEW_TOKENS = 64  # unless the context leaves fewer
+PROFILED_TOKENS = 16
+WARM_TOKENS = 2  # as many as are always asked for
+
+
+@dataclass
+class Decoding:
+    """When the tokens of one generation came, in seconds."""
+
+    times: list[float] = field(default_factory=lambda: [time.perf_counter()])
+
+    def mark(self) -> None:
+        """A token is there."""
+        self.times.append(time.perf_counter())
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token: reading the prompt."""
+        return self.times[1] - self.times[0]
+
+    @property
+    def others(self) -> list[float]:
+        """Seconds of each token after it."""
+        return [later - earlier for earlier, later in itertools.pairwise(self.times[1:])]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Somebody who generates. `write` makes so many tokens a sequence."""
+
+    name: str
+    precision: str
+    parameters: int
+    weight_bytes: int
+    write: Callable[[int], Decoding]
+
+
+def bench_generate(
+    model: GPT,
+    *,
+    prompt_tokens: int = 16,
+    new_tokens: int | None = None,
+    batch_size: int = 1,
+    precision: str = "fp32",
+    rounds: int = 3,
+    vs_hf: bool = False,
+    profile: Path | None = None,
+    tell: Tell = lambda what: None,
+) -> dict[str, Any]:
+    """Measure greedy generation from random ids.
+
+    Args:
+        model: any, on its device; its weights are cast to `precision`.
+        prompt_tokens: ids of each prompt.
+        new_tokens: tokens to add, 2 or more (default: 64, or what the context leaves).
+        batch_size: sequences at a time.
+        precision: fp32 or bf16, of weights and cache.
+        rounds: generations, in turn.
+        vs_hf: measure transformers' `generate` beside us, in fp32 and bf16.
+        profile: where to write a trace of the first 16 tokens of ours.
+
+    Returns:
+        What the help of `minigpt bench generate --json` lists.
+
+    Raises:
+        UserError: the tokens do not fit into the context, transformers is not there, memory ran out.
+    """
+    check_profile(profile)
+    twin = find_twin(model.config) if vs_hf else None
+    count = _fitting(prompt_tokens, new_tokens, model.config.max_seq_len)
+    runtime = Runtime(model.embedding.weight.device, precision)
+    with out_of_memory("lower --batch-size, --prompt-tokens or the model"):
+        start_memory(runtime.device)
+        prompt = random_prompt(model, batch_size, prompt_tokens)
+        ours = our_writer(model, prompt, runtime)
+        ours.write(WARM_TOKENS)
+        memory = peak_memory(runtime.device)  # ours alone: no rival is there yet
+        writers = [ours, *(_rivals(twin, prompt, tell) if twin else ())]
+        tell("measuring the machine")
+        bandwidth = read_bandwidth(runtime.device)
+        timings = alternate({side.name: lambda side=side: side.write(count) for side in writers}, rounds, tell)
+        trace = profiled(lambda: ours.write(min(count, PROFILED_TOKENS)), runtime, profile) if profile else None
+    return {
+        "model": model.config.model_dump(mode="json"),
+        "source": str(model.source) if model.source else None,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": count,
+        "batch_size": batch_size,
+        **about(runtime.device),
+        "bandwidth_gb_per_second": rounded(bandwidth / 1e9),
+        "peak_memory_bytes": memory,
+        "rounds": rounds,
+        "sides": [side_row(s, timings[s.name], timings[ours.name], batch_size, bandwidth) for s in writers],
+        "notes": twin.notes if twin else [],
+        "profile": trace,
+    }
+
+
+def random_prompt(model: GPT, batch_size: int, length: int) -> Tensor:
+    """Ids [B, T] on the model's device."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size or 1, (batch_size, length), generator=generator)
+    return ids.to(model.embedding.weight.device)
+
+
+def _rivals(twin: Twin, prompt: Tensor, tell: Tell) -> Iterator[Writer]:
+    """transformers in fp32 and in bf16, warm."""
+    for precision in ("fp32", "bf16"):
+        tell(f"building transformers {precision}")
+        writer = hf_writer(twin, prompt, Runtime(prompt.device, precision))
+        writer.write(WARM_TOKENS)
+        yield writer
+
+
+def _fitting(prompt_tokens: int, new_tokens: int | None, context: int) -> int:
+    """How many tokens to add, so that no window has to be read again, which would be timed as decoding."""
+    room = context - prompt_tokens
+    if room < 2 or (new_tokens or 0) > room:
+        raise UserError(
+            f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens or 2} do not fit into the model's context "
+            f"of {context}; lower one"
+        )
+    return new_tokens or min(NEW_TOKENS, room)
+
+
+def side_row(
+    writer: Writer, rounds: list[Decoding], ours: list[Decoding], batch_size: int, bandwidth: float
+) -> dict[str, Any]:
+    """One side's figures, the speed at its median token.
+
+    Args:
+        rounds, ours: the generations of this side and of ours.
+        bandwidth: bytes per second.
+    """
+    tokens = Spread.of([seconds for decoding in rounds for seconds in decoding.others])
+    bound = writer.weight_bytes / bandwidth
+    ratio = None
+    if rounds is not ours:
+        ratio = rounded(speed_ratio(*([statistics.median(d.others) for d in side] for side in (ours, rounds))))
+    return {
+        "name": writer.name,
+        "precision": writer.precision,
+        "parameters": writer.parameters,
+        "weight_bytes": writer.weight_bytes,
+        "ms_to_first_token": Spread.of([decoding.first for decoding in rounds]).figures(1e3),
+        "ms_per_token": tokens.figures(1e3),
+        "tokens_per_second": rounded(batch_size / tokens.median),
+        "bound_ms_per_token": rounded(bound * 1e3),
+        "share_of_bound": rounded(bound / tokens.median),
+        "ratio": ratio,
+    }
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that one token reads: all matrices but lookup tables; a tied head is read, so it counts."""
+    read = {
+        id(weight): weight.numel() * weight.element_size()
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for weight in module.parameters(recurse=False)
+        if weight.dim() >= 2
+    }
+    return sum(read.values())
+
+
+def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
+    """minigpt's engine, greedy."""
+    model = model.to(DTYPES[runtime.precision]).eval()
+
+    def write(count: int) -> Decoding:
+        decoding = Decoding()
+        for _ in generate(model, prompt, GenerationConfig(max_new_tokens=count, temperature=0)):
+            runtime.synchronise()
+            decoding.mark()
+        return decoding
+
+    return _writer("minigpt", model, runtime, write)
+
+
+def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
+    """transformers' `generate`, greedy, with the cache it takes by default."""
+    model: Any = build_twin(twin).to(runtime.device, DTYPES[runtime.precision]).eval()
+    seen = torch.ones_like(prompt)
+
+    def write(count: int) -> Decoding:
+        marks = _Marks()
+        model.generate(
+            prompt, attention_mask=seen, do_sample=False, max_new_tokens=count, pad_token_id=0, streamer=marks
+        )
+        return marks.decoding
+
+    return _writer("transformers", model, runtime, write)
+
+
+class _Marks:
+    """A streamer of transformers: it is handed the prompt, then each new token on the CPU, so the device is done."""
+
+    def __init__(self) -> None:
+        self.decoding = Decoding()
+        self.prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        """The prompt, or the next ids [B]."""
+        if self.prompt_seen:
+            self.decoding.mark()
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is left to write."""
+
+
+def _writer(who: str, model: nn.Module, runtime: Runtime, write: Callable[[int], Decoding]) -> Writer:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Writer(f"{who} {runtime.precision}", runtime.precision, parameters, weight_bytes(model), write)

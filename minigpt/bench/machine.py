@@ -1,0 +1,75 @@
+"""What this machine can do at best, measured in this process: products, reading memory; and the memory taken so far."""
+
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.bench.timing import stopwatch
+from minigpt.errors import UserError
+from minigpt.runtime import Runtime, peak_flops
+
+
+def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
+    """FLOP/s of a large matrix product in bf16, fp32, and what else is asked for."""
+    return {name: peak_flops(str(device), name) for name in sorted({"bf16", "fp32", *precisions})}
+
+
+def read_bandwidth(device: torch.device, repeats: int = 7) -> float:
+    """Bytes per second at which a sum runs through memory: more than any cache holds, the median of the repeats."""
+    size = 1 << 28 if device.type == "cpu" else 1 << 30
+    values, runtime = torch.ones(size // 4, device=device), Runtime(device, "fp32")
+
+    def read() -> None:
+        values.sum()
+        runtime.synchronise()
+
+    read()
+    return size / statistics.median(stopwatch(read) for _ in range(repeats))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes held so far: by tensors on a CUDA device, else by the whole process; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"), re.M)):
+        return int(found[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def start_memory(device: torch.device) -> None:
+    """Forget CUDA's earlier peak (that of measuring the ceilings); a process cannot forget its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """device, device_name and threads, as every report has them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def out_of_memory(fix: str) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into a UserError that ends with the fix."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise UserError(f"out of memory; {fix}") from None
+        raise
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: CUDA's has a class of its own, the CPU's only these words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,80 @@
+"""Hugging Face models of our shape: GPT2LMHeadModel or Qwen3ForCausalLM, whichever is nearer. Imports it lazily."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from minigpt.config import ModelConfig
+from minigpt.config.tree import SHAPES
+from minigpt.errors import UserError
+from minigpt.huggingface import config_to_hf
+
+_CLASSES = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
+_FORCED = {
+    "gpt2": {"num_kv_heads": None, "head_dim": None, "tie_embeddings": True},  # GPT-2 knows no others
+    "modern": {},
+}
+_COMPARED = (
+    "norm", "position", "activation", "qk_norm", "bias", "tie_embeddings", "kv_heads", "head_size", "hidden_dim",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A rival's class, the fields of its config.json, and in what it is not our model."""
+
+    name: str
+    fields: dict[str, Any]
+    differences: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report: none where the twin is exact."""
+        if not self.differences:
+            return []
+        return [f"no Hugging Face model has this mix; {self.name}, the nearest, has {', '.join(self.differences)}"]
+
+
+def find_twin(config: ModelConfig) -> Twin:
+    """`nearest_twin`, or a UserError, before anything slow is done, where transformers is not installed."""
+    if find_spec("transformers") is None:
+        raise UserError("--vs hf needs Hugging Face transformers, which is not installed: pip install transformers")
+    return nearest_twin(config)
+
+
+def nearest_twin(config: ModelConfig) -> Twin:
+    """The architecture that differs from ours in the fewest fields; of two as near, GPT-2.
+
+    Raises:
+        UserError: neither can have this shape.
+    """
+    twins = [twin for name in _CLASSES if (twin := _twin(config, name)) is not None]
+    if not twins:
+        raise UserError("neither GPT-2 nor Qwen3 can have this shape; leave out --vs hf")
+    return min(twins, key=lambda twin: len(twin.differences))
+
+
+def _twin(config: ModelConfig, name: str) -> Twin | None:
+    fields = SHAPES[name] | {"tie_embeddings": config.tie_embeddings, "norm_eps": config.norm_eps} | _FORCED[name]
+    try:
+        other = ModelConfig(**(config.model_dump() | {"ff_dim": config.hidden_dim} | fields))
+    except ValueError:  # rope on an odd head size, heads that do not divide the width
+        return None
+    differences = [
+        f"{field} {getattr(other, field)}" for field in _COMPARED if getattr(config, field) != getattr(other, field)
+    ]
+    if config.dropout and name == "modern":
+        differences.append("dropout in attention alone")
+    return Twin(_CLASSES[name], config_to_hf(other), tuple(differences))
+
+
+def build_twin(twin: Twin) -> nn.Module:
+    """The rival in fp32 on the CPU, with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # its advice on generation is not for us
+    fields = {key: value for key, value in twin.fields.items() if key not in ("model_type", "architectures")}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(twin.fields["model_type"], **fields))

@@ -1,0 +1,26 @@
+"""The shape that is measured: a recipe's, with a vocabulary although no text is read."""
+
+from minigpt import tokenizers
+from minigpt.config import RunConfig
+
+CHARACTERS = 65
+"""Ids of the char tokenizer on Tiny Shakespeare; another text has as many as it has characters."""
+GPT2 = 50257
+
+
+def vocabulary(config: RunConfig) -> int:
+    """model.vocab_size, or what the recipe's tokenizer would have. Raises TokenizerError for a bad tokenizer.path."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    if config.tokenizer.path:
+        return tokenizers.load(config.tokenizer.path).vocab_size
+    kind = config.tokenizer.kind
+    if kind == "byte":
+        return tokenizers.ByteTokenizer().vocab_size
+    return {"char": CHARACTERS, "bpe": config.tokenizer.vocab_size}.get(kind, GPT2)
+
+
+def with_vocabulary(config: RunConfig) -> RunConfig:
+    """The config with model.vocab_size set."""
+    model = config.model.model_copy(update={"vocab_size": vocabulary(config)})
+    return config.model_copy(update={"model": model})

@@ -1,0 +1,65 @@
+"""Rounds in which all sides take turns, and what is said of their seconds. Pure: tests bring clocks of their own."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+Measured = TypeVar("Measured")
+Tell = Callable[[str], None]
+"""Called with what begins now, for the person who waits."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, quartiles and extremes of one figure, in its own unit."""
+
+    median: float
+    q1: float
+    q3: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of one value or more; quartiles lie between neighbours, as numpy's: of(1, 2, 3, 4) has q1 1.75."""
+        q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
+        return cls(statistics.median(values), q1, q3, min(values), max(values))
+
+    def figures(self, scale: float = 1.0) -> dict[str, float]:
+        """As plain values, each times `scale` (1e3: seconds to milliseconds)."""
+        return {name: rounded(value * scale) for name, value in asdict(self).items()}
+
+
+def rounded(value: float) -> float:
+    """Six significant digits: no clock here is better."""
+    return float(f"{value:.6g}")
+
+
+def stopwatch(job: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that the job takes."""
+    start = clock()
+    job()
+    return clock() - start
+
+
+def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int, tell: Tell) -> dict[str, list[Measured]]:
+    """What each side measures, in every round once.
+
+    Every other round goes backwards, so that what drifts (heat, a neighbour's load) favours no side.
+    """
+    results: dict[str, list[Measured]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            tell(f"round {number + 1} of {rounds}: {name}")
+            results[name].append(sides[name]())
+    return results
+
+
+def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times as fast we are: the median over rounds of their seconds / our seconds.
+
+    Each round is compared with itself, so that a slow round counts on both sides: ([1, 5], [2, 10]) -> 2.0.
+    """
+    return statistics.median(other / own for own, other in zip(ours, theirs, strict=True))

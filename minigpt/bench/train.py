@@ -1,0 +1,239 @@
+"""`minigpt bench train`: how fast optimizer steps run, what share of the machine that is, and rivals beside it.
+
+Input is random ids, one batch for all steps and sides: the cost of a step does not depend on them, so no data is
+read. MFU is the share of the speed of a large matrix product, in the precision used, that the same process reaches.
+"""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.accounting import flops_per_token
+from minigpt.bench.machine import about, ceilings, is_out_of_memory, out_of_memory, peak_memory, start_memory
+from minigpt.bench.profile import check_profile, profiled
+from minigpt.bench.rivals import Twin, build_twin, find_twin
+from minigpt.bench.shape import with_vocabulary
+from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
+from minigpt.config import RunConfig
+from minigpt.model import GPT
+from minigpt.runtime import Runtime, make_runtime
+from minigpt.training import make_optimizer, train_step
+
+PROFILED_STEPS = 2
+MicroBatches = list[tuple[Tensor, Tensor]]
+Warm = Callable[["Side"], "Side"]
+
+
+@dataclass
+class Side:
+    """Somebody who trains. `step` does one optimizer step and waits for the device."""
+
+    name: str
+    precision: str
+    compiled: bool
+    parameters: int
+    step: Callable[[], None]
+    first_seconds: float = 0.0
+
+    def round(self, steps: int) -> list[float]:
+        """Seconds of each of some steps."""
+        return [stopwatch(self.step) for _ in range(steps)]
+
+
+def bench_train(
+    config: RunConfig,
+    *,
+    steps: int = 10,
+    warmup: int = 3,
+    rounds: int = 3,
+    vs_hf: bool = False,
+    profile: Path | None = None,
+    tell: Tell = lambda what: None,
+) -> dict[str, Any]:
+    """Measure optimizer steps of the config's shape on random ids.
+
+    Args:
+        config: the model, the optimizer, and of train: batch_size, micro_batch_size, grad_clip, device, precision,
+            compile, seed. A vocabulary that is not set is that of the tokenizer's kind.
+        steps: timed a round, each by itself.
+        warmup: steps before, besides the first.
+        rounds: repetitions in turn; without a rival there is one.
+        vs_hf: measure transformers beside us, eager in fp32 and compiled in bf16; all then step by AdamW.
+        profile: where to write a trace of two of our steps.
+
+    Returns:
+        What the help of `minigpt bench train --json` lists.
+
+    Raises:
+        UserError: transformers is not there, memory ran out, the trace cannot be written.
+    """
+    check_profile(profile)
+    config, notes = with_vocabulary(config), list[str]()
+    twin = find_twin(config.model) if vs_hf else None
+    if twin:
+        config, notes = _with_adamw(config, twin)
+    runtime = make_runtime(config.train.device, config.train.precision, config.train.compile)
+    tell("measuring the machine")
+    peaks = ceilings(runtime.device, {runtime.precision})
+    with out_of_memory("lower --train.micro-batch-size or the model"):
+        start_memory(runtime.device)
+        batches = random_batches(config, runtime.device)
+        warm = partial(warm_up, warmup=warmup, tell=tell)
+        ours = warm(our_side(GPT(config.model, seed=config.train.seed), config, runtime, batches))
+        memory = peak_memory(runtime.device)  # ours alone: no rival is there yet
+        sides = [ours, *(_rivals(twin, config, runtime.device, batches, warm, notes) if twin else ())]
+        jobs = {side.name: lambda side=side: side.round(steps) for side in sides}
+        seconds = alternate(jobs, rounds if twin else 1, tell)
+        trace = profiled(lambda: ours.round(PROFILED_STEPS), runtime, profile) if profile else None
+    tokens, flops = config.train.batch_size * config.model.max_seq_len, flops_per_token(config.model)
+    return {
+        **_setting(config, tokens, flops),
+        **about(runtime.device),
+        "ceilings_gflops": {name: rounded(value / 1e9) for name, value in peaks.items()},
+        "peak_memory_bytes": memory,
+        **{"steps": steps, "warmup": warmup, "rounds": rounds if twin else 1},
+        "sides": [side_row(s, seconds[s.name], seconds[ours.name], tokens, flops, peaks[s.precision]) for s in sides],
+        "notes": notes,
+        "profile": trace,
+    }
+
+
+def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
+    """The config with the optimizer that all sides share, and what the report must say of the comparison."""
+    kind, notes = config.optimizer.kind, list(twin.notes)
+    if kind != "adamw":
+        notes.append(f"all sides step by AdamW, not by the recipe's {kind}")
+    optimizer = config.optimizer.model_copy(update={"kind": "adamw"})
+    return config.model_copy(update={"optimizer": optimizer}), notes
+
+
+def _setting(config: RunConfig, tokens: int, flops: int) -> dict[str, Any]:
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "batch_size": config.train.batch_size,
+        "micro_batch_size": config.train.micro_batch_size or config.train.batch_size,
+        "tokens_per_step": tokens,
+        "flops_per_token": flops,
+    }
+
+
+def warm_up(side: Side, warmup: int, tell: Tell) -> Side:
+    """Take the first step, timed apart since it compiles, and `warmup` more; returns the side."""
+    tell(f"{side.name}: first step{', which compiles' if side.compiled else ''}")
+    side.first_seconds = stopwatch(side.step)
+    tell(f"{side.name}: warming up")
+    side.round(warmup)
+    return side
+
+
+def side_row(
+    side: Side, rounds: list[list[float]], ours: list[list[float]], tokens: int, flops: int, ceiling: float
+) -> dict[str, Any]:
+    """One side's figures, the speeds at its median step.
+
+    Args:
+        rounds, ours: seconds of each step, by round, of this side and of ours.
+        tokens: of a step.
+        flops: of a token (ours, for all sides).
+        ceiling: FLOP/s that stand for an MFU of 1.
+    """
+    spread = Spread.of(list(itertools.chain(*rounds)))
+    speed = tokens / spread.median
+    ratio = None
+    if rounds is not ours:
+        ratio = rounded(speed_ratio(*([statistics.median(steps) for steps in sides] for sides in (ours, rounds))))
+    return {
+        "name": side.name,
+        "precision": side.precision,
+        "compiled": side.compiled,
+        "parameters": side.parameters,
+        "ms_per_step": spread.figures(1e3),
+        "tokens_per_second": rounded(speed),
+        "gflops_per_second": rounded(speed * flops / 1e9),
+        "mfu": rounded(speed * flops / ceiling),
+        "first_step_seconds": rounded(side.first_seconds),
+        "ratio": ratio,
+    }
+
+
+def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
+    """One batch as (inputs, targets) pairs, each int64 [micro_batch_size, T]."""
+    size = config.train.batch_size, config.model.max_seq_len + 1
+    generator = torch.Generator().manual_seed(config.train.seed)
+    ids = torch.randint(config.model.vocab_size or 1, size, generator=generator).to(device)
+    micro = config.train.micro_batch_size or config.train.batch_size
+    return [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in ids.split(micro)]
+
+
+def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
+    """minigpt, stepping as `minigpt train` does (but for fp16's loss scaling)."""
+    model = model.to(runtime.device).train()
+    forward, optimizer = runtime.prepare(model), make_optimizer(model, config.optimizer)
+    number = itertools.count()
+
+    def step() -> None:
+        train_step(
+            forward,
+            optimizer,
+            batches,
+            runtime=runtime,
+            step=next(number),
+            seed=config.train.seed,
+            grad_clip=config.train.grad_clip,
+        )
+        runtime.synchronise()
+
+    compiled = forward is not model
+    return Side(_name("minigpt", runtime.precision, compiled), runtime.precision, compiled, _count(model), step)
+
+
+def _rivals(
+    twin: Twin, config: RunConfig, device: torch.device, batches: MicroBatches, warm: Warm, notes: list[str]
+) -> Iterator[Side]:
+    """transformers eager in fp32 and compiled in bf16, warm; one that does not compile here becomes a note."""
+    yield warm(hf_side(build_twin(twin), config, Runtime(device, "fp32"), batches))
+    compiled = hf_side(build_twin(twin), config, Runtime(device, "bf16", compile=True), batches)
+    try:
+        yield warm(compiled)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        notes.append(f"{compiled.name} does not work here, so it is left out: {reason}")
+
+
+def hf_side(model: nn.Module, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
+    """transformers, in the plain loop that everybody writes, with the AdamW of torch that we use."""
+    model = model.to(runtime.device).train()
+    optimizer = make_optimizer(model, config.optimizer)
+    forward = torch.compile(model, dynamic=False) if runtime.compile else model
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for inputs, targets in batches:
+            with runtime.autocast():
+                logits = forward(input_ids=inputs, use_cache=False).logits  # [b, T, V]
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()) / len(batches)
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip or float("inf"))
+        optimizer.step()
+        runtime.synchronise()
+
+    name = _name("transformers", runtime.precision, runtime.compile)
+    return Side(name, runtime.precision, runtime.compile, _count(model), step)
+
+
+def _name(who: str, precision: str, compiled: bool) -> str:
+    return f"{who} {precision}{' compiled' if compiled else ''}"
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

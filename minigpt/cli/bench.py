@@ -1,0 +1,372 @@
+"""`minigpt bench train | generate | tokenizer | data`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from rich.markup import escape
+
+from minigpt.cli.console import console, out, out_json, parse
+from minigpt.config import RunConfig, find_recipe, load_config
+from minigpt.errors import ConfigError, UserError, nearest
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT
+
+USAGE = """minigpt bench: how fast it is here, beside what this machine can do and what others do on it
+
+usage: minigpt bench train|generate|tokenizer|data [...]        each with --help
+
+  minigpt bench train shakespeare-char-cpu --vs hf
+  minigpt bench generate runs/my --precision bf16 --profile trace.json.gz
+  minigpt bench tokenizer my.txt
+  minigpt bench data my.txt --tokenizer.kind bpe
+"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Time optimizer steps of a recipe's shape, on random ids: no data is read.
+
+    minigpt bench train shakespeare-char-cpu
+    minigpt bench train --model.num-layers 6 --train.batch-size 16 --train.precision bf16 --vs hf
+    minigpt bench train runs/my --profile trace.json.gz
+
+    A vocabulary that is not set is that of the tokenizer's kind (char: 65). Each step's time is taken apart and the
+    median counts; MFU is the share of the speed of a large matrix product here, in the precision used.
+    """
+
+    recipe: tyro.conf.Positional[str | None] = None
+    """A recipe, or a run directory for its config (default: the default shape)."""
+    steps: int = 10
+    """Timed steps; with a rival, of each round."""
+    warmup: int = 3
+    """Steps before them, after the first, whose time is told apart since it compiles."""
+    rounds: int = 3
+    """Times that all sides are timed in turn; one where there is no rival."""
+    vs: Literal["hf"] | None = None
+    """hf: the same shape in Hugging Face transformers, eager in fp32 and compiled with bf16, on the same batch and
+    AdamW."""
+    profile: str | None = None
+    """Write a trace of two of our steps, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
+    json: bool = False
+    """Print one JSON object: model, batch_size, micro_batch_size, tokens_per_step, flops_per_token, device,
+    device_name, threads, ceilings_gflops, peak_memory_bytes (ours; on a CPU the whole process), steps, warmup, rounds,
+    sides [name, precision, compiled, parameters, ms_per_step [median, q1, q3, min, max], tokens_per_second,
+    gflops_per_second, mfu, first_step_seconds, ratio (our speed / theirs)], notes, profile [file, groups,
+    operations [name, group, share, ms, calls]] (or null)."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Time greedy generation from random ids: the first token, the others, and how near memory's speed they come.
+
+    minigpt bench generate shakespeare-char --new-tokens 200
+    minigpt bench generate runs/my --precision bf16 --vs hf
+
+    A recipe's shape has random weights, which are as fast as any. The bound is the time to read all matrices once
+    from memory; a model that fits into the processor's caches can pass it.
+    """
+
+    what: tyro.conf.Positional[str | None] = None
+    """A recipe, or a run, a checkpoint or a Hugging Face directory (default: the default shape)."""
+    prompt_tokens: int = 16
+    """Ids of the prompt."""
+    new_tokens: int | None = None
+    """Tokens to add (default: 64, or what the context leaves)."""
+    batch_size: int = 1
+    """Sequences at a time."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of weights and cache."""
+    rounds: int = 3
+    """Generations of each side, in turn."""
+    vs: Literal["hf"] | None = None
+    """hf: the generate of Hugging Face transformers on the same shape, in fp32 and bf16."""
+    profile: str | None = None
+    """Write a trace of 16 tokens of ours, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
+    json: bool = False
+    """Print one JSON object: model, source (or null), prompt_tokens, new_tokens, batch_size, device, device_name,
+    threads, bandwidth_gb_per_second, peak_memory_bytes (ours; on a CPU the whole process), rounds, sides [name,
+    precision, parameters, weight_bytes, ms_to_first_token [median, q1, q3, min, max], ms_per_token [median, q1, q3,
+    min, max], tokens_per_second, bound_ms_per_token, share_of_bound, ratio (our speed / theirs)], notes, profile [file,
+    groups, operations [name, group, share, ms, calls]] (or null)."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Time our BPE trainer beside Rust's (Hugging Face tokenizers, rustbpe: those installed) and encoding beside
+    tiktoken's on the same merges.
+
+    minigpt bench tokenizer my.txt --vocab-size 16384
+
+    Rust's trainers use all cores, the others one; RAYON_NUM_THREADS=1 makes all alike.
+    """
+
+    file: tyro.conf.Positional[str] = "stories"
+    """A text, read into memory."""
+    vocab_size: int = 8192
+    """Ids to learn; a small text gives fewer, and then all sides learn those."""
+    pattern: Literal["gpt2", "gpt4"] = "gpt4"
+    """How text is split before merging."""
+    rounds: int = 3
+    """Times that all sides are timed in turn."""
+    json: bool = False
+    """Print one JSON object: source, bytes, vocab_size, pattern, rounds, cores, rayon_threads, training [name, seconds
+    [median, q1, q3, min, max], ratio (our speed / theirs)], encoding [name, mb_per_second [median, q1, q3, min, max],
+    ratio (our speed / theirs)], same_merges (as Hugging Face's; null: not installed), same_ids (as tiktoken's),
+    notes."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Time the way of a text into token files, and of token files into batches.
+
+    minigpt bench data my.txt
+    minigpt bench data my.txt --tokenizer.kind bpe --train.batch-size 64
+
+    The tokenizer is made beforehand, and all is written below a temporary directory.
+    """
+
+    file: tyro.conf.Positional[str] = "stories"
+    """A text."""
+    rounds: int = 3
+    """Preparations."""
+    json: bool = False
+    """Print one JSON object: source, bytes, tokens, tokenizer [kind, vocab_size], rounds, prepare [seconds [median, q1,
+    q3, min, max], mb_per_second, tokens_per_second], batches [batch_size, seq_len, microseconds_per_batch [median, q1,
+    q3, min, max], batches_per_second, tokens_per_second]."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit code. Raises UserError."""
+    if not argv or argv[0] in ("-h", "--help"):
+        out(USAGE)
+        return 0
+    subject, words = argv[0], argv[1:]
+    if subject not in SUBJECTS:
+        raise UserError(f"bench {subject}: no such benchmark; {nearest(subject, SUBJECTS)}")
+    kind, measure, show = SUBJECTS[subject]
+    args, overrides = parse(kind, words, f"bench {subject}", with_config=kind is not Tokenizer)
+    for name, least in LEAST.items():
+        if (value := getattr(args, name, None)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} measures nothing; give {least} or more")
+    with console.status("starting") as status:
+        report = measure(args, overrides, lambda what: status.update(escape(what)))
+    if args.json:
+        out_json(report)
+    else:
+        show(report)
+    return 0
+
+
+LEAST = {"steps": 1, "warmup": 0, "rounds": 1, "prompt_tokens": 1, "new_tokens": 2, "batch_size": 1}
+Tell = Callable[[str], None]
+
+
+def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    config = _config(args.recipe, overrides)
+    from minigpt.bench.train import bench_train
+
+    return bench_train(
+        config,
+        steps=args.steps,
+        warmup=args.warmup,
+        rounds=args.rounds,
+        vs_hf=args.vs == "hf",
+        profile=Path(args.profile) if args.profile else None,
+        tell=tell,
+    )
+
+
+def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    model = _model(args.what, overrides)
+    from minigpt.bench.generate import bench_generate
+
+    return bench_generate(
+        model,
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        rounds=args.rounds,
+        vs_hf=args.vs == "hf",
+        profile=Path(args.profile) if args.profile else None,
+        tell=tell,
+    )
+
+
+def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    from minigpt.bench.tokenizer import bench_tokenizer
+    from minigpt.data import text_chunks
+
+    text = "".join(text_chunks(args.file, RunConfig().data, None))
+    return {"source": args.file, **bench_tokenizer(text, args.vocab_size, args.pattern, args.rounds, tell)}
+
+
+def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    config = load_config(None, {"data.source": args.file, **overrides})
+    from minigpt.bench.data import bench_data
+
+    return bench_data(config, args.rounds, tell)
+
+
+def _config(word: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """The config of a recipe, a run directory or nothing, and the flags."""
+    if word and (Path(word) / "config.yaml").is_file():
+        word = str(Path(word) / "config.yaml")
+    return load_config(str(find_recipe(word)) if word else None, overrides)
+
+
+def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
+    """The model of a directory as it is, or a recipe's shape with random weights, on the device."""
+    trained = word is not None and Path(word).is_dir()
+    if trained and (foreign := [path for path in overrides if path != "train.device"]):
+        raise ConfigError([f"{path}: {word} has a shape of its own; leave this out" for path in foreign])
+    config = load_config(None, overrides) if trained else _config(word, overrides)
+    from minigpt.bench.shape import with_vocabulary
+    from minigpt.model import GPT
+    from minigpt.runtime import pick_device
+
+    device = pick_device(config.train.device)
+    if trained:
+        return GPT.from_pretrained(str(word), str(device))
+    return GPT(with_vocabulary(config).model).to(device)
+
+
+def _show_train(report: dict[str, Any]) -> None:
+    shape = report["model"]
+    out(
+        f"{_layers(shape)}; {report['batch_size']} x {shape['max_seq_len']} tokens a step, "
+        f"{report['micro_batch_size']} sequences at a time; {_place(report)}\n"
+    )
+    rows = [
+        (
+            side["name"],
+            *_spread(side["ms_per_step"]),
+            f"{side['tokens_per_second']:,.0f}",
+            f"{side['gflops_per_second']:,.1f}",
+            f"{side['mfu']:.1%}",
+            f"{side['first_step_seconds']:.2f}",
+            _ratio(side["ratio"]),
+        )
+        for side in report["sides"]
+    ]
+    _table(("", "ms/step", "quartiles", "tokens/s", "GFLOP/s", "MFU", "first step, s", "ours/theirs"), rows)
+    ceilings = ", ".join(f"{name} {value:,.0f} GFLOP/s" for name, value in report["ceilings_gflops"].items())
+    out(f"\nceilings, measured now: {ceilings}; {_memory(report)}")
+    _show_rest(report)
+
+
+def _show_generate(report: dict[str, Any]) -> None:
+    out(
+        f"{report['source'] or 'random weights'}: {_layers(report['model'])}; {report['batch_size']} x "
+        f"({report['prompt_tokens']} + {report['new_tokens']}) tokens; {_place(report)}\n"
+    )
+    rows = [
+        (
+            side["name"],
+            f"{side['ms_to_first_token']['median']:,.2f}",
+            *_spread(side["ms_per_token"]),
+            f"{side['tokens_per_second']:,.0f}",
+            f"{side['bound_ms_per_token']:,.3f}",
+            f"{side['share_of_bound']:.1%}",
+            _ratio(side["ratio"]),
+        )
+        for side in report["sides"]
+    ]
+    heads = ("", "first token, ms", "ms/token", "quartiles", "tokens/s", "bound, ms", "of bound", "ours/theirs")
+    _table(heads, rows)
+    out(f"\nreading memory, measured now: {report['bandwidth_gb_per_second']:,.1f} GB/s; {_memory(report)}")
+    _show_rest(report)
+
+
+def _show_tokenizer(report: dict[str, Any]) -> None:
+    out(
+        f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['vocab_size']:,} ids, pattern "
+        f"{report['pattern']}; {report['cores']} cores, Rust's trainers on {report['rayon_threads']}\n"
+    )
+    for key, figure in (("training", "seconds"), ("encoding", "mb_per_second")):
+        rows = [(side["name"], *_spread(side[figure]), _ratio(side["ratio"])) for side in report[key]]
+        _table((f"[bold]{key}[/bold]", figure.replace("mb_per_second", "MB/s"), "quartiles", "ours/theirs"), rows)
+        out("")
+    same = {True: "the same as", False: "NOT those of", None: "not compared with"}
+    out(f"merges {same[report['same_merges']]} Hugging Face's, ids {same[report['same_ids']]} tiktoken's")
+    _show_notes(report)
+
+
+def _show_data(report: dict[str, Any]) -> None:
+    made, drawn, tokenizer = report["prepare"], report["batches"], report["tokenizer"]
+    out(
+        f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['tokens']:,} tokens of a {tokenizer['kind']} "
+        f"tokenizer of {tokenizer['vocab_size']:,} ids; batches of {drawn['batch_size']} x {drawn['seq_len']}\n"
+    )
+    rows = [
+        ("prepare", *_spread(made["seconds"]), "s", f"{made['tokens_per_second']:,.0f}"),
+        ("batch", *_spread(drawn["microseconds_per_batch"]), "µs", f"{drawn['tokens_per_second']:,.0f}"),
+    ]
+    _table(("", "median", "quartiles", "", "tokens/s"), rows)
+    out(f"\n{made['mb_per_second']:,.1f} MB/s, {drawn['batches_per_second']:,.0f} batches/s")
+
+
+def _layers(shape: dict[str, Any]) -> str:
+    return f"{shape['num_layers']} layers of width {shape['embed_dim']}, {shape['vocab_size']:,} ids"
+
+
+def _place(report: dict[str, Any]) -> str:
+    return f"{report['device_name']}, {report['threads']} thread{'s' * (report['threads'] != 1)}"
+
+
+def _memory(report: dict[str, Any]) -> str:
+    peak = report["peak_memory_bytes"]
+    return "peak memory unknown" if peak is None else f"peak memory {peak / 1e6:,.0f} MB (ours)"
+
+
+def _spread(figure: dict[str, float]) -> tuple[str, str]:
+    """Median, and the quartiles as a range."""
+    return f"{figure['median']:,.3f}", f"{figure['q1']:,.3f} to {figure['q3']:,.3f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} x"
+
+
+def _show_rest(report: dict[str, Any]) -> None:
+    _show_notes(report)
+    trace = report["profile"]
+    if trace is None:
+        return
+    groups = ", ".join(f"{name} {share:.1%}" for name, share in trace["groups"].items())
+    out(f"\n{trace['file']}: open it in ui.perfetto.dev; time of {report['sides'][0]['name']}: {groups}\n")
+    rows = [
+        (escape(row["name"][:60]), row["group"], f"{row['share']:.1%}", f"{row['ms']:,.2f}", f"{row['calls']:,}")
+        for row in trace["operations"]
+    ]
+    _table(("operation", "group", "share", "ms", "calls"), rows, left=2)
+
+
+def _show_notes(report: dict[str, Any]) -> None:
+    for note in report["notes"]:
+        out(f"note: {note}")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table on stdout whose first `left` columns are words."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for place, head in enumerate(heads):
+        table.add_column(head, no_wrap=True, justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
+
+
+SUBJECTS: dict[str, tuple[Any, Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+    "train": (Train, _train, _show_train),
+    "generate": (Generate, _generate, _show_generate),
+    "tokenizer": (Tokenizer, _tokenizer, _show_tokenizer),
+    "data": (Data, _data, _show_data),
+}

@@ -1,0 +1,28 @@
+"""Dropout (Srivastava et al., 2014), with a cheap source of chance for compiled models."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Zero numbers at random and scale up the rest, as F.dropout does; compiled, with a cheaper source of chance.
+
+    There torch's Philox generator costs a third of a small model's step. One number drawn from it, and the place of
+    each element, mixed by murmur3's finaliser (Appleby, 2011), serve as well, within the kernels at hand.
+    """
+    if not training or not probability:
+        return x
+    if not torch.compiler.is_compiling():
+        return F.dropout(x, probability)
+    key = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=x.device)
+    place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    return x * (mixed(place, key) >= round(probability * 2**31)) / (1 - probability)
+
+
+def mixed(place: Tensor, key: Tensor) -> Tensor:
+    """Numbers 0 .. 2^31 - 1 that look random, one for each int32 of `place`; overflow wraps."""
+    bits = place * -1640531527 + key  # 2^32 / golden ratio: neighbours are far apart
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * -2048144789
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * -1028477387
+    return (bits ^ ((bits >> 16) & 0xFFFF)) & 0x7FFFFFFF

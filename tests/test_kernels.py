@@ -1,0 +1,139 @@
+"""The fast forms equal the readable ones: the loss in pieces, dropout by a hash, the choice between kernels."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt import tuning
+from minigpt.config import ModelConfig
+from minigpt.kernels.dropout import mixed
+from minigpt.kernels.loss import head_loss
+from minigpt.losses import IGNORE, next_token_loss
+from minigpt.runtime import make_runtime
+
+V = 50
+
+
+def loss_and_gradients(chunk: int, smoothing: float, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 8, 16, generator=generator).requires_grad_()
+    targets = torch.randint(0, V, (3, 8), generator=generator)
+    targets[1, 2:7] = IGNORE
+    head.weight.grad = None
+    loss = head_loss(head, hidden, targets, V, valid=19, label_smoothing=smoothing, chunk=chunk)
+    (3 * loss).backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
+    if chunk >= 24 * V:  # the plain form, spelled out
+        assert torch.equal(loss, next_token_loss(head(hidden)[..., :V], targets, valid=19, label_smoothing=smoothing))
+    return loss.detach(), hidden.grad, head.weight.grad
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [1, 3 * V, 7 * V, 23 * V])
+def test_loss_in_pieces_equals_the_whole_with_gradients(chunk: int, smoothing: float) -> None:
+    torch.manual_seed(1)
+    head = nn.Linear(16, 64, bias=False)  # 14 rows of padding
+    whole, pieces = loss_and_gradients(24 * V, smoothing, head), loss_and_gradients(chunk, smoothing, head)
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert pieces[2][V:].abs().max() == 0
+
+
+def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
+    head = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, V))
+    hidden, targets = torch.randn(1, 4, 16), torch.randint(0, V, (1, 4))
+    whole = next_token_loss(head(hidden), targets, valid=4)
+    assert torch.equal(head_loss(head, hidden, targets, V, valid=4, chunk=1), whole)
+
+
+def test_hashed_dropout_is_fair_and_its_neighbours_and_keys_are_independent() -> None:
+    count = 1 << 20
+    place = torch.arange(count, dtype=torch.int32)
+    kept = [
+        (mixed(place, torch.tensor([key], dtype=torch.int32)) >= round(0.2 * 2**31)).float()
+        for key in (0, 1, 2, 12345, 2**31 - 2)
+    ]
+    for mask in kept:
+        assert mask.mean().item() == pytest.approx(0.8, abs=4 * (0.16 / count) ** 0.5)
+        for step in (1, 2, 64, 256, 1024):  # along a row, and down the columns of common widths
+            both = (mask[step:] * mask[:-step]).mean().item()
+            assert both == pytest.approx(0.64, abs=0.003), step
+    for index, one in enumerate(kept):
+        for other in kept[index + 1 :]:
+            assert (one * other).mean().item() == pytest.approx(0.64, abs=0.003)
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
+    """Seconds of a block by kernel, in place of the real clock; what was asked is counted in "asked"."""
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
+    table = {"reference": 0.010, "sdpa": 0.020, "compiled": 0.005, "asked": 0.0}
+
+    def fake(_shape: ModelConfig, _runtime: object, _batch: int, attention: str, compiled: bool = False) -> float:
+        table["asked"] += 1
+        return table["compiled" if compiled else attention]
+
+    monkeypatch.setattr(tuning, "_time", fake)
+    return table
+
+
+SHAPE = ModelConfig(vocab_size=65, num_layers=4)
+CPU = make_runtime("cpu", "fp32")
+
+
+def pick(passes: float, compile: str = "auto", shape: ModelConfig = SHAPE) -> tuple[str, bool]:
+    choice = tuning.choose(shape, CPU, compile, 8, passes, lambda _: None)
+    return choice.attention, choice.compile
+
+
+def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks: dict[str, float]) -> None:
+    assert pick(100) == ("reference", False)  # 4 s: nothing to save
+    assert pick(10_000) == ("reference", True)  # 400 s: 200 s are saved
+    assert clocks["asked"] == 3
+
+
+def test_what_was_measured_is_remembered(clocks: dict[str, float], tmp_path: Path) -> None:
+    pick(10_000)
+    asked = clocks["asked"]
+    clocks["sdpa"] = 0.001
+    assert pick(10_000) == ("reference", True)
+    assert pick(1_000) == ("reference", True)  # 40 s, of which a warm compilation saves 20
+    assert pick(100) == ("reference", False)
+    assert clocks["asked"] == asked
+    assert pick(100, shape=SHAPE.model_copy(update={"embed_dim": 256})) == ("sdpa", False)  # another shape is measured
+    assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2
+
+
+def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> None:
+    clocks["compiled"] = 0.011
+    assert pick(100_000) == ("reference", False)
+
+
+def test_what_is_asked_for_is_taken(clocks: dict[str, float]) -> None:
+    asked = SHAPE.model_copy(update={"attention": "sdpa"})
+    assert pick(10_000, "off", asked) == ("sdpa", False)
+    assert pick(1, "on", asked) == ("sdpa", True)
+    assert clocks
+
+
+def test_a_damaged_memory_is_measured_again(clocks: dict[str, float], tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text("{")
+    assert pick(100) == ("reference", False)
+    assert clocks["asked"] == 2
+
+
+def test_the_reference_is_not_tried_where_its_weights_would_not_fit(clocks: dict[str, float]) -> None:
+    assert pick(100, shape=ModelConfig(vocab_size=65, max_seq_len=16384, num_heads=4)) == ("sdpa", False)
+    assert clocks["asked"] == 1
+
+
+def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
+    choice = tuning.choose(SHAPE, CPU, "auto", 2, 10, lambda _: None)
+    times = next(iter(json.loads((tmp_path / "tuning.json").read_text()).values()))["eager"]
+    assert set(times) == {"reference", "sdpa"}
+    assert choice.attention == min(times, key=times.__getitem__)
