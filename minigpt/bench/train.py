@@ -5,9 +5,10 @@ read. MFU is the share of the speed of a large matrix product, in the precision 
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from minigpt.config import RunConfig
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.training import make_optimizer, train_step
+from minigpt.tuning import Choice, choose
 
 PROFILED_STEPS = 2
 MicroBatches = list[tuple[Tensor, Tensor]]
@@ -80,14 +82,18 @@ def bench_train(
     twin = find_twin(config.model) if vs_hf else None
     if twin:
         config, notes = _with_adamw(config, twin)
-    runtime = make_runtime(config.train.device, config.train.precision, config.train.compile)
+    runtime = make_runtime(config.train.device, config.train.precision)
+    choice = _choose_kernels(config, runtime, notes, tell)
+    runtime = replace(runtime, compile=choice.compile)
     tell("measuring the machine")
     peaks = ceilings(runtime.device, {runtime.precision})
     with out_of_memory("lower --train.micro-batch-size or the model"):
         start_memory(runtime.device)
         batches = random_batches(config, runtime.device)
         warm = partial(warm_up, warmup=warmup, tell=tell)
-        ours = warm(our_side(GPT(config.model, seed=config.train.seed), config, runtime, batches))
+        model = GPT(config.model, seed=config.train.seed)
+        model.use_attention(choice.attention)
+        ours = warm(our_side(model, config, runtime, batches))
         memory = peak_memory(runtime.device)  # ours alone: no rival is there yet
         sides = [ours, *(_rivals(twin, config, runtime.device, batches, warm, notes) if twin else ())]
         jobs = {side.name: lambda side=side: side.round(steps) for side in sides}
@@ -104,6 +110,15 @@ def bench_train(
         "notes": notes,
         "profile": trace,
     }
+
+
+def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell: Tell) -> Choice:
+    """As `minigpt train` would for a long run."""
+    tell("choosing kernels")
+    size = config.train.micro_batch_size or config.train.batch_size
+    choice = choose(config.model, runtime, config.train.compile, size, math.inf, tell)
+    notes += [choice.reason] if choice.reason else []
+    return choice
 
 
 def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
