@@ -28,7 +28,13 @@ def tiny(kind: str = "gpt2", **fields: Any) -> ModelConfig:
 
 
 def tiny_run(kind: str = "gpt2", **overrides: Any) -> RunConfig:
-    flags = {"train.batch_size": 4, "train.device": "cpu", "train.precision": "fp32", "train.compile": "off"}
+    flags = {
+        "train.batch_size": 4,
+        "train.device": "cpu",
+        "train.precision": "fp32",
+        "train.compile": "off",
+        "optimizer.kind": "adamw",
+    }
     tree = {f"model.{key}": value for key, value in tiny(kind).model_dump().items()}
     return load_config(None, tree | flags | overrides)
 

@@ -16,7 +16,7 @@ TINY = (
     "--model.vocab-size 64 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 --model.max-seq-len 32 "
     "--train.batch-size 2 --train.device cpu --train.precision fp32"
 ).split()
-TRAIN = ["train", *TINY, "--steps", "2", "--warmup", "0"]
+TRAIN = ["train", *TINY, "--train.compile", "off", "--steps", "2", "--warmup", "0"]
 GENERATE = ["generate", *TINY, "--new-tokens", "4", "--rounds", "1"]
 SPREAD = {"median", "q1", "q3", "min", "max"}
 

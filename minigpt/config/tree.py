@@ -189,10 +189,10 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) for the matrices inside the blocks."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """adamw for all; or muon for the blocks' matrices and adamw for embeddings, head, norms and biases."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate of adamw."""
+    kind: Literal["adamw", "muon"] = "muon"
+    """muon for the blocks' matrices and adamw for embeddings, head, norms and biases; or adamw for all."""
+    learning_rate: PositiveFloat = 4e-3
+    """Peak learning rate of adamw (a run's default: by width, 4e-3 x sqrt(256 / embed_dim), with kind adamw half)."""
     muon_learning_rate: PositiveFloat = 0.02
     """Peak learning rate of muon, the spectral size of one update of a square matrix."""
     momentum: Fraction = 0.95
@@ -322,6 +322,14 @@ class LoggingConfig(Section):
     """Draw loss and perplexity at the end (needs the plot extra)."""
 
 
+def default_rate(kind: str, embed_dim: int) -> float:
+    """AdamW's peak rate, by measurement at widths 64 to 256 (docs/LOG.md): wider wants smaller.
+
+    Muon's needs no such rule: its updates have one size at any width.
+    """
+    return float(f"{(2e-3 if kind == 'adamw' else 4e-3) * (256 / embed_dim) ** 0.5:.2g}")
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -333,3 +341,17 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_by_width(cls, given: Any) -> Any:
+        model, optimizer = (
+            (given.get(name, {}) for name in ("model", "optimizer")) if isinstance(given, dict) else ({}, None)
+        )
+        if not isinstance(optimizer, dict) or not isinstance(model, dict) or "learning_rate" in optimizer:
+            return given
+        width = model.get("embed_dim", ModelConfig().embed_dim)
+        if not isinstance(width, int) or width <= 0:  # reported by the model's own check
+            return given
+        rate = default_rate(optimizer.get("kind", "muon"), width)
+        return given | {"optimizer": optimizer | {"learning_rate": rate}}
