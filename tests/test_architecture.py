@@ -23,7 +23,7 @@ LAYERS = (
     ("checkpoint", "runtime", "losses", "huggingface"),
     ("jsonl", "pretrained", "kernels"),
     ("tokenizers", "data", "model"),
-    ("training", "generation", "accounting", "tuning"),
+    ("training", "generation", "decoding", "accounting", "tuning"),
     ("evals", "finetune", "quantize", "export", "viz", "serve", "bench", "doctor"),
     ("assemble",),
     ("",),

@@ -293,15 +293,20 @@ def test_training_is_measured_without_any_data(tmp_path: Path):
     assert "optimizer" in report["profile"]["groups"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_generation_times_every_token_but_the_first(precision: str):
     model = GPT(tiny("modern"))
+    matrices, parameters = generate.weight_bytes(model) // 4, sum(p.numel() for p in model.parameters())
     prompt = generate.random_prompt(model, 3, 4)
     assert prompt.shape == (3, 4)
     writer = generate.our_writer(model, prompt, Runtime(CPU.device, precision))
     made = writer.write(5)
     assert len(made.others) == 4 and made.first > 0 and min(made.others) > 0
-    assert model.head.weight.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert model.head.weight.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
+    rows = sum(len(p) for name, p in model.named_parameters() if name.endswith("scale"))
+    assert (rows > 0) == (precision == "int8")
+    assert writer.weight_bytes == matrices * {"fp32": 4, "bf16": 2, "int8": 1}[precision] + 4 * rows
+    assert writer.parameters == parameters
 
 
 def test_transformers_is_timed_token_by_token_too():

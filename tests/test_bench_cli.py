@@ -139,6 +139,13 @@ def test_a_run_a_recipe_and_a_checkpoint_are_taken(capsys: pytest.CaptureFixture
     assert code == 0 and [written[k] for k in ("vocab_size", "embed_dim")] == [len(vocabulary), 32]
     code, _, err = run(capsys, "generate", tmp_path / "run", "--model.num-layers", "3")
     assert code == 2 and "model.num_layers" in err and len(err.splitlines()) == 1
+    code, out, _ = run(capsys, "generate", tmp_path / "run", "--precision", "int8", "--rounds", 1, "--json")
+    (side,) = json.loads(out)["sides"]
+    assert code == 0 and (side["name"], side["precision"]) == ("minigpt int8", "int8")
+    for precision in ("fp32", "bf16", "int8", "auto"):
+        words = ["--prompt", "the cat", "--max-new-tokens", "8", "--device", "cpu", "--precision", precision]
+        assert main(["generate", str(tmp_path / "run"), *words]) == 0
+        assert capsys.readouterr().out.startswith("the cat")
     code, out, _ = run(capsys, "train", "tiny-6.7m", *TINY, "--steps", 1, "--warmup", 0, "--json")
     assert code == 0 and json.loads(out)["model"]["shape"] == "gpt2"
 

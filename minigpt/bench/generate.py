@@ -1,9 +1,9 @@
 """`minigpt bench generate`: time to the first token, speed of decoding, and how near that comes to reading memory.
 
 Each new token needs every weight once, so decoding few sequences at a time is bound by memory: no faster than
-(bytes of the weights) / (bytes a second that memory gives). Counted are the matrices and the head; of the embedding
-and position tables a token reads one row, and the key/value cache is left out. A model that the processor's own
-caches hold can pass this bound.
+(bytes of the weights) / (bytes a second that memory gives). Counted are the matrices and the head, and the scales of
+int8; of the embedding and position tables a token reads one row, and the key/value cache is left out. A model that
+the processor's own caches hold can pass this bound.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from minigpt.bench.profile import check_profile, profiled
 from minigpt.bench.rivals import Twin, build_twin, find_twin
 from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
 from minigpt.config import GenerationConfig
+from minigpt.decoding import prepare_decoding
 from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.model import GPT
@@ -79,11 +80,11 @@ def bench_generate(
     """Measure greedy generation from random ids.
 
     Args:
-        model: any, on its device; its weights are cast to `precision`.
+        model: any, on its device; it is changed as `prepare_decoding` does.
         prompt_tokens: ids of each prompt.
         new_tokens: tokens to add, 2 or more (default: 64, or what the context leaves).
         batch_size: sequences at a time.
-        precision: fp32 or bf16, of weights and cache.
+        precision: fp32, bf16 or int8 (on a CPU), of the weights.
         rounds: generations, in turn.
         vs_hf: measure transformers' `generate` beside us, in fp32 and bf16.
         profile: where to write a trace of the first 16 tokens of ours.
@@ -186,15 +187,16 @@ def weight_bytes(model: nn.Module) -> int:
         id(weight): weight.numel() * weight.element_size()
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
-        for weight in module.parameters(recurse=False)
-        if weight.dim() >= 2
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() >= 2 or name == "scale"
     }
     return sum(read.values())
 
 
 def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
     """minigpt's engine, greedy."""
-    model = model.to(DTYPES[runtime.precision]).eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = prepare_decoding(model, runtime.precision)
 
     def write(count: int) -> Decoding:
         decoding = Decoding()
@@ -203,7 +205,7 @@ def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
             decoding.mark()
         return decoding
 
-    return _writer("minigpt", model, runtime, write)
+    return Writer(f"minigpt {runtime.precision}", runtime.precision, parameters, weight_bytes(model), write)
 
 
 def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
@@ -218,7 +220,8 @@ def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
         )
         return marks.decoding
 
-    return _writer("transformers", model, runtime, write)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Writer(f"transformers {runtime.precision}", runtime.precision, parameters, weight_bytes(model), write)
 
 
 class _Marks:
@@ -236,8 +239,3 @@ class _Marks:
 
     def end(self) -> None:
         """Nothing is left to write."""
-
-
-def _writer(who: str, model: nn.Module, runtime: Runtime, write: Callable[[int], Decoding]) -> Writer:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Writer(f"{who} {runtime.precision}", runtime.precision, parameters, weight_bytes(model), write)

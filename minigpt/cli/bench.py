@@ -78,8 +78,8 @@ class Generate:
     """Tokens to add (default: 64, or what the context leaves)."""
     batch_size: int = 1
     """Sequences at a time."""
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Of weights and cache."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Of the weights, as minigpt generate --precision; int8 on a CPU."""
     rounds: int = 3
     """Generations of each side, in turn."""
     vs: Literal["hf"] | None = None

@@ -33,12 +33,12 @@ def next_logits(model: GPT, tokens: Tensor, cache: KVCache | None) -> Tensor:
     """
     length = tokens.shape[1]
     start = window_start(length, model.config.max_seq_len)
-    if cache is None:
-        return model(tokens[:, start:])[:, -1]
-    if start + cache.length == length - 1 and cache.length:  # it holds the window but for the newest token
-        return model(tokens[:, -1:], cache)[:, -1]
-    cache.length = 0
-    return model(tokens[:, start:], cache)[:, -1]
+    if cache is not None and cache.length and start + cache.length == length - 1:
+        start = length - 1  # it holds the window but for the newest token
+    elif cache is not None:
+        cache.length = 0
+    hidden = model.hidden(tokens[:, start:], cache)[:, -1]  # [B, C]; the head is large, and no other row is asked for
+    return model.head(hidden)[:, : model.config.vocab_size]
 
 
 @torch.inference_mode()
@@ -64,16 +64,16 @@ def generate(
     if prompt.shape[1] == 0:
         raise GenerationError("the prompt is empty; give at least one token")
     device = model.embedding.weight.device
-    tokens = prompt.to(device)
+    tokens = torch.nn.functional.pad(prompt.to(device), (0, config.max_new_tokens))  # [B, T + new], filled step by step
     cache = model.make_cache(len(tokens)) if use_cache else None
     generators = [torch.Generator(device).manual_seed(config.seed + row) for row in range(len(tokens))]
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
-    for _ in range(config.max_new_tokens):
-        chosen = sample(next_logits(model, tokens, cache), config, generators)  # [B, V] -> [B]
+    for end in range(prompt.shape[1], tokens.shape[1]):
+        chosen = sample(next_logits(model, tokens[:, :end], cache), config, generators)  # [B, V] -> [B]
         if eos_id is not None:
             chosen = torch.where(ended, eos_id, chosen)
             ended |= chosen == eos_id
         yield chosen
         if ended.all():
             return
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)  # [B, T] -> [B, T + 1]
+        tokens[:, end] = chosen

@@ -27,8 +27,8 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [L, B, KV, S, D]
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not touched yet
+        self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
     def layer(self, index: int) -> "LayerCache":
