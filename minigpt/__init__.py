@@ -25,6 +25,7 @@ _HOME = {
     "stream_text": "minigpt.generation",
     "next_token_loss": "minigpt.losses",
     "load_tokenizer": "minigpt.tokenizers",
+    "prepare_decoding": "minigpt.decoding",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "load_run",
     "load_tokenizer",
     "next_token_loss",
+    "prepare_decoding",
     "stream_text",
     "train",
 ]
@@ -52,6 +54,7 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.assemble import load_run, train
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
+    from minigpt.decoding import prepare_decoding
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
     from minigpt.generation import generate, generate_text, stream_text

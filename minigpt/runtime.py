@@ -110,18 +110,18 @@ def _best_precision(device: torch.device) -> str:
         return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if peak_flops(str(device), "bf16") > 1.3 * peak_flops(str(device), "fp32") else "fp32"
+    return "bf16" if peak_flops("cpu", "bf16") > 1.3 * peak_flops("cpu", "fp32") else "fp32"
 
 
 @cache
 def peak_flops(device: str, precision: str) -> float:
-    """FLOP/s of a large matrix product, measured now (some 0.1 s): the ceiling that MFU is a share of."""
+    """FLOP/s of a large matrix product, measured now (some 0.2 s): the ceiling that MFU is a share of."""
     size = 1024 if device.startswith("cpu") else 8192
     dtype = DTYPES[precision]
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     runtime = Runtime(torch.device(device), precision)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(20):  # the best of many: others may use the machine
         runtime.synchronise()
         start = time.perf_counter()
         torch.mm(left, right)

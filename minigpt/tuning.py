@@ -8,14 +8,14 @@ machine, torch, shape and batch. A run keeps its choice in its checkpoints: to r
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
@@ -44,7 +44,7 @@ class Timings:
     """Seconds of one block, forward and backward, on one micro-batch."""
 
     eager: dict[str, float]
-    compiled: float | None = None
+    compiled: dict[str, float] | None = None
 
 
 def choose(
@@ -64,51 +64,68 @@ def choose(
         return Choice("sdpa" if shape.attention == "auto" else shape.attention, compile != "off")
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
-    timings = Timings(**known) if known else Timings(_time_kernels(shape, runtime, batch))
-    attention = shape.attention if shape.attention != "auto" else min(timings.eager, key=timings.eager.__getitem__)
-    eager = timings.eager.get(attention) or _time(shape, runtime, batch, attention)
-    total = eager * shape.num_layers * passes
-    on, tried = compile == "on", timings.compiled is not None
+    timings = Timings(**known) if known else Timings(_time(shape, runtime, batch, _kernels(shape, batch)))
+    fastest = min(timings.eager, key=timings.eager.__getitem__)
+    attention = fastest if shape.attention == "auto" else shape.attention
+    total = timings.eager[fastest] * shape.num_layers * passes
+    on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type == "cpu":
         if not tried and total * HOPED > COLD and runtime.can_compile():
             say("trying torch.compile: half a minute the first time")
-            timings.compiled = _time(shape, runtime, batch, attention, compiled=True)
-        if timings.compiled is not None:
-            on = total * (1 - timings.compiled / eager) > (WARM if tried else 0.0)
+            timings.compiled = _time(shape, runtime, batch, [_worth_compiling(timings.eager)], compiled=True)
+        if timings.compiled:
+            gain = 1 - min(timings.compiled.values()) / timings.eager[fastest]
+            on = total * gain > (WARM if tried else 0.0)
+    if on and timings.compiled and shape.attention == "auto":
+        attention = min(timings.compiled, key=timings.compiled.__getitem__)
     _write(store, key, timings)
     words = [f"{name} {1e3 * seconds:.0f} ms" for name, seconds in timings.eager.items()]
-    words += [f"{attention} compiled {1e3 * timings.compiled:.0f} ms"] if timings.compiled is not None else []
+    words += [f"{name} compiled {1e3 * seconds:.0f} ms" for name, seconds in (timings.compiled or {}).items()]
     return Choice(attention, on, f"a block, forward and backward: {', '.join(words)}")
 
 
-def _time_kernels(shape: ModelConfig, runtime: Runtime, batch: int) -> dict[str, float]:
+def _worth_compiling(eager: dict[str, float]) -> str:
+    """The reference if it is near: compiled, its softmax joins the kernels around it; sdpa stays as it is."""
+    fastest = min(eager, key=eager.__getitem__)
+    return "reference" if eager.get("reference", math.inf) < 1.25 * eager[fastest] else fastest
+
+
+def _kernels(shape: ModelConfig, batch: int) -> list[str]:
+    """Those to try: what is asked for, or all whose memory is there."""
     scores = batch * shape.num_heads * shape.max_seq_len**2 * shape.num_layers
-    names = [name for name in ATTENTION if name != "reference" or scores <= SCORES]
-    return {name: _time(shape, runtime, batch, name) for name in names}
+    if shape.attention != "auto":
+        return [shape.attention]
+    return [name for name in ATTENTION if name != "reference" or scores <= SCORES]
 
 
-def _time(shape: ModelConfig, runtime: Runtime, batch: int, attention: str, compiled: bool = False) -> float:
-    """Fewest seconds of one block's forward and backward pass, after one to warm up: others may use the machine."""
-    one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": attention})
-    model = GPT(one).to(runtime.device).train()
-    block: Callable[..., torch.Tensor] = model.blocks[0]
-    if compiled:
-        block = cast(nn.Module, torch.compile(model.blocks[0], dynamic=False))
+def _time(
+    shape: ModelConfig, runtime: Runtime, batch: int, names: list[str], compiled: bool = False
+) -> dict[str, float]:
+    """Seconds of one block's forward and backward pass with each kernel.
+
+    They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too.
+    """
+    models = {}
+    for name in names:
+        one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": name})
+        models[name] = GPT(one).to(runtime.device).train()
+    blocks = {name: model.compiled().blocks[0] if compiled else model.blocks[0] for name, model in models.items()}
     x = torch.randn(batch, shape.max_seq_len, shape.embed_dim, device=runtime.device, requires_grad=True)
-    seconds = []
-    for _ in range(6):
-        runtime.synchronise()
-        started = time.perf_counter()
-        with runtime.autocast():
-            out = block(x, model.rotary(0, shape.max_seq_len))
-        out.sum().backward()
-        runtime.synchronise()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(8):
+        for name, block in blocks.items():
+            runtime.synchronise()
+            started = time.perf_counter()
+            with runtime.autocast():
+                out = block(x, models[name].rotary(0, shape.max_seq_len))
+            out.sum().backward()
+            runtime.synchronise()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: min(taken[1:]) for name, taken in seconds.items()}
 
 
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
-    fields = shape.model_dump(exclude={"num_layers", "vocab_size", "attention", "tie_embeddings", "init_std"})
+    fields = shape.model_dump(exclude={"num_layers", "vocab_size", "tie_embeddings", "init_std", "zero_init_residual"})
     parts = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision, batch, fields]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

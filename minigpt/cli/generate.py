@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
             sys.stdout.flush()
             unseen = ""
     if args.json:
-        settings = config.model_dump()
+        settings = config.model_dump() | {"precision": args.precision}
         out_json({"run": str(run.path), "step": run.step, "prompt": prompt, "samples": texts, "settings": settings})
     elif stream:
         sys.stdout.write("\n")
