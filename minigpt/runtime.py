@@ -1,9 +1,7 @@
 """Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
 
-import ctypes
 import os
 import platform
-import sys
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -80,8 +78,6 @@ def _compiler_works(device: str) -> bool:
 def make_runtime(device: str = "auto", precision: str = "auto", compile: str = "off") -> Runtime:
     """Resolve the three settings. Raises ConfigError naming the devices that are here."""
     where = pick_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
     if precision == "auto":
         precision = _best_precision(where)
     if precision == "fp16" and where.type == "cpu":
@@ -146,20 +142,6 @@ def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
         value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         value ^= value >> 31
     return value >> 1
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Have glibc keep large freed blocks for the next ones of their size; says whether it does (only Linux has it).
-
-    By default they go back to the system, and every step of a large model waits for the same pages to be zeroed
-    again: 11 % of a step of GPT-2 124M on two cores (docs/LOG.md).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    trim_threshold, mmap_max = -1, -4  # the numbers of these options in malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def machine_name(device: torch.device) -> str:
