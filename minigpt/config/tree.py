@@ -323,7 +323,7 @@ class LoggingConfig(Section):
 
 
 def default_rate(kind: str, embed_dim: int) -> float:
-    """AdamW's peak rate, by measurement at widths 64 to 256 (docs/LOG.md): wider wants smaller.
+    """AdamW's peak rate, by measurement at widths 64 and 128 (docs/LOG.md): wider wants smaller.
 
     Muon's needs no such rule: its updates have one size at any width.
     """
