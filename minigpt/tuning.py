@@ -1,6 +1,7 @@
-"""Which attention kernel, and whether to compile: found by timing one block of the model here, and remembered.
+"""Which attention kernel, and whether to compile: found by timing one block and the loss here, and remembered.
 
-A block's forward and backward pass takes milliseconds, so both kernels are timed before the first step of a run.
+A block's forward and backward pass takes milliseconds, so both kernels are timed before the first step of a run; the
+loss too, where the vocabulary is so large that it is a good part of a step.
 Compiling costs half a minute the first time, so it is tried only where it may save more than that; its result stands
 in torch's own cache afterwards and is not wasted. What was found is kept in tuning.json in the cache directory, by
 machine, torch, shape and batch. A run keeps its choice in its checkpoints: to resume exactly is to compute alike.
@@ -11,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.jsonl import write_text
+from minigpt.kernels.loss import head_loss, loss_terms
 from minigpt.model.gpt import GPT
 from minigpt.model.parts import ATTENTION
 from minigpt.runtime import Runtime, machine_name
 
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
 """Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""
+LOGITS = 1 << 21
+"""Fewest logits of a micro-batch whose loss is timed; a smaller one is no part of a step to speak of."""
 SCORES = 1 << 31
 """Most attention weights, of all layers together, that the reference kernel may keep for its backward pass."""
 
@@ -41,10 +45,12 @@ class Choice:
 
 @dataclass
 class Timings:
-    """Seconds of one block, forward and backward, on one micro-batch."""
+    """Seconds of one micro-batch, forward and backward: of one block with each kernel, and of the loss."""
 
     eager: dict[str, float]
-    compiled: dict[str, float] | None = None
+    eager_loss: float
+    compiled: dict[str, float] = field(default_factory=dict)
+    compiled_loss: float = 0.0
 
 
 def choose(
@@ -64,23 +70,28 @@ def choose(
         return Choice("sdpa" if shape.attention == "auto" else shape.attention, compile != "off")
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
-    timings = Timings(**known) if known else Timings(_time(shape, runtime, batch, _kernels(shape, batch)))
+    timings = Timings(**known) if known else _time_eager(shape, runtime, batch)
     fastest = min(timings.eager, key=timings.eager.__getitem__)
     attention = fastest if shape.attention == "auto" else shape.attention
-    total = timings.eager[fastest] * shape.num_layers * passes
+    step = timings.eager[fastest] * shape.num_layers + timings.eager_loss
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type == "cpu":
-        if not tried and total * HOPED > COLD and runtime.can_compile():
+        if not tried and step * passes * HOPED > COLD and runtime.can_compile():
             say("trying torch.compile: half a minute the first time")
             timings.compiled = _time(shape, runtime, batch, [_worth_compiling(timings.eager)], compiled=True)
+            timings.compiled_loss = _time_loss(shape, runtime, batch, compiled=True)
         if timings.compiled:
-            gain = 1 - min(timings.compiled.values()) / timings.eager[fastest]
-            on = total * gain > (WARM if tried else 0.0)
+            gain = step - (min(timings.compiled.values()) * shape.num_layers + timings.compiled_loss)
+            on = gain * passes > (WARM if tried else 0.0)
     if on and timings.compiled and shape.attention == "auto":
         attention = min(timings.compiled, key=timings.compiled.__getitem__)
     _write(store, key, timings)
     words = [f"{name} {1e3 * seconds:.0f} ms" for name, seconds in timings.eager.items()]
-    words += [f"{name} compiled {1e3 * seconds:.0f} ms" for name, seconds in (timings.compiled or {}).items()]
+    words += [f"{name} compiled {1e3 * seconds:.0f} ms" for name, seconds in timings.compiled.items()]
+    if timings.eager_loss:
+        words.append(f"the loss {1e3 * timings.eager_loss:.0f} ms")
+    if timings.compiled_loss:
+        words.append(f"compiled {1e3 * timings.compiled_loss:.0f} ms")
     return Choice(attention, on, f"a block, forward and backward: {', '.join(words)}")
 
 
@@ -124,8 +135,35 @@ def _time(
     return {name: min(taken[1:]) for name, taken in seconds.items()}
 
 
+def _time_eager(shape: ModelConfig, runtime: Runtime, batch: int) -> Timings:
+    blocks = _time(shape, runtime, batch, _kernels(shape, batch))
+    return Timings(blocks, _time_loss(shape, runtime, batch))
+
+
+def _time_loss(shape: ModelConfig, runtime: Runtime, batch: int, compiled: bool = False) -> float:
+    """Seconds of the head and the loss of a micro-batch, from at most 1,024 of its tokens; 0 for a small vocabulary."""
+    tokens, vocab_size = batch * shape.max_seq_len, shape.vocab_size or 1
+    if tokens * vocab_size < LOGITS:
+        return 0.0
+    some = min(tokens, 1024)
+    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=runtime.device)
+    hidden = torch.randn(1, some, shape.embed_dim, device=runtime.device, requires_grad=True)
+    targets = torch.randint(vocab_size, (1, some), device=runtime.device)
+    terms = torch.compile(loss_terms, dynamic=False) if compiled else None
+    seconds: list[float] = []
+    for _ in range(4):
+        runtime.synchronise()
+        started = time.perf_counter()
+        with runtime.autocast():
+            loss = head_loss(head, hidden, targets, vocab_size, valid=some, terms=terms)
+        loss.backward()
+        runtime.synchronise()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:]) * tokens / some
+
+
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
-    fields = shape.model_dump(exclude={"num_layers", "vocab_size", "tie_embeddings", "init_std", "zero_init_residual"})
+    fields = shape.model_dump(exclude={"num_layers", "tie_embeddings", "init_std", "zero_init_residual"})
     parts = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision, batch, fields]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

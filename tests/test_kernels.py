@@ -79,7 +79,11 @@ def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
         table["asked"] += 1
         return {name: table[f"{name} compiled" if compiled else name] for name in names}
 
+    def fake_loss(_shape: ModelConfig, _runtime: object, _batch: int, compiled: bool = False) -> float:
+        return table.get("loss compiled" if compiled else "loss", 0.0)
+
     monkeypatch.setattr(tuning, "_time", fake)
+    monkeypatch.setattr(tuning, "_time_loss", fake_loss)
     monkeypatch.setattr(Runtime, "can_compile", lambda _: True)
     return table
 
@@ -114,6 +118,12 @@ def test_what_was_measured_is_remembered(clocks: dict[str, float], tmp_path: Pat
 def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> None:
     clocks["reference compiled"] = clocks["sdpa compiled"] = 0.011
     assert pick(100_000) == ("reference", False)
+
+
+def test_a_large_vocabulary_is_a_reason_of_its_own_to_compile(clocks: dict[str, float]) -> None:
+    clocks |= {"reference compiled": 0.012, "sdpa compiled": 0.012, "loss": 0.200, "loss compiled": 0.120}
+    assert pick(100) == ("reference", False)  # 24 s
+    assert pick(10_000) == ("reference", True)  # 168 ms a pass in place of 240, though its blocks are slower
 
 
 def test_the_reference_is_compiled_if_it_is_near_and_sdpa_if_not(clocks: dict[str, float]) -> None:
@@ -151,3 +161,6 @@ def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPat
     times = next(iter(json.loads((tmp_path / "tuning.json").read_text()).values()))["eager"]
     assert set(times) == {"reference", "sdpa"}
     assert choice.attention == min(times, key=times.__getitem__)
+    assert "the loss" not in choice.reason
+    wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
+    assert "ms, the loss " in tuning.choose(wide, CPU, "off", 8, 10, lambda _: None).reason  # 2.6 M logits

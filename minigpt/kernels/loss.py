@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.losses import IGNORE, next_token_loss
@@ -43,8 +42,8 @@ def head_loss(
     return cast(Tensor, total) / valid
 
 
-def loss_terms(logits: Tensor, ids: Tensor, vocab_size: int, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies, and its gradient softmax(logits) - target, in the logits' dtype.
+def loss_terms(logits: Tensor, ids: Tensor, vocab_size: int, smoothing: float) -> Tensor:
+    """The sum of the cross-entropies; the logits become its gradient, softmax(logits) - target, in their own memory.
 
     Args:
         logits: [n, V or more]; the columns past V are padding: they count for nothing, and their gradient is zero.
@@ -52,15 +51,18 @@ def loss_terms(logits: Tensor, ids: Tensor, vocab_size: int, smoothing: float) -
     """
     columns = torch.arange(logits.shape[1], device=ids.device)
     counted, ids = (ids != IGNORE)[:, None], ids.clamp(min=0)[:, None]  # [n, 1]
-    real = logits.float().masked_fill(columns >= vocab_size, float("-inf"))
+    real = logits.float()  # in fp32, the logits themselves
+    real[:, vocab_size:] = float("-inf")
     log_sum = real.logsumexp(-1, keepdim=True)
     wanted = (1 - smoothing) * real.gather(1, ids)
-    target = torch.where(columns == ids, 1 - smoothing, 0.0)
     if smoothing:
-        wanted = wanted + smoothing * logits[:, :vocab_size].float().mean(-1, keepdim=True)
-        target = target + torch.where(columns < vocab_size, smoothing / vocab_size, 0.0)
-    grad = ((real - log_sum).exp() - target) * counted
-    return ((log_sum - wanted) * counted).sum(), grad.to(logits.dtype)
+        wanted = wanted + smoothing * real[:, :vocab_size].mean(-1, keepdim=True)
+    total = ((log_sum - wanted) * counted).sum()
+    real.sub_(log_sum).exp_().sub_((columns == ids) * (1 - smoothing))
+    if smoothing:
+        real[:, :vocab_size] -= smoothing / vocab_size
+    logits.copy_(real.mul_(counted))
+    return total
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -86,10 +88,12 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         hidden, low = hidden.to(dtype), weight.to(dtype)  # once, not in every product
         d_hidden, d_weight = torch.empty_like(hidden), None
+        # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
+        room = hidden.new_empty(min(rows, len(hidden)), len(low))
         total = hidden.new_zeros((), dtype=torch.float32)
         for some, ids, out in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
-            part, grad = terms(F.linear(some, low), ids, vocab_size, smoothing)
-            total += part
+            grad = torch.mm(some, low.T, out=room[: len(some)])
+            total += terms(grad, ids, vocab_size, smoothing)
             if any(ctx.needs_input_grad):
                 torch.mm(grad, low, out=out)
                 d_weight = (grad.T @ some).to(weight.dtype) if d_weight is None else d_weight.add_(grad.T @ some)
@@ -103,4 +107,4 @@ class _ChunkedLoss(torch.autograd.Function):
         return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
 
 
-Terms = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+Terms = Callable[[Tensor, Tensor, int, float], Tensor]
