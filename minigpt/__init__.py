@@ -21,8 +21,8 @@ _HOME = {
     "load_run": "minigpt.assemble",
     "evaluate_run": "minigpt.evals",
     "generate": "minigpt.generation",
-    "generate_text": "minigpt.generation",
-    "stream_text": "minigpt.generation",
+    "generate_text": "minigpt.writing",
+    "stream_text": "minigpt.writing",
     "next_token_loss": "minigpt.losses",
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.decoding",
@@ -57,10 +57,11 @@ if TYPE_CHECKING:
     from minigpt.decoding import prepare_decoding
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
-    from minigpt.generation import generate, generate_text, stream_text
+    from minigpt.generation import generate
     from minigpt.losses import next_token_loss
     from minigpt.model import GPT, KVCache
     from minigpt.tokenizers import load as load_tokenizer
+    from minigpt.writing import generate_text, stream_text
 
 
 def __getattr__(name: str) -> Any:

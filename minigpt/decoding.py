@@ -122,12 +122,20 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
-def row_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+def row_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
+) -> Tensor:
     """`fast_attention`, one new position in C; keys and values may be bf16."""
     alike = key.stride() == value.stride() and key.stride()[2:] == (key.shape[3], 1)
-    if query.shape[2] == 1 and alike and rows.usable(query, key.dtype, 1) and (kernels := rows.library()):
+    if (
+        query.shape[2] == 1
+        and visible is None
+        and alike
+        and rows.usable(query, key.dtype, 1)
+        and (kernels := rows.library())
+    ):
         return kernels.attend(query, key, value)
-    return fast_attention(query, key.to(query.dtype), value.to(query.dtype), dropout)
+    return fast_attention(query, key.to(query.dtype), value.to(query.dtype), dropout, visible)
 
 
 class RowBlock(nn.Module):
@@ -147,15 +155,17 @@ class RowBlock(nn.Module):
             self.tables = model.cos.to(model.compute_dtype).float(), model.sin.to(model.compute_dtype).float()
         self._plan: rows.Block | None = None
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         kind = cast(RowLinear, self.block.attention.qkv).weight.dtype
-        few = cache is not None and x.shape[1] == 1 and rows.usable(x, kind, len(x))
+        few = cache is not None and visible is None and x.shape[1] == 1 and rows.usable(x, kind, len(x))
         if few and cache is not None and (kernels := rows.library()):
             if self._plan is None:
                 self._plan = self._make_plan()
             return kernels.step(self._plan, x, cache.keys, cache.values, cache.whole.length)
-        return self.block(x, rotary, cache)
+        return self.block(x, rotary, cache, visible)
 
     def _make_plan(self) -> rows.Block:
         attention, feed_forward, config = self.block.attention, self.block.feed_forward, self.config

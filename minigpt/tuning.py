@@ -128,7 +128,7 @@ def _time(
             runtime.synchronise()
             started = time.perf_counter()
             with runtime.autocast():
-                out = block(x, models[name].rotary(0, shape.max_seq_len))
+                out = block(x, models[name].rotary(slice(shape.max_seq_len)))
             out.sum().backward()
             runtime.synchronise()
             seconds[name].append(time.perf_counter() - started)

@@ -66,7 +66,7 @@ def test_the_parallel_loss_equals_that_of_every_prefix_alone(fields: dict, kerne
 def test_the_audit_finds_a_leak() -> None:
     model = loud(GPT(ModelConfig(vocab_size=V, max_seq_len=T, num_layers=2, embed_dim=32)))
     for block in model.blocks:
-        block.attention.kernel = lambda q, k, v, _: (q @ k.mT).softmax(-1) @ v  # no mask
+        block.attention.kernel = lambda q, k, v, *_: (q @ k.mT).softmax(-1) @ v  # no mask
     tokens = torch.randint(0, V, (T + 1,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         alone = prefix_losses(model, tokens[:-1], tokens[1:])

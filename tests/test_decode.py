@@ -10,7 +10,7 @@ from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.decoding import Lookup, RowBlock, RowLinear, prepare_decoding, quantised, row_attention
 from minigpt.errors import ConfigError
 from minigpt.generation import generate
-from minigpt.generation.engine import next_logits
+from minigpt.generation.engine import Reader
 from minigpt.kernels import rows
 from minigpt.model import GPT
 from minigpt.model import reference as readable
@@ -66,9 +66,9 @@ def test_a_block_in_c_is_the_block_in_torch(fields, precision, monkeypatch: pyte
     tokens = torch.randint(70, (2, 12), generator=torch.Generator().manual_seed(1))
 
     def logits() -> torch.Tensor:
-        cache = gpt.make_cache(2)
+        reader = Reader(gpt, [0, 0])
         with torch.inference_mode():
-            return torch.stack([next_logits(gpt, tokens[:, :end], cache) for end in range(1, 13)])
+            return torch.stack([reader.logits(tokens[:, :end]) for end in range(1, 13)])
 
     fast = logits()
     slowly(monkeypatch)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from minigpt import checkpoint, tokenizers
@@ -24,7 +25,6 @@ from minigpt.bars import progress_bars
 from minigpt.config import RunConfig, validate
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
-from minigpt.generation import generate_text
 from minigpt.jsonl import read_lines
 from minigpt.model import GPT
 from minigpt.runtime import hardware
@@ -32,6 +32,7 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
 from minigpt.training.hooks import Checkpoints
 from minigpt.training.step import Batch
+from minigpt.writing import generate_text
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def build(
 
     trainer = Trainer(
         model,
-        make_optimizer(model, config.optimizer),
+        make_optimizer(model, config.optimizer, torch.float32 if runtime.precision == "fp32" else torch.bfloat16),
         batches,
         validation,
         settings,

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     from minigpt.config import load_config
     from minigpt.data.clean import clean_text
     from minigpt.decoding import prepare_decoding
-    from minigpt.generation import stream_text
+    from minigpt.writing import stream_text
 
     names = {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop_at_eos"}
     given = {f.name: getattr(args, f.name) for f in fields(args) if f.name in names}

@@ -6,14 +6,18 @@ that the recipe leaves out, so a resolved config always spells everything.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**62)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+from minigpt.config.generation import GenerationConfig
+from minigpt.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+)
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -35,14 +39,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_embeddings": True,
     },
 }
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, unknown keys forbidden, docstrings as help."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
 
 
 class ModelConfig(Section):
@@ -286,25 +282,6 @@ class TrainConfig(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
-
-
-class GenerationConfig(Section):
-    """Sampling."""
-
-    max_new_tokens: Positive = 200
-    """Tokens to add to the prompt."""
-    temperature: NonNegativeFloat = 0.8
-    """Divides the logits; 0 is greedy."""
-    top_k: NonNegativeInt = 0
-    """Keep the k likeliest tokens (0: all)."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Keep the fewest tokens whose probabilities sum to p."""
-    num_samples: Positive = 1
-    """Continuations per prompt."""
-    seed: Seed = 0
-    """Seed of the sampling."""
-    stop_at_eos: bool = True
-    """End at the tokenizer's end-of-text token."""
 
 
 class LoggingConfig(Section):

@@ -1,7 +1,5 @@
-"""Generation: logits -> token (pure), the prefill/decode engine on ids, and text in and out."""
+"""Generation: the prefill/decode engine on ids."""
 
-from minigpt.generation.engine import generate, window_start
-from minigpt.generation.sampling import probabilities, sample
-from minigpt.generation.text import generate_text, stream_text
+from minigpt.generation.engine import Step, generate, steps, window_start
 
-__all__ = ["generate", "generate_text", "probabilities", "sample", "stream_text", "window_start"]
+__all__ = ["Step", "generate", "steps", "window_start"]

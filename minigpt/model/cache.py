@@ -31,6 +31,14 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
+    def select(self, rows: Tensor) -> None:
+        """Let row i hold what row rows[i] held: beams that live on, or, longer than B, copies of a prompt."""
+        if len(rows) == self.keys.shape[1]:  # in place, and only what is filled
+            for held in (self.keys[..., : self.length, :], self.values[..., : self.length, :]):
+                held.copy_(held[:, rows])
+        else:
+            self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
     def layer(self, index: int) -> "LayerCache":
         """The room of one block."""
         return LayerCache(self, self.keys[index], self.values[index])

@@ -71,30 +71,43 @@ class GPT(nn.Module):
                     std *= 0.0 if self.config.zero_init_residual else 1 / math.sqrt(2 * self.config.num_layers)
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.
+
+        Row i begins after pads[i] columns (those of the cache counted), which no token sees; default: all at once.
+        """
         length, start = tokens.shape[1], cache.length if cache is not None else 0
         end = start + length
         if end > self.config.max_seq_len:
             raise ValueError(f"{end} positions, but max_seq_len is {self.config.max_seq_len}")
+        places: Tensor | slice = slice(start, end)
+        visible = None
+        if pads is not None:
+            column, pads = torch.arange(end, device=tokens.device), pads[:, None]
+            places = (column[start:] - pads).clamp(min=0)  # [B, T]
+            query, key = column[start:, None], column[None]
+            # A column before its row's beginning sees itself alone: nothing at all would make nan.
+            visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
+            visible = visible[:, None]
         x = self.embedding(tokens)  # [B, T] -> [B, T, C]
         if self.positions is not None:
-            x = x + self.positions.weight[start:end]
+            x = x + self.positions.weight[places]
         elif self.config.position == "sinusoidal":
-            x = x + self.sinusoids[start:end]
-        rotary = self.rotary(start, end)
+            x = x + self.sinusoids[places]
+        rotary = self.rotary(places)
         x = dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, cache.layer(layer) if cache is not None else None)
+            x = block(x, rotary, cache.layer(layer) if cache is not None else None, visible)
         if cache is not None:
             cache.length = end
         return self.norm(x)
 
-    def rotary(self, start: int, end: int) -> Rotary | None:
-        """Cosines and sines [T, D] of positions start .. end - 1; None without rope."""
+    def rotary(self, places: Tensor | slice) -> Rotary | None:
+        """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""
         if self.config.position != "rope":
             return None
-        return self.cos[start:end].to(self.compute_dtype), self.sin[start:end].to(self.compute_dtype)
+        cos, sin = self.cos[places].to(self.compute_dtype), self.sin[places].to(self.compute_dtype)
+        return (cos, sin) if isinstance(places, slice) else (cos[:, None], sin[:, None])
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each place.

@@ -16,7 +16,7 @@ from minigpt.model import reference
 from minigpt.model.cache import LayerCache
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines [T, D] of the positions at hand."""
+"""Cosines and sines of the positions at hand, [T, D], or [B, 1, T, D] where each row has its own."""
 
 
 class Norm(nn.Module):
@@ -55,14 +55,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def fast_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+def fast_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
+) -> Tensor:
     """`reference.attention` by torch's fused kernel."""
     length, total = query.shape[2], key.shape[2]
-    mask = None
-    if 1 < length < total:  # a chunk after a cached prefix: is_causal would align the triangle to the wrong corner
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
+    causal = visible is None and length == total > 1
+    if visible is None and 1 < length < total:  # after a cached prefix is_causal would take the wrong corner
+        visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
     return F.scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=length == total > 1, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, visible, dropout, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
     )
 
 
@@ -83,7 +85,9 @@ class Attention(nn.Module):
         self.k_norm = Norm(config, config.head_size) if config.qk_norm else None
         self.kernel = ATTENTION["sdpa" if config.attention == "auto" else config.attention]
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # [B, H + 2 KV, T, D]
@@ -94,7 +98,7 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.append(key, value)  # [B, KV, S, D]
-        mixed = self.kernel(query, key, value, self.dropout if self.training else 0.0)  # [B, H, T, D]
+        mixed = self.kernel(query, key, value, self.dropout if self.training else 0.0, visible)  # [B, H, T, D]
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, H D] -> [B, T, C]
 
 
@@ -130,7 +134,9 @@ class Block(nn.Module):
         self.norm2, self.feed_forward = Norm(config, config.embed_dim), FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        x = x + dropout(self.attention(self.norm1(x), rotary, cache), self.dropout, self.training)
+        x = x + dropout(self.attention(self.norm1(x), rotary, cache, visible), self.dropout, self.training)
         return x + dropout(self.feed_forward(self.norm2(x)), self.dropout, self.training)

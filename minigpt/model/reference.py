@@ -8,13 +8,14 @@ from torch import Tensor
 from minigpt.kernels.dropout import dropout as drop
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None) -> Tensor:
     """Causal scaled dot-product attention (Vaswani et al., 2017, section 3.2.1).
 
     Args:
         query: [B, H, T, D], the last T positions of the sequence.
         key, value: [B, KV, S, D] with S >= T; each of the KV heads serves H/KV query heads.
         dropout: probability of dropping an attention weight.
+        visible: [B, 1, T, S], which keys each query sees (default: query i, at position S - T + i, those up to itself).
 
     Returns:
         [B, H, T, D]: for each position a mean of the values it may see, weighted by softmax(q k / sqrt(D)).
@@ -24,8 +25,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -
     key = key.repeat_interleave(heads // key.shape[1], dim=1)  # [B, KV, S, D] -> [B, H, S, D]
     value = value.repeat_interleave(heads // value.shape[1], dim=1)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, T, S]
-    # Query i stands at position S - T + i and sees the keys up to itself.
-    visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
+    if visible is None:
+        visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     weights = drop(weights, dropout, dropout > 0)
     return weights @ value  # [B, H, T, S] @ [B, H, S, D] -> [B, H, T, D]

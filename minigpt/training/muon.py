@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, optim
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Roughly U V^T of each matrix U S V^T in [N, rows, columns], by Newton-Schulz iterations in bf16.
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Roughly U V^T of each matrix U S V^T in [N, rows, columns], by Newton-Schulz iterations in `dtype`.
 
     The quintic's coefficients are Jordan's: they bring every singular value near 1 fast, not to 1 exactly
     (between about 0.7 and 1.2), which serves as well and needs products only.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     if wide := x.shape[1] > x.shape[2]:
         x = x.mT  # the smaller side first: the products below are rows x rows
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -36,14 +36,21 @@ class Muon(optim.Optimizer):
         adamw: over all other parameters.
         momentum, weight_decay: decay of the gradient's running sum; decoupled decay.
         lr_scale: Muon's rate as a multiple of the trainer's, which is AdamW's.
+        dtype: of the orthogonalisation, which bf16 serves well where it is fast.
     """
 
     def __init__(
-        self, pieces: dict[Tensor, list[int]], adamw: optim.AdamW, momentum: float, weight_decay: float, lr_scale: float
+        self,
+        pieces: dict[Tensor, list[int]],
+        adamw: optim.AdamW,
+        momentum: float,
+        weight_decay: float,
+        lr_scale: float,
+        dtype: torch.dtype = torch.bfloat16,
     ):
         group = {"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay, "lr_scale": lr_scale}
         super().__init__([group], {"lr": adamw.defaults["lr"] * lr_scale})
-        self.pieces, self.adamw = pieces, adamw
+        self.pieces, self.adamw, self.dtype = pieces, adamw, dtype
         adamw.state = self.state  # one account of state and of rates, for checkpoints and schedules
         self.param_groups += adamw.param_groups
 
@@ -64,6 +71,6 @@ class Muon(optim.Optimizer):
             for weight, update in zip(parameter.split(rows), ahead.split(rows), strict=True):
                 batches[weight.shape].append((weight, update))
         for (high, wide), members in batches.items():
-            updates = orthogonalise(torch.stack([update for _, update in members]))
+            updates = orthogonalise(torch.stack([update for _, update in members]), dtype=self.dtype)
             for (weight, _), update in zip(members, updates, strict=True):
                 weight.add_(update, alpha=-group["lr"] * max(1.0, high / wide) ** 0.5)

@@ -1,5 +1,6 @@
 """Optimizers: parameter groups, and their state as named tensors that a checkpoint can hold."""
 
+import torch
 from torch import Tensor, nn, optim
 
 from minigpt.config import OptimizerConfig
@@ -8,8 +9,8 @@ from minigpt.model.parts import Block
 from minigpt.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
-    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks' matrices."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.bfloat16) -> optim.Optimizer:
+    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon (in `dtype`) for the blocks'."""
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
     groups = [
@@ -26,7 +27,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer
     if not pieces:
         return adamw
     scale = config.muon_learning_rate / config.learning_rate
-    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale)
+    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype)
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

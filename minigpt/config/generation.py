@@ -1,0 +1,107 @@
+"""Settings of generation: from logits to text."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from minigpt.config.section import Finite, NonNegativeFloat, NonNegativeInt, Positive, PositiveFloat, Section, Seed
+
+
+class GenerationConfig(Section):
+    """From logits to text. Settings act in the order in which they stand here, penalties before temperature."""
+
+    max_new_tokens: Positive = 200
+    """Tokens to add to the prompt."""
+    min_new_tokens: NonNegativeInt = 0
+    """The end-of-text token is not chosen before so many tokens are written."""
+    logit_bias: dict[str, Finite] = Field(default_factory=dict)
+    """Added to the logits of single tokens, given as text or as #id: {" yes": 2.5, "#13": -100}."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Positive logits of tokens that occurred, prompt included, are divided by this, negative ones multiplied."""
+    frequency_penalty: Finite = 0.0
+    """Subtracted from a token's logit each time that it was generated."""
+    presence_penalty: Finite = 0.0
+    """Subtracted from the logits of tokens that were generated at all."""
+    no_repeat_ngram_size: NonNegativeInt = 0
+    """No run of so many tokens occurs twice, prompt included (0: off)."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not written, as the tokenizer spells them by themselves and after a space."""
+    temperature: NonNegativeFloat = 0.8
+    """Divides the logits; 0 is greedy."""
+    top_k: NonNegativeInt = 0
+    """Keep the k likeliest tokens (0: all)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the fewest tokens whose probabilities sum to p."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Keep tokens at least p times as likely as the likeliest."""
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the fewest tokens of near-average surprise whose probabilities sum to p."""
+    num_samples: Positive = 1
+    """Continuations per prompt; with num_beams, the best so many beams."""
+    best_of: Positive = 1
+    """Write so many for each sample, and keep the one whose tokens are likeliest on average."""
+    num_beams: Positive = 1
+    """Beam search: hypotheses kept at each step (1: off); they are sampled unless temperature is 0."""
+    length_penalty: Finite = 1.0
+    """Beam search: a hypothesis' log-probability is divided by its length to this power."""
+    early_stopping: bool = False
+    """Beam search: end as soon as num_beams hypotheses are complete, though a better one may come."""
+    num_beam_groups: Positive = 1
+    """Beam search: groups that are kept different from each other (diverse beam search)."""
+    diversity_penalty: NonNegativeFloat = 0.0
+    """Beam search: subtracted from a token's score for each earlier group that chose it at this step."""
+    penalty_alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Contrastive search among top_k tokens: weight of the likeness to what was written (0: off)."""
+    prompt_lookup: NonNegativeInt = 0
+    """Guess so many tokens at once from an earlier occurrence of the last ones; changes no probability (0: off)."""
+    seed: Seed = 0
+    """Seed of the sampling; sample i uses seed + i."""
+    stop_at_eos: bool = True
+    """End at the tokenizer's end-of-text token."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the writing; they are not written."""
+    stop_regex: str | None = None
+    """Regular expression that ends the writing where it matches; the match is not written."""
+    max_seconds: PositiveFloat | None = None
+    """End after so much time."""
+    logprobs: NonNegativeInt | None = None
+    """Report each token's log-probability under the model, and so many likeliest alternatives."""
+
+    @field_validator("stop", "bad_words", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @field_validator("stop", "bad_words")
+    @classmethod
+    def _no_empty_text(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in texts:
+            raise ValueError("an empty text would match everywhere; leave it out")
+        return texts
+
+    @field_validator("stop_regex")
+    @classmethod
+    def _compiles(cls, text: str | None) -> str | None:
+        import regex
+
+        try:
+            if text is not None and regex.compile(text).search(""):
+                raise ValueError(f"{text!r} matches the empty text, so nothing would be written")
+        except regex.error as error:
+            raise ValueError(f"{text!r} is not a regular expression ({error})") from None
+        return text
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(f"num_beams {self.num_beams} is not a multiple of num_beam_groups {self.num_beam_groups}")
+        if self.num_beams > 1 and self.num_samples > self.num_beams:
+            raise ValueError(f"num_samples {self.num_samples} is more than num_beams {self.num_beams}")
+        searches = [name for name, on in (
+            ("num_beams", self.num_beams > 1), ("penalty_alpha", self.penalty_alpha > 0),
+            ("prompt_lookup", self.prompt_lookup > 0), ("best_of", self.best_of > 1)) if on]  # fmt: skip
+        if len(searches) > 1:
+            raise ValueError(f"{' and '.join(searches)} exclude each other; set one")
+        if self.penalty_alpha and self.top_k < 2:
+            raise ValueError("penalty_alpha chooses among top_k tokens; set top_k to 2 or more, 4 is usual")
+        return self
