@@ -18,7 +18,9 @@ _HOME = {
     "GenerationConfig": "minigpt.config",
     "load_config": "minigpt.config",
     "train": "minigpt.assemble",
+    "fine_tune": "minigpt.assemble",
     "load_run": "minigpt.assemble",
+    "load_template": "minigpt.finetune.template",
     "evaluate_run": "minigpt.evals",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.writing",
@@ -26,6 +28,7 @@ _HOME = {
     "next_token_loss": "minigpt.losses",
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.decoding",
+    "quantize_run": "minigpt.quantize",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -40,26 +43,31 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate_run",
+    "fine_tune",
     "generate",
     "generate_text",
     "load_config",
     "load_run",
+    "load_template",
     "load_tokenizer",
     "next_token_loss",
     "prepare_decoding",
+    "quantize_run",
     "stream_text",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from minigpt.assemble import load_run, train
+    from minigpt.assemble import fine_tune, load_run, train
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.decoding import prepare_decoding
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
+    from minigpt.finetune.template import load_template
     from minigpt.generation import generate
     from minigpt.losses import next_token_loss
     from minigpt.model import GPT, KVCache
+    from minigpt.quantize import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.writing import generate_text, stream_text
 

@@ -11,19 +11,27 @@ from minigpt import checkpoint
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.huggingface import config_from_hf, weights_from_hf
+from minigpt.packing import unpack_all
 
 
 def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """(shape, state dict). Raises CheckpointError: nothing there, damaged, or another architecture."""
+    """(shape, state dict); of a quantised run the fp32 numbers that its integers stand for.
+
+    Raises CheckpointError: nothing there, damaged, or another architecture.
+    """
     if is_huggingface(path):
         return _read_huggingface(path)
     loaded = checkpoint.load(path)
     try:
-        return ModelConfig(**loaded.state["model"]), loaded.weights
+        config, weights = ModelConfig(**loaded.state["model"]), loaded.weights
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{loaded.path}: state.json describes no model we know; use the minigpt it is from"
         ) from None
+    try:
+        return config, unpack_all(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{loaded.path}: its packed weights do not fit together ({error})") from None
 
 
 def is_huggingface(path: Path) -> bool:

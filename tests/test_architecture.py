@@ -26,7 +26,7 @@ LAYERS = (
     ("training", "generation", "decoding", "accounting", "tuning"),
     ("search",),
     ("writing",),
-    ("evals", "finetune", "quantize", "export", "viz", "serve", "bench", "doctor"),
+    ("evals", "finetune", "quantize", "export", "viz", "serve", "bench", "doctor", "chat"),
     ("assemble",),
     ("",),
     ("cli",),

@@ -8,37 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_run import SMALL, fails, small_run, text
 from safetensors.torch import load_file, save_file
 
 from minigpt.cli import main
-
-WORDS = "the cat sat on a mat and saw the dog who ran to the red barn by the old mill".split()
-SMALL = (
-    "--model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 --model.max-seq-len 32 --train.batch-size 8 "
-    "--train.device cpu --train.precision fp32 --logging.plots false --schedule.warmup-steps 5"
-).split()
-
-
-def text(lines: int = 400) -> str:
-    """Sentences that repeat with variations: a small model learns them at once."""
-    return "".join(
-        " ".join(WORDS[(3 * i + j * (1 + i % 4)) % len(WORDS)] for j in range(9)) + ".\n" for i in range(lines)
-    )
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 40 steps; tests copy it before they break it."""
-    folder = tmp_path_factory.mktemp("trained")
-    os.environ["MINIGPT_CACHE"] = str(folder / "cache")
-    (folder / "cats.txt").write_text(text())
-    code = main(
-        ["train", str(folder / "cats.txt"), *SMALL, "--logging.runs-dir", str(folder), "--name", "cats"]
-        + ["--train.max-steps", "40", "--train.eval-every", "20", "--train.save-every", "20", "--logging.csv", "true"]
-        + ["--optimizer.learning-rate", "1e-2", "--train.sample-every", "20"]
-    )
-    assert code == 0
-    return folder / "cats"
+    return small_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -46,20 +25,6 @@ def broken(trained: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     shutil.copytree(trained, tmp_path / "broken")
     return tmp_path / "broken"
-
-
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *parts: str) -> str:
-    """The command exits with 2, says one line to stderr that has all the parts, and prints no result."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("minigpt: ")]
-    assert len(lines) == 1, captured.err
-    assert "Traceback" not in captured.err
-    assert captured.out == ""
-    for part in parts:
-        assert part in lines[0], lines[0]
-    return lines[0]
 
 
 def test_a_run_leaves_what_the_design_promises(trained: Path) -> None:
@@ -92,7 +57,7 @@ def test_generate_prints_prompt_and_text_and_repeats_itself(trained: Path, capsy
     assert capsys.readouterr().out == first
     assert main([*argv, "--json", "--num-samples", "3"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"run", "step", "prompt", "samples", "settings"}
+    assert set(answer) == {"run", "step", "prompt", "samples", "reasons", "settings"}
     assert "the cat" + answer["samples"][0] + "\n" == first
     assert len(set(answer["samples"])) == 3
 

@@ -5,10 +5,21 @@ from typing import TYPE_CHECKING, Any
 from minigpt.assemble.data import make_tokenizer, prepare_data
 
 if TYPE_CHECKING:
+    from minigpt.assemble.finetune import fine_tune, merge_run
     from minigpt.assemble.load import LoadedRun, load_run
     from minigpt.assemble.run import TrainedRun, tiny, train
 
-__all__ = ["LoadedRun", "TrainedRun", "load_run", "make_tokenizer", "prepare_data", "tiny", "train"]
+__all__ = [
+    "LoadedRun",
+    "TrainedRun",
+    "fine_tune",
+    "load_run",
+    "make_tokenizer",
+    "merge_run",
+    "prepare_data",
+    "tiny",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from minigpt.assemble import load
 
         return getattr(load, name)
+    if name in ("fine_tune", "merge_run"):
+        from minigpt.assemble import finetune
+
+        return getattr(finetune, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

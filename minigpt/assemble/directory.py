@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,23 +105,25 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any]) -> None:
-    """config.yaml and receipt.json. Raises StorageError."""
+def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train") -> None:
+    """config.yaml and receipt.json; the command repeats the run. Raises StorageError."""
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
-    header = f"# The resolved settings of this run; to repeat it: minigpt train {path}/config.yaml\n"
+    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {path}/config.yaml\n"
     write_text(path / "config.yaml", header + dump_config(config))
     write_text(path / "receipt.json", json.dumps(receipt, indent=2) + "\n")
 
 
-def make_receipt(config: RunConfig, meta: dict[str, Any], machine: dict[str, Any], versions: dict[str, str]) -> dict:
+def make_receipt(
+    config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
+) -> dict[str, Any]:
     """Command, versions, hardware, seed, sha256 of the data."""
     return {
         "command": " ".join(sys.argv),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {"machine": platform.machine(), "system": platform.platform(), **machine},
         "seed": config.train.seed,
-        "data": {"source": config.data.source, "sha256": {k: v["sha256"] for k, v in meta["splits"].items()}},
+        "data": {"source": config.data.source, "sha256": dict(sha256)},
     }

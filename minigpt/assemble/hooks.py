@@ -71,7 +71,8 @@ def describe(line: dict[str, Any], trainer: Trainer, eta: float) -> str:
     total = trainer.budget.total_steps
     parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line['loss']:.4f}"]
     if "val_loss" in line:
-        parts.append(f"val {line['val_loss']:.4f} ({line['bits_per_byte']:.3f} bits/byte)")
+        bits = f" ({line['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in line else ""
+        parts.append(f"val {line['val_loss']:.4f}{bits}")
     parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
     parts.append(f"eta {int(eta) // 60}:{int(eta) % 60:02d}")
     return "  ".join(parts)
@@ -183,7 +184,7 @@ class Metrics(Hook):
         path: the file.
         every: steps.
         flops_per_token: of the model, for MFU, the share of this device's measured matrix-product speed.
-        val_bytes_per_token: source bytes of one validation token, for bits_per_byte.
+        val_bytes_per_token: source bytes of one validation token, for bits_per_byte; None if the loss is not of tokens.
         listeners: called with every line as a dict.
     """
 
@@ -192,7 +193,7 @@ class Metrics(Hook):
         path: Path,
         every: int,
         flops_per_token: int,
-        val_bytes_per_token: float,
+        val_bytes_per_token: float | None,
         listeners: tuple[Callable[[Trainer, dict[str, Any]], None], ...] = (),
     ):
         self.path, self.every, self.flops = path, every, flops_per_token
@@ -236,7 +237,8 @@ class Metrics(Hook):
         }
         if evaluated and state.val_loss is not None:
             line["val_loss"] = state.val_loss
-            line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
+            if self.bytes_per_token is not None:
+                line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
         append_line(self.path, line)
         for listener in self.listeners:
             listener(trainer, line)

@@ -8,14 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from minigpt.config import RunConfig
-from minigpt.data import Batches
 from minigpt.runtime import Runtime, make_runtime
+from minigpt.training.loop import BatchSource
 from minigpt.training.schedule import Budget
 from minigpt.tuning import Choice, choose
 
 
 def pick_kernels(
-    config: RunConfig, batches: Batches, before: Mapping[str, Any], console: Console
+    config: RunConfig, batches: BatchSource, before: Mapping[str, Any], console: Console
 ) -> tuple[RunConfig, Runtime]:
     """The config with what was found in place of auto, so that it repeats the run exactly, and the runtime for it.
 

@@ -8,7 +8,9 @@ from minigpt import checkpoint, tokenizers
 from minigpt.assemble.data import prepare_data
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
-from minigpt.errors import CheckpointError, RunError
+from minigpt.errors import CheckpointError, DataError, RunError
+from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
+from minigpt.finetune.records import holds_records
 from minigpt.model import GPT
 from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime
@@ -31,7 +33,10 @@ class LoadedRun:
     runtime: Runtime
 
     def prepared(self) -> Prepared:
-        """The run's own data as token files (made again if the cache was cleared)."""
+        """The run's own data as token files (made again if the cache was cleared). Raises DataError for records."""
+        data = self.config.data
+        if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
+            raise DataError(f"{data.source}: holds records, not a text to score whole; name a text with --data")
         return prepare_data(self.config, self.tokenizer)
 
     @cached_property
@@ -61,7 +66,10 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
         hint = f"{path.parent} holds {', '.join(near)}" if near else "train one first: minigpt train my.txt"
         raise RunError(f"no such run: {path}; {hint}")
     runtime = make_runtime(device, precision)
-    model = GPT.from_pretrained(path, str(runtime.device))
+    if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
+        model = GPT.from_pretrained(path, str(runtime.device))
+    else:
+        model = _adapted(path, device)
     folder = path if is_huggingface(path) else run_directory(path)
     tokenizer = tokenizers.load(folder)
     check_vocabulary(tokenizer, model.config, path)
@@ -71,6 +79,23 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
     step_folder = checkpoint.resolve(path)
     return LoadedRun(path, step_folder, int(step_folder.name.split("-")[-1]), model, tokenizer, config, runtime)
+
+
+def _adapted(path: Path, device: str) -> GPT:
+    """The base of an adapter, with the adapter made part of its weights."""
+    saved, run = load_saved(path), run_directory(path)
+    base = Path(saved.base)
+    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
+    base = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)
+    if base is None:
+        raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
+    model = load_run(base, device).model
+    if fingerprint(model) != saved.sha256:
+        raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put back the one it began from")
+    load_adapter(model, saved.tensors, saved.config)
+    merge(model)
+    model.source = path
+    return model
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:

@@ -3,8 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from rich.console import Console
 from minigpt import checkpoint, tokenizers
 from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.directory import default_name, make_receipt, plan_run, write_run_files
+from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
 from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
@@ -25,12 +25,13 @@ from minigpt.bars import progress_bars
 from minigpt.config import RunConfig, validate
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
-from minigpt.jsonl import read_lines
+from minigpt.jsonl import read_lines, write_text
 from minigpt.model import GPT
 from minigpt.runtime import hardware
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
 from minigpt.training.hooks import Checkpoints
+from minigpt.training.loop import BatchSource
 from minigpt.training.step import Batch
 from minigpt.writing import generate_text
 
@@ -45,6 +46,51 @@ class TrainedRun:
     config: RunConfig
     state: TrainState
     epochs: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a run learns from.
+
+    batches: for training.
+    validation: a number of rows -> validation batches of so many.
+    bytes_per_token: source bytes of one validation target, for bits per byte; None if the loss is not of tokens.
+    sha256: of each split, for the receipt.
+    size: for the screen, "1,000 training tokens".
+    """
+
+    batches: BatchSource
+    validation: Callable[[int], Iterable[Batch]]
+    bytes_per_token: float | None
+    sha256: Mapping[str, str]
+    size: str
+
+
+def _new_model(config: RunConfig) -> GPT:
+    return GPT(config.model, seed=config.train.seed)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between kinds of training; as it stands, training from nothing.
+
+    command: repeats the run.
+    model: makes it of the config, with its first weights.
+    trainer: `Trainer`, or one that saves something else.
+    adjust: called with the trainer before it starts or resumes.
+    state, receipt, files: to add to checkpoints, receipt and run directory.
+    """
+
+    command: str = "train"
+    model: Callable[[RunConfig], GPT] = _new_model
+    trainer: type[Trainer] = Trainer
+    adjust: Callable[[Trainer], None] = lambda trainer: None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    receipt: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+FROM_NOTHING = Kind()
 
 
 def train(
@@ -70,23 +116,58 @@ def train(
     Raises:
         UserError: see minigpt.errors; nothing is lost.
     """
+    if given := [name for name in ("finetune", "lora") if getattr(config, name) != getattr(RunConfig(), name)]:
+        raise ConfigError(
+            [f"{name}: train starts from nothing; minigpt finetune takes these settings" for name in given]
+        )
     console = Console(stderr=True, quiet=quiet)
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
-    name = name or config.logging.name
-    plan = plan_run(config, name, default_name(config, recipe), resume)
+    plan = plan_run(config, name or config.logging.name, default_name(config, recipe), resume)
     if plan.resume_from:
-        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {plan.resume_from.name}")
         tokenizer = tokenizers.load(plan.path)
     else:
         with progress_bars(console) as report:
             tokenizer = make_tokenizer(config, report)
+    config = resolve_vocabulary(config, tokenizer)
+    check_vocabulary(tokenizer, config.model, plan.path)
+    feed = text_feed(config, tokenizer, console, config.model.max_seq_len)
+    return execute(plan, config, tokenizer, feed, console, resume)
+
+
+def text_feed(
+    config: RunConfig, tokenizer: Tokenizer, console: Console, seq_len: int, flag: str = "--model.max-seq-len"
+) -> Feed:
+    """Windows of seq_len tokens, which the flag sets, of the config's text. Raises DataError."""
     with progress_bars(console) as report:
         prepared = prepare_data(config, tokenizer, report)
+    check_lengths(prepared, seq_len, flag)
+    train, val = (prepared.splits[split].tokens for split in ("train", "val"))
+    return Feed(
+        Batches(train, config.train.batch_size, seq_len, config.train.seed),
+        lambda size: eval_batches(val, seq_len, seq_len, size),
+        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
+        f"{len(train):,} training tokens",
+    )
+
+
+def execute(
+    plan: Plan,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    feed: Feed,
+    console: Console,
+    resume: bool,
+    kind: Kind = FROM_NOTHING,
+) -> TrainedRun:
+    """Start the run, or resume it where its last checkpoint is; write its directory. Raises as `train`."""
+    saved = None
     if plan.resume_from:
-        check_same_text(plan.path, prepared)
-    saved = checkpoint.load(plan.resume_from, ("model", "ema", "optimizer")) if plan.resume_from else None
-    trainer, config = build(config, plan.path, tokenizer, prepared, console, saved.state if saved else {})
+        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {plan.resume_from.name}")
+        check_same_text(plan.path, feed.sha256)
+        saved = checkpoint.load(plan.resume_from, ("model", "adapter", "ema", "optimizer"))
+    trainer, config = build(config, plan.path, tokenizer, feed, console, saved.state if saved else {}, kind)
     if saved:
         trainer.resume(saved)
         if not resume and plan.finished:
@@ -94,11 +175,16 @@ def train(
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
             return _finish(trainer, plan.path, tokenizer, config, console)
     versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
-    write_run_files(plan.path, config, make_receipt(config, prepared.meta, hardware(), versions))
+    receipt = make_receipt(config, feed.sha256, hardware(), versions) | dict(kind.receipt)
+    write_run_files(plan.path, config, receipt, kind.command)
     tokenizer.save(plan.path / "tokenizer.json")
+    for name, text in kind.files.items():
+        write_text(plan.path / name, text)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    console.print(f"{plan.path}: {parameters:,} parameters, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
-                  f"{prepared.splits['train'].count:,} training tokens, {trainer.runtime}")  # fmt: skip
+    learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    share = "" if learning == parameters else f", of which {learning:,} learn"
+    console.print(f"{plan.path}: {parameters:,} parameters{share}, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
+                  f"{feed.size}, {trainer.runtime}")  # fmt: skip
     trainer.run()
     return _finish(trainer, plan.path, tokenizer, config, console)
 
@@ -107,53 +193,48 @@ def build(
     config: RunConfig,
     path: Path,
     tokenizer: Tokenizer,
-    prepared: Prepared,
+    feed: Feed,
     console: Console,
     before: Mapping[str, Any] = MappingProxyType({}),
+    kind: Kind = FROM_NOTHING,
 ) -> tuple[Trainer, RunConfig]:
     """The trainer with all its parts, writing below `path`, and the resolved config.
 
     `before` is the state of the checkpoint to go on from: what was found by measuring then (precision, kernel,
     compilation) is kept, since to resume exactly is to compute alike. Raises ConfigError, DataError.
     """
-    config = resolve_vocabulary(config, tokenizer)
-    shape, settings = config.model, config.train
-    check_vocabulary(tokenizer, shape, path)
-    check_lengths(prepared, shape.max_seq_len)
-    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= shape.max_seq_len:
+    settings, limit = config.train, config.model.max_seq_len
+    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
         raise ConfigError(
             f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
-            f"{shape.max_seq_len}; give another, or --train.sample-every 0"
+            f"{limit}; give another, or --train.sample-every 0"
         )
-    batches = Batches(prepared.splits["train"].tokens, settings.batch_size, shape.max_seq_len, settings.seed)
-    config, runtime = pick_kernels(config, batches, before, console)
-    model = GPT(shape, seed=settings.seed).to(runtime.device)
+    config, runtime = pick_kernels(config, feed.batches, before, console)
+    model = kind.model(config).to(runtime.device)
     model.use_attention(config.model.attention)
-    val_tokens = prepared.splits["val"].tokens
 
     def validation() -> Iterable[Batch]:
         size = settings.micro_batch_size or settings.batch_size
-        return itertools.islice(
-            eval_batches(val_tokens, shape.max_seq_len, shape.max_seq_len, size), settings.eval_batches
-        )
+        return itertools.islice(feed.validation(size), settings.eval_batches)
 
-    trainer = Trainer(
+    trainer = kind.trainer(
         model,
         make_optimizer(model, config.optimizer, torch.float32 if runtime.precision == "fp32" else torch.bfloat16),
-        batches,
+        feed.batches,
         validation,
         settings,
         config.schedule,
         runtime,
         config.optimizer.learning_rate,
         forward=runtime.prepare(model),
-        hooks=_hooks(config, path, tokenizer, prepared, console),
+        hooks=_hooks(config, path, tokenizer, feed, console, kind),
     )
+    kind.adjust(trainer)
     return trainer, config
 
 
-def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepared, console: Console) -> list[Hook]:
-    settings, val = config.train, prepared.splits["val"].tokens
+def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, feed: Feed, console: Console, kind: Kind) -> list[Hook]:
+    settings = config.train
 
     def write_sample(trainer: Trainer) -> str:
         fields = config.generation.model_dump() | {"num_samples": 1}
@@ -165,7 +246,7 @@ def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepar
         path / "metrics.jsonl",
         config.logging.log_every,
         flops_per_token(config.model),
-        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        feed.bytes_per_token,
         listeners=(screen.show,),
     )
     found = {"precision": settings.precision, "attention": config.model.attention, "compile": settings.compile == "on"}
@@ -178,7 +259,7 @@ def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, prepared: Prepar
             path / "checkpoints",
             settings.save_every,
             settings.keep_checkpoints,
-            {"tokenizer": tokenizer.fingerprint, **found},
+            {"tokenizer": tokenizer.fingerprint, **found, **kind.state},
         ),
     ]
 
@@ -194,23 +275,23 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def check_same_text(path: Path, prepared: Prepared) -> None:
-    """Raises RunError if the text is not the one that the run's receipt names."""
+def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
+    """Raises RunError if the data's hashes by split are not those of the run's receipt."""
     receipt = path / "receipt.json"
     if receipt.is_file():
         before = json.loads(receipt.read_text(encoding="utf-8"))["data"]["sha256"]
-        if before != {name: split["sha256"] for name, split in prepared.meta["splits"].items()}:
+        if before != sha256:
             raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
 
 
-def check_lengths(prepared: Prepared, max_seq_len: int) -> None:
+def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
     """Raises DataError if a split is shorter than one window of context."""
     for split in ("train", "val"):
         count = prepared.splits[split].count
-        if count < max_seq_len + 1:
+        if count < seq_len + 1:
             raise DataError(
                 f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
-                f"{max_seq_len + 1}; give more text, or set --model.max-seq-len {max(1, count // 2)}"
+                f"{seq_len + 1}; give more text, or set {flag} {max(1, count // 2)}"
             )
 
 

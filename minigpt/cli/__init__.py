@@ -9,8 +9,11 @@ from minigpt.errors import ConfigError, MiniGPTError, UserError, nearest
 COMMANDS = {
     "demo": "train the embedded default for about two minutes, then write stories with it",
     "train": "train on a text, a directory, a named data set, or as a recipe says",
+    "finetune": "train a model further: on a text, on questions and answers, on chats; LoRA",
     "eval": "loss, perplexity, bits per byte, beside what simpler models reach",
     "generate": "continue a prompt",
+    "chat": "talk with a model in the terminal: answers as they are written, settings, other tries",
+    "quantize": "write a run again with its weights in 8 or 4 bits",
     "plot": "draw loss and perplexity of one or more runs",
     "prepare": "turn text into token files without training",
     "data": "inspect a text: sizes, histograms, duplicates, leaks between splits",

@@ -7,13 +7,16 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
 from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
 from minigpt.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from minigpt.assemble import TrainedRun
 
 Args = TypeVar("Args")
 console = Console(stderr=True)
@@ -45,12 +48,12 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
         UserError: one line for what cannot be understood.
     """
     overrides, rest = split_flags(argv) if with_config else ({}, list(argv))
-    _refuse_unknown(kind, rest, with_config)
+    _refuse_unknown(kind, rest, _sections(command) if with_config else {})
     shown: Any = kind
     if with_config and {"-h", "--help"} & set(rest):
         tree = [
             (name, Annotated[type(field.default), tyro.conf.FlagConversionOff], field.default)
-            for name, field in RunConfig.model_fields.items()
+            for name, field in _sections(command).items()
         ]
         shown = dataclasses.make_dataclass(kind.__name__, tree, bases=(kind,), frozen=True)
     messages = io.StringIO()
@@ -73,17 +76,23 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
     return parsed, overrides
 
 
-def _refuse_unknown(kind: Any, words: list[str], with_config: bool) -> None:
+def _sections(command: str) -> dict[str, Any]:
+    """The sections of the config tree that a command takes, by name."""
+    fields = RunConfig.model_fields
+    return {name: field for name, field in fields.items() if command == "finetune" or name not in ("finetune", "lora")}
+
+
+def _refuse_unknown(kind: Any, words: list[str], sections: dict[str, Any]) -> None:
     flags = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(kind)}
     known = set(flags) | {f"--no-{name[2:]}" for name in flags} | {"--help", "-h"}
     for word in words:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and len(name) > 2 and name not in known:
             choices = set(known)
-            if with_config:
+            if sections:
                 choices |= {
                     f"--{section}.{field.replace('_', '-')}"
-                    for section, part in RunConfig.model_fields.items()
+                    for section, part in sections.items()
                     for field in type(part.default).model_fields
                 }
                 same = [choice for choice in sorted(choices) if choice.split(".")[-1] == name[2:]]
@@ -111,3 +120,27 @@ def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -
     recipe, data = recipe_and_data(words)
     path = str(find_recipe(recipe)) if recipe else None
     return load_config(path, overrides if data is None else {"data.source": data, **overrides}), path
+
+
+def report_run(run: "TrainedRun", json: bool) -> int:
+    """Print where a run is, or one JSON object of how it ended; the exit code."""
+    state = run.state
+    if json:
+        out_json(
+            {
+                "run": str(run.path),
+                "step": state.step,
+                "seconds": round(state.seconds, 3),
+                "stop_reason": state.stop_reason,
+                "val_loss": state.val_loss,
+                "best_loss": state.best_loss,
+                "best_step": state.best_step,
+                "epochs": run.epochs,
+            }
+        )
+    else:
+        out(str(run.path))
+    if state.stop_reason.startswith("interrupted"):
+        console.print("saved; the same command continues")
+        return 130 if "SIGINT" in state.stop_reason else 143
+    return 0

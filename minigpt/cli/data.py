@@ -1,6 +1,7 @@
 """minigpt data."""
 
 import itertools
+import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.bars import progress_bars
-from minigpt.cli.console import config_from, console, out_json, parse
+from minigpt.cli.console import config_from, console, out, out_json, parse
 from minigpt.errors import StorageError, UserError
+from minigpt.jsonl import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,19 +29,27 @@ KEYS = (
 @dataclass(frozen=True)
 class Data:
     """Look at a text before training on it: sizes, lengths, characters, tokens, repeated lines, leaks between splits.
+    Or make questions and answers to fine-tune on.
 
     minigpt data inspect my.txt
     minigpt data inspect notes.jsonl --data.text-field body --tokenizer.kind gpt2
     minigpt data inspect wikitext-2 --plot wikitext.png --json
+    minigpt data questions --count 2000 --out questions.jsonl
 
     Of a very large text, tokens are counted in the first 50 million characters, repeated lines in the first 500,000,
     and leaks between the first 20 million characters of validation and the first 100 million of training.
     """
 
-    action: tyro.conf.Positional[Literal["inspect"]]
-    """inspect."""
+    action: tyro.conf.Positional[Literal["inspect", "questions"]]
+    """inspect; or questions: chats about the openings of stories, as JSON lines."""
     what: tyro.conf.Positional[tuple[str, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
+    count: int = 1000
+    """questions: how many, none twice."""
+    seed: int = 0
+    """questions: another seed gives others."""
+    out: Path | None = None
+    """questions: the file to write (default: standard output)."""
     plot: Path | None = None
     """Picture to draw, .png or .svg."""
     json: bool = False
@@ -50,6 +60,8 @@ class Data:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Data, argv, "data", with_config=True)
+    if args.action == "questions":
+        return _write_questions(args)
     config, _ = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer
     from minigpt.data.inspect import inspect_data
@@ -65,6 +77,21 @@ def main(argv: list[str]) -> int:
         out_json({key: report[key] for key in KEYS})
     else:
         _show(report, Console(highlight=False))
+    return 0
+
+
+def _write_questions(args: Data) -> int:
+    from minigpt.data.questions import questions
+
+    if args.what or not 0 < args.count <= 100_000 or not 0 <= args.seed < 2**31:
+        raise UserError("questions takes --count 1 to 100000, --seed from 0 on, and no data")
+    text = "".join(json.dumps(chat) + "\n" for chat in questions(args.count, args.seed))
+    if args.out is None:
+        out(text)
+    else:
+        if args.out.exists():
+            raise UserError(f"{args.out} exists; choose another --out, or remove it")
+        write_text(args.out, text)
     return 0
 
 

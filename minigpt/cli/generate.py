@@ -1,22 +1,26 @@
 """minigpt generate."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from minigpt.cli.console import out_json, parse
+from minigpt.cli.presets import load_preset, save_preset
+from minigpt.config import GenerationConfig, load_config
 from minigpt.errors import GenerationError
 
 
 @dataclass(frozen=True)
-class Generate:
+class _Generate:
     """Continue a prompt, streaming.
 
     minigpt generate runs/my --prompt "Once upon a time" --temperature 0.7
     cat start.txt | minigpt generate runs/my --prompt -
+    minigpt generate runs/my --prompts many.txt --out answers.jsonl --stop "." --max-new-tokens 50
 
     Text may grow past the model's context: when that is full, the older half is dropped and the newer half read again.
     """
@@ -27,73 +31,127 @@ class Generate:
     """The text to continue; - reads standard input (default: the run's sample prompt)."""
     prompt_file: str | None = None
     """A file that holds the prompt."""
-    max_new_tokens: int | None = None
-    """Tokens to add (default for this and the rest: the run's config, section generation)."""
-    temperature: float | None = None
-    """Divides the logits; 0 is greedy."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float | None = None
-    """Keep the fewest tokens whose probabilities sum to p."""
-    num_samples: int | None = None
-    """Continuations of the prompt."""
-    seed: int | None = None
-    """Of the sampling; sample i uses seed + i."""
-    stop_at_eos: bool | None = None
-    """End at the end-of-text token."""
+    prompts: str | None = None
+    """A file of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...}; answers are JSON lines."""
+    out: str | None = None
+    """With --prompts: the file for the answers (default: standard output)."""
+    batch_size: int = 16
+    """With --prompts: prompts that are continued together."""
+    preset: str | None = None
+    """Settings saved under this name; other flags go before them."""
+    save_preset: str | None = None
+    """Save the settings given here under this name, in ~/.config/minigpt/generation.yaml."""
+    draft: str | None = None
+    """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
     """Of the weights: on a CPU a large model writes twice as fast in bf16, and some three times in int8, which changes
-    its text a little; auto is bf16 there."""
+    its text a little; int4 (for runs of minigpt quantize) changes more; auto is bf16 there."""
     json: bool = False
-    """Print one JSON object: run, step, prompt, samples, settings."""
+    """Print one JSON object: run, step, prompt, samples, reasons, settings, and with --logprobs tokens."""
+
+
+def with_settings(base: type) -> type:
+    """A command's arguments and every setting of generation, with its text as help; None: the run's own."""
+    return dataclasses.make_dataclass(
+        base.__name__.lstrip("_"),
+        [
+            (name, Annotated[info.annotation | None, tyro.conf.arg(help=info.description)], None)  # pyright: ignore
+            for name, info in GenerationConfig.model_fields.items()
+        ],
+        bases=(base,),
+        frozen=True,
+        namespace={"__doc__": base.__doc__},
+    )
+
+
+def asked_settings(args: Any) -> dict[str, Any]:
+    """The preset's settings and the flags'. Raises ConfigError, so that wrong ones are seen before the model loads."""
+    given = {name: getattr(args, name) for name in GenerationConfig.model_fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    asked = (load_preset(args.preset) if args.preset else {}) | given
+    load_config(None, {f"generation.{key}": value for key, value in asked.items()})
+    return asked
+
+
+def load_draft(args: Any, run: Any) -> Any:
+    """The model of --draft, or None. Raises GenerationError if its tokenizer is not the run's."""
+    if args.draft is None:
+        return None
+    from minigpt.assemble import load_run
+
+    draft = load_run(args.draft, args.device)
+    if draft.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise GenerationError(f"--draft {args.draft}: its tokenizer is another; train the draft on the same token ids")
+    return draft.model
+
+
+Generate = with_settings(_Generate)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Generate, argv, "generate")
     prompt = _read_prompt(args)
+    asked = asked_settings(args)
+    if args.save_preset:
+        save_preset(args.save_preset, asked)
     from minigpt.assemble import load_run
-    from minigpt.config import load_config
-    from minigpt.data.clean import clean_text
     from minigpt.decoding import prepare_decoding
-    from minigpt.writing import stream_text
 
-    names = {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop_at_eos"}
-    given = {f.name: getattr(args, f.name) for f in fields(args) if f.name in names}
-    asked = {f"generation.{key}": value for key, value in given.items() if value is not None}
-    load_config(None, asked)  # a wrong setting is told before the model is loaded
     run = load_run(args.run, args.device)
+    settings = run.config.generation.model_dump() | asked
+    config = load_config(None, {f"generation.{key}": value for key, value in settings.items()}).generation
+    draft = load_draft(args, run)
+    prepare_decoding(run.model, args.precision)
+    if args.prompts is not None:
+        from minigpt.cli.prompts import answer_all
+
+        return answer_all(args.prompts, args.out, args.batch_size, run, config, draft)
+    return _answer_one(args, prompt, run, config, draft)
+
+
+def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfig, draft: Any) -> int:
+    from minigpt.data.clean import clean_text
+    from minigpt.writing import Writing
+
     prompt = run.config.train.sample_prompt if prompt is None else prompt
-    prompt = clean_text(prompt, run.config.data.clean)  # as the training text was
-    config = load_config(
-        None, {f"generation.{k}": v for k, v in run.config.generation.model_dump().items()} | asked
-    ).generation
-    texts = [""] * config.num_samples
-    stream = not args.json and config.num_samples == 1
-    unseen = prompt  # written with the first token, so that a prompt that cannot be used prints nothing
-    model = prepare_decoding(run.model, args.precision)
-    for pieces in stream_text(model, run.tokenizer, prompt, config):
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    text = clean_text(str(prompt), run.config.data.clean)  # as the training text was
+    stream = not args.json and config.num_samples == 1 and config.best_of == 1
+    unseen = text  # written with the first token, so that a prompt that cannot be used prints nothing
+    writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
+    for pieces in writing:
         if stream:
             sys.stdout.write(unseen + pieces[0])
             sys.stdout.flush()
             unseen = ""
+    samples = writing.completions[0]
     if args.json:
-        settings = config.model_dump() | {"precision": args.precision}
-        out_json({"run": str(run.path), "step": run.step, "prompt": prompt, "samples": texts, "settings": settings})
+        found = {
+            "run": str(run.path),
+            "step": run.step,
+            "prompt": text,
+            "samples": [sample.text for sample in samples],
+            "reasons": [sample.reason for sample in samples],
+            "settings": config.model_dump() | {"precision": args.precision},
+        }
+        if config.logprobs is not None:
+            found["tokens"] = [[dataclasses.asdict(token) for token in sample.logprobs] for sample in samples]
+        out_json(found)
     elif stream:
         sys.stdout.write("\n")
     else:
-        for number, text in enumerate(texts, 1):
-            sys.stdout.write(f"--- {number} ---\n{prompt}{text}\n")
+        for number, sample in enumerate(samples, 1):
+            score = "" if sample.score is None else f" (score {sample.score:.3f})"
+            sys.stdout.write(f"--- {number}{score} ---\n{text}{sample.text}\n")
     return 0
 
 
-def _read_prompt(args: Generate) -> str | None:
-    if args.prompt is not None and args.prompt_file is not None:
-        raise GenerationError("--prompt and --prompt-file exclude each other; give one")
+def _read_prompt(args: Any) -> str | None:
+    ways = [f"--{field.name.replace('_', '-')}" for field in fields(_Generate) if field.name.startswith("prompt")]
+    if sum(way is not None for way in (args.prompt, args.prompt_file, args.prompts)) > 1:
+        raise GenerationError(f"{', '.join(ways)} exclude each other; give one")
     if args.prompt_file is not None:
         try:
             return Path(args.prompt_file).read_text(encoding="utf-8")

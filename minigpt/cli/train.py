@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from minigpt.cli.console import config_from, console, out, out_json, parse
+from minigpt.cli.console import config_from, out, parse, report_run
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,4 @@ def main(argv: list[str]) -> int:
         out(str(prepared.directory))
         return 0
     run = train(config, name=name, resume=args.resume, recipe=recipe)
-    state = run.state
-    if args.json:
-        out_json(
-            {
-                "run": str(run.path),
-                "step": state.step,
-                "seconds": round(state.seconds, 3),
-                "stop_reason": state.stop_reason,
-                "val_loss": state.val_loss,
-                "best_loss": state.best_loss,
-                "best_step": state.best_step,
-                "epochs": run.epochs,
-            }
-        )
-    else:
-        out(str(run.path))
-    if state.stop_reason.startswith("interrupted"):
-        console.print("saved; the same command continues")
-        return 130 if "SIGINT" in state.stop_reason else 143
-    return 0
+    return report_run(run, args.json)

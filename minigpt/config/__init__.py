@@ -1,5 +1,6 @@
 """The typed configuration: the tree, and how a recipe and flags become it."""
 
+from minigpt.config.finetune import FinetuneConfig, LoRAConfig
 from minigpt.config.load import (
     dump_config,
     find_recipe,
@@ -24,7 +25,9 @@ from minigpt.config.tree import (
 
 __all__ = [
     "DataConfig",
+    "FinetuneConfig",
     "GenerationConfig",
+    "LoRAConfig",
     "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",

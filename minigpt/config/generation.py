@@ -12,8 +12,6 @@ class GenerationConfig(Section):
 
     max_new_tokens: Positive = 200
     """Tokens to add to the prompt."""
-    min_new_tokens: NonNegativeInt = 0
-    """The end-of-text token is not chosen before so many tokens are written."""
     logit_bias: dict[str, Finite] = Field(default_factory=dict)
     """Added to the logits of single tokens, given as text or as #id: {" yes": 2.5, "#13": -100}."""
     repetition_penalty: PositiveFloat = 1.0
@@ -26,6 +24,8 @@ class GenerationConfig(Section):
     """No run of so many tokens occurs twice, prompt included (0: off)."""
     bad_words: tuple[str, ...] = ()
     """Texts that are not written, as the tokenizer spells them by themselves and after a space."""
+    min_new_tokens: NonNegativeInt = 0
+    """The end-of-text token is not chosen before so many tokens are written."""
     temperature: NonNegativeFloat = 0.8
     """Divides the logits; 0 is greedy."""
     top_k: NonNegativeInt = 0
@@ -42,7 +42,7 @@ class GenerationConfig(Section):
     """Write so many for each sample, and keep the one whose tokens are likeliest on average."""
     num_beams: Positive = 1
     """Beam search: hypotheses kept at each step (1: off); they are sampled unless temperature is 0."""
-    length_penalty: Finite = 1.0
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Beam search: a hypothesis' log-probability is divided by its length to this power."""
     early_stopping: bool = False
     """Beam search: end as soon as num_beams hypotheses are complete, though a better one may come."""
@@ -102,6 +102,8 @@ class GenerationConfig(Section):
             ("prompt_lookup", self.prompt_lookup > 0), ("best_of", self.best_of > 1)) if on]  # fmt: skip
         if len(searches) > 1:
             raise ValueError(f"{' and '.join(searches)} exclude each other; set one")
+        if self.logprobs is not None and (self.num_beams > 1 or self.prompt_lookup):
+            raise ValueError(f"logprobs are not reported with {searches[0]}; leave one out")
         if self.penalty_alpha and self.top_k < 2:
             raise ValueError("penalty_alpha chooses among top_k tokens; set top_k to 2 or more, 4 is usual")
         return self

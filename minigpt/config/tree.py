@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.section import (
     Fraction,
@@ -318,6 +319,8 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     logging: LoggingConfig = LoggingConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    lora: AdapterConfig = AdapterConfig()
 
     @model_validator(mode="before")
     @classmethod

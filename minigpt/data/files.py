@@ -85,13 +85,18 @@ def read_documents(path: Path, encoding: str, field: str, label: str | None = No
         DataError: unreadable, a broken gzip, or a line that is no object with the field.
     """
     label = label or str(path)
-    blocks = _decoded(path, encoding, label)
     if not is_json_lines(path):
-        yield blocks
+        yield _decoded(path, encoding, label)
         return
-    for number, line in enumerate(_lines(blocks), 1):
+    for number, line in numbered_lines(path, encoding, label):
+        yield iter((_field(line, field, f"{label} line {number:,}"),))
+
+
+def numbered_lines(path: Path, encoding: str, label: str | None = None) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of every line that is not blank. Raises as `read_documents`."""
+    for number, line in enumerate(_lines(_decoded(path, encoding, label or str(path))), 1):
         if line and not line.isspace():
-            yield iter((_field(line, field, f"{label} line {number:,}"),))
+            yield number, line
 
 
 @lru_cache(maxsize=1)

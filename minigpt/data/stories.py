@@ -163,6 +163,16 @@ class Grammar:
         log_p += self._write(self.texts[self.start][plot], cast, rng, pieces)
         return "".join(pieces), log_p
 
+    def sentence(self, rule: str, rng: random.Random) -> tuple[str, dict[str, dict[str, str]]]:
+        """What one rule writes by itself, and the record of each role that it casts."""
+        text = self.texts[rule][self.choices[rule].draw(rng)]
+        cast: dict[str, int] = {}
+        for role in sorted(self._mentioned(text)):
+            cast[role] = self._casting(role, cast).draw(rng)
+        pieces: list[str] = []
+        self._write(text, cast, rng, pieces)
+        return "".join(pieces), {role: self.roles[role].records[index] for role, index in cast.items()}
+
     def _casting(self, role: str, cast: Mapping[str, int]) -> Choice:
         return self.roles[role].choice(cast.get(self.unlike.get(role, "")))
 

@@ -67,6 +67,13 @@ class Reader:
         hidden = self.model.hidden(tokens[:, begin:], self.cache, pads)[:, -1]  # [B, C]: the head is large
         return self.model.head(hidden)[:, : self.model.config.vocab_size]
 
+    def select(self, rows: Tensor) -> None:
+        """Let row i be what row rows[i] was; see `KVCache.select`. The tokens read next are selected alike."""
+        self.pads = [self.pads[row] for row in rows.tolist()]
+        self.starts = [self.starts[row] for row in rows.tolist()] if self.starts else []
+        if self.cache is not None:
+            self.cache.select(rows)
+
 
 @torch.inference_mode()
 def steps(
@@ -109,7 +116,9 @@ def steps(
     reader = Reader(model, pads, use_cache)
     for end in range(width, tokens.shape[1]):
         logits = reader.logits(tokens[:, :end])
-        history = [tokens[row, pad:end] for row, pad in enumerate(pads)]
+        # a row that has ended has no history: no ban may leave it without a token
+        lengths = [(pad, pad if over else end) for pad, over in zip(pads, ended.tolist(), strict=True)]
+        history = [tokens[row, first:last] for row, (first, last) in enumerate(lengths)]
         chosen = sample(adjust(logits, history, end - width, config, rules), config, generators)  # [B, V] -> [B]
         if eos_id is not None:
             chosen = torch.where(ended, eos_id, chosen)

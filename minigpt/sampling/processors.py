@@ -1,7 +1,113 @@
-"""One function for each way to change logits; each is pure and knows nothing of the others."""
+"""One function for each way to change logits; each is pure, knows nothing of the others, and has a value that is off.
+
+Rows are independent. `history` is one 1-D tensor of ids for each row, prompt first, of any lengths. A token with a
+logit of -inf is banned: no function brings it back.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from minigpt.errors import GenerationError
+
+BANNED = float("-inf")
+TINY = 1e-30  # in float32, a setting of 1e-50 would be 0: divide by nothing, or keep nothing
+
+
+def logit_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Add bias[id] to the logits [B, V] of single tokens (OpenAI's API reference, logit_bias). {}: off.
+
+    Raises:
+        GenerationError: an id that the vocabulary does not have.
+    """
+    if not bias:
+        return logits
+    _check_ids(bias, logits.shape[-1], "logit_bias")
+    added = torch.zeros_like(logits[0])
+    added[list(bias)] = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
+    return logits + added
+
+
+def repetition_penalty(logits: Tensor, history: Sequence[Tensor], penalty: float) -> Tensor:
+    """Make tokens of the history less likely, however often they occurred (Keskar et al., 2019, section 4.1). 1: off.
+
+    Positive logits [B, V] are divided by the penalty. Negative ones are multiplied, as everybody does though the paper
+    does not: a division would make them likelier. With penalty 2: [3, -1] -> [1.5, -2].
+    """
+    if penalty == 1:
+        return logits
+    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(occurrences(history, logits.shape[-1]) > 0, penalized, logits)
+
+
+def frequency_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penalty: float) -> Tensor:
+    """Subtract the penalty from a logit [B, V] as often as its token was generated. 0: off.
+
+    Prompts do not count: only the last `new` tokens of each row do (OpenAI's API reference, frequency_penalty).
+    With penalty 0.5 and tokens 7 7 9 generated, 7 loses 1.0 and 9 loses 0.5.
+    """
+    if penalty == 0 or new == 0:
+        return logits
+    counts = occurrences([ids[-new:] for ids in history], logits.shape[-1])
+    return logits - penalty * counts.to(logits.dtype)
+
+
+def presence_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penalty: float) -> Tensor:
+    """Subtract the penalty from the logits [B, V] of tokens that were generated at all. 0: off.
+
+    As `frequency_penalty`, but 7 loses no more than 9.
+    """
+    if penalty == 0 or new == 0:
+        return logits
+    counts = occurrences([ids[-new:] for ids in history], logits.shape[-1])
+    return logits - penalty * (counts > 0).to(logits.dtype)
+
+
+def no_repeat_ngram(logits: Tensor, history: Sequence[Tensor], size: int) -> Tensor:
+    """Ban what would write a run of `size` tokens a second time, prompt included (Paulus et al., 2018, section 2.5).
+
+    0: off. With size 3 and history 1 2 3 1 2, token 3 of the logits [B, V] is banned: 1 2 3 was there.
+    """
+    if size == 0:
+        return logits
+    none, followers = logits.shape[-1], []  # for each row, the tokens that once followed its last size - 1
+    for ids in history:
+        if len(ids) < size:
+            followers.append(ids[:0])
+            continue
+        runs = ids.unfold(0, size, 1)  # [T] -> [T - size + 1, size]
+        again = (runs[:, :-1] == ids[len(ids) - size + 1 :]).all(-1)
+        followers.append(torch.where(again, runs[:, -1], none))
+    return logits.masked_fill(occurrences(followers, none) > 0, BANNED)
+
+
+def bad_words(logits: Tensor, history: Sequence[Tensor], words: Sequence[Sequence[int]]) -> Tensor:
+    """Ban the last token of each word, a run of ids, where the row ends in the others. (): off.
+
+    With words (5,) and (1, 2, 3): 5 is always banned from the logits [B, V], 3 only after 1 2, prompt included.
+
+    Raises:
+        GenerationError: an id that the vocabulary does not have.
+    """
+    if not words:
+        return logits
+    _check_ids((word[-1] for word in words), logits.shape[-1], "bad_words")
+    longest, banned = max(map(len, words)) - 1, []
+    for ids in history:
+        tail = tuple(ids[max(0, len(ids) - longest) :].tolist())
+        ends = [word[-1] for word in words if _ends_in(tail, tuple(word[:-1]))]
+        banned.append(torch.tensor(ends, dtype=torch.long, device=logits.device))
+    return logits.masked_fill(occurrences(banned, logits.shape[-1]) > 0, BANNED)
+
+
+def min_new_tokens(logits: Tensor, new: int, least: int, eos_id: int | None) -> Tensor:
+    """Ban the end-of-text token from the logits [B, V] until `least` tokens are generated. 0, or no eos_id: off."""
+    if new >= least or eos_id is None:
+        return logits
+    return logits.index_fill(-1, torch.tensor([eos_id], device=logits.device), BANNED)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -9,7 +115,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     if k == 0 or k >= logits.shape[-1]:
         return logits
     smallest_kept = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < smallest_kept, float("-inf"))
+    return logits.masked_fill(logits < smallest_kept, BANNED)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
@@ -21,5 +127,54 @@ def top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all likelier tokens
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= p)
-    return logits.masked_fill(dropped, float("-inf"))
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
+    return logits.masked_fill(dropped, BANNED)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens [..., V] at least p times as likely as the likeliest (Nguyen et al., 2024). 0: off.
+
+    The likeliest is always kept. min_p(log([0.5, 0.3, 0.2]), 0.5) keeps the first two: 0.2 < 0.5 * 0.5.
+    """
+    if p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), BANNED)
+
+
+def typical_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest tokens whose surprise is nearest the average and whose probabilities sum to at least p.
+
+    Locally typical sampling (Meister et al., 2023): surprise is -log(probability), its average the entropy. 1: off.
+    The nearest is always kept; it need not be the likeliest. typical_p(log([0.5, 0.3, 0.2]), 0.2) keeps the second:
+    the surprises are 0.69, 1.20 and 1.61, their average is 1.03.
+    """
+    if p >= 1.0:
+        return logits
+    surprise = -logits.log_softmax(-1)
+    chances = (-surprise).exp()
+    average = torch.special.entr(chances).sum(-1, keepdim=True)  # entr(0) is 0, where 0 * inf would be nan
+    index = (surprise - average).abs().argsort(dim=-1, stable=True)
+    ordered = chances.gather(-1, index)
+    before = ordered.cumsum(-1) - ordered  # probability of all that are nearer
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
+    return logits.masked_fill(dropped, BANNED)
+
+
+def occurrences(rows: Sequence[Tensor], vocab_size: int) -> Tensor:
+    """How often each token occurs in each row: B ragged rows of ids -> [B, V]. The id V counts nowhere.
+
+    occurrences([tensor([1, 1]), tensor([2])], 3) -> [[0, 2, 0], [0, 0, 1]]
+    """
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=vocab_size)  # [B, T]
+    counts = torch.zeros(len(rows), vocab_size + 1, dtype=torch.long, device=ids.device)
+    return counts.scatter_add(1, ids, torch.ones_like(ids))[:, :vocab_size]
+
+
+def _ends_in(ids: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    return len(ids) >= len(end) and ids[len(ids) - len(end) :] == end
+
+
+def _check_ids(ids: Iterable[int], vocab_size: int, setting: str) -> None:
+    wrong = [token for token in ids if not 0 <= token < vocab_size]
+    if wrong:
+        raise GenerationError(f"{setting}: there is no token {wrong[0]}; ids go from 0 to {vocab_size - 1}")

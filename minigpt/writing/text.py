@@ -1,77 +1,282 @@
-"""Text in, text out."""
+"""Text in, text out: prompts become rows of the engine, its ids become pieces of text, with all that ends them."""
 
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from minigpt.config import GenerationConfig
-from minigpt.errors import ConfigError, GenerationError
-from minigpt.generation.engine import generate
+from minigpt.config import GenerationConfig, validate
+from minigpt.errors import GenerationError
+from minigpt.generation import steps
 from minigpt.model import GPT
+from minigpt.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
 from minigpt.tokenizers import TextStream, Tokenizer, load
+from minigpt.writing.rules import make_rules
+from minigpt.writing.stops import Stops
+
+GUESSES = 4
+"""Tokens that a draft model guesses at a time, unless prompt_lookup says otherwise."""
+Reason = Literal["eos", "stop", "length", "time"]
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token that was written: its text, its log-probability in nats under the model before any setting, and the
+    likeliest tokens at its place with theirs."""
+
+    text: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+@dataclass
+class Completion:
+    """One continuation. `reason` says what ended it; `score` is a beam's, or the mean log-probability of best_of."""
+
+    text: str = ""
+    reason: Reason = "length"
+    tokens: int = 0
+    score: float | None = None
+    logprobs: list[TokenScore] = field(default_factory=list)
+
+
+class Row:
+    """One text on its way: from ids to pieces that may be shown."""
+
+    def __init__(self, tokenizer: Tokenizer, config: GenerationConfig):
+        self.tokenizer, self.config = tokenizer, config
+        self.eos_id = tokenizer.eos_id if config.stop_at_eos else None
+        self.stream, self.stops = TextStream(tokenizer), Stops(config)
+        self.completion, self.ended, self.total = Completion(), False, 0.0
+
+    def push(self, id_: int, logits: Tensor | None = None) -> str:
+        """The new text of one more token; `logits` [V] where its log-probability is asked for."""
+        if self.ended:
+            return ""
+        self.completion.tokens += 1
+        if logits is not None:
+            self._score(id_, logits)
+        if id_ == self.eos_id:
+            return self.end("eos")
+        piece = self.stops.push(self.stream.push(id_))
+        self.completion.text += piece
+        if self.stops.hit:
+            self.end("stop")
+        return piece
+
+    def end(self, reason: Reason) -> str:
+        """End it, if it has not ended; the rest of its text."""
+        if self.ended:
+            return ""
+        self.ended, self.completion.reason = True, reason
+        rest = self.stops.push(self.stream.flush()) + self.stops.flush()
+        self.completion.text += rest
+        return rest
+
+    def _score(self, id_: int, logits: Tensor) -> None:
+        scores = logits.float().log_softmax(-1)
+        self.total += scores[id_].item()
+        if self.config.logprobs is None:
+            return
+        values, ids = scores.topk(min(self.config.logprobs, len(scores)))
+        top = [(self._shown(other), value) for value, other in zip(values.tolist(), ids.tolist(), strict=True)]
+        self.completion.logprobs.append(TokenScore(self._shown(id_), scores[id_].item(), top))
+
+    def _shown(self, id_: int) -> str:
+        return self.tokenizer.decode([id_], skip_special=False)
+
+
+class Writing:
+    """Continuations of prompts while they are written: iterate for the new piece of each row, then see `completions`.
+
+    Rows are the prompts in order, each best_of x num_samples times (num_samples times with beams).
+
+    Args:
+        model: in evaluation mode.
+        prompts: texts, or their ids; not empty, and none longer than the context. What is generated may be longer.
+        config: settings of generation.
+        seeds: one of each prompt (default: config.seed for all); sample i of a prompt draws with its seed + i.
+        draft: a smaller model of the same tokenizer that guesses ahead (speculative decoding).
+
+    Raises:
+        GenerationError: a prompt that is empty or longer than the context, or a setting that does not fit.
+        TokenizerError: a text that the tokenizer cannot spell.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str | Sequence[int]],
+        config: GenerationConfig,
+        seeds: Sequence[int] | None = None,
+        draft: GPT | None = None,
+    ):
+        self.model, self.tokenizer, self.config, self.draft = model, tokenizer, config, draft
+        self.ids = [encode_prompt(prompt, tokenizer, model.config.max_seq_len) for prompt in prompts]
+        self.seeds = [config.seed] * len(prompts) if seeds is None else list(seeds)
+        if draft is not None and (config.num_beams > 1 or config.penalty_alpha or config.best_of > 1):
+            raise GenerationError("a draft guesses for sampling only; leave num_beams, penalty_alpha and best_of alone")
+        self.rules = make_rules(config, tokenizer)
+        self.copies = config.num_samples * config.best_of
+        self.rows = [Row(tokenizer, config) for _ in range(len(prompts) * self.copies)]
+        self.eos_id = self.rows[0].eos_id if self.rows else None
+        self.deadline = time.monotonic() + config.max_seconds if config.max_seconds else None
+
+    def __iter__(self) -> Iterator[list[str]]:
+        if self.config.num_beams > 1:
+            yield self._beams()
+        elif self.draft is not None or self.config.prompt_lookup:
+            yield from self._guessing()
+        else:
+            yield from self._steps()
+        reason: Reason = "time" if self._late() else "length"
+        yield [row.end(reason) for row in self.rows]
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def completions(self) -> list[list[Completion]]:
+        """Of each prompt its num_samples texts, best first where they were compared."""
+        found = []
+        for first in range(0, len(self.rows), self.copies):
+            rows = self.rows[first : first + self.copies]
+            groups = [rows[i : i + self.config.best_of] for i in range(0, self.copies, self.config.best_of)]
+            found.append([self._best(group) for group in groups if group[0].completion.tokens])
+        return found
+
+    def _best(self, rows: list[Row]) -> Completion:
+        if self.config.best_of == 1:
+            return rows[0].completion
+        for row in rows:
+            row.completion.score = row.total / max(1, row.completion.tokens)
+        return max((row.completion for row in rows), key=lambda completion: completion.score or 0.0)
+
+    def _steps(self) -> Iterator[list[str]]:
+        """Sampling, or contrastive search: all rows together, one token of each at a time."""
+        prompts = [ids for ids in self.ids for _ in range(self.copies)]
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.model.embedding.weight.device)
+        common: Any = {"rules": self.rules, "ended": ended}
+        if self.config.penalty_alpha:
+            walk = contrastive_search(self.model, prompts, self.config, self.eos_id, **common)
+        else:
+            walk = steps(self.model, prompts, self.config, self.eos_id, seeds=self._row_seeds(), **common)
+        scored = self.config.logprobs is not None or self.config.best_of > 1
+        for step in walk:
+            yield [
+                row.push(id_, step.logits[number] if scored else None)
+                for number, (row, id_) in enumerate(zip(self.rows, step.ids.tolist(), strict=True))
+            ]
+            ended |= torch.tensor([row.ended for row in self.rows], device=ended.device)
+            if ended.all() or self._late():
+                return
+
+    def _row_seeds(self) -> list[int]:
+        return [seed + copy for seed in self.seeds for copy in range(self.copies)]
+
+    def _guessing(self) -> Iterator[list[str]]:
+        """Speculative decoding: one row after another, some tokens at a time."""
+        for number, (row, seed) in enumerate(zip(self.rows, self._row_seeds(), strict=True)):
+            guess = self.config.prompt_lookup
+            drafter = ModelDrafter(self.draft, guess or GUESSES) if self.draft is not None else LookupDrafter(guess)
+            ids = self.ids[number // self.copies]
+            for some in speculate(self.model, ids, self.config, drafter, self.eos_id, rules=self.rules, seed=seed):
+                piece = "".join(row.push(id_) for id_ in some)
+                yield [piece if other is row else "" for other in self.rows]
+                if row.ended or self._late():
+                    break
+            if self._late():
+                return
+
+    def _beams(self) -> list[str]:
+        """Beam search: all at once. Where it finds fewer texts than asked for, the rest are dropped."""
+        found = beam_search(
+            self.model, self.ids, self.config, self.eos_id, rules=self.rules, seeds=self.seeds, deadline=self.deadline
+        )
+        for number, hypotheses in enumerate(found):
+            rows = self.rows[number * self.copies : (number + 1) * self.copies]
+            for row, hypothesis in zip_longest(rows, hypotheses):
+                for id_ in hypothesis.ids if hypothesis else ():
+                    row.push(id_)
+                if hypothesis:
+                    row.completion.score = hypothesis.score
+                if hypothesis is None or hypothesis.ended:
+                    row.end("eos")
+        return [row.completion.text for row in self.rows]
+
+
+def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int) -> list[int]:
+    """Ids of a prompt. Raises GenerationError if it is empty or longer than the context."""
+    if not prompt:
+        raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if len(ids) > limit:
+        raise GenerationError(
+            f"the prompt has {len(ids)} tokens, but the context holds {limit}; give its last part only"
+        )
+    return ids
 
 
 def stream_text(
     model: GPT, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None
 ) -> Iterator[list[str]]:
-    """Yield, for each time step, the new piece of text of every sample; never half a character.
+    """Yield, for each time step, the new piece of text of every sample; never half a character, never a stop text.
 
-    Args:
-        prompt: not empty, and not longer than the context; the text that is generated may be.
-        config: sampling settings (default: the defaults).
-
-    Raises:
-        GenerationError: a prompt that is empty or longer than the context.
-        TokenizerError: a prompt that the tokenizer cannot spell.
+    Raises: as `Writing`.
     """
     config = config or GenerationConfig()
-    if not prompt:
-        raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
-    encoded, limit = tokenizer.encode(prompt), model.config.max_seq_len
-    if len(encoded) > limit:
-        raise GenerationError(
-            f"the prompt has {len(encoded)} tokens, but the context holds {limit}; give its last part only"
-        )
-    ids = torch.tensor([encoded] * config.num_samples, dtype=torch.long)
-    eos_id = tokenizer.eos_id if config.stop_at_eos else None
-    streams = [TextStream(tokenizer) for _ in range(config.num_samples)]
-    for chosen in generate(model, ids, config, eos_id):
-        yield [
-            stream.push(token) if token != eos_id else ""
-            for stream, token in zip(streams, chosen.tolist(), strict=True)
-        ]
-    yield [stream.flush() for stream in streams]
+    yield from Writing(model, tokenizer, [prompt], config)
 
 
-def generate_text(model: GPT, prompt: str, tokenizer: Tokenizer | None = None, **settings: Any) -> str | list[str]:
-    """Continue a prompt.
+def complete(
+    model: GPT,
+    prompts: Sequence[str | Sequence[int]],
+    tokenizer: Tokenizer | None = None,
+    seeds: Sequence[int] | None = None,
+    draft: GPT | None = None,
+    **settings: Any,
+) -> list[list[Completion]]:
+    """Continue many prompts of any lengths together; what one gets does not depend on the others.
 
-    generate_text(model, prompt="Once upon a time", max_new_tokens=50, temperature=0.8)
+    complete(model, ["Once", "Far away there was"], max_new_tokens=50, stop=["."])[0][0].text
 
     Args:
         model: e.g. from GPT.from_pretrained(run).
-        prompt: text.
         tokenizer: default: the one beside the model's source.
+        prompts, seeds, draft: see `Writing`.
         settings: fields of GenerationConfig.
 
     Returns:
-        The new text without the prompt; a list of them if num_samples is above 1.
+        Of each prompt its num_samples completions.
 
     Raises:
         ConfigError, GenerationError, TokenizerError.
     """
-    unknown = settings.keys() - GenerationConfig.model_fields.keys()
-    if unknown:
-        raise ConfigError(f"no such setting: {', '.join(sorted(unknown))}; {', '.join(GenerationConfig.model_fields)}")
+    config = validate({"generation": settings}).generation
     if tokenizer is None:
         if model.source is None:
             raise GenerationError("no tokenizer: pass tokenizer=..., or take the model from GPT.from_pretrained(run)")
         tokenizer = load(model.source)
-    config = GenerationConfig(**settings)
     was_training = model.training
     model.eval()
-    pieces = list(stream_text(model, tokenizer, prompt, config))
+    writing = Writing(model, tokenizer, prompts, config, seeds, draft)
+    for _ in writing:  # the pieces add up to the completions
+        continue
     model.train(was_training)
-    texts = ["".join(column) for column in zip(*pieces, strict=True)]
-    return texts[0] if config.num_samples == 1 else texts
+    return writing.completions
+
+
+def generate_text(model: GPT, prompt: str, tokenizer: Tokenizer | None = None, **settings: Any) -> str | list[str]:
+    """Continue a prompt: the new text without the prompt; a list of them if num_samples is above 1.
+
+    generate_text(model, prompt="Once upon a time", max_new_tokens=50, temperature=0.8)
+
+    Arguments and errors as of `complete`.
+    """
+    texts = [completion.text for completion in complete(model, [prompt], tokenizer, **settings)[0]]
+    return texts[0] if len(texts) == 1 else texts

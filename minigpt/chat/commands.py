@@ -1,0 +1,189 @@
+"""What a person types: a text to answer, or a command. A table of commands, each a function of what follows its name.
+
+A text that begins with / is said with //.
+"""
+
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minigpt.chat.file import load_session, save_session
+from minigpt.chat.session import Session
+from minigpt.config import GenerationConfig, parse_yaml
+from minigpt.errors import ConfigError, GenerationError, nearest
+
+SETTINGS = GenerationConfig.model_fields
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to do about a line: show the text, then write the answer as it comes, then perhaps leave."""
+
+    text: str = ""
+    answer: Generator[str] | None = None
+    leave: bool = False
+
+
+class Command(NamedTuple):
+    """How a command is used, what it does in words, and the function of what follows its name."""
+
+    usage: str
+    help: str
+    run: "Callable[[Commands, str], Reply]"
+
+
+class Commands:
+    """Lines of a person -> what they do to a session.
+
+    Args:
+        presets: name -> settings; raises ConfigError for an unknown one.
+        run: where the model is from, for the saved file.
+    """
+
+    def __init__(self, session: Session, presets: Callable[[str], dict[str, Any]], run: str = ""):
+        self.session, self.presets, self.run = session, presets, run
+        self.defaults = session.config
+
+    def take(self, line: str) -> Reply:
+        """What a line does.
+
+        Raises:
+            UserError: one line for the person; nothing has changed. The answer's pieces may raise it too.
+        """
+        if line.startswith("/") and not line.startswith("//"):
+            name, rest = (*line[1:].split(maxsplit=1), "", "")[:2]
+            if name not in COMMANDS:
+                raise GenerationError(f"no such command: /{name}; {nearest(name, COMMANDS)} (a text with / begins //)")
+            return COMMANDS[name].run(self, rest.strip())
+        if line:
+            return Reply(answer=self.session.say(line[1:] if line.startswith("//") else line))
+        goes_on = self.session.messages and not self.session.spelling.roles
+        return Reply(answer=self.session.extend()) if goes_on else Reply()
+
+    def _help(self, rest: str) -> Reply:
+        name = rest.lstrip("/").replace("-", "_")
+        if name in COMMANDS:
+            return Reply(f"/{name} {COMMANDS[name].usage}".rstrip() + f": {COMMANDS[name].help}")
+        if name:
+            return Reply(self._setting(name))
+        uses = [(f"/{name} {command.usage}", command.help) for name, command in COMMANDS.items()]
+        width = max(len(use) for use, _ in uses)
+        plain = "" if self.session.spelling.roles else "What you type is continued; an empty line goes on.\n"
+        return Reply(plain + "\n".join(f"{use:<{width}}  {text}" for use, text in uses))
+
+    def _settings(self, rest: str) -> Reply:
+        """The changed ones are marked."""
+        _nothing(rest, "settings")
+        width = max(map(len, SETTINGS))
+        rows = []
+        for name, info in SETTINGS.items():
+            value = getattr(self.session.config, name)
+            mark = " " if value == getattr(self.defaults, name) else "*"
+            rows.append(f"{mark} {name:<{width}} {_json(value):<6} {info.description}")
+        return Reply("\n".join(rows))
+
+    def _setting(self, name: str) -> str:
+        if name not in SETTINGS:
+            raise ConfigError(f"no such setting: {name}; {nearest(name, SETTINGS)}")
+        return f"{name} {_json(getattr(self.session.config, name))}: {SETTINGS[name].description}"
+
+    def _set(self, rest: str) -> Reply:
+        name, value = (*rest.split(maxsplit=1), "", "")[:2]
+        name = name.replace("-", "_")
+        if not name:
+            raise ConfigError("/set NAME VALUE, for example /set temperature 0.7; /settings lists the names")
+        shown = self._setting(name)
+        if not value:
+            return Reply(shown)
+        is_text = SETTINGS[name].annotation == (str | None) and value != "null"
+        self.session.update({name: value if is_text else parse_yaml(value, name)})  # read as the command line is
+        return Reply(f"{name} {_json(getattr(self.session.config, name))}")
+
+    def _regenerate(self, rest: str) -> Reply:
+        _nothing(rest, "regenerate")
+        return Reply(answer=self.session.regenerate())
+
+    def _continue(self, rest: str) -> Reply:
+        _nothing(rest, "continue")
+        return Reply(answer=self.session.extend())
+
+    def _undo(self, rest: str) -> Reply:
+        _nothing(rest, "undo")
+        self.session.undo()
+        last = self.session.messages[-1].content.strip() if self.session.messages else ""
+        shown = last if len(last) <= 60 else f"...{last[-60:]}"
+        return Reply(f"undone; the last text is now: {_json(shown)}" if last else "undone; nothing is said yet")
+
+    def _alternatives(self, rest: str) -> Reply:
+        words = rest.split()
+        if len(words) > 2 or not all(word.isdecimal() for word in words):
+            raise GenerationError("/alternatives [N [K]] takes whole numbers: a token's place, and the one to choose")
+        numbers = [int(word) for word in words]
+        if len(numbers) == 2:
+            return Reply(answer=self.session.choose(*numbers))
+        if not numbers:
+            found = enumerate(self.session.tokens(), 1)
+            return Reply("  ".join(f"{place} {_json(text)} {chance:.0%}" for place, (text, chance) in found))
+        place = self.session.alternatives(numbers[0])
+        rows = [f"{rank:>3}  {chance:7.2%}  {_json(text)}" for rank, (_, text, chance) in enumerate(place.choices, 1)]
+        there = f"token {numbers[0]} is {_json(place.text)}, {place.probability:.2%}; the likeliest there:"
+        return Reply("\n".join([there, *rows, f"/alternatives {numbers[0]} K goes on with number K"]))
+
+    def _save(self, rest: str) -> Reply:
+        save_session(_path(rest, "save"), self.session, self.run)
+        return Reply(f"saved {rest}")
+
+    def _load(self, rest: str) -> Reply:
+        load_session(_path(rest, "load"), self.session)
+        return Reply(f"loaded {rest}: {len(self.session.messages)} messages and the settings")
+
+    def _preset(self, rest: str) -> Reply:
+        if not rest:
+            raise ConfigError("/preset NAME; minigpt generate --save-preset NAME saves one")
+        settings = self.presets(rest)
+        self.session.update(settings)
+        return Reply(" ".join(f"{name} {_json(value)}" for name, value in settings.items()))
+
+    def _system(self, rest: str) -> Reply:
+        self.session.set_system(rest)
+        return Reply("system text set" if rest else "no system text")
+
+    def _quit(self, rest: str) -> Reply:
+        _nothing(rest, "quit")
+        return Reply(leave=True)
+
+
+COMMANDS = {
+    "help": Command("[NAME]", "this list; or what a command or a setting does", Commands._help),
+    "set": Command("NAME VALUE", "change a setting; without VALUE, show it", Commands._set),
+    "settings": Command("", "all settings; a * marks those that were changed", Commands._settings),
+    "regenerate": Command("", "write the last answer anew, with another seed", Commands._regenerate),
+    "continue": Command("", "go on with the last answer", Commands._continue),
+    "undo": Command("", "take back the last turn, or the last change to it", Commands._undo),
+    "alternatives": Command(
+        "[N [K]]", "the last answer's tokens; the likeliest at token N; go on from there with number K",
+        Commands._alternatives,
+    ),
+    "save": Command("FILE", "write the conversation and the settings as JSON", Commands._save),
+    "load": Command("FILE", "go on from such a file", Commands._load),
+    "preset": Command("NAME", "take the settings saved by minigpt generate --save-preset", Commands._preset),
+    "system": Command("TEXT", "what the model is told before all turns; without TEXT, nothing", Commands._system),
+    "quit": Command("", "leave; so does Ctrl-D", Commands._quit),
+}  # fmt: skip
+
+
+def _nothing(rest: str, name: str) -> None:
+    if rest:
+        raise GenerationError(f"/{name} takes nothing after it, not {rest!r}")
+
+
+def _path(rest: str, name: str) -> Path:
+    if not rest:
+        raise GenerationError(f"/{name} FILE, for example /{name} chat.json")
+    return Path(rest).expanduser()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,72 @@
+"""A conversation as a JSON file that a person can read, and mend.
+
+{"format": 1, "run": "runs/my", "messages": [{"role": "user", "content": ...}, ...], "settings": {...}, "answers": 3}
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minigpt.chat.session import Session
+from minigpt.chat.spelling import ROLES, Message
+from minigpt.errors import GenerationError, StorageError
+from minigpt.tokenizers.base import write_atomic
+
+FORMAT = 1
+
+
+def save_session(path: Path, session: Session, run: str = "") -> None:
+    """Write it, whole or not at all, over an older one.
+
+    Raises:
+        StorageError: it cannot be written.
+        GenerationError: the file there is something else.
+    """
+    if path.exists():
+        try:
+            _read(path)
+        except GenerationError:
+            raise GenerationError(f"{path} exists and is no saved chat; choose another name") from None
+    tree = {
+        "format": FORMAT,
+        "run": run,
+        "messages": [asdict(message) for message in session.messages],
+        "settings": session.config.model_dump(mode="json"),
+        "answers": session.answers,
+    }
+    try:
+        write_atomic(path, (json.dumps(tree, ensure_ascii=False, indent=2) + "\n").encode())
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from None
+
+
+def load_session(path: Path, session: Session) -> None:
+    """Let the session go on from a file. Raises GenerationError, ConfigError; then nothing has changed."""
+    tree = _read(path)
+    messages = [Message(message["role"], message["content"]) for message in tree["messages"]]
+    session.restore(messages, tree["settings"], tree["answers"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GenerationError(f"no such file: {path}; /save writes one") from None
+    except (OSError, ValueError) as error:
+        raise GenerationError(f"{path}: cannot be read as a saved chat ({error})") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise GenerationError(f'{path}: is no saved chat (its "format" is not {FORMAT})')
+    if not isinstance(tree.get("settings"), dict):
+        raise GenerationError(f'{path}: "settings" must be an object')
+    answers, messages = tree.get("answers"), tree.get("messages")
+    if not isinstance(answers, int) or isinstance(answers, bool) or answers < 0:
+        raise GenerationError(f'{path}: "answers" must be a whole number from 0 on')
+    if not isinstance(messages, list):
+        raise GenerationError(f'{path}: "messages" must be a list')
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise GenerationError(f'{path}: message {number} needs a text under "content"')
+        if message.get("role") not in ROLES or (message["role"] == "system" and number > 1):
+            raise GenerationError(f"{path}: message {number}: role must be user or assistant, or system in the first")
+    return tree

@@ -1,0 +1,274 @@
+"""One conversation: what was said, the settings, and answers that come piece by piece.
+
+Notable choices:
+- Messages are a tuple that is replaced, never changed: an answer that is stopped, or fails, leaves what stands there,
+  and `undo` goes back to what stood there before, whatever the change was.
+- Answer number n is drawn with the seed plus n, so another try differs, and a saved session goes on as it would have.
+- Methods that write are generators of pieces. Nothing happens, errors included, before the first piece is asked for.
+"""
+
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.chat.spelling import Message, Plain, Spelling, fit
+from minigpt.config import GenerationConfig, validate
+from minigpt.errors import ConfigError, GenerationError
+from minigpt.generation.engine import Reader
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.base import valid_unicode
+from minigpt.writing import Completion, Writing
+
+HALF = "\ufffd"  # what half a character is shown as
+SEEDS = 2**62
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an answer ended: eos, stop, length, time or interrupted; its tokens; seconds, the reading included."""
+
+    reason: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """A place of an answer: the token that stands there, and the likeliest ones as (id, text, probability)."""
+
+    text: str
+    probability: float
+    choices: list[tuple[int, str, float]]
+
+
+class Session:
+    """A conversation with a model.
+
+    Attributes:
+        messages: what was said.
+        config: settings of generation.
+        answers: how many were written, each new try included.
+        ended: how the last one ended.
+        is_cut: whether the last one was written without reading all messages.
+
+    Args:
+        model: in evaluation mode.
+        spelling: how messages become ids (default: as one text).
+        clean: what is done to texts before they are read, as was to the training text.
+        draft: see `Writing`.
+
+    Raises:
+        ConfigError: settings that a conversation has no use for.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        config: GenerationConfig | None = None,
+        spelling: Spelling | None = None,
+        clean: Callable[[str], str] = str,
+        draft: GPT | None = None,
+    ):
+        self.model, self.tokenizer, self.clean, self.draft = model, tokenizer, clean, draft
+        self.spelling: Spelling = spelling or Plain(tokenizer)
+        self.config = GenerationConfig()
+        self.update(config.model_dump() if config else {})
+        self.messages: tuple[Message, ...] = ()
+        self.answers, self.is_cut = 0, False
+        self.ended: Ended | None = None
+        self._past: list[tuple[Message, ...]] = []
+        self._stopping = False
+
+    def update(self, settings: Mapping[str, Any]) -> None:
+        """Change settings, all or none. Raises ConfigError."""
+        try:
+            config = validate({"generation": self.config.model_dump() | dict(settings)}).generation
+        except ConfigError as error:
+            raise ConfigError([re.sub(r"^generation[.:] ?", "", problem) for problem in error.problems]) from None
+        if config.num_samples != 1:
+            raise ConfigError("num_samples: a chat has one answer at a time; /regenerate writes another")
+        if config.logprobs is not None:
+            raise ConfigError("logprobs: /alternatives shows them in a chat")
+        self.config = config
+
+    def say(self, text: str) -> Generator[str]:
+        """The answer to the user's text; without roles, its continuation on a new line, unless it begins with a space.
+
+        Raises:
+            GenerationError, TokenizerError: nothing has changed.
+        """
+        text = self.clean(valid_unicode(text))
+        before = "".join(message.content for message in self.messages)
+        if not self.spelling.roles and before and not before[-1].isspace() and not text[:1].isspace():
+            text = "\n" + text
+        yield from self._write((*self.messages, Message("user", text)))
+
+    def extend(self) -> Generator[str]:
+        """More of the last answer. Raises GenerationError, TokenizerError."""
+        *before, last = self._spoken("continue")
+        yield from self._write((*before, Message(last.role, last.content.rstrip(HALF))))
+
+    def regenerate(self) -> Generator[str]:
+        """The last answer anew, with another seed. Raises GenerationError, TokenizerError."""
+        messages = self._spoken("regenerate")
+        yield from self._write(messages[:-1] if messages[-1].role == "assistant" else messages)
+
+    def choose(self, place: int, rank: int) -> Generator[str]:
+        """The last answer up to the token at `place`, with its alternative `rank` there, and on from it; both from 1.
+
+        Raises:
+            GenerationError: no such place or rank, or half a character.
+        """
+        choices = self.alternatives(place, max(rank, 1)).choices
+        if not 1 <= rank <= len(choices):
+            raise GenerationError(f"there are {len(choices)} tokens; choose from 1 to {len(choices)}")
+        id_, before = choices[rank - 1][0], self._answer_ids()[: place - 1]
+        content = self.tokenizer.decode([*before, id_]).lstrip(self.spelling.begin)
+        if content.endswith(HALF) and id_ != self.tokenizer.unk_id:
+            raise GenerationError(f"alternative {rank} is half a character; choose another")
+        yield content
+        turns = (*self.messages[:-1], Message("assistant", content))
+        if id_ == self.tokenizer.eos_id:
+            self._replace(turns)
+            self.ended = Ended("eos", 1, 0.0)
+            return
+        yield from self._write(turns)
+
+    def stop(self) -> None:
+        """End the answer that is being written at its next token; from a signal handler or another thread."""
+        self._stopping = True
+
+    def undo(self) -> None:
+        """Take back the last change; without one (a loaded session), the last turn. Raises GenerationError."""
+        if self._past:
+            self.messages = self._past.pop()
+            return
+        asked = [at for at, message in enumerate(self.messages) if message.role == "user"]
+        if not asked:
+            raise GenerationError("there is nothing to undo")
+        self.messages = self.messages[: asked[-1]]
+
+    def set_system(self, text: str) -> None:
+        """What the model is told before all turns; "" for nothing. Raises GenerationError without roles."""
+        if not self.spelling.roles:
+            raise GenerationError("this model was taught no roles, so a system text means nothing to it; fine-tune it")
+        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
+        self._replace((Message("system", self.clean(valid_unicode(text))), *turns) if text else turns)
+
+    def restore(self, messages: Iterable[Message], settings: Mapping[str, Any], answers: int) -> None:
+        """Go on from another state, all of it or nothing. Raises ConfigError, GenerationError."""
+        messages = tuple(messages)
+        if not self.spelling.roles and any(message.role == "system" for message in messages):
+            raise GenerationError("a system text, but this model was taught no roles; load it with the run it is from")
+        self.update(settings)
+        if self.messages:
+            self._replace(messages)
+        self.messages, self.answers = messages, answers  # after an empty one, `undo` takes back the last turn
+
+    def alternatives(self, place: int, count: int = 10) -> Alternatives:
+        """The likeliest tokens at a place (from 1) of the last answer, under the model before any setting.
+
+        Places are tokens as the tokenizer spells the text, which BPE may have written otherwise.
+
+        Raises:
+            GenerationError: there is no such place.
+        """
+        ids = self._answer_ids()
+        if not 1 <= place <= len(ids):
+            raise GenerationError(f"the last answer has {len(ids)} tokens; give a number from 1 to {len(ids)}")
+        (scores,) = self._scores([place])
+        values, likeliest = scores.topk(min(count, self.tokenizer.vocab_size))
+        found = zip(likeliest.tolist(), values.exp().tolist(), strict=True)
+        here = ids[place - 1]
+        return Alternatives(
+            self._shown(here), scores[here].exp().item(), [(id_, self._shown(id_), chance) for id_, chance in found]
+        )
+
+    def tokens(self) -> list[tuple[str, float]]:
+        """The last answer's tokens, each with its probability. Raises GenerationError."""
+        ids = self._answer_ids()
+        scores = self._scores(range(1, len(ids) + 1))
+        return [(self._shown(id_), score[id_].exp().item()) for id_, score in zip(ids, scores, strict=True)]
+
+    def _write(self, turns: Sequence[Message]) -> Generator[str]:
+        """The answer to turns, or more of it where the last is the assistant's; what is written is kept at once."""
+        self._stopping, start, done = False, time.monotonic(), False
+        asked, content = (turns[:-1], turns[-1].content) if turns[-1].role == "assistant" else (turns, "")
+        writing = self._writing(turns)
+        compared = self.config.best_of > 1  # then only the end shows which is the best
+        try:
+            for step, pieces in enumerate(writing):
+                piece = "" if compared else pieces[0]
+                piece = piece if content else piece.lstrip(self.spelling.begin)
+                content += piece
+                if step == 0:
+                    self._past.append(self.messages)
+                    self.answers += 1
+                self.messages = (*asked, Message("assistant", content))
+                yield piece
+                if self._stopping:
+                    break
+            else:
+                done = True
+            if compared:
+                best = writing.completions[0][0].text
+                best = best if content else best.lstrip(self.spelling.begin)
+                self.messages = (*asked, Message("assistant", content + best))
+                yield best
+        finally:
+            written = (*writing.completions[0], Completion())[0]  # none where the first step failed
+            self.ended = Ended(written.reason if done else "interrupted", written.tokens, time.monotonic() - start)
+
+    def _writing(self, turns: Sequence[Message]) -> Writing:
+        read = self._read(turns)
+        ids = self.spelling.encode(read)
+        if not ids:
+            raise GenerationError("there is no text to continue; type some")
+        config = self.config.model_copy(update={"stop": (*self.config.stop, *self.spelling.stop)})
+        # ids in place of a text, which could not spell the ends of text between turns
+        seeds = [(self.config.seed + self.answers) % SEEDS]
+        writing = Writing(self.model, self.tokenizer, [ids], config, seeds, self.draft)
+        self.is_cut = read != list(turns)
+        return writing
+
+    def _read(self, messages: Sequence[Message]) -> list[Message]:
+        """What fits in the context beside an answer of the length that is asked for, or of half the context."""
+        limit = self.model.config.max_seq_len
+        return fit(messages, self.spelling.encode, limit, min(self.config.max_new_tokens, limit // 2))
+
+    def _replace(self, messages: tuple[Message, ...]) -> None:
+        self._past.append(self.messages)
+        self.messages = messages
+
+    def _spoken(self, verb: str) -> tuple[Message, ...]:
+        """The messages, if there is one to work on."""
+        if not self.messages or self.messages[-1].role == "system":
+            raise GenerationError(f"there is nothing to {verb} yet; type some text")
+        return self.messages
+
+    def _answer_ids(self) -> list[int]:
+        if not self.messages or self.messages[-1].role != "assistant":
+            raise GenerationError("there is no answer yet; type some text")
+        return self.tokenizer.encode(self.spelling.begin + self.messages[-1].content)
+
+    @torch.inference_mode()
+    def _scores(self, places: Iterable[int]) -> Iterator[Tensor]:
+        """Log-probabilities [V] at places of the last answer, as generation reads them."""
+        asked = self.messages[:-1]
+        ids = self.spelling.encode(self._read(asked)) if asked else []
+        if not ids:
+            raise GenerationError("there is no text before the answer")
+        tokens = torch.tensor([ids + self._answer_ids()], device=self.model.embedding.weight.device)  # [1, T]
+        reader = Reader(self.model, [0])
+        for place in places:
+            yield reader.logits(tokens[:, : len(ids) + place - 1])[0].float().log_softmax(-1)
+
+    def _shown(self, id_: int) -> str:
+        return self.tokenizer.decode([id_], skip_special=False)

@@ -1,0 +1,114 @@
+"""How a conversation becomes the ids that a model reads, and which part of it when the context is full."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from minigpt.errors import GenerationError
+from minigpt.tokenizers import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+Encode = Callable[[Sequence["Message"]], list[int]]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one of ROLES said."""
+
+    role: str
+    content: str
+
+
+class Spelling(Protocol):
+    """How messages become ids."""
+
+    @property
+    def roles(self) -> bool:
+        """Whether the model tells who speaks; else all messages are one text."""
+        ...
+
+    @property
+    def begin(self) -> str:
+        """Spaces that an answer begins with in ids, but not in its message."""
+        ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        ...
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Ids up to where an answer begins; or goes on, where the last message is the assistant's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One text, for a model that was taught no roles."""
+
+    tokenizer: Tokenizer
+    roles: bool = False
+    begin: str = ""
+    stop: tuple[str, ...] = ()
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of all messages, one after the other."""
+        return self.tokenizer.encode("".join(message.content for message in messages))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Messages by role, as a chat template spells them.
+
+    Args:
+        question: [{"role": ..., "content": ...}] -> ids up to where the answer begins.
+    """
+
+    tokenizer: Tokenizer
+    question: Callable[[list[dict[str, str]]], list[int]]
+    begin: str = ""
+    stop: tuple[str, ...] = ()
+    roles: bool = True
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The question's ids, and those of an answer that goes on."""
+        going_on = messages[-1].role == "assistant"
+        ids = self.question([asdict(message) for message in (messages[:-1] if going_on else messages)])
+        return ids + self.tokenizer.encode(self.begin + messages[-1].content) if going_on else ids
+
+
+def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> list[Message]:
+    """The newest turns that leave `room` of `limit` tokens, with the system's message; a turn begins with the user's.
+
+    Where not even the last turn is within the limit, it is cut from the left.
+
+    Raises:
+        GenerationError: the system's message leaves nothing.
+    """
+    head = list(messages[:1]) if messages[0].role == "system" else []
+    turns = list(messages[len(head) :])
+    starts = [at for at, message in enumerate(turns) if at == 0 or message.role == "user"]
+
+    def size(first: int) -> int:
+        return len(encode(head + turns[starts[first] :]))
+
+    first = bisect_left(range(len(starts) - 1), True, key=lambda first: size(first) <= limit - room)
+    kept = head + turns[starts[first] :]
+    if len(encode(kept)) <= limit:
+        return kept
+    for place in range(len(head), len(kept)):
+        kept[place] = _cut(kept, place, encode, limit - room)
+    if len(encode(kept)) > limit:
+        raise GenerationError(f"the system text alone fills the context of {limit} tokens; /system sets a shorter one")
+    return kept
+
+
+def _cut(messages: list[Message], place: int, encode: Encode, most: int) -> Message:
+    """The message without as many characters on its left as all need to have `most` tokens."""
+    role, text = messages[place].role, messages[place].content
+
+    def fits(dropped: int) -> bool:
+        return len(encode([*messages[:place], Message(role, text[dropped:]), *messages[place + 1 :]])) <= most
+
+    return Message(role, text[bisect_left(range(len(text)), True, key=fits) :])

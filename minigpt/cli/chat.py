@@ -1,0 +1,191 @@
+"""minigpt chat."""
+
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from minigpt.cli.console import console, out, parse
+from minigpt.cli.generate import asked_settings, load_draft, with_settings
+from minigpt.cli.presets import load_preset, presets_file
+from minigpt.errors import RunError, UserError
+
+CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What a model writes must not steer the terminal."""
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Talk with a model: type a text and see its answer, or /help for the commands.
+
+    minigpt chat runs/my
+    minigpt chat runs/my-tuned --system "Be brief." --session talk.json
+    echo "Once upon a time" | minigpt chat runs/my --temperature 0.7
+
+    A run that was fine-tuned on chats answers; any other continues what you type, and on an empty line goes on.
+    Ctrl-C stops an answer and keeps what is there of it; at the prompt, Ctrl-C or Ctrl-D leaves. A line that ends
+    with a backslash goes on in the next, and so does Alt-Enter. When the context is full, the oldest turns are no
+    longer read.
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory, a checkpoint, or an exported Hugging Face directory."""
+    session: str | None = None
+    """A file to go on from, if it is there, and to keep the conversation in, answer by answer."""
+    system: str | None = None
+    """What the model is told before all turns; for runs that were fine-tuned on chats."""
+    preset: str | None = None
+    """Settings saved by minigpt generate --save-preset; other flags go before them."""
+    draft: str | None = None
+    """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
+    """Of the weights: fewer bits write faster on a CPU, and change the text a little."""
+
+
+Chat = with_settings(_Chat)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, _ = parse(Chat, argv, "chat")
+    asked = asked_settings(args)
+    from minigpt.chat import COMMANDS, Commands, load_session, save_session
+    from minigpt.chat.commands import SETTINGS
+    from minigpt.chat.lines import EditedLines, PlainLines
+
+    session = _session(args, asked)
+    file = Path(args.session) if args.session else None
+    if file and file.exists():
+        load_session(file, session)
+        session.update(asked)
+    if args.system is not None:
+        session.set_system(args.system)
+
+    def keep() -> None:
+        if file:
+            save_session(file, session, args.run)
+
+    keep()  # a file that cannot be written is told before anything is said
+    commands = Commands(session, load_preset, args.run)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if not interactive:
+        return _converse(commands, PlainLines(), keep, interactive)
+    kind = "answers" if session.spelling.roles else "continues what you type, and on an empty line goes on"
+    _note(f"{args.run} {kind}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+    if session.messages:
+        _note(f"{len(session.messages)} messages so far; the last:")
+        out(_harmless(session.messages[-1].content.strip()))
+    words = {f"/{name}": SETTINGS if name == "set" else () for name in COMMANDS} | {"/help": [*COMMANDS, *SETTINGS]}
+    return _converse(commands, EditedLines(presets_file().parent / "chat_history", words), keep, interactive)
+
+
+def _session(args: Any, asked: dict[str, Any]) -> Any:
+    """The model and how it is talked with. Raises UserError."""
+    from minigpt.assemble import load_run
+    from minigpt.chat import Session
+    from minigpt.data.clean import clean_text
+    from minigpt.decoding import prepare_decoding
+
+    run = load_run(args.run, args.device)
+    draft = load_draft(args, run)
+    prepare_decoding(run.model, args.precision)
+    session = Session(
+        run.model,
+        run.tokenizer,
+        run.config.generation.model_copy(update={"num_samples": 1, "logprobs": None}),
+        _spelling(run),
+        lambda text: clean_text(text, run.config.data.clean),  # as the training text was
+        draft,
+    )
+    session.update(asked)
+    return session
+
+
+def _spelling(run: Any) -> Any:
+    """By the run's chat template; as one text where it has none."""
+    from minigpt.chat import Plain, Turns
+    from minigpt.finetune.template import encode_question, load_template
+
+    try:
+        template = load_template(run.path)
+    except RunError:
+        return Plain(run.tokenizer)
+    before, after = template.assistant.split("{}")
+    end = after + template.user.split("{}")[0].rstrip()  # "\nUser:", where a model forgets to end its answer
+    stop = {end} if run.tokenizer.eos_id is not None else {end, after}
+    return Turns(
+        run.tokenizer,
+        lambda messages: encode_question(messages, template, run.tokenizer),
+        before.removeprefix(template.lead),
+        tuple(sorted(stop - {""})),
+    )
+
+
+def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
+    """Until there are no more lines. A mistake is one line, and nothing is lost; 2 if a program made one."""
+    from minigpt.chat import Reply
+
+    code, cut = 0, False
+    while (line := lines.read()) is not None:
+        reply = Reply()
+        try:
+            reply = commands.take(line)
+            if reply.text:
+                out(_harmless(reply.text) if interactive else reply.text)
+            if reply.answer:
+                _show(commands.session, reply.answer, interactive)
+                if commands.session.is_cut and not cut:
+                    cut = True
+                    limit = commands.session.model.config.max_seq_len
+                    _note(f"the context of {limit} tokens is full: the oldest text is no longer read")
+            keep()
+        except UserError as error:
+            console.print(f"minigpt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            code = 0 if interactive else 2
+        except KeyboardInterrupt:  # a command that takes long
+            _note("stopped")
+        if reply.leave:
+            break
+    return code
+
+
+def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
+    """Write an answer as it comes; Ctrl-C ends it after its next token, a second one at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        session.stop()
+
+    before, last = signal.signal(signal.SIGINT, interrupt), "\n"
+    try:
+        with closing(answer):
+            for piece in answer:
+                sys.stdout.write(_harmless(piece) if interactive else piece)
+                sys.stdout.flush()
+                last = piece or last
+    except KeyboardInterrupt:
+        _note("stopped at once")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if not last.endswith("\n"):
+            out("")
+    ended = session.ended
+    if interactive and ended is not None:
+        rate = ended.tokens / max(ended.seconds, 1e-9)
+        _note(f"[{ended.tokens} tokens, {rate:.1f} tokens/s, {ended.reason}]")
+
+
+def _harmless(text: str) -> str:
+    return text.translate(CONTROL)
+
+
+def _note(text: str) -> None:
+    sys.stdout.flush()
+    console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""Settings of finetuning."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from minigpt.config.section import Fraction, NonNegativeFloat, NonNegativeInt, Positive, PositiveFloat, Section
+
+
+class LoRAConfig(Section):
+    """A low-rank update of frozen matrices: W x + scale B A x (Hu et al., 2021)."""
+
+    rank: Positive = 8
+    """Rows of A and columns of B."""
+    alpha: PositiveFloat = 16.0
+    """The update is scaled by alpha / rank; kept when the rank changes, as the learning rate then may be (Hu et
+    al., 4.1)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that a large rank learns as fast as a small one (Kalajdzievski, 2023)."""
+    dropout: Fraction = 0.0
+    """Probability of zeroing an input of A in training."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("qkv", "out", "up", "down")
+    """Linear layers to adapt, by the end of their dotted names, with * and ?: qkv, attention.*, blocks.[01].*.qkv,
+    head. All of the blocks' by default, which a full finetune's quality needs (Dettmers et al., 2023, 4)."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class AdapterConfig(LoRAConfig):
+    """The LoRA adapter of a fine-tuning, if it has one."""
+
+    rank: NonNegativeInt = 0
+    """Rows of A and columns of B; 0 trains the weights themselves, without an adapter."""
+
+
+class FinetuneConfig(Section):
+    """Training that goes on from a model."""
+
+    base: str | None = None
+    """The run, checkpoint or Hugging Face directory to start from."""
+    freeze: tuple[str, ...] = ()
+    """Parameters or parts that stay as they are, by name, with * and ?: embedding,blocks.0,blocks.*.norm? (a tied head
+    is the embedding)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer learns at this times the rate of the one above it; the head and last norm at the full rate."""
+    seq_len: Positive | None = None
+    """Tokens of a row (default: the model's context)."""
+    pack: bool = False
+    """Fill rows with several records each: faster where records are short, but a record sees those before it."""
+    val_source: str | None = None
+    """Records to validate on (default: a share of the data, data.val_fraction)."""
+    dpo_beta: NonNegativeFloat = 0.0
+    """Learn from rejected answers too, by DPO, held to the base with this strength: 0.1 is usual (0: the chosen answers
+    alone are learned). A row is then a pair, and losses are of pairs."""
+    teacher: str | None = None
+    """A run, checkpoint or Hugging Face directory of the same vocabulary whose probabilities are learned too."""
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the teacher in the loss; the rest is the data's."""
+    teacher_temperature: PositiveFloat = 1.0
+    """Divides both models' logits before they are compared; 2 shows more of what the teacher holds for unlikely."""
+    template: str | None = None
+    """A template.json that says how chats are spelled (default: the base's own, else User: and Assistant:)."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _comma_separated(cls, given: Any) -> Any:
+        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given

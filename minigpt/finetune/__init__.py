@@ -1,0 +1,29 @@
+"""Training on from a model that is there: all of it, or a small adapter beside it (LoRA)."""
+
+from minigpt.finetune.adapters import (
+    Adapters,
+    SavedAdapter,
+    find_adapters,
+    fingerprint,
+    load_saved,
+    save_adapter,
+    to_peft,
+)
+from minigpt.finetune.lora import LoRALinear, adapter, add_lora, load_adapter, merge, remove, unmerge
+
+__all__ = [
+    "Adapters",
+    "LoRALinear",
+    "SavedAdapter",
+    "adapter",
+    "add_lora",
+    "find_adapters",
+    "fingerprint",
+    "load_adapter",
+    "load_saved",
+    "merge",
+    "remove",
+    "save_adapter",
+    "to_peft",
+    "unmerge",
+]

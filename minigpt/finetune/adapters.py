@@ -1,0 +1,182 @@
+"""Adapters on disk and in memory: small directories beside one base, which know whose they are.
+
+    runs/NAME/adapters/
+        pirate/
+            adapter.safetensors     A and B of each layer
+            state.json              the LoRAConfig, where the base was, and the sha256 of its weights
+            manifest.json           as in every checkpoint: whole, or not there
+
+Notable: the base is known by its weights, not by a file, so that its exported or copied twin is the same base.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt import checkpoint
+from minigpt.config import ModelConfig
+from minigpt.config.finetune import LoRAConfig
+from minigpt.errors import CheckpointError, nearest
+from minigpt.finetune.lora import PARTS, adapter, load_adapter, remove
+from minigpt.huggingface import architecture
+from minigpt.model import GPT
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What was read: the settings, the tensors by name, where the base was and the sha256 of its weights."""
+
+    path: Path
+    config: LoRAConfig
+    tensors: dict[str, Tensor]
+    base: str
+    sha256: str
+
+
+def fingerprint(model: GPT) -> str:
+    """sha256 over names, shapes, dtypes and bytes of the base's weights, without adapter and padded vocabulary.
+
+    Of weights as they were loaded: a cast model is another one, as is a merged one.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.weights().items()):
+        if name.endswith(PARTS):
+            continue
+        if name in ("embedding.weight", "head.weight"):
+            tensor = tensor[: model.config.vocab_size]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_adapter(path: Path, model: GPT, config: LoRAConfig, base: Path | str | None = None) -> Path:
+    """Write the model's adapter into the directory `path`, atomically.
+
+    Args:
+        config: what it was added with.
+        base: where the base is, for who loads it (default: where the model was loaded from).
+
+    Raises:
+        StorageError: disk full or unwritable; what stood there before is whole.
+        ValueError: a model without an adapter.
+    """
+    tensors = adapter(model)
+    if not tensors:
+        raise ValueError("the model has no adapter to save; it may be merged")
+    where = str(base or model.source or "")
+    state = {"lora": config.model_dump(mode="json"), "base": {"path": where, "sha256": fingerprint(model)}}
+    return checkpoint.save(path, {"adapter": tensors}, state)
+
+
+def load_saved(path: Path) -> SavedAdapter:
+    """Read an adapter. Raises CheckpointError: missing, damaged, or no adapter."""
+    read = checkpoint.load(path, parts=("adapter",))
+    try:
+        base = read.state["base"]
+        return SavedAdapter(
+            read.path, LoRAConfig(**read.state["lora"]), read.tensors["adapter"], base["path"], base["sha256"]
+        )
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: not an adapter; give a directory that a LoRA finetune has written") from None
+
+
+def find_adapters(run: Path) -> dict[str, Path]:
+    """The adapters that lie beside a base, RUN/adapters/NAME, by name."""
+    return {path.parent.name: path.parent for path in sorted((run / "adapters").glob("[!.]*/adapter.safetensors"))}
+
+
+class Adapters:
+    """Several adapters of one base, kept in memory, one or none in use.
+
+    adapters = Adapters(model)
+    adapters.load("pirate", Path("runs/my/adapters/pirate"))
+    adapters.use("pirate")
+    adapters.use(None)  # the base
+
+    A switch copies A and B only. It is no thing to do while the model writes, and a `compiled()` view made before it
+    is compiled anew.
+    """
+
+    def __init__(self, model: GPT):
+        self.model, self.sha256 = model, fingerprint(model)
+        self.saved: dict[str, SavedAdapter] = {}
+
+    def load(self, name: str, path: Path) -> SavedAdapter:
+        """Read an adapter, not used yet. Raises CheckpointError if it is unreadable or another base's."""
+        saved = load_saved(path)
+        if saved.sha256 != self.sha256:
+            base = saved.base or "unknown"
+            raise CheckpointError(
+                f"{path}: an adapter for another base (its base: {base}, sha256 {saved.sha256[:12]}; "
+                f"this model: {self.sha256[:12]}); load it on the base it was trained on"
+            )
+        self.saved[name] = saved
+        return saved
+
+    def use(self, name: str | None) -> GPT:
+        """Give the model this adapter in place of the one in use; None for the base alone.
+
+        Raises CheckpointError naming the nearest, or if the adapter does not fit; the model is then as it was.
+        """
+        if name is None:
+            return remove(self.model)
+        if name not in self.saved:
+            hint = nearest(name, self.saved) if self.saved else "none is loaded"
+            raise CheckpointError(f"no adapter is called {name!r}; {hint}")
+        return load_adapter(self.model, self.saved[name].tensors, self.saved[name].config)
+
+
+# ours -> the modules of the Hugging Face twins; where ours stacks several, they share A and split the rows of B
+_TWINS = {
+    "attention.qkv": {"gpt2": ("attn.c_attn",), "qwen3": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
+    "attention.out": {"gpt2": ("attn.c_proj",), "qwen3": ("self_attn.o_proj",)},
+    "feed_forward.up": {"gpt2": ("mlp.c_fc",), "qwen3": ("mlp.gate_proj", "mlp.up_proj")},
+    "feed_forward.down": {"gpt2": ("mlp.c_proj",), "qwen3": ("mlp.down_proj",)},
+}
+
+
+def to_peft(
+    model: ModelConfig, lora: LoRAConfig, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The adapter for the model's Hugging Face twin: adapter_config.json and adapter_model.safetensors of peft.
+
+    One A serves a stacked matrix (q, k, v; gate, up), whose rows are those of B: each part gets that A and its rows
+    of B, which is the same update. The way back is not always open: peft's q, k and v may have an A each.
+
+    Raises CheckpointError: a shape without a twin.
+    """
+    kind = architecture(model)
+    out: dict[str, Tensor] = {}
+    modules: list[str] = []
+    for name in (name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")):
+        first, second = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]  # [r, K], [N, r]
+        if name == "head":
+            theirs, pieces = ["lm_head"], [second[: model.vocab_size]]
+        else:
+            _, layer, inner = name.split(".", 2)
+            block = f"transformer.h.{layer}" if kind == "gpt2" else f"model.layers.{layer}"
+            theirs = [f"{block}.{module}" for module in _TWINS[inner][kind]]
+            key = model.kv_heads * model.head_size
+            query = model.num_heads * model.head_size
+            sizes = [query, key, key] if len(theirs) == 3 else [len(second) // len(theirs)] * len(theirs)
+            pieces = second.split(sizes)
+        for module, piece in zip(theirs, pieces, strict=True):
+            out[f"base_model.model.{module}.lora_A.weight"] = first.clone()  # safetensors holds no shared tensors
+            out[f"base_model.model.{module}.lora_B.weight"] = piece.contiguous()
+            modules.append(module)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "target_modules": modules,
+        "fan_in_fan_out": kind == "gpt2",  # Conv1D keeps [in, out]
+        "bias": "none",
+    }
+    return config, out

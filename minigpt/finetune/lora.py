@@ -1,0 +1,182 @@
+"""LoRA (Hu et al., 2021): a model whose weights stand still learns through small matrices beside them.
+
+Notable: a module swap on a built model. An adapted layer shares its weight and bias with the layer it replaced and
+keeps their names, so the base is never touched, and adding, changing or removing an adapter copies nothing of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.config.finetune import LoRAConfig
+from minigpt.errors import CheckpointError, ConfigError, nearest
+from minigpt.kernels.dropout import dropout
+from minigpt.model import GPT
+
+PARTS = ("lora_A", "lora_B")
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer [..., K] -> [..., N] plus scale B A x, with A [r, K] and B [N, r].
+
+    Args:
+        linear: what it stands for; its weight [N, K] and bias are shared.
+        config: rank, scale, dropout.
+        generator: draws A, uniform within 1 / sqrt(K) as torch draws a linear layer; B is zero, so nothing changes yet.
+    """
+
+    def __init__(self, linear: nn.Linear, config: LoRAConfig, generator: torch.Generator):
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale, self.dropout = config.scale, config.dropout
+        bound = self.in_features**-0.5
+        drawn = torch.empty(config.rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(drawn.to(linear.weight))
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(self.out_features, config.rank))
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        low = F.linear(dropout(input, self.dropout, self.training), self.lora_A)  # [..., r]
+        return F.linear(input, self.weight, self.bias) + self.scale * F.linear(low, self.lora_B)
+
+    def base(self) -> nn.Linear:
+        """The layer it stands for, with the same weight and bias."""
+        return _linear(self, cast(nn.Parameter, self.weight))
+
+    def merged(self) -> nn.Linear:
+        """One linear layer that does the same; its weight, W + scale B A summed in fp32 or more, is a new one."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        first, second, weight = (part.detach().to(wide) for part in (self.lora_A, self.lora_B, self.weight))
+        return _linear(self, nn.Parameter((weight + self.scale * second @ first).to(self.weight.dtype)))
+
+
+def _linear(like: nn.Linear, weight: nn.Parameter) -> nn.Linear:
+    linear = nn.Linear(like.in_features, like.out_features, bias=like.bias is not None, device="meta")
+    linear.weight, linear.bias = weight, like.bias
+    return linear.train(like.training)
+
+
+def add_lora(model: GPT, config: LoRAConfig, seed: int = 0) -> GPT:
+    """Freeze the model and give it a fresh adapter, in place; its output is the same until B is trained.
+
+    Training needs nothing else: `make_optimizer` takes what requires a gradient, which is A and B alone. What a
+    model is made into for fast decoding comes after `merge`. A `compiled()` view is to be made after the adapter.
+
+    Raises:
+        ConfigError: a target that names no linear layer, or the head of a model whose embedding is the same matrix.
+        ValueError: a model that has an adapter already.
+    """
+    if layers(model):
+        raise ValueError("the model has an adapter already; merge or remove it first")
+    names = find_targets(model, config.targets)
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for name in names:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        replace(model, name, LoRALinear(linear, config, generator))
+    return model
+
+
+def find_targets(model: GPT, patterns: Iterable[str]) -> list[str]:
+    """Dotted names of the linear layers that the patterns mean. Raises ConfigError as `add_lora`.
+
+    find_targets(model, ["qkv"]) -> ["blocks.0.attention.qkv", "blocks.1.attention.qkv"]
+    """
+    linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = [name for name in linears if fnmatchcase(f".{name}", f"*.{pattern}")]
+        if not matches:
+            ends = sorted({name.split(".")[-1] for name in linears})
+            raise ConfigError(f"lora.targets: no linear layer is called {pattern!r}; {nearest(pattern, ends)}")
+        found.update(matches)
+    if "head" in found and model.config.tie_embeddings:
+        raise ConfigError("lora.targets: the head is the embedding here (tie_embeddings); choose qkv, out, up, down")
+    return [name for name in linears if name in found]
+
+
+def layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """The adapted layers by their dotted names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def adapter(model: GPT) -> dict[str, Tensor]:
+    """A and B alone, {"blocks.0.attention.qkv.lora_A": [r, K], ...}; empty without an adapter."""
+    return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in layers(model).items() for part in PARTS}
+
+
+@torch.no_grad()
+def load_adapter(model: GPT, tensors: Mapping[str, Tensor], config: LoRAConfig) -> GPT:
+    """Give the model this adapter, in place of the one it has.
+
+    Raises:
+        CheckpointError: tensors that are not those of `config` on this model; the model is as it was.
+        ConfigError: as `add_lora`.
+    """
+    before = layers(model)
+    remove(model)
+    try:
+        add_lora(model, config)
+        own = adapter(model)
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if wrong := sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)):
+            name = wrong[0]
+            raise CheckpointError(
+                f"the adapter does not fit this model: {name} is {given.get(name, 'missing')}, "
+                f"not {shapes.get(name, 'there')}" + (f", and {len(wrong) - 1} more" if wrong[1:] else "")
+            )
+    except (CheckpointError, ConfigError):
+        remove(model)
+        unmerge(model, before)
+        raise
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+    return model
+
+
+def remove(model: GPT) -> GPT:
+    """Take the adapter out, in place: the base as it was, which may be trained again."""
+    for name, layer in layers(model).items():
+        replace(model, name, layer.base())
+    return model.requires_grad_(True)
+
+
+@torch.no_grad()
+def merge(model: GPT) -> dict[str, LoRALinear]:
+    """Make the adapter part of the weights, in place: an ordinary model of plain linear layers, to save or prepare.
+
+    Rounding moves its logits in the last places. Since a float sum cannot be undone, the base's weights are not
+    changed but set aside, in what is returned: `unmerge(model, merge(model))` is the adapted model, bit for bit.
+    Who does not mean to go back drops it, and its memory with it.
+    """
+    aside = layers(model)
+    for name, layer in aside.items():
+        replace(model, name, layer.merged())
+    model.requires_grad_(True)
+    return aside
+
+
+def unmerge(model: GPT, aside: Mapping[str, LoRALinear]) -> GPT:
+    """Put back what `merge` returned; the model has its adapter again, and a base to the bit as before."""
+    if not aside:
+        return model
+    for name, layer in aside.items():
+        replace(model, name, layer.train(model.training))
+    model.requires_grad_(False)
+    for layer in aside.values():
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+    return model

@@ -1,0 +1,178 @@
+"""Write a run whose matrices are packed into 8 or 4 bits (minigpt/packing.py); every command reads it as it is.
+
+    runs/my-int4/
+        config.yaml, tokenizer.json             the run's
+        checkpoints/last, step-00000500/
+            model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale in place of .weight;
+                                                norms and biases in fp32
+            state.json                          the run's, and under `quantization` what was done
+            manifest.json
+
+Tables (embedding, positions, head) stay in 8 bits by default: in a character model of 870k weights the embedding, 2 %
+of them, did half as much harm in int4 as all other matrices together (KL divergence from fp32).
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minigpt import checkpoint, packing, tokenizers
+from minigpt.config import dump_config, load_config
+from minigpt.errors import CheckpointError, ConfigError, RunError, StorageError
+from minigpt.jsonl import write_text
+from minigpt.pretrained import is_huggingface, read_pretrained
+
+TABLES = ("embedding.weight", "positions.weight", "head.weight")
+
+
+@dataclass(frozen=True)
+class QuantizedRun:
+    """What `quantize_run` wrote. Bytes are those of the weights' files, `weights` counts all parameters."""
+
+    path: Path
+    bits: int
+    group: int | None
+    embedding_bits: int
+    weights: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """On the disk, with everything."""
+        return 8 * self.bytes_after / self.weights
+
+
+def quantize_run(
+    path: str | Path, bits: int = 4, group: int = 64, out: str | Path | None = None, embedding_bits: int = 8
+) -> QuantizedRun:
+    """Write a run's best weights in fewer bits, as a run of its own: `quantize_run("runs/my", bits=4)`.
+
+    Args:
+        path: a run, a checkpoint, or a Hugging Face directory.
+        bits: of the matrices in the blocks, 8 or 4.
+        group: numbers that share a scale in int4: 32, 64 or 128; fewer are more exact, at 16 / group bits a number.
+        out: the run to write (default: RUN-int8 or RUN-int4, beside the run).
+        embedding_bits: of embedding, positions and head, 8 or 4; with 8 bits all have 8.
+
+    Raises:
+        ConfigError: other bits, a group that does not divide a matrix.
+        RunError: `out` is there.
+        CheckpointError: no such run, damaged, quantised already, an adapter, weights that are not finite.
+        StorageError: the disk is full.
+    """
+    path = Path(path)
+    _check(bits, group, embedding_bits)
+    foreign = is_huggingface(path)
+    state = {} if foreign else _state(path)
+    folder = path if foreign else _run_folder(path)
+    out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
+    if out.exists():
+        raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
+    config, weights = read_pretrained(path)
+    packed = pack_weights(weights, bits, group, embedding_bits)
+    done: dict[str, Any] = {"bits": 8, "group": None, "embedding_bits": 8}
+    if bits == 4:
+        done = {"bits": 4, "group": group, "embedding_bits": embedding_bits}
+    state = {"model": config.model_dump(mode="json"), **state, "quantization": {**done, "source": str(path)}}
+    name = "step-00000000" if foreign else checkpoint.resolve(path).name
+    size = _write(out, name, packed, state, _files(folder))
+    count = sum(tensor.numel() for tensor in weights.values())
+    return QuantizedRun(out, **done, weights=count, bytes_before=_weight_bytes(path, foreign), bytes_after=size)
+
+
+def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding_bits: int) -> dict[str, Tensor]:
+    """A state dict whose matrices are packed: "a.weight" becomes "a.weight.int4" and "a.weight.scale".
+
+    Raises:
+        ConfigError: a group that does not divide a matrix, naming one that does.
+        CheckpointError: weights that are not finite.
+    """
+    kinds = {name: (embedding_bits if name in TABLES else bits) if bits == 4 else 8 for name in weights}
+    columns = {name: w.shape[1] for name, w in weights.items() if w.dim() == 2 and kinds[name] == 4}
+    for name, count in columns.items():
+        if count % group:
+            fitting = [str(size) for size in packing.GROUPS if not any(other % size for other in columns.values())]
+            other = f"--group {' or '.join(fitting)}" if fitting else "--bits 8, as no group fits all matrices"
+            raise ConfigError(f"group: {group} does not divide the {count} columns of {name}; use {other}")
+    packed: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name} holds numbers that are not finite; use an earlier checkpoint of the run")
+        if tensor.dim() == 2:
+            parts = packing.pack(tensor, kinds[name], group)
+            packed |= {f"{name}.{part}": numbers for part, numbers in parts.items()}
+        else:
+            packed[name] = tensor.float()
+    return packed
+
+
+def _check(bits: int, group: int, embedding_bits: int) -> None:
+    for name, value, choices in (
+        ("bits", bits, (8, 4)),
+        ("group", group, packing.GROUPS),
+        ("embedding_bits", embedding_bits, (8, 4)),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{name}: {value} is not possible; choose from {', '.join(map(str, choices))}")
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint that is sound, not quantised, and no adapter. Raises CheckpointError."""
+    saved = checkpoint.load(path, ())
+    if before := saved.state.get("quantization"):
+        raise CheckpointError(
+            f"{path} is quantised already, to int{before['bits']}; give the run that it was made of: {before['source']}"
+        )
+    if (saved.path / "adapter.safetensors").is_file():
+        raise CheckpointError(f"{path} is an adapter; make it whole first: minigpt finetune --merge {path} --out DIR")
+    return saved.state
+
+
+def _run_folder(path: Path) -> Path:
+    """Where the tokenizer.json of a checkpoint is: beside it, or one or two above."""
+    found = checkpoint.resolve(path).absolute()
+    folders = (path, found, *found.parents[:2])
+    folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), path)
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """tokenizer.json and, of a run, config.yaml. Raises TokenizerError, ConfigError."""
+    tokenizers.load(folder)
+    files = {"tokenizer.json": (folder / "tokenizer.json").read_text(encoding="utf-8")}
+    if (file := folder / "config.yaml").is_file():
+        header = f"# The settings of {folder}, whose weights these are in fewer bits\n"
+        files["config.yaml"] = header + dump_config(load_config(file))
+    return files
+
+
+def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: dict[str, Any], files: dict[str, str]) -> int:
+    """The whole run or nothing; returns the bytes of its weights. Raises StorageError."""
+    work = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        folder = work / "checkpoints"
+        saved = checkpoint.save(folder / name, {"model": packed}, state)
+        checkpoint.point(folder, "last", saved)
+        for file, text in files.items():
+            write_text(work / file, text)
+        size = (saved / "model.safetensors").stat().st_size
+        work.rename(out)
+        return size
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _weight_bytes(path: Path, foreign: bool) -> int:
+    """Of the files that were read."""
+    if foreign:
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    files = [checkpoint.resolve(path) / f"{part}.safetensors" for part in ("ema", "model")]
+    return next(file for file in files if file.is_file()).stat().st_size

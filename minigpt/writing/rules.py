@@ -1,0 +1,43 @@
+"""Settings in words -> rules in a tokenizer's ids."""
+
+from minigpt.config import GenerationConfig
+from minigpt.errors import GenerationError, TokenizerError
+from minigpt.sampling import NO_RULES, Rules
+from minigpt.tokenizers import Tokenizer
+
+
+def make_rules(config: GenerationConfig, tokenizer: Tokenizer) -> Rules:
+    """logit_bias, bad_words and min_new_tokens for this tokenizer.
+
+    Raises:
+        GenerationError: a biased text that is not one token, or an id that is none.
+        TokenizerError: a text that the tokenizer cannot spell.
+    """
+    if not (config.logit_bias or config.bad_words or config.min_new_tokens):
+        return NO_RULES
+    bias = {_token(text, tokenizer): value for text, value in config.logit_bias.items()}
+    banned = {spelling for word in config.bad_words for spelling in _spellings(word, tokenizer)}
+    return Rules(tokenizer.eos_id, bias, tuple(sorted(banned)))
+
+
+def _token(text: str, tokenizer: Tokenizer) -> int:
+    """The id of "#13" or of a text that is one token."""
+    if text[:1] == "#" and text[1:].isdecimal():
+        if int(text[1:]) >= tokenizer.vocab_size:
+            raise GenerationError(f"logit_bias: {text} is no id; the tokenizer has {tokenizer.vocab_size}")
+        return int(text[1:])
+    ids = tokenizer.encode(text, special=True)
+    if len(ids) != 1:
+        parts = " ".join(f"#{id_}" for id_ in ids)
+        raise GenerationError(f"logit_bias: {text!r} is {len(ids)} tokens ({parts}); bias them one by one")
+    return ids[0]
+
+
+def _spellings(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:
+    """Ids of the word at the start of a text, and after a space where the tokenizer knows one."""
+    found = {tuple(tokenizer.encode(word))}
+    try:
+        found.add(tuple(tokenizer.encode(" " + word)))
+    except TokenizerError:  # a char vocabulary without a space: the word cannot come after one
+        return found
+    return found

@@ -1,0 +1,110 @@
+"""minigpt generate: many prompts, saved settings, scores, and every mistake in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_run import fails, small_run
+
+from minigpt.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(small_run(tmp_path_factory.mktemp("generate")))
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_CONFIG", str(tmp_path / "settings"))
+
+
+def answer(capsys, *argv: str) -> dict:
+    capsys.readouterr()
+    assert main(["generate", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_file_of_prompts_becomes_json_lines_each_as_if_alone(run: str, tmp_path: Path, capsys) -> None:
+    prompts = ["the cat", "saw", "the dog who ran to the red barn", "by"]
+    (tmp_path / "many.txt").write_text("\n".join(prompts[:2]) + "\n\n" + "\n".join(prompts[2:]))
+    flags = ["--max-new-tokens", "30", "--seed", "5"]
+    argv = ["generate", run, "--prompts", str(tmp_path / "many.txt"), *flags]
+    assert main([*argv, "--out", str(tmp_path / "out.jsonl"), "--batch-size", "3"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    alone = [answer(capsys, run, "--prompt", prompt, *flags)["samples"][0] for prompt in prompts]
+    assert [line["samples"][0]["text"] for line in lines] == alone
+    assert set(lines[0]) == {"prompt", "seed", "samples"}
+    assert set(lines[0]["samples"][0]) == {"text", "reason", "tokens"}
+    fails(capsys, [*argv, "--out", str(tmp_path / "out.jsonl")], "exists; choose another --out")
+
+
+def test_json_lines_carry_seeds_and_other_keys(run: str, tmp_path: Path, capsys) -> None:
+    records = [{"prompt": "the", "seed": seed, "id": f"q{seed}"} for seed in (3, 4, 3)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    capsys.readouterr()
+    argv = ["--prompts", str(tmp_path / "in.jsonl"), "--temperature", "1.5", "--logprobs", "1"]
+    assert main(["generate", run, *argv, "--max-new-tokens", "20"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    texts = [line.pop("samples")[0]["text"] for line in lines]
+    assert lines == records
+    assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a"}\n{"prompt": }\n', "in.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n\n{"text": "b"}\n', 'in.jsonl:3: needs a text under "prompt"'),
+        ('{"prompt": "a", "seed": -1}\n', 'in.jsonl:1: "seed" is -1'),
+        ("\n\n", "holds no prompt"),
+    ],
+)
+def test_a_malformed_line_is_named_by_its_number(run: str, tmp_path: Path, capsys, text: str, words: str) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    fails(capsys, ["generate", run, "--prompts", str(tmp_path / "in.jsonl")], words)
+
+
+def test_settings_are_saved_under_a_name_and_flags_go_before_them(run: str, tmp_path: Path, capsys) -> None:
+    first = answer(
+        capsys, run, "--prompt", "the", "--temperature", "1.3", "--top-k", "9", "--stop", ".", "--save-preset", "bold"
+    )
+    saved = answer(capsys, run, "--prompt", "the", "--preset", "bold")
+    assert saved == first
+    assert saved["settings"]["stop"] == ["."]
+    assert saved["settings"]["top_k"] == 9
+    assert answer(capsys, run, "--prompt", "the", "--preset", "bold", "--top-k", "3")["settings"]["top_k"] == 3
+    fails(capsys, ["generate", run, "--prompt", "the", "--preset", "bald"], "no preset bald", "did you mean bold?")
+    (tmp_path / "settings/generation.yaml").write_text("bold: 3\n")
+    fails(capsys, ["generate", run, "--prompt", "the", "--preset", "bold"], "must map names to settings")
+    fails(capsys, ["generate", run, "--prompt", "a", "--save-preset", "x", "--top-p", "2"], "generation.top_p")
+
+
+def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
+    found = answer(capsys, run, "--prompt", "the", "--stop", ".", "--logprobs", "2", "--stop-at-eos", "False")
+    assert found["reasons"] == ["stop"]
+    assert "." not in found["samples"][0]
+    assert set(found["tokens"][0][0]) == {"text", "logprob", "top"}
+    assert len(found["tokens"][0][0]["top"]) == 2
+    capsys.readouterr()
+    assert main(["generate", run, "--prompt", "the", "--best-of", "3", "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out.startswith("--- 1 (score -")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stop-regex", "("], "generation.stop_regex: '(' is not a regular expression"),
+        (["--num-beams", "0"], "generation.num_beams"),
+        (["--top-k", "-1"], "generation.top_k"),
+        (["--max-seconds", "0"], "generation.max_seconds"),
+        (["--num-beams", "4", "--best-of", "2"], "exclude each other"),
+        (["--prompts", "x.txt", "--prompt", "a"], "--prompt, --prompt-file, --prompts exclude each other"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--temprature", "1"], "did you mean --temperature?"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], words: str) -> None:
+    fails(capsys, ["generate", run, *flags], words)
