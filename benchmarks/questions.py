@@ -13,17 +13,22 @@ from pathlib import Path
 
 from minigpt.assemble import load_run
 from minigpt.data.questions import questions
-from minigpt.finetune import load_template
+from minigpt.errors import RunError
+from minigpt.finetune.template import Template, encode_question, load_template
 from minigpt.writing import complete
 
 
 def accuracy(run_path: str, asked: list[list[dict[str, str]]], batch: int) -> float:
     """Share of the chats whose last message the run writes."""
     run = load_run(run_path, "cpu")
-    template, right = load_template(Path(run_path)), 0
+    try:
+        template = load_template(run_path)
+    except RunError:  # not tuned on chats: asked in the words that it would be tuned on
+        template = Template()
+    right = 0
     for first in range(0, len(asked), batch):
         some = asked[first : first + batch]
-        prompts = [template.prompt(chat[:-1]) for chat in some]
+        prompts = [encode_question(chat[:-1], template, run.tokenizer) for chat in some]
         answers = complete(run.model, prompts, run.tokenizer, temperature=0.0, max_new_tokens=40, stop="\n")
         right += sum(of[0].text.strip() == chat[-1]["content"] for of, chat in zip(answers, some, strict=True))
     return right / len(asked)
