@@ -382,3 +382,11 @@ def test_a_compiled_view_follows_a_switch(tmp_path: Path) -> None:
     for name, wanted in ((None, plain), ("one", logits(model)), (None, plain)):
         adapters.use(name)
         assert distance(logits(view), wanted) < 1e-4
+
+
+def test_an_adapter_is_merged_before_decoding_is_prepared() -> None:
+    model, _ = adapted()
+    with pytest.raises(ValueError, match="carries an adapter; merge it first"):
+        prepare_decoding(model, "fp32")
+    merge(model)
+    assert prepare_decoding(model, "fp32") is model
