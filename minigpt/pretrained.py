@@ -22,6 +22,11 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     if is_huggingface(path):
         return _read_huggingface(path)
     loaded = checkpoint.load(path)
+    if (loaded.path / "adapter.safetensors").is_file():
+        raise CheckpointError(
+            f"{loaded.path}: holds an adapter, not a model; minigpt.load_run loads it on its base, and "
+            "`minigpt finetune --merge RUN --out DIR` writes a whole model"
+        )
     try:
         config, weights = ModelConfig(**loaded.state["model"]), loaded.weights
     except (KeyError, TypeError, ValueError):

@@ -138,6 +138,8 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
     served.load("small", run.path)
     with torch.no_grad():
         assert torch.equal(served.use("small")(ids), run.model(ids)), "a run is an adapter that can be switched to"
+    with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
+        GPT.from_pretrained(run.path)
     merged = merge_run(run.path, tmp_path / "runs" / "merged")
     assert load_run(merged, "cpu").config.lora.rank == 0
     assert same(load_run(merged, "cpu").model.weights(), load_run(run.path, "cpu").model.weights())

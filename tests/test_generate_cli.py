@@ -103,6 +103,7 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
         (["--prompts", "x.txt", "--prompt", "a"], "--prompt, --prompt-file, --prompts exclude each other"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--temprature", "1"], "did you mean --temperature?"),
+        (["--no-stop-at-eos"], "no such option: --no-stop-at-eos; did you mean --stop-at-eos?"),
     ],
     ids=str,
 )  # fmt: skip

@@ -84,7 +84,8 @@ def _sections(command: str) -> dict[str, Any]:
 
 def _refuse_unknown(kind: Any, words: list[str], sections: dict[str, Any]) -> None:
     flags = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(kind)}
-    known = set(flags) | {f"--no-{name[2:]}" for name in flags} | {"--help", "-h"}
+    switches = {name for name, field in flags.items() if field.default is True}
+    known = set(flags) | {f"--no-{name[2:]}" for name in switches} | {"--help", "-h"}
     for word in words:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and len(name) > 2 and name not in known:
