@@ -219,3 +219,10 @@ def test_a_ban_does_not_reach_a_row_that_has_ended() -> None:
     found = complete(model(), ["abc", "a"], LETTERS, no_repeat_ngram_size=1, max_new_tokens=40, logit_bias=late)
     assert [of[0].reason for of in found] == ["eos", "eos"]
     assert [of[0].tokens for of in found] == [LETTERS.vocab_size - 3, LETTERS.vocab_size - 1]
+
+
+def test_a_beam_that_ends_at_once_is_an_empty_text_not_none_at_all() -> None:
+    now = {"<|endoftext|>": 1e4}
+    found = complete(model(), ["abc"], LETTERS, temperature=0.0, num_beams=2, logit_bias=now)[0]
+    assert [(one.text, one.reason) for one in found] == [("", "eos")]
+    assert generate_text(model(), "abc", LETTERS, temperature=0.0, num_beams=2, logit_bias=now) == ""

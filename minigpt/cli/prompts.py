@@ -86,9 +86,7 @@ def _answers(
         prompts = [clean_text(record["prompt"], run.config.data.clean) for record in some]
         seeds = [record.get("seed", config.seed) for record in some]
         writing = Writing(run.model, run.tokenizer, prompts, config, seeds, draft)
-        for _ in writing:  # the pieces add up to the completions
-            continue
-        for record, seed, samples in zip(some, seeds, writing.completions, strict=True):
+        for record, seed, samples in zip(some, seeds, writing.finish(), strict=True):
             shown = [
                 {key: value for key, value in asdict(sample).items() if value not in (None, [])} for sample in samples
             ]

@@ -52,6 +52,7 @@ class Row:
         self.eos_id = tokenizer.eos_id if config.stop_at_eos else None
         self.stream, self.stops = TextStream(tokenizer), Stops(config)
         self.completion, self.ended, self.total = Completion(), False, 0.0
+        self.found = True  # False: beam search found no text for it
 
     def push(self, id_: int, logits: Tensor | None = None) -> str:
         """The new text of one more token; `logits` [V] where its log-probability is asked for."""
@@ -140,6 +141,12 @@ class Writing:
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
+    def finish(self) -> list[list[Completion]]:
+        """Write to the end; the completions."""
+        for _ in self:  # the pieces add up to them
+            continue
+        return self.completions
+
     @property
     def completions(self) -> list[list[Completion]]:
         """Of each prompt its num_samples texts, best first where they were compared."""
@@ -147,7 +154,7 @@ class Writing:
         for first in range(0, len(self.rows), self.copies):
             rows = self.rows[first : first + self.copies]
             groups = [rows[i : i + self.config.best_of] for i in range(0, self.copies, self.config.best_of)]
-            found.append([self._best(group) for group in groups if group[0].completion.tokens])
+            found.append([self._best(group) for group in groups if group[0].found])
         return found
 
     def _best(self, rows: list[Row]) -> Completion:
@@ -201,11 +208,13 @@ class Writing:
         for number, hypotheses in enumerate(found):
             rows = self.rows[number * self.copies : (number + 1) * self.copies]
             for row, hypothesis in zip_longest(rows, hypotheses):
-                for id_ in hypothesis.ids if hypothesis else ():
+                if hypothesis is None:
+                    row.found, row.ended = False, True
+                    continue
+                for id_ in hypothesis.ids:
                     row.push(id_)
-                if hypothesis:
-                    row.completion.score = hypothesis.score
-                if hypothesis is None or hypothesis.ended:
+                row.completion.score = hypothesis.score
+                if hypothesis.ended:
                     row.end("eos")
         return [row.completion.text for row in self.rows]
 
@@ -265,10 +274,9 @@ def complete(
     was_training = model.training
     model.eval()
     writing = Writing(model, tokenizer, prompts, config, seeds, draft)
-    for _ in writing:  # the pieces add up to the completions
-        continue
+    found = writing.finish()
     model.train(was_training)
-    return writing.completions
+    return found
 
 
 def generate_text(model: GPT, prompt: str, tokenizer: Tokenizer | None = None, **settings: Any) -> str | list[str]:
