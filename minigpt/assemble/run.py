@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from minigpt import checkpoint, tokenizers
@@ -219,7 +218,7 @@ def build(
 
     trainer = kind.trainer(
         model,
-        make_optimizer(model, config.optimizer, torch.float32 if runtime.precision == "fp32" else torch.bfloat16),
+        make_optimizer(model, config.optimizer, runtime.precision),
         feed.batches,
         validation,
         settings,

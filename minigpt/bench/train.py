@@ -191,7 +191,7 @@ def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
 def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
     """minigpt, stepping as `minigpt train` does (but for fp16's loss scaling)."""
     model = model.to(runtime.device).train()
-    forward, optimizer = runtime.prepare(model), make_optimizer(model, config.optimizer)
+    forward, optimizer = runtime.prepare(model), make_optimizer(model, config.optimizer, runtime.precision)
     number = itertools.count()
 
     def step() -> None:
@@ -228,7 +228,7 @@ def _rivals(
 def hf_side(model: nn.Module, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
     """transformers, in the plain loop that everybody writes, with the AdamW of torch that we use."""
     model = model.to(runtime.device).train()
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = make_optimizer(model, config.optimizer, runtime.precision)
     forward = torch.compile(model, dynamic=False) if runtime.compile else model
 
     def step() -> None:

@@ -40,13 +40,12 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = yaml.safe_dump(read_presets() | {name: plain}, allow_unicode=True)
+    from minigpt.checkpoint import storage_error  # torch comes with these, and the help needs none
+    from minigpt.jsonl import write_text
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        work = file.with_suffix(".tmp")
-        work.write_text(text, encoding="utf-8")
-        work.replace(file)
     except OSError as error:
-        from minigpt.checkpoint import storage_error  # torch comes with it, and the help needs none
-
         raise storage_error(file, error) from None
+    write_text(file, text)
     return file

@@ -190,13 +190,18 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _field(line: str, field: str, where: str) -> str:
+    return text_of(json_object(line, where, f', like {{"{field}": "..."}}'), field, where)
+
+
+def json_object(line: str, where: str, example: str = "") -> dict[str, Any]:
+    """What a line of JSON lines holds. Raises DataError, whose hint ends with the example."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON ({error}); each line is one object") from None
+        raise DataError(f"{where}: is not JSON ({error}); each line is one object{example}") from None
     if not isinstance(value, dict):
-        raise DataError(f'{where}: is not an object; each line is one, like {{"{field}": "..."}}')
-    return text_of(value, field, where)
+        raise DataError(f"{where}: is not an object, but {type(value).__name__}; each line is one object{example}")
+    return value
 
 
 def text_of(row: dict[str, Any], field: str, where: str) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.data.clean import clean_text
-from minigpt.data.files import is_json_lines, numbered_lines
+from minigpt.data.files import is_json_lines, json_object, numbered_lines
 from minigpt.errors import DataError, nearest
 from minigpt.finetune.template import ROLES, Piece, Template
 from minigpt.tokenizers.base import valid_unicode
@@ -65,7 +65,7 @@ def holds_records(source: str, encoding: str, text_field: str) -> bool:
     if not path.is_file() or not is_json_lines(path):
         return False
     for number, line in numbered_lines(path, encoding):
-        row = _row(line, f"{path}:{number}")
+        row = json_object(line, f"{path}:{number}")
         return bool(_kinds(row)) or text_field not in row
     return False
 
@@ -79,7 +79,7 @@ def read_records(path: Path, encoding: str = "utf-8", clean: Sequence[str] = ())
     records: list[Record] = []
     for number, line in numbered_lines(path, encoding):
         where = f"{path}:{number}"
-        row = _row(line, where)
+        row = json_object(line, where)
         kinds = _kinds(row)
         if len(kinds) != 1:
             forms = "; or ".join(" and ".join(fields) for fields in KINDS.values())
@@ -112,16 +112,6 @@ def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[
 
 def _kinds(row: dict[str, Any]) -> list[str]:
     return [kind for kind, fields in KINDS.items() if all(field in row for field in fields)]
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON ({error}); each line is one object") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: is not an object, but {type(row).__name__}; each line is one object")
-    return row
 
 
 def _checked(fields: dict[str, Any], where: str, clean: Sequence[str]) -> dict[str, Any]:
