@@ -10,7 +10,7 @@ from minigpt.training.muon import Muon
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str = "bf16") -> optim.Optimizer:
-    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks'; a run's precision."""
+    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks'."""
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
     groups = [
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str = "
     if not pieces:
         return adamw
     scale = config.muon_learning_rate / config.learning_rate
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # bf16 products are slow where a run takes fp32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # as the run's products
     return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype)
 
 
