@@ -1,6 +1,7 @@
 """Every error that a person can cause, as one tree. The command prints it as one clear line and exits with 2.
 
     MiniGPTError                 anything minigpt raises on purpose (exit code 1 where nobody is to blame)
+    ├── DivergedError            a loss, gradient or weight that is no number any more
     └── UserError                something the person can mend (exit code 2)
         ├── ConfigError          wrong key, type or value in a recipe or on the command line; holds all of them
         ├── DataError            a text that is missing, empty, binary, too short, or that cannot be fetched
@@ -23,6 +24,10 @@ class MiniGPTError(Exception):
     """Base of everything minigpt raises on purpose."""
 
     exit_code = 1
+
+
+class DivergedError(MiniGPTError):
+    """Training blew up; nothing of it was saved."""
 
 
 class UserError(MiniGPTError):

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError
@@ -28,13 +29,43 @@ class Compilable(Protocol):
 Compiled = TypeVar("Compiled", bound=Compilable)
 
 
+class Ranks:
+    """The processes that train one model together. This is one alone; `minigpt.parallel` has several."""
+
+    rank, world = 0, 1
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over the ranks."""
+        return value
+
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values: what all of them then decide by."""
+        return value
+
+    def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
+        """Around a backward pass: whether the ranks add up their gradients `now`, or go on accumulating."""
+        return nullcontext()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor of which each rank may hold a part; every rank must ask."""
+        return tensor
+
+    def own(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """This rank's part of a whole tensor, divided as `like` is."""
+        return tensor
+
+
+ALONE = Ranks()
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the dtype of its matrix products, and whether models are compiled."""
+    """A device, the dtype of its matrix products, whether models are compiled, and who trains beside this process."""
 
     device: torch.device
     precision: str
     compile: bool = False
+    ranks: Ranks = ALONE
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in `precision` (weights and sums stay fp32)."""
@@ -128,6 +159,14 @@ def peak_flops(device: str, precision: str) -> float:
         runtime.synchronise()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a device's or the host's allocator giving up."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
 
 
 def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:

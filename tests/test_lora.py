@@ -32,7 +32,7 @@ from minigpt.huggingface import config_to_hf, weights_from_hf, weights_to_hf
 from minigpt.model import GPT
 from minigpt.runtime import make_runtime
 from minigpt.training.optim import make_optimizer
-from minigpt.training.step import train_step
+from minigpt.training.step import accumulate, update
 
 GPT2 = ModelConfig(
     shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=24, ff_dim=72, init_std=0.2
@@ -143,10 +143,11 @@ def test_training_moves_a_and_b_and_nothing_else(kind: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(model, OptimizerConfig(kind=kind, learning_rate=1e-2, weight_decay=0.1))
     runtime = make_runtime("cpu", "fp32")
-    losses = [
-        train_step(model.train(), optimizer, [(TOKENS[:, :-1], TOKENS[:, 1:])], runtime=runtime, step=step)[0].item()
-        for step in range(30)
-    ]
+    losses: list[float] = []
+    for step in range(30):
+        loss = accumulate(model.train(), [(TOKENS[:, :-1], TOKENS[:, 1:])], runtime=runtime, step=step)
+        update(model, optimizer, runtime=runtime)
+        losses.append(loss.item())
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == set(adapter(model))
     assert {name for name, p in model.named_parameters() if p.grad is not None} == moved

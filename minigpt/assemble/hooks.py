@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import DivergedError
 from minigpt.jsonl import append_line, keep_lines
 from minigpt.runtime import peak_flops
-from minigpt.training.hooks import LOWER_RATE
 from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
@@ -220,7 +219,7 @@ class Metrics(Hook):
             return
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
-            raise MiniGPTError(f"the loss is {loss} at step {state.step}; {LOWER_RATE}")
+            raise DivergedError(f"the loss is {loss} at step {state.step}")
         trainer.runtime.synchronise()
         spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
         speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)

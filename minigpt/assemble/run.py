@@ -26,10 +26,10 @@ from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.jsonl import read_lines, write_text
 from minigpt.model import GPT
+from minigpt.recovery import Checkpoints
 from minigpt.runtime import hardware
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
-from minigpt.training.hooks import Checkpoints
 from minigpt.training.loop import BatchSource
 from minigpt.training.step import Batch
 from minigpt.writing import generate_text

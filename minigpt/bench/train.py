@@ -26,7 +26,7 @@ from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, 
 from minigpt.config import RunConfig
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, make_runtime
-from minigpt.training import make_optimizer, train_step
+from minigpt.training import accumulate, make_optimizer, update
 from minigpt.tuning import Choice, choose
 
 PROFILED_STEPS = 2
@@ -195,15 +195,8 @@ def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatc
     number = itertools.count()
 
     def step() -> None:
-        train_step(
-            forward,
-            optimizer,
-            batches,
-            runtime=runtime,
-            step=next(number),
-            seed=config.train.seed,
-            grad_clip=config.train.grad_clip,
-        )
+        accumulate(forward, batches, runtime=runtime, step=next(number), seed=config.train.seed)
+        update(forward, optimizer, runtime=runtime, grad_clip=config.train.grad_clip)
         runtime.synchronise()
 
     compiled = forward is not model

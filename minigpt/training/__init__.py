@@ -3,6 +3,8 @@
 from minigpt.training.loop import Hook, Trainer, TrainState
 from minigpt.training.optim import make_optimizer
 from minigpt.training.schedule import Budget, lr_factor
-from minigpt.training.step import train_step, validation_loss
+from minigpt.training.step import accumulate, update, validation_loss
 
-__all__ = ["Budget", "Hook", "TrainState", "Trainer", "lr_factor", "make_optimizer", "train_step", "validation_loss"]
+__all__ = [
+    "Budget", "Hook", "TrainState", "Trainer", "accumulate", "lr_factor", "make_optimizer", "update", "validation_loss"
+]  # fmt: skip

@@ -16,13 +16,13 @@ from torch.amp.grad_scaler import GradScaler
 
 from minigpt.checkpoint import Checkpoint
 from minigpt.config import ScheduleConfig, TrainConfig
-from minigpt.errors import MiniGPTError
+from minigpt.errors import DivergedError
 from minigpt.model import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime import Runtime, out_of_memory
 from minigpt.training.ema import Average
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, lr_factor
-from minigpt.training.step import Batch, train_step, validation_loss
+from minigpt.training.step import Batch, accumulate, update, validation_loss
 
 
 class BatchSource(Protocol):
@@ -44,6 +44,9 @@ class Hook:
 
     def on_step(self, trainer: "Trainer") -> None:
         """After every optimizer step, and its evaluation if one was due; `trainer.loss`, `.lr` are of that step."""
+
+    def on_rollback(self, trainer: "Trainer") -> None:
+        """After the run was set back to an earlier step."""
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step, also when stopped early."""
@@ -69,6 +72,16 @@ class TrainState:
     finished: bool = False
     stop_reason: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch_size: int | None = None  # where memory was too small for the config's
+    skipped: list[int] = field(default_factory=list)  # batches never to be used, in order
+    rate_scale: float = 1.0
+
+
+def batch_number(step: int, skipped: Sequence[int]) -> int:
+    """The batch of a step, when some are left out: batch_number(3, [1, 4]) -> 5, the fourth of 0, 2, 3, 5."""
+    for batch in skipped:
+        step += batch <= step
+    return step
 
 
 class Trainer:
@@ -110,11 +123,12 @@ class Trainer:
         self.loss = self.grad_norm = torch.zeros(())
         self.lr = 0.0
         self.eval_seconds = 0.0
-        self._stop = ""
+        self.heal: Callable[[DivergedError], bool] = lambda error: False  # whether the run may go on after it
+        self._asked = self._stop = ""
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this step."""
-        self._stop = reason
+        self._asked = reason
 
     def run(self) -> TrainState:
         """Train until the budget, a hook or a signal ends it; returns the final state."""
@@ -128,47 +142,67 @@ class Trainer:
         for hook in self.hooks:
             hook.on_start(self)
         self.model.train()
-        started = time.perf_counter() - self.state.seconds
-        while not self._stop and not self._done():
-            self._one_step()
-            self.state.seconds = time.perf_counter() - started
-            if self._evaluation_due():
-                self.evaluate()
-                self.state.seconds = time.perf_counter() - started
-            for hook in self.hooks:
-                hook.on_step(self)
+        self._started = time.perf_counter() - self.state.seconds
+        while not self._ended():
+            try:
+                self._one_step()
+                self._ended()
+                if self._evaluation_due():
+                    self.evaluate()
+                for hook in self.hooks:
+                    hook.on_step(self)
+            except DivergedError as error:
+                if not self.heal(error):
+                    raise
         self.state.stop_reason = self._stop or "budget used up"
         self.state.finished = not self._stop.startswith("interrupted")
         for hook in self.hooks:
             hook.on_end(self)
         return self.state
 
+    def _ended(self) -> bool:
+        """Read the clock, and whether to stop: both as all ranks see them, whose clocks and signals differ."""
+        ranks = self.runtime.ranks
+        self.state.seconds = ranks.largest(time.perf_counter() - self._started)
+        if ranks.largest(float(bool(self._asked))):
+            self._stop = self._asked or "interrupted on another rank"
+        return bool(self._stop) or self._done()
+
     def _one_step(self) -> None:
-        state = self.state
-        self.lr = (
-            self.learning_rate
-            * self.schedule.plateau_factor**state.cuts
-            * lr_factor(state.step, self.progress, self.schedule)
-        )
+        state, ranks = self.state, self.runtime.ranks
+        cuts = self.schedule.plateau_factor**state.cuts * state.rate_scale
+        self.lr = self.learning_rate * cuts * lr_factor(state.step, self.progress, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
-        inputs, targets = self.batches.batch(state.step)
-        size = self.config.micro_batch_size or len(inputs)
-        self.loss, self.grad_norm = train_step(
-            self.forward,
-            self.optimizer,
-            list(zip(inputs.split(size), targets.split(size), strict=True)),
-            runtime=self.runtime,
-            step=state.step,
-            seed=self.config.seed,
-            grad_clip=self.config.grad_clip,
-            label_smoothing=self.config.label_smoothing,
-            scaler=self.scaler,
+        batch = self.batches.batch(batch_number(state.step, state.skipped), ranks.rank, ranks.world)
+        self.loss = self._gradients(batch)
+        self.grad_norm = update(
+            self.forward, self.optimizer, runtime=self.runtime, grad_clip=self.config.grad_clip, scaler=self.scaler
         )
         state.step += 1
         state.tokens += self.batches.tokens_per_step
         if self.average:
             self.average.update(self.model, state.step)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """`accumulate` over micro-batches; where memory does not suffice, over smaller ones from now on."""
+        state, config = self.state, self.config
+        while True:
+            size = min(state.micro_batch_size or config.micro_batch_size or len(batch[0]), len(batch[0]))
+            try:
+                return accumulate(
+                    self.forward,
+                    list(zip(*(side.split(size) for side in batch), strict=True)),
+                    runtime=self.runtime,
+                    step=state.step,
+                    seed=config.seed,
+                    label_smoothing=config.label_smoothing,
+                    scaler=self.scaler,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or self.runtime.ranks.world > 1 or not out_of_memory(error):
+                    raise
+            state.micro_batch_size = size // 2  # outside of `except`, which holds on to the memory
 
     @property
     def progress(self) -> float:
@@ -199,7 +233,7 @@ class Trainer:
             loss = validation_loss(self.model, self.validation(), self.runtime)
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
-            raise MiniGPTError(f"validation loss is not a number at step {state.step}; lower optimizer.learning_rate")
+            raise DivergedError(f"the validation loss is not a number at step {state.step}")
         state.val_loss = loss
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step = loss, state.step
@@ -233,11 +267,13 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint, exactly."""
-        self.model.load_weights(checkpoint.tensors["model"])
-        load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        own, parts = self.runtime.ranks.own, dict(self.model.named_parameters())
+        weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors["model"].items()}
+        self.model.load_weights(weights)
+        load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"], own)
         if self.average:
             for name, tensor in checkpoint.tensors.get("ema", checkpoint.tensors["model"]).items():
-                self.average.weights[name].copy_(tensor)
+                self.average.weights[name].copy_(own(tensor, parts[name]))
         self.state = TrainState(**checkpoint.state["train"])
         self.state.finished, self.state.stop_reason = False, ""
         if self.scaler and self.state.scaler:

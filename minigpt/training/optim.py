@@ -1,5 +1,7 @@
 """Optimizers: parameter groups, and their state as named tensors that a checkpoint can hold."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn, optim
 
@@ -54,11 +56,17 @@ def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str,
     }
 
 
-def load_optimizer(model: nn.Module, optimizer: optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the named tensors back. Raises CheckpointError if they are of another model."""
+def load_optimizer(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    tensors: dict[str, Tensor],
+    own: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
+) -> None:
+    """Put the named tensors back, of each this rank's `own` part. Raises CheckpointError if of another model."""
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(":")
         if name not in parameters:
             raise CheckpointError(f"the optimizer's state names {name}, which this model has not")
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device, copy=True)
+        part = own(value, parameters[name]) if value.dim() else value  # the count of steps is everybody's
+        optimizer.state[parameters[name]][key] = part.to(parameters[name].device, copy=True)

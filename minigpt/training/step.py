@@ -1,6 +1,7 @@
 """One optimizer step, and one pass over validation batches."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,58 +14,79 @@ from minigpt.runtime import Runtime, step_seed
 Batch = tuple[Tensor, Tensor]
 
 
-def train_step(
+def accumulate(
     model: GPT,
-    optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch],
     *,
     runtime: Runtime,
     step: int = 0,
     seed: int = 0,
-    grad_clip: float = 1.0,
     label_smoothing: float = 0.0,
     scaler: GradScaler | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Accumulate the gradients of the micro-batches, clip their norm, and step.
+) -> Tensor:
+    """Gradients of a batch, in place of those that are there; returns its mean loss over the valid targets.
 
     Args:
         micro_batches: (inputs, targets) pairs, each [b, T]; together they are one batch.
         step, seed: dropout of micro-batch i is a pure function of (seed, step, i).
-        grad_clip: largest norm of the gradient, 0 for none.
 
-    Returns:
-        (loss, gradient norm before clipping), scalars on the device; the loss is the mean over valid targets.
+    With several ranks each brings its own micro-batches, and the mean is over the valid targets of all: gradients are
+    averaged over the ranks, so each divides by the mean number of them.
     """
-    valid = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches) or 1
-    optimizer.zero_grad(set_to_none=True)
+    ranks = runtime.ranks
+    valid: int | Tensor = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches)
+    if ranks.world > 1:
+        valid = ranks.total(torch.tensor(valid)) / ranks.world
+    for parameter in model.parameters():
+        parameter.grad = None
     loss = torch.zeros((), device=runtime.device)
     for index, (inputs, targets) in enumerate(micro_batches):
-        torch.manual_seed(step_seed(seed, step, micro=index))
+        torch.manual_seed(step_seed(seed, step, ranks.rank, index))
         inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
-        with runtime.autocast():
-            part = model.loss(inputs, targets, valid=valid, label_smoothing=label_smoothing)
-        (scaler.scale(part) if scaler else part).backward()
+        with ranks.exchange(model, now=index == len(micro_batches) - 1):
+            with runtime.autocast():
+                part = model.loss(inputs, targets, valid=valid or 1, label_smoothing=label_smoothing)
+            (scaler.scale(part) if scaler else part).backward()
         loss += part.detach()
+    return ranks.total(loss) / ranks.world
+
+
+def update(
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    *,
+    runtime: Runtime,
+    grad_clip: float = 1.0,
+    scaler: GradScaler | None = None,
+) -> Tensor:
+    """Clip the gradients' norm to `grad_clip` (0: no clipping) and step; one that is not finite changes nothing.
+
+    Returns the norm before clipping.
+    """
     if scaler:
         scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+    norm = runtime.ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf")))
     if scaler:
         scaler.step(optimizer)
         scaler.update()
-    else:
+    elif norm.isfinite():
         optimizer.step()
-    return loss, norm
+    return norm
 
 
 @torch.no_grad()
 def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime) -> float:
-    """Mean nats per valid target over the batches, summed on the host in float64; the model's mode is put back."""
+    """Mean nats per valid target over the batches, which the ranks take in turn; summed in float64. Keeps the mode."""
     was_training = model.training
     model.eval()
-    nats, count = 0.0, 0
-    for inputs, targets in batches:
+    nats, count, ranks = 0.0, 0, runtime.ranks
+    rest = iter(batches)
+    while turn := list(islice(rest, ranks.world)):
+        inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # one too many takes part: ranks may share the weights
         with runtime.autocast():
-            nats += model.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
-        count += int((targets != IGNORE).sum())
+            loss = model.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
+        if ranks.rank < len(turn):
+            nats, count = nats + loss, count + int((targets != IGNORE).sum())
     model.train(was_training)
+    nats, count = ranks.total(torch.tensor([nats, count], dtype=torch.float64)).tolist()
     return nats / max(count, 1)

@@ -1,15 +1,11 @@
-"""The hook that saves checkpoints. Those that face a person are in `assemble/hooks.py`."""
+"""The hook that saves checkpoints."""
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minigpt import checkpoint
-from minigpt.errors import MiniGPTError
+from minigpt.errors import DivergedError
 from minigpt.training.loop import Hook, Trainer
-
-LOWER_RATE = "--resume with a lower optimizer.learning_rate"
 
 
 class Checkpoints(Hook):
@@ -42,11 +38,19 @@ class Checkpoints(Hook):
         return self.folder / f"step-{step:08d}"
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint, move `last`, delete what is old. Raises MiniGPTError rather than save a broken model."""
-        if not torch.isfinite(trainer.loss):
-            loss, step = trainer.loss.item(), trainer.state.step
-            raise MiniGPTError(f"the loss is {loss} at step {step}, which is not saved; {LOWER_RATE}")
+        """Write a checkpoint, move `last`, delete what is old. Raises DivergedError rather than save a broken model."""
+        ranks = trainer.runtime.ranks
+        tensors = {
+            part: {name: ranks.whole(tensor) for name, tensor in named.items()}
+            for part, named in trainer.tensors().items()
+        }
+        for part, named in tensors.items():
+            for name, tensor in named.items():
+                if not tensor.isfinite().all():
+                    raise DivergedError(f"{part} {name} is not finite after step {trainer.state.step}; not saved")
+        if ranks.rank:
+            return
         target = self.directory(trainer.state.step)
-        checkpoint.save(target, trainer.tensors(), trainer.state_dict() | self.extra)
+        checkpoint.save(target, tensors, trainer.state_dict() | self.extra)
         checkpoint.point(self.folder, "last", target)
         checkpoint.prune(self.folder, self.keep)
