@@ -1,5 +1,6 @@
 """The composition root: config -> objects. Build and train a run, load a run. Only `data` does without torch."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from minigpt.assemble.data import make_tokenizer, prepare_data
@@ -7,7 +8,8 @@ from minigpt.assemble.data import make_tokenizer, prepare_data
 if TYPE_CHECKING:
     from minigpt.assemble.finetune import fine_tune, merge_run
     from minigpt.assemble.load import LoadedRun, load_run
-    from minigpt.assemble.run import TrainedRun, tiny, train
+    from minigpt.assemble.run import TrainedRun, train
+    from minigpt.assemble.shrink import tiny
 
 __all__ = [
     "LoadedRun",
@@ -22,18 +24,19 @@ __all__ = [
 ]
 
 
+_HOME = {
+    "TrainedRun": "run",
+    "train": "run",
+    "tiny": "shrink",
+    "LoadedRun": "load",
+    "load_run": "load",
+    "fine_tune": "finetune",
+    "merge_run": "finetune",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for."""
-    if name in ("TrainedRun", "tiny", "train"):
-        from minigpt.assemble import run
-
-        return getattr(run, name)
-    if name in ("LoadedRun", "load_run"):
-        from minigpt.assemble import load
-
-        return getattr(load, name)
-    if name in ("fine_tune", "merge_run"):
-        from minigpt.assemble import finetune
-
-        return getattr(finetune, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"minigpt.assemble.{_HOME[name]}"), name)

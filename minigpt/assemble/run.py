@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_tabl
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
 from minigpt.bars import progress_bars
-from minigpt.config import RunConfig, validate
+from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.jsonl import read_lines, write_text
@@ -331,31 +330,3 @@ def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(lines)
-
-
-def tiny(config: RunConfig) -> RunConfig:
-    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run."""
-    tree = config.model_dump()
-    shape = tree["model"]
-    heads = math.gcd(shape["num_heads"], 4)
-    width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
-    shape |= {
-        "num_layers": min(shape["num_layers"], 2),
-        "embed_dim": width,
-        "vocab_size": None,
-        "num_heads": heads,
-        "num_kv_heads": math.gcd(config.model.kv_heads, heads),
-        "head_dim": None,
-        "ff_dim": None,
-        "max_seq_len": min(shape["max_seq_len"], 64),
-    }
-    tree["tokenizer"] |= {
-        "vocab_size": min(config.tokenizer.vocab_size, 1024),
-        "max_train_bytes": min(config.tokenizer.max_train_bytes, 2_000_000),
-    }
-    tree["data"]["stories_count"] = min(config.data.stories_count, 500)
-    tree["schedule"]["warmup_steps"] = min(config.schedule.warmup_steps, 10)
-    tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
-    tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
-    tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
-    return validate(tree)

@@ -1,0 +1,33 @@
+"""A recipe shrunk, to see that it works."""
+
+import math
+
+from minigpt.config import RunConfig, validate
+
+
+def tiny(config: RunConfig) -> RunConfig:
+    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run."""
+    tree = config.model_dump()
+    shape = tree["model"]
+    heads = math.gcd(shape["num_heads"], 4)
+    width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
+    shape |= {
+        "num_layers": min(shape["num_layers"], 2),
+        "embed_dim": width,
+        "vocab_size": None,
+        "num_heads": heads,
+        "num_kv_heads": math.gcd(config.model.kv_heads, heads),
+        "head_dim": None,
+        "ff_dim": None,
+        "max_seq_len": min(shape["max_seq_len"], 64),
+    }
+    tree["tokenizer"] |= {
+        "vocab_size": min(config.tokenizer.vocab_size, 1024),
+        "max_train_bytes": min(config.tokenizer.max_train_bytes, 2_000_000),
+    }
+    tree["data"]["stories_count"] = min(config.data.stories_count, 500)
+    tree["schedule"]["warmup_steps"] = min(config.schedule.warmup_steps, 10)
+    tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
+    tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
+    tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
+    return validate(tree)
