@@ -1,4 +1,4 @@
-"""Text files of a run, written whole; metrics.jsonl and samples.jsonl: one JSON object a line, each with a `step`."""
+"""A run's folder; its text files, written whole; metrics.jsonl and samples.jsonl: one JSON object a line, with a `step`."""
 
 import json
 import os
@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.checkpoint import storage_error
+
+
+def run_folder(path: Path, holding: str = "config.yaml") -> Path:
+    """The run that a run directory, a checkpoint of it or its best/last file belongs to; `path` if there is none."""
+    return next((folder for folder in (path, *path.absolute().parents[:2]) if (folder / holding).is_file()), path)
 
 
 def write_text(path: Path, text: str) -> None:

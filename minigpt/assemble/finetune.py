@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minigpt import checkpoint
 from minigpt.assemble.directory import default_name, plan_run, write_run_files
-from minigpt.assemble.load import LoadedRun, load_run, run_directory
+from minigpt.assemble.load import LoadedRun, load_run
 from minigpt.assemble.run import Feed, Kind, TrainedRun, execute, text_feed
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
@@ -30,6 +30,7 @@ from minigpt.finetune.preference import (
 )
 from minigpt.finetune.records import Record, holds_records, read_records, split_records
 from minigpt.finetune.template import FILE_NAME, Template, encode, load_template, read_template
+from minigpt.jsonl import run_folder
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget, Trainer
@@ -166,7 +167,7 @@ def _template(config: RunConfig, base: LoadedRun) -> Template | None:
     """What the config names, else the base's own."""
     if config.finetune.template:
         return read_template(Path(config.finetune.template))
-    folder = run_directory(base.path)
+    folder = run_folder(base.path)
     return load_template(folder) if (folder / FILE_NAME).is_file() else None
 
 
@@ -348,7 +349,7 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
         out / "checkpoints" / f"step-{loaded.step:08d}", {"model": loaded.model.weights(), "optimizer": {}}, kept
     )
     checkpoint.point(step.parent, "last", step)
-    folder = run_directory(loaded.path)
+    folder = run_folder(loaded.path)
     receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8")) | {"merged": str(loaded.checkpoint)}
     write_run_files(out, loaded.config.model_copy(update={"lora": AdapterConfig()}), receipt, "finetune")
     loaded.tokenizer.save(out / "tokenizer.json")

@@ -11,6 +11,7 @@ from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, DataError, RunError
 from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
 from minigpt.finetune.records import holds_records
+from minigpt.jsonl import run_folder
 from minigpt.model import GPT
 from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime
@@ -42,15 +43,7 @@ class LoadedRun:
     @cached_property
     def name(self) -> str:
         """Short name for tables."""
-        return run_directory(self.path).name
-
-
-def run_directory(path: Path) -> Path:
-    """The run that a run directory, a checkpoint of it or its best/last file belongs to."""
-    for folder in (path, *path.absolute().parents[:2]):
-        if (folder / "config.yaml").is_file():
-            return folder
-    return path
+        return run_folder(self.path).name
 
 
 def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") -> LoadedRun:
@@ -70,7 +63,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
         model = GPT.from_pretrained(path, str(runtime.device))
     else:
         model = _adapted(path, device)
-    folder = path if is_huggingface(path) else run_directory(path)
+    folder = path if is_huggingface(path) else run_folder(path)
     tokenizer = tokenizers.load(folder)
     check_vocabulary(tokenizer, model.config, path)
     if is_huggingface(path):
@@ -83,7 +76,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
 
 def _adapted(path: Path, device: str) -> GPT:
     """The base of an adapter, with the adapter made part of its weights."""
-    saved, run = load_saved(path), run_directory(path)
+    saved, run = load_saved(path), run_folder(path)
     base = Path(saved.base)
     beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
     base = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)

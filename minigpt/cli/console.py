@@ -69,11 +69,23 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
     except SystemExit as ended:
         if not ended.code:
             raise
-        words = re.sub(r"[│╭╮╰╯─]+", " ", messages.getvalue())
-        words = re.sub(r"Argument helptext.*|For full helptext.*", "", words, flags=re.S)
-        words = re.sub(r"\s+", " ", words).removeprefix(" Value error ").strip()
-        raise UserError(f"{words}; see minigpt {command} --help") from None
+        raise UserError(f"{_plainly(messages.getvalue())}; see minigpt {command} --help") from None
     return parsed, overrides
+
+
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "{[STR FLOAT [STR FLOAT ...]]}": "texts, each with a number"}
+
+
+def _plainly(box: str) -> str:
+    """tyro's box of complaints as one line: "--num-beams: give a whole number, not 'x'"."""
+    words = re.sub(r"[│╭╮╰╯─]+|-{9,}", " ", box)
+    words = re.sub(r"Argument helptext.*|For full helptext.*", "", words, flags=re.S)
+    words = re.sub(r"\s+", " ", words).removeprefix(" Value error ").strip()
+    wrong = re.search(r"Error parsing (--\S+): no type matching {None}\|(.+?) could be .*? from \[(.*?)\]", words)
+    if wrong:
+        flag, kind, given = wrong.groups()
+        return f"{flag}: give {_KINDS.get(kind, kind)}, not {given}"
+    return re.sub(r"^(Missing argument|Unrecognized options) (?=\1|Missing)", "", words)
 
 
 def _sections(command: str) -> dict[str, Any]:

@@ -69,10 +69,10 @@ def main(argv: list[str]) -> int:
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
     from minigpt.assemble import load_run
-    from minigpt.assemble.load import run_directory
+    from minigpt.jsonl import run_folder
 
     run = load_run(args.run, args.device, args.precision)
-    if not (run_directory(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
+    if not (run_folder(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     report = _evaluate(args, run)
     if args.save:
@@ -123,9 +123,9 @@ def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
 
 
 def _save(report: dict[str, Any], asked: Path) -> None:
-    from minigpt.assemble.load import run_directory
+    from minigpt.jsonl import run_folder
 
-    path = run_directory(asked) / "eval.json"
+    path = run_folder(asked) / "eval.json"
     try:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

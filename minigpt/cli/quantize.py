@@ -67,10 +67,10 @@ def main(argv: list[str]) -> int:
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
     """(bits per byte of the one run, of the other, tokens); None, None, 0 where the run has no text of its own."""
     from minigpt.assemble import load_run
-    from minigpt.assemble.load import run_directory
     from minigpt.evals import TokenText, evaluate
+    from minigpt.jsonl import run_folder
 
-    if not count or not (run_directory(Path(before)) / "config.yaml").is_file():
+    if not count or not (run_folder(Path(before)) / "config.yaml").is_file():
         return None, None, 0
     try:
         runs = [load_run(path) for path in (before, after)]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt.errors import DataError, RunError, nearest
-from minigpt.jsonl import write_text
+from minigpt.jsonl import run_folder, write_text
 from minigpt.tokenizers import Tokenizer
 
 FILE_NAME = "template.json"
@@ -128,10 +128,9 @@ def load_template(run: str | Path) -> Template:
         RunError: it has none.
         DataError: its template.json is damaged.
     """
-    path = Path(run)
-    for folder in (path, *path.absolute().parents[:2]):
-        if (folder / FILE_NAME).is_file():
-            return read_template(folder / FILE_NAME)
+    file = run_folder(Path(run), FILE_NAME) / FILE_NAME
+    if file.is_file():
+        return read_template(file)
     raise RunError(f"{run}: has no {FILE_NAME}, so it was not tuned on chats; minigpt finetune does that")
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from minigpt import checkpoint, packing, tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError, RunError, StorageError
-from minigpt.jsonl import write_text
+from minigpt.jsonl import run_folder, write_text
 from minigpt.pretrained import is_huggingface, read_pretrained
 
 TABLES = ("embedding.weight", "positions.weight", "head.weight")
@@ -70,7 +70,7 @@ def quantize_run(
     _check(bits, group, embedding_bits)
     foreign = is_huggingface(path)
     state = {} if foreign else _state(path)
-    folder = path if foreign else _run_folder(path)
+    folder = path if foreign else run_folder(path, "tokenizer.json").resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
     if out.exists():
         raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
@@ -132,14 +132,6 @@ def _state(path: Path) -> dict[str, Any]:
     if (saved.path / "adapter.safetensors").is_file():
         raise CheckpointError(f"{path} is an adapter; make it whole first: minigpt finetune --merge {path} --out DIR")
     return saved.state
-
-
-def _run_folder(path: Path) -> Path:
-    """Where the tokenizer.json of a checkpoint is: beside it, or one or two above."""
-    found = checkpoint.resolve(path).absolute()
-    folders = (path, found, *found.parents[:2])
-    folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), path)
-    return folder if folder.name not in ("", "..") else folder.resolve()
 
 
 def _files(folder: Path) -> dict[str, str]:
