@@ -1,4 +1,7 @@
-"""A run's folder; its text files, written whole; metrics.jsonl and samples.jsonl: one JSON object a line, with a `step`."""
+"""A run's folder and its text files, written whole.
+
+metrics.jsonl and samples.jsonl hold one JSON object a line, each with a `step`.
+"""
 
 import json
 import os
