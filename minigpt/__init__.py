@@ -22,6 +22,7 @@ _HOME = {
     "load_run": "minigpt.assemble",
     "load_template": "minigpt.finetune.template",
     "evaluate_run": "minigpt.evals",
+    "explain": "minigpt.viz",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.writing",
     "stream_text": "minigpt.writing",
@@ -43,6 +44,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate_run",
+    "explain",
     "fine_tune",
     "generate",
     "generate_text",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from minigpt.model import GPT, KVCache
     from minigpt.quantize import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
+    from minigpt.viz import explain
     from minigpt.writing import generate_text, stream_text
 
 

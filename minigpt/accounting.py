@@ -1,6 +1,7 @@
 """What a model costs before it is built: parameters per part, FLOPs per token, memory, and the shapes on the way.
 
-All counts come from the model itself, built on torch's meta device (shapes without numbers), so they cannot drift.
+All counts come from the model itself, built on torch's meta device (shapes without numbers), so they cannot drift; what
+a block keeps for its backward pass, which depends on kernels and precision, is seen in short passes of a real one.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,11 @@ import torch
 from torch import nn
 
 from minigpt.config import ModelConfig
+from minigpt.kernels.loss import chunk_logits
 from minigpt.model.gpt import GPT
+from minigpt.runtime import DTYPES, Runtime
+
+PLAIN = Runtime(torch.device("cpu"), "fp32")
 
 
 def build_meta(config: ModelConfig) -> GPT:
@@ -49,36 +54,114 @@ def flops_per_token(config: ModelConfig, training: bool = True) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes."""
+    """Estimated bytes at the moment when they are most.
+
+    activations: what a forward and backward pass, or the optimizer's step, needs beside the others.
+    average: the weights' running average, where one is kept.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     kv_cache: int
+    average: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.kv_cache
+        return self.weights + self.gradients + self.optimizer + self.activations + self.kv_cache + self.average
 
 
-def training_memory(config: ModelConfig, batch: int, bytes_per_value: int = 4) -> Memory:
-    """fp32 weights, gradients and AdamW's two moments; activations kept for the backward pass of `batch` sequences.
+def training_memory(
+    config: ModelConfig,
+    batch: int,
+    runtime: Runtime = PLAIN,
+    *,
+    optimizer: str = "adamw",
+    ema: bool = False,
+    accumulates: bool = False,
+    shards: int = 1,
+    checkpointing: bool = False,
+) -> Memory:
+    """Of training with `batch` sequences at a time, by torch's eager kernels; compiled ones need less.
 
-    Activations count, per token and layer, the tensors that autograd saves (norm inputs and outputs, qkv, attention
-    output, feed-forward hidden), and the logits once in `bytes_per_value` and once in fp32: an estimate within
-    tens of percent, not a promise.
+    Args:
+        config: the shape; `attention` says which kernel.
+        batch: sequences of one forward pass: the micro-batch.
+        runtime: device and precision; a block of this shape makes three short passes there, to see what it keeps.
+        optimizer: adamw (two moments) or muon (one for the blocks' matrices, and room for its products).
+        ema: whether a running average is kept.
+        accumulates: whether gradients are there while the next micro-batch is at work.
+        shards: ranks that divide weights, gradients, optimizer and average among them (FSDP).
+        checkpointing: blocks keep their input only, and are computed anew in the backward pass.
     """
-    total = parameter_table(config)["total"]
-    width = config.num_heads * config.head_size
-    qkv = width + 2 * config.kv_heads * config.head_size
-    hidden = config.hidden_dim * (4 if config.activation == "swiglu" else 2)
-    saved = 4 * config.embed_dim + 2 * qkv + width + hidden
-    tokens = batch * config.max_seq_len
-    logits = config.padded_vocab_size * (bytes_per_value + 4)
-    activations = tokens * (config.num_layers * saved * bytes_per_value + logits)
-    return Memory(4 * total, 4 * total, 8 * total, activations, 0)
+    shapes = [(name, p.numel(), p.dim()) for name, p in build_meta(config).named_parameters()]
+    total, muon = sum(count for _, count, _ in shapes), optimizer == "muon"
+    matrices = sum(count for name, count, dim in shapes if muon and "blocks" in name and dim >= 2)
+    pure = runtime.precision == "bf16-pure"
+    size = DTYPES[runtime.precision].itemsize  # of a matrix product's numbers
+    weights = gradients = total * (2 if pure else 4)
+    moments = 8 * total - 4 * matrices + (4 * total if pure else 0)
+    average = 4 * total if ema else 0
+    kept, head, block = _pass_bytes(config, batch, runtime, checkpointing)
+    forward = kept + max(head, block) + (gradients if accumulates else 0)
+    stack = config.num_layers * up_rows(config) * config.embed_dim  # the largest that Muon orthogonalises together
+    step = gradients + (4 * matrices + stack * (8 + 5 * size // 2) if muon else 0) + (6 * total if pure else 0)
+    whole = 2 * weights // max(1, config.num_layers) if shards > 1 else 0  # two blocks are gathered at a time
+    parts = [count // shards for count in (weights, gradients, moments, average)]
+    activations = max(forward, step) - gradients + whole
+    return Memory(parts[0], parts[1], parts[2], max(0, activations), 0, parts[3])
+
+
+def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing: bool) -> tuple[int, int, int]:
+    """Bytes kept for the backward pass, and needed for a while by the head with its loss, and by one block.
+
+    What a block keeps is fixed + batch x (each T + pairs T^2), and three short passes tell the three numbers.
+    """
+    length, width, size = config.max_seq_len, config.embed_dim, DTYPES[runtime.precision].itemsize
+    tokens, vocab, long = batch * length, config.padded_vocab_size, 32
+    seen = (2, long), (4, long), (2, long // 2)  # a batch of one is laid out otherwise
+    two, four, half = (kept_by_block(config, runtime, *shape) for shape in seen)
+    fixed = 2 * two - four
+    pairs = ((two - fixed) / 2 - (half - fixed)) / (long * long / 2)
+    each = (two - fixed) / 2 / long - pairs * long
+    block = round(tokens * (each + pairs * length))
+    layers = config.num_layers * (4 * width * tokens if checkpointing else block)
+    layers += config.num_layers * fixed + (block if checkpointing else 0)
+    scores = config.num_heads * length * size if config.attention == "reference" else 0
+    passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
+    chunk = chunk_logits(runtime.device)
+    head = (12 if size == 4 else 14) * min(tokens * vocab, chunk)  # logits, in fp32, and what they become
+    if tokens * vocab > chunk:
+        head += vocab * width * (4 + 2 * size)  # the head's gradient, made on the way, and its copy in `size`
+    return layers + 16 * width * tokens, head, passing
+
+
+def up_rows(config: ModelConfig) -> int:
+    """Outputs of the first matrix of a feed-forward part."""
+    return config.hidden_dim * (2 if config.activation == "swiglu" else 1)
+
+
+def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int) -> int:
+    """Bytes that autograd keeps of a block's forward pass over [batch, length], its input counted, weights not."""
+    model = GPT(config.model_copy(update={"num_layers": 1, "vocab_size": 64, "max_seq_len": length}))
+    model = model.to(runtime.device, DTYPES["bf16"] if runtime.precision == "bf16-pure" else None).train()
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.zeros(batch, length, config.embed_dim, device=runtime.device, dtype=model.embedding.weight.dtype)
+    with torch.enable_grad(), runtime.autocast():
+        rotary = model.rotary(slice(length))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = model.blocks[0](x.requires_grad_(), rotary)
+    ours = [*model.parameters(), *(rotary or ())]
+    del out  # until here it held on to what was kept, so that no address could be used twice
+    return sum(kept.values()) - sum(kept.pop(part.untyped_storage().data_ptr(), 0) for part in ours)
 
 
 def inference_memory(config: ModelConfig, batch: int = 1, bytes_per_value: int = 4) -> Memory:

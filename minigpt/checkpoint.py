@@ -13,7 +13,6 @@ Everything is written beside and renamed last, so a reader sees the whole checkp
 This module knows files, not models: it stands below the model so that `GPT.from_pretrained` may read them.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -27,7 +26,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minigpt.errors import CheckpointError, StorageError
+from minigpt import shards
+from minigpt.errors import CheckpointError, DamagedError, storage_error
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]
@@ -65,6 +65,16 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, An
         for part, named in tensors.items():
             cpu = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in named.items()}
             save_file(cpu, work / f"{part}.safetensors")
+        seal(work, directory, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise storage_error(directory, error) from None
+    return directory
+
+
+def seal(work: Path, directory: Path, state: Mapping[str, Any]) -> None:
+    """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
+    try:
         _write_json(work / "state.json", state)
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
         for name in files:
@@ -79,18 +89,9 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, An
         work.rename(directory)
         shutil.rmtree(aside, ignore_errors=True)
         _sync(directory.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(directory, error) from None
-    return directory
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The one-line error for a failed write."""
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
-        return StorageError(f"{path}: the disk is full; free some space and resume, the previous checkpoint is whole")
-    return StorageError(f"{path}: cannot be written ({text}); choose another directory with --logging.runs-dir")
 
 
 def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
@@ -101,36 +102,35 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
         parts: which tensors to read, where they are there.
 
     Raises:
-        CheckpointError: missing, truncated, altered or foreign.
+        CheckpointError: missing or foreign; DamagedError: truncated or altered.
     """
     directory = resolve(path)
     verify(directory)
     try:
-        tensors = {
-            part: load_file(directory / f"{part}.safetensors")
-            for part in parts
-            if (directory / f"{part}.safetensors").exists()
-        }
+        files = {part: directory / f"{part}.safetensors" for part in parts}
+        tensors = {part: load_file(file) for part, file in files.items() if file.exists()}
+        if shards.in_parts(directory):
+            tensors = shards.read_parts(directory, parts)
         state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{directory}: cannot be read ({error}); use another checkpoint of the run") from None
+        raise DamagedError(f"{directory}: cannot be read ({error})", "use another checkpoint of the run") from None
     return Checkpoint(directory, tensors, state)
 
 
 def verify(directory: Path) -> None:
-    """Check sizes and sha256 of every file. Raises CheckpointError naming the file and another checkpoint."""
+    """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
     manifest = _read_manifest(directory)
     others = ", ".join(other.name for other in steps(directory.parent)[-3:] if other != directory)
-    hint = f"use another checkpoint of the run (to continue from it, write its name into `last`): {others or 'none'}"
+    hint = f"use another checkpoint of the run (minigpt train goes on from it by itself): {others or 'none'}"
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():
-            raise CheckpointError(f"{directory}: {name} is missing; {hint}")
+            raise DamagedError(f"{directory}: {name} is missing", hint)
         if file.stat().st_size != entry["bytes"]:
             size = file.stat().st_size
-            raise CheckpointError(f"{file}: truncated ({size} of {entry['bytes']} bytes); {hint}")
+            raise DamagedError(f"{file}: truncated ({size} of {entry['bytes']} bytes)", hint)
         if _sha256(file) != entry["sha256"]:
-            raise CheckpointError(f"{file}: damaged (its sha256 is not the manifest's); {hint}")
+            raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             )
         return {"files": dict(manifest["files"])}
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{directory}: not a whole minigpt checkpoint (no readable manifest.json)") from None
+        what = f"{directory}: not a whole minigpt checkpoint (no readable manifest.json)"
+        raise DamagedError(what, "use another checkpoint of the run") from None
 
 
 def resolve(path: Path) -> Path:
@@ -153,7 +154,7 @@ def resolve(path: Path) -> Path:
     if path.name in pointers:
         folder, pointers = path.parent, (path.name,)
     for pointer in (folder / name for name in pointers if (folder / name).is_file()):
-        target = folder / pointer.read_text(encoding="utf-8").strip()
+        target = folder / (pointer.read_text(encoding="utf-8", errors="replace").strip() or "?")
         aside = target.with_name(f".{target.name}-old")
         if aside.exists() and not target.exists():  # a kill fell between the two renames of `save`
             aside.rename(target)
@@ -184,13 +185,14 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
         raise storage_error(folder / name, error) from None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that `best` and `last` name."""
+def prune(folder: Path, keep: int, every: int = 1) -> None:
+    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
     named = {
-        (folder / name).read_text(encoding="utf-8").strip() for name in ("best", "last") if (folder / name).is_file()
+        (folder / name).read_text("utf-8", "replace").strip() for name in ("best", "last") if (folder / name).is_file()
     }
-    for old in steps(folder)[:-keep]:
-        if old.name not in named:
+    kept = [path for path in steps(folder) if int(path.name[5:]) % every == 0][-keep:]
+    for old in steps(folder):
+        if old not in kept and old.name not in named:
             shutil.rmtree(old)
 
 

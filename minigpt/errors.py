@@ -8,22 +8,27 @@
         │   ├── EncodingError    bytes that are not in the encoding asked for
         │   └── TokenFileError   a token file that is damaged, foreign, or made by another tokenizer
         ├── TokenizerError       a tokenizer that cannot be trained, loaded, or that does not know a character
-        ├── CheckpointError      a checkpoint that is truncated, altered, foreign, or does not fit the model
+        ├── CheckpointError      a checkpoint that is foreign, or does not fit the model
+        │   └── DamagedError     one that is truncated or altered
         ├── RunError             a run that exists already, or that does not exist
         ├── GenerationError      a prompt or a sampling setting that cannot be used
+        ├── ParallelError        processes that do not find each other, or that lost each other
         └── StorageError         a disk that is full or a directory that cannot be written
 
 A message names the problem, then the fix: "no such file: my.txt; give a path, or one of stories, shakespeare".
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class MiniGPTError(Exception):
     """Base of everything minigpt raises on purpose."""
 
     exit_code = 1
+    alone = False  # of several processes, whether this one alone knows of it; else the first of them tells it
 
 
 class DivergedError(MiniGPTError):
@@ -64,6 +69,14 @@ class CheckpointError(UserError):
     """A checkpoint that is damaged, foreign, or does not fit."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that is not as it was written. `what` is the damage, `fix` what to do."""
+
+    def __init__(self, what: str, fix: str):
+        self.what = what
+        super().__init__(f"{what}; {fix}")
+
+
 class RunError(UserError):
     """A run that exists already, or that is not there."""
 
@@ -72,8 +85,20 @@ class GenerationError(UserError):
     """A prompt or a setting of generation that cannot be used."""
 
 
+class ParallelError(UserError):
+    """Processes that train together and do not find, or have lost, each other."""
+
+
 class StorageError(UserError):
     """The disk is full or the directory cannot be written; what was there before is whole."""
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The one-line error for a failed write."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
+        return StorageError(f"{path}: the disk is full; free some space and resume, the previous checkpoint is whole")
+    return StorageError(f"{path}: cannot be written ({text}); choose another directory with --logging.runs-dir")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minigpt.checkpoint import storage_error
+from minigpt.errors import RunError, storage_error
 
 
 def run_folder(path: Path, holding: str = "config.yaml") -> Path:
@@ -26,6 +26,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         work.replace(path)
     except OSError as error:
+        work.unlink(missing_ok=True)
         raise storage_error(path, error) from None
 
 
@@ -42,16 +43,24 @@ def keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if line["step"] <= last_step]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    write_lines(path, [line for line in read_lines(path) if line["step"] <= last_step])
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """All objects anew, whole or not at all. Raises StorageError."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole objects; a last line that a kill cut short is left out."""
+    """All whole objects; a last line that a kill cut short is left out. Raises RunError for another that is none."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().split(b"\n") if line]  # not splitlines: a text may hold U+2028
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError:  # UnicodeDecodeError is one
-        return [json.loads(line) for line in lines[:-1]]
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:  # UnicodeDecodeError is one
+            if number < len(lines):
+                raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
+    return found

@@ -1,10 +1,12 @@
 """Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
 
+import importlib.util
 import os
 import platform
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, Self, TypeVar
@@ -15,7 +17,14 @@ from torch import Tensor
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16-pure": torch.bfloat16,
+    "fp8": torch.bfloat16,  # what its products give
+}
 
 
 class Compilable(Protocol):
@@ -27,12 +36,14 @@ class Compilable(Protocol):
 
 
 Compiled = TypeVar("Compiled", bound=Compilable)
+Made = TypeVar("Made")
 
 
 class Ranks:
     """The processes that train one model together. This is one alone; `minigpt.parallel` has several."""
 
     rank, world = 0, 1
+    device: torch.device | None = None  # where this rank computes, if that is no choice of its own
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over the ranks."""
@@ -54,6 +65,14 @@ class Ranks:
         """This rank's part of a whole tensor, divided as `like` is."""
         return tensor
 
+    def share(self, make: Callable[[], Made]) -> Made:
+        """What rank 0 makes, on every rank; the others wait, however long it takes."""
+        return make()
+
+    def in_turn(self, make: Callable[[], Made]) -> Made:
+        """What each rank makes: rank 0, then the first of every other host, then the rest, who find what those left."""
+        return make()
+
 
 ALONE = Ranks()
 
@@ -69,9 +88,19 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in `precision` (weights and sums stay fp32)."""
-        if self.precision == "fp32":
+        if self.precision in ("fp32", "tf32", "bf16-pure"):  # of which the last has its weights in bf16
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Inside, products of fp32 numbers are exact on CUDA too, or TF32 if that is the precision; then as before."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def prepare(self, model: Compiled) -> Compiled:
         """The model on the device, compiled if asked for; a compiler that fails costs one line, not the run."""
@@ -82,6 +111,13 @@ class Runtime:
         """Try the tool chain: a missing C++ compiler or Triton is found here, in a second, and said once."""
         return _compiler_works(str(self.device))
 
+    def give_back(self) -> None:
+        """Let go of what the device's allocator keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
     def synchronise(self) -> None:
         """Wait for the device, so that clocks tell the truth."""
         if self.device.type == "cuda":
@@ -91,7 +127,8 @@ class Runtime:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{name}, {self.precision}{', compiled' if self.compile else ''}"
+        ranks = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
+        return f"{name}, {self.precision}{', compiled' if self.compile else ''}{ranks}"
 
 
 @cache
@@ -113,7 +150,21 @@ def make_runtime(device: str = "auto", precision: str = "auto", compile: str = "
         precision = _best_precision(where)
     if precision == "fp16" and where.type == "cpu":
         raise ConfigError("train.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    _check_special(where, precision)
     return Runtime(where, precision, compile == "on" or (compile == "auto" and where.type == "cuda"))
+
+
+def _check_special(device: torch.device, precision: str) -> None:
+    """Raises ConfigError for tf32 and fp8 where they cannot be."""
+    needed = {"tf32": (8, 0), "fp8": (8, 9)}.get(precision)
+    if needed is None:
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < needed:
+        what = "an NVIDIA GPU from Ampere on" if precision == "tf32" else "an NVIDIA GPU from Hopper on (or Ada)"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        raise ConfigError(f"train.precision: {precision} needs {what}, not {name}; use auto, bf16 or fp32")
+    if precision == "fp8" and importlib.util.find_spec("torchao") is None:
+        raise ConfigError("train.precision: fp8 needs torchao; pip install 'minigpt[fp8]', or use bf16")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -163,7 +214,7 @@ def peak_flops(device: str, precision: str) -> float:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is a device's or the host's allocator giving up."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )

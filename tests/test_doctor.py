@@ -186,7 +186,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "_memory", lambda: (8 * 10**9, 10**8))
+    monkeypatch.setattr(machine, "host_memory", lambda: (8 * 10**9, 10**8))
     check = machine.memory()
     assert check.ok is False
     assert "micro_batch_size" in check.advice

@@ -4,16 +4,18 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt import checkpoint
-from minigpt.checkpoint import storage_error
+from minigpt.checkpoint import Checkpoint
 from minigpt.config import RunConfig, dump_config, load_config
-from minigpt.errors import RunError
+from minigpt.errors import RunError, storage_error
 from minigpt.jsonl import write_text
+from minigpt.recovery import newest_whole, run_lock
+from minigpt.recovery.lock import NAME as LOCK
 
 # What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
 _MAY_CHANGE = {
@@ -22,7 +24,7 @@ _MAY_CHANGE = {
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
     "optimizer": {"learning_rate", "muon_learning_rate", "weight_decay", "momentum", "beta1", "beta2", "eps"},
-    "schedule": None, "generation": None, "logging": None,
+    "schedule": None, "generation": None, "logging": None, "recovery": None,
 }  # fmt: skip
 
 
@@ -31,33 +33,43 @@ class Plan:
     """A run directory, and the checkpoint to continue from, if any."""
 
     path: Path
-    resume_from: Path | None = None
-    finished: bool = False
+    saved: Checkpoint | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run had ended by itself at this checkpoint."""
+        return self.saved is not None and bool(self.saved.state["train"]["finished"])
 
 
-def plan_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Plan:
-    """Decide: a new run, or an unfinished one of the same name and settings to continue.
+@contextmanager
+def plan_run(
+    config: RunConfig, name: str | None, default_name: str, resume: bool, say: Callable[[str], object]
+) -> Iterator[Plan]:
+    """Decide: a new run, or an unfinished one of the same name and settings to continue; and hold it against others.
 
     Nothing is ever overwritten. With a name that was given, a run of other settings is an error; with a derived
     one, the next free name is taken. `resume` continues under new settings where that makes sense (a longer budget).
+    Where the newest checkpoint is damaged, an older one is taken, and `say` told so.
 
     Raises:
-        RunError: the run is there with other settings, or `resume` finds none.
+        RunError: the run is there with other settings, or another process trains it, or `resume` finds none.
     """
+    path = pick_run(config, name, default_name, resume)
+    with run_lock(path):
+        yield Plan(path, newest_whole(path / "checkpoints", say))
+
+
+def pick_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Path:
+    """The directory that `plan_run` means, without touching it. Raises RunError."""
     base = Path(config.logging.runs_dir)
     path = base / (name or default_name)
     number = 2
-    while path.exists() and any(path.iterdir()):
+    while path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
         if not (path / "config.yaml").is_file():
             raise RunError(f"{path} is not a run, and is not empty; choose another name with --name")
         differences = compare(load_config(path / "config.yaml"), config, strict=not resume)
-        found = checkpoint.steps(path / "checkpoints")
         if not differences:
-            if not found:
-                return Plan(path)  # it ended before its first checkpoint: start it again
-            newest = checkpoint.resolve(path / "checkpoints" / "last")
-            checkpoint.verify(newest)
-            return Plan(path, newest, finished=is_finished(newest))
+            return path
         if resume:
             raise RunError(f"{path} cannot be continued with another {', '.join(differences)}; choose a new --name")
         if name is not None:
@@ -67,12 +79,7 @@ def plan_run(config: RunConfig, name: str | None, default_name: str, resume: boo
         path, number = base / f"{default_name}-{number}", number + 1
     if resume:
         raise RunError(f"nothing to resume: no run at {path}; leave --resume out to start it")
-    return Plan(path)
-
-
-def is_finished(step: Path) -> bool:
-    """Whether the run had ended by itself at this checkpoint."""
-    return bool(json.loads((step / "state.json").read_text(encoding="utf-8"))["train"]["finished"])
+    return path
 
 
 def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
@@ -86,7 +93,7 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
         for field, value in fields.items():
             if (
                 after[section][field] in (value, "auto")
-                or section == "logging"
+                or section in ("logging", "parallel")  # what is told, and by whom it is computed
                 or (section, field) == ("model", "vocab_size")
             ):
                 continue
@@ -114,6 +121,15 @@ def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], comm
     header = f"# The resolved settings of this run; to repeat it: minigpt {command} {path}/config.yaml\n"
     write_text(path / "config.yaml", header + dump_config(config))
     write_text(path / "receipt.json", json.dumps(receipt, indent=2) + "\n")
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """The receipt of the run at `path`; {} if it has none. Raises RunError if it is damaged."""
+    file = path / "receipt.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{file}: damaged ({error}); delete it to go on without comparing what it says") from None
 
 
 def make_receipt(

@@ -10,9 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from minigpt import checkpoint
-from minigpt.assemble.directory import default_name, plan_run, write_run_files
+from minigpt.assemble.directory import default_name, plan_run, read_receipt, write_run_files
 from minigpt.assemble.load import LoadedRun, load_run
-from minigpt.assemble.run import Feed, Kind, TrainedRun, execute, text_feed
+from minigpt.assemble.ranks import joined, planned
+from minigpt.assemble.run import Feed, Kind, TrainedRun, execute, teller, text_feed
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
@@ -32,6 +33,7 @@ from minigpt.finetune.records import Record, holds_records, read_records, split_
 from minigpt.finetune.template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.jsonl import run_folder
 from minigpt.model import GPT
+from minigpt.runtime import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget, Trainer
 
@@ -61,7 +63,6 @@ def fine_tune(
     Raises:
         UserError: see minigpt.errors; nothing is lost.
     """
-    console = Console(stderr=True, quiet=quiet)
     given = {"finetune.base": base, "data.source": data}
     given = {path: str(value) for path, value in given.items() if value is not None} | dict(settings or {})
     source = load_config(recipe, given).finetune.base  # and all mistakes of recipe and settings are told
@@ -70,6 +71,20 @@ def fine_tune(
     start = load_run(source, "cpu")
     given = _settings_of(recipe) | given
     config = finetune_config(start, given)
+    with joined(config, quiet, divisible=False) as (ranks, console):
+        return _tune(start, config, given, name, resume, recipe, ranks, console)
+
+
+def _tune(
+    start: LoadedRun,
+    config: RunConfig,
+    given: Mapping[str, Any],
+    name: str | None,
+    resume: bool,
+    recipe: str | None,
+    ranks: Ranks,
+    console: Console,
+) -> TrainedRun:
     template = _template(config, start)
     tokenizer, limit, asked = start.tokenizer, config.model.max_seq_len, ""
     if holds_records(config.data.source, config.data.encoding, config.data.text_field):
@@ -80,15 +95,16 @@ def fine_tune(
     elif config.finetune.val_source or config.finetune.pack or config.finetune.dpo_beta:
         raise ConfigError("finetune: val_source, pack and dpo_beta are for records (.jsonl), not for a text")
     else:
-        feed = text_feed(config, tokenizer, console, config.finetune.seq_len or limit, "--finetune.seq-len")
-    config = _fitted(config, given, feed, asked if 0 < len(tokenizer.encode(asked)) <= limit else "")
-    stem = default_name(config, None)
-    own = default_name(config, recipe) if recipe else f"{start.name}-{stem}"
-    plan = plan_run(config, name or config.logging.name, own, resume)
-    kind = _kind(config, start, template)
-    if plan.resume_from:
-        _check_same_start(plan.path, kind.receipt)
-    return execute(plan, config, tokenizer, feed, console, resume, kind)
+        seq_len = config.finetune.seq_len or limit
+        feed = ranks.in_turn(lambda: text_feed(config, tokenizer, console, seq_len, "--finetune.seq-len"))
+    fitted = _fitted(config, given, feed, asked if 0 < len(tokenizer.encode(asked)) <= limit else "")
+    stem = default_name(fitted, None)
+    own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
+    with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, teller(console))) as plan:
+        kind = _kind(fitted, start, template)
+        if plan.saved:
+            _check_same_start(plan.path, kind.receipt)
+        return execute(plan, fitted, tokenizer, feed, console, resume, kind, ranks)
 
 
 def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +247,7 @@ def _origin(run: LoadedRun) -> dict[str, str]:
 
 def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
     """Raises RunError if base or teacher have other weights than the run's receipt says."""
-    file = path / "receipt.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
+    before = read_receipt(path) or now
     for name, origin in now.items():
         if before[name]["sha256"] != origin["sha256"]:
             raise RunError(
@@ -350,7 +365,7 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
     )
     checkpoint.point(step.parent, "last", step)
     folder = run_folder(loaded.path)
-    receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8")) | {"merged": str(loaded.checkpoint)}
+    receipt = read_receipt(folder) | {"merged": str(loaded.checkpoint)}
     write_run_files(out, loaded.config.model_copy(update={"lora": AdapterConfig()}), receipt, "finetune")
     loaded.tokenizer.save(out / "tokenizer.json")
     if (folder / FILE_NAME).is_file():

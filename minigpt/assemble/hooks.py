@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from minigpt.errors import DivergedError
 from minigpt.jsonl import append_line, keep_lines
 from minigpt.runtime import peak_flops
 from minigpt.training.loop import Hook, Trainer
@@ -68,7 +67,7 @@ class Screen(Hook):
 def describe(line: dict[str, Any], trainer: Trainer, eta: float) -> str:
     """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12 %  eta 0:42."""
     total = trainer.budget.total_steps
-    parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line['loss']:.4f}"]
+    parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line.get('loss', math.nan):.4f}"]
     if "val_loss" in line:
         bits = f" ({line['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in line else ""
         parts.append(f"val {line['val_loss']:.4f}{bits}")
@@ -92,7 +91,8 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
         row = rows.setdefault(epoch, {"epoch": epoch, "train_loss": 0.0, "seconds": 0.0})
         steps = line["step"] - last_step
         weights[epoch] = weights.get(epoch, 0.0) + steps
-        row["train_loss"] += (line["loss"] - row["train_loss"]) * steps / max(weights[epoch], 1e-9)
+        loss = line.get("loss", row["train_loss"])
+        row["train_loss"] += (loss - row["train_loss"]) * steps / max(weights[epoch], 1e-9)
         row["epoch"] = round(line["epoch"], 2)
         row["seconds"] += line["seconds"] - before
         if "val_loss" in line:
@@ -150,12 +150,17 @@ class Signals(Hook):
 class Samples(Hook):
     """samples.jsonl: {step, prompt, text} every `every` steps and at the end."""
 
-    def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str]):
+    def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str | None]):
         self.path, self.every, self.prompt, self.write = path, every, prompt, write
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop samples past the checkpoint."""
-        keep_lines(self.path, trainer.state.step)
+        self.on_rollback(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Drop samples past the step that the run was set back to."""
+        if trainer.runtime.ranks.rank == 0:
+            keep_lines(self.path, trainer.state.step)
 
     def on_step(self, trainer: Trainer) -> None:
         """Sample when due."""
@@ -170,14 +175,16 @@ class Samples(Hook):
     def _sample(self, trainer: Trainer) -> None:
         with trainer.averaged_weights():
             text = self.write(trainer)
-        append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
+        if text is not None:  # a rank other than the first only lends its part of the model
+            append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
 
 
 class Metrics(Hook):
     """metrics.jsonl: a line every `every` steps and at every evaluation.
 
     Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
-    evaluations val_loss and bits_per_byte too.
+    evaluations val_loss and bits_per_byte too. Loss and grad_norm are of steps where they were finite, and left out if
+    there was none since the last line; `skipped` counts the others, which changed no weight.
 
     Args:
         path: the file.
@@ -197,29 +204,34 @@ class Metrics(Hook):
     ):
         self.path, self.every, self.flops = path, every, flops_per_token
         self.bytes_per_token, self.listeners = val_bytes_per_token, listeners
-        self.losses: list[torch.Tensor] = []
+        self.steps: list[torch.Tensor] = []  # [loss, norm] of each since the last line
         self.clock = self.eval_seconds = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what a killed run wrote past its checkpoint, then start the clock."""
         keep_lines(self.path, trainer.state.step)
-        self.peak = peak_flops(str(trainer.runtime.device), trainer.runtime.precision)
+        runtime = trainer.runtime
+        self.peak = peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
+        self._restart(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Drop the lines past the step that the run was set back to, and start the clock again."""
+        keep_lines(self.path, trainer.state.step)
         self._restart(trainer)
 
     def _restart(self, trainer: Trainer) -> None:
-        self.losses, self.clock, self.first_step = [], time.perf_counter(), trainer.state.step
+        self.steps, self.clock, self.first_step = [], time.perf_counter(), trainer.state.step
         self.eval_seconds = trainer.eval_seconds
 
     def on_step(self, trainer: Trainer) -> None:
         """Note the loss; write a line when one is due."""
         state = trainer.state
-        self.losses.append(trainer.loss)
+        self.steps.append(torch.stack([trainer.loss.float(), trainer.grad_norm.to(trainer.loss.device).float()]))
         evaluated = state.eval_step == state.step
         if state.step % self.every and not evaluated:
             return
-        loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} at step {state.step}")
+        steps = torch.stack(self.steps).double().cpu()
+        finite = steps[steps.isfinite().all(1)]
         trainer.runtime.synchronise()
         spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
         speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
@@ -228,9 +240,8 @@ class Metrics(Hook):
             "epoch": round(trainer.epoch, 4),
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
-            "loss": loss,
+            **({"loss": finite[:, 0].mean().item(), "grad_norm": finite[-1, 1].item()} if len(finite) else {}),
             "lr": trainer.lr,
-            "grad_norm": trainer.grad_norm.item(),
             "tokens_per_second": round(speed, 1),
             "mfu": round(speed * self.flops / self.peak, 4),
         }
@@ -238,6 +249,8 @@ class Metrics(Hook):
             line["val_loss"] = state.val_loss
             if self.bytes_per_token is not None:
                 line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
+        if len(finite) < len(steps):
+            line["skipped"] = len(steps) - len(finite)
         append_line(self.path, line)
         for listener in self.listeners:
             listener(trainer, line)

@@ -1,7 +1,7 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
+import io
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,22 +12,26 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from minigpt import checkpoint, tokenizers
+from minigpt import tokenizers
 from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, write_run_files
+from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, read_receipt, write_run_files
 from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
+from minigpt.assemble.ranks import connect, eval_size, joined, place, planned, saver_of, undivided
 from minigpt.bars import progress_bars
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
+from minigpt.fitting.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.jsonl import read_lines, write_text
 from minigpt.model import GPT
-from minigpt.recovery import Checkpoints
-from minigpt.runtime import hardware
+from minigpt.precision import use_fp8, with_masters
+from minigpt.recovery import Guard
+from minigpt.runtime import ALONE, Ranks, hardware
 from minigpt.tokenizers import Tokenizer
+from minigpt.tracking import Tracking
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
 from minigpt.training.loop import BatchSource
 from minigpt.training.step import Batch
@@ -44,6 +48,7 @@ class TrainedRun:
     config: RunConfig
     state: TrainState
     epochs: list[dict[str, float]]
+    rank: int = 0  # of this process among those that trained it
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def train(
     resume: bool = False,
     recipe: str | None = None,
     quiet: bool = False,
+    kind: Kind = FROM_NOTHING,
 ) -> TrainedRun:
     """Train a GPT as the config says, or continue an unfinished run of the same name and settings.
 
@@ -110,6 +116,7 @@ def train(
         resume: continue a run under changed settings (a longer budget); without it, only the same settings continue.
         recipe: path the config came from, for the default name.
         quiet: print nothing.
+        kind: what differs, such as what to add to the receipt.
 
     Raises:
         UserError: see minigpt.errors; nothing is lost.
@@ -118,19 +125,28 @@ def train(
         raise ConfigError(
             [f"{name}: train starts from nothing; minigpt finetune takes these settings" for name in given]
         )
-    console = Console(stderr=True, quiet=quiet)
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
-    plan = plan_run(config, name or config.logging.name, default_name(config, recipe), resume)
-    if plan.resume_from:
-        tokenizer = tokenizers.load(plan.path)
-    else:
-        with progress_bars(console) as report:
-            tokenizer = make_tokenizer(config, report)
-    config = resolve_vocabulary(config, tokenizer)
-    check_vocabulary(tokenizer, config.model, plan.path)
-    feed = text_feed(config, tokenizer, console, config.model.max_seq_len)
-    return execute(plan, config, tokenizer, feed, console, resume)
+    with joined(config, quiet) as (ranks, console):
+        own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, teller(console))
+        with planned(ranks, own) as plan:
+            tokenizer = ranks.share(lambda: _tokenizer(plan, config, console))
+            config = resolve_vocabulary(config, tokenizer)
+            check_vocabulary(tokenizer, config.model, plan.path)
+            feed = ranks.in_turn(lambda: text_feed(config, tokenizer, console, config.model.max_seq_len))
+            return execute(plan, config, tokenizer, feed, console, resume, kind, ranks)
+
+
+def _tokenizer(plan: Plan, config: RunConfig, console: Console) -> Tokenizer:
+    if plan.saved:
+        return tokenizers.load(plan.path)
+    with progress_bars(console) as report:
+        return make_tokenizer(config, report)
+
+
+def teller(console: Console) -> Callable[[str], object]:
+    """Prints a message as it is, on one line where there is room."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def text_feed(
@@ -158,33 +174,40 @@ def execute(
     console: Console,
     resume: bool,
     kind: Kind = FROM_NOTHING,
+    ranks: Ranks = ALONE,
 ) -> TrainedRun:
     """Start the run, or resume it where its last checkpoint is; write its directory. Raises as `train`."""
-    saved = None
-    if plan.resume_from:
-        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {plan.resume_from.name}")
+    saved = plan.saved
+    if saved:
+        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {saved.path.name}")
         check_same_text(plan.path, feed.sha256)
-        saved = checkpoint.load(plan.resume_from, ("model", "adapter", "ema", "optimizer"))
-    trainer, config = build(config, plan.path, tokenizer, feed, console, saved.state if saved else {}, kind)
+    trainer, config = build(config, plan.path, tokenizer, feed, console, saved.state if saved else {}, kind, ranks)
     if saved:
         trainer.resume(saved)
         if not resume and plan.finished:
             trainer.state = TrainState(**saved.state["train"])
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
             return _finish(trainer, plan.path, tokenizer, config, console)
-    versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
-    receipt = make_receipt(config, feed.sha256, hardware(), versions) | dict(kind.receipt)
-    write_run_files(plan.path, config, receipt, kind.command)
-    tokenizer.save(plan.path / "tokenizer.json")
-    for name, text in kind.files.items():
-        write_text(plan.path / name, text)
+    if ranks.rank == 0:
+        _write_files(plan.path, config, tokenizer, feed, kind, ranks)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     share = "" if learning == parameters else f", of which {learning:,} learn"
     console.print(f"{plan.path}: {parameters:,} parameters{share}, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
-    trainer.run()
+    with memory_errors(trainer), trainer.runtime.products():
+        trainer.run()
     return _finish(trainer, plan.path, tokenizer, config, console)
+
+
+def _write_files(path: Path, config: RunConfig, tokenizer: Tokenizer, feed: Feed, kind: Kind, ranks: Ranks) -> None:
+    """What a run directory holds before the first step."""
+    versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
+    receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **kind.receipt}
+    write_run_files(path, config, receipt, kind.command)
+    tokenizer.save(path / "tokenizer.json")
+    for name, text in kind.files.items():
+        write_text(path / name, text)
 
 
 def build(
@@ -195,6 +218,7 @@ def build(
     console: Console,
     before: Mapping[str, Any] = MappingProxyType({}),
     kind: Kind = FROM_NOTHING,
+    ranks: Ranks = ALONE,
 ) -> tuple[Trainer, RunConfig]:
     """The trainer with all its parts, writing below `path`, and the resolved config.
 
@@ -207,59 +231,88 @@ def build(
             f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
             f"{limit}; give another, or --train.sample-every 0"
         )
-    config, runtime = pick_kernels(config, feed.batches, before, console)
-    model = kind.model(config).to(runtime.device)
+    config, runtime = pick_kernels(config, feed.batches, before, console, ranks)
+    model = kind.model(config)
     model.use_attention(config.model.attention)
+    if runtime.precision == "fp8":
+        use_fp8(model)
+    model, forward = place(model, config, runtime)
 
     def validation() -> Iterable[Batch]:
-        size = settings.micro_batch_size or settings.batch_size
-        return itertools.islice(feed.validation(size), settings.eval_batches)
+        size, count = eval_size(config, ranks, trainer.state.micro_batch_size)
+        return itertools.islice(feed.validation(size), count)
 
     trainer = kind.trainer(
         model,
-        make_optimizer(model, config.optimizer, runtime.precision),
+        with_masters(make_optimizer(model, config.optimizer, runtime.precision), model, runtime),
         feed.batches,
         validation,
         settings,
         config.schedule,
         runtime,
         config.optimizer.learning_rate,
-        forward=runtime.prepare(model),
-        hooks=_hooks(config, path, tokenizer, feed, console, kind),
+        forward=forward,
     )
     kind.adjust(trainer)
+    connect(trainer, config)
+    config = fit(trainer, config, before, teller(console))
+    trainer.hooks = _hooks(config, path, tokenizer, feed, console, kind, before, ranks)
     return trainer, config
 
 
-def _hooks(config: RunConfig, path: Path, tokenizer: Tokenizer, feed: Feed, console: Console, kind: Kind) -> list[Hook]:
+def _hooks(
+    config: RunConfig,
+    path: Path,
+    tokenizer: Tokenizer,
+    feed: Feed,
+    console: Console,
+    kind: Kind,
+    before: Mapping[str, Any],
+    ranks: Ranks,
+) -> list[Hook]:
     settings = config.train
 
-    def write_sample(trainer: Trainer) -> str:
+    def write_sample(trainer: Trainer) -> str | None:
+        model = undivided(trainer.model, config, trainer.runtime.ranks)
+        if trainer.runtime.ranks.rank:
+            return None
         fields = config.generation.model_dump() | {"num_samples": 1}
         with trainer.runtime.autocast():
-            return str(generate_text(trainer.model, settings.sample_prompt, tokenizer, **fields))
+            return str(generate_text(model, settings.sample_prompt, tokenizer, **fields))
 
     screen = Screen(console)
+    tracking = Tracking(config, path, teller(console))
     metrics = Metrics(
         path / "metrics.jsonl",
         config.logging.log_every,
         flops_per_token(config.model),
         feed.bytes_per_token,
-        listeners=(screen.show,),
+        listeners=(screen.show, tracking.log),
     )
-    found = {"precision": settings.precision, "attention": config.model.attention, "compile": settings.compile == "on"}
-    return [
-        Signals(),
-        screen,
-        metrics,
-        Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample),
-        Checkpoints(
-            path / "checkpoints",
-            settings.save_every,
-            settings.keep_checkpoints,
-            {"tokenizer": tokenizer.fingerprint, **found, **kind.state},
-        ),
-    ]
+    found = {
+        "precision": settings.precision,
+        "attention": config.model.attention,
+        "compile": settings.compile == "on",
+        "micro_batch_size": settings.micro_batch_size,
+    }
+    saver = saver_of(config, ranks)(
+        path / "checkpoints",
+        settings.save_every,
+        settings.keep_checkpoints,
+        {"tokenizer": tokenizer.fingerprint, **found, **kind.state},
+    )
+    guard = Guard(
+        config.recovery,
+        saver,
+        path / "incidents.jsonl",
+        lambda: kind.model(config),
+        teller(console),
+        before.get("recovery", {}),
+    )
+    samples = Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample)
+    if ranks.rank:  # what all must do alike; the first does the rest
+        return [Signals(), guard, samples, saver]
+    return [Signals(), screen, MicroBatches(teller(console)), guard, metrics, tracking, samples, saver]
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
@@ -275,11 +328,9 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
     """Raises RunError if the data's hashes by split are not those of the run's receipt."""
-    receipt = path / "receipt.json"
-    if receipt.is_file():
-        before = json.loads(receipt.read_text(encoding="utf-8"))["data"]["sha256"]
-        if before != sha256:
-            raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
+    receipt = read_receipt(path)
+    if receipt and receipt["data"]["sha256"] != sha256:
+        raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
 
 
 def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
@@ -299,6 +350,15 @@ def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -
 
 
 def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, config: RunConfig, console: Console) -> TrainedRun:
+    ranks = trainer.runtime.ranks
+    rows = ranks.share(lambda: _summary(path, config, console))
+    model = undivided(trainer.model, config, ranks)
+    model.source = path
+    model.eval()
+    return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank)
+
+
+def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
     lines = read_lines(path / "metrics.jsonl")
     rows = epoch_table(lines)
     console.print(render_epochs(rows))
@@ -306,9 +366,7 @@ def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, config: RunConfi
         write_csv(path / "metrics.csv", lines)
     if config.logging.plots and lines:
         _draw(path, console)
-    trainer.model.source = path
-    trainer.model.eval()
-    return TrainedRun(path, trainer.model, tokenizer, config, trainer.state, rows)
+    return rows
 
 
 def _draw(path: Path, console: Console) -> None:
@@ -322,11 +380,11 @@ def _draw(path: Path, console: Console) -> None:
 
 
 def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    """metrics.jsonl as a table; missing values are empty."""
+    """metrics.jsonl as a table; missing values are empty. Raises StorageError."""
     import csv
 
-    names = list(dict.fromkeys(key for line in lines for key in line))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(lines)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, table.getvalue())

@@ -24,6 +24,7 @@ from minigpt.bench.rivals import Twin, build_twin, find_twin
 from minigpt.bench.shape import with_vocabulary
 from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.config import RunConfig
+from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.training import accumulate, make_optimizer, update
@@ -113,9 +114,11 @@ def bench_train(
 
 
 def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell: Tell) -> Choice:
-    """As `minigpt train` would for a long run."""
+    """As `minigpt train` would for a long run. Raises ConfigError for what a benchmark does not take."""
+    if config.train.micro_batch_size == "auto" or config.train.precision in ("bf16-pure", "fp8"):
+        raise ConfigError("train: a benchmark takes micro_batch_size as a number, and neither bf16-pure nor fp8")
     tell("choosing kernels")
-    size = config.train.micro_batch_size or config.train.batch_size
+    size = config.train.rows
     choice = choose(config.model, runtime, config.train.compile, size, math.inf, tell)
     notes += [choice.reason] if choice.reason else []
     return choice
@@ -134,7 +137,7 @@ def _setting(config: RunConfig, tokens: int, flops: int) -> dict[str, Any]:
     return {
         "model": config.model.model_dump(mode="json"),
         "batch_size": config.train.batch_size,
-        "micro_batch_size": config.train.micro_batch_size or config.train.batch_size,
+        "micro_batch_size": config.train.rows,
         "tokens_per_step": tokens,
         "flops_per_token": flops,
     }
@@ -184,7 +187,7 @@ def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
     size = config.train.batch_size, config.model.max_seq_len + 1
     generator = torch.Generator().manual_seed(config.train.seed)
     ids = torch.randint(config.model.vocab_size or 1, size, generator=generator).to(device)
-    micro = config.train.micro_batch_size or config.train.batch_size
+    micro = config.train.rows
     return [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in ids.split(micro)]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import time
 
 from minigpt.errors import ConfigError, MiniGPTError, UserError, nearest
 
@@ -14,6 +15,9 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal: answers as they are written, settings, other tries",
     "quantize": "write a run again with its weights in 8 or 4 bits",
+    "explain": "look inside a model while it reads a text: one page, numbers, or a walk step by step",
+    "sweep": "train under every combination of some values, one run after another or one per device",
+    "runs": "list, show, compare runs; print the line that repeats one",
     "plot": "draw loss and perplexity of one or more runs",
     "prepare": "turn text into token files without training",
     "data": "inspect a text: sizes, histograms, duplicates, leaks between splits",
@@ -59,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS)}")
         return importlib.import_module(f"minigpt.cli.{argv[0]}").main(argv[1:])
     except MiniGPTError as error:
+        if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, the first tells it
+            time.sleep(30)  # torchrun ends all as soon as one has ended
+            return error.exit_code
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
             print(f"minigpt: {line}", file=sys.stderr)
         return error.exit_code

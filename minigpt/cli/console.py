@@ -91,7 +91,8 @@ def _plainly(box: str) -> str:
 def _sections(command: str) -> dict[str, Any]:
     """The sections of the config tree that a command takes, by name."""
     fields = RunConfig.model_fields
-    return {name: field for name, field in fields.items() if command == "finetune" or name not in ("finetune", "lora")}
+    hidden = () if command in ("finetune", "sweep") else ("finetune", "lora")
+    return {name: field for name, field in fields.items() if name not in hidden}
 
 
 def _refuse_unknown(kind: Any, words: list[str], sections: dict[str, Any]) -> None:
@@ -138,6 +139,8 @@ def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -
 def report_run(run: "TrainedRun", json: bool) -> int:
     """Print where a run is, or one JSON object of how it ended; the exit code."""
     state = run.state
+    if run.rank:  # the first of several ranks prints for all
+        return 0 if not state.stop_reason.startswith("interrupted") else 143
     if json:
         out_json(
             {

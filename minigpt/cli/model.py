@@ -8,7 +8,7 @@ import tyro
 from rich.table import Table
 
 from minigpt.cli.console import config_from, out_json, parse
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take what that would say at most
         known = {"gpt2": 50257, "bpe": config.tokenizer.vocab_size, "auto": 50257, "byte": 260}
         shape = shape.model_copy(update={"vocab_size": known.get(config.tokenizer.kind, 96)})
-    report = inspect(shape, config.train.micro_batch_size or config.train.batch_size)
+    report = inspect(shape, config)
     if args.json:
         out_json(report)
     else:
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def inspect(shape: ModelConfig, batch: int) -> dict[str, Any]:
-    """All figures as plain values."""
+def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
+    """All figures as plain values, of a shape whose vocabulary is known, trained as the config says."""
     from minigpt.accounting import (
         flops_per_token,
         inference_memory,
@@ -55,11 +55,23 @@ def inspect(shape: ModelConfig, batch: int) -> dict[str, Any]:
         shape_walk,
         training_memory,
     )
+    from minigpt.runtime import make_runtime
 
-    training, inference = training_memory(shape, batch), inference_memory(shape)
+    settings = config.train
+    kernel = "sdpa" if shape.attention == "auto" else shape.attention
+    training = training_memory(
+        shape.model_copy(update={"attention": kernel}),
+        settings.rows,
+        make_runtime(settings.device, settings.precision),
+        optimizer=config.optimizer.kind,
+        ema=settings.ema_decay > 0,
+        accumulates=settings.rows < settings.batch_size,
+        checkpointing=config.parallel.activation_checkpointing,
+    )
+    inference = inference_memory(shape)
     return {
         "config": shape.model_dump(mode="json"),
-        "batch_size": batch,
+        "batch_size": settings.rows,
         "parameters": parameter_table(shape),
         "flops_per_token": {"training": flops_per_token(shape), "inference": flops_per_token(shape, training=False)},
         "training_memory": asdict(training) | {"total": training.total},
@@ -79,7 +91,9 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     flops = report["flops_per_token"]
     console.print(f"FLOPs per token: training {flops['training']:,}, inference {flops['inference']:,}")
-    table = Table("memory, MB", "weights", "gradients", "optimizer", "activations", "cache", "total", box=None)
+    table = Table(
+        "memory, MB", "weights", "gradients", "optimizer", "activations", "cache", "average", "total", box=None
+    )
     for kind in ("training", "inference"):
         bytes_ = report[f"{kind}_memory"].values()
         name = f"training, {report['batch_size']} sequences" if kind == "training" else "inference"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from minigpt.config import parse_yaml
-from minigpt.errors import ConfigError, nearest
+from minigpt.errors import ConfigError, nearest, storage_error
 
 
 def presets_file() -> Path:
@@ -40,7 +40,6 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = yaml.safe_dump(read_presets() | {name: plain}, allow_unicode=True)
-    from minigpt.checkpoint import storage_error  # torch comes with these, and the help needs none
     from minigpt.jsonl import write_text
 
     try:

@@ -10,11 +10,10 @@ from typing import Any
 
 from minigpt.assemble.load import LoadedRun
 from minigpt.bars import progress_bars
-from minigpt.checkpoint import storage_error
 from minigpt.cli.console import console
 from minigpt.config import GenerationConfig
 from minigpt.data.clean import clean_text
-from minigpt.errors import GenerationError
+from minigpt.errors import GenerationError, storage_error
 from minigpt.model import GPT
 from minigpt.writing import Writing
 

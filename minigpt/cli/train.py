@@ -1,10 +1,14 @@
 """minigpt train."""
 
+import sys
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
-from minigpt.cli.console import config_from, out, parse, report_run
+from minigpt.cli.console import config_from, out, out_json, parse, recipe_and_data, report_run
+from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,7 @@ class Train:
     """Train a GPT from scratch.
 
     minigpt train my.txt
+    minigpt train my.txt --budget 10m
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 3e-3
 
@@ -28,13 +33,24 @@ class Train:
     """Shrink the recipe to about a minute of CPU, to see that everything works."""
     prepare_only: bool = False
     """Stop once the text is tokenized."""
+    budget: str | None = None
+    """Measure this machine for some seconds, then choose the size, context, batch, rates and steps with which a run
+    reaches the least loss within 90s, 10m, 2h or 1e15flops (what you set yourself stands); say what loss to expect and
+    when it will be done; train, and be done by then. The rule, and how good it is: docs/budget.md."""
+    dry_run: bool = False
+    """With --budget: only say what would be done; --json: what receipt.json would hold of it, as one object."""
     json: bool = False
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
+    began = time.perf_counter()
     args, overrides = parse(Train, argv, "train", with_config=True)
+    if args.budget is not None:
+        return _within_budget(args, args.budget, overrides, None if sys.argv[2:] == argv else began)
+    if args.dry_run:
+        raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer, prepare_data, tiny, train
     from minigpt.assemble.directory import default_name
@@ -49,3 +65,21 @@ def main(argv: list[str]) -> int:
         return 0
     run = train(config, name=name, resume=args.resume, recipe=recipe)
     return report_run(run, args.json)
+
+
+def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: float | None) -> int:
+    """`began`: when the command did, by time.perf_counter; None if this process was started for it."""
+    flags = {"--resume": args.resume, "--tiny-run": args.tiny_run, "--prepare-only": args.prepare_only}
+    if given := [flag for flag, on in flags.items() if on]:
+        raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
+    recipe, data = recipe_and_data(args.what)
+    settings = overrides if data is None else {"data.source": data, **overrides}
+    from minigpt.assemble import plan_within, train_within
+    from minigpt.budget import process_start
+
+    started = process_start() if began is None else began
+    if args.dry_run:
+        found = plan_within(budget, settings, recipe, started=started)
+        out_json(found.report) if args.json else out(found.explain())
+        return 0
+    return report_run(train_within(budget, settings, recipe, args.name, started=started), args.json)

@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.generation import GenerationConfig
+from minigpt.config.parallel import ParallelConfig
+from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.section import (
     Fraction,
     NonNegativeFloat,
@@ -236,8 +238,9 @@ class TrainConfig(Section):
     """Minutes of training; the schedule follows the clock."""
     batch_size: Positive = 32
     """Sequences per optimizer step, over all ranks."""
-    micro_batch_size: Positive | None = None
-    """Sequences per forward pass; less than batch_size accumulates gradients (default: batch_size)."""
+    micro_batch_size: Positive | Literal["auto"] | None = None
+    """Sequences per forward pass; less than batch_size accumulates gradients (default: batch_size). auto: on a GPU the
+    most that fit in memory, on a CPU the fastest that fit; what is computed stays the same but for rounding."""
     grad_clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
@@ -262,8 +265,10 @@ class TrainConfig(Section):
     """Seed of initialisation, data order and dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the matrix products (weights stay fp32); auto takes bf16 where the device is fast at it."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "bf16-pure", "fp8"] = "auto"
+    """Precision of the matrix products; weights stay fp32, but for bf16-pure, where they are bf16 with an fp32 copy in
+    the optimizer. tf32: fp32 numbers, faster and rougher products, on NVIDIA. fp8: on Hopper, with the extra fp8.
+    auto takes bf16 where the device is fast at it. Each is tried against fp32 at the start."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it where it pays: on CUDA, and on a CPU for runs that are long enough, by measurement.
     If it fails, training goes on without it and says so in one line."""
@@ -278,11 +283,18 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.rows:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
+        if self.precision == "bf16-pure" and self.ema_decay:
+            raise ValueError("ema_decay: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
         return self
+
+    @property
+    def rows(self) -> int:
+        """Sequences per forward pass; the whole batch until auto is found."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
 
 
 class LoggingConfig(Section):
@@ -298,6 +310,13 @@ class LoggingConfig(Section):
     """Write metrics.csv too at the end."""
     plots: bool = True
     """Draw loss and perplexity at the end (needs the plot extra)."""
+    track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()
+    """Tools that get the metrics too, comma-separated: wandb, tensorboard, trackio, mlflow (each needs its extra)."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _comma_separated(cls, given: Any) -> Any:
+        return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
 
 def default_rate(kind: str, embed_dim: int) -> float:
@@ -321,6 +340,8 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     lora: AdapterConfig = AdapterConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
 
     @model_validator(mode="before")
     @classmethod

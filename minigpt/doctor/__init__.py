@@ -30,6 +30,7 @@ def all_probes() -> Iterator[tuple[str, Probe]]:
     for device in kernels.devices():
         for precision in kernels.PRECISIONS:
             yield f"{precision} on {device}", partial(kernels.matmul, device, precision)
+        yield f"precision on {device}", partial(kernels.precision, device)
         yield f"attention on {device}", partial(kernels.attention, device)
         yield f"learning on {device}", partial(kernels.learning, device)
     yield "torch.compile", kernels.torch_compile

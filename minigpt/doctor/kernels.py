@@ -108,6 +108,29 @@ def _no_precision(name: str, precision: str, detail: str) -> Check:
     return Check(name, None, detail, f"do not set train.precision {precision} on this device")
 
 
+def precision(device: str) -> Check:
+    """What train.precision auto takes, why, how near to fp32 it comes, and what else could be asked for."""
+    from minigpt.precision import self_test
+    from minigpt.runtime import DTYPES, make_runtime, peak_flops
+
+    runtime = make_runtime(device)
+    possible: list[str] = []
+    for name in DTYPES:
+        try:
+            possible.append(make_runtime(device, name).precision)
+        except ConfigError:
+            continue
+    times = 1.0 if device == "mps" else peak_flops(device, "bf16") / peak_flops(device, "fp32")
+    verdict = self_test(ModelConfig(vocab_size=96), runtime)
+    detail = f"auto takes {runtime.precision}: bf16 products are {times:.1f} times as fast as fp32's"
+    if runtime.precision != "fp32":
+        detail += f"; {verdict}"
+    figures = {"auto": runtime.precision, "bf16_speed": times, "gradient_error": verdict.gradient, "possible": possible}
+    advice = "" if verdict.ok else "runs fall back to fp32: update the driver and torch"
+    name = f"precision on {device}"
+    return Check(name, verdict.ok or None, f"{detail}; possible: {', '.join(possible)}", advice, figures)
+
+
 def _time(work: Callable[[], object], device: str, limit: float = 0.3) -> float:
     """Seconds of the fastest of at least three calls, after one to warm up; ends after about `limit` seconds."""
     import torch

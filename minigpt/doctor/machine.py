@@ -13,6 +13,7 @@ from pathlib import Path
 from minigpt.data.named import NAMED
 from minigpt.doctor.check import Check, reason
 from minigpt.download import cache_root, file_sha256
+from minigpt.fitting.free import host_memory
 
 GB = 1e9
 NEEDED_GB = 1.0  # of memory and of disk; below it a small run may fail
@@ -55,30 +56,13 @@ def system() -> Check:
 
 def memory() -> Check:
     """Memory that is free now, within the limit of a container."""
-    total, available = _memory()
+    total, available = host_memory()
     if not total:
         return Check("memory", None, "cannot be read on this system")
     ok = available / GB >= NEEDED_GB
     detail = f"{available / GB:.1f} GB free of {total / GB:.1f} GB"
     advice = "" if ok else "close other programs, or lower train.micro_batch_size"
     return Check("memory", ok, detail, advice, {"total_bytes": total, "available_bytes": available})
-
-
-def _memory() -> tuple[int, int]:
-    """(total, available) bytes; zeros where the system does not tell."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        rows = dict(re.findall(r"^(\w+):\s+(\d+) kB", info.read_text(encoding="ascii"), re.M))
-        total = int(rows["MemTotal"]) * 1024
-        available = int(rows.get("MemAvailable", rows["MemFree"])) * 1024
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-            return min(total, int(text)), min(available, max(0, int(text) - int(used.read_text())))
-        return total, available
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS does not tell what is free
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
-    return 0, 0
 
 
 def disk() -> Check:

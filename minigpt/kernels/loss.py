@@ -27,10 +27,10 @@ def head_loss(
         hidden: [B, T, C].
         targets: [B, T] ids, -100 where not counted.
         valid, label_smoothing: as in `next_token_loss`.
-        chunk: most logits at once (default: 32 M on a CPU, 128 MiB in fp32; 256 M elsewhere).
+        chunk: most logits at once (default: `chunk_logits`).
         terms: `loss_terms`, or its compiled form.
     """
-    chunk = chunk or (1 << 25 if hidden.device.type == "cpu" else 1 << 28)
+    chunk = chunk or chunk_logits(hidden.device)
     few = targets.numel() * vocab_size <= (chunk if terms is None else chunk // 16)  # compiled, it pays earlier
     if few or type(head) is not nn.Linear:
         logits = head(hidden)[..., :vocab_size]
@@ -40,6 +40,11 @@ def head_loss(
         hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, rows, label_smoothing, terms or loss_terms
     )
     return cast(Tensor, total) / valid
+
+
+def chunk_logits(device: torch.device) -> int:
+    """Most logits that a loss holds at once: 128 MiB in fp32 on a CPU, a GiB elsewhere."""
+    return 1 << 25 if device.type == "cpu" else 1 << 28
 
 
 def loss_terms(logits: Tensor, ids: Tensor, vocab_size: int, smoothing: float) -> Tensor:

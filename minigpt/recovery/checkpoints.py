@@ -1,7 +1,11 @@
 """The hook that saves checkpoints."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from minigpt import checkpoint
 from minigpt.errors import DivergedError
@@ -9,14 +13,26 @@ from minigpt.training.loop import Hook, Trainer
 
 
 class Checkpoints(Hook):
-    """Saves every `every` steps, at a new best, and at the end; `best` and `last` follow; the newest `keep` stay."""
+    """Saves every `every` steps, at a new best, and at the end; `best` and `last` follow; the newest `keep` stay.
+
+    Only those of every `every` steps count for `keep`: a run that was interrupted, which saves, then keeps, and goes
+    back to, the same ones as the undisturbed run.
+    """
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
 
     def on_start(self, trainer: Trainer) -> None:
-        """Let `best` follow a checkpoint after which a kill came too soon."""
-        if (best := self.directory(trainer.state.best_step)).exists():
+        """Clear away what kills left half-written; let `best` follow a checkpoint after which one came too soon."""
+        if trainer.runtime.ranks.rank == 0:
+            for left in self.folder.glob(".*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self.on_rollback(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Let `best` be that of the state."""
+        best = self.directory(trainer.state.best_step)
+        if trainer.runtime.ranks.rank == 0 and trainer.state.best_step and best.exists():
             checkpoint.point(self.folder, "best", best)
 
     def on_step(self, trainer: Trainer) -> None:
@@ -24,9 +40,7 @@ class Checkpoints(Hook):
         state = trainer.state
         best = state.eval_step == state.best_step == state.step
         if best or state.step % self.every == 0:
-            self.save(trainer)
-        if best:
-            checkpoint.point(self.folder, "best", self.directory(state.step))
+            self.save(trainer, best)
 
     def on_end(self, trainer: Trainer) -> None:
         """Save the last step, marked finished or not."""
@@ -37,20 +51,35 @@ class Checkpoints(Hook):
         """checkpoints/step-00000500."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint, move `last`, delete what is old. Raises DivergedError rather than save a broken model."""
+    def save(self, trainer: Trainer, best: bool = False) -> None:
+        """Write a checkpoint, move `last` (and `best`), delete what is old.
+
+        Raises DivergedError rather than save a broken model.
+        """
         ranks = trainer.runtime.ranks
         tensors = {
             part: {name: ranks.whole(tensor) for name, tensor in named.items()}
             for part, named in trainer.tensors().items()
         }
         for part, named in tensors.items():
-            for name, tensor in named.items():
-                if not tensor.isfinite().all():
-                    raise DivergedError(f"{part} {name} is not finite after step {trainer.state.step}; not saved")
-        if ranks.rank:
-            return
-        target = self.directory(trainer.state.step)
-        checkpoint.save(target, tensors, trainer.state_dict() | self.extra)
+            check_finite({f"{part} {name}": tensor for name, tensor in named.items()}, trainer)
+        if ranks.rank == 0:
+            target = self.directory(trainer.state.step)
+            checkpoint.save(target, tensors, trainer.state_dict() | self.extra)
+            self.sealed(target, best)
+
+    def sealed(self, target: Path, best: bool) -> None:
+        """Move `last`, and `best` if it is; delete what is old."""
         checkpoint.point(self.folder, "last", target)
-        checkpoint.prune(self.folder, self.keep)
+        if best:
+            checkpoint.point(self.folder, "best", target)
+        checkpoint.prune(self.folder, self.keep, self.every)
+
+
+def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
+    """Raises DivergedError naming a tensor that is not finite; on all ranks, if one has it."""
+    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
+    if trainer.runtime.ranks.largest(float(bool(broken))):
+        raise DivergedError(
+            f"{broken or 'a part on another rank'} is not finite after step {trainer.state.step}; not saved"
+        )

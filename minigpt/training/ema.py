@@ -27,11 +27,9 @@ class Average:
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average inside the block, its own weights after it, whatever happens."""
-        own = {name: p.data for name, p in model.named_parameters()}
-        for name, parameter in model.named_parameters():
-            parameter.data = self.weights[name]
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        model.load_state_dict(self.weights, strict=False)  # a copy: what a rank has a part of cannot point elsewhere
         try:
             yield
         finally:
-            for name, parameter in model.named_parameters():
-                parameter.data = own[name]
+            model.load_state_dict(own, strict=False)

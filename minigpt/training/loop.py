@@ -175,7 +175,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         batch = self.batches.batch(batch_number(state.step, state.skipped), ranks.rank, ranks.world)
-        self.loss = self._gradients(batch)
+        self.loss = self._within_memory(lambda size: self._gradients(batch, size))
         self.grad_norm = update(
             self.forward, self.optimizer, runtime=self.runtime, grad_clip=self.config.grad_clip, scaler=self.scaler
         )
@@ -184,25 +184,29 @@ class Trainer:
         if self.average:
             self.average.update(self.model, state.step)
 
-    def _gradients(self, batch: Batch) -> Tensor:
-        """`accumulate` over micro-batches; where memory does not suffice, over smaller ones from now on."""
-        state, config = self.state, self.config
+    def _gradients(self, batch: Batch, size: int) -> Tensor:
+        return accumulate(
+            self.forward,
+            list(zip(*(side.split(size) for side in batch), strict=True)),
+            runtime=self.runtime,
+            step=self.state.step,
+            seed=self.config.seed,
+            label_smoothing=self.config.label_smoothing,
+            scaler=self.scaler,
+        )
+
+    def _within_memory(self, work: Callable[[int], Any]) -> Any:
+        """work(micro-batch size); where memory does not suffice, with a smaller one from now on."""
         while True:
-            size = min(state.micro_batch_size or config.micro_batch_size or len(batch[0]), len(batch[0]))
+            size = self.state.micro_batch_size or self.config.rows
             try:
-                return accumulate(
-                    self.forward,
-                    list(zip(*(side.split(size) for side in batch), strict=True)),
-                    runtime=self.runtime,
-                    step=state.step,
-                    seed=config.seed,
-                    label_smoothing=config.label_smoothing,
-                    scaler=self.scaler,
-                )
+                return work(size)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or self.runtime.ranks.world > 1 or not out_of_memory(error):
                     raise
-            state.micro_batch_size = size // 2  # outside of `except`, which holds on to the memory
+            self.runtime.give_back()  # outside of `except`, which holds on to the memory
+            self.state.micro_batch_size = size // 2
+            self.model.train()
 
     @property
     def progress(self) -> float:
@@ -230,7 +234,7 @@ class Trainer:
         """Validation loss in nats per token; keeps the account of best, stalls and patience."""
         state, started = self.state, time.perf_counter()
         with self.averaged_weights():
-            loss = validation_loss(self.model, self.validation(), self.runtime)
+            loss = self._within_memory(lambda _: validation_loss(self.model, self.validation(), self.runtime))
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
             raise DivergedError(f"the validation loss is not a number at step {state.step}")

@@ -10,6 +10,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, optim
 
+from minigpt.runtime import ALONE, Ranks
+
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Roughly U V^T of each matrix U S V^T in [N, rows, columns], by Newton-Schulz iterations in `dtype`.
@@ -39,6 +41,8 @@ class Muon(optim.Optimizer):
         dtype: of the orthogonalisation, which bf16 serves well where it is fast.
     """
 
+    ranks: Ranks = ALONE  # where each has a part of a matrix, all make the whole update, and take their part of it
+
     def __init__(
         self,
         pieces: dict[Tensor, list[int]],
@@ -58,19 +62,21 @@ class Muon(optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         self.adamw.step()
-        group = self.param_groups[0]
-        batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        group, wholes = self.param_groups[0], []
+        batches: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             total = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
             total.lerp_(parameter.grad, 1 - group["momentum"])
-            ahead = parameter.grad.lerp(total, group["momentum"])  # Nesterov: one step further along
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            rows = self.pieces[parameter]
-            for weight, update in zip(parameter.split(rows), ahead.split(rows), strict=True):
-                batches[weight.shape].append((weight, update))
+            ahead = self.ranks.whole(parameter.grad.lerp(total, group["momentum"]))  # Nesterov: one step further along
+            wholes.append((parameter, ahead))
+            for piece in ahead.split(self.pieces[parameter]):
+                batches[piece.shape].append(piece)
         for (high, wide), members in batches.items():
-            updates = orthogonalise(torch.stack([update for _, update in members]), dtype=self.dtype)
-            for (weight, _), update in zip(members, updates, strict=True):
-                weight.add_(update, alpha=-group["lr"] * max(1.0, high / wide) ** 0.5)
+            updates = orthogonalise(torch.stack(members), dtype=self.dtype) * max(1.0, high / wide) ** 0.5
+            for piece, update in zip(members, updates, strict=True):
+                piece.copy_(update)  # a part of `ahead`
+        for parameter, update in wholes:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(self.ranks.own(update, parameter), alpha=-group["lr"])

@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str = "
     if not pieces:
         return adamw
     scale = config.muon_learning_rate / config.learning_rate
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # as the run's products
+    dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # as the run's products
     return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype)
 
 

@@ -1,6 +1,26 @@
-"""Pictures of training runs."""
+"""Pictures of training runs, and what happens inside a model: recorded first, drawn second."""
+
+from typing import TYPE_CHECKING, Any
 
 from minigpt.viz.metrics import last_values, read_metrics, smooth
 from minigpt.viz.plots import plot_runs
 
-__all__ = ["last_values", "plot_runs", "read_metrics", "smooth"]
+if TYPE_CHECKING:
+    from minigpt.viz.explanation import explain
+    from minigpt.viz.heads import measure_heads
+    from minigpt.viz.recording import record
+
+__all__ = ["explain", "last_values", "measure_heads", "plot_runs", "read_metrics", "record", "smooth"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who look inside a model: plotting needs none."""
+    if name == "explain":
+        from minigpt.viz.explanation import explain as found
+    elif name == "measure_heads":
+        from minigpt.viz.heads import measure_heads as found
+    elif name == "record":
+        from minigpt.viz.recording import record as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

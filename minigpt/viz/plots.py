@@ -61,7 +61,7 @@ def plot_runs(runs: Sequence[str | Path], out: str | Path, *, x: Horizontal = "s
     paths = [Path(run) for run in runs]
     curves = [read_metrics(path) for path in paths]
     floors = read_floors(paths[0]) if len(paths) == 1 else {}
-    return _write(draw_runs(short_names(paths), curves, floors, x), out)
+    return write_figure(draw_runs(short_names(paths), curves, floors, x), out)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -224,7 +224,7 @@ def _legend(figure: "Figure", names: list[str], curves: list[dict[str, Array]]) 
     figure.legend(handles=handles, loc="outside upper right", ncols=2, **style)
 
 
-def _write(figure: "Figure", out: Path) -> Path:
+def write_figure(figure: "Figure", out: Path) -> Path:
     """Save by suffix; the same numbers give the same bytes (no date, fixed ids in SVG)."""
     from matplotlib import rc_context
 

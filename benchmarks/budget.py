@@ -1,0 +1,61 @@
+"""Show of the budget dial: what `minigpt train TEXT --budget B` foretells and reaches, what it promises and takes.
+
+    MINIGPT_DATA=../shared/data python benchmarks/budget.py --out /tmp/dial
+
+Runs the command itself, in processes of their own, at 1, 3 and 10 minutes on Tiny Shakespeare and WikiText-2 (some half
+an hour in all), then scores the last checkpoint on the whole validation text, outside of the time. Prints a table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minigpt.assemble import load_run
+from minigpt.data import eval_batches
+from minigpt.training.step import validation_loss
+
+
+def main() -> None:
+    """Run, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("dial"), help="directory of the runs, new or empty")
+    parser.add_argument("--budgets", nargs="+", default=["1m", "3m", "10m"])
+    parser.add_argument("--texts", nargs="+", default=["shakespeare", "wikitext-2"])
+    args = parser.parse_args()
+    print("| text | budget | layers x width | steps | passes | foretold | reached | off | promised | took | off |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for text in args.texts:
+        for budget in args.budgets:
+            print(row(text, budget, args.out), flush=True)
+
+
+def row(text: str, budget: str, folder: Path) -> str:
+    """One line of the table."""
+    name = f"{Path(text).stem}-{budget}"
+    flags = ["--budget", budget, "--name", name, "--logging.runs-dir", str(folder)]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "minigpt", "train", text, *flags], check=True, capture_output=True)
+    took = time.perf_counter() - started
+    receipt = json.loads((folder / name / "receipt.json").read_text(encoding="utf-8"))["budget"]
+    state = json.loads((folder / name / "checkpoints" / "last" / "state.json").read_text(encoding="utf-8"))["train"]
+    run = load_run(folder / name / "checkpoints" / "last")
+    seq_len, val = run.config.model.max_seq_len, run.prepared().splits["val"].tokens
+    with torch.inference_mode():
+        reached = validation_loss(run.model, eval_batches(val, seq_len, seq_len, 2048 // seq_len), run.runtime)
+    foretold, promised = receipt["predicted_loss"], receipt["promised_seconds"]
+    passes = state["tokens"] / len(run.prepared().splits["train"].tokens)
+    cells = [
+        text, budget, f"{run.config.model.num_layers} x {run.config.model.embed_dim}", f"{state['step']:,}",
+        f"{passes:.2g}", f"{foretold:.3f}", f"{reached:.3f}", f"{reached / foretold - 1:+.1%}",
+        f"{promised:.1f} s", f"{took:.1f} s", f"{took / promised - 1:+.1%}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""`--budget`: prepare the text, measure this machine, choose a run that fits, train it until the time is up.
+
+All counts: reading the text, measuring, training, the last evaluation and checkpoint. What remains when the trainer
+starts, less what comes after it, is its `train.max_minutes`, and the schedule follows that clock, so a machine that
+becomes slower ends in time all the same, with fewer steps. A FLOP budget is a number of steps instead.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from minigpt.assemble.data import make_tokenizer, prepare_data
+from minigpt.assemble.directory import default_name
+from minigpt.assemble.run import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
+from minigpt.bars import progress_bars
+from minigpt.budget import Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
+from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
+from minigpt.data import Prepared, open_corpus
+from minigpt.errors import ConfigError, RunError
+from minigpt.evals.ngram import NGram
+from minigpt.evals.text import TokenText
+from minigpt.runtime import make_runtime
+from minigpt.tokenizers import Tokenizer
+from minigpt.tuning import COLD, choose
+
+LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
+MEASURING, LONGEST = 0.1, 10.0
+"""The share of a budget, and the seconds, that measuring may take."""
+FLOOR_BYTES, SCORED_BYTES = 1_000_000, 200_000
+"""Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores."""
+LEAST = 0.1
+"""The share of a budget that is trained in any case, when reading and measuring took the rest."""
+BETWEEN = 0.25
+"""What `train` does before its clock begins (tokenizer aside), as a share of the time that Python and its imports took
+to start: a busy machine makes both slow (docs/budget.md)."""
+ERROR = 0.05
+"""How far the loss may lie off what is foretold, on ordinary text (docs/budget.md)."""
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A run that was planned within a budget.
+
+    Attributes:
+        amount: the budget.
+        plan: what was chosen.
+        report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
+            predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits.
+        started: when the command began, by time.perf_counter.
+        again: seconds of work that `train` will do before its clock begins.
+    """
+
+    amount: Amount
+    plan: Plan
+    report: dict[str, Any]
+    started: float
+    again: float
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.perf_counter() - self.started
+
+    def config(self) -> RunConfig:
+        """What to train now: the settings, and a length that ends in time."""
+        length: dict[str, Any] = {"max_steps": None}
+        if self.amount.seconds:
+            after = self.again + self.plan.after_seconds + self.plan.step_seconds / 2
+            left = self.amount.seconds - self.elapsed - after
+            length["max_minutes"] = max(left, LEAST * self.amount.seconds) / 60
+        if self.plan.limited or not self.amount.seconds:
+            length["max_steps"] = self.plan.steps
+        config = self.plan.config
+        return config.model_copy(update={"train": config.train.model_copy(update=length)})
+
+    def explain(self) -> str:
+        """Three lines for the screen."""
+        plan, report, shape = self.plan, self.report, self.plan.config.model
+        ends = datetime.now().astimezone() + timedelta(seconds=report["promised_seconds"] - self.elapsed)
+        small = "; the text is too small for more" if plan.limited else ""
+        return (
+            f"budget {self.amount.text}: {shape.num_layers} layers of {shape.embed_dim} "
+            f"({plan.size.parameters / 1e6:.2g} M weights in them), context {shape.max_seq_len}, "
+            f"{plan.config.train.batch_size} sequences a step\n"
+            f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s: {plan.tokens:,} tokens, "
+            f"{report['passes']:.2g} passes over the text{small}\n"
+            f"expected loss {plan.loss:.3f} ({report['predicted_bits_per_byte']:.3f} bits per byte), within "
+            f"{ERROR:.0%} on ordinary text; {report['promised_seconds']:.0f} s in all, done at {ends:%H:%M:%S}"
+        )
+
+
+class _Settings:
+    """The person's settings, which win, and those that are chosen around them."""
+
+    def __init__(self, recipe: str | None, settings: Mapping[str, Any]):
+        if given := [name for name in LENGTHS if settings.get(name) is not None]:
+            raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
+        load_config(recipe, settings)  # all mistakes at once
+        tree = parse_yaml(find_recipe(recipe).read_text(encoding="utf-8"), recipe) if recipe else {}
+        own = {f"{section}.{name}": value for section, fields in (tree or {}).items() for name, value in fields.items()}
+        self.own: dict[str, Any] = own | dict(settings) | dict.fromkeys(LENGTHS)
+        self.vocab_size: int | None = None
+
+    def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:
+        """The config with what was chosen, where the person has set nothing."""
+        ids = {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}
+        return load_config(None, {**chosen, **self.own, **ids})
+
+
+def plan_within(
+    budget: str,
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    quiet: bool = False,
+    started: float | None = None,
+) -> Budgeted:
+    """Prepare the text, measure this machine, and choose; nothing is trained.
+
+    plan_within("10m", {"data.source": "my.txt"}).explain()
+
+    Args:
+        budget: 90s, 10m, 2h or 1e15flops.
+        settings: by dotted name, as for `load_config`; they win, and the rest is chosen around them.
+        recipe: the same in a file. Its length gives way to the budget.
+        quiet: print nothing.
+        started: when the command began (time.perf_counter), if it was before this call.
+
+    Raises:
+        ConfigError: no budget, a length beside it, or settings that no size goes with.
+        UserError: of the text, as `train`.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("--budget: measures for one process; leave torchrun out, or give --train.max-minutes")
+    started = time.perf_counter() if started is None else started
+    again = BETWEEN * (time.perf_counter() - started)
+    amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
+    console = Console(stderr=True, quiet=quiet)
+    config = configure({})
+    with progress_bars(console) as progress:
+        open_corpus(config.data, progress)  # fetches and surveys the text, once a process
+        began = time.perf_counter()
+        tokenizer = make_tokenizer(config, progress)
+        again += time.perf_counter() - began  # `train` makes it once more
+        prepared = prepare_data(config, tokenizer, progress)
+    configure.vocab_size = resolve_vocabulary(config, tokenizer).model.vocab_size
+    text = describe(prepared, tokenizer)
+    began = time.perf_counter()
+    plan = _measure_and_choose(amount, text, configure, started - again, console)
+    measuring = time.perf_counter() - began
+    whole = time.perf_counter() - started + again + plan.train_seconds + plan.after_seconds
+    nats_per_bit = math.log(2)
+    report = {
+        "asked": {"budget": amount.text, "settings": configure.own},
+        "promised_seconds": whole if plan.limited or not amount.seconds else max(whole, amount.seconds),
+        "predicted_loss": plan.loss,
+        "predicted_bits_per_byte": plan.loss / text.bytes_per_token / nats_per_bit,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "passes": plan.tokens / text.train_tokens,
+        "flops": plan.flops,
+        "step_seconds": plan.step_seconds,
+        "measuring_seconds": measuring,
+        "five_gram_bits": text.five_gram / nats_per_bit,
+    }
+    return Budgeted(amount, plan, report, started, again)
+
+
+def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
+    """What the law wants to know of a text: its sizes, and how well a 5-gram model foretells it (some 0.2 s)."""
+    train, val = (prepared.splits[split].tokens for split in ("train", "val"))
+    table = TokenText(tokenizer)
+    head, scored = table.head(train, FLOOR_BYTES), table.head(val, SCORED_BYTES)
+    told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
+    return Text(
+        len(train),
+        len(val),
+        tokenizer.vocab_size,
+        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        NGram.fit(head, 5).bits(scored) / max(1, len(scored)) * math.log(2),
+        "stories" if told else "text",
+    )
+
+
+def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, started: float, console: Console) -> Plan:
+    """The plan, after three sizes were timed, then the best by them, with the kernels that suit it."""
+    seconds = amount.seconds or math.inf
+    limit = min(LONGEST, MEASURING * seconds)
+    settings = configure({}).train
+    runtime = make_runtime(settings.device, settings.precision)
+
+    def best(speed: Speed, configure: Configure = configure, compiled: bool = False) -> Chooser:
+        left = max(seconds - (time.perf_counter() - started), LEAST * seconds)
+        return Chooser(text, speed, configure, left, amount.flops or math.inf, compiled)
+
+    speed = measure_speed(configure, runtime, text.vocab_size, 0.5 * limit)
+    plan = best(speed).best()
+    speed = replace(speed, factor=time_step(plan.config, runtime, 0.2 * limit) / plan.step_seconds)
+    plan = best(speed).best()
+    # compiling takes half a minute: only where that is within what measuring may take, or the person asks for it
+    compile = settings.compile if settings.compile != "auto" or MEASURING * seconds >= COLD else "off"
+    shape, train = plan.config.model, plan.config.train
+    micro = train.micro_batch_size if isinstance(train.micro_batch_size, int) else train.batch_size
+    choice = choose(shape, runtime, compile, micro, plan.steps * train.batch_size / micro, console.print)
+    model = shape.model_copy(update={"attention": choice.attention})
+    trial = plan.config.model_copy(update={"model": model})
+    taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
+    speed = replace(speed, factor=speed.factor * taken / plan.step_seconds)
+    fixed = {f"model.{name}": getattr(shape, name) for name in ("num_layers", "embed_dim", "num_heads", "max_seq_len")}
+    fixed |= {"train.batch_size": train.batch_size, "train.compile": "on" if choice.compile else "off"}
+    final = best(speed, lambda chosen: configure({**chosen, **fixed}), choice.compile)
+    return final.plan(shape.num_layers, shape.embed_dim)
+
+
+def train_within(
+    budget: str,
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    name: str | None = None,
+    quiet: bool = False,
+    started: float | None = None,
+) -> TrainedRun:
+    """Plan, then train; the same call continues a run that was cut off, under its first plan.
+
+    train_within("10m", {"data.source": "my.txt"})
+
+    Args as `plan_within`; name is the run's. Raises as `plan_within` and `train`.
+    """
+    started = time.perf_counter() if started is None else started
+    amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
+    config = configure({})
+    name, derived = name or config.logging.name, default_name(config, recipe)
+    asked = {"budget": amount.text, "settings": configure.own}
+    if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
+        kind = Kind(receipt={"budget": _receipt(earlier)})
+        return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, kind=kind)
+    found = plan_within(budget, settings, recipe, quiet, started)
+    Console(stderr=True, quiet=quiet).print(found.explain(), markup=False, highlight=False)
+    kind = Kind(receipt={"budget": found.report})
+    return train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
+
+
+def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[str, Any]) -> Path | None:
+    """The run that the same call began, by its receipt. Raises RunError for a name that another run has."""
+    number, path = 1, folder / (name or derived)
+    while path.exists() and any(path.iterdir()):
+        if _asked(path) == json.loads(json.dumps(asked)):
+            return path
+        if name:
+            raise RunError(f"{path} exists with other settings or another budget; choose a new --name")
+        number += 1
+        path = folder / f"{derived}-{number}"
+    return None
+
+
+def _asked(path: Path) -> dict[str, Any]:
+    """What the person asked for when the run began; nothing for a run without a budget."""
+    return _receipt(path).get("asked", {})
+
+
+def _receipt(path: Path) -> dict[str, Any]:
+    """What the run's receipt says of its budget."""
+    file = path / "receipt.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("budget", {}) if file.is_file() else {}

@@ -1,0 +1,323 @@
+"""A sweep: the same run under every combination of some values, each in a process of its own.
+
+The folder runs/SWEEP holds the runs, what they printed (NAME.log), and sweep.json: the grid, the names, the states.
+A run that fails is noted and the sweep goes on; the same command goes on where a sweep was cut off.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from minigpt.config import RunConfig, load_config
+from minigpt.errors import ConfigError, RunError, UserError
+from minigpt.jsonl import write_text
+from minigpt.recovery import run_lock
+from minigpt.runs import RunRecord, as_flag, find_runs, flat
+
+Settings = Mapping[str, Any]
+FILE = "sweep.json"
+PROGRAM = (sys.executable, "-m", "minigpt")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run.
+
+    command: train or finetune, and `words` its positional arguments.
+    fixed: settings of all runs.
+    grid: values to combine, by dotted path.
+    trials: by name, the settings of each run over `fixed`.
+    base: the settings that all runs have in common, resolved, by which a change of the recipe is noticed.
+    """
+
+    path: Path
+    command: str
+    words: tuple[str, ...]
+    fixed: Settings
+    grid: Mapping[str, Sequence[Any]]
+    trials: Mapping[str, Settings]
+    base: Settings
+
+    def argv(self, name: str) -> list[str]:
+        """The arguments of `minigpt` that train a trial."""
+        settings = {**self.fixed, **self.trials[name], "logging.runs_dir": str(self.path)}
+        flags = ["=".join(as_flag(path, value)) for path, value in settings.items()]
+        return [self.command, *self.words, *flags, "--name", name]
+
+
+def combine(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """All combinations, by names that say their values; the last setting varies fastest.
+
+    combine({"optimizer.learning_rate": [1e-3, 3e-3], "train.seed": [1]})
+        -> {"learning_rate=0.001,seed=1": {"optimizer.learning_rate": 0.001, "train.seed": 1}, ...}
+    """
+    trials: dict[str, dict[str, Any]] = {}
+    short = [path.split(".")[-1] for path in grid]
+    labels = [label if short.count(label) == 1 else path for label, path in zip(short, grid, strict=True)]
+    for values in itertools.product(*grid.values()):
+        name = ",".join(f"{label}={_word(value)}" for label, value in zip(labels, values, strict=True))
+        while name in trials:  # values that differ only in what a file name cannot hold
+            name += "+"
+        trials[name] = dict(zip(grid, values, strict=True))
+    return trials
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a file name."""
+    each = value if isinstance(value, list) else [value]
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in each]
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", "+".join(texts))[:40].strip("-") or "none"
+
+
+def check(trials: Mapping[str, Settings], resolve: Callable[[Settings], RunConfig]) -> dict[str, RunConfig]:
+    """The config of each trial. Raises ConfigError with the mistakes of all of them, each once."""
+    configs, problems = {}, {}
+    for name, settings in trials.items():
+        try:
+            configs[name] = resolve(settings)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
+    return configs
+
+
+def plan_sweep(
+    command: str,
+    words: Sequence[str],
+    fixed: Settings,
+    grid: Mapping[str, Sequence[Any]],
+    resolve: Callable[[Settings], RunConfig],
+    name: str | None,
+    default_name: str,
+) -> Sweep:
+    """Decide what to run and in which folder: a new one, or that of the same sweep, to go on.
+
+    Args:
+        command, words, fixed, grid: as in `Sweep`.
+        resolve: settings, fixed and of a trial -> config; raises ConfigError.
+        name: of the sweep; another sweep of that name is an error.
+        default_name: where no name is given; then the next free one is taken.
+
+    Raises:
+        ConfigError: every mistake in the grid. RunError: the folder holds something else.
+    """
+    trials = combine(grid)
+    configs = check(trials, lambda settings: resolve({**fixed, **settings}))
+    tables = [flat(config) for config in configs.values()]
+    base = {
+        path: value
+        for path, value in tables[0].items()
+        if not path.startswith("logging.") and all(table[path] == value for table in tables)
+    }
+    folder, number = Path(tables[0]["logging.runs_dir"]), 2
+    path = folder / (name or default_name)
+    while path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+        there = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else None
+        if there and (there["command"], there["grid"], there["base"]) == (command, _plain(grid), base):
+            break
+        if name is not None:
+            raise RunError(f"{path} exists and is {'another sweep' if there else 'no sweep'}; choose a new --name")
+        path, number = folder / f"{default_name}-{number}", number + 1
+    return Sweep(path, command, tuple(words), dict(fixed), _plain(grid), trials, base)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON reads it back."""
+    return json.loads(json.dumps(value))
+
+
+@dataclass
+class Progress:
+    """How the trials stand: waiting, running, finished, interrupted or failed, and why; kept in sweep.json."""
+
+    sweep: Sweep
+    states: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        there = {record.name: record.state for record in self.records()}
+        self.states = {name: there.get(name, "waiting") for name in self.sweep.trials}
+
+    def records(self) -> list[RunRecord]:
+        """The runs that are there, in the grid's order."""
+        found = {run.name: run for run in find_runs(self.sweep.path)} if self.sweep.path.is_dir() else {}
+        return [found[name] for name in self.sweep.trials if name in found]
+
+    def note(self, name: str, state: str, error: str = "") -> None:
+        """Write down a change."""
+        with self.lock:
+            self.states[name] = state
+            self.errors.pop(name, None)
+            if error:
+                self.errors[name] = error
+            self.write()
+
+    def write(self) -> None:
+        """sweep.json, whole. Raises StorageError."""
+        sweep = self.sweep
+        runs = {
+            name: {"state": self.states[name], "settings": settings, "error": self.errors.get(name)}
+            for name, settings in sweep.trials.items()
+        }
+        report = {"command": sweep.command, "words": sweep.words, "fixed": sweep.fixed, "grid": sweep.grid}
+        write_text(sweep.path / FILE, json.dumps(report | {"runs": runs, "base": sweep.base}, indent=2) + "\n")
+
+
+def environment(device: str | None) -> dict[str, str]:
+    """The variables that show a process one device: cuda:1 -> CUDA_VISIBLE_DEVICES=1; cpu -> none. None: as it is."""
+    if device is None:
+        return {}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = device.partition(":")[2]
+    if shown and number:
+        return {"CUDA_VISIBLE_DEVICES": shown.split(",")[int(number)]}
+    return {"CUDA_VISIBLE_DEVICES": number}
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raises UserError for what is no device, or is not there."""
+    import torch
+
+    for device in devices:
+        if not re.fullmatch(r"cpu|cuda:\d+", device):
+            raise UserError(f"--devices {device}: write cpu or cuda:0, and commas between several")
+        if device != "cpu" and int(device[5:]) >= torch.cuda.device_count():
+            raise UserError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+
+
+def run_sweep(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object]) -> tuple[Progress, int]:
+    """Run every trial that is not finished, one at a time on each device; nothing that fails ends the others.
+
+    Ctrl-C and SIGTERM go on to the processes, which save; what waits then stays waiting.
+
+    Args:
+        sweep: from `plan_sweep`.
+        devices: None is whatever a process finds; see `environment`.
+        say: prints one line.
+
+    Returns:
+        (how the trials stand, the signal that ended the sweep or 0).
+
+    Raises:
+        RunError: another process runs the sweep.
+    """
+    with run_lock(sweep.path):
+        return _run_all(sweep, devices, say)
+
+
+def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object]) -> tuple[Progress, int]:
+    """`run_sweep`, while the folder is held against another process."""
+    progress, running, free = Progress(sweep), list[subprocess.Popen[str]](), SimpleQueue[str | None]()
+    progress.write()
+    for device in devices:
+        free.put(device)
+    todo = [name for name, state in progress.states.items() if state != "finished"]
+    if len(todo) < len(sweep.trials):
+        say(f"{len(sweep.trials) - len(todo)} of {len(sweep.trials)} runs are finished already")
+    stopped = 0
+
+    def stop(number: int, _frame: object) -> None:
+        nonlocal stopped
+        stopped = number
+        for process in running:
+            process.send_signal(number)  # does nothing to one that has ended
+
+    def started(process: subprocess.Popen[str]) -> None:
+        running.append(process)
+        if stopped:  # while it was being started
+            process.send_signal(stopped)
+
+    def trial(name: str) -> None:
+        device = free.get()
+        try:
+            if not stopped:
+                say(f"{todo.index(name) + 1} of {len(todo)}: {name}{f' on {device}' if device else ''}")
+                _run_one(progress, name, device, started, say if len(devices) == 1 else lambda line: None)
+                if len(devices) > 1:
+                    say(f"{name}: {progress.states[name]}")
+        finally:
+            free.put(device)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            for future in wait([pool.submit(trial, name) for name in todo]).done:
+                future.result()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return progress, stopped
+
+
+def _run_one(
+    progress: Progress,
+    name: str,
+    device: str | None,
+    started: Callable[[subprocess.Popen[str]], None],
+    say: Callable[[str], object],
+) -> None:
+    """Train one trial to its end, in a session of its own so that Ctrl-C comes once, through `run_sweep`."""
+    sweep = progress.sweep
+    progress.note(name, "running")
+    process = subprocess.Popen(
+        [*PROGRAM, *sweep.argv(name)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},
+        start_new_session=True,
+    )  # fmt: skip
+    started(process)
+    last = ""
+    with (sweep.path / f"{name}.log").open("a", encoding="utf-8") as log:
+        for line in process.stderr or ():
+            log.write(line)
+            log.flush()
+            say(line.rstrip("\n"))
+            last = line.strip() or last
+    code = process.wait()
+    if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
+        progress.note(name, "interrupted")
+    elif code:
+        progress.note(name, "failed", last.removeprefix("minigpt: ") or f"ended with exit code {code}")
+    else:
+        progress.note(name, "finished")
+
+
+def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
+    """For `plan_sweep`, of training from nothing."""
+
+    def resolve(settings: Settings) -> RunConfig:
+        config = load_config(recipe, settings)
+        if given := [path for path in settings if path.startswith(("finetune.", "lora."))]:
+            raise ConfigError(
+                [f"{path}: is for finetuning; name a run to start from before the data" for path in given]
+            )
+        return config
+
+    return resolve
+
+
+def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
+    """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
+    from minigpt.assemble.finetune import _settings_of, finetune_config
+    from minigpt.assemble.load import load_run
+
+    start = load_run(base, "cpu")
+
+    def resolve(settings: Settings) -> RunConfig:
+        load_config(recipe, settings)
+        return finetune_config(start, {**_settings_of(recipe), **settings})
+
+    return resolve

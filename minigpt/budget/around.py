@@ -1,0 +1,61 @@
+"""What a run does beside its steps: evaluations, checkpoints, samples, the plot; how often, and what it costs."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.budget.rule import Size
+from minigpt.config import RunConfig
+
+EVALUATIONS, EVAL_SHARE = 3, 0.03
+"""Evaluations of a run, at two fifths, four fifths and the end; the most of the time that they take together."""
+SAVES, SAVE_SECONDS, SAVE_BYTES = 20, 30.0, 1e8
+"""Checkpoints of a run at most, seconds between them at least; bytes of one that are written in a second."""
+SHOW_FROM = 60.0
+"""Seconds of a run from which on it evaluates before its end, writes samples and draws its loss."""
+PLOT, LEAVE, COMPILE = 3.0, 0.7, 8.0
+"""Seconds, about: drawing; starting and leaving Python; compiling again what was compiled to be timed."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What comes beside the steps.
+
+    Attributes:
+        eval_batches: of one evaluation; None for the whole split.
+        long: it is long enough for all that `SHOW_FROM` names.
+        between, after: seconds within the trainer's clock, and after it.
+    """
+
+    eval_batches: int | None
+    long: bool
+    between: float
+    after: float
+
+    @classmethod
+    def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> "Around":
+        """For a run of `total` seconds with steps of `step` seconds; an evaluation's batch takes a third of a step."""
+        long = total >= SHOW_FROM
+        evaluations = EVALUATIONS if long else 1
+        batch, micro = config.train.batch_size, config.train.micro_batch_size
+        rows = min(batch, micro) if isinstance(micro, int) else batch
+        one = step / 3 * rows / batch
+        whole = -(-val_tokens // (rows * config.model.max_seq_len))
+        allowed = config.train.eval_batches or max(1, int(EVAL_SHARE * total / evaluations / one))
+        evaluation = min(whole, allowed) * one
+        saving = 0.1 + 12 * size.products / SAVE_BYTES  # weights and AdamW's two moments
+        between = (evaluations - 1) * evaluation + saving * min(SAVES, total / SAVE_SECONDS)
+        after = evaluation + saving + LEAVE + (PLOT if long and config.logging.plots else 0.0)
+        batches = None if whole <= allowed else allowed
+        return cls(batches, long, between + (COMPILE if compiled else 0.0), after)
+
+    def settings(self, steps: int, step: float) -> dict[str, Any]:
+        """By dotted name, for a run of so many steps of `step` seconds."""
+        part = math.ceil(0.4 * steps)
+        return {
+            "train.eval_batches": self.eval_batches,
+            "train.eval_every": part if self.long else 2 * steps,  # the end is evaluated in any case
+            "train.sample_every": part if self.long else 0,
+            "train.save_every": math.ceil(max(SAVE_SECONDS / step, steps / SAVES)),
+            "logging.plots": self.long,
+        }

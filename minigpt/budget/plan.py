@@ -1,0 +1,146 @@
+"""The choice: of all sizes and batches that the rule allows, the one with the least loss that the law foretells."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.budget import rule
+from minigpt.budget.around import Around
+from minigpt.budget.law import LAWS, Text
+from minigpt.budget.rule import Size
+from minigpt.budget.speed import Speed
+from minigpt.config import RunConfig
+from minigpt.errors import ConfigError
+
+Configure = Callable[[Mapping[str, Any]], RunConfig]
+"""Settings by dotted name -> the config with them; where the person has set one, that one stands."""
+
+FEWEST = 100
+"""Steps that a run keeps when its batch is made larger than the rule's."""
+BYTES_A_WEIGHT = 50
+"""Most bytes that a weight is trained with, where there is a choice: the law was fitted on 49 of them at most, and
+would else put all of the time into more text for the smallest model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that fits.
+
+    Attributes:
+        config: all of it but its length.
+        size: what it costs.
+        steps: how many there is time for.
+        step_seconds: of one step here.
+        train_seconds: by the trainer's clock: all steps, and the evaluations and checkpoints between them.
+        after_seconds: for the last evaluation and checkpoint, the plot, and leaving.
+        loss: foretold on the validation text, nats a token.
+        limited: it ends before the budget, since more passes over so small a text would not help.
+    """
+
+    config: RunConfig
+    size: Size
+    steps: int
+    step_seconds: float
+    train_seconds: float
+    after_seconds: float
+    loss: float
+    limited: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of training, repeated ones as often as they are seen."""
+        return self.steps * self.config.train.batch_size * self.config.model.max_seq_len
+
+    @property
+    def flops(self) -> float:
+        """Of training, Muon's aside."""
+        return float(self.tokens * self.size.token_flops(self.config.model.max_seq_len))
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Finds the best plan.
+
+    Args:
+        text: what is known of it.
+        speed: of this machine.
+        configure: adds what the person has set, which so limits the choice.
+        seconds: to the end of the command.
+        flops: of training.
+        compiled: blocks are compiled, for which the first step waits.
+    """
+
+    text: Text
+    speed: Speed
+    configure: Configure
+    seconds: float = math.inf
+    flops: float = math.inf
+    compiled: bool = False
+
+    def best(self) -> Plan:
+        """The plan with the least loss. Raises ConfigError if no size goes with what the person has set."""
+        best: Plan | None = None
+        worse, problem = 0, ConfigError("--budget: no size fits")
+        for layers, width in rule.LADDER:
+            try:
+                plan = self._best_batch(layers, width)
+            except ConfigError as error:  # this size does not go with what the person has set; another may
+                problem = error
+                continue
+            starved = best is not None and self._trained_out(best) and not self._trained_out(plan)
+            if best is None or starved or plan.loss < best.loss:
+                best, worse = plan, 0
+            elif (worse := worse + 1) == 3:  # past the best size the loss only grows
+                break
+        if best is None:
+            raise problem
+        return best
+
+    def _trained_out(self, plan: Plan) -> bool:
+        return plan.tokens * self.text.bytes_per_token > BYTES_A_WEIGHT * plan.size.parameters
+
+    def _best_batch(self, layers: int, width: int) -> Plan:
+        """Larger batches are tried as long as they help: they save what a step costs beside its arithmetic."""
+        best = self.plan(layers, width)
+        for times in (2, 4, 8, 16, 32, 64, 128):
+            plan = self.plan(layers, width, times)
+            if plan.loss >= best.loss or plan.steps < FEWEST:
+                break
+            best = plan
+        return best
+
+    def plan(self, layers: int, width: int, times: int = 1) -> Plan:
+        """One size with a multiple of the rule's smallest batch.
+
+        Context and batch follow from the tokens, which follow from them by the time of a step; some rounds settle it.
+        """
+        tokens, plan = 1e6, self._fill(layers, width, times, 1e6)
+        for _ in range(5):
+            if 0.7 < plan.tokens / tokens < 1.4:
+                break
+            tokens = float(plan.tokens)
+            plan = self._fill(layers, width, times, tokens)
+        return plan
+
+    def _fill(self, layers: int, width: int, times: int, tokens: float) -> Plan:
+        """As many steps as there is room for, with the context and the batch of a run of `tokens`."""
+        text = self.text
+        seq_len = min(rule.context(tokens), 2 ** int(math.log2(max(2, min(text.train_tokens, text.val_tokens) - 1))))
+        chosen = rule.shape(layers, width, seq_len, text.vocab_size)
+        chosen["train.batch_size"] = times * rule.smallest_batch(tokens, seq_len)
+        config = self.configure(chosen)
+        seq_len, batch = config.model.max_seq_len, config.train.batch_size  # the person's, where they are set
+        size = Size.of(config.model)
+        step = self.speed.step(size, seq_len, batch)
+        affordable = self.flops / (batch * seq_len * size.token_flops(seq_len))
+        total = min(self.seconds, affordable * step)
+        beside = Around.of(config, size, text.val_tokens, step, total, self.compiled)
+        steps = max(1, int(min((self.seconds - beside.between - beside.after) / step, affordable)))
+        law = LAWS[text.kind]
+        most = math.ceil(law.enough(text, size.parameters) / (batch * seq_len))
+        limited, steps = most < steps, min(most, steps)
+        chosen |= rule.rates(steps, steps * batch * seq_len / text.train_tokens) | beside.settings(steps, step)
+        loss = law.loss(text, size.parameters, steps * batch * seq_len, steps)
+        train_seconds = steps * step + beside.between
+        return Plan(self.configure(chosen), size, steps, step, train_seconds, beside.after, loss, limited)

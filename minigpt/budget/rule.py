@@ -1,0 +1,98 @@
+"""The rule: which settings go with a size and a number of tokens. `benchmarks/scaling.py` fits the law under it.
+
+    shape        the ladder below, from 2 layers of 32 to 24 of 2,048; heads of 64 (32 below a width of 128)
+    context      sqrt(tokens) / 8, to the nearest power of two, 32 to 1,024
+    batch        tokens in all / steps, where a run of D tokens has some 400 x (D / 200,000)^0.35 steps at most
+    rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps up, then linearly to nothing
+    weight decay 0.2 where the text is seen more than once, else none
+
+Context and batch follow the experiments of docs/LOG.md: short runs want short contexts and small batches.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.config import ModelConfig
+
+LADDER = (
+    (2, 32), (2, 48), (2, 64), (2, 96), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512),
+    (10, 640), (12, 768), (16, 1024), (20, 1280), (24, 1536), (24, 2048),
+)  # fmt: skip
+"""(layers, width), each some 1.5 to 2 times as large as the one before."""
+
+SMALL_VOCABULARY = 1024
+"""Up to so many ids the head has weights of its own, which brings 0.035 nats a character for a few weights."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the cost of a step depends on.
+
+    parameters: weights of the blocks' matrices, the law's N, which leaves out embedding and head (Kaplan et al., 2020).
+    products: weights that a token is multiplied with, the head's among them.
+    attention: width of the queries, all heads together.
+    """
+
+    layers: int
+    width: int
+    parameters: int
+    products: int
+    attention: int
+
+    @classmethod
+    def of(cls, shape: ModelConfig) -> "Size":
+        """The size of a shape whose vocabulary is known."""
+        queries = shape.head_size * shape.num_heads
+        attention = 2 * shape.embed_dim * (queries + shape.head_size * shape.kv_heads)
+        feed_forward = (3 if shape.activation == "swiglu" else 2) * shape.embed_dim * shape.hidden_dim
+        parameters = shape.num_layers * (attention + feed_forward)
+        head = shape.embed_dim * shape.padded_vocab_size
+        return cls(shape.num_layers, shape.embed_dim, parameters, parameters + head, queries)
+
+    def token_flops(self, seq_len: int) -> int:
+        """Of training, as `accounting.flops_per_token`, which builds the model to count them."""
+        return 6 * (self.products + 2 * self.layers * self.attention * seq_len)
+
+    def step_flops(self, seq_len: int, batch: int) -> int:
+        """Of an optimizer step. Muon: 5 iterations of three products for each matrix, 26 x width a weight in all."""
+        return batch * seq_len * self.token_flops(seq_len) + 26 * self.width * self.parameters
+
+
+def heads(width: int) -> int:
+    """Heads of 64, or of 32 in a narrow model: heads(48) -> 1, heads(96) -> 3, heads(192) -> 3."""
+    return max(1, width // (64 if width >= 128 else 32))
+
+
+def context(tokens: float) -> int:
+    """Context for a run of so many tokens: context(200_000) -> 64, context(4e6) -> 256."""
+    return min(1024, max(32, 2 ** round(math.log2(max(1.0, tokens) ** 0.5 / 8))))
+
+
+def smallest_batch(tokens: float, seq_len: int) -> int:
+    """Sequences of a step, 4 at least: the power of two that comes nearest to 400 x (tokens / 200,000)^0.35 steps."""
+    steps = 400 * (tokens / 2e5) ** 0.35
+    return max(4, 2 ** round(math.log2(max(1.0, tokens / steps / seq_len))))
+
+
+def shape(layers: int, width: int, seq_len: int, vocab_size: int) -> dict[str, Any]:
+    """The model's settings by dotted name."""
+    return {
+        "model.num_layers": layers,
+        "model.embed_dim": width,
+        "model.num_heads": heads(width),
+        "model.max_seq_len": seq_len,
+        "model.tie_embeddings": vocab_size > SMALL_VOCABULARY,
+        "model.zero_init_residual": True,
+    }
+
+
+def rates(steps: int, epochs: float) -> dict[str, Any]:
+    """The settings of optimizer and schedule by dotted name; AdamW's rate is left to its default, by width."""
+    return {
+        "optimizer.beta2": 0.99,
+        "optimizer.weight_decay": 0.2 if epochs > 1 else 0.0,
+        "schedule.kind": "linear",
+        "schedule.warmup_steps": min(20, max(1, steps // 10)),
+        "schedule.min_lr_ratio": 0.0,
+    }

@@ -1,0 +1,193 @@
+"""minigpt explain."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from minigpt.cli.console import console, out, out_json, parse
+from minigpt.errors import GenerationError, UserError, storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+    from minigpt.assemble import LoadedRun
+
+_MOST = 256  # tokens that a page still shows legibly
+_MOST_DATA = 1 << 17  # tokens of the validation text that are scored
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Look inside a model while it reads a text: one HTML page that needs no network, or numbers, or a walk-through.
+
+    minigpt explain runs/my --prompt "Once upon a time"
+    minigpt explain runs/my --prompt "Once upon a time" --step-by-step
+    minigpt explain runs/my --prompt "Once upon a time" --svg attention.svg
+    minigpt explain runs/my --over data
+
+    The page shows surprise, next tokens, attention, kinds of heads, the logit lens and the residual stream; what each
+    key of --json holds and how each picture is read stands in docs/explain.md.
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
+    prompt: str | None = None
+    """The text to read, 256 tokens at most; - reads standard input (default: the run's sample prompt). With --over
+    data: a text of any length to look for in the training text (default: one that the model writes)."""
+    step_by_step: bool = False
+    """Walk one token through the network in the terminal, with the real numbers and shapes."""
+    position: int = -1
+    """With --step-by-step: which token, from 0; negative ones count from the end."""
+    over: Literal["prompt", "data", "training"] = "prompt"
+    """What to look at: a prompt; the run's own data (loss by place and by frequency, surprises, neighbours in the
+    embedding, what it knows word for word); or the kept checkpoints (how heads and samples changed)."""
+    out: str | None = None
+    """Where to write the page (default: plots/explain.html in the run)."""
+    png: str | None = None
+    """Draw --picture to this file in place of the page (pip install 'minigpt[plot]')."""
+    svg: str | None = None
+    """The same as SVG."""
+    picture: Literal["attention", "surprise", "lens", "stream"] = "attention"
+    """With --png or --svg: what to draw."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print one JSON object in place of the page: format, run, step, model, ids, texts, loss, entropy, attention,
+    attention_entropy, look_back, parts, stream_norm, written_norm, lens, vocabulary, heads; see docs/explain.md,
+    which has the keys with --over data and --over training too."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args, _ = parse(Explain, argv, "explain")
+    _check(args)
+    from minigpt.assemble import load_run
+
+    run = load_run(args.run, args.device)
+    if args.over == "data":
+        return _over_data(args, run)
+    ids = _read(args, run)
+    if args.over == "training":
+        return _over_training(args, run, ids)
+    if args.step_by_step:
+        return _walk(args, run, ids)
+    from minigpt.viz.explanation import explain
+
+    explanation = explain(run.model, run.tokenizer, ids, run=run.name, step=run.step)
+    if args.json:
+        out_json(explanation)
+    for path in (args.png, args.svg):
+        if path:
+            from minigpt.viz.figures import draw_explanation
+
+            out(str(draw_explanation(explanation, path, args.picture)))
+    if not (args.json or args.png or args.svg):
+        out(str(_write_page(args, run, explanation)))
+    return 0
+
+
+def _check(args: Explain) -> None:
+    """Raises UserError for flags that do not go together."""
+    for suffix, path in ((".png", args.png), (".svg", args.svg)):
+        if path is not None and Path(path).suffix.lower() != suffix:
+            raise UserError(f"--{suffix[1:]} {path}: does not end in {suffix}")
+    others = [name for name in ("step_by_step", "png", "svg", "out") if getattr(args, name)]
+    if args.over != "prompt" and others:
+        raise UserError(f"--{others[0].replace('_', '-')} is for a prompt; leave --over {args.over} out")
+    if args.json and others:
+        raise UserError(f"--json prints in place of --{others[0].replace('_', '-')}; give one of them")
+
+
+def _read(args: Explain, run: "LoadedRun") -> list[int]:
+    """Ids of the prompt. Raises GenerationError if there is none, or more than a page shows."""
+    from minigpt.data.clean import clean_text
+    from minigpt.writing.text import encode_prompt
+
+    prompt = run.config.train.sample_prompt if args.prompt is None else args.prompt
+    text = clean_text(sys.stdin.read() if prompt == "-" else str(prompt), run.config.data.clean)
+    ids = encode_prompt(text, run.tokenizer, run.model.config.max_seq_len)
+    if len(ids) > _MOST:
+        raise GenerationError(f"the prompt has {len(ids)} tokens, but a page shows {_MOST} at most; give a part of it")
+    return ids
+
+
+def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
+    from minigpt.jsonl import run_folder, write_text
+    from minigpt.viz.html import make_page
+
+    target = Path(args.out) if args.out else run_folder(run.path) / "plots" / "explain.html"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(target, error) from None
+    write_text(target, make_page(explanation))
+    return target
+
+
+def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
+    from minigpt.viz.walk import walk
+
+    _show(walk(run.model, run.tokenizer, ids, args.position))
+    return 0
+
+
+def _over_data(args: Explain, run: "LoadedRun") -> int:
+    from rich.progress import Progress
+
+    from minigpt.viz.dataset import survey
+    from minigpt.viz.tables import show_survey
+    from minigpt.writing import generate_text
+
+    splits = run.prepared().splits
+    if args.prompt is None:
+        prompt = run.config.train.sample_prompt
+        settings = {"max_new_tokens": 400, "temperature": 0.8, "stop_at_eos": False}
+        text = prompt + str(generate_text(run.model, prompt, run.tokenizer, **settings))
+    else:
+        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        found = survey(
+            run.model, run.tokenizer, splits["train"].tokens, splits["val"].tokens[:_MOST_DATA], text,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    found |= {"run": run.name, "step": run.step}
+    if args.json:
+        out_json(found)
+    else:
+        _show(show_survey(found))
+    return 0
+
+
+def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
+    from rich.progress import Progress
+
+    from minigpt.jsonl import run_folder
+    from minigpt.viz.over_time import timeline
+    from minigpt.viz.tables import show_timeline
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checkpoints", total=None)
+        found = timeline(
+            run_folder(run.path), run.tokenizer, ids,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if args.json:
+        out_json(found)
+    else:
+        _show(show_timeline(found, run.tokenizer))
+    return 0
+
+
+def _show(parts: "Iterable[RenderableType]") -> None:
+    from rich.console import Console
+
+    screen = Console()
+    screen.width = min(100, screen.width)
+    for part in parts:
+        screen.print(part)

@@ -1,0 +1,358 @@
+"""`minigpt runs list | show | diff | compare | receipt`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from minigpt.cli.console import console, out, out_json, parse
+from minigpt.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from minigpt.runs import Group, RunRecord
+
+USAGE = """minigpt runs: the runs on this disk
+
+usage: minigpt runs list|show|diff|compare|receipt|consolidate [...]        each with --help
+
+  minigpt runs list "lr*" --sort minutes
+  minigpt runs show runs/my
+  minigpt runs diff runs/my runs/my-2
+  minigpt runs compare runs/sweep                a sweep's runs, seeds together
+  minigpt runs receipt runs/my                   one line that repeats the run
+  minigpt runs consolidate runs/my               one file of a checkpoint that several processes wrote in parts
+"""
+
+Column = Literal["name", "state", "data", "parameters", "steps", "best_val_loss", "bits_per_byte", "minutes"]
+
+
+@dataclass(frozen=True)
+class List:
+    """List the runs, those of sweeps too.
+
+    minigpt runs list
+    minigpt runs list "shakespeare*" --sort best_val_loss
+    """
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Names to list, with * and ?; a sweep's name stands for all its runs. Quote it."""
+    runs_dir: str = "runs"
+    """The folder of the runs."""
+    sort: Column = "name"
+    """Column to sort by, the smallest first."""
+    reverse: bool = False
+    """The largest first."""
+    json: bool = False
+    """Print one JSON object: runs (a list of {name, path, state, data, parameters, steps, best_val_loss,
+    bits_per_byte, minutes}; null where nothing was logged). Bits per byte are those of the best evaluation."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show one run: what was set, how it ended, what is on the disk.
+
+    minigpt runs show runs/my
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory."""
+    json: bool = False
+    """Print one JSON object: the keys of list, and settings (the fewest that make its config), receipt, metrics (the
+    last line), sample (the last), checkpoints (a list of {name, bytes}), incidents."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Show in what two runs differ: settings, data, versions, and how they ended.
+
+    minigpt runs diff runs/my runs/my-2
+    """
+
+    one: tyro.conf.Positional[str]
+    """A run directory."""
+    two: tyro.conf.Positional[str]
+    """Another."""
+    json: bool = False
+    """Print one JSON object: settings, data, versions, results: each {name: [value of one, value of two]}."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: a table, and their curves over each other. Runs that differ in their seed alone are one row.
+
+    minigpt runs compare runs/a runs/b runs/c
+    minigpt runs compare runs/sweep --x minutes --out sweep.svg
+
+    A spread is the sample standard deviation over the seeds; of one run there is none.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, or folders of runs such as a sweep's."""
+    out: str | None = None
+    """Picture to write, .png or .svg (default: compare.png beside the first run)."""
+    plot: bool = True
+    """Draw the curves (needs the plot extra)."""
+    x: Literal["step", "tokens", "minutes"] = "step"
+    """What the picture's horizontal axis counts."""
+    json: bool = False
+    """Print one JSON object: groups (a list of {runs, seeds, settings, mean, deviation}, the best first; mean and
+    deviation by best_val_loss, bits_per_byte and minutes), cautions, plot (a path, or null)."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Print one shell line that repeats the run; versions and the data's sha256 follow as its comment.
+
+    minigpt runs receipt runs/my
+    minigpt runs receipt runs/my --flags > repeat.sh
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory."""
+    flags: bool = False
+    """Every setting on the line in place of the path of the run's config: for a machine that has only the data."""
+    json: bool = False
+    """Print one JSON object: command."""
+
+
+@dataclass(frozen=True)
+class Consolidate:
+    """Make one file of each checkpoint that several processes wrote in parts (--parallel.sharded-checkpoints true).
+
+    minigpt runs consolidate runs/my
+
+    Every command reads such checkpoints as they are, too; other programs want model.safetensors whole.
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run directory, or a checkpoint."""
+    json: bool = False
+    """Print one JSON object: checkpoints (a list of paths)."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit code. Raises UserError."""
+    if not argv or argv[0] in ("-h", "--help"):
+        out(USAGE)
+        return 0
+    actions: dict[str, Any] = {
+        "list": (List, _list), "show": (Show, _show), "diff": (Diff, _diff), "compare": (Compare, _compare),
+        "receipt": (Receipt, _receipt), "consolidate": (Consolidate, _consolidate),
+    }  # fmt: skip
+    if argv[0] not in actions:
+        raise UserError(f"runs {argv[0]}: no such command; {nearest(argv[0], actions)}")
+    kind, act = actions[argv[0]]
+    act(parse(kind, argv[1:], f"runs {argv[0]}")[0])
+    return 0
+
+
+def _list(args: List) -> None:
+    from minigpt.runs import find_runs
+
+    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern)]
+    known = sorted((row for row in rows if row[args.sort] is not None), key=lambda row: row[args.sort])
+    rows = known[:: -1 if args.reverse else 1] + [row for row in rows if row[args.sort] is None]
+    if args.json:
+        out_json({"runs": rows})
+    elif rows:
+        show_table(
+            ("name", "state", "data", "size", "steps", "best val", "bits/byte", "minutes"),
+            [
+                (
+                    row["name"], row["state"], Path(row["data"]).name, short_count(row["parameters"]),
+                    f"{row['steps']:,}", figure(row["best_val_loss"]), figure(row["bits_per_byte"]),
+                    figure(row["minutes"], 2),
+                )
+                for row in rows
+            ],
+            text=3,
+        )  # fmt: skip
+    else:
+        console.print(f"no run matches {args.pattern} in {args.runs_dir}", markup=False)
+
+
+def _show(args: Show) -> None:
+    from minigpt.jsonl import read_lines
+    from minigpt.runs import essential, read_run
+
+    run = read_run(args.run)
+    samples = read_lines(run.path / "samples.jsonl")
+    report = run.summary() | {
+        "settings": essential(run.config),
+        "receipt": run.receipt,
+        "metrics": run.lines[-1] if run.lines else {},
+        "sample": samples[-1] if samples else None,
+        "checkpoints": [{"name": folder.name, "bytes": _bytes(folder)} for folder in run.checkpoints],
+        "incidents": read_lines(run.path / "incidents.jsonl"),
+    }
+    if args.json:
+        out_json(report)
+        return
+    receipt, sample = report["receipt"], report["sample"]
+    titled("run", {key: report[key] for key in list(run.summary())[:5]} | {"minutes": report["minutes"]})
+    titled("settings that are not the defaults", report["settings"])
+    titled("versions", receipt.get("versions", {}))
+    titled("data sha256", receipt.get("data", {}).get("sha256", {}))
+    titled("last line of metrics", report["metrics"])
+    best = {"val_loss": report["best_val_loss"], "bits_per_byte": report["bits_per_byte"], "step": run.best.get("step")}
+    titled("best evaluation", best if run.best else {})
+    titled("checkpoints", {each["name"]: f"{each['bytes'] / 1e6:,.2f} MB" for each in report["checkpoints"]})
+    for incident in report["incidents"]:
+        out(f"incident at step {incident['step']}: {incident['what']}; {incident['action']}")
+    if sample:
+        out(f"sample of step {sample['step']}\n{sample['prompt']}{sample['text']}\n")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _diff(args: Diff) -> None:
+    from minigpt.runs import differences, read_run
+
+    one, two = read_run(args.one), read_run(args.two)
+
+    def pairs(ours: dict[str, Any], theirs: dict[str, Any], same: bool = False) -> dict[str, tuple[Any, Any]]:
+        keys = dict.fromkeys([*ours, *theirs])
+        return {key: (ours.get(key), theirs.get(key)) for key in keys if same or ours.get(key) != theirs.get(key)}
+
+    results = ("state", "parameters", "steps", "best_val_loss", "bits_per_byte", "minutes")
+    (ours, our_data), (theirs, their_data) = (
+        (run.summary(), run.receipt.get("data", {}).get("sha256", {})) for run in (one, two)
+    )
+    report = {
+        "settings": differences(one, two),
+        "data": pairs(our_data, their_data),
+        "versions": pairs(one.receipt.get("versions", {}), two.receipt.get("versions", {})),
+        "results": pairs({key: ours[key] for key in results}, {key: theirs[key] for key in results}, same=True),
+    }
+    if args.json:
+        out_json(report)
+        return
+    rows = [
+        (part, name, _plain(pair[0]), _plain(pair[1])) for part, found in report.items() for name, pair in found.items()
+    ]
+    show_table(("", "", args.one, args.two), rows, text=4)
+
+
+def _compare(args: Compare) -> None:
+    from minigpt.runs import cautions, find_runs, grouped, read_run
+
+    runs: list[RunRecord] = []
+    for word in args.runs:
+        folder = Path(word)
+        found = [] if (folder / "config.yaml").is_file() or not folder.is_dir() else find_runs(folder)
+        runs += found or [read_run(folder)]
+    if len(runs) < 2:
+        raise UserError("name two runs or more, or a folder of them, for example: minigpt runs compare runs/sweep")
+    groups, warned, picture = grouped(runs), cautions(runs), None
+    logged = [run.path for run in runs if run.lines]
+    if args.plot and logged:
+        from minigpt.viz import plot_runs
+
+        try:
+            picture = str(plot_runs(logged, args.out or logged[0].parent / "compare.png", x=args.x))
+        except UserError as error:
+            if args.out:
+                raise
+            console.print(f"no plot: {error}", markup=False)
+    for caution in warned:
+        console.print(f"caution: {caution}", markup=False, soft_wrap=True)
+    if args.json:
+        out_json({"groups": groups_json(groups), "cautions": warned, "plot": picture})
+        return
+    show_groups(groups)
+    if picture:
+        out(picture)
+
+
+def _receipt(args: Receipt) -> None:
+    from minigpt.runs import read_run, receipt_line
+
+    line = receipt_line(read_run(args.run), args.flags)
+    if args.json:
+        out_json({"command": line})
+    else:
+        out(line)
+
+
+def _consolidate(args: Consolidate) -> None:
+    from minigpt.runs.consolidate import consolidate
+
+    done = [str(path) for path in consolidate(args.run)]
+    if args.json:
+        out_json({"checkpoints": done})
+    else:
+        out("\n".join(done))
+
+
+def groups_json(groups: "Sequence[Group]") -> list[dict[str, Any]]:
+    """The groups, JSON-able."""
+    return [
+        {
+            "runs": [str(run.path) for run in group.runs],
+            "seeds": group.seeds,
+            "settings": group.settings,
+            "mean": group.mean,
+            "deviation": group.deviation,
+        }
+        for group in groups
+    ]
+
+
+def show_groups(groups: "Sequence[Group]") -> None:
+    """A table of the groups, the best first."""
+    paths = list(groups[0].settings) if groups else []
+    rows = []
+    for group in groups:
+        name = group.runs[0].name if len(group.runs) == 1 else f"{group.runs[0].name} and {len(group.runs) - 1} more"
+        figures = [spread(group.mean[key], group.deviation[key]) for key in ("best_val_loss", "bits_per_byte")]
+        minutes = figure(group.mean["minutes"], 2)
+        rows.append((name, *(_plain(group.settings[path]) for path in paths), str(len(group.runs)), *figures, minutes))
+    show_table(("run", *paths, "n", "best val", "bits/byte", "minutes"), rows, text=1 + len(paths))
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> None:
+    """A plain table; the first `text` columns are words, the rest figures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, name in enumerate(head):
+        table.add_column(escape(name), justify="left" if place < text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def titled(title: str, values: dict[str, Any]) -> None:
+    """A heading, and a line for each value; nothing if there are none."""
+    if values:
+        width = max(map(len, values))
+        out("\n".join([title, *(f"  {name:<{width}}  {_plain(value)}" for name, value in values.items())]) + "\n")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value.isprintable() else repr(value)
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """1.2346, or -."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def spread(mean: float | None, deviation: float | None) -> str:
+    """1.2346 ± 0.0012; without the spread where there is none."""
+    return figure(mean) if deviation is None else f"{figure(mean)} ± {figure(deviation)}"
+
+
+def short_count(number: int | None) -> str:
+    """812,345 -> 0.81M; 12,345 -> 12.3k."""
+    if number is None:
+        return "-"
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number / 1e3:.1f}k"

@@ -1,0 +1,226 @@
+"""minigpt sweep."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from minigpt.cli.console import console, out, out_json, parse, recipe_and_data
+from minigpt.cli.runs import figure, groups_json, show_groups, show_table
+from minigpt.config import find_recipe, load_config, parse_yaml, split_flags
+from minigpt.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from minigpt.assemble.sweep import Progress, Sweep
+
+
+@dataclass(frozen=True)
+class SweepArgs:
+    """Train under every combination of the values given: several to a setting, with commas between.
+
+    minigpt sweep recipe.yaml --optimizer.learning-rate 1e-3,3e-3 --train.seed 1,2,3
+    minigpt sweep my.txt --model.num-layers 2,4 --train.max-steps 500 --devices cuda:0,cuda:1
+    minigpt sweep runs/my questions.jsonl --lora.rank 4,16
+    minigpt sweep my.txt --data.clean "[nfc,lower],[]" --train.sample-prompt '"Oh, "'
+
+    A comma inside [] or quotes separates nothing: so is a list, or a text with a comma, one value. Settings of logging
+    are not swept. Each run goes to runs/SWEEP under a name that says its values, in a process of its own; NAME.log has
+    what it printed.
+
+    The same command goes on where it was cut off: a finished run is left, an unfinished one continued, a failed one
+    tried again. A run that fails is noted and the sweep goes on; the exit code is then 1. Ctrl-C saves and stops.
+    """
+
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """As for train: a recipe, data, or both. As for finetune: a run, checkpoint or Hugging Face directory, and data."""
+    name: str | None = None
+    """Name of the sweep: runs/NAME (default: from the recipe or the data, with -sweep)."""
+    devices: str | None = None
+    """Devices to use at once, one run on each: cuda:0,cuda:1, or cpu,cpu (default: one run after another)."""
+    dry_run: bool = False
+    """List what would run, and stop."""
+    json: bool = False
+    """Print one JSON object: sweep, runs (a list of {name, state, error, settings, and the figures of runs list}, the
+    best first), groups (as runs compare). With --dry-run: sweep, runs (a list of {name, state, command})."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    if {"-h", "--help"} & set(argv):
+        parse(SweepArgs, ["--help"], "sweep", with_config=True)
+    grid, fixed, rest = split_grid(argv)
+    args, _ = parse(SweepArgs, rest, "sweep", with_config=True)
+    devices = args.devices.split(",") if args.devices else [None]
+    if args.devices and "train.device" in grid.keys() | fixed.keys():
+        raise UserError("--devices chooses where runs go; leave --train.device out")
+    sweep = _plan(args, grid, fixed)
+    from minigpt.assemble.sweep import Progress, check_devices, run_sweep
+
+    check_devices([device for device in devices if device])
+    if args.dry_run:
+        return _dry_run(sweep, Progress(sweep), args.json)
+    progress, stopped = run_sweep(
+        sweep, devices, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
+    _report(sweep, progress, args.json)
+    if stopped:
+        console.print("stopped; the same command continues")
+        return 128 + stopped
+    return int("failed" in progress.states.values())
+
+
+def split_grid(argv: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+    """Take the config flags out of a command line, those of several values apart.
+
+    split_grid(["my.txt", "--train.seed", "1,2", "--model.bias=true,false", "--data.clean", "[nfc,lower]"])
+        -> ({"train.seed": [1, 2], "model.bias": [True, False]}, {"data.clean": ["nfc", "lower"]}, ["my.txt"])
+
+    Raises ConfigError for a flag without its value, an empty value or one that comes twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    fixed: dict[str, Any] = {}
+    rest: list[str] = []
+    problems, queue = [], list(argv)
+    while queue:
+        word = queue.pop(0)
+        if not re.match(r"--[A-Za-z_-]+\.[A-Za-z]", word):
+            rest.append(word)
+            continue
+        flag, equals, text = word.partition("=")
+        path = flag[2:].replace("-", "_")
+        if not equals:
+            if (
+                not queue or queue[0].startswith("--") or split_flags([flag, at_commas(queue[0])[0]])[1]
+            ):  # a bare switch
+                fixed |= split_flags([flag])[0]
+                continue
+            text = queue.pop(0)
+        parts = [text] if path.startswith("logging.") else at_commas(text)
+        values = [_value(flag, part) for part in parts]
+        if len(parts) == 1:
+            fixed[path] = values[0]
+            continue
+        grid[path] = values
+        if "" in parts:
+            problems.append(f"{path}: an empty value between commas in {text!r}")
+        problems += [f"{path}: {value!r} is given twice" for value in _repeated(values)]
+    if problems:
+        raise ConfigError(problems)
+    return grid, fixed, rest
+
+
+def at_commas(text: str) -> list[str]:
+    """at_commas('a,[b,c],"d,e"') -> ["a", "[b,c]", '"d,e"']: cut where neither brackets nor quotes are open."""
+    parts, depth, quote = [""], 0, ""
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word opens nothing
+            quote = char if char in text[place + 1 :] else ""
+        else:
+            depth += (char in "[{") - (char in "]}")
+        if char == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def _value(flag: str, part: str) -> Any:
+    """One value, as `split_flags` reads it; text that quotes keep whole, without them."""
+    quoted = "," in part and part[0] == part[-1] and part[0] in "\"'"
+    [value] = split_flags([f"{flag}={part}"])[0].values()
+    return parse_yaml(part, flag) if quoted else value
+
+
+def _repeated(values: list[Any]) -> list[Any]:
+    return [value for place, value in enumerate(values) if value in values[:place]]
+
+
+def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any]) -> "Sweep":
+    """What to run. Raises ConfigError with every mistake."""
+    if not grid:
+        raise UserError("nothing to sweep; give a setting several values, such as --optimizer.learning-rate 1e-3,3e-3")
+    if "logging.name" in fixed:
+        raise UserError("logging.name: a sweep's runs are named by their values; name the sweep itself with --name")
+    if "-" in args.what:
+        raise UserError("-: standard input can be read once only; put the text in a file")
+    recipe = next((word for word in args.what if word.endswith((".yaml", ".yml"))), None)
+    words = [word for word in args.what if word != recipe]
+    base = words[0] if words and _is_model(Path(words[0])) else None
+    path = str(find_recipe(recipe)) if recipe else None
+    if not base and path:
+        base = load_config(path).finetune.base
+    from minigpt.assemble.directory import default_name
+    from minigpt.assemble.sweep import plan_sweep, resolver, tuning_resolver
+
+    own: dict[str, Any] = {}
+    if base:
+        own |= zip(("finetune.base", "data.source"), words, strict=False)
+        resolve = tuning_resolver(base, path)
+    else:
+        recipe, data = recipe_and_data(args.what)
+        path = str(find_recipe(recipe)) if recipe else None
+        own |= {} if data is None else {"data.source": data}
+        resolve = resolver(path)
+    stem = default_name(load_config(path, own), path)
+    return plan_sweep(
+        "finetune" if base else "train", args.what, fixed, grid, lambda given: resolve({**own, **given}), args.name,
+        f"{stem}-sweep",
+    )  # fmt: skip
+
+
+def _is_model(path: Path) -> bool:
+    """Whether finetune would start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
+    inside = any((path / name).is_file() for name in ("config.yaml", "manifest.json", "config.json"))
+    return inside or (path.name in ("best", "last") and path.parent.name == "checkpoints")
+
+
+def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
+    rows = [
+        {"name": name, "state": state, "command": f"minigpt {shlex.join(sweep.argv(name))}"}
+        for name, state in progress.states.items()
+    ]
+    if json:
+        out_json({"sweep": str(sweep.path), "runs": rows})
+        return 0
+    out(f"{sweep.path}: {len(rows)} runs, of which {sum(row['state'] == 'finished' for row in rows)} are finished")
+    for row in rows:
+        out(f"\n{row['name']} ({row['state']})\n  {row['command']}")
+    return 0
+
+
+def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
+    """The table of the runs, the best first; then, where seeds were swept, what remains of them on average."""
+    from minigpt.runs import grouped
+
+    records = progress.records()
+    figures = {run.name: run.summary() for run in records}
+    rows = [
+        {"best_val_loss": None, "bits_per_byte": None, "steps": 0, "minutes": 0.0, **figures.get(name, {}),
+         "name": name, "state": state, "error": progress.errors.get(name), "settings": sweep.trials[name]}
+        for name, state in progress.states.items()
+    ]  # fmt: skip
+    rows.sort(key=lambda row: (row["state"] == "failed", row["best_val_loss"] is None, row["best_val_loss"] or 0.0))
+    groups = grouped([run for run in records if progress.states[run.name] == "finished"])
+    if json:
+        out_json({"sweep": str(sweep.path), "runs": rows, "groups": groups_json(groups)})
+        return
+    show_table(
+        ("run", "state", "steps", "best val", "bits/byte", "minutes"),
+        [
+            (row["name"], row["state"], f"{row['steps']:,}", figure(row["best_val_loss"]),
+             figure(row["bits_per_byte"]), figure(row["minutes"], 2))
+            for row in rows
+        ],
+        text=2,
+    )  # fmt: skip
+    for name, error in progress.errors.items():
+        console.print(f"{name} failed: {error}", markup=False, highlight=False, soft_wrap=True)
+    if "train.seed" in sweep.grid and groups:
+        out("")
+        show_groups(groups)
+    out(f"\n{sweep.path}")

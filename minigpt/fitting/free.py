@@ -1,0 +1,72 @@
+"""Memory that is free: a device's, or the machine's within the limits that this process lives under."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_V2, _V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes that this process can still take on a device; None where it does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    total, free = host_memory()
+    return free if total else None
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """(total, free) bytes: the least of the machine's, the control groups' and the limit on address space.
+
+    Zeros where the system does not tell. `root` holds proc/ and sys/.
+    """
+    info = root / "proc/meminfo"
+    if not info.is_file():
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS does not tell what is free
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return total, total
+        return 0, 0
+    rows = dict(re.findall(r"^(\w+):\s+(\d+) kB", info.read_text(encoding="ascii"), re.M))
+    total, free = (1024 * int(rows[name]) for name in ("MemTotal", "MemAvailable"))
+    for limit, used in (*_groups(root), *_address_space(root)):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return total, free
+
+
+def _groups(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) of each control group above this process; cached files, which give way, are not used memory."""
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        mount, names = root / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup"), _V1 if kinds else _V2
+        folder = mount / path.strip("/")
+        for place in {folder, *folder.parents, mount}:  # in a container the group may be the mount itself
+            if place.is_relative_to(mount) and all((place / name).is_file() for name in names):
+                limit, used = ((place / name).read_text(encoding="ascii").strip() for name in names)
+                stat = place / "memory.stat"
+                text = stat.read_text(encoding="ascii") if stat.is_file() else ""
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)", text, re.M)
+                if limit.isdigit():  # else "max"
+                    yield int(limit), max(0, int(used) - (int(cached[1]) if cached else 0))
+
+
+def _address_space(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) of `ulimit -v`."""
+    import resource  # there is /proc, so there is this
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        pages = int((root / "proc/self/statm").read_text(encoding="ascii").split()[0])
+        yield limit, pages * resource.getpagesize()

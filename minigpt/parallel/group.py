@@ -1,0 +1,242 @@
+"""The ranks of several processes, as torchrun starts them: who is there, how they add up, and how they end together.
+
+Notable: what is waited for without a limit (rank 0 preparing a text, for hours perhaps) is waited for in torchrun's
+store, since a collective would time out. The store also says that a rank has failed: the first that fails tells its
+error, and a thread in every other, which may hang in a collective, ends its process within seconds.
+"""
+
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from minigpt.errors import MiniGPTError, ParallelError
+from minigpt.parallel.wrap import Replicated, is_sharded
+from minigpt.runtime import Made, Ranks
+
+POLL = 0.05
+"""Seconds between looks into the store."""
+GRACE = 3.0
+"""Seconds that a rank has to end by itself, once another has failed."""
+CHECK_IN = 120.0
+"""Most seconds until every rank is there."""
+HINT = (
+    "look whether it runs, whether a firewall stands between, and which network the hosts share: "
+    "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name its interface (ip addr)"
+)
+
+
+@contextmanager
+def join(device: torch.device, timeout: float) -> Iterator["Processes"]:
+    """The ranks, connected inside the block; all of them leave it together, or end soon after the first that failed.
+
+    Args:
+        device: where this process computes.
+        timeout: most seconds that a collective may take.
+
+    Raises:
+        ParallelError: a rank does not answer, at the start or later.
+        SystemExit: another rank has failed, and has said why; this one is silent.
+    """
+    ranks = Processes(device, timedelta(seconds=timeout))
+    try:
+        ranks.connect()
+        yield ranks
+        ranks.meet()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  whatever it is, the others must end too
+        raise ranks.fail(error) from error.__cause__
+    finally:
+        ranks.leave()
+
+
+class Processes(Ranks):
+    """This process among those that torchrun started: `join` makes it."""
+
+    def __init__(self, device: torch.device, timeout: timedelta):
+        self.device, self.timeout, self.on_gpu = device, timeout, device.type == "cuda"
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.hosts = [socket.gethostname()] * self.world
+        self.store: Store | None = None
+        self.gloo: dist.ProcessGroup | None = None  # for numbers on the CPU, wherever the model is
+        self._watcher: threading.Thread | None = None
+        self._meetings = 0
+        self._left = threading.Event()
+
+    def connect(self) -> None:
+        """Find the other ranks and try the network between all of them. Raises ParallelError naming who is missing."""
+        wait = min(self.timeout, timedelta(seconds=CHECK_IN))
+        try:
+            store, *_ = next(rendezvous("env://", timeout=wait))
+        except (dist.DistError, ValueError) as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise ParallelError(f"{self}: the ranks do not meet at {address} ({_reason(error)}); {HINT}") from None
+        self.store = PrefixStore("minigpt", store)
+        self._check_in(wait)
+        self._watcher = threading.Thread(target=self._watch, args=(cast(Any, self.store).clone(),), daemon=True)
+        self._watcher.start()
+        backend = "cpu:gloo,cuda:nccl" if self.on_gpu else "gloo"
+        if self.on_gpu:
+            torch.cuda.set_device(self.device)
+        us: dict[str, Any] = {"rank": self.rank, "world_size": self.world}
+        try:
+            late = timedelta(seconds=GRACE if self.rank else 0)  # rank 0 names who is missing, so it speaks first
+            dist.init_process_group("gloo", store=PrefixStore("trial", self.store), timeout=wait + late, **us)
+            dist.monitored_barrier(timeout=wait + late, wait_all_ranks=True)
+            dist.destroy_process_group()
+            dist.init_process_group(backend, store=self.store, timeout=self.timeout, **us)
+            self.gloo = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=self.timeout))
+            answers = int(self.total(torch.ones(1, device=self.device)))
+        except RuntimeError as error:
+            silent = [int(n) for n in re.findall(r"\d+", str(error).partition("Ranks ")[2].partition(" failed")[0])]
+            raise self._silent(silent, _reason(error)) from None
+        if answers != self.world:
+            raise ParallelError(f"{self}: an all-reduce of {self.world} ones gave {answers}; {HINT}")
+
+    def _check_in(self, wait: timedelta) -> None:
+        """Tell the others this rank's host, and learn theirs."""
+        assert self.store is not None
+        names = [f"host/{rank}" for rank in range(self.world)]
+        self.store.set(names[self.rank], self.hosts[self.rank])
+        deadline = time.monotonic() + wait.total_seconds()
+        while missing := [rank for rank, name in enumerate(names) if not self.store.check([name])]:
+            if time.monotonic() > deadline:
+                raise ParallelError(f"{self}: {_listed(missing)} did not start in {wait.total_seconds():g} s; {HINT}")
+            time.sleep(POLL)
+        self.hosts = [self.store.get(name).decode() for name in names]
+
+    def _silent(self, ranks: list[int], reason: str) -> ParallelError:
+        """What to say when the network fails: who does not answer, else who else there is."""
+        named = ranks or [rank for rank in range(self.world) if rank != self.rank]
+        who = " and ".join(f"{_listed([r for r in named if self.hosts[r] == host])} on {host}"
+                           for host in dict.fromkeys(self.hosts[rank] for rank in named))  # fmt: skip
+        doubt = "" if ranks else "not all of "
+        return ParallelError(f"{self} reaches the store, but {doubt}{who} over the network ({reason}); {HINT}")
+
+    def _watch(self, store: Store) -> None:
+        """In a thread: once another rank has failed, end this process if it does not end itself."""
+        try:
+            while not self._left.wait(POLL * 4):
+                if store.check(["code"]):
+                    if not self._left.wait(GRACE):
+                        code = int(store.get("code"))
+                        sys.stdout.flush()
+                        if sys.stderr.isatty():
+                            sys.stderr.write("\x1b[?25h")  # a live line hides the cursor
+                        os._exit(code)
+                    return
+        except dist.DistError:  # the store went with its host; the next collective fails too
+            return
+
+    def fail(self, error: BaseException) -> BaseException:
+        """What to raise for an error: itself on the first rank that fails, elsewhere a silent end."""
+        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        try:
+            if self.store is not None and self.store.add("failed", 1) > 1:
+                time.sleep(GRACE)  # torchrun ends all once one has ended: the first must have spoken by then
+                return SystemExit(int(self.store.get("code")))
+            if self.store is not None:
+                self.store.set("code", str(code))
+        except dist.DistError as gone:  # with the host that kept the store: each rank speaks for itself
+            error.add_note(f"torchrun's store is gone: {gone}")
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            error = ParallelError(
+                f"{self} lost another rank, or waited {self.timeout.total_seconds():g} s for it ({_reason(error)}); if "
+                "it was only slow, set --parallel.timeout-seconds higher; the same command continues from the last "
+                "checkpoint"
+            )
+        if isinstance(error, MiniGPTError):
+            error.alone = True
+        return error
+
+    def leave(self) -> None:
+        """Close the connections."""
+        self._left.set()
+        if self._watcher:
+            self._watcher.join()
+        failed = sys.exc_info()[0] is not None
+        if dist.is_initialized() and not (failed and self.on_gpu):  # NCCL would wait for the others
+            dist.destroy_process_group()
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.hosts[self.rank]}"
+
+    def meet(self) -> None:
+        """Wait until every rank is here, however long it takes."""
+        assert self.store is not None
+        self._meetings += 1
+        name = f"met/{self._meetings}"
+        self.store.add(name, 1)
+        while self.store.add(name, 0) < self.world:
+            time.sleep(POLL)
+
+    def share(self, make: Callable[[], Made]) -> Made:
+        """What rank 0 makes, on every rank; the others wait, however long it takes."""
+        made: list[Any] = [make() if self.rank == 0 else None]
+        self.meet()
+        dist.broadcast_object_list(made, src=0, group=self.gloo)
+        return made[0]
+
+    def in_turn(self, make: Callable[[], Made]) -> Made:
+        """What each rank makes: rank 0, then the first of every other host, then the rest, who find what those left."""
+        mine = 0 if self.rank == 0 else 1 if self.local == 0 else 2
+        made: list[Made] = []
+        for turn in range(3):
+            if turn == mine:
+                made.append(make())
+            self.meet()
+        return made[0]
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over the ranks."""
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value
+
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        largest = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.gloo)
+        return largest.item()
+
+    def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
+        """Around a backward pass: whether the ranks add up their gradients `now`, or go on accumulating."""
+        if isinstance(model, Replicated):
+            return nullcontext() if now else model.ddp.no_sync()
+        if is_sharded(model):
+            model.set_requires_gradient_sync(now)
+        return nullcontext()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor of which each rank may hold a part; every rank must ask."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def own(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """This rank's part of a whole tensor, divided as `like` is."""
+        if not isinstance(like, DTensor):
+            return tensor
+        part = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        return part.to(like.device)
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence: _reason(RuntimeError("[/a/b.cc:5] Closed by peer. See ...")) -> "Closed by peer"."""
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
+
+
+def _listed(ranks: list[int]) -> str:
+    """_listed([1, 2]) -> "ranks 1, 2"."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -1,0 +1,55 @@
+"""Checkpoints that the disk has damaged: set aside, and the one before is taken."""
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from minigpt import checkpoint
+from minigpt.checkpoint import Checkpoint
+from minigpt.errors import CheckpointError, DamagedError, storage_error
+
+PARTS = ("model", "adapter", "ema", "optimizer")
+
+
+def step_of(path: Path) -> int:
+    """step-00000500 -> 500."""
+    return int(path.name.split("-")[-1])
+
+
+def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
+    """What a run goes on from: the checkpoint that `last` names, else the newest, less those that are damaged.
+
+    A damaged one is renamed to damaged-step-00000500, and told in one line. Every byte is read once.
+
+    Raises:
+        CheckpointError: of another format.
+        StorageError: cannot be renamed.
+    """
+    damaged: list[Path] = []
+    while True:
+        try:
+            target = checkpoint.resolve(folder / "last")
+        except CheckpointError:  # there is none
+            saved = None
+            break
+        try:
+            saved = checkpoint.load(target, PARTS)
+            break
+        except DamagedError as error:
+            say(f"{error.what}; set aside as {set_aside(target).name}")
+            damaged.append(target)
+    if damaged:
+        step = step_of(saved.path) if saved else 0
+        where = saved.path.name if saved else "the beginning"
+        say(f"going on from {where}: {step_of(damaged[0]) - step} steps are lost and will be trained again")
+    return saved
+
+
+def set_aside(step: Path) -> Path:
+    """Rename a checkpoint so that nothing takes it for one. Raises StorageError."""
+    names = (f"damaged-{step.name}{f'-{number}' if number else ''}" for number in count())
+    target = next(path for path in map(step.with_name, names) if not path.exists())
+    try:
+        return step.rename(target)
+    except OSError as error:
+        raise storage_error(step, error) from None

@@ -1,0 +1,211 @@
+"""The hook that watches over training: a bad step is skipped, and a run that came apart goes back and tries otherwise.
+
+A step is bad if its loss or gradient is not finite (`update` has then left the weights alone), or if its loss is a
+spike: higher than `spike_limit`. `patience` bad steps in a row, a validation loss or weights that are not finite, are
+trouble: the run goes back to the last good checkpoint, or to its first weights; the bad batches, and the one whose
+update came just before them, are left out; the rate is halved. PaLM's spikes were passed likewise: "we re-started
+training from a checkpoint roughly 100 steps before the spike started, and skipped roughly 200-500 data batches"
+(Chowdhery et al., 2022, 5.1). All is decided by losses that every rank sees alike, and what is remembered is saved with
+each checkpoint, so a resumed run decides as the undisturbed one.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minigpt import checkpoint
+from minigpt.checkpoint import Checkpoint
+from minigpt.config.recovery import RecoveryConfig
+from minigpt.errors import DamagedError, DivergedError
+from minigpt.jsonl import append_line, read_lines, write_lines
+from minigpt.model import GPT
+from minigpt.recovery.checkpoints import Checkpoints
+from minigpt.recovery.damage import PARTS, set_aside, step_of
+from minigpt.training.loop import Hook, Trainer, TrainState, batch_number
+
+
+@dataclass
+class Memory:
+    """What the guard knows of the run. A rollback restores `losses` and `bad`; the rest is of the whole run."""
+
+    losses: list[float] = field(default_factory=list)  # recent good ones
+    bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
+    start: float | None = None  # the first loss
+    streak: int = 0  # bad steps in a row
+    rollbacks: int = 0
+    incidents: int = 0  # lines of incidents.jsonl
+
+
+def spike_limit(losses: Sequence[float], chance: float, start: float, deviations: float, window: int) -> float:
+    """The loss above which a step is bad: one nat over both chance and the run's first loss; soon, less.
+
+    Once a quarter of the window is known, the recent median + the largest of `deviations` x the noise, a fifth of the
+    median, and 0.1 nats. The noise is 1.4826 / sqrt(2) x the median change from step to step: a normal distribution's
+    standard deviation, which neither a few wild steps nor a falling loss make larger.
+
+    spike_limit([2.0, 2.1] * 15, chance=4.0, start=4.1, deviations=6, window=100) -> 2.05 + 6 x 0.105 = 2.68
+    """
+    limit = max(chance, start) + 1
+    if len(losses) < window / 4:
+        return limit
+    middle = median(losses)
+    noise = 1.4826 / math.sqrt(2) * median(abs(later - sooner) for sooner, later in pairwise(losses))
+    return min(limit, middle + max(deviations * noise, 0.2 * middle, 0.1))
+
+
+class Guard(Hook):
+    """Watches every step; `heal` is what the trainer calls when it cannot go on.
+
+    Args:
+        config: the rules' numbers.
+        saver: whose checkpoints are gone back to; the guard's memory goes into them.
+        path: incidents.jsonl, a line each: step, what, batches, action (skipped, rolled back, stopped), rate_scale,
+            checkpoint (the one that the run went back to; null if none).
+        first: makes the model as it was before the first step.
+        say: tells the person.
+        before: the memory in the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        config: RecoveryConfig,
+        saver: Checkpoints,
+        path: Path,
+        first: Callable[[], GPT],
+        say: Callable[[str], object],
+        before: Mapping[str, Any],
+    ):
+        self.config, self.saver, self.path, self.first, self.say = config, saver, path, first, say
+        self.memory = Memory(**before)
+        saver.extra["recovery"] = vars(self.memory)  # not a copy: as it is when a checkpoint is saved
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Drop incidents that will be met again; offer help."""
+        if self.path.exists() and trainer.runtime.ranks.rank == 0:
+            write_lines(self.path, read_lines(self.path)[: self.memory.incidents])
+        trainer.heal = lambda error: self.heal(trainer, error)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Judge the step. Raises DivergedError for trouble."""
+        state, memory, config = trainer.state, self.memory, self.config
+        if state.eval_step == state.step and not math.isfinite(state.val_loss or 0.0):
+            raise DivergedError(f"the validation loss is {state.val_loss} at step {state.step}")
+        loss, norm = trainer.loss.item(), trainer.grad_norm.item()
+        if math.isfinite(loss) and not math.isfinite(norm) and trainer.scaler and trainer.scaler.get_scale() >= 1:
+            return  # fp16: the scaler tried too large a scale and has halved it
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if memory.start is None and finite:
+            memory.start = loss
+        if finite and loss <= self._limit(trainer):
+            memory.losses = [*memory.losses, loss][-config.spike_window :]
+            memory.streak = 0
+            return
+        memory.streak += 1
+        batch = batch_number(state.step - 1, state.skipped)
+        memory.bad.append((state.step, batch))
+        what = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+        if memory.streak >= config.patience:
+            raise DivergedError(f"{memory.streak} bad steps in a row ({what})")
+        if not finite:
+            self._note(trainer, what, [batch], "skipped", f"batch {batch} is skipped, the weights are unharmed")
+
+    def _limit(self, trainer: Trainer) -> float:
+        memory, config = self.memory, self.config
+        if not config.spike_deviations:
+            return math.inf
+        chance = math.log(trainer.model.config.vocab_size or 1)
+        return spike_limit(memory.losses, chance, memory.start or 0.0, config.spike_deviations, config.spike_window)
+
+    def heal(self, trainer: Trainer, error: DivergedError) -> bool:
+        """Go back. Raises DivergedError, saying what to change, once that was done too often."""
+        memory, state = self.memory, trainer.state
+        if memory.rollbacks >= self.config.max_rollbacks:
+            batches, outcome = [batch for _, batch in memory.bad], f"set back {memory.rollbacks} times before: the end"
+            self._note(trainer, str(error), batches, "stopped", outcome)
+            raise DivergedError(self._advice(trainer, error)) from error
+        onset = state.step - memory.streak  # the last step before the trouble
+        saved = self._last_good(trainer, onset)
+        back_to = saved.state["train"]["step"]
+        batches = [batch for step, batch in memory.bad if step > back_to]
+        if memory.streak and onset > back_to:
+            batches.append(batch_number(onset - 1, state.skipped))  # whose update may have been the harm
+        batches = sorted(set(batches))
+        rate, name, past = state.rate_scale / 2, saved.path.name if back_to else None, saved.state.get("recovery", {})
+        memory.losses, memory.bad = past.get("losses", []), past.get("bad", [])
+        memory.streak, memory.rollbacks = 0, memory.rollbacks + 1
+        outcome = (
+            f"back to {name or 'the first weights'} (steps lost: {state.step - back_to}); on at {rate:g} of the rate, "
+            f"without batches {batches} (try {memory.rollbacks} of {self.config.max_rollbacks})"
+        )
+        self._note(trainer, str(error), batches, "rolled back", outcome, rate_scale=rate, checkpoint=name)
+        trainer.resume(saved)
+        trainer.state.skipped, trainer.state.rate_scale = sorted([*state.skipped, *batches]), rate
+        self._forget_later(trainer, back_to)
+        self.saver.save(trainer)  # a kill from here on finds the run as it was set back
+        for hook in trainer.hooks:
+            hook.on_rollback(trainer)
+        return True
+
+    def _last_good(self, trainer: Trainer, onset: int) -> Checkpoint:
+        """The newest whole checkpoint from before the trouble, else the first weights.
+
+        If older ones were deleted, the oldest. Rank 0 looks, and all take what it found.
+        """
+        ranks, saved = trainer.runtime.ranks, None
+        if ranks.rank == 0:
+            found = [path for path in checkpoint.steps(self.saver.folder) if step_of(path) % self.saver.every == 0]
+            older = found[:1] if len(found) >= self.saver.keep else []  # else nothing was pruned: that is the first
+            found = [path for path in found if step_of(path) <= onset] or older
+            while found and not saved:
+                try:
+                    saved = checkpoint.load(found[-1], PARTS)
+                except DamagedError as error:
+                    self.say(f"{error.what}; set aside as {set_aside(found.pop()).name}")
+        step = int(ranks.largest(float(step_of(saved.path)) if saved else -1.0))
+        if step >= 0:
+            return saved or checkpoint.load(self.saver.directory(step), PARTS)
+        weights, state = self.first().weights(), trainer.optimizer.state
+        masters = [name for name, p in trainer.model.named_parameters() if "master" in state.get(p, {})]
+        state.clear()
+        tensors = {
+            "model": weights,
+            "adapter": weights,
+            "optimizer": {f"master:{name}": weights[name] for name in masters},
+        }
+        return Checkpoint(self.saver.directory(0), tensors, {"train": asdict(TrainState())})
+
+    def _forget_later(self, trainer: Trainer, step: int) -> None:
+        """Delete the checkpoints of steps that will be taken again."""
+        ranks, folder = trainer.runtime.ranks, self.saver.folder
+        ranks.largest(0.0)  # until every rank has read what it needs
+        if ranks.rank == 0 and self.saver.directory(step).exists():
+            checkpoint.point(folder, "last", self.saver.directory(step))
+        for path in checkpoint.steps(folder) if ranks.rank == 0 else []:
+            if step_of(path) > step:
+                shutil.rmtree(path)
+
+    def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
+        """One line for the file, one for the person."""
+        state = trainer.state
+        self.memory.incidents += 1
+        if trainer.runtime.ranks.rank == 0:
+            line = {"step": state.step, "what": what, "batches": batches, "action": action}
+            append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+            self.say(f"step {state.step}: {what}; {outcome}")
+
+    def _advice(self, trainer: Trainer, error: DivergedError) -> str:
+        """What to change after all tries."""
+        lower = float(f"{trainer.learning_rate * trainer.state.rate_scale / 2:.2g}")
+        last = self.saver.folder / "last"
+        kept = f"{last.read_text(encoding='utf-8').strip()} is whole" if last.is_file() else "nothing was saved yet"
+        precision = "" if trainer.runtime.precision == "fp32" else ", --train.precision fp32"
+        return (
+            f"training came apart: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g}, "
+            f"muon's in proportion, or more --schedule.warmup-steps{precision}; look at the batches in {self.path}; "
+            f"or try on: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}"
+        )

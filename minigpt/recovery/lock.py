@@ -1,0 +1,82 @@
+"""One process a run: a lock of the operating system on runs/NAME/.lock, which a crash gives back too.
+
+The file says who holds it. On a network file system it holds across hosts where that system's flock does.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minigpt.errors import RunError, storage_error
+
+NAME = ".lock"
+
+
+@contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold the run at `path`, which is made; directories in which nothing else was written are taken away again.
+
+    Raises:
+        RunError: another process holds it; names its pid and host.
+        StorageError: cannot be written.
+    """
+    file = path / NAME
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise storage_error(path, error) from None
+    try:
+        if not _take(handle) or not (file.exists() and os.path.samestat(file.stat(), os.fstat(handle))):
+            raise RunError(f"{path} is being trained by {_holder(file)}; wait for it or end it, or choose a new --name")
+        _sign(handle, path)
+        try:
+            yield
+        finally:
+            if os.name != "nt" and [entry.name for entry in path.iterdir()] == [NAME]:
+                file.unlink()
+                for folder in (path, *made):
+                    if not any(folder.iterdir()):
+                        folder.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int) -> bool:
+    """Whether the lock could be had, without waiting."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # Windows keeps others from what is locked: not the text
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            os.lseek(handle, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sign(handle: int, path: Path) -> None:
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def _holder(file: Path) -> str:
+    """process 123 on a host, as its lock says."""
+    try:
+        owner = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError):  # it has not written it yet
+        return "another process"

@@ -1,0 +1,91 @@
+"""Checkpoints of a model that the ranks hold in parts: each writes its own, while training goes on."""
+
+import shutil
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from minigpt import checkpoint
+from minigpt.errors import storage_error
+from minigpt.recovery.checkpoints import Checkpoints, check_finite
+from minigpt.training.loop import Trainer
+
+
+@dataclass
+class _Writing:
+    """A checkpoint on its way to the disk."""
+
+    future: "Future[Any]"
+    work: Path
+    target: Path
+    state: dict[str, Any]
+    best: bool
+
+
+class ShardedCheckpoints(Checkpoints):
+    """As `Checkpoints`; the tensors are copied aside and written by torch's DCP in a thread, and a checkpoint becomes
+    one once all ranks have written: at the next step after that, or before the next checkpoint."""
+
+    def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
+        super().__init__(folder, every, keep, extra)
+        self.group = cast(
+            dist.ProcessGroup, dist.new_group(backend="gloo")
+        )  # its own: the thread must not meet the training's messages
+        self.writing: _Writing | None = None
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Seal what is written by now; save when due."""
+        if self.writing and self.writing.future.done():
+            self.finish(trainer)
+        super().on_step(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Wait for what is on its way first."""
+        self.finish(trainer)
+        super().on_rollback(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Save the last step, and wait until it is there."""
+        super().on_end(trainer)
+        self.finish(trainer)
+
+    def save(self, trainer: Trainer, best: bool = False) -> None:
+        """Begin to write. Raises DivergedError as `Checkpoints`; StorageError for the one before."""
+        self.finish(trainer)
+        ranks, target = trainer.runtime.ranks, self.directory(trainer.state.step)
+        named = {f"{part}/{name}": value for part, some in trainer.tensors().items() for name, value in some.items()}
+        own = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in named.items()}
+        check_finite(own, trainer)
+        work = ranks.share(lambda: _empty(target))
+        writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
+        future = async_save(cast("dict[str, Any]", named), storage_writer=writer, process_group=self.group)
+        self.writing = _Writing(cast("Future[Any]", future), work, target, trainer.state_dict() | self.extra, best)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Wait for the checkpoint on its way, and let it be one. Raises StorageError."""
+        one, self.writing = self.writing, None
+        if one is None:
+            return
+        try:
+            one.future.result()
+        except Exception as error:  # DCP gathers the ranks' errors into one of its own
+            raise storage_error(one.target, error) from error
+        if trainer.runtime.ranks.rank == 0:
+            checkpoint.seal(one.work, one.target, one.state)
+            self.sealed(one.target, one.best)
+
+
+def _empty(target: Path) -> Path:
+    """A new directory for the parts. Raises StorageError."""
+    work = target.with_name(f".{target.name}-parts")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(target, error) from None
+    return work

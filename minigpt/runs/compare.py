@@ -1,0 +1,84 @@
+"""Runs held against each other: what differs, what a seed changes, and what must not be compared."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.runs.record import RunRecord
+from minigpt.runs.settings import flat
+
+_SEED = "train.seed"
+FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    settings: those by which the groups differ among each other.
+    mean, deviation: of each of FIGURES; the sample standard deviation, None of one run; both None where a run has none.
+    """
+
+    runs: tuple[RunRecord, ...]
+    settings: dict[str, Any]
+    mean: dict[str, float | None]
+    deviation: dict[str, float | None]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of its runs."""
+        return [run.config.train.seed for run in self.runs]
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs by their settings, seeds together, the best mean validation loss first."""
+    by_settings: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_settings.setdefault(json.dumps(_compared(run)), []).append(run)
+    varied = _varied([json.loads(key) for key in by_settings])
+    groups = []
+    for key, members in by_settings.items():
+        settings, rows = json.loads(key), [run.summary() for run in members]
+        mean, deviation = {}, {}
+        for figure in FIGURES:
+            values = [row[figure] for row in rows if row[figure] is not None]
+            whole = len(values) == len(rows)
+            mean[figure] = statistics.fmean(values) if whole else None
+            deviation[figure] = statistics.stdev(values) if whole and len(values) > 1 else None
+        members.sort(key=lambda run: run.config.train.seed)
+        groups.append(Group(tuple(members), {path: settings[path] for path in varied}, mean, deviation))
+    return sorted(groups, key=lambda group: _order(group.mean["best_val_loss"]))
+
+
+def differences(one: RunRecord, two: RunRecord) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by dotted path, with both values."""
+    ours, theirs = flat(one.config), flat(two.config)
+    return {path: (ours[path], theirs[path]) for path in ours if ours[path] != theirs[path]}
+
+
+def cautions(runs: Sequence[RunRecord]) -> list[str]:
+    """Why the runs' figures should not be compared as they stand; [] where they may."""
+    tokenizers = {json.dumps(run.tokenizer, sort_keys=True) for run in runs}
+    texts = {run.receipt.get("data", {}).get("sha256", {}).get("val", run.name) for run in runs}
+    if len(texts) > 1:
+        return [f"the runs were validated on {len(texts)} texts: neither losses nor bits per byte compare"]
+    if len(tokenizers) > 1:
+        return [f"the runs have {len(tokenizers)} tokenizers: losses per token do not compare, bits per byte do"]
+    return []
+
+
+def _compared(run: RunRecord) -> dict[str, Any]:
+    """The settings that make a group: all but the seed and what is only written or printed."""
+    settings = flat(run.config).items()
+    return {path: value for path, value in settings if path != _SEED and not path.startswith("logging.")}
+
+
+def _varied(settings: list[dict[str, Any]]) -> list[str]:
+    """The paths whose values are not all one."""
+    return [path for path in settings[0] if len({json.dumps(each[path]) for each in settings}) > 1] if settings else []
+
+
+def _order(value: float | None) -> float:
+    return float("inf") if value is None else value

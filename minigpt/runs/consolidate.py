@@ -1,0 +1,28 @@
+"""Checkpoints in parts, as the ranks of a divided model write them, made into one file a kind of tensor."""
+
+from pathlib import Path
+
+from minigpt import checkpoint
+from minigpt.errors import RunError
+from minigpt.recovery.damage import PARTS
+from minigpt.shards import in_parts
+
+
+def consolidate(run: str | Path) -> list[Path]:
+    """Write the checkpoints of a run, or the one that is named, anew with whole tensors; those that had parts.
+
+    Raises:
+        RunError: nothing is in parts.
+        CheckpointError: missing; DamagedError: truncated or altered.
+        StorageError: the disk is full; the parts are still there.
+    """
+    path = Path(run)
+    folder = path / "checkpoints"
+    found = checkpoint.steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
+    divided = [step for step in found if in_parts(step)]
+    if not divided:
+        raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")
+    for step in divided:
+        whole = checkpoint.load(step, PARTS)
+        checkpoint.save(step, whole.tensors, whole.state)
+    return divided

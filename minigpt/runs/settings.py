@@ -1,0 +1,41 @@
+"""Configs as flat tables of dotted paths, which is how they are compared."""
+
+import json
+from typing import Any
+
+from minigpt.config import RunConfig, load_config
+
+Settings = dict[str, Any]
+
+
+def flat(config: RunConfig) -> Settings:
+    """{"train.max_steps": 2000, ...}, every setting."""
+    tree = config.model_dump(mode="json")
+    return {f"{section}.{field}": value for section, fields in tree.items() for field, value in fields.items()}
+
+
+def essential(config: RunConfig) -> Settings:
+    """The fewest settings that, over the defaults, make this config; the vocabulary's size follows from the tokenizer.
+
+    A setting may follow from others, as the learning rate from the width and the norm from the shape: what
+    can be left out without a change of the config is left out.
+    """
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": None})})
+    defaults, target = flat(RunConfig()), flat(config)
+    kept = {path: value for path, value in target.items() if value != defaults[path]}
+    implied = flat(load_config(None, kept))
+    kept |= {path: value for path, value in target.items() if value != implied[path]}
+    for path in list(kept):
+        fewer = {other: value for other, value in kept.items() if other != path}
+        if flat(load_config(None, fewer)) == target:
+            kept = fewer
+    return kept
+
+
+def as_flag(path: str, value: Any) -> tuple[str, str]:
+    """What `split_flags` reads back, flag and value: text bare, all else as JSON, which is YAML.
+
+    as_flag("train.max_steps", 10) -> ("--train.max-steps", "10"); join them by "=".
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"--{path.replace('_', '-')}", text

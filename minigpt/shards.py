@@ -1,0 +1,42 @@
+"""Checkpoints in parts: each rank's own, written by torch's distributed checkpoint (DCP) as safetensors.
+
+    step-00000500/
+        shard-00001-model-00001-of-00001.safetensors    rank 0's rows of every tensor, "part/name"
+        shard-00002-...                                 rank 1's
+        state.json, manifest.json                       as of any checkpoint
+
+Where a part belongs stands in its file, so any number of processes can read them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+PATTERN = "shard-*.safetensors"
+
+
+def in_parts(directory: Path) -> bool:
+    """Whether a checkpoint's tensors lie in the ranks' parts."""
+    return any(directory.glob(PATTERN))
+
+
+def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Whole tensors on the CPU, by part ("model", "ema", "optimizer") and name, of those parts that are there."""
+    reader = HuggingFaceStorageReader(str(directory))
+    wanted = tuple(f"{part}/" for part in parts)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(wanted)
+    }
+    load(tensors, storage_reader=reader, no_dist=True)
+    out: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, own = name.partition("/")
+        out.setdefault(part, {})[own] = tensor
+    return out

@@ -1,0 +1,260 @@
+"""What a model finds hard and easy over a whole text, and what it knows by heart.
+
+Plain functions from arrays to arrays; `survey` puts them into one JSON object (docs/explain.md).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from minigpt.data import windows
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+from minigpt.viz.explanation import token_text
+
+Ids = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+CHUNK = 1 << 20  # ids hashed at a time
+
+
+@torch.no_grad()
+def token_losses(
+    model: GPT, tokens: Ids, context: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> Floats:
+    """[N - 1] nats for tokens[1:], in windows of `context` (default: the model's) that do not overlap.
+
+    Their mean is what `minigpt eval` reports, in fp32.
+
+    Raises:
+        DataError: fewer than two tokens.
+    """
+    size, device = context or model.config.max_seq_len, model.embedding.weight.device
+    was_training = model.training
+    model.eval()
+    parts: list[Floats] = []
+    for at, (inputs, targets) in enumerate(windows(tokens, size, size)):
+        logits = model(inputs[None].to(device))[0].float()  # [T, V]
+        parts.append(F.cross_entropy(logits, targets.to(device), reduction="none").cpu().double().numpy())
+        if progress:
+            progress(min((at + 1) * size, len(tokens) - 1), len(tokens) - 1)
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+def loss_by_position(losses: Floats, context: int) -> Floats:
+    """[min(context, N)] mean loss at each place of a window: how much more text before helps."""
+    places = np.arange(len(losses)) % context
+    return np.bincount(places, losses) / np.bincount(places)
+
+
+def loss_by_frequency(losses: Floats, targets: Ids, counts: Ids) -> list[dict[str, float]]:
+    """Mean loss of tokens that were seen 0 times, once, 2 or 3 times, 4 to 7 times and so on in training.
+
+    Args:
+        losses, targets: [N], of the same tokens.
+        counts: [V] how often each id is in the training text.
+
+    Returns:
+        A list of {seen_from, seen_to, tokens, loss}, without ranges that no token falls in.
+    """
+    order = np.ceil(np.log2(counts[targets] + 1)).astype(np.int64)  # 0 -> 0, 1 -> 1, 2 and 3 -> 2, 4 to 7 -> 3
+    found = []
+    for power in np.unique(order).tolist():
+        there = order == power
+        low, high = (2 ** (power - 1), 2**power - 1) if power else (0, 0)
+        found.append(
+            {"seen_from": low, "seen_to": high, "tokens": int(there.sum()), "loss": float(losses[there].mean())}
+        )
+    return found
+
+
+def most_surprising(
+    losses: Floats, tokens: Ids, tokenizer: Tokenizer, count: int = 20, around: int = 20
+) -> list[dict[str, Any]]:
+    """The tokens that the model expected least, in context: a list of {at, text, before, after, loss}.
+
+    Args:
+        losses: [N - 1] of tokens[1:].
+        around: tokens of context at each side.
+    """
+    found = []
+    for at in (np.argsort(losses)[::-1][:count] + 1).tolist():
+        before, after = tokens[max(0, at - around) : at], tokens[at + 1 : at + 1 + around]
+        found.append(
+            {
+                "at": at,
+                "text": token_text(tokenizer, int(tokens[at])),
+                "before": tokenizer.decode(before, skip_special=False),
+                "after": tokenizer.decode(after, skip_special=False),
+                "loss": float(losses[at - 1]),
+            }
+        )
+    return found
+
+
+@torch.no_grad()
+def neighbours(model: GPT, ids: Ids, count: int = 8) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The nearest other ids in embedding space by cosine: (ids [N, count], cosines [N, count])."""
+    table = F.normalize(model.embedding.weight[: model.config.vocab_size].float(), dim=-1)  # [V, C]
+    rows = torch.tensor(list(map(int, ids)), device=table.device)
+    cosines = table[rows] @ table.T  # [N, V]
+    cosines[torch.arange(len(rows)), rows] = -2  # not itself
+    best = cosines.topk(min(count, len(table) - 1), dim=-1)
+    return best.indices.cpu().numpy(), best.values.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, start + length) of a text stand word for word at [place, place + length) of another."""
+
+    start: int
+    length: int
+    place: int
+    times: int
+    """How often these very tokens are in the other text."""
+
+
+def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
+    """The longest verbatim matches of a text with the training text, longest first, none inside another.
+
+    Exact: each run of `shortest` ids is hashed, in the text and, chunk by chunk, in the training text (memory-mapped
+    or not; one pass, no index); where hashes and ids agree, hits that follow each other join to longer matches.
+
+    Args:
+        text: [n] ids.
+        training: [N] ids.
+        shortest: tokens that a match must have.
+    """
+    text = np.asarray(text, np.int64)
+    if len(text) < shortest:
+        return []
+    hashes = _rolling(text, shortest)
+    order = np.argsort(hashes, kind="stable")
+    pairs = list(_hits(text, training, hashes, order, shortest))
+    if not pairs:
+        return []
+    starts, places = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    return _longest(text, training, starts, places, shortest)
+
+
+def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
+    """[n] -> [n - length + 1] hash of each run: a polynomial modulo 2^64, by Horner's rule."""
+    wide = ids.astype(np.uint64) + np.uint64(1)
+    count = len(ids) - length + 1
+    found = np.zeros(count, np.uint64)
+    for offset in range(length):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + wide[offset : offset + count]
+    return found
+
+
+def _hits(
+    text: Ids, training: Ids, hashes: npt.NDArray[np.uint64], order: Ids, length: int
+) -> Iterator[tuple[Ids, Ids]]:
+    """(starts in the text, places in the training text) of equal runs, a chunk of the training text at a time."""
+    ordered = hashes[order]
+    for begin in range(0, max(0, len(training) - length + 1), CHUNK):
+        chunk = np.asarray(training[begin : begin + CHUNK + length - 1], np.int64)
+        theirs = _rolling(chunk, length)
+        first, last = np.searchsorted(ordered, theirs, "left"), np.searchsorted(ordered, theirs, "right")
+        times = last - first  # a run may be in the text more than once
+        places = np.repeat(np.arange(len(theirs)), times)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(times) - times, times)
+        starts = order[np.repeat(first, times) + within]
+        same = np.ones(len(starts), bool)  # hashes may collide
+        for offset in range(length):
+            same &= text[starts + offset] == chunk[places + offset]
+        yield starts[same], places[same] + begin
+
+
+def _longest(text: Ids, training: Ids, starts: Ids, places: Ids, shortest: int) -> list[Span]:
+    """Join hits on a diagonal (place - start) to spans, and keep those that no other one covers."""
+    order = np.lexsort((starts, places - starts))
+    starts, places = starts[order], places[order]
+    new = np.ones(len(starts), bool)
+    new[1:] = (np.diff(places - starts) != 0) | (np.diff(starts) != 1)
+    begins = np.flatnonzero(new)
+    lengths = np.diff(np.append(begins, len(starts))) + shortest - 1
+    starts, places = starts[begins], places[begins]
+    kept: list[Span] = []
+    covered = np.zeros(len(text), np.int64)  # by position: the furthest end of a kept span that has it
+    for at in np.lexsort((places, starts, -lengths)).tolist():
+        start, end = int(starts[at]), int(starts[at] + lengths[at])
+        if covered[start] >= end:
+            continue
+        covered[start:end] = np.maximum(covered[start:end], end)
+        times = int(((starts <= start) & (starts + lengths >= end)).sum())
+        kept.append(Span(start, end - start, int(places[at]), times))
+    return kept
+
+
+def describe_spans(spans: list[Span], text: Ids, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Spans as plain objects: {start, length, place, times, text}."""
+    return [
+        {
+            **vars(span),
+            "text": tokenizer.decode(text[span.start : span.start + span.length], skip_special=False),
+        }
+        for span in spans
+    ]
+
+
+SURVEY_KEYS = (
+    "run", "step", "tokens", "context", "loss", "loss_by_position", "loss_by_frequency", "surprising", "neighbours",
+    "text", "spans",
+)  # fmt: skip
+
+
+def survey(
+    model: GPT,
+    tokenizer: Tokenizer,
+    training: Ids,
+    held_out: Ids,
+    text: str,
+    *,
+    shortest: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """All of this module's figures as one JSON object; see docs/explain.md.
+
+    Args:
+        training: [N] ids the model was trained on.
+        held_out: ids to score.
+        text: written by the model or by anyone: what of it stands word for word in the training text.
+        shortest: tokens of a match (default: as many as 24 bytes of text take).
+        progress: see `token_losses`.
+    """
+    losses = token_losses(model, held_out, progress=progress)
+    counts = np.bincount(np.asarray(training, np.int64), minlength=tokenizer.vocab_size)
+    ids = np.asarray(tokenizer.encode(text), np.int64)
+    frequent = np.argsort(-counts)[: min(24, tokenizer.vocab_size)]
+    near, cosines = neighbours(model, frequent)
+    if shortest is None:
+        shortest = max(4, round(24 * len(ids) / max(1, len(text.encode()))))
+    return {
+        "run": "",
+        "step": 0,
+        "tokens": len(losses),
+        "context": model.config.max_seq_len,
+        "loss": float(losses.mean()),
+        "loss_by_position": loss_by_position(losses, model.config.max_seq_len).tolist(),
+        "loss_by_frequency": loss_by_frequency(losses, np.asarray(held_out[1:], np.int64), counts),
+        "surprising": most_surprising(losses, held_out, tokenizer),
+        "neighbours": [
+            {
+                "text": token_text(tokenizer, int(id_)),
+                "times": int(counts[id_]),
+                "near": [
+                    {"text": token_text(tokenizer, int(other)), "cosine": round(float(cosine), 4)}
+                    for other, cosine in zip(others, row, strict=True)
+                ],
+            }
+            for id_, others, row in zip(frequent, near, cosines, strict=True)
+        ],
+        "text": text,
+        "spans": describe_spans(memorised_spans(ids, training, shortest), ids, tokenizer),
+    }

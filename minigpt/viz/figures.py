@@ -1,0 +1,126 @@
+"""Pictures of an explanation for papers, as PNG or SVG: the same numbers that the page draws, set by matplotlib."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from minigpt.errors import UserError
+from minigpt.viz.explanation import visible
+from minigpt.viz.plots import COLOURS, GRID, INK, QUIET, SUFFIXES, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Picture = Literal["attention", "surprise", "lens", "stream"]
+_FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8, "parse_math": False}  # a token may be a $
+
+
+def draw_explanation(explanation: dict[str, Any], out: str | Path, picture: Picture = "attention") -> Path:
+    """Draw a part of an object of `explain` to a file that ends in .png or .svg; directories are made.
+
+    Args:
+        picture: attention (all heads), surprise (per token, with what was expected), lens (the likeliest next token by
+            layer), or stream (length of the residual stream, and what each part added, the mean over all tokens).
+
+    Raises:
+        UserError: matplotlib is missing, another suffix.
+        StorageError: out cannot be written.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"cannot draw {out.name}; name a file that ends in .png or .svg")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib; install it with: pip install 'minigpt[plot]'") from None
+    figure = Figure(dpi=200, layout="constrained", facecolor="white")
+    {"attention": _attention, "surprise": _surprise, "lens": _lens, "stream": _stream}[picture](figure, explanation)
+    return write_figure(figure, out)
+
+
+def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
+    """All heads, a row for each layer; white where nothing is looked at."""
+    attention, named = explanation["attention"], explanation["heads"]["named"]
+    layers, heads, length = len(attention), len(attention[0]), len(explanation["ids"])
+    figure.set_size_inches(1.25 * heads + 0.6, 1.4 * layers + 0.4)
+    panels = figure.subplots(layers, heads, squeeze=False)
+    for layer in range(layers):
+        for head in range(heads):
+            axes, weights = panels[layer, head], np.full((length, length), np.nan)
+            for t, row in enumerate(attention[layer][head]):
+                weights[t, : t + 1] = row
+            axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            kind = named[layer][head]
+            axes.set_title(f"{layer}.{head} {kind.replace('_token', '') if kind else ''}", fontsize=7, color=INK, pad=3)
+            _bare(axes)
+            for side in ("left", "bottom"):
+                axes.spines[side].set(visible=True, color=GRID)
+
+
+def _surprise(figure: "Figure", explanation: dict[str, Any]) -> None:
+    """Bars: -ln p of each token; ticks: the entropy of the prediction."""
+    texts, loss, entropy = explanation["texts"], explanation["loss"], explanation["entropy"]
+    figure.set_size_inches(max(4.0, 0.17 * len(texts) + 0.8), 2.4)
+    axes, places = figure.subplots(), np.arange(1, len(texts))
+    axes.bar(places, loss[1:], width=0.8, color=COLOURS[1], label="surprise")
+    axes.hlines(entropy[:-1], places - 0.4, places + 0.4, color=INK, linewidth=1.2, label="expected (entropy)")
+    level = max(map(len, texts)) == 1
+    axes.set_xticks(range(len(texts)), [visible(text) for text in texts], rotation=0 if level else 90, **_FONT)
+    axes.set_ylabel("nats", color=INK, fontsize=9)
+    axes.set_xlim(-0.6, len(texts) - 0.4)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    _bare(axes)
+
+
+def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
+    """The likeliest next token after each layer, the last 24 positions at most; a frame where it is the right one."""
+    ids, lens, words = explanation["ids"], explanation["lens"], explanation["vocabulary"]
+    first, rows = max(0, len(ids) - 24), len(lens["ids"])
+    columns = range(first, len(ids))
+    texts = [[visible(words[row[t][0]]) for t in columns] for row in lens["ids"]]
+    wide = max(0.3, 0.085 * max(len(text) for row in texts for text in row) + 0.12)
+    figure.set_size_inches(wide * len(columns) + 1.2, 0.3 * rows + 0.7)
+    axes = figure.subplots()
+    sure = np.array([[row[t][0] for t in columns] for row in lens["probs"]])
+    axes.imshow(sure, cmap="Greens", vmin=0, vmax=1.5, aspect="auto")
+    for layer, row in enumerate(texts):
+        for place, text in enumerate(row):
+            right = ids[first + place + 1 : first + place + 2] == [lens["ids"][layer][first + place][0]]
+            frame: Any = {"edgecolor": INK, "facecolor": "none", "linewidth": 0.8, "pad": 2} if right else None
+            axes.text(place, layer, text, ha="center", va="center", color=INK, bbox=frame, **_FONT)
+    axes.set_xticks(range(len(columns)), [visible(explanation["texts"][t]) for t in columns], **_FONT)
+    axes.set_yticks(range(rows), ["embedding", *(f"layer {layer}" for layer in range(rows - 1))], fontsize=8)
+    axes.xaxis.tick_top()
+    _bare(axes)
+
+
+def _stream(figure: "Figure", explanation: dict[str, Any]) -> None:
+    """Means over the tokens: a line for the stream's length, bars for what each part added."""
+    stream, written = (np.array(explanation[key]).mean(1) for key in ("stream_norm", "written_norm"))
+    figure.set_size_inches(max(4.0, 0.42 * len(stream) + 0.8), 2.6)
+    axes, places = figure.subplots(), np.arange(len(stream))
+    for name, chosen, colour in (
+        ("embedding", places[:1], QUIET),
+        ("attention", places[1::2], COLOURS[0]),
+        ("feed-forward", places[2::2], COLOURS[3]),
+    ):
+        axes.bar(chosen, written[chosen], width=0.6, color=colour, label=f"{name} adds")
+    axes.plot(places, stream, color=INK, marker="o", markersize=3.5, linewidth=1.4, label="length of the stream")
+    names = ["emb", *(f"{part}\n{layer}" for layer in range(len(stream) // 2) for part in ("att", "ff"))]
+    axes.set_xticks(places, names, fontsize=8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _bare(axes)
+
+
+def _bare(axes: "Axes") -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(QUIET)
+    axes.tick_params(colors=QUIET, length=0, pad=4, labelsize=8)

@@ -1,0 +1,122 @@
+"""Attention heads that do something one can name, found by measurement rather than by eye.
+
+Each kind says where a head of that kind looks. A head's score for it is the share of attention that goes there, the
+mean over all positions that have such a place:
+
+    previous_token    the token before
+    first_token       the first token, where heads rest that have nothing to do: a sink (Xiao et al., 2023)
+    duplicate_token   earlier copies of the same token (Wang et al., 2022, section 3)
+    induction         what followed earlier copies: A B ... A -> B (Elhage et al., 2021; Olsson et al., 2022)
+
+To tell a mechanism from the habits of a text, heads are named on random tokens that are then repeated: nothing but
+the repetition can be known of them.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minigpt.errors import UserError
+from minigpt.model import GPT
+from minigpt.viz.trace import traced
+
+Floats = npt.NDArray[np.float32]
+KINDS = ("previous_token", "first_token", "duplicate_token", "induction")
+NAMED_FROM = 0.4
+"""Score from which a head has a name. Chance is some 0.02 to 0.1 (`Heads.chance`); trained heads lie near 0 or 0.5 to
+1, so that little depends on the threshold."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Scores of all heads on repeated random tokens."""
+
+    scores: dict[str, Floats]
+    """By kind: [L, H] from 0 to 1."""
+    chance: dict[str, float]
+    """By kind: what a head reaches that looks at all earlier positions alike."""
+    sequences: int
+    length: int
+    """Tokens of one sequence; its second half repeats the first."""
+
+    def names(self) -> list[list[str | None]]:
+        """[L][H] of `named`."""
+        layers, heads = self.scores[KINDS[0]].shape
+        return [[self.named(layer, head) for head in range(heads)] for layer in range(layers)]
+
+    def named(self, layer: int, head: int) -> str | None:
+        """The kind of a head: the one it scores highest in, if that is NAMED_FROM or more."""
+        best = max(KINDS, key=lambda kind: self.scores[kind][layer, head])
+        return best if self.scores[best][layer, head] >= NAMED_FROM else None
+
+
+def places(tokens: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    """By kind: [T, T], whether position t (row) would look at position s (column) if the head were of that kind.
+
+    places([5, 6, 5])["induction"] has one place: position 2 (5 for the second time) looks at 1, where 6 followed 5.
+    A place that is also the token itself or the token before counts for no other kind.
+    """
+    t, s = np.indices((len(tokens), len(tokens)))
+    before = s < t - 1
+    same = tokens[:, None] == tokens[None]  # [T, T]
+    followed = np.zeros_like(same)
+    followed[:, 1:] = same[:, :-1]  # the token before position s is the one at t
+    return {
+        "previous_token": s == t - 1,
+        "first_token": (s == 0) & before,
+        "duplicate_token": same & before,
+        "induction": followed & before,
+    }
+
+
+def score_heads(attention: Floats, tokens: npt.NDArray[Any]) -> dict[str, Floats]:
+    """By kind: [L, H] scores of recorded attention [L, H, T, T]; nan where the text has no place of that kind."""
+    return {kind: _share(attention, mask) for kind, mask in places(tokens).items()}
+
+
+def _share(attention: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
+    rows = mask.any(1)  # [T]
+    if not rows.any():
+        return np.full(attention.shape[:2], np.nan, np.float32)
+    return np.where(mask[rows], attention[..., rows, :], 0).sum(-1).mean(-1)
+
+
+def measure_heads(
+    model: GPT, *, length: int = 64, sequences: int = 8, seed: int = 0, exclude: Collection[int] = ()
+) -> Heads:
+    """Score all heads on random tokens, each sequence repeated once (Olsson et al., 2022, "prefix matching score").
+
+    Args:
+        model: left as it was.
+        length: of a sequence with its repetition; less where the context or the vocabulary is smaller.
+        sequences: how many.
+        seed: of the random tokens, all of them different within a half.
+        exclude: ids that are not drawn: special tokens.
+
+    Raises:
+        UserError: the context or the vocabulary is too small to repeat anything.
+    """
+    ids = np.setdiff1d(np.arange(model.config.vocab_size or 0), list(exclude))
+    half = min(length // 2, model.config.max_seq_len // 2, len(ids))
+    if half < 4:
+        raise UserError("head kinds need a context of 8 tokens and 4 ids at least; this model has fewer")
+    rng = np.random.default_rng(seed)
+    halves = np.stack([rng.permutation(ids)[:half] for _ in range(sequences)])  # [N, T/2]
+    tokens = np.concatenate([halves, halves], axis=1)
+    with traced(model) as trace:
+        model(torch.from_numpy(tokens).to(model.embedding.weight.device))
+        layers = [trace.weights(layer) for layer in range(len(trace.queries))]
+    attention = torch.stack(layers, dim=1).cpu().numpy()  # [N, L, H, T, T]
+    each = [score_heads(rows, row) for rows, row in zip(attention, tokens, strict=True)]
+    alike = np.tril(np.ones((2 * half, 2 * half), np.float32))
+    alike = (alike / alike.sum(1, keepdims=True))[None, None]  # [1, 1, T, T]
+    return Heads(
+        scores={kind: np.mean([scores[kind] for scores in each], axis=0) for kind in KINDS},
+        chance={kind: float(score[0, 0]) for kind, score in score_heads(alike, tokens[0]).items()},
+        sequences=sequences,
+        length=2 * half,
+    )

@@ -1,0 +1,70 @@
+"""How a model came to be what it is: the same prompt, the same measurement of heads, at each kept checkpoint.
+
+A run keeps few checkpoints by default; train with --train.keep-checkpoints 20 to see more of the way.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt import checkpoint
+from minigpt.errors import RunError
+from minigpt.jsonl import read_lines
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+from minigpt.viz.heads import KINDS, measure_heads
+from minigpt.viz.recording import record
+
+TIMELINE_KEYS = ("run", "ids", "steps", "samples")
+
+
+def timeline(
+    run: str | Path, tokenizer: Tokenizer, ids: list[int], progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Record the prompt and measure the heads at each checkpoint that the run kept.
+
+    Args:
+        run: a run directory.
+        tokenizer: the run's.
+        ids: [T] of the prompt.
+        progress: called with (checkpoints done, checkpoints in all).
+
+    Returns:
+        TIMELINE_KEYS to their values. steps, oldest first: step, loss (mean over the prompt, None for one token), top
+        (the likeliest 5 tokens after it: [id, probability]), heads ({kind: [L][H] scores}), named ([L][H] kinds),
+        attention_entropy ([L][H] means), pattern ([L][H][T]: where the last position looks). samples: what training
+        wrote on the way: step, prompt, text.
+
+    Raises:
+        RunError: no checkpoint is kept.
+        CheckpointError: one is damaged, or holds an adapter only.
+    """
+    kept = checkpoint.steps(Path(run) / "checkpoints")
+    if not kept:
+        raise RunError(f"{run}: keeps no checkpoints; name a run directory, such as runs/my")
+    found = []
+    for done, folder in enumerate(kept, 1):
+        model = GPT.from_pretrained(folder)
+        recording, heads = record(model, ids), measure_heads(model, exclude=tokenizer.special_tokens.values())
+        likely = zip(recording.lens_ids[-1, -1, :5], recording.lens_probs[-1, -1, :5], strict=True)
+        found.append(
+            {
+                "step": int(folder.name.split("-")[-1]),
+                "loss": float(recording.loss.mean()) if len(ids) > 1 else None,
+                "top": [[int(id_), round(float(prob), 4)] for id_, prob in likely],
+                "heads": {kind: _rounded(heads.scores[kind]) for kind in KINDS},
+                "named": heads.names(),
+                "attention_entropy": _rounded(recording.attention_entropy.mean(-1)),
+                "pattern": _rounded(recording.attention[:, :, -1]),
+            }
+        )
+        if progress:
+            progress(done, len(kept))
+    samples = read_lines(Path(run) / "samples.jsonl")
+    return {"run": str(run), "ids": list(ids), "steps": found, "samples": samples}
+
+
+def _rounded(array: np.ndarray) -> list[Any]:
+    return np.round(array.astype(float), 4).tolist()

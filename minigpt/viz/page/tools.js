@@ -1,0 +1,70 @@
+"use strict";
+// What the pictures of page.js are made of: elements, texts of tokens, figures, colours, keys.
+
+const percent = (p) => (p > 0 && p < 0.0005 ? "<0.1 %"
+  : `${(100 * p).toFixed(p < 0.0995 || (p > 0.99 && p < 0.9995) ? 1 : 0)} %`);
+const nats = (value) => (value < 0.005 ? "0.00" : value.toFixed(2));
+
+function node(space, tag, attributes, children) {
+  const made = space ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, to] of Object.entries(value)) made.style.setProperty(key, to);
+    else if (value !== false && value !== null) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children);
+  return made;
+}
+const el = (tag, attributes, ...children) => node(false, tag, attributes, children);
+const svg = (tag, attributes, ...children) => node(true, tag, attributes, children);
+
+// A token by itself: spaces as ·, line ends as ↵
+const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+const token = (text, extra = "") => el("span", { class: `token ${extra}` }, visible(text) || "∅");
+
+function colour(name) {
+  const probe = el("span", { style: { color: `var(${name})` } });
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found.match(/[\d.]+/g).slice(0, 3).map(Number);
+}
+
+// Arrow keys move the focus among children; only one of them is in the tab order
+function roving(group, items, columns) {
+  group.addEventListener("keydown", (event) => {
+    const at = items.indexOf(document.activeElement);
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at,
+      End: items.length - 1 - at };
+    if (at < 0 || !(event.key in by)) return;
+    event.preventDefault();
+    items[Math.min(items.length - 1, Math.max(0, at + by[event.key]))].focus();
+  });
+}
+
+function unpack(packed, T, H) {
+  // base64 of bytes 0 to 255: for each layer, head and row t the t + 1 weights
+  const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+  const size = (T * (T + 1)) / 2;
+  return (layer, head, t, s) => (s > t ? 0 : bytes[(layer * H + head) * size + (t * (t + 1)) / 2 + s] / 255);
+}
+
+function paint(canvas, T, weight) {
+  canvas.width = canvas.height = T;
+  canvas.classList.toggle("sharp", T <= 96);
+  const rgb = colour("--attention");
+  const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(T, T);
+  for (let t = 0; t < T; t++) {
+    for (let s = 0; s <= t; s++) {
+      image.data.set([...rgb, 255 * Math.sqrt(weight(t, s))], 4 * (t * T + s)); // the root, so that weak ones show
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+const KINDS = {
+  previous_token: ["previous token", "Looks at the token before: how a letter or word learns what it follows."],
+  first_token: ["first token", "Rests on the first token, a sink for heads with nothing to do here."],
+  duplicate_token: ["duplicate token", "Looks at earlier copies of the same token."],
+  induction: ["induction", "Finds an earlier copy and looks at what came after it, to say that again: A B … A → B."],
+};

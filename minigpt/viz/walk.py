@@ -1,0 +1,219 @@
+"""One token's way through the network, step by step, with the real numbers and shapes of this model: for teaching.
+
+`steps` takes the numbers from one recorded pass, `show` sets them for a terminal; nothing is computed twice or by
+other formulas than the model's.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from minigpt.config import ModelConfig
+from minigpt.errors import UserError
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+from minigpt.viz.explanation import token_text, visible
+from minigpt.viz.recording import check_tokens
+from minigpt.viz.trace import Trace, traced
+
+_LOOKS, _GUESSES = 5, 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One vector (or, of several heads, a matrix) on the way."""
+
+    name: str
+    formula: str
+    values: Tensor
+    about: str
+    """A sentence on what it is."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """How one head's look at one position came about: weight = softmax(score), score = q k / sqrt(D)."""
+
+    position: int
+    text: str
+    product: float
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The embedding, a block, or the head: its steps, what one head looked at, what would be said next."""
+
+    title: str
+    steps: list[Step]
+    head: int | None = None
+    looked: list[Looked] = field(default_factory=list)
+    others: list[tuple[int, str, float]] = field(default_factory=list)
+    """(head, the token it looks at most, weight) of the other heads."""
+    guesses: list[tuple[str, float, float]] = field(default_factory=list)
+    """(token, logit, probability) if the network ended here, the likeliest first."""
+
+
+@torch.no_grad()
+def steps(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -1) -> list[Stage]:
+    """L + 2 stages of the token at `position` (negative: from the end).
+
+    Raises:
+        UserError: no such position.
+        GenerationError: no token, or more than the context.
+    """
+    check_tokens(model, ids)
+    if not -len(ids) <= position < len(ids):
+        raise UserError(f"position {position} is not in the text; choose 0 to {len(ids) - 1}, or -1 for the last")
+    at, config = position % len(ids), model.config
+    with traced(model) as trace:
+        logits = model(torch.tensor([list(ids)], device=model.embedding.weight.device))[0, at].float()
+    texts = [token_text(tokenizer, id_) for id_ in ids]
+    stages = [_embedding(model, trace, ids[at], at)]
+    for layer in range(config.num_layers):
+        stream = trace.stream[2 * layer + 2][0, at]
+        by_now = model.head(model.norm(stream))[: config.vocab_size].float()
+        stages.append(_block(config, trace, layer, at, texts, _likely(by_now, tokenizer)))
+    return [*stages, _head(config, trace, logits, _likely(logits, tokenizer), at)]
+
+
+def _embedding(model: GPT, trace: Trace, id_: int, at: int) -> Stage:
+    row = model.embedding(torch.tensor(id_, device=model.embedding.weight.device)).float()
+    made = [Step("embedding", f"E[{id_}]", row, f"row {id_} of a table with a row for each token")]
+    if model.config.position != "rope":
+        where = trace.stream[0][0, at].float() - row
+        made.append(Step("position", f"P[{at}]", where, f"row {at} of a table with a row for each place in the text"))
+        made.append(Step("x", "E + P", trace.stream[0][0, at], "their sum enters the residual stream"))
+    return Stage("Embedding", made)
+
+
+def _block(
+    config: ModelConfig, trace: Trace, layer: int, at: int, texts: list[str], guesses: list[tuple[str, float, float]]
+) -> Stage:
+    before, between, after = (part[0, at].float() for part in trace.stream[2 * layer : 2 * layer + 3])
+    query, key, value = (part[layer][0, :, at] for part in (trace.queries, trace.keys, trace.values))  # [H | KV, D]
+    turned = (", normalised" if config.qk_norm else "") + (", rotated" if config.position == "rope" else "")
+    norm = "(x - mean) / std · w + b" if config.norm == "layernorm" else "x / rms(x) · w"
+    inner = "silu(W₁n) · W₂n" if config.activation == "swiglu" else f"{config.activation}(W₁n)"
+    made = [
+        Step("norm", norm, trace.normed[2 * layer][0, at], "the stream at one scale; the stream itself stays as it is"),
+        Step("q", f"W n{turned}", query, "what each head looks for, a query a head"),
+        Step("k", f"W n{turned}", key, "what this token offers to be found by"),
+        Step("v", "W n", value, "what it hands over when it is found"),
+        Step("mix", "Σ weight · v", trace.mixed[layer][0, :, at], "what the heads bring back from where they looked"),
+        Step("out", "W mix", between - before, "the heads' findings as one vector"),
+        Step("x", "x + out", between, "added to the stream"),
+        Step("norm", norm, trace.normed[2 * layer + 1][0, at], "one scale again"),
+        Step("hidden", inner, trace.hidden[layer][0, at], "the features that feed-forward finds, a number each"),
+        Step("out", "W hidden", after - between, "what they have to say"),
+        Step("x", "x + out", after, "added to the stream; the next block reads it"),
+    ]
+    weights = trace.weights(layer)[0, :, at, : at + 1]  # [H, t + 1]
+    head = int(torch.special.entr(weights).sum(-1).argmin())
+    shared = config.num_heads // config.kv_heads
+    products = trace.keys[layer][0, head // shared, : at + 1].float() @ query[head].float()  # [t + 1, D] @ [D]
+    most = weights[head].topk(min(_LOOKS, at + 1)).indices.tolist()
+    looked = [
+        Looked(
+            s, texts[s], float(products[s]), float(products[s]) / math.sqrt(config.head_size), float(weights[head, s])
+        )
+        for s in most
+    ]
+    best = weights.max(-1)
+    others = [(h, texts[int(best.indices[h])], float(best.values[h])) for h in range(len(weights)) if h != head]
+    return Stage(f"Block {layer}", made, head, looked, others, guesses)
+
+
+def _likely(logits: Tensor, tokenizer: Tokenizer) -> list[tuple[str, float, float]]:
+    """(token, logit, probability) of the likeliest tokens by logits [V]."""
+    likely, probs = logits.topk(min(_GUESSES, len(logits))), logits.softmax(-1)
+    return [
+        (token_text(tokenizer, id_), float(logit), float(probs[id_]))
+        for id_, logit in zip(likely.indices.tolist(), likely.values, strict=True)
+    ]
+
+
+def _head(config: ModelConfig, trace: Trace, logits: Tensor, guesses: list[tuple[str, float, float]], at: int) -> Stage:
+    table = "the table E" if config.tie_embeddings else "a table of its own"
+    made = [
+        Step("norm", "norm(x)", trace.normed[-1][0, at], "one scale for the last time"),
+        Step("logits", "W norm(x)", logits, f"a number for each token: how well x fits its row in {table}"),
+    ]
+    return Stage("Head", made, guesses=guesses)
+
+
+def walk(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -1) -> Iterator[RenderableType]:
+    """The stages set for a terminal of 80 columns or more, one after the other. Raises: as `steps`."""
+    stages = steps(model, tokenizer, ids, position)
+    texts, at = [token_text(tokenizer, id_) for id_ in ids], position % len(ids)
+    line = Text("".join(texts[max(0, at - 60) : at]), style="dim")
+    line.append(visible(texts[at]), style="bold reverse")
+    line.append("".join(texts[at + 1 : at + 20]), style="dim")
+    yield Group(line, Text(f"token {at} of 0 to {len(ids) - 1}, id {ids[at]}; n stands for norm(x)", style="dim"), "")
+    for number, stage in enumerate(stages):
+        yield _show(stage, explained=number <= 1 or number == len(stages) - 1)
+
+
+def _show(stage: Stage, explained: bool) -> RenderableType:
+    parts: list[RenderableType] = [Rule(Text(stage.title, "bold"), align="left", style="dim")]
+    for step in stage.steps:
+        values = step.values.float()
+        figures = "".join(f"{value:7.2f}" for value in values.flatten()[:3].tolist())
+        length = f"length {float(values.norm()):.4g}" if values.dim() == 1 else ""
+        line = Text(f"{step.name:<10}", "bold")
+        line.append(f"{step.formula:<25}", "cyan")
+        line.append(f"{list(values.shape)!s:<9}", "green")
+        parts.append(line.append(f"{figures} … ", "default").append(length, "dim"))
+        if explained:
+            parts.append(Text(f"{'':<10}{step.about}", "italic dim"))
+        if step.name == "v":
+            parts.append(Padding(_looks(stage, explained), (1, 0, 1, 10)))
+    if stage.guesses and stage.head is not None:
+        said = "   ".join(f"{visible(text)} {prob:.2f}" for text, _, prob in stage.guesses)
+        parts.append(Text(f"{'':<10}would say by now   {said}", "dim"))
+    elif stage.guesses:
+        parts.append(Padding(_guesses(stage.guesses), (1, 0, 0, 10)))
+    return Group(*parts, "")
+
+
+def _looks(stage: Stage, explained: bool) -> RenderableType:
+    """What the most decided head looked at, as a table with bars; below it the other heads in a line."""
+    table = _table(f"head {stage.head} looks at", "at", "q · k", "÷ √D", "softmax")
+    for look in stage.looked:
+        row = (visible(look.text), str(look.position), f"{look.product:.2f}", f"{look.score:.2f}", f"{look.weight:.3f}")
+        table.add_row(*row, _bar(look.weight))
+    other = "   ".join(f"{head}: {visible(text)} {weight:.2f}" for head, text, weight in stage.others)
+    parts: list[RenderableType] = [table]
+    if explained:
+        about = "the most decided head; over all tokens its weights sum to 1"
+        parts.append(Text(about, "italic dim"))
+    return Group(*parts, Text(f"other heads look most at   {other}", "dim") if other else "")
+
+
+def _guesses(guesses: list[tuple[str, float, float]]) -> RenderableType:
+    table = _table("next token", "logit", "softmax")
+    for text, logit, prob in guesses:
+        table.add_row(visible(text), f"{logit:.2f}", f"{prob:.3f}", _bar(prob))
+    return table
+
+
+def _table(first: str, *figures: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, no_wrap=True, style="bold", max_width=18)
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    return table
+
+
+def _bar(share: float) -> Text:
+    return Text("█" * round(24 * share) or "▏", "blue")

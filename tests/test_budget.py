@@ -1,0 +1,282 @@
+"""The budget dial: what is read, foretold and chosen, and that the run it starts is the one it promised."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_run import fails, text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt import checkpoint
+from minigpt.accounting import flops_per_token
+from minigpt.assemble import plan_within
+from minigpt.budget import LAWS, Chooser, Plan, Size, Speed, Text, fit_speed, parse_amount, rule
+from minigpt.cli import main
+from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.errors import ConfigError
+from minigpt.model import GPT
+
+NOVEL = Text(train_tokens=1_000_000, val_tokens=100_000, vocab_size=65, bytes_per_token=1.0, five_gram=1.5)
+LAPTOP = Speed(per_layer=1e-3, per_flop=1 / 50e9)
+QUIET = ["--train.device", "cpu", "--train.precision", "fp32", "--logging.plots", "false"]
+
+
+def configure(chosen: Mapping[str, Any], **own: object) -> RunConfig:
+    """As the command does: what the person has set stands."""
+    return load_config(None, {**chosen, "model.vocab_size": 65, **{k.replace("__", "."): v for k, v in own.items()}})
+
+
+def chooser(text: Text = NOVEL, speed: Speed = LAPTOP, seconds: float = math.inf, flops: float = math.inf) -> Chooser:
+    return Chooser(text, speed, configure, seconds, flops)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds", "flops"),
+    [("90s", 90, None), ("10m", 600, None), ("2h", 7200, None), ("1h30m", 5400, None), ("1.5 h", 5400, None),
+     ("1e15flops", None, 1e15), ("2.5E12 FLOPs", None, 2.5e12), ("1e3s", 1000, None)],
+)  # fmt: skip
+def test_a_budget_is_time_or_work(written: str, seconds: float | None, flops: float | None):
+    amount = parse_amount(written)
+    assert (amount.seconds, amount.flops) == (seconds, flops)
+
+
+@pytest.mark.parametrize("written", ["", "10", "10x", "m", "-5m", "0s", "ten minutes", "1e999h", "5m1e9flops", "nan"])
+def test_what_is_no_budget_is_refused_with_examples(written: str):
+    with pytest.raises(ConfigError, match=r"write 90s, 10m, 1h30m or 1e15flops"):
+        parse_amount(written)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"shape": "gpt2", "num_layers": 3}, {"num_kv_heads": 2, "head_dim": 24, "ff_dim": 100}, {"vocab_size": 700}],
+)
+def test_a_size_counts_what_the_built_model_has(shape: dict):
+    config = ModelConfig(**{"vocab_size": 65, **shape})
+    size, model = Size.of(config), GPT(config)
+    blocks = sum(p.numel() for name, p in model.named_parameters() if "blocks" in name and p.dim() == 2)
+    assert size.parameters == blocks
+    assert size.token_flops(config.max_seq_len) == flops_per_token(config)
+
+
+def test_every_size_of_the_ladder_is_a_model_and_larger_than_the_one_before():
+    sizes = [Size.of(configure(rule.shape(*step, 64, 65)).model).parameters for step in rule.LADDER]
+    assert sizes == sorted(set(sizes))
+
+
+TOKENS = st.floats(1e4, 1e9)
+PARAMETERS = st.floats(1e4, 1e9)
+KINDS = st.sampled_from(sorted(LAWS))
+
+
+@given(KINDS, PARAMETERS, TOKENS, st.floats(1.0, 100.0), st.integers(1, 10_000))
+def test_more_text_more_steps_and_larger_models_of_new_text_never_foretell_a_higher_loss(
+    kind, size, tokens, more, steps
+):
+    law, endless = LAWS[kind], Text(10**12, 10**6, 65, 1.0, 1.5, kind)
+    loss = law.loss(endless, size, tokens, steps)
+    assert law.loss(endless, size * more, tokens, steps) <= loss
+    assert law.loss(endless, size, tokens * more, steps) <= loss
+    assert law.loss(endless, size, tokens, int(steps * more)) <= loss
+    assert loss > law.floor * endless.five_gram
+
+
+@given(KINDS, PARAMETERS, st.integers(10_000, 10**9), st.floats(1.0, 1e4), st.floats(1.0, 10.0))
+def test_repeated_text_is_worth_less_and_no_more_than_so_many_passes(kind, size, unique, passes, more):
+    law, book = LAWS[kind], Text(unique, unique, 65, 1.0, 1.5, kind)
+    once, often = law.worth(book, size, unique), law.worth(book, size, passes * unique)
+    assert once == unique
+    assert unique <= often <= passes * unique * (1 + 1e-12)
+    assert often <= law.worth(book, size, passes * more * unique) <= law.worth(book, size, 1e15)
+    if law.enough(book, size) != 3 * unique:  # not so large that it may read the text three times only
+        enough = law.worth(book, size, law.enough(book, size)) - unique
+        assert enough == pytest.approx(0.98 * (law.worth(book, size, 1e15) - unique), rel=5e-3, abs=1)
+    else:
+        assert size > 2 * unique
+    assert law.worth(book, size * more, passes * unique) <= often * (1 + 1e-12)  # more weights: sooner by heart
+
+
+def test_the_loss_is_of_a_token_so_longer_tokens_carry_more():
+    pairs = Text(500_000, 50_000, 1000, 2.0, 1.5)  # the same text, two bytes a token
+    law = LAWS["text"]
+    assert law.loss(pairs, 1e5, 250_000, 400) == pytest.approx(2 * law.loss(NOVEL, 1e5, 500_000, 400))
+
+
+@given(st.floats(1e-5, 1e-1), st.floats(1e-13, 1e-9))
+def test_the_line_of_steps_that_lie_on_one_is_found(per_layer: float, per_flop: float):
+    points = [(n, flops, per_layer * n + per_flop * flops) for n, flops in ((2, 1e8), (4, 2e9), (6, 2e10))]
+    speed = fit_speed(points)
+    assert speed.per_layer == pytest.approx(per_layer, rel=1e-3, abs=1e-9)
+    assert speed.per_flop == pytest.approx(per_flop, rel=1e-3, abs=1e-16)
+
+
+def test_a_line_never_has_a_negative_term():
+    for points in ([(2, 1e8, 0.1), (4, 1e10, 0.1)], [(2, 1e8, 1e-3), (4, 1e10, 1.0)], [(2, 1e8, 0.1)]):
+        speed = fit_speed(points)
+        assert speed.per_layer >= 0
+        assert speed.per_flop >= 0
+        assert speed.per_layer + speed.per_flop > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(1e-4, 1e-2), st.floats(1e9, 1e13), st.floats(30, 1e4))
+def test_what_is_chosen_fits_into_the_time_and_uses_it(per_layer: float, flops_a_second: float, seconds: float):
+    plan = chooser(speed=Speed(per_layer, 1 / flops_a_second), seconds=seconds).best()
+    total = plan.train_seconds + plan.after_seconds
+    assert plan.steps == 1 or total <= seconds
+    assert plan.steps == 1 or plan.limited or total >= seconds - plan.step_seconds
+    assert plan.tokens == plan.steps * plan.config.train.batch_size * plan.config.model.max_seq_len
+
+
+def test_more_time_buys_a_lower_loss_with_a_larger_model():
+    plans = [chooser(Text(10**10, 10**6, 65, 1.0, 1.5), seconds=s).best() for s in (20, 60, 600, 7200, 86400)]
+    for less, more in itertools.pairwise(plans):
+        assert more.loss < less.loss
+        assert more.tokens > less.tokens
+        assert more.config.model.max_seq_len >= less.config.model.max_seq_len
+    assert plans[-1].size.parameters > 5 * plans[0].size.parameters
+
+
+def test_a_machine_whose_steps_cost_much_beside_their_arithmetic_takes_larger_batches():
+    def a_step(speed: Speed) -> int:
+        config = chooser(Text(10**10, 10**6, 65, 1.0, 1.5), speed, seconds=120).best().config
+        return config.train.batch_size * config.model.max_seq_len
+
+    assert a_step(Speed(5e-3, 1e-14)) > 2 * a_step(Speed(1e-5, 1e-10))
+
+
+def test_a_small_text_is_not_read_for_ever():
+    note = Text(train_tokens=20_000, val_tokens=2_000, vocab_size=65, bytes_per_token=1.0, five_gram=2.0)
+    plan = chooser(note, seconds=3600).best()
+    assert plan.limited
+    assert plan.train_seconds + plan.after_seconds < 3600
+    assert plan.config.model.max_seq_len < 2_000
+    assert plan.config.optimizer.weight_decay > 0
+    assert not chooser(Text(10**9, 10**6, 65, 1.0, 2.0), seconds=3600).best().limited
+
+
+def test_a_budget_of_work_is_kept():
+    plan = chooser(flops=1e13).best()
+    assert 0.95e13 < plan.flops <= 1e13
+
+
+def test_evaluations_cost_under_three_percent():
+    for seconds in (20.0, 60.0, 600.0):
+        plan = chooser(seconds=seconds).best()
+        config = plan.config.train
+        whole = -(-NOVEL.val_tokens // (config.batch_size * plan.config.model.max_seq_len))
+        one = (config.eval_batches or whole) * plan.step_seconds / 3
+        assert one * (plan.steps // config.eval_every + 1) <= max(0.03 * seconds, plan.step_seconds) * 1.01
+
+
+def own(**settings: object) -> Plan:
+    return Chooser(NOVEL, LAPTOP, lambda chosen: configure(dict(chosen), **settings), seconds=60).best()
+
+
+def test_what_the_person_sets_stands_and_the_rest_is_chosen_around_it():
+    plan = own(model__embed_dim=80, model__num_heads=5, train__batch_size=6, train__eval_batches=2)
+    config = plan.config
+    assert (config.model.embed_dim, config.model.num_heads, config.train.batch_size) == (80, 5, 6)
+    assert config.train.eval_batches == 2
+    assert plan.size == Size.of(config.model)
+    assert own(optimizer__learning_rate=1e-3, schedule__kind="cosine").config.schedule.kind == "cosine"
+    with pytest.raises(ConfigError, match="num_heads 7"):
+        own(model__embed_dim=64, model__num_heads=7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--budget", "10"], ["'10' is no budget", "10m"]),
+        (["--budget", "10m", "--train.max-steps", "50"], ["train.max_steps", "one of the two"]),
+        (["--budget", "10m", "--train.max-minutes", "1"], ["train.max_minutes", "one of the two"]),
+        (["--budget", "10m", "--resume"], ["--resume", "--budget"]),
+        (["--budget", "10m", "--tiny-run"], ["--tiny-run", "--budget"]),
+        (["--dry-run"], ["--dry-run", "--budget"]),
+        (["--budget", "10m", "--model.embed-dim", "x"], ["model.embed_dim"]),
+    ],
+)
+def test_mistakes_end_in_one_line(flags: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]):
+    fails(capsys, ["train", "stories", *flags], *parts)
+
+
+@pytest.fixture
+def cats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats.txt").write_text(text(4000))
+    return tmp_path
+
+
+def test_a_dry_run_tells_and_trains_nothing(cats: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--model.max-seq-len", "32", "--model.num-layers", "1", *QUIET]
+    assert main(["train", "cats.txt", "--budget", "3s", "--dry-run", "--json", *flags]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {
+        "asked", "promised_seconds", "predicted_loss", "predicted_bits_per_byte", "steps", "tokens", "passes", "flops",
+        "step_seconds", "measuring_seconds", "five_gram_bits",
+    }  # fmt: skip
+    assert report["predicted_bits_per_byte"] == pytest.approx(report["predicted_loss"] / math.log(2))
+    assert not (cats / "runs").exists()
+
+
+def test_the_command_trains_what_it_promised_and_once(cats: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["train", "cats.txt", "--budget", "4s", "--model.embed-dim", "32", *QUIET]
+    assert main([*command, "--json"]) == 0
+    ended = json.loads(capsys.readouterr().out)
+    receipt = json.loads((cats / "runs/cats/receipt.json").read_text())["budget"]
+    config = load_config(cats / "runs/cats/config.yaml")
+    assert receipt["asked"]["budget"] == "4s"
+    assert receipt["promised_seconds"] > 0
+    assert receipt["predicted_loss"] > 0
+    assert config.model.embed_dim == 32
+    assert config.schedule.kind == "linear"
+    assert config.train.max_minutes is not None
+    assert 0 < config.train.max_minutes < 4 / 60
+    assert ended["stop_reason"] == "budget used up"
+    assert ended["val_loss"] > 0
+    with capsys.disabled():
+        print(f"\nbudget 4s: loss {receipt['predicted_loss']:.3f} foretold, {ended['val_loss']:.3f} reached", end=" ")
+
+    assert main([*command, "--json"]) == 0  # the same run, which is done
+    assert json.loads(capsys.readouterr().out)["step"] == ended["step"]
+    assert [path.name for path in (cats / "runs").iterdir()] == ["cats"]
+    fails(capsys, ["train", "cats.txt", "--budget", "5s", "--name", "cats"], "another budget", "--name")
+
+
+def test_flops_become_steps(cats: Path):
+    found = plan_within("1e9flops", {"data.source": "cats.txt", "train.device": "cpu", "train.precision": "fp32"}, None)
+    config = found.config()
+    assert config.train.max_steps == found.plan.steps
+    assert config.train.max_minutes is None
+    assert found.report["flops"] <= 1e9
+
+
+@pytest.mark.slow
+def test_the_same_command_continues_a_run_that_was_killed(cats: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["train", "cats.txt", "--budget", "25s", "--model.embed-dim", "32", "--train.save-every", "5", *QUIET]
+    first = subprocess.Popen([sys.executable, "-m", "minigpt", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder, deadline = cats / "runs/cats/checkpoints", time.monotonic() + 120
+    while not checkpoint.steps(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = json.loads((checkpoint.resolve(folder / "last") / "state.json").read_text())["train"]
+    planned = (cats / "runs/cats/config.yaml").read_text(), (cats / "runs/cats/receipt.json").read_text()
+    assert main([*command, "--json"]) == 0
+    ended = json.loads(capsys.readouterr().out)
+    assert ended["step"] > before["step"]
+    limit = load_config(cats / "runs/cats/config.yaml").train.max_minutes
+    assert limit is not None
+    assert ended["seconds"] >= 60 * limit > before["seconds"]  # the clock of both together
+    assert (cats / "runs/cats/config.yaml").read_text() == planned[0]
+    again = json.loads((cats / "runs/cats/receipt.json").read_text())["budget"]
+    assert again == json.loads(planned[1])["budget"]

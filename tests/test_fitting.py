@@ -1,0 +1,330 @@
+"""Memory: the estimate against what torch's profiler and the kernel count, what is free, and runs that meet the end."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from minigpt import checkpoint
+from minigpt.accounting import training_memory
+from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.errors import ConfigError, RunError
+from minigpt.fitting.free import host_memory
+from minigpt.fitting.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
+from minigpt.model import GPT
+from minigpt.runtime import Runtime, out_of_memory
+from minigpt.training import Trainer, accumulate, make_optimizer, update
+
+CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
+TINY = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16)
+SHAPES = {
+    "sdpa": (ModelConfig(vocab_size=96, embed_dim=64, num_heads=2, num_layers=4, max_seq_len=128), 8, 8),
+    "reference": (
+        ModelConfig(vocab_size=96, embed_dim=64, num_heads=2, num_layers=4, max_seq_len=128, attention="reference"),
+        8, 8,
+    ),
+    "accumulation, dropout, biases": (
+        ModelConfig(vocab_size=4096, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=96, dropout=0.1, bias=True),
+        4, 2,
+    ),
+    "a wide model": (ModelConfig(vocab_size=300, embed_dim=192, num_heads=4, num_kv_heads=2, max_seq_len=32), 2, 2),
+    "logits in pieces": (
+        ModelConfig(vocab_size=40000, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=128), 8, 8,
+    ),
+}  # fmt: skip
+
+
+def allocated(shape: ModelConfig, batch: int, micro: int, runtime: Runtime, kind: str) -> int:
+    """The most bytes that torch's allocator held in two steps, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        model = GPT(shape)
+        optimizer = make_optimizer(model, OptimizerConfig(kind=kind), runtime.precision)
+        rows = torch.zeros(batch, shape.max_seq_len, dtype=torch.long)
+        for _ in range(2):
+            accumulate(model, list(zip(rows.split(micro), rows.split(micro), strict=True)), runtime=runtime)
+            update(model, optimizer, runtime=runtime)
+    now = peak = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "logits in pieces" else []) for name in SHAPES]
+)
+def test_the_estimate_is_what_torchs_profiler_counts(name: str) -> None:
+    shape, batch, micro = SHAPES[name]
+    for runtime, kind in ((CPU, "muon"), (CPU16, "adamw")) if batch == micro else ((CPU, "adamw"),):
+        said = training_memory(shape, micro, runtime, optimizer=kind, accumulates=micro < batch)
+        real = allocated(shape, batch, micro, runtime, kind)
+        print(f"{name}, {runtime.precision}, {kind}: {said.total / 1e6:.1f} MB, really {real / 1e6:.1f}")
+        assert 0.9 * real < said.total < 1.12 * real
+
+
+def test_muon_an_average_masters_ranks_and_checkpointing_are_counted() -> None:
+    total = 4 * sum(p.numel() for p in GPT(TINY).parameters())
+    blocks = 4 * sum(p.numel() for p in GPT(TINY).blocks.parameters() if p.dim() >= 2)
+    plain, muon = training_memory(TINY, 4), training_memory(TINY, 4, optimizer="muon", ema=True)
+    assert (plain.weights, plain.gradients, plain.optimizer, plain.average) == (total, total, 2 * total, 0)
+    assert (muon.optimizer, muon.average) == (2 * total - blocks, total)
+    pure = training_memory(TINY, 4, Runtime(CPU.device, "bf16-pure"))
+    assert (pure.weights, pure.gradients, pure.optimizer) == (total // 2, total // 2, 3 * total)
+    parted = training_memory(TINY, 4, shards=4)
+    assert (parted.weights, parted.optimizer) == (total // 4, total // 2)
+    deep = TINY.model_copy(update={"num_layers": 16})
+    assert training_memory(deep, 64, checkpointing=True).activations < training_memory(deep, 64).activations / 4
+
+
+def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """A root with 8 GB, of which 6 are free, and files of control groups."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text("MemTotal:  8000000 kB\nMemFree: 1 kB\nMemAvailable:  6000000 kB\n")
+    (root / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("0::/\n", {}, 6000000 * 1024),
+        ("0::/a/b\n", {"a/memory.max": "1000\n", "a/memory.current": "400", "a/b/memory.max": "max",
+                       "a/b/memory.current": "300", "a/memory.stat": "inactive_file 100\n"}, 700),
+        ("4:memory:/a\n1:cpu:/\n", {"memory/a/memory.limit_in_bytes": "5000", "memory/a/memory.usage_in_bytes": "2000",
+                                    "memory/memory.limit_in_bytes": "900", "memory/memory.usage_in_bytes": "1000"}, 0),
+        ("0::/elsewhere\n", {"memory.max": "70", "memory.current": "20"}, 50),
+    ],
+)  # fmt: skip
+def test_free_memory_is_the_least_of_machine_and_control_groups(groups: str, files, free: int, tmp_path: Path) -> None:
+    assert host_memory(machine(tmp_path, groups, files))[1] == free
+
+
+def test_a_limit_on_address_space_is_a_limit_on_what_is_free() -> None:
+    code = "from minigpt.fitting.free import host_memory; import sys; print(*host_memory(), 'torch' in sys.modules)"
+    limit = 300_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    total, free, torch_there = done.stdout.split()
+    assert int(total) == limit
+    assert limit / 2 < int(free) < limit
+    assert torch_there == "False", "the doctor reads this where torch is broken"
+
+
+def test_auto_takes_the_fastest_that_fits_and_gives_up_on_what_is_slower() -> None:
+    tried: list[int] = []
+
+    def attempt(size: int) -> float | None:
+        tried.append(size)
+        return {1: 1.0, 2: 1.2, 4: 2.0, 8: 6.0, 16: 14.0, 32: 20.0, 64: None}[size]
+
+    assert fastest([1, 2, 4, 8, 16, 32, 64], attempt) == 4
+    assert tried == [1, 2, 4, 8, 16, 32]
+    assert fastest([1, 2, 4], lambda size: 1.0 if size < 4 else None) == 2
+    assert fastest([1, 2, 4], lambda size: 1.0, limit=0.0) == 1
+    assert divisors(12) == [12, 6, 4, 3, 2, 1]
+
+
+class Counting:
+    """Sequences that count upwards: batch k of 8 rows is a pure function of k."""
+
+    steps_per_epoch, tokens_per_step = 10.0, 8 * 16
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        rows = (torch.arange(8)[:, None] * (step + 1) + torch.arange(17)) % 20
+        return rows[:, :-1], rows[:, 1:]
+
+
+class Cramped(GPT):
+    """Runs out of memory above `room` rows, everywhere or in evaluation only, in the words of torch's allocators."""
+
+    room, only_evaluating = 8, False
+
+    def loss(self, tokens: Tensor, targets: Tensor, **settings) -> Tensor:
+        if len(tokens) > self.room and not (self.only_evaluating and self.training):
+            if self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return super().loss(tokens, targets, **settings)
+
+
+def cramped(room: int, hooks=(), shape: ModelConfig = TINY, **settings) -> Trainer:
+    model = Cramped(shape, seed=1)
+    model.room = room
+    source = Counting()
+
+    def validation():
+        inputs, targets = source.batch(99)
+        size = trainer.state.micro_batch_size or 8
+        return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+    config = TrainConfig(batch_size=8, **{"max_steps": 6, "eval_every": 3, **settings})
+    trainer = Trainer(
+        model, make_optimizer(model, OptimizerConfig(), "fp32"), source, validation, config,
+        ScheduleConfig(warmup_steps=2), CPU, 3e-3, hooks,
+    )  # fmt: skip
+    return trainer
+
+
+def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches_as_if_it_had_begun_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+    small, ample = cramped(room=2, hooks=[MicroBatches(lines.append)]), cramped(room=8, micro_batch_size=2)
+    states = small.run(), ample.run()
+    assert [state.micro_batch_size for state in states] == [2, None]
+    assert states[0].val_loss == pytest.approx(states[1].val_loss, abs=1e-6)
+    off = max((a - b).abs().max() for a, b in zip(small.model.parameters(), ample.model.parameters(), strict=True))
+    print(f"largest difference of a weight: {off:.1e}")
+    assert off <= 1e-6
+    assert lines == ["memory ended at step 1: 2 sequences at a time from here on; the batch is still 8"]
+    saved = checkpoint.save(tmp_path / "step-00000006", small.tensors(), small.state_dict())
+    again = cramped(room=2, max_steps=8)
+    again.resume(checkpoint.load(saved, ("model", "optimizer")))
+    assert again.state.micro_batch_size == 2
+    lines.clear()
+    assert again.run().step == 8
+    assert lines == []
+
+
+def test_evaluation_out_of_memory_takes_smaller_batches_and_training_goes_on_in_its_mode() -> None:
+    trainer = cramped(room=4, shape=TINY.model_copy(update={"dropout": 0.2}))
+    trainer.model.only_evaluating = True
+    modes: list[bool] = []
+    trainer.model.embedding.register_forward_hook(lambda *_: modes.append(trainer.model.training))
+    state = trainer.run()
+    assert state.micro_batch_size == 4
+    assert modes.count(False) == 2 * 2, "two evaluations, of two batches each"
+    assert modes.count(True) == 3 + 3 * 2, "three whole batches, then three in halves"
+
+
+def test_no_memory_at_all_is_one_clear_error() -> None:
+    trainer = cramped(room=0)
+    with pytest.raises(RunError, match=r"memory ended at step 0; .* lower model\.max_seq_len"), memory_errors(trainer):
+        trainer.run()
+    with pytest.raises(ValueError, match="another"), memory_errors(trainer):
+        raise ValueError("another")
+    assert out_of_memory(RuntimeError("std::bad_alloc"))
+
+
+def test_a_tried_pass_tells_seconds_or_that_memory_ended_and_leaves_nothing() -> None:
+    trainer = cramped(room=4)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    assert (try_pass(trainer, 4) or 0) > 0
+    assert try_pass(trainer, 8) is None
+    for parameter, old in zip(trainer.model.parameters(), before, strict=True):
+        assert parameter.grad is None
+        assert torch.equal(parameter, old)
+
+
+def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cli_run import SMALL, text
+
+    from minigpt.cli import main
+    from minigpt.config import load_config
+    from minigpt.fitting import micro_batch
+
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cats.txt").write_text(text(100))
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "cats"]
+    argv += ["--train.micro-batch-size", "auto", "--train.compile", "off", "--train.sample-every", "0"]
+    monkeypatch.setattr(micro_batch, "try_pass", lambda trainer, size: {1: 1.0, 2: 1.1, 4: 1.2, 8: 4.0}[size])
+    assert main([*argv, "--train.max-steps", "4"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 sequences at a time" in said
+    assert "GB" in said
+    assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
+    saved = checkpoint.load(tmp_path / "cats" / "checkpoints" / "last")
+    assert saved.state["micro_batch_size"] == 4
+    monkeypatch.setattr(micro_batch, "find", lambda *_: pytest.fail("it was found before"))
+    assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
+    assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
+    # what does not fit is told, with a number that does
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: 151_000_000)
+    capsys.readouterr()
+    assert main([*argv[:-6], "--train.max-steps", "1", "--name", "large"]) == 0
+    assert "this may not fit; set --train.micro-batch-size" in " ".join(capsys.readouterr().err.split())
+
+
+def test_micro_batch_sizes_that_are_none_are_refused() -> None:
+    from minigpt.config import load_config
+
+    with pytest.raises(ConfigError, match="micro_batch_size"):
+        load_config(None, {"train.micro_batch_size": "most"})
+    assert load_config(None, {"train.micro_batch_size": "auto"}).train.rows == 32
+
+
+LIMITED = """
+import json, resource, sys, threading
+import torch
+from test_fitting import *
+
+room, micro = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+
+class Wide(Counting):
+    tokens_per_step = 32 * 256
+    def batch(self, step, rank=0, world=1):
+        rows = (torch.arange(32)[:, None] * (step + 1) + torch.arange(257)) % 96
+        return rows[:, :-1], rows[:, 1:]
+
+shape = ModelConfig(vocab_size=96, embed_dim=64, num_heads=8, num_layers=2, max_seq_len=256, attention="reference")
+model, source = GPT(shape, seed=1), Wide()
+lines = []
+trainer = Trainer(model, make_optimizer(model, OptimizerConfig(), "fp32"), source, lambda: [],
+    TrainConfig(batch_size=32, micro_batch_size=micro or None, max_steps=3, eval_every=100),
+    ScheduleConfig(warmup_steps=2), CPU, 3e-3, [MicroBatches(lines.append)])
+other = cramped(room=8, max_steps=1)  # what torch loads for a first step is loaded then
+other.run()
+accumulate(model, [tuple(side[:1] for side in source.batch(0))], runtime=CPU)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+said = training_memory(shape, micro or 32, CPU, optimizer="muon", accumulates=0 < micro < 32)
+if room:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+state = trainer.run()
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+total = sum(p.double().sum().item() for p in model.parameters())
+print(json.dumps({"micro": state.micro_batch_size, "step": state.step, "tokens": state.tokens, "sum": total,
+    "loss": trainer.loss.item(), "grown": grown, "said": said.total - said.weights, "lines": lines}))
+"""
+
+
+def limited(room: int, micro: int, **environment: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(room), str(micro)],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_under_a_real_memory_limit_the_run_finishes_with_the_same_batch() -> None:
+    tight, ample = limited(room=300_000_000, micro=0), limited(room=0, micro=8)
+    print(f"limit 300 MB: {tight['lines']}; loss {tight['loss']:.6f}, without a limit {ample['loss']:.6f}")
+    assert 1 <= tight["micro"] <= 16
+    assert (tight["step"], tight["tokens"]) == (ample["step"], ample["tokens"]) == (3, 3 * 32 * 256)
+    assert "the batch is still 32" in tight["lines"][0]
+    assert tight["loss"] == pytest.approx(ample["loss"], abs=1e-5)
+    assert tight["sum"] == pytest.approx(ample["sum"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_estimate_is_what_the_process_grows_by() -> None:
+    seen = limited(room=0, micro=0, MALLOC_MMAP_THRESHOLD_="65536")  # glibc then keeps nothing that is freed
+    print(f"{seen['said'] / 1e6:.0f} MB said, {seen['grown'] / 1e6:.0f} MB grown")
+    assert 0.9 * seen["grown"] < seen["said"] < 1.12 * seen["grown"]

@@ -1,0 +1,165 @@
+"""Training by several ranks: the same as by one, and an end together when one comes to harm."""
+
+import json
+import socket
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from parallel_run import MODEL, SCRIPT, launch
+
+from minigpt.assemble.ranks import eval_size, joined
+from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.errors import ConfigError, ParallelError
+from minigpt.model import GPT
+from minigpt.parallel import join, recompute_blocks
+from minigpt.runtime import ALONE, Ranks
+
+BASE = {"train": {"device": "cpu"}}
+
+
+def compare(count: int, steps: int, cases: list[list[Any]], folder: Path) -> list[dict[str, Any]]:
+    """`parallel_run.compare` of each case on so many ranks."""
+    done = launch(count, SCRIPT, json.dumps({"steps": steps, "cases": cases}), folder=folder)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(results) == len(cases)
+    return results
+
+
+def check(results: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
+    for result in results:
+        print(json.dumps(result))
+        for what in ("losses", "norms", "validation"):
+            assert result[what] < tolerance, result
+
+
+def test_two_ranks_train_as_one_does_and_send_gradients_once_a_step(tmp_path: Path) -> None:
+    cases = [["ddp", "adamw", {}], ["fsdp", "muon", {"parallel": {"activation_checkpointing": True}}]]
+    results = compare(2, 4, cases, tmp_path)
+    check(results)
+    assert all(result["tensors"] < 1e-5 for result in results), "weights, their average, and the optimizer's state"
+    # 4 rows a rank are 2 micro-batches: DDP has one bucket, FSDP one group for each block and one for the rest
+    assert [result["sent"] for result in results] == [1.0, 3.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_fifty_steps_lose_what_one_process_loses(count: int, tmp_path: Path) -> None:
+    rounds = {"train": {"micro_batch_size": 1}}
+    cases = [[kind, optimizer, rounds] for kind in ("ddp", "fsdp") for optimizer in ("adamw", "muon")]
+    results = compare(count, 50, cases, tmp_path)
+    check(results)
+    assert all(result["learned"] > 0.3 for result in results)
+    assert [result["sent"] for result in results] == [1.0, 1.0, 3.0, 3.0]
+
+
+def test_a_block_computed_again_gives_the_same_gradients_though_dropout_is_random() -> None:
+    config = ModelConfig.model_validate(MODEL | {"dropout": 0.3})
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
+    gradients, kept = [], []
+    for again in (False, True):
+        model = GPT(config, seed=1).train()
+        if again:
+            recompute_blocks(model)
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.loss(tokens, tokens, valid=32)
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        kept.append(sum(sizes))
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < kept[0] / 3, "numbers kept for the backward pass"
+    with torch.no_grad():
+        model.eval()(tokens)  # what needs no gradient is not recomputed
+
+
+def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:
+    def sizes(world: int, **train: int) -> tuple[int, int | None]:
+        ranks = Ranks()
+        ranks.world = world
+        return eval_size(RunConfig.model_validate({"train": train}), ranks)
+
+    assert sizes(1, batch_size=12, eval_batches=2) == (12, 2)
+    assert sizes(4, batch_size=12, eval_batches=2) == (3, 8)
+    assert sizes(4, batch_size=12, micro_batch_size=4, eval_batches=2) == (1, 8)
+    assert sizes(2, batch_size=12, micro_batch_size=3, eval_batches=5) == (3, 5)
+    assert sizes(2, batch_size=12)[1] is None
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> tuple[str, int]:
+    """The environment that torchrun gives; the address of the store to be."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": port}.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    return "127.0.0.1", port
+
+
+def test_settings_that_do_not_fit_are_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(given: dict[str, Any], **options: Any) -> str:
+        with pytest.raises(ConfigError) as caught, joined(RunConfig.model_validate(given), **options):
+            raise AssertionError("it must not start")
+        return str(caught.value)
+
+    as_rank(monkeypatch, 0, 4)
+    assert "30 is not a multiple of the 4 ranks; 28 or 32 is" in error({"train": {"batch_size": 30}})
+    assert "2 is not a multiple of the 4 ranks; 4 is" in error({"train": {"batch_size": 2}})
+    assert "cuda:1 is one device for all ranks" in error({"train": {"device": "cuda:1"}})
+    assert "fine-tuning runs with ddp" in error({"parallel": {"kind": "fsdp"}}, divisible=False)
+    assert "leave torchrun out" in error({"finetune": {"dpo_beta": 0.1}})
+    with pytest.raises(ConfigError, match=r"cpu_offload needs kind fsdp; set --parallel\.kind fsdp"):
+        load_config(None, {"parallel.cpu_offload": True})
+
+
+def test_in_one_process_nothing_is_joined_and_fsdp_says_that_it_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for world in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with joined(RunConfig.model_validate({"parallel": {"kind": "fsdp"}})) as (ranks, _):
+            assert ranks is ALONE
+        assert "no effect" in capsys.readouterr().err
+
+
+def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = as_rank(monkeypatch, 0, 3)
+    words = r"ranks 1, 2 did not start in 1 s; .*GLOO_SOCKET_IFNAME"
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    _kept_by_torchrun = dist.TCPStore(host, port, is_master=True, wait_for_workers=False)
+    with pytest.raises(ParallelError, match=words), join(torch.device("cpu"), 1):
+        raise AssertionError("it must not start")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_meeting_point_where_nobody_is_is_named(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = as_rank(monkeypatch, rank, 2)
+    with pytest.raises(ParallelError, match=rf"do not meet at {host}:{port}"), join(torch.device("cpu"), 1):
+        raise AssertionError("it must not start")
+
+
+def test_a_host_that_answers_the_store_but_not_the_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = as_rank(monkeypatch, 0, 2)
+
+    def other() -> None:  # it comes as far as the store
+        store = dist.TCPStore(host, port, 2, is_master=False, timeout=timedelta(seconds=20))
+        store.set("minigpt/host/1", "far-away")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(ParallelError, match="rank 1 on far-away over the network"), join(torch.device("cpu"), 2):
+        raise AssertionError("it must not start")
+    thread.join()
+    assert not dist.is_initialized()

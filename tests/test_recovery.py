@@ -1,0 +1,281 @@
+"""When training goes wrong: bad steps are skipped, a run that came apart goes back, and all of it exactly."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from minigpt import checkpoint
+from minigpt.assemble.hooks import Metrics, Samples
+from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.config.recovery import RecoveryConfig
+from minigpt.config.tree import default_rate
+from minigpt.errors import DivergedError
+from minigpt.jsonl import read_lines
+from minigpt.model import GPT
+from minigpt.recovery import Checkpoints, Guard
+from minigpt.recovery.guard import spike_limit
+from minigpt.runtime import Runtime
+from minigpt.training import Hook, Trainer, make_optimizer
+from minigpt.training.loop import batch_number
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=1, max_seq_len=16, dropout=0.1)
+ALONE = RecoveryConfig()
+
+
+class Counting:
+    """Sequences that count upwards from a random start; remembers which batches were asked for."""
+
+    steps_per_epoch, tokens_per_step = 10.0, 8 * 16
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def batch(self, step: int, rank: int = 0, world: int = 1):
+        self.asked.append(step)
+        starts = torch.randint(20, (8, 1), generator=torch.Generator().manual_seed(step))
+        rows = (starts + torch.arange(17)) % 20
+        return rows[:, :-1], rows[:, 1:]
+
+
+class Poisoned:
+    """The model, but some batches have a loss, or only a gradient, that is no number."""
+
+    def __init__(self, model: GPT, source: Counting, bad: Callable[[int], bool], where: str):
+        self.model, self.source, self.bad, self.where = model, source, bad, where
+        self.parameters = model.parameters
+
+    def loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = self.model.loss(*args, **kwargs)
+        if self.bad(self.source.asked[-1]):
+            if self.where == "loss":
+                return loss * math.nan
+            loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss
+
+
+def make(
+    folder: Path,
+    bad: Callable[[int], bool] = lambda batch: False,
+    where: str = "loss",
+    hooks: tuple[Hook, ...] = (),
+    resume: bool = False,
+    **settings: Any,
+) -> tuple[Trainer, list[str]]:
+    """A trainer with all the hooks that matter here, and the list of what it will say."""
+    shape = settings.pop("shape", SHAPE)
+    rate, recovery, kind = settings.pop("rate", 3e-3), settings.pop("recovery", ALONE), settings.pop("kind", "muon")
+    model, source, said = GPT(shape, seed=1), Counting(), []
+    config = TrainConfig(**{"batch_size": 8, "max_steps": 20, "eval_every": 5, **settings})
+    saver = Checkpoints(folder / "checkpoints", every=5, keep=2, extra={})
+    last = folder / "checkpoints" / "last"
+    saved = checkpoint.load(last, ("model", "ema", "optimizer")) if resume and last.exists() else None
+    before = saved.state["recovery"] if saved else {}
+    guard = Guard(recovery, saver, folder / "incidents.jsonl", lambda: GPT(shape, seed=1), said.append, before)
+    metrics = Metrics(folder / "metrics.jsonl", 1, 10**6, None)
+    samples = Samples(folder / "samples.jsonl", 2, "", lambda trainer: str(trainer.state.step))
+    folder.mkdir(exist_ok=True)
+    trainer = Trainer(
+        model,
+        make_optimizer(model, OptimizerConfig(kind=kind, learning_rate=rate)),
+        source,
+        lambda: [Counting().batch(10_000)],
+        config,
+        ScheduleConfig(warmup_steps=3),
+        CPU,
+        rate,
+        [guard, metrics, samples, *hooks, saver],
+        cast(GPT, Poisoned(model, source, bad, where)),
+    )
+    if saved:
+        trainer.resume(saved)
+    return trainer, said
+
+
+def strict_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON as the standard has it: no NaN, no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path} holds {name}")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def same(one: Trainer, other: Trainer) -> bool:
+    """Whether all tensors of both are the same bits."""
+    theirs = other.tensors()
+    return all(torch.equal(t, theirs[part][name]) for part, named in one.tensors().items() for name, t in named.items())
+
+
+class Watch(Hook):
+    """Weights after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.weights.append(trainer.model.embedding.weight.detach().clone())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_one_bad_batch_is_skipped_told_and_harms_nothing(tmp_path: Path, where: str) -> None:
+    watch = Watch()
+    trainer, said = make(tmp_path, lambda batch: batch == 7, where, (watch,))
+    state = trainer.run()
+    print(f"\nNaN in a {where}: {said[0]}; ended at step {state.step}: {state.stop_reason}")
+    assert torch.equal(watch.weights[7], watch.weights[6]) and not torch.equal(watch.weights[8], watch.weights[7])
+    assert (state.step, state.rate_scale, state.skipped, len(said)) == (20, 1.0, [], 1)
+    assert "batch 7 is skipped, the weights are unharmed" in said[0]
+    (incident,) = strict_lines(tmp_path / "incidents.jsonl")
+    assert set(incident) == {"step", "what", "batches", "action", "rate_scale", "checkpoint"}
+    assert (incident["step"], incident["batches"], incident["action"]) == (8, [7], "skipped")
+    lines = strict_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" not in line] == [8]
+    assert [line["step"] for line in lines if line.get("skipped") == 1] == [8]
+
+
+@pytest.mark.parametrize("first", [1, 7])
+def test_five_in_a_row_go_back_without_the_bad_batches_at_half_the_rate(tmp_path: Path, first: int) -> None:
+    trainer, said = make(tmp_path / "one", lambda batch: first <= batch < first + 5)
+    state = trainer.run()
+    back_to = 5 if first == 7 else 0
+    print(f"\n{said[-1]}")
+    assert state.skipped == list(range(first - 1, first + 5)), "and the one whose update came just before"
+    assert (state.step, state.rate_scale) == (20, 0.5)
+    source = cast(Counting, trainer.batches)
+    assert source.asked == [*range(first + 5), *(batch_number(step, state.skipped) for step in range(back_to, 20))]
+    actions = [(line["action"], line["checkpoint"]) for line in strict_lines(tmp_path / "one/incidents.jsonl")]
+    assert actions == [("skipped", None)] * 4 + [("rolled back", "step-00000005" if back_to else None)]
+    for name in ("metrics", "samples"):
+        steps = [line["step"] for line in strict_lines(tmp_path / "one" / f"{name}.jsonl")]
+        assert steps == sorted(set(steps)) and steps[-1] == 20, name
+    other, _ = make(tmp_path / "two")  # a run that is told from there on, in place of finding out
+
+    class Tell(Hook):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.state.step == back_to:
+                trainer.state.skipped, trainer.state.rate_scale = state.skipped, 0.5
+
+    other.hooks.append(Tell())
+    if not back_to:
+        Tell().on_step(other)
+    other.run()
+    assert same(trainer, other)
+
+
+def test_after_the_limit_it_stops_whole_and_says_what_to_change(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path, lambda batch: batch > 5)
+    with pytest.raises(DivergedError, match=r"training came apart: 5 bad steps .* step-00000005 is whole") as error:
+        trainer.run()
+    for change in ("--optimizer.learning-rate 0.00019", "--schedule.warmup-steps", "--recovery.max-rollbacks 6"):
+        assert change in str(error.value)
+    actions = [line["action"] for line in strict_lines(tmp_path / "incidents.jsonl") if line["action"] != "skipped"]
+    rates = [line["rate_scale"] for line in strict_lines(tmp_path / "incidents.jsonl") if line["action"] != "skipped"]
+    assert actions == ["rolled back"] * 3 + ["stopped"] and rates == [0.5, 0.25, 0.125, 0.125]
+    saved = checkpoint.load(tmp_path / "checkpoints/last")
+    assert saved.state["train"]["step"] == 5 and saved.state["recovery"]["rollbacks"] == 3
+    print(f"\n{said[-1]}\n{error.value}")
+
+
+def test_a_rate_a_hundred_times_too_high_is_found_and_cut(tmp_path: Path) -> None:
+    shape = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=1, max_seq_len=16, shape="gpt2")
+    rate, ends = 100 * default_rate("adamw", 32), {}
+    for name, recovery in {"guarded": ALONE, "alone": RecoveryConfig(spike_deviations=0)}.items():
+        trainer, said = make(tmp_path / name, rate=rate, shape=shape, kind="adamw", max_steps=40, recovery=recovery)
+        ends[name] = trainer.run()
+        print(f"\n{name}: {said}, then {ends[name].stop_reason} with validation loss {ends[name].val_loss:.2f}")
+    assert ends["guarded"].rate_scale < 1 and ends["alone"].rate_scale == 1
+    assert ends["guarded"].val_loss < ends["alone"].val_loss - 0.2
+
+
+@pytest.mark.parametrize("stop_at", [9, 12])
+def test_a_run_stopped_within_trouble_goes_on_exactly(tmp_path: Path, stop_at: int) -> None:
+    class StopAt(Hook):
+        steps = 0
+
+        def on_step(self, trainer: Trainer) -> None:
+            self.steps += 1
+            if self.steps == stop_at:
+                trainer.stop("interrupted by a test")
+
+    def bad(batch: int) -> bool:
+        return 7 <= batch < 12 or 15 <= batch < 20
+
+    whole, _ = make(tmp_path / "whole", bad)
+    whole.run()
+    assert whole.state.rate_scale == 0.25
+    make(tmp_path / "parts", bad, hooks=(StopAt(),))[0].run()
+    second, _ = make(tmp_path / "parts", bad, resume=True)
+    second.run()
+    assert same(whole, second) and whole.state.skipped == second.state.skipped
+    assert (tmp_path / "whole/incidents.jsonl").read_text() == (tmp_path / "parts/incidents.jsonl").read_text()
+
+
+def test_broken_weights_and_a_validation_loss_that_is_no_number_go_back_too(tmp_path: Path) -> None:
+    class Fault(Hook):
+        """A device that errs twice: it will not do so when the steps are taken again."""
+
+        def __init__(self) -> None:
+            self.faults = [8, 12]
+
+        def on_step(self, trainer: Trainer) -> None:
+            if self.faults and trainer.state.step == self.faults[0]:
+                self.faults.pop(0)
+                trainer.model.norm.weight.data.fill_(math.inf if self.faults else math.nan)
+
+    trainer, said = make(tmp_path, hooks=(Fault(),), eval_every=3)
+    state = trainer.run()
+    print("\n" + "\n".join(said))
+    assert state.step == 20 and state.rate_scale == 0.25
+    assert all(t.isfinite().all() for named in trainer.tensors().values() for t in named.values())
+    assert ["validation loss" in line or "not finite" in line for line in said if "back to" in line] == [True, True]
+
+
+def test_an_fp16_overflow_is_normal_until_the_scale_is_below_one(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path / "normal")
+    trainer.scaler = GradScaler("cpu", init_scale=2.0**127)
+    state = trainer.run()
+    assert said == [] and state.step == 20
+    assert trainer.scaler.get_scale() < 2.0**127, "it did overflow"
+    trainer, said = make(tmp_path / "broken", lambda batch: 7 <= batch < 13, "gradient")
+    trainer.scaler = GradScaler("cpu", init_scale=2.0)
+    trainer.run()
+    assert "back to step-00000005" in said[-1] and len(said) == 5, "the first of six overflows is the scaler's"
+
+
+def test_spikes_are_measured_against_recent_losses_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.distributions.StudentT(3.0)
+    torch.manual_seed(0)
+    fall = 4 * torch.linspace(1, 500, 500) ** -0.3
+    losses = (fall * (1 + 0.05 * noise.sample((500,)))).tolist()
+    over = [
+        loss > spike_limit(losses[max(0, at - 100) : at], math.log(65), losses[0], 6.0, 100)
+        for at, loss in enumerate(losses)
+    ]
+    rows = [sum(over[at : at + 5]) for at in range(495)]
+    assert max(rows) <= 2 and sum(over) < 10, f"heavy-tailed noise must not make five in a row: {sum(over)}"
+    quiet = [2.0 + 0.01 * x for x in torch.randn(100, generator=generator).tolist()]
+    assert spike_limit(quiet, 4.0, 4.0, 6.0, 100) == pytest.approx(2.4, abs=0.01), "a fifth over the median at least"
+    assert spike_limit([0.001] * 100, 4.0, 4.0, 6.0, 100) == pytest.approx(0.101)
+    assert spike_limit([2.0, 2.1] * 15, 4.0, 4.1, 6.0, 100) == pytest.approx(2.05 + 6 * 0.10484, abs=1e-3)
+    assert spike_limit([2.0] * 10, math.log(20), 9.0, 6.0, 100) == 10.0, "too few: only worse than at the start"
+
+
+def test_skipped_lines_of_a_killed_run_are_written_once(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, lambda batch: batch in (3, 6))
+    trainer.run()
+    before = read_lines(tmp_path / "incidents.jsonl")
+    saved = checkpoint.steps(tmp_path / "checkpoints")[0]  # as if killed after step 15
+    checkpoint.point(saved.parent, "last", saved)
+    with (tmp_path / "incidents.jsonl").open("a") as file:
+        file.write('{"step": 99, "what": "torn')
+    trainer, _ = make(tmp_path, lambda batch: batch in (3, 6), resume=True)
+    trainer.run()
+    assert read_lines(tmp_path / "incidents.jsonl") == before and len(before) == 2

@@ -1,0 +1,245 @@
+"""minigpt runs: what is listed, shown, compared, and the line that repeats a run."""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_run import SMALL, fails, text
+from safetensors.torch import load_file
+from tuned_run import make_base, questions, tune
+
+from minigpt.assemble.run import _new_model
+from minigpt.cli import main
+from minigpt.config import dump_config, load_config, split_flags
+from minigpt.jsonl import read_lines
+from minigpt.recovery.lock import run_lock
+from minigpt.runs import as_flag, essential, flat, grouped, read_run, receipt_line
+from minigpt.runs.receipt import _quote
+
+PROMPT = "the cat's\n\tmat, é \\ {}"
+FEW = [
+    "--train.max-steps",
+    "4",
+    "--train.eval-every",
+    "2",
+    "--logging.log-every",
+    "2",
+    "--train.sample-every",
+    "4",
+    "--model.attention",
+    "sdpa",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a-1 and a-2 differ in seed, wide in width, bytes in its tokenizer, other in its text; one is in a sweep."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "cats.txt").write_text(text())
+    (folder / "dogs.txt").write_text(text().replace("cat", "dog"))
+    for name, data, *more in (
+        ("a-1", "cats", "--train.seed", "1", "--train.sample-prompt", PROMPT, "--model.bias"),
+        ("a-2", "cats", "--train.seed", "2", "--train.sample-prompt", PROMPT, "--model.bias"),
+        ("wide", "cats", "--model.embed-dim", "48", "--optimizer.learning-rate", "1e-5"),
+        ("bytes", "cats", "--tokenizer.kind", "byte"),
+        ("other", "dogs"),
+    ):
+        argv = ["train", str(folder / f"{data}.txt"), *SMALL, *FEW, *more]
+        assert main([*argv, "--name", name, "--logging.runs-dir", str(folder / "runs")]) == 0
+    (folder / "runs/group").mkdir()
+    shutil.copytree(folder / "runs/wide", folder / "runs/group/inner")
+    return folder / "runs"
+
+
+def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    capsys.readouterr()
+    assert main(["runs", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
+    where = ["--runs-dir", str(runs)]
+    rows = read(capsys, "list", *where)["runs"]
+    assert [row["name"] for row in rows] == ["a-1", "a-2", "bytes", "group/inner", "other", "wide"]
+    row = rows[0]
+    lines = read_lines(runs / "a-1/metrics.jsonl")
+    assert row["best_val_loss"] == min(line["val_loss"] for line in lines if "val_loss" in line)
+    assert (row["steps"], row["state"]) == (4, "finished")
+    model = _new_model(load_config(runs / "a-1/config.yaml"))
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    assert [row["name"] for row in read(capsys, "list", "a-*", *where)["runs"]] == ["a-1", "a-2"]
+    assert [row["name"] for row in read(capsys, "list", "group", *where)["runs"]] == ["group/inner"]
+    losses = [
+        row["best_val_loss"] for row in read(capsys, "list", *where, "--sort", "best_val_loss", "--reverse")["runs"]
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert main(["runs", "list", *where]) == 0
+    assert "group/inner" in capsys.readouterr().out
+    fails(capsys, ["runs", "list", "--runs-dir", str(runs / "nowhere")], "no such folder")
+
+
+def test_a_state_is_finished_interrupted_or_running(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "wide", tmp_path / "wide")
+    assert read_run(run).state == "finished"
+    with run_lock(run):
+        assert read_run(run).state == "running"
+    assert read_run(run).state == "finished", "a lock that nobody holds is no lock"
+    state = sorted(run.glob("checkpoints/step-*/state.json"))[-1]
+    tree = json.loads(state.read_text())
+    tree["train"]["finished"] = False
+    state.write_text(json.dumps(tree))
+    assert read_run(run).state == "interrupted"
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    empty = read_run(run).summary()
+    assert (empty["state"], empty["steps"], empty["best_val_loss"], empty["parameters"]) == (
+        "interrupted",
+        0,
+        None,
+        None,
+    )
+
+
+def test_show_has_what_is_on_the_disk(runs: Path, tmp_path: Path, capsys) -> None:
+    run = shutil.copytree(runs / "a-1", tmp_path / "a-1")
+    (run / "incidents.jsonl").write_text('{"step": 3, "what": "the loss is nan", "action": "skipped"}\n')
+    report = read(capsys, "show", str(run))
+    assert report["settings"]["train.sample_prompt"] == PROMPT
+    assert "optimizer.learning_rate" not in report["settings"], "it follows from the width"
+    assert report["checkpoints"][-1]["name"] == "step-00000004"
+    size = sum(file.stat().st_size for file in (run / "checkpoints/step-00000004").iterdir())
+    assert report["checkpoints"][-1]["bytes"] == size
+    assert report["metrics"] == read_lines(run / "metrics.jsonl")[-1]
+    assert report["sample"]["step"] == 4
+    assert main(["runs", "show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "model.embed_dim",
+        "torch",
+        "step-00000004",
+        "incident at step 3: the loss is nan",
+        "sample of step 4",
+    ):
+        assert part in shown
+    fails(capsys, ["runs", "show", str(runs / "wid")], "no such run", "did you mean wide?")
+
+
+def test_the_fewest_settings_make_the_same_config() -> None:
+    for given in (
+        {},
+        {"model.shape": "gpt2", "model.bias": False, "model.embed_dim": 96},
+        {"optimizer.kind": "adamw", "optimizer.learning_rate": 1e-3, "train.max_minutes": 3, "train.max_steps": 2000},
+        {"model.embed_dim": 512, "model.num_heads": 8, "data.clean": ["nfc", "lower"], "train.sample_prompt": "null"},
+    ):
+        config = load_config(None, given)
+        few = essential(config)
+        assert load_config(None, few) == config
+        assert set(few) <= set(given), "nothing that follows from the rest"
+    assert essential(load_config(None, {"model.shape": "gpt2"})) == {"model.shape": "gpt2"}
+
+
+def test_diff_names_settings_data_and_results(runs: Path, capsys) -> None:
+    found = read(capsys, "diff", str(runs / "wide"), str(runs / "other"))
+    assert found["settings"]["model.embed_dim"] == [48, 32]
+    assert found["settings"]["data.source"][1].endswith("dogs.txt")
+    assert "train.seed" not in found["settings"]
+    assert set(found["data"]) == {"train", "val"}
+    assert found["versions"] == {}
+    assert found["results"]["steps"] == [4, 4]
+    assert main(["runs", "diff", str(runs / "wide"), str(runs / "other")]) == 0
+    assert "model.embed_dim" in capsys.readouterr().out
+
+
+def test_compare_groups_seeds_with_mean_and_spread(runs: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "seeds.svg"
+    report = read(capsys, "compare", *(str(runs / name) for name in ("a-1", "a-2", "wide")), "--out", str(picture))
+    assert b"<svg" in picture.read_bytes()
+    assert report["cautions"] == []
+    by_seeds = {tuple(group["seeds"]): group for group in report["groups"]}
+    assert set(by_seeds) == {(1, 2), (1337,)}
+    one, two = (read_run(runs / name).best["val_loss"] for name in ("a-1", "a-2"))
+    group = by_seeds[1, 2]
+    assert group["mean"]["best_val_loss"] == pytest.approx((one + two) / 2)
+    assert group["deviation"]["best_val_loss"] == pytest.approx(abs(one - two) / math.sqrt(2)), "over n - 1"
+    assert by_seeds[1337,]["deviation"]["best_val_loss"] is None
+    assert group["settings"]["model.embed_dim"] == 32
+    means = [group["mean"]["best_val_loss"] for group in report["groups"]]
+    assert means == sorted(means)
+    assert main(["runs", "compare", str(runs / "a-1"), str(runs / "a-2"), "--no-plot"]) == 0
+    assert "±" in capsys.readouterr().out
+    assert (
+        read(capsys, "compare", str(runs / "group"), str(runs / "wide"), "--no-plot")["groups"][0]["seeds"]
+        == [1337] * 2
+    )
+    fails(capsys, ["runs", "compare", str(runs / "a-1")], "name two runs or more")
+
+
+def test_compare_warns_where_figures_do_not_compare(runs: Path, capsys) -> None:
+    def cautions(*names: str) -> list[str]:
+        return read(capsys, "compare", *(str(runs / name) for name in names), "--no-plot")["cautions"]
+
+    [caution] = cautions("wide", "bytes")
+    assert "2 tokenizers" in caution and "bits per byte do" in caution
+    [caution] = cautions("wide", "other")
+    assert "2 texts" in caution and "neither" in caution
+
+
+@pytest.mark.slow  # a process of its own each
+@pytest.mark.parametrize("flags", [(), ("--flags",)], ids=["by its config", "by flags"])
+def test_the_receipt_repeats_the_run_bit_for_bit_in_a_shell(runs: Path, flags, capsys) -> None:
+    assert main(["runs", "receipt", str(runs / "a-1"), *flags]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert json.loads((runs / "a-1/receipt.json").read_text())["data"]["sha256"]["train"] in line
+    assert ("config.yaml" in line) is not bool(flags)
+    minigpt = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-c", f'PATH="{minigpt}:$PATH"\n{line}'], capture_output=True, text=True, check=False, timeout=80
+    )
+    assert done.returncode == 0, done.stderr
+    again = runs / "a-1-again"
+    assert flat(load_config(again / "config.yaml")) == flat(load_config(runs / "a-1/config.yaml"))
+    one, two = (load_file(run / "checkpoints/step-00000004/model.safetensors") for run in (runs / "a-1", again))
+    assert all((one[name] == two[name]).all() for name in one)
+    shutil.rmtree(again)
+
+
+def test_every_setting_comes_back_from_its_flag() -> None:
+    config = load_config(None, {"train.sample_prompt": PROMPT, "data.clean": ["lower"], "train.compile": "on"})
+    flags = ["=".join(as_flag(path, value)) for path, value in flat(config).items()]
+    overrides, rest = split_flags(flags)
+    assert (load_config(None, overrides), rest) == (config, [])
+    echoed = subprocess.run(["bash", "-c", f"printf %s {_quote(PROMPT)}"], capture_output=True, check=True).stdout
+    assert echoed.decode() == PROMPT
+
+
+def test_a_finetuned_run_is_listed_shown_and_repeated(tmp_path: Path, capsys, monkeypatch) -> None:
+    base = make_base(tmp_path / "runs/base")
+    run = tune(base, questions(tmp_path / "q.jsonl"), lora__rank=2, model__dropout=0.1).path
+    rows = read(capsys, "list", "--runs-dir", str(tmp_path / "runs"))["runs"]
+    assert [(row["name"], row["state"]) for row in rows] == [("base", "finished"), ("tuned", "finished")]
+    assert 0 < rows[1]["parameters"] < rows[0]["parameters"], "those of its adapter"
+    assert read(capsys, "show", str(run))["settings"]["lora.rank"] == 2
+    for line in (receipt_line(read_run(run)), receipt_line(read_run(run), flags=True)):
+        argv = shlex.split(line, comments=True)
+        assert argv[:2] == ["minigpt", "finetune"]
+        assert main(argv[1:]) == 0
+        again = tmp_path / "runs/tuned-again"
+        ours, theirs = (load_file(r / "checkpoints/step-00000006/adapter.safetensors") for r in (run, again))
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        shutil.rmtree(again)
+
+
+def test_groups_know_nothing_of_where_and_how_a_run_was_written(tmp_path: Path) -> None:
+    for name, given in {"a": {"train.seed": 1}, "b": {"train.seed": 2, "logging.log_every": 5}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(dump_config(load_config(None, given)))
+    [group] = grouped([read_run(tmp_path / "a"), read_run(tmp_path / "b")])
+    assert (group.seeds, group.mean["best_val_loss"]) == ([1, 2], None)
+    assert grouped([]) == []

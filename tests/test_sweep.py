@@ -1,0 +1,254 @@
+"""minigpt sweep: the grid, going on, failures, signals, devices; with a tiny stand-in for the training but once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cli_run import SMALL, fails, text
+from tuned_run import make_base, questions
+
+from minigpt.assemble import sweep as sweeps
+from minigpt.cli import main
+from minigpt.cli.sweep import at_commas, split_grid
+from minigpt.errors import ConfigError
+from minigpt.recovery.lock import run_lock
+
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:] if "=" in word and word.startswith("--"))
+name, seed = sys.argv[sys.argv.index("--name") + 1], flags["train.seed"]
+run = Path(flags["logging.runs-dir"]) / name
+step = run / "checkpoints/step-00000002"
+step.mkdir(parents=True, exist_ok=True)
+with Path(os.environ["TOLD"]).open("a") as told:
+    told.write(json.dumps([name, os.environ.get("CUDA_VISIBLE_DEVICES"), sys.argv[1:]]) + "\\n")
+together, waited = int(os.environ.get("TOGETHER", "1")), time.time()
+while len(Path(os.environ["TOLD"]).read_text().splitlines()) < together:
+    if time.time() - waited > 30:
+        sys.exit("minigpt: the others did not come")
+    time.sleep(0.01)
+print("training", seed, file=sys.stderr, flush=True)
+if Path(os.environ["TOLD"]).with_name("fail").exists() and seed == "2":
+    sys.exit("minigpt: the data is gone")
+rate = float(flags["optimizer.learning-rate"])
+(run / "config.yaml").write_text(json.dumps({"train": {"seed": int(seed)}, "optimizer": {"learning_rate": rate}}))
+end = time.time() + float(os.environ.get("SECONDS_EACH", "0"))
+finished = True
+import signal
+def stop(*_):
+    global end, finished
+    end, finished = 0, False
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+while time.time() < end:
+    time.sleep(0.01)
+loss = 1 + int(seed) / 100 + rate
+line = {"step": 2, "seconds": 60, "val_loss": loss, "bits_per_byte": loss}
+(run / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+(step / "state.json").write_text(json.dumps({"train": {"finished": finished}}))
+(step / "manifest.json").write_text("{}")
+sys.exit(0 if finished else 143)
+"""
+GRID = ["--optimizer.learning-rate", "1e-3,3e-3", "--train.seed", "1,2"]
+NAMES = [f"learning_rate={rate},seed={seed}" for rate in ("0.001", "0.003") for seed in (1, 2)]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of minigpt train; the file in which it tells how it was called."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "cats.txt").write_text(text())
+    monkeypatch.setattr(sweeps, "PROGRAM", (sys.executable, str(tmp_path / "stand_in.py")))
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    return tmp_path / "told"
+
+
+def calls(told: Path) -> list[list]:
+    found = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+    told.unlink(missing_ok=True)
+    return found
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    return ["sweep", str(tmp_path / "cats.txt"), *GRID, "--logging.runs-dir", str(tmp_path / "runs"), *more]
+
+
+def test_commas_separate_values_but_not_within_brackets_or_quotes() -> None:
+    assert at_commas('a,[b,c],"d,e",it\'s,f') == ["a", "[b,c]", '"d,e"', "it's", "f"]
+    argv = ["my.txt", "--train.seed", "1,2", "--model.bias", "true,false", "--data.clean=[nfc,lower],[]", "--json"]
+    argv += ["--lora.targets", "[qkv,out]", "--logging.track", "wandb,mlflow", "--data.source", "a.txt,b.txt"]
+    argv += [
+        "--train.sample-prompt",
+        '"Oh, ",x',
+        "--optimizer.learning-rate",
+        "1e-3,0.003",
+        "--logging.csv",
+        "--resume",
+    ]
+    assert split_grid(argv) == (
+        {
+            "train.seed": [1, 2], "model.bias": [True, False], "data.clean": [["nfc", "lower"], []],
+            "data.source": ["a.txt", "b.txt"], "train.sample_prompt": ["Oh, ", "x"],
+            "optimizer.learning_rate": [0.001, 0.003],
+        },
+        {"lora.targets": ["qkv", "out"], "logging.track": "wandb,mlflow", "logging.csv": True},
+        ["my.txt", "--json", "--resume"],
+    )  # fmt: skip
+    assert split_grid(["--model.bias", "my.txt"]) == ({}, {"model.bias": True}, ["my.txt"])
+    with pytest.raises(ConfigError, match=r"empty value.*; train.max_steps: 3 is given twice"):
+        split_grid(["--train.seed", "1,,2", "--train.max-steps", "3,4,3"])
+
+
+def test_names_say_the_values_and_differ() -> None:
+    trials = sweeps.combine(
+        {"data.clean": [["nfc", "lower"], []], "model.bias": [True], "train.sample_prompt": ["/", "?"]}
+    )
+    assert list(trials) == [
+        "clean=nfc+lower,bias=true,sample_prompt=none", "clean=nfc+lower,bias=true,sample_prompt=none+",
+        "clean=none,bias=true,sample_prompt=none", "clean=none,bias=true,sample_prompt=none+",
+    ]  # fmt: skip
+    assert list(sweeps.combine({"lora.dropout": [0.1], "model.dropout": [0.2]})) == [
+        "lora.dropout=0.1,model.dropout=0.2"
+    ]
+
+
+def test_every_mistake_is_told_before_anything_runs(tmp_path: Path, capsys) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["sweep", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path / "runs")]
+    grid = ["--train.seed", "1,x", "--train.max-stepz", "3,4", "--model.embed-dim", "32,33"]
+    assert main([*argv, *grid]) == 2
+    err = capsys.readouterr().err
+    for part in ("train.seed", "'x'", "train.max_stepz: no such setting; did you mean max_steps?", "embed_dim 33"):
+        assert part in err
+    assert len(err.splitlines()) == 3, err
+    fails(capsys, argv, "nothing to sweep", "1e-3,3e-3")
+    fails(capsys, [*argv, "--lora.rank", "2,4"], "lora.rank: is for finetuning")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "gpu"], "--devices gpu", "cuda:0")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cuda:99"], "CUDA devices")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--logging.name", "x"], "--name")
+    fails(capsys, ["sweep", "-", "--train.seed", "1,2"], "standard input")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--max-steps", "3"], "did you mean --train.max-steps?")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> None:
+    base, data = make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl")
+    argv = ["sweep", str(base), str(data), "--logging.runs-dir", str(tmp_path / "runs")]
+    fails(capsys, [*argv, "--model.num-layers", "2,3"], "model.num_layers: is the base's, 2")
+    capsys.readouterr()
+    assert main([*argv, "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["sweep"] == str(tmp_path / "runs/q-sweep")
+    assert [run["name"] for run in plan["runs"]] == ["rank=2", "rank=4"]
+    assert plan["runs"][0]["command"].startswith(f"minigpt finetune {base} {data} --")
+    assert " --lora.rank=2 " in plan["runs"][0]["command"]
+    assert not (tmp_path / "runs/q-sweep").exists()
+
+
+def test_a_sweep_goes_on_after_a_failure_and_the_same_command_mends_it(stand_in: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "fail").touch()
+    assert main([*command(tmp_path), "--json"]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert [call[0] for call in calls(stand_in)] == NAMES
+    assert {run["name"]: run["state"] for run in report["runs"]} == {
+        name: "failed" if name.endswith("2") else "finished" for name in NAMES
+    }
+    assert report["runs"][-1]["error"] == "the data is gone"
+    folder = tmp_path / "runs/cats-sweep"
+    assert "the data is gone" in (folder / f"{NAMES[1]}.log").read_text()
+    assert "training 1" in captured.err
+    states = json.loads((folder / "sweep.json").read_text())["runs"]
+    assert states[NAMES[1]]["state"] == "failed"
+    (tmp_path / "fail").unlink()
+    assert main(command(tmp_path)) == 0
+    assert [call[0] for call in calls(stand_in)] == [NAMES[1], NAMES[3]], "those that failed, alone"
+    shown = capsys.readouterr().out
+    assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best first"
+    assert "1.0160 ± 0.0071" in shown, "1.011 and 1.021 over two seeds"
+    assert main(command(tmp_path)) == 0
+    assert calls(stand_in) == []
+
+
+def test_another_grid_or_setting_is_another_sweep(stand_in: Path, tmp_path: Path, capsys) -> None:
+    assert main(command(tmp_path, "--name", "mine")) == 0
+    assert main(command(tmp_path)) == 0
+    fails(capsys, command(tmp_path, "--name", "mine", "--model.dropout", "0.2"), "another sweep", "--name")
+    assert main(command(tmp_path, "--model.dropout", "0.2")) == 0
+    (tmp_path / "runs/full").mkdir()
+    (tmp_path / "runs/full/note").touch()
+    fails(capsys, command(tmp_path, "--name", "full"), "no sweep")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mine", "cats-sweep", "cats-sweep-2", "full"}
+    assert all("--model.dropout=0.2" in call[2] for call in calls(stand_in)[-4:])
+    with run_lock(tmp_path / "runs/mine"):
+        fails(capsys, command(tmp_path, "--name", "mine"), "is being trained by process")
+
+
+def test_devices_run_at_once_each_showing_its_own(stand_in: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "check_devices", lambda devices: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("TOGETHER", "3")  # each waits for three to have begun
+    assert main(command(tmp_path, "--devices", "cuda:0,cuda:1,cpu")) == 0
+    told = calls(stand_in)
+    assert sorted(call[1] for call in told[:3]) == ["", "5", "7"]
+    assert sorted(call[0] for call in told) == NAMES
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_in, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SECONDS_EACH", "60")
+
+    def interrupt() -> None:
+        while not list(tmp_path.glob("runs/*/*/config.yaml")):
+            time.sleep(0.01)
+        time.sleep(0.2)  # the stand-in takes its signals after it wrote that
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(command(tmp_path)) == 128 + number
+    thread.join()
+    assert [call[0] for call in calls(stand_in)] == NAMES[:1], "what waited was not begun"
+    states = json.loads((tmp_path / "runs/cats-sweep/sweep.json").read_text())["runs"]
+    assert [run["state"] for run in states.values()] == ["interrupted", "waiting", "waiting", "waiting"]
+    monkeypatch.setenv("SECONDS_EACH", "0")
+    assert main(command(tmp_path)) == 0
+    assert [call[0] for call in calls(stand_in)] == NAMES
+
+
+@pytest.mark.slow  # three processes
+def test_a_real_sweep_killed_in_the_middle_ends_as_its_runs_alone(tmp_path: Path, capsys) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    settings = [*SMALL, "--model.attention", "sdpa", "--train.max-steps", "30", "--train.save-every", "5"]
+    settings += ["--train.sample-every", "0", "--train.eval-every", "10", "--logging.log-every", "5"]
+    argv = ["sweep", str(tmp_path / "cats.txt"), *settings, "--train.seed", "1,2"]
+    argv += ["--logging.runs-dir", str(tmp_path / "runs"), "--name", "s"]
+    process = subprocess.Popen([sys.executable, "-m", "minigpt", *argv], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/s/seed=2/checkpoints/step-00000010")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in report["runs"]] == ["finished"] * 2
+    [group] = report["groups"]
+    assert (group["seeds"], group["deviation"]["best_val_loss"] > 0) == ([1, 2], True)
+    alone = ["train", str(tmp_path / "cats.txt"), *settings, "--train.seed", "2"]
+    assert main([*alone, "--logging.runs-dir", str(tmp_path / "runs"), "--name", "alone"]) == 0
+    one, two = (
+        (tmp_path / "runs" / name / "checkpoints/step-00000030/model.safetensors").read_bytes()
+        for name in ("alone", "s/seed=2")
+    )
+    with capsys.disabled():
+        print("\na sweep of 2 runs, stopped in its second, which then ends bit-identical to the run alone")
+    assert one == two

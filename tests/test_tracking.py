@@ -1,0 +1,208 @@
+"""Metrics in other tools, read back with each tool's own reader and held against metrics.jsonl."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_run import SMALL, fails, text
+from tuned_run import StopAt, make_base, questions, tune
+
+from minigpt.assemble import run as assembly
+from minigpt.cli import main
+from minigpt.jsonl import read_lines
+from minigpt.tracking import hook, tools
+
+QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-every", "4", "--train.max-steps", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, place or server of the person who runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", "/nowhere")
+    for name in ("TRACKIO_DIR", "MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+
+
+def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str) -> Path:
+    """A run tracked by the tool, stopped at step 4 and gone on with to step 8; tracking.json is kept."""
+    (folder / "cats.txt").write_text(text())
+    argv = ["train", str(folder / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(folder / "runs")]
+    argv += ["--logging.track", track]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "Signals", StopAt)
+        assert main(argv) == 143
+    run = folder / "runs/cats"
+    ids = run / "tracking.json"
+    before = ids.read_text() if ids.is_file() else ""
+    time.sleep(1)  # W&B names its folder by the second
+    assert main(argv) == 0
+    assert (ids.read_text() if ids.is_file() else "") == before
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [2, 4, 6, 8]
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert err.count(f"{track}: ") == 2, "where it is, each time, and no failure"
+    return run
+
+
+def by_key(run: Path) -> dict[str, dict[int, float]]:
+    """metrics.jsonl as {key: {step: value}}."""
+    found: dict[str, dict[int, float]] = {}
+    for line in read_lines(run / "metrics.jsonl"):
+        for key, value in line.items():
+            if key != "step":
+                found.setdefault(key, {})[line["step"]] = value
+    return found
+
+
+def say(capsys: pytest.CaptureFixture[str], tool: str, expected: dict[str, dict[int, float]], exact: str) -> None:
+    with capsys.disabled():
+        print(f"\n{tool}: {sum(map(len, expected.values()))} values of {len(expected)} metrics, {exact}")
+
+
+def test_tensorboard_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = cut_and_resumed(tmp_path, capsys, "tensorboard")
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    expected = by_key(run)
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for key, values in expected.items():
+        found = {event.step: event.value for event in events.Scalars(key)}
+        assert found == {step: float(np.float32(value)) for step, value in values.items()}, key
+    [config] = events.Tensors("config/text_summary")[:1]
+    assert b'"embed_dim": 32' in config.tensor_proto.string_val[0]
+    say(capsys, "TensorBoard", expected, "equal in its single precision, through one resume")
+
+
+@pytest.mark.slow  # starts W&B's service twice and its reader twice
+def test_wandb_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    run = cut_and_resumed(tmp_path, capsys, "wandb")
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    expected, found, ids = by_key(run), {}, set()
+    for file in files:
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)],
+            capture_output=True, text=True, check=True, timeout=60, env=os.environ | {"WANDB_DIR": str(tmp_path)},
+        )  # fmt: skip
+        for record in map(json.loads, done.stdout.splitlines()):
+            if record["type"] == "run":
+                ids.add(record["run"]["run_id"])
+            if record["type"] == "history":
+                row = record["history"]["item"]
+                for key, value in row.items():
+                    if not key.startswith("_") and key != "step":
+                        found.setdefault(key, {})[row["step"]] = value
+    assert found == expected
+    assert ids == {json.loads((run / "tracking.json").read_text())["wandb"]}
+    say(capsys, "W&B offline", expected, "equal to the last bit, in two files of one run id through one resume")
+
+
+@pytest.mark.slow  # importing mlflow takes seconds
+def test_mlflow_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the mlflow extra")
+    run = cut_and_resumed(tmp_path, capsys, "mlflow")
+    client = mlflow.MlflowClient((run / "mlruns").absolute().as_uri())
+    experiment = client.get_experiment_by_name("minigpt")
+    [record] = client.search_runs([experiment.experiment_id])
+    assert (record.info.run_name, record.info.status) == ("cats", "FINISHED")
+    assert record.data.params["model.embed_dim"] == "32"
+    expected = by_key(run)
+    assert set(record.data.metrics) == set(expected)
+    for key, values in expected.items():
+        assert {m.step: m.value for m in client.get_metric_history(record.info.run_id, key)} == values, key
+    say(capsys, "MLflow", expected, "equal to the last bit, in one run through one resume")
+
+
+@pytest.mark.slow  # importing trackio takes seconds
+def test_trackio_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("trackio", reason="needs the trackio extra")
+    run = cut_and_resumed(tmp_path, capsys, "trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    [name] = SQLiteStorage.get_runs("minigpt")
+    assert name == json.loads((run / "tracking.json").read_text())["trackio"]
+    expected, found = by_key(run), {}
+    for row in SQLiteStorage.get_logs("minigpt", name):
+        for key in expected.keys() & row.keys():
+            found.setdefault(key, {})[row["step"]] = row[key]
+    assert found == expected
+    say(capsys, "Trackio", expected, "equal to the last bit, in one run through one resume")
+
+
+class Fake:
+    """A tool that fails at a step, and notes what it was told."""
+
+    def __init__(self, fails_at: int = 99):
+        self.fails_at, self.told = fails_at, []
+
+    def start(self, config, name, folder, step) -> str:
+        self.told.append(("start", name, step))
+        return "here"
+
+    def log(self, step, values) -> None:
+        if step == self.fails_at:
+            raise ConnectionError("the server [x] is gone\nand more")
+        self.told.append((step, values["loss"]))
+
+    def finish(self) -> None:
+        self.told.append("finish")
+
+
+def test_a_tool_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    fakes = {"wandb": Fake(fails_at=4), "mlflow": Fake()}
+    monkeypatch.setattr(hook, "make_tracker", fakes.__getitem__)
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(tmp_path / "runs")]
+    assert main([*argv, "--logging.track", "wandb, mlflow"]) == 0
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert err.count("tracks no more (the server [x] is gone)") == 1
+    assert [told[0] for told in fakes["wandb"].told] == ["start", 2]
+    lines = [(line["step"], line["loss"]) for line in read_lines(tmp_path / "runs/cats/metrics.jsonl")]
+    assert fakes["mlflow"].told == [("start", "cats", 0), *lines, "finish"]
+
+
+def test_a_finetuning_is_tracked_too(tmp_path: Path, monkeypatch) -> None:
+    fake = Fake()
+    monkeypatch.setattr(hook, "make_tracker", lambda name: fake)
+    run = tune(make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl"), logging__track="mlflow")
+    lines = [(line["step"], line["loss"]) for line in read_lines(run.path / "metrics.jsonl")]
+    assert fake.told == [("start", "tuned", 0), *lines, "finish"]
+
+
+def test_what_is_missing_or_misspelled_is_told_before_anything_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
+    fails(capsys, [*argv, "--logging.track", "wandb,tensorbord"], "logging.track.1", "did you mean tensorboard")
+    monkeypatch.setattr(tools, "find_spec", lambda name: None)
+    fails(capsys, [*argv, "--logging.track", "wandb"], "wandb is not installed", "pip install 'minigpt[wandb]'")
+    assert not (tmp_path / "runs/cats").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "found"),
+    [
+        ({}, "", False),
+        ({"WANDB_API_KEY": "x"}, "", True),
+        ({}, "machine api.wandb.ai login user password x\n", True),
+        ({"WANDB_BASE_URL": "https://own.example:8080"}, "machine api.wandb.ai login user password x\n", False),
+        ({"WANDB_BASE_URL": "https://own.example:8080"}, "machine own.example login user password x\n", True),
+    ],
+)
+def test_wandb_is_offline_where_no_key_is_found(environment, netrc, found, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert tools._wandb_key() is found

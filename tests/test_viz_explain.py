@@ -1,0 +1,222 @@
+"""`minigpt explain`: the object, the page as text, the walk, the pictures, and the way of a training."""
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_run import fails, small_run, text
+from rich.console import Console
+from tuned_run import make_base
+
+from minigpt import checkpoint
+from minigpt.assemble import load_run
+from minigpt.cli import main
+from minigpt.config import ModelConfig
+from minigpt.errors import RunError, UserError
+from minigpt.jsonl import append_line
+from minigpt.model import GPT
+from minigpt.tokenizers import ByteTokenizer, Tokenizer
+from minigpt.viz import explain, record
+from minigpt.viz.dataset import SURVEY_KEYS
+from minigpt.viz.explanation import KEYS, token_texts
+from minigpt.viz.html import make_page
+from minigpt.viz.over_time import TIMELINE_KEYS, timeline
+from minigpt.viz.walk import steps, walk
+
+PROMPT = "the cat sat on a mat and saw the cat"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("runs") / "base")
+
+
+def byte_model(**changes: object) -> tuple[GPT, Tokenizer]:
+    tokenizer = ByteTokenizer()
+    shape = {"embed_dim": 48, "num_heads": 6, "num_layers": 6, "max_seq_len": 256, "init_std": 0.2} | changes
+    return GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=2), tokenizer
+
+
+def embedded(page: str) -> dict:
+    """The JSON in a page, as a browser finds it: up to the first end tag."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script', page, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_object_holds_what_was_recorded(run, capsys):
+    assert main(["explain", str(run), "--prompt", PROMPT, "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert tuple(found) == KEYS
+    loaded = load_run(run, "cpu")
+    recording = record(loaded.model, loaded.tokenizer.encode(PROMPT))
+    length = len(PROMPT)
+    assert "".join(found["texts"]) == PROMPT and found["loss"][0] is None
+    np.testing.assert_allclose(found["loss"][1:], recording.loss, rtol=1e-3)
+    for t in (0, 5, length - 1):
+        np.testing.assert_allclose(found["attention"][1][0][t], recording.attention[1, 0, t, : t + 1], rtol=1e-3)
+    np.testing.assert_allclose(found["stream_norm"], recording.stream_norm, rtol=1e-3)
+    assert found["lens"]["ids"] == recording.lens_ids.tolist()
+    shown = {str(id_) for id_ in [*found["ids"], *recording.lens_ids.flat]}
+    assert set(found["vocabulary"]) == shown
+    where = (recording.attention[0, 1] * (np.arange(length)[:, None] - np.arange(length))).sum(1).mean()
+    assert found["look_back"][0][1] == pytest.approx(where, rel=1e-3)
+    assert found["model"]["parameters"] == sum(part.numel() for part in loaded.model.parameters())
+
+
+def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
+    assert main(["explain", str(run), "--prompt", PROMPT, "--device", "cpu"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == run / "plots" / "explain.html"
+    page = path.read_text(encoding="utf-8")
+    outside = set(re.findall(r"""(?:https?:)?//[\w.]+|(?:src|href|url)\s*[=(]\s*[^\s#]+""", page))
+    assert outside == {"http://www.w3.org"}, "nothing but the name of SVG's namespace"
+    assert page.count("<h2") == page.count('class="equation"') == 6
+    assert "{{" not in page
+
+
+def test_sixty_four_tokens_of_six_layers_with_six_heads_stay_under_two_megabytes():
+    model, tokenizer = byte_model()
+    page = make_page(explain(model, tokenizer, tokenizer.encode("x" * 63 + "é")[:64]))
+    print(f"64 tokens, 6 layers, 6 heads: {len(page.encode()):,} bytes")
+    assert len(page.encode()) < 2_000_000
+
+
+@pytest.mark.parametrize("text", ["</script><script>alert(1)</script>", "<!--<script>", "{{data}} \\1 \u2028 é\x00"])
+def test_a_prompt_stays_text_in_the_page(text: str):
+    model, tokenizer = byte_model(num_layers=1, num_heads=1)
+    page = make_page(explain(model, tokenizer, tokenizer.encode(text), run="</title><b>"))
+    found = embedded(page)
+    assert found["ids"] == tokenizer.encode(text)
+    assert "<b>" not in page
+    assert page.count("</script") == 3 and "<!--" not in page
+
+
+def test_packed_attention_is_within_half_a_step():
+    model, tokenizer = byte_model(num_layers=2, num_heads=3)
+    whole = explain(model, tokenizer, tokenizer.encode("some text"))
+    bytes_ = np.frombuffer(base64.b64decode(embedded(make_page(whole))["attention"]), np.uint8)
+    flat = [weight for layer in whole["attention"] for head in layer for row in head for weight in row]
+    assert len(bytes_) == len(flat) == 2 * 3 * 9 * 10 // 2
+    assert np.abs(bytes_ / 255 - flat).max() <= 0.5 / 255 + 1e-9
+
+
+def test_tokens_that_are_no_text_are_shown_by_bytes_or_by_name():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("é ") + ([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
+    assert token_texts(tokenizer, ids)[:3] == ["<c3>", "<a9>", " "]
+    assert token_texts(tokenizer, ids)[3:] == (["<|endoftext|>"] if tokenizer.eos_id is not None else [])
+
+
+SHAPES = {
+    "modern, grouped": {"num_heads": 4, "num_kv_heads": 2, "num_layers": 2, "embed_dim": 32},
+    "gpt2": {"shape": "gpt2", "num_heads": 2, "num_layers": 2, "embed_dim": 32},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_walk_adds_up_step_by_step(name: str):
+    model, tokenizer = byte_model(**SHAPES[name])
+    ids = tokenizer.encode("the cat sat")
+    embedding, *blocks, head = steps(model, tokenizer, ids, 4)  # one of 5 tokens, all of which are in the table
+    stream = embedding.steps[-1].values
+    for block in blocks:
+        by_name = [(step.name, step.values.float()) for step in block.steps]
+        outs = [values for name, values in by_name if name == "out"]
+        after = [values for name, values in by_name if name == "x"]
+        torch.testing.assert_close(stream + outs[0], after[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after[0] + outs[1], after[1], atol=1e-4, rtol=1e-4)
+        stream = after[1]
+        values = dict(by_name)
+        shared = values["q"].shape[0] // values["k"].shape[0]
+        own = next(look for look in block.looked if look.position == 4)
+        product = float(values["q"][block.head] @ values["k"][block.head // shared])
+        assert own.product == pytest.approx(product, rel=1e-4)
+        assert own.score == pytest.approx(product / model.config.head_size**0.5, rel=1e-4)
+        ratio = np.exp(block.looked[0].score - block.looked[1].score)
+        assert block.looked[0].weight / block.looked[1].weight == pytest.approx(ratio, rel=1e-3)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0, 4]
+    torch.testing.assert_close(head.steps[-1].values, logits)
+    best = logits.softmax(-1).max()
+    assert head.guesses[0][2] == pytest.approx(float(best), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_walk_fits_the_terminal(width: int):
+    model, tokenizer = byte_model(num_layers=2, num_heads=2)
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in walk(model, tokenizer, tokenizer.encode("the cat\nsat")):
+        console.print(part)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(line.startswith("Block") for line in lines) == 2
+    with pytest.raises(UserError, match="0 to 2"):
+        steps(model, tokenizer, [1, 2, 3], 3)
+
+
+@pytest.mark.parametrize(
+    "picture", ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in ("surprise", "lens", "stream"))]
+)
+def test_pictures_for_papers_are_whole(run, tmp_path, capsys, picture: str):
+    svg, png = tmp_path / "a.svg", tmp_path / "new" / "a.png"
+    argv = ["explain", str(run), "--prompt", PROMPT, "--device", "cpu", "--picture", picture]
+    assert main([*argv, "--svg", str(svg), "--png", str(png)]) == 0
+    assert capsys.readouterr().out.split() == [str(png), str(svg)]
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
+
+
+def test_a_timeline_goes_through_the_kept_checkpoints(tmp_path, capsys):
+    run = make_base(tmp_path / "base")
+    loaded = load_run(run, "cpu")
+    later = GPT(loaded.model.config, seed=9)
+    state = {"model": later.config.model_dump(), "train": {}}
+    checkpoint.save(run / "checkpoints" / "step-00000007", {"model": later.weights()}, state)
+    append_line(run / "samples.jsonl", {"step": 7, "prompt": "the", "text": " cat"})
+    ids = loaded.tokenizer.encode(PROMPT)
+    found = timeline(run, loaded.tokenizer, ids)
+    assert tuple(found) == TIMELINE_KEYS
+    assert [step["step"] for step in found["steps"]] == [1, 7]
+    for step, model in zip(found["steps"], (loaded.model, later), strict=True):
+        recording = record(model, ids)
+        assert step["loss"] == pytest.approx(recording.loss.mean(), rel=1e-5)
+        np.testing.assert_allclose(step["pattern"][1][0], recording.attention[1, 0, -1], atol=1e-4)
+    assert main(["explain", str(run), "--over", "training", "--prompt", PROMPT, "--device", "cpu"]) == 0
+    assert "·cat" in capsys.readouterr().out
+    with pytest.raises(RunError, match="no checkpoints"):
+        timeline(tmp_path, loaded.tokenizer, ids)
+
+
+@pytest.mark.slow  # trains a small run
+def test_a_runs_own_data_is_surveyed_as_numbers_and_as_tables(tmp_path, capsys):
+    trained, known = small_run(tmp_path), text()[1000:1060]
+    capsys.readouterr()
+    argv = ["explain", str(trained), "--over", "data", "--prompt", f"{known} 12", "--device", "cpu"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == set(SURVEY_KEYS) and found["run"] == "cats" and found["step"] > 0
+    assert known in found["spans"][0]["text"] + found["spans"][-1]["text"]
+    by_frequency = sum(row["loss"] * row["tokens"] for row in found["loss_by_frequency"]) / found["tokens"]
+    assert by_frequency == pytest.approx(found["loss"], rel=1e-6)
+    assert main(["eval", str(trained), "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert f"{found['loss']:.4f}" in shown and f"{found['surprising'][0]['loss']:.2f}" in shown
+
+
+def test_the_commands_mistakes_are_user_errors(run, capsys):
+    fails(capsys, ["explain", str(run), "--prompt", ""], "empty")
+    fails(capsys, ["explain", str(run), "--prompt", "a" * 65], "65 tokens")
+    fails(capsys, ["explain", str(run), "--png", "a.jpg"], "--png a.jpg", ".png")
+    fails(capsys, ["explain", str(run), "--json", "--step-by-step"], "--json", "--step-by-step")
+    fails(capsys, ["explain", str(run), "--over", "data", "--step-by-step"], "--step-by-step")
+    fails(capsys, ["explain", str(run), "--step-by-step", "--position", "99", "--prompt", "the"], "0 to 2")
+    fails(capsys, ["explain", str(run.parent / "bse")], "no such run", "base")

@@ -1,0 +1,93 @@
+"""Kinds of heads: found where they were planted or learned, and not where nothing was learned."""
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.config import ModelConfig
+from minigpt.config.tree import OptimizerConfig
+from minigpt.errors import UserError
+from minigpt.losses import IGNORE, next_token_loss
+from minigpt.model import GPT
+from minigpt.training.optim import make_optimizer
+from minigpt.viz import measure_heads
+from minigpt.viz.heads import KINDS, places, score_heads
+
+SMALL = ModelConfig(shape="modern", vocab_size=32, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=48)
+
+
+def test_the_places_of_each_kind_are_where_a_hand_puts_them():
+    found = places(np.array([5, 6, 7, 5, 6]))
+    where = {kind: [(int(t), int(s)) for t, s in zip(*np.nonzero(mask), strict=True)] for kind, mask in found.items()}
+    assert where == {
+        "previous_token": [(1, 0), (2, 1), (3, 2), (4, 3)],
+        "first_token": [(2, 0), (3, 0), (4, 0)],
+        "duplicate_token": [(3, 0), (4, 1)],
+        "induction": [(3, 1), (4, 2)],
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_looks_only_where_its_kind_looks_scores_one_and_no_other_kind_half(kind: str):
+    tokens = np.tile(np.random.default_rng(0).permutation(20), 2)
+    mask = places(tokens)[kind].astype(np.float32)
+    idle = mask.sum(1) == 0
+    mask[idle, np.flatnonzero(idle)] = 1  # where there is nothing to look at: at itself
+    scores = score_heads((mask / mask.sum(1, keepdims=True))[None, None], tokens)
+    assert scores[kind][0, 0] == 1
+    assert all(scores[other][0, 0] < 0.5 for other in KINDS if other != kind)
+
+
+def test_what_a_text_has_no_place_for_is_nan():
+    scores = score_heads(np.full((1, 1, 3, 3), 1 / 3, np.float32), np.array([1, 2, 3]))
+    assert np.isnan(scores["induction"]) and np.isnan(scores["duplicate_token"])
+    assert scores["previous_token"] == pytest.approx(1 / 3)
+
+
+def test_an_untrained_model_has_no_named_head_and_scores_near_chance():
+    heads = measure_heads(GPT(SMALL, seed=3))
+    highest = {kind: round(float(heads.scores[kind].max()), 3) for kind in KINDS}
+    print(f"untrained: {highest}, chance { ({kind: round(chance, 3) for kind, chance in heads.chance.items()}) }")
+    assert heads.names() == [[None] * 4] * 2
+    for kind in KINDS:
+        assert heads.scores[kind].shape == (2, 4)
+        assert abs(heads.scores[kind] - heads.chance[kind]).max() < 0.05
+    assert (heads.length, heads.sequences) == (48, 8)  # 64 would not fit the context
+
+
+def test_ids_that_are_left_out_are_not_drawn_and_too_small_a_model_is_an_error():
+    model = GPT(SMALL)
+    seen: list[torch.Tensor] = []
+    model.embedding.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    measure_heads(model, exclude=range(8))
+    assert seen[0].min() == 8 and seen[0].max() == 31
+    with pytest.raises(UserError, match="4 ids"):
+        measure_heads(model, exclude=range(29))
+
+
+@pytest.mark.slow
+def test_an_induction_head_is_found_in_a_model_that_was_trained_to_have_one():
+    shape = SMALL.model_copy(update={"vocab_size": 16, "embed_dim": 32, "num_heads": 2, "tie_embeddings": False})
+    model, generator = GPT(shape, seed=1), torch.Generator().manual_seed(0)
+    settings = OptimizerConfig(kind="muon", learning_rate=5e-3, muon_learning_rate=0.02)
+    optimizer, scores = make_optimizer(model, settings, "fp32"), []
+    for step in range(1, 301):
+        # Random tokens that repeat after 4 to 15: no place tells what follows, only an earlier copy does
+        period = int(torch.randint(4, 16, (), generator=generator))
+        rows = torch.rand(32, 16, generator=generator).argsort(1)[:, :period].repeat(1, 32 // period + 1)[:, :33]
+        targets = rows[:, 1:].clone()
+        targets[:, : period - 1] = IGNORE
+        loss = next_token_loss(model(rows[:, :-1]), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 25 == 0:
+            heads = measure_heads(model)
+            scores.append(round(float(heads.scores["induction"].max()), 2))
+            if scores[-1] > 0.6:
+                break
+    named = heads.names()
+    print(f"step {step}, loss {loss:.3f}, induction every 25 steps: {scores}; named: {named}")
+    assert "induction" in named[1]
+    assert "induction" not in named[0], "it needs a layer before it, which tells what each token follows"
+    assert heads.scores["previous_token"][0].max() > 0.3

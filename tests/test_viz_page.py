@@ -1,0 +1,194 @@
+"""The page in a real browser, offline: no error, nothing asked of the network, and every way of moving about works."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.config import ModelConfig
+from minigpt.model import GPT
+from minigpt.tokenizers import ByteTokenizer
+from minigpt.viz import explain
+from minigpt.viz.html import make_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+TEXT = "the cat </script><b>sat\non the mat & the cat"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def explanation() -> dict[str, Any]:
+    tokenizer = ByteTokenizer()
+    shape = {"embed_dim": 48, "num_heads": 3, "num_layers": 4, "max_seq_len": 256, "init_std": 0.3}
+    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=2)
+    return explain(model, tokenizer, tokenizer.encode(TEXT), run="tiny")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    with driver.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, explanation: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
+    """The open page; at the end nothing may have gone wrong in it, and nothing but the file been asked for."""
+    file = tmp_path / "explain.html"
+    file.write_text(make_page(explanation), encoding="utf-8")
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, color_scheme="light")
+    opened, wrong, asked = context.new_page(), [], []
+    opened.on("console", lambda message: wrong.append(message.text))
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("dialog", lambda dialog: wrong.append(dialog.message))
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto(file.as_uri())
+    yield opened
+    context.close()
+    assert wrong == []
+    assert asked == [file.as_uri()]
+
+
+def paper(page: Any) -> str:
+    return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+
+def test_the_text_is_shown_as_it_is(page):
+    assert page.locator("#tokens").inner_text().replace("↵", "") == TEXT
+    assert page.locator("#tokens > span").count() == len(TEXT)
+    assert page.locator("#tokens b, #next b script").count() == 0
+    assert page.locator("h2").count() == 6
+    assert page.locator("#lens tbody tr").count() == 5
+    assert page.locator("#grid button").count() == 12
+
+
+def test_the_token_is_chosen_by_click_slider_buttons_and_arrow_keys(page, explanation):
+    where = page.locator("#where")
+    page.locator("#tokens > span").nth(7).click()
+    assert where.inner_text().startswith("token 7 of")
+    before = [page.locator(each).inner_html() for each in ("#next", "#detail", "#stream", "#lens-detail")]
+    page.keyboard.press("ArrowRight")
+    assert where.inner_text().startswith("token 8 of")
+    page.locator("#later").click()
+    page.locator("#position").press("ArrowRight")
+    assert where.inner_text().startswith("token 10 of")
+    page.keyboard.press("End")
+    assert where.inner_text().startswith(f"token {len(TEXT) - 1} of")
+    after = [page.locator(each).inner_html() for each in ("#next", "#detail", "#stream", "#lens-detail")]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    best = explanation["vocabulary"][explanation["lens"]["ids"][-1][-1][0]]
+    assert page.locator("#next .next .token").first.inner_text() == best.replace(" ", "·").replace("\n", "↵")
+
+
+def test_the_surprise_that_is_drawn_is_the_one_recorded(page, explanation):
+    for at in (1, 20):
+        page.locator("#tokens > span").nth(at).click()
+        assert f"surprise {explanation['loss'][at]:.2f} nats" in page.locator("#where").inner_text()
+        titles = page.locator("#loss-chart title").all_text_contents()
+        assert f"{explanation['loss'][at]:.2f} nats, expected {explanation['entropy'][at - 1]:.2f}" in titles[at]
+
+
+def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
+    title, buttons = page.locator("#detail h3"), page.locator("#grid button")
+    buttons.nth(4).hover()
+    assert title.inner_text().startswith("Layer 1, head 1")
+    buttons.nth(4).click()
+    buttons.nth(8).hover()
+    assert title.inner_text().startswith("Layer 1, head 1"), "a head that is held stays"
+    buttons.nth(4).focus()
+    page.keyboard.press("ArrowDown")
+    assert title.inner_text().startswith("Layer 2, head 1")
+    page.keyboard.press("ArrowLeft")
+    assert title.inner_text().startswith("Layer 2, head 0")
+    box = page.locator(".matrix").bounding_box()
+    step = box["width"] / len(TEXT)
+    page.mouse.move(box["x"] + 3.5 * step, box["y"] + 30.5 * step)  # row 30, column 3
+    weight = explanation["attention"][2][0][30][3]
+    told = page.locator(".readout").inner_text()
+    assert "at 30 gives" in told and told.endswith("at 3")
+    shown = told.split("gives ")[1].split(" %")[0].lstrip("<")
+    assert float(shown) == pytest.approx(100 * weight, abs=0.7), "rounded to a percent, from 256 steps"
+    page.mouse.click(box["x"] + 3.5 * step, box["y"] + 30.5 * step)
+    assert page.locator("#where").inner_text().startswith("token 30 of")
+
+
+def test_light_and_dark_by_the_system_and_by_the_button(page):
+    light = paper(page)
+    pixel = "[...document.querySelector('#grid canvas').getContext('2d').getImageData(0, 0, 1, 1).data]"
+    ink = page.evaluate(pixel)
+    page.emulate_media(color_scheme="dark")
+    dark = paper(page)
+    assert dark != light and page.evaluate(pixel) != ink, "the pictures are drawn anew"
+    page.locator("#theme").click()
+    assert paper(page) == light
+    page.locator("#theme").click()
+    assert paper(page) == dark
+
+
+def contrast(page: Any, selector: str) -> float:
+    """WCAG contrast of an element's text with what lies behind it, colours mixed over each other."""
+    return page.evaluate(
+        """(selector) => {
+          const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+          const chain = [];
+          let at = document.querySelector(selector);
+          for (; at; at = at.parentElement) chain.unshift(getComputedStyle(at));
+          for (const style of chain) { canvas.fillStyle = style.backgroundColor; canvas.fillRect(0, 0, 1, 1); }
+          const light = () => {
+            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+              .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const behind = light();
+          canvas.fillStyle = chain.at(-1).color;
+          canvas.fillRect(0, 0, 1, 1);
+          const text = light();
+          return (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
+        }""",
+        selector,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_legible_on_every_colour(page, scheme: str):
+    page.emulate_media(color_scheme=scheme)
+    coloured = [".surprising", ".looked", "#lens tbody td", ".kinds button"]
+    full = "(all) => document.querySelectorAll(all).forEach((each) => each.style.setProperty('--v', 1))"
+    page.wait_for_timeout(300)  # the change of scheme draws the detail anew
+    page.evaluate(full, ", ".join(coloured))
+    plain = [".lead p", ".facts", ".note", "footer"]
+    ratios = {selector: round(contrast(page, selector), 1) for selector in plain + coloured}
+    print(f"{scheme}: contrast {ratios}")
+    assert min(ratios.values()) >= 4.5
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
+def test_nothing_is_wider_than_the_screen(page, width: int):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_text_of_one_token_and_a_model_of_one_head_are_drawn(browser, tmp_path):
+    tokenizer = ByteTokenizer()
+    model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, embed_dim=16, num_heads=1, num_layers=1), seed=2)
+    file, wrong = tmp_path / "one.html", []
+    file.write_text(make_page(explain(model, tokenizer, tokenizer.encode("a"))), encoding="utf-8")
+    opened = browser.new_page()
+    opened.on("console", lambda message: wrong.append(message.text))
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.goto(file.as_uri())
+    assert opened.locator("#next .next .token").count() == 10
+    assert opened.locator("#stream svg").count() == 1
+    opened.close()
+    assert wrong == []
