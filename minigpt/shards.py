@@ -8,6 +8,7 @@
 Where a part belongs stands in its file, so any number of processes can read them.
 """
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Ten
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata) and name.startswith(wanted)
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # meant: every process reads all
+        load(tensors, storage_reader=reader, no_dist=True)
     out: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, own = name.partition("/")

@@ -80,6 +80,35 @@ def test_a_checkpoint_of_four_ranks_goes_on_on_one_on_two_and_on_four(kind: str,
     assert samples[0] == samples[1], "greedy or not, from the same weights and seed"
 
 
+def test_checkpoints_in_parts_are_read_by_any_number_of_ranks_and_made_whole(cats: Path) -> None:
+    argv = ["train", "cats.txt", *FLAGS, *RUN, "--train.sample-every", "0"]
+    assert main([*argv, "--name", "whole", "--train.max-steps", "40"]) == 0
+    argv += ["--name", "parts", "--parallel.kind", "fsdp", "--parallel.sharded-checkpoints", "true"]
+    parts = cats / "runs/parts"
+    for until, count in ((10, 4), (20, 2), (30, 1), (40, 4)):
+        command = ["-m", "minigpt", *argv, "--train.max-steps", str(until), *(["--resume"] if until > 10 else [])]
+        done = launch(count, *command, folder=cats)
+        assert done.returncode == 0, done.stderr
+        files = sorted(path.name for path in (parts / f"checkpoints/step-{until:08d}").glob("shard-*"))
+        assert len(files) == (count if count > 1 else 0), "a part of each rank"
+    before, lines = tensors(parts), gap(cats / "runs/whole", parts)
+    far = farthest(tensors(cats / "runs/whole"), before)
+    assert lines < 1e-5
+    assert far < 1e-4
+    assert main(["runs", "consolidate", "runs/parts"]) == 0
+    last = checkpoint.resolve(parts / "checkpoints" / "last")
+    assert (last / "model.safetensors").is_file()
+    assert not list(last.glob("shard-*"))
+    after = tensors(parts)
+    assert farthest(before, after) == 0
+    assert main(["eval", "runs/parts", "--json"]) == 0
+    size = sum(file.stat().st_size for file in last.glob("*.safetensors"))
+    print(
+        f"parts of 4, 2 and 4 ranks: losses within {lines:.1e} of one process's, tensors within {far:.1e}; {size} bytes whole"
+    )
+    assert main(["runs", "consolidate", "runs/parts"]) == 2
+
+
 @pytest.mark.parametrize(("how", "rank", "words"), [
     ("storage", 0, r"minigpt: runs/x: the disk is full"),
     ("storage", 1, r"minigpt: runs/x: the disk is full"),
