@@ -69,7 +69,7 @@ def fine_tune(
     if source is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
     start = load_run(source, "cpu")
-    given = _settings_of(recipe) | given
+    given = settings_of(recipe) | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (ranks, console):
         return _tune(start, config, given, name, resume, recipe, ranks, console)
@@ -140,7 +140,7 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
     return out | {"model.attention": "auto"}
 
 
-def _settings_of(recipe: str | None) -> dict[str, Any]:
+def settings_of(recipe: str | None) -> dict[str, Any]:
     """The settings of a recipe that `load_config` has read, by dotted paths."""
     tree = parse_yaml(find_recipe(recipe).read_text(encoding="utf-8")) or {} if recipe else {}
     return {f"{section}.{field}": value for section, part in tree.items() for field, value in part.items()}

@@ -311,13 +311,13 @@ def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
 
 def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
     """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
-    from minigpt.assemble.finetune import _settings_of, finetune_config
+    from minigpt.assemble.finetune import finetune_config, settings_of
     from minigpt.assemble.load import load_run
 
     start = load_run(base, "cpu")
 
     def resolve(settings: Settings) -> RunConfig:
         load_config(recipe, settings)
-        return finetune_config(start, {**_settings_of(recipe), **settings})
+        return finetune_config(start, {**settings_of(recipe), **settings})
 
     return resolve

@@ -1,6 +1,5 @@
 """minigpt sweep."""
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 
 from minigpt.cli.console import console, out, out_json, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
-from minigpt.config import find_recipe, load_config, parse_yaml, split_flags
+from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
 from minigpt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -82,24 +81,11 @@ def split_grid(argv: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any], l
     """
     grid: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
-    rest: list[str] = []
-    problems, queue = [], list(argv)
-    while queue:
-        word = queue.pop(0)
-        if not re.match(r"--[A-Za-z_-]+\.[A-Za-z]", word):
-            rest.append(word)
-            continue
-        flag, equals, text = word.partition("=")
-        path = flag[2:].replace("-", "_")
-        if not equals:
-            if (
-                not queue or queue[0].startswith("--") or split_flags([flag, at_commas(queue[0])[0]])[1]
-            ):  # a bare switch
-                fixed |= split_flags([flag])[0]
-                continue
-            text = queue.pop(0)
+    problems: list[str] = []
+    flags, rest = flag_texts(argv)
+    for flag, path, text in flags:
         parts = [text] if path.startswith("logging.") else at_commas(text)
-        values = [_value(flag, part) for part in parts]
+        values = [_value(flag, path, part) for part in parts]
         if len(parts) == 1:
             fixed[path] = values[0]
             continue
@@ -129,11 +115,10 @@ def at_commas(text: str) -> list[str]:
     return parts
 
 
-def _value(flag: str, part: str) -> Any:
-    """One value, as `split_flags` reads it; text that quotes keep whole, without them."""
+def _value(flag: str, path: str, part: str) -> Any:
+    """One value, as a flag's is read; text that quotes keep whole, without them."""
     quoted = "," in part and part[0] == part[-1] and part[0] in "\"'"
-    [value] = split_flags([f"{flag}={part}"])[0].values()
-    return parse_yaml(part, flag) if quoted else value
+    return parse_yaml(part, flag) if quoted else flag_value(flag, path, part)
 
 
 def _repeated(values: list[Any]) -> list[Any]:

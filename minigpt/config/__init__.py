@@ -4,6 +4,8 @@ from minigpt.config.finetune import FinetuneConfig, LoRAConfig
 from minigpt.config.load import (
     dump_config,
     find_recipe,
+    flag_texts,
+    flag_value,
     load_config,
     parse_yaml,
     recipes,
@@ -37,6 +39,8 @@ __all__ = [
     "TrainConfig",
     "dump_config",
     "find_recipe",
+    "flag_texts",
+    "flag_value",
     "load_config",
     "parse_yaml",
     "recipes",

@@ -126,7 +126,13 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     `--a.b value` and `--a.b=value` both work, `-` and `_` alike; a bare `--a.b` is true.
     Values are read as YAML. Raises ConfigError for a flag without its value.
     """
-    overrides: dict[str, Any] = {}
+    flags, rest = flag_texts(argv)
+    return {path: flag_value(flag, path, text) for flag, path, text in flags}, rest
+
+
+def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """(flag, dotted path, value as it was written) of each config flag, and the other words. Raises ConfigError."""
+    flags: list[tuple[str, str, str]] = []
     rest: list[str] = []
     queue = list(argv)
     while queue:
@@ -137,16 +143,21 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         flag, equals, text = word.partition("=")
         path = flag[2:].replace("-", "_")
         if not equals:
-            if _is_bool(path) and (not queue or queue[0].lower() not in ("true", "false")):
+            if _is_bool(path) and (not queue or not set(queue[0].lower().split(",")) <= {"true", "false"}):
                 text = "true"
             elif not queue or queue[0].startswith("--"):
                 raise ConfigError(f"{flag}: needs a value; write {flag} VALUE")
             else:
                 text = queue.pop(0)
-        field = _field(path)
-        is_text = field is not None and field.annotation in (str, str | None) and text != "null"
-        overrides[path] = text if is_text else parse_yaml(text, flag)
-    return overrides, rest
+        flags.append((flag, path, text))
+    return flags, rest
+
+
+def flag_value(flag: str, path: str, text: str) -> Any:
+    """A value that was written for a flag: text for a setting that is text, else YAML. Raises ConfigError."""
+    field = _field(path)
+    is_text = field is not None and field.annotation in (str, str | None) and text != "null"
+    return text if is_text else parse_yaml(text, flag)
 
 
 def _field(path: str) -> FieldInfo | None:
