@@ -119,7 +119,7 @@ def use_fp8(model: GPT) -> None:
     Sides that are no multiple of 16 stay as they are, and so do the weights: fp32, under their names.
     `minigpt.runtime.make_runtime` has seen that torchao and such a device are here.
     """
-    from torchao.float8 import convert_to_float8_training
+    from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]  an extra
 
     def fits(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
