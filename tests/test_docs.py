@@ -2,8 +2,8 @@
 
 How the commands of README and the quickstart are run: in order, in one folder with a small `my.txt`, as they stand but
 for what makes them small: TINY is appended to what trains (a later flag wins), a few tokens are asked of what writes,
-and a recipe's own data is replaced by `my.txt`. `make TARGET` must be a target, whose commands are not run from within
-the tests; the doctor, which has tests of its own, is asked for its help. Blocks after a comment `not run: why` need a
+and a recipe's own data is replaced by `my.txt`; a budget is only planned for, and what torchrun starts is one process.
+`make TARGET` must be a target, whose commands are not run from within the tests; the doctor, which has tests of its own, is asked for its help. Blocks after a comment `not run: why` need a
 GPU, several devices or PowerShell: their commands and flags are checked alone.
 """
 
@@ -232,6 +232,10 @@ def small(words: list[str]) -> list[str]:
     command = words[0]
     if command == "doctor":
         return [command, "--help"]
+    if "--budget" in words:
+        return [*words[: words.index("--budget") + 1], "30s", "--dry-run"]
+    if command == "sweep":
+        return [*words, *TINY_MODEL, *TINY, "--data.source", "my.txt"]
     if command in ("train", "demo"):
         tiny = [*TINY_MODEL, *TINY]
         recipe = any(word.startswith("recipes/") for word in words)
@@ -248,6 +252,8 @@ def small(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> None:
     """Run one command, with a text piped into it, or check what cannot be run from here."""
+    if words[0] == "torchrun":  # tests/test_parallel_runs.py starts several
+        words = words[words.index("-m") + 1 :]
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert words[1] in targets

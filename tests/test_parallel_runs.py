@@ -122,7 +122,7 @@ def test_harm_to_one_rank_is_told_once_and_ends_all(how: str, rank: int, words: 
     print(f"{how} on rank {rank}: all had ended after {seconds:.1f} s")
     assert done.returncode
     assert len(re.findall(words, done.stderr)) == 1, done.stderr
-    assert done.stderr.count("minigpt: ") + done.stderr.count("KeyError") == 1, done.stderr
+    assert done.stderr.count("minigpt: ") + done.stderr.count("KeyError: ") == 1, done.stderr
 
 
 def test_a_mistake_in_the_settings_is_told_once(cats: Path) -> None:
