@@ -42,8 +42,8 @@ def row(text: str, budget: str, folder: Path) -> str:
     subprocess.run([sys.executable, "-m", "minigpt", "train", text, *flags], check=True, capture_output=True)
     took = time.perf_counter() - started
     receipt = json.loads((folder / name / "receipt.json").read_text(encoding="utf-8"))["budget"]
-    state = json.loads((folder / name / "checkpoints" / "last" / "state.json").read_text(encoding="utf-8"))["train"]
     run = load_run(folder / name / "checkpoints" / "last")
+    state = json.loads((run.checkpoint / "state.json").read_text(encoding="utf-8"))["train"]
     seq_len, val = run.config.model.max_seq_len, run.prepared().splits["val"].tokens
     with torch.inference_mode():
         reached = validation_loss(run.model, eval_batches(val, seq_len, seq_len, 2048 // seq_len), run.runtime)
