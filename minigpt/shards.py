@@ -14,9 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 PATTERN = "shard-*.safetensors"
 
@@ -28,6 +25,10 @@ def in_parts(directory: Path) -> bool:
 
 def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
     """Whole tensors on the CPU, by part ("model", "ema", "optimizer") and name, of those parts that are there."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # slow to import, seldom wanted
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(directory))
     wanted = tuple(f"{part}/" for part in parts)
     tensors = {

@@ -61,8 +61,9 @@ class Checkpoints(Hook):
             part: {name: ranks.whole(tensor) for name, tensor in named.items()}
             for part, named in trainer.tensors().items()
         }
-        for part, named in tensors.items():
-            check_finite({f"{part} {name}": tensor for name, tensor in named.items()}, trainer)
+        check_finite(
+            {f"{part} {name}": value for part, named in tensors.items() for name, value in named.items()}, trainer
+        )
         if ranks.rank == 0:
             target = self.directory(trainer.state.step)
             checkpoint.save(target, tensors, trainer.state_dict() | self.extra)
