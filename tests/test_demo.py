@@ -1,0 +1,27 @@
+"""minigpt demo: it ends in time on a slow machine too, and says what it reached."""
+
+import json
+from pathlib import Path
+
+from cli_run import SMALL
+
+from minigpt.cli import main
+from minigpt.config import load_config
+
+TINY = [*SMALL, "--data.stories-count", "60", "--train.eval-batches", "1", "--train.compile", "off"]
+
+
+def test_the_clock_ends_it_where_the_steps_would_take_too_long(tmp_path: Path, capsys) -> None:
+    argv = ["demo", "--json", *TINY, "--logging.runs-dir", str(tmp_path)]
+    assert main([*argv, "--train.max-steps", "1000000", "--train.max-minutes", "0.02"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert 1.2 <= said["seconds"] < 30
+    assert said["gap"] == said["loss"] - said["entropy"] > 0
+    assert len(said["samples"]) == 3
+
+
+def test_it_takes_three_minutes_at_most_unless_told_otherwise(tmp_path: Path) -> None:
+    argv = ["demo", *TINY, "--logging.runs-dir", str(tmp_path), "--train.max-steps", "2"]
+    assert main(argv) == 0
+    train = load_config(tmp_path / "demo" / "config.yaml").train
+    assert (train.max_steps, train.max_minutes) == (2, 3.0)
