@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs clean
+.PHONY: help install demo test test-all lint format docs notebooks clean
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ format: $(VENV)/installed-test  ## Rewrite the code in the house style
 docs: $(VENV)/installed-test  ## Build the documentation site into build/site; a warning is an error
 	$(BIN)/python docs/build.py
 	$(BIN)/zensical build --strict --clean
+
+notebooks: $(VENV)/installed-test  ## Execute notebooks/*.py, and write each as .ipynb with its outputs
+	$(BIN)/python notebooks/build.py
 
 clean:  ## Remove .venv and every cache; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis

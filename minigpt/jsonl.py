@@ -3,8 +3,10 @@
 metrics.jsonl and samples.jsonl hold one JSON object a line, each with a `step`.
 """
 
+import difflib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,18 @@ from minigpt.errors import RunError, storage_error
 def run_folder(path: Path, holding: str = "config.yaml") -> Path:
     """The run that a run directory, a checkpoint of it or its best/last file belongs to; `path` if there is none."""
     return next((folder for folder in (path, *path.absolute().parents[:2]) if (folder / holding).is_file()), path)
+
+
+def no_such_run(path: Path) -> RunError:
+    """The error for a run that is not there: it names the nearest beside it or in runs/, or where none was found."""
+    for folder in dict.fromkeys((path.parent, Path("runs"))):
+        names = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
+        if close := difflib.get_close_matches(path.name, names, n=1):
+            return RunError(f"no such run: {path}; did you mean {folder / close[0]}?")
+        if names:
+            return RunError(f"no such run: {path}; {folder.absolute()} holds {', '.join(names)}")
+    where = path.parent.absolute()
+    return RunError(f"no such run: {path}; no runs in {where}; cd to where you trained, or give the path")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,15 +65,20 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole objects; a last line that a kill cut short is left out. Raises RunError for another that is none."""
+def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) -> list[Any]:
+    """All objects, as `check` makes them, which raises ValueError for one that is none. A last line without its line
+    end that cannot be read is still being written, or a kill cut it short: it is left out.
+
+    Raises:
+        RunError: another damaged line, by its number.
+    """
     if not path.exists():
         return []
-    lines = [line for line in path.read_bytes().split(b"\n") if line]  # not splitlines: a text may hold U+2028
-    found: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+    found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found += [check(json.loads(line))] if line.strip() else []
         except ValueError as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None

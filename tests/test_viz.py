@@ -106,6 +106,7 @@ def test_floors_become_nats_per_token_of_the_run(run):
     assert read_floors(run) == {}
     (run / "eval.json").write_text(json.dumps({"tokens": 100, "bytes": 400, "floors": {"xz": 2.0}}))
     assert read_floors(run)["xz"] == pytest.approx(2 * math.log(2) * 400 / 100)
+    assert read_floors(run, bits=True) == {"xz": 2.0}
     for damaged in ("{", "[]", '{"tokens": 0, "bytes": 1, "floors": {}}', '{"floors": {}}'):
         (run / "eval.json").write_text(damaged)
         with pytest.raises(RunError, match=r"eval\.json.*--save"):
@@ -120,7 +121,7 @@ def drawn(axes, colour: str):
 
 def test_the_picture_shows_the_numbers(run):
     metrics = read_metrics(run)
-    figure = draw_runs(["mine"], [metrics], {})
+    figure = draw_runs(["mine"], [[metrics]], {})
     there = np.isfinite(metrics["val_loss"])
     for axes, scale in zip(figure.axes, (lambda x: x, np.exp), strict=True):
         raw, mean, validation = drawn(axes, "#0072b2")
@@ -133,16 +134,16 @@ def test_the_picture_shows_the_numbers(run):
 def test_the_horizontal_axis_counts_what_was_asked(run):
     metrics = read_metrics(run)
     for x, expected in (("tokens", metrics["tokens"]), ("minutes", metrics["seconds"] / 60)):
-        raw, *_ = drawn(draw_runs(["mine"], [metrics], {}, x).axes[0], "#0072b2")
+        raw, *_ = drawn(draw_runs(["mine"], [[metrics]], {}, x).axes[0], "#0072b2")
         np.testing.assert_allclose(raw[:, 0], expected)
     del metrics["tokens"]
     with pytest.raises(UserError, match="mine has not logged tokens"):
-        draw_runs(["mine"], [metrics], {}, "tokens")
+        draw_runs(["mine"], [[metrics]], {}, "tokens")
 
 
 def test_floors_in_sight_are_drawn_and_the_entropy_is_brought_into_sight(run):
     floors = {"uniform": 99.0, "five_gram": 2.0, "xz": 1.99, "entropy": 0.5, "surprisal": 0.51}
-    left, right = draw_runs(["mine"], [read_metrics(run)], floors).axes
+    left, right = draw_runs(["mine"], [[read_metrics(run)]], {"loss": floors}).axes
     names = [text.get_text() for text in left.texts[:-1]]
     assert names == ["5-gram 2.00", "xz 1.99", "entropy of the source 0.50"]
     assert left.texts[0].get_verticalalignment() != left.texts[1].get_verticalalignment()  # two names, no room between
@@ -151,7 +152,7 @@ def test_floors_in_sight_are_drawn_and_the_entropy_is_brought_into_sight(run):
 
 
 def test_last_values_of_runs_that_end_alike_do_not_cover_each_other(tmp_path):
-    runs = [read_metrics(write_run(tmp_path / str(n), falling(floor=1.5 + n / 1000))) for n in range(4)]
+    runs = [[read_metrics(write_run(tmp_path / str(n), falling(floor=1.5 + n / 1000)))] for n in range(4)]
     figure = draw_runs(list("abcd"), runs, {})
     figure.draw_without_rendering()
     for axes in figure.axes:

@@ -5,7 +5,7 @@ import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,10 +14,7 @@ from rich.text import Text
 
 from minigpt.bars import progress_bars
 from minigpt.cli.console import config_from, console, out, out_json, parse
-from minigpt.errors import StorageError, UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from minigpt.errors import UserError
 
 KEYS = (
     "source", "skipped", "splits", "line_length", "document_length", "characters", "tokens", "duplicates", "overlap",
@@ -50,7 +47,7 @@ class Data:
     out: Path | None = None
     """questions: the file to write (default: standard output)."""
     plot: Path | None = None
-    """Picture to draw, .png or .svg."""
+    """Picture to draw, .png or .svg: tokens by rank, documents and lines by length, characters."""
     json: bool = False
     """Print one JSON object: source, skipped, splits, line_length, document_length, characters, tokens, duplicates,
     overlap, examples."""
@@ -64,13 +61,14 @@ def main(argv: list[str]) -> int:
     config, _ = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer
     from minigpt.data.inspect import inspect_data
+    from minigpt.viz import draw_text, drawable
 
-    figure = _figure(args.plot) if args.plot else None  # a missing library is told before the minutes of counting
+    if args.plot:
+        drawable(args.plot)  # a missing library is told before the minutes of counting
     with progress_bars(console) as progress:
         report = inspect_data(config.data, make_tokenizer(config, progress), progress)
-    if args.plot and figure:
-        _draw(report, figure)
-        _save(figure, args.plot)
+    if args.plot:
+        draw_text(report, args.plot)
         console.print(f"drawn: {args.plot}", markup=False)
     if args.json:
         out_json({key: report[key] for key in KEYS})
@@ -161,51 +159,3 @@ def _bars(names: list[str], counts: list[int], width: int = 40) -> Text:
     longest, most = max((len(name) for name, _ in rows), default=0), max(counts, default=0)
     lines = [f"  {name:>{longest}} {count:>12,} {'█' * round(width * count / most)}" for name, count in rows]
     return Text("\n".join(lines))
-
-
-def _figure(path: Path) -> Any:
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise UserError(f"cannot draw {path.name}; name a file that ends in .png or .svg")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("drawing needs matplotlib; install it with: pip install 'minigpt[plot]'") from None
-    return Figure(figsize=(11, 8), layout="constrained")
-
-
-def _draw(report: dict[str, Any], figure: Any) -> None:
-    axes = figure.subplots(2, 2)
-    figure.suptitle(report["source"])
-    for axis, name, title in (
-        (axes[0, 0], "line_length", "lines by length"),
-        (axes[0, 1], "document_length", "documents by length"),
-    ):
-        counts = report[name]["counts"]
-        first = next((index for index, count in enumerate(counts) if count), 0)
-        _columns(axis, _bins(report[name])[first:], counts[first:], f"{title} (characters)")
-        axis.tick_params(axis="x", labelrotation=45)
-    characters, tokens = report["characters"]["top"], report["tokens"]["top"]
-    _columns(axes[1, 0], [_drawable(name_of(char)) for char, _ in characters], [n for _, n in characters], "characters")
-    _columns(axes[1, 1], [_drawable(repr(text)) for text, *_ in tokens], [n for *_, n in tokens], "tokens")
-    axes[1, 1].tick_params(axis="x", labelrotation=90)
-
-
-def _drawable(text: str) -> str:
-    """matplotlib's own font has Latin, Greek and Cyrillic; the rest is named by its code."""
-    return "".join(char if char < "\u0530" else f"U+{ord(char):04X}" for char in text).replace("$", r"\$")
-
-
-def _columns(axis: "Axes", names: list[str], counts: list[int], title: str) -> None:
-    axis.bar(range(len(names)), counts, color="#0072b2")
-    axis.set_xticks(range(len(names)), names, fontsize=8)
-    axis.set_title(title)
-    axis.set_ylabel("count")
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None

@@ -1,38 +1,53 @@
 """minigpt plot."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
-from minigpt.cli.console import out, out_json, parse
+from minigpt.cli.console import console, out, out_json, parse
 from minigpt.errors import UserError
+
+DEFAULT = "loss,perplexity"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw loss and perplexity of one or more runs over each other, as PNG or SVG.
+    """Draw one or more runs over each other, as PNG or SVG: loss, perplexity, rates, speed, or what scale buys.
 
     minigpt plot runs/my
-    minigpt plot runs/a runs/b --x tokens --out compare.svg
+    minigpt plot runs/my --what all
+    minigpt plot runs/a runs/b --what bpb,throughput --x tokens --out compare.svg
+    minigpt plot runs/sweep --what scaling
 
-    Faint: the training loss as logged; thin: its running mean; bold with dots: validation. Floors are drawn for one
-    run that has been evaluated with minigpt eval RUN --save. Losses per token compare only under the same tokenizer.
-    Needs matplotlib: pip install 'minigpt[plot]'.
+    Faint: what was logged; thin: its running mean; bold with dots: validation. Runs that differ in their seed alone are
+    one curve, their mean, in a band of the sample standard deviation. Floors are drawn where every run has the same,
+    from minigpt eval RUN --save. Losses per token compare only under one tokenizer, bits per byte always. Scaling is
+    the best validation loss over parameters, tokens and FLOPs, with a power law through the frontier where three runs
+    or more lie on it. What a run has not logged is left out, and said.
+    Needs matplotlib: pip install 'minigpt[plot]'. Of texts and tokenizers: minigpt data inspect --plot, minigpt
+    tokenizer inspect --plot.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories."""
+    """Run directories, or folders of runs such as a sweep's."""
+    what: str = DEFAULT
+    """Panels, with commas between: loss, perplexity, bpb (bits per byte), learning-rate, gradient-norm, throughput; or
+    all; or scaling."""
     out: str | None = None
-    """File to write, .png or .svg (default: plots/loss.png in the run; plots/compare.png in the first of several)."""
+    """File to write, .png or .svg (default: plots/WHAT.png in the run or folder that is named first; plots/compare.png
+    for the loss of several)."""
     format: Literal["png", "svg"] | None = None
     """Kind of picture where --out is left out (default: png)."""
-    x: Literal["step", "tokens", "minutes"] = "step"
-    """What the horizontal axis counts."""
+    x: Literal["step", "tokens", "minutes"] | None = None
+    """What the horizontal axis counts (default: step); scaling has its own."""
+    seeds: Literal["band", "lines"] = "band"
+    """Runs that differ in their seed alone: their mean with a band (scaling: a bar), or each by itself."""
     json: bool = False
     """Print one JSON object: path, runs (a list of {run, step, loss, val_loss, best_val_loss, best_step}; null where
-    nothing was logged)."""
+    nothing was logged), scaling (of --what scaling: {unit, points, fits}, see docs/howto/plots.md; else null)."""
 
 
 def main(argv: list[str]) -> int:
@@ -42,13 +57,45 @@ def main(argv: list[str]) -> int:
         raise UserError("no run to plot; give a directory, for example: minigpt plot runs/my")
     if args.out is not None and args.format is not None and Path(args.out).suffix.lower() != f".{args.format}":
         raise UserError(f"--out {args.out} does not end in .{args.format}; leave --format out")
-    name = "loss" if len(args.runs) == 1 else "compare"
-    target = Path(args.out) if args.out else Path(args.runs[0]) / "plots" / f"{name}.{args.format or 'png'}"
-    from minigpt.viz import last_values, plot_runs
+    what = _what(args)
+    from minigpt.runs import run_folders, seeds_together
+    from minigpt.viz import draw_scaling, drawable, last_values, measure_scaling, plot_runs
 
-    path = plot_runs(args.runs, target, x=args.x)
+    paths = run_folders(args.runs)
+    named = [Path(word) for word in args.runs]
+    new = [path for path in paths if path not in named and not (path / "metrics.jsonl").is_file()]
+    if new and len(new) < len(paths):  # of a sweep that is still under way
+        console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False, soft_wrap=True)
+        paths = [path for path in paths if path not in new]
+    name = what.replace(",", "-")
+    if what == DEFAULT:
+        name = "loss" if len(paths) == 1 else "compare"
+    target = drawable(args.out or Path(args.runs[0]) / "plots" / f"{name}.{args.format or 'png'}")
+    curves: Any = seeds_together(paths) if args.seeds == "band" else paths
+    scaling = None
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always")
+        if what == "scaling":
+            scaling = measure_scaling(curves)
+            draw_scaling(scaling, target)
+        else:
+            panels: Any = "all" if what == "all" else what.split(",")
+            plot_runs(curves, target, what=panels, x=args.x or "step")
+    for warning in left_out:
+        console.print(str(warning.message), markup=False, soft_wrap=True)
     if args.json:
-        out_json({"path": str(path), "runs": [{"run": run} | last_values(run) for run in args.runs]})
+        rows = [{"run": str(path)} | last_values(path) for path in paths]
+        out_json({"path": str(target), "runs": rows, "scaling": scaling})
     else:
-        out(str(path))
+        out(str(target))
     return 0
+
+
+def _what(args: Plot) -> str:
+    """The panels, without spaces. Raises UserError for what cannot stand together."""
+    words = [word.strip() for word in args.what.split(",")]
+    if len(words) > 1 and {"all", "scaling"} & set(words):
+        raise UserError("--what all and --what scaling are pictures by themselves; draw them one after another")
+    if words == ["scaling"] and args.x:
+        raise UserError("--what scaling has axes of its own; leave --x out")
+    return ",".join(words)

@@ -15,7 +15,7 @@ from minigpt.cli.console import console, out, out_json, parse
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from minigpt.runs import Group, RunRecord
+    from minigpt.runs import Group
 
 USAGE = """minigpt runs: the runs on this disk
 
@@ -84,12 +84,14 @@ class Diff:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: a table, and their curves over each other. Runs that differ in their seed alone are one row.
+    """Compare runs: a table, and their curves over each other. Runs that differ in their seed alone are one row, and
+    one curve: the mean, with a band.
 
     minigpt runs compare runs/a runs/b runs/c
     minigpt runs compare runs/sweep --x minutes --out sweep.svg
 
-    A spread is the sample standard deviation over the seeds; of one run there is none.
+    A spread, and half a band, is the sample standard deviation over the seeds; of one run there is none. Runs with
+    different tokenizers are drawn by bits per byte. Other pictures: minigpt plot.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -242,22 +244,20 @@ def _diff(args: Diff) -> None:
 
 
 def _compare(args: Compare) -> None:
-    from minigpt.runs import cautions, find_runs, grouped, read_run
+    from minigpt.runs import cautions, grouped, read_run, run_folders
 
-    runs: list[RunRecord] = []
-    for word in args.runs:
-        folder = Path(word)
-        found = [] if (folder / "config.yaml").is_file() or not folder.is_dir() else find_runs(folder)
-        runs += found or [read_run(folder)]
+    runs = [read_run(folder) for folder in run_folders(args.runs)]
     if len(runs) < 2:
         raise UserError("name two runs or more, or a folder of them, for example: minigpt runs compare runs/sweep")
     groups, warned, picture = grouped(runs), cautions(runs), None
-    logged = [run.path for run in runs if run.lines]
-    if args.plot and logged:
-        from minigpt.viz import plot_runs
+    curves = [[run.path for run in group.runs if run.lines] for group in groups]
+    if args.plot and any(curves):
+        from minigpt.viz import count_tokenizers, plot_runs
 
+        drawn, first = [paths for paths in curves if paths], next(run.path for run in runs if run.lines)
+        what = ("bpb",) if count_tokenizers([run.path for run in runs]) > 1 else ("loss", "perplexity")
         try:
-            picture = str(plot_runs(logged, args.out or logged[0].parent / "compare.png", x=args.x))
+            picture = str(plot_runs(drawn, args.out or first.parent / "compare.png", x=args.x, what=what))
         except UserError as error:
             if args.out:
                 raise

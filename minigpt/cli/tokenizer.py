@@ -70,12 +70,15 @@ class Inspect:
     """Show what a tokenizer is, its longest tokens, and how it cuts a text.
 
     minigpt tokenizer inspect runs/my --text "Once upon a time"
+    minigpt tokenizer inspect runs/my --plot vocabulary.svg
     """
 
     tokenizer: tyro.conf.Positional[str]
     """tokenizer.json, a directory that holds one (a run), gpt2, or byte."""
     text: str | None = None
     """A text to show token by token."""
+    plot: Path | None = None
+    """Picture of the vocabulary to draw, .png or .svg: tokens by length."""
     json: bool = False
     """Print one JSON object: kind, vocab_size, special_tokens, pattern, fingerprint, longest_tokens, tokens."""
 
@@ -84,7 +87,7 @@ class Inspect:
 class Compare:
     """Encode the same text with several tokenizers. Fewer tokens per word let the same context hold more text.
 
-    minigpt tokenizer compare tokenizer.json gpt2 byte --text my.txt
+    minigpt tokenizer compare tokenizer.json gpt2 byte --text my.txt --plot compression.svg
     """
 
     tokenizers: tyro.conf.Positional[tuple[str, ...]]
@@ -93,6 +96,8 @@ class Compare:
     """Text to encode: a named source, file, directory, glob, .jsonl, .gz, or -."""
     max_bytes: int = 10_000_000
     """Bytes of it to encode."""
+    plot: Path | None = None
+    """Picture to draw, .png or .svg: bytes per token over the size of the vocabulary."""
     json: bool = False
     """Print one JSON object: text, bytes, words, tokenizers (a list of the table's rows)."""
 
@@ -142,6 +147,10 @@ def _train(args: Train, data: DataConfig) -> int:
 
 def _inspect(args: Inspect) -> int:
     tokenizer = open_tokenizer(args.tokenizer)
+    if args.plot:
+        from minigpt.viz import draw_tokenizer
+
+        console.print(f"drawn: {draw_tokenizer(tokenizer, args.plot)}", markup=False)
     summary = _summary(tokenizer)
     by_length = sorted(range(tokenizer.vocab_size), key=lambda id_: (-len(tokenizer.token_bytes(id_)), id_))
     longest = [{"id": id_, "text": show(tokenizer.token_bytes(id_))} for id_ in by_length[:LONGEST]]
@@ -165,6 +174,10 @@ def _inspect(args: Inspect) -> int:
 def _compare(args: Compare, data: DataConfig) -> int:
     if len(args.tokenizers) < 2:
         raise TokenizerError("compare needs two tokenizers or more, as in `compare tokenizer.json gpt2`")
+    if args.plot:
+        from minigpt.viz import drawable
+
+        drawable(args.plot)  # a missing library is told before the work
     if args.max_bytes < 1:
         raise TokenizerError(f"--max-bytes {args.max_bytes} leaves nothing to encode; give 1 or more")
     tokenizers = {name: open_tokenizer(name) for name in args.tokenizers}
@@ -190,6 +203,10 @@ def _compare(args: Compare, data: DataConfig) -> int:
                 "mb_per_second": round(size / 1e6 / max(seconds, 1e-9), 2),
             }
         )
+    if args.plot:
+        from minigpt.viz import draw_tokenizers
+
+        console.print(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}", markup=False)
     if args.json:
         out_json({"text": args.text, "bytes": size, "words": words, "tokenizers": rows})
         return 0

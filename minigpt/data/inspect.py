@@ -6,6 +6,7 @@ VAL_CHARS characters of validation with the first TRAIN_CHARS of training; `samp
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -21,8 +22,9 @@ TOKEN_CHARS = 50_000_000
 VAL_CHARS, TRAIN_CHARS = 20_000_000, 100_000_000
 MAX_LINES = 500_000
 TOP = 20
+RANKS = 60
 BATCH = 1 << 20  # characters counted at a time
-_BINS = 40  # lengths up to 2^39
+BINS = 30  # of a histogram of lengths
 
 
 class Reader(Protocol):
@@ -49,10 +51,11 @@ def inspect_data(
         source, skipped (files of a directory that are no text);
         splits: {name: {bytes, chars, words, documents, sha256, lines, tokens}} (tokens: null without a tokenizer,
             estimated from bytes_per_token where the text is longer than was encoded);
-        line_length, document_length: {mean, longest, edges, counts}, in characters; bin i is edges[i] <= length <
-            edges[i+1];
+        line_length, document_length: {mean, longest, edges, counts, histogram: {edges, counts}}, in characters; bin i
+            is edges[i] <= length < edges[i+1], and doubles with i; those of the histogram are finer, without length 0;
         characters: {distinct, non_ascii, top: [[character, count], ...]};
-        tokens: null, or {kind, vocab_size, used, bytes_per_token, sampled, top: [[text, id, count], ...]};
+        tokens: null, or {kind, vocab_size, used, bytes_per_token, sampled, top: [[text, id, count], ...],
+            ranks: [[n, count of the n-th most frequent], ...], some 60};
         duplicates: {lines, repeated, share, sampled, top: [[line, count], ...]}, of lines that are not blank;
         overlap: {unit, grams, seen, share, sampled}: share of validation's 13-word sequences (50 characters where
             words have no spaces between) that training holds too; share is null for a shorter text;
@@ -119,38 +122,48 @@ def _overlap(corpus: Corpus, progress: Progress | None) -> dict[str, Any]:
 
 
 class _Lengths:
-    """A histogram of lengths in bins 0, 1, 2-3, 4-7, 8-15, ..."""
+    """How often each length comes."""
 
     def __init__(self) -> None:
-        self.number = self.total = self.longest = 0
-        self.counts = np.zeros(_BINS, np.int64)
+        self.seen: Counter[int] = Counter()
 
     def add(self, lengths: list[int]) -> None:
-        self.number += len(lengths)
-        self.total += sum(lengths)
-        self.longest = max(self.longest, *lengths)
-        for length in lengths:
-            self.counts[length.bit_length()] += 1
+        self.seen.update(lengths)
+
+    @property
+    def number(self) -> int:
+        return self.seen.total()
 
     @staticmethod
     def together(parts: Iterable["_Lengths"]) -> "_Lengths":
         whole = _Lengths()
         for part in parts:
-            whole.number += part.number
-            whole.total += part.total
-            whole.longest = max(whole.longest, part.longest)
-            whole.counts += part.counts
+            whole.seen += part.seen
         return whole
 
     def figures(self) -> dict[str, Any]:
-        last = self.longest.bit_length() + 1
-        edges = [0] + [2**power for power in range(last)]
+        longest = max(self.seen, default=0)
+        counts = [0] * (longest.bit_length() + 1)  # 0, 1, 2-3, 4-7, 8-15, ...
+        for length, count in self.seen.items():
+            counts[length.bit_length()] += count
         return {
-            "mean": self.total / max(1, self.number),
-            "longest": self.longest,
-            "edges": edges,
-            "counts": self.counts[:last].tolist(),
+            "mean": sum(length * count for length, count in self.seen.items()) / max(1, self.number),
+            "longest": longest,
+            "edges": [0] + [2**power for power in range(len(counts))],
+            "counts": counts,
+            "histogram": self._histogram(),
         }
+
+    def _histogram(self) -> dict[str, list[int]]:
+        """At most 30 bins from the shortest length above 0 on: even, or by ratio where the longest is 10 times that."""
+        lengths = np.array(sorted(length for length in self.seen if length), np.int64)
+        if not len(lengths):
+            return {"edges": [1, 2], "counts": [0]}
+        low, high = int(lengths[0]), int(lengths[-1]) + 1
+        spaced = np.geomspace if high > 10 * low else np.linspace
+        edges = np.unique(spaced(low, high, BINS + 1).round().astype(np.int64))
+        counts, _ = np.histogram(lengths, edges, weights=[self.seen[int(length)] for length in lengths])
+        return {"edges": edges.tolist(), "counts": counts.astype(int).tolist()}
 
 
 class _Characters:
@@ -262,7 +275,14 @@ class _Tokens:
             "bytes_per_token": self._bytes_per_token(),
             "sampled": self.sampled,
             "top": top,
+            "ranks": self._ranks(),
         }
+
+    def _ranks(self) -> list[list[int]]:
+        """[n, how often the n-th most frequent id comes], for ranks evenly apart on a log axis."""
+        counts = np.sort(self.counts[self.counts > 0])[::-1]
+        ranks = np.unique(np.geomspace(1, len(counts), RANKS).round().astype(int)) if len(counts) else []
+        return [[int(rank), int(counts[rank - 1])] for rank in ranks]
 
 
 class _Examples:

@@ -4,9 +4,10 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from minigpt.runs.record import RunRecord
+from minigpt.runs.record import RunRecord, read_run
 from minigpt.runs.settings import flat
 
 _SEED = "train.seed"
@@ -36,7 +37,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """The runs by their settings, seeds together, the best mean validation loss first."""
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
-        by_settings.setdefault(json.dumps(_compared(run)), []).append(run)
+        by_settings.setdefault(_key(run), []).append(run)
     varied = _varied([json.loads(key) for key in by_settings])
     groups = []
     for key, members in by_settings.items():
@@ -50,6 +51,18 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
         members.sort(key=lambda run: run.config.train.seed)
         groups.append(Group(tuple(members), {path: settings[path] for path in varied}, mean, deviation))
     return sorted(groups, key=lambda group: _order(group.mean["best_val_loss"]))
+
+
+def seeds_together(paths: Sequence[str | Path]) -> list[list[Path]]:
+    """Run directories in groups that differ in their seed alone, in their order: what `minigpt.viz.plot_runs` takes.
+
+    A folder without config.yaml is a group of its own.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in map(Path, paths):
+        known = (path / "config.yaml").is_file()
+        groups.setdefault(_key(read_run(path)) if known else str(path), []).append(path)
+    return list(groups.values())
 
 
 def differences(one: RunRecord, two: RunRecord) -> dict[str, tuple[Any, Any]]:
@@ -67,6 +80,10 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
     if len(tokenizers) > 1:
         return [f"the runs have {len(tokenizers)} tokenizers: losses per token do not compare, bits per byte do"]
     return []
+
+
+def _key(run: RunRecord) -> str:
+    return json.dumps(_compared(run))
 
 
 def _compared(run: RunRecord) -> dict[str, Any]:

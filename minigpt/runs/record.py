@@ -3,15 +3,17 @@
 import json
 import math
 import os
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from minigpt.config import RunConfig, load_config
-from minigpt.errors import RunError, nearest
-from minigpt.jsonl import read_lines
+from minigpt.errors import RunError
+from minigpt.jsonl import no_such_run, read_lines
 
 State = Literal["finished", "interrupted", "running"]
 
@@ -55,7 +57,7 @@ class RunRecord:
 
     @property
     def parameters(self) -> int | None:
-        """Numbers in the newest checkpoint's weights: of an adapter, its own."""
+        """Numbers in the newest checkpoint's weights: of an adapter, its own; None where they are damaged."""
         for part in ("model", "adapter"):
             for folder in self.checkpoints[-1:]:
                 if (folder / f"{part}.safetensors").is_file():
@@ -87,9 +89,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     """The run in a directory. Raises RunError, ConfigError."""
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        near = [folder.name for folder in _directories(path.parent)]
-        hint = nearest(path.name, near) if near else "minigpt runs list shows those that are there"
-        raise RunError(f"no such run: {path}; {hint}")
+        raise no_such_run(path)
     return RunRecord(path, name or path.name, load_config(path / "config.yaml"))
 
 
@@ -108,6 +108,15 @@ def find_runs(folder: str | Path, pattern: str = "*") -> list[RunRecord]:
     return [read_run(path, found[path]) for path in sorted(wanted)]
 
 
+def run_folders(words: Sequence[str | Path]) -> list[Path]:
+    """The run directories that are named, and in their place those inside a folder that is no run, such as a sweep."""
+    found = []
+    for path in map(Path, words):
+        is_run = any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
+        found += [path] if is_run else _directories(path) or [path]
+    return list(dict.fromkeys(found))
+
+
 def _directories(folder: Path) -> list[Path]:
     """Run directories in a folder, and in those folders of it that are no run themselves."""
     found = []
@@ -120,15 +129,20 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A damaged file tells nothing, so that its run is listed all the same."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
-def _numbers(path: Path) -> int:
-    """Counted in the header of a safetensors file: 8 bytes of length, then JSON of shapes."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+def _numbers(path: Path) -> int | None:
+    """Counted in the header of a safetensors file; None for one that is damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no mapping
+    except (OSError, SafetensorError):
+        return None
 
 
 def _is_held(lock: Path) -> bool:

@@ -1,16 +1,34 @@
-"""Pictures of training runs, and what happens inside a model: recorded first, drawn second."""
+"""Pictures of training runs and of texts, and what happens inside a model: recorded first, drawn second."""
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt.viz.metrics import last_values, read_metrics, smooth
+from minigpt.viz.canvas import drawable
+from minigpt.viz.metrics import count_tokenizers, last_values, read_metrics, smooth
 from minigpt.viz.plots import plot_runs
+from minigpt.viz.scaling import draw_scaling, measure_scaling
+from minigpt.viz.texts import draw_text, draw_tokenizer, draw_tokenizers
 
 if TYPE_CHECKING:
     from minigpt.viz.explanation import explain
     from minigpt.viz.heads import measure_heads
     from minigpt.viz.recording import record
 
-__all__ = ["explain", "last_values", "measure_heads", "plot_runs", "read_metrics", "record", "smooth"]
+__all__ = [
+    "count_tokenizers",
+    "draw_scaling",
+    "draw_text",
+    "draw_tokenizer",
+    "draw_tokenizers",
+    "drawable",
+    "explain",
+    "last_values",
+    "measure_heads",
+    "measure_scaling",
+    "plot_runs",
+    "read_metrics",
+    "record",
+    "smooth",
+]
 
 
 def __getattr__(name: str) -> Any:

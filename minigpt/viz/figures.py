@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minigpt.errors import UserError
+from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET, drawable, new_figure, write_figure
 from minigpt.viz.explanation import visible
-from minigpt.viz.plots import COLOURS, GRID, INK, QUIET, SUFFIXES, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +27,7 @@ def draw_explanation(explanation: dict[str, Any], out: str | Path, picture: Pict
         UserError: matplotlib is missing, another suffix.
         StorageError: out cannot be written.
     """
-    out = Path(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"cannot draw {out.name}; name a file that ends in .png or .svg")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("drawing needs matplotlib; install it with: pip install 'minigpt[plot]'") from None
-    figure = Figure(dpi=200, layout="constrained", facecolor="white")
+    out, figure = drawable(out), new_figure(dpi=200)
     {"attention": _attention, "surprise": _surprise, "lens": _lens, "stream": _stream}[picture](figure, explanation)
     return write_figure(figure, out)
 

@@ -1,7 +1,9 @@
 """A run's numbers as arrays: what every picture is drawn from. No drawing here, and no matplotlib."""
 
+import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.errors import RunError, nearest
+from minigpt.jsonl import read_lines
 
 Array = npt.NDArray[np.float64]
 
@@ -33,17 +36,8 @@ def read_metrics(run: str | Path) -> dict[str, Array]:
     path = run / METRICS
     if not path.is_file():
         raise RunError(f"no metrics in {run}: there is no {METRICS}; give the directory of a run that has trained")
-    lines = path.read_bytes().split(b"\n")
     steps: dict[float, dict[str, float]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            values = _numbers(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):  # no line end after it: half-written
-                break
-            raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
+    for values in read_lines(path, _numbers):
         steps.setdefault(values["step"], {}).update(values)
     if not steps:
         raise RunError(f"no metrics yet in {path}; wait for the first line, or train the run")
@@ -62,8 +56,12 @@ def _numbers(line: Any) -> dict[str, float]:
     return values
 
 
-def read_floors(run: str | Path) -> dict[str, float]:
-    """The floors in a run's eval.json (written by `minigpt eval RUN --save`), in nats per token; {} without one.
+def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
+    """The floors in a run's eval.json (written by `minigpt eval RUN --save`); {} without one.
+
+    Args:
+        run: its directory.
+        bits: in bits per byte, which are the text's, rather than in nats per token, which are the tokenizer's too.
 
     Raises:
         RunError: the file is damaged.
@@ -73,10 +71,29 @@ def read_floors(run: str | Path) -> dict[str, float]:
         return {}
     try:
         report = json.loads(path.read_bytes())
-        nats = math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
-        return {name: bits * nats for name, bits in report["floors"].items()}
+        unit = 1 if bits else math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
+        return {name: level * unit for name, level in report["floors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it anew with --save") from None
+
+
+def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Mean and sample standard deviation of several runs' metrics at the steps and keys that all have.
+
+    Of one run the deviation is {}.
+    """
+    if len(runs) == 1:
+        return runs[0], {}
+    steps = functools.reduce(np.intersect1d, [run["step"] for run in runs])
+    keys = [key for key in runs[0] if all(key in run for run in runs)]
+    rows = {key: np.stack([run[key][np.isin(run["step"], steps)] for run in runs]) for key in keys}  # [runs, steps]
+    return {key: each.mean(0) for key, each in rows.items()}, {key: each.std(0, ddof=1) for key, each in rows.items()}
+
+
+def count_tokenizers(runs: Sequence[str | Path]) -> int:
+    """How many different tokenizers runs have: losses per token compare under one alone."""
+    files = [Path(run) / "tokenizer.json" for run in runs]
+    return len({file.read_bytes() for file in files if file.is_file()})
 
 
 def last_values(run: str | Path) -> dict[str, float | None]:

@@ -1,36 +1,86 @@
-"""Loss and perplexity of one run or several, as one PNG or SVG.
+"""Curves of one run or several, as one PNG or SVG: a panel for each of loss, perplexity, bits per byte, rates, speed.
 
-Faint: the training loss as it was logged. Thin: its running mean. Bold with dots: validation. Perplexity is exp of
-the same curves. Losses are in nats per token, so only runs with the same tokenizer can be compared by them.
-Drawn with matplotlib's objects, not pyplot: no window, no global figure, safe in any thread.
+Faint: what was logged. Thin: its running mean. Bold with dots: validation. Perplexity is exp of the loss's curves.
+Several seeds are one curve, their mean, in a band of the sample standard deviation to both sides. Losses are in nats
+per token, so only runs with the same tokenizer can be compared by them; by bits per byte all can.
 """
 
-import io
 import itertools
 import math
+import os
+import re
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minigpt.errors import StorageError, UserError
-from minigpt.viz.metrics import Array, read_floors, read_metrics, smooth
+from minigpt.errors import UserError, nearest
+from minigpt.viz.canvas import (
+    COLOURS,
+    INK,
+    QUIET,
+    drawable,
+    elided,
+    label_at_right,
+    logarithmic,
+    new_figure,
+    quiet,
+    write_figure,
+)
+from minigpt.viz.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Horizontal = Literal["step", "tokens", "minutes"]
-SUFFIXES = (".png", ".svg")
+What = Literal["loss", "perplexity", "bpb", "learning-rate", "gradient-norm", "throughput"]
+Runs = Sequence[str | Path | Sequence[str | Path]]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too pale on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-INK, QUIET, GRID = "#222222", "#767676", "#e8e8e8"
+
+@dataclass(frozen=True)
+class Panel:
+    """What a panel shows: columns of metrics.jsonl, each "" where there is none.
+
+    noisy: drawn faint as it was logged, and as a running mean. exact: drawn as it is. evaluated: bold, with dots.
+    scale: from the column to the axis. wide: on a log axis where the values span much.
+    """
+
+    title: str
+    noisy: str = ""
+    exact: str = ""
+    evaluated: str = ""
+    scale: Callable[[Array], Array] = lambda values: values
+    wide: bool = False
+
+    def shows(self, metrics: dict[str, Array]) -> bool:
+        """Whether a run has logged it."""
+        keys = (self.noisy, self.exact, self.evaluated)
+        return any(bool(np.isfinite(metrics[key]).any()) for key in keys if key in metrics)
+
+
+def _perplexity(loss: Array) -> Array:
+    """exp(loss); a loss above 30 nats is a run that blew up, and would only flatten the others."""
+    return np.exp(np.where(loss > 30, math.nan, loss))
+
+
+PANELS: dict[What, Panel] = {
+    "loss": Panel("loss, nats per token", noisy="loss", evaluated="val_loss"),
+    "perplexity": Panel("perplexity", noisy="loss", evaluated="val_loss", scale=_perplexity, wide=True),
+    "bpb": Panel("validation, bits per byte", evaluated="bits_per_byte"),
+    "learning-rate": Panel("learning rate", exact="lr"),
+    "gradient-norm": Panel("gradient norm, before clipping", noisy="grad_norm", wide=True),
+    "throughput": Panel("training tokens per second", noisy="tokens_per_second"),
+}
+PER_TOKEN = ("loss", "perplexity")
+AXES = {"step": "step", "tokens": "training tokens", "minutes": "minutes of training"}
+STYLES = [(colour, line) for line in ("-", "--", ":") for colour in COLOURS]
 VALIDATION: dict[str, Any] = {
     "linewidth": 2, "marker": "o", "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8
 }  # fmt: skip
-PANEL_HEIGHT = 3.7  # inches, about
 FLOOR_NAMES = {
     "uniform": "uniform",
     "unigram": "unigram",
@@ -40,28 +90,101 @@ FLOOR_NAMES = {
 }
 
 
-def plot_runs(runs: Sequence[str | Path], out: str | Path, *, x: Horizontal = "step") -> Path:
-    """Draw loss and perplexity of the runs over each other.
+def plot_runs(
+    runs: Runs,
+    out: str | Path,
+    *,
+    what: Sequence[What] | Literal["all"] = PER_TOKEN,
+    x: Horizontal = "step",
+) -> Path:
+    """Draw curves of the runs over each other, a panel for each of `what`; the file.
+
+    What the runs have not logged is left out with a warning.
 
     Args:
-        runs: run directories; one alone gets the floors of its eval.json too, where it has one.
+        runs: run directories; a list of them in the list is drawn as one curve, the mean, with a band. Floors are
+            drawn where every run's eval.json has the same.
         out: file to write, .png or .svg; directories are made.
+        what: keys of PANELS; "all" for those that any run has logged and by which the runs can be compared.
         x: what the horizontal axis counts.
 
     Raises:
         RunError: no such run, no metrics, a damaged line (see `read_metrics`).
-        UserError: matplotlib is missing, another suffix, a run that has not logged x.
+        UserError: matplotlib is missing, another suffix, no run has logged one of `what` or x, or the loss is asked
+            for of runs with different tokenizers.
         StorageError: out cannot be written.
     """
-    out = Path(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"cannot draw {out.name}; name a file that ends in .png or .svg")
+    out = drawable(out)
+    groups = run_groups(runs)
+    paths = [path for group in groups for path in group]
+    curves = [[read_metrics(path) for path in group] for group in groups]
+    names = group_names(groups)
+    chosen = _chosen(what, names, curves, count_tokenizers(paths))
+    floors = {key: _common([read_floors(path, key == "bpb") for path in paths]) for key in ("loss", "bpb")}
+    return write_figure(draw_runs(names, curves, floors, x, chosen), out)
+
+
+def run_groups(runs: Runs) -> list[list[Path]]:
+    """The runs of each curve. Raises UserError where there are none."""
     if not runs:
         raise UserError("nothing to plot; give at least one run")
-    paths = [Path(run) for run in runs]
-    curves = [read_metrics(path) for path in paths]
-    floors = read_floors(paths[0]) if len(paths) == 1 else {}
-    return write_figure(draw_runs(short_names(paths), curves, floors, x), out)
+    return [[Path(run)] if isinstance(run, str | Path) else [Path(each) for each in run] for run in runs]
+
+
+def _chosen(
+    what: Sequence[What] | Literal["all"], names: list[str], curves: list[list[dict[str, Array]]], tokenizers: int
+) -> list[What]:
+    """The panels to draw, with a warning for each run that one of them does without. See `plot_runs`."""
+    wanted: list[What] = list(PANELS) if what == "all" else list(dict.fromkeys(what))
+    for key in wanted:
+        if key not in PANELS:
+            raise UserError(f"no such picture: {key}; {nearest(key, PANELS)}")
+    if tokenizers > 1 and set(wanted) & set(PER_TOKEN):
+        told = f"the runs have {tokenizers} tokenizers: losses per token do not compare"
+        if what != "all":
+            raise UserError(f"{told}; draw bits per byte, --what bpb")
+        warnings.warn(f"{told}; drawn without", stacklevel=3)
+        wanted = [key for key in wanted if key not in PER_TOKEN]
+    chosen = []
+    for key in wanted:
+        missing = [
+            name
+            for name, group in zip(names, curves, strict=True)
+            if not all(PANELS[key].shows(metrics) for metrics in group)
+        ]
+        if len(missing) == len(names):
+            if what != "all":
+                one = "the run has" if len(names) == 1 else "none of the runs has"
+                raise UserError(f"{one} logged {_named(key)}; leave it out of --what")
+            continue
+        if missing:
+            warnings.warn(f"not logged, left out of {_named(key)}: {', '.join(missing)}", stacklevel=3)
+        chosen.append(key)
+    if not chosen:
+        raise UserError("the runs have logged nothing that can be drawn; train them further")
+    return chosen
+
+
+def _named(key: What) -> str:
+    return {"bpb": "bits per byte"}.get(key, key.replace("-", " "))
+
+
+def _common(floors: list[dict[str, float]]) -> dict[str, float]:
+    """The floors that all runs share: they belong to the text, and runs may have had different ones."""
+    return floors[0] if all(each == floors[0] for each in floors) else {}
+
+
+def group_names(groups: Sequence[Sequence[Path]]) -> list[str]:
+    """Names of curves: a run's own, or what the names of seeds begin with: [[lr-1-seed-1, lr-1-seed-2]] -> ["lr-1"]."""
+    short = iter(short_names([path for group in groups for path in group]))
+    names = []
+    for group in groups:
+        own = list(itertools.islice(short, len(group)))
+        stem = os.path.commonprefix(own)  # noqa: RUF071 - of the letters, not of folders
+        stem = re.sub(r"(?:[-_=,. ]|seed)+\d*$", "", stem)
+        several = f"{stem or own[0]} ({len(own)} seeds)"
+        names.append(own[0] if len(own) == 1 else several)
+    return names
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -74,30 +197,39 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def draw_runs(
-    names: list[str], curves: list[dict[str, Array]], floors: dict[str, float], x: Horizontal = "step"
+    names: list[str],
+    curves: list[list[dict[str, Array]]],
+    floors: dict[str, dict[str, float]],
+    x: Horizontal = "step",
+    what: Sequence[What] = PER_TOKEN,
 ) -> "Figure":
-    """The picture: loss at the left with its floors (nats per token), perplexity at the right. See `plot_runs`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("drawing needs matplotlib; install it with: pip install 'minigpt[plot]'") from None
-    figure = Figure(figsize=(11, 4.6), dpi=160, layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
-    for name, metrics, colour in zip(names, curves, itertools.cycle(COLOURS), strict=False):
-        along = _horizontal(name, metrics, x)
-        _curves(left, along, metrics, colour, lambda loss: loss)
-        _curves(right, along, metrics, colour, _perplexity)
-    left.set_ylabel("loss (nats per token)")
-    right.set_ylabel("perplexity")
-    low, high = right.get_ylim()
-    if high > 8 * max(low, 1):
-        _logarithmic(right)
-    for axes in (left, right):
-        _style(axes, x)
-    _floors(left, floors)
-    for axes in (left, right):
-        _last_values(axes)
-    _legend(figure, names, curves)
+    """The picture, a panel for each of `what`; `curves` holds the seeds' metrics of each name. See `plot_runs`."""
+    columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
+    rows = math.ceil(len(what) / columns)
+    width, height = (5.5, 4.2) if rows == 1 and columns <= 2 else (4.5, 3.0)
+    figure = new_figure(width * columns + 1.5 * (columns == 1), height * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for spare in panels[len(what) :]:
+        spare.remove()
+    unnamed = set(names) if len(names) > 1 else set()
+    right, rest = columns - 1, [index for index in range(len(what)) if index != columns - 1]
+    for index in (right, *rest):  # the names stand at the picture's right end, else where a curve first is
+        axes, key = panels[index], what[index]
+        panel, ends = PANELS[key], []
+        for name, group, (colour, line) in zip(names, curves, itertools.cycle(STYLES), strict=False):
+            mean, deviation = combine(group)
+            if not all(panel.shows(metrics) for metrics in group):
+                continue
+            along = _horizontal(name, mean, x)
+            end = _curves(axes, panel, along, mean, deviation, {"color": colour, "linestyle": line})
+            shown = [] if panel.exact else [_figure(end)]
+            shown += [elided(name)] if name in unnamed else []
+            if shown and math.isfinite(end):
+                unnamed.discard(name)
+                ends.append((end, "  ".join(shown), colour))
+        _finish(axes, panel, x, floors.get(key, {}))
+        label_at_right(axes, ends, height - 0.7)
+    _legend(figure, names, curves, [PANELS[key] for key in what])
     return figure
 
 
@@ -105,85 +237,80 @@ def _horizontal(name: str, metrics: dict[str, Array], x: Horizontal) -> Array:
     key = "seconds" if x == "minutes" else x
     if key not in metrics:
         raise UserError(f"{name} has not logged {key}; plot it over step")
+    if not len(metrics[key]):
+        raise UserError(f"the runs of {name} have no step in common; draw them with --seeds lines")
     return metrics[key] / 60 if x == "minutes" else metrics[key]
 
 
-def _perplexity(loss: Array) -> Array:
-    """exp(loss); a loss above 30 nats is a run that blew up, and would only flatten the others."""
-    return np.exp(np.where(loss > 30, math.nan, loss))
+def _curves(
+    axes: "Axes", panel: Panel, along: Array, mean: dict[str, Array], deviation: dict[str, Array], style: dict[str, Any]
+) -> float:
+    """One run or the mean of several, with a band about the last of its curves; where that ends."""
+    nothing = np.full(len(along), math.nan)
+    end = middle = spread = at = nothing
+
+    def values(key: str) -> tuple[Array, Array, Array]:
+        column = mean.get(key, nothing)
+        there = np.isfinite(column) & np.isfinite(along)
+        return along[there], column[there], deviation.get(key, nothing)[there]
+
+    if panel.noisy:
+        at, column, spread = values(panel.noisy)
+        middle, spread = (smooth(each, len(column) // 40) for each in (column, spread))
+        if not deviation:
+            axes.plot(at, panel.scale(column), alpha=0.18, linewidth=0.8, zorder=2, **style)
+        end = panel.scale(middle)
+        axes.plot(at, end, alpha=0.75, linewidth=1.1, zorder=3, **style)
+    if panel.exact:
+        at, middle, spread = values(panel.exact)
+        end = panel.scale(middle)
+        axes.plot(at, end, linewidth=1.6, zorder=3, **style)
+    if panel.evaluated and np.isfinite(mean.get(panel.evaluated, nothing)).any():
+        at, middle, spread = values(panel.evaluated)
+        dots: dict[str, Any] = VALIDATION if len(at) <= 50 else VALIDATION | {"marker": ""}
+        end = panel.scale(middle)
+        axes.plot(at, end, zorder=4, clip_on=False, **dots, **style)
+    if deviation:
+        low, high = panel.scale(middle - spread), panel.scale(middle + spread)
+        axes.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    return float(end[-1]) if len(end) else math.nan
 
 
-def _curves(axes: "Axes", along: Array, metrics: dict[str, Array], colour: str, scale: Callable) -> None:
-    """Training, raw and smoothed, and validation of one run."""
-    if "loss" in metrics:
-        there = np.isfinite(metrics["loss"]) & np.isfinite(along)
-        at, loss = along[there], metrics["loss"][there]
-        axes.plot(at, scale(loss), color=colour, alpha=0.18, linewidth=0.8, zorder=2)
-        axes.plot(at, scale(smooth(loss, len(loss) // 40)), color=colour, alpha=0.75, linewidth=1.1, zorder=3)
-    if "val_loss" in metrics:
-        there = np.isfinite(metrics["val_loss"]) & np.isfinite(along)
-        dots: dict[str, Any] = VALIDATION if there.sum() <= 50 else VALIDATION | {"marker": ""}
-        loss = scale(metrics["val_loss"][there])
-        axes.plot(along[there], loss, color=colour, zorder=4, clip_on=False, label="_validation", **dots)
+def _figure(value: float) -> str:
+    """1.47, 12,345, or 9.2e-05 where two digits would say nothing."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-def _last_values(axes: "Axes") -> None:
-    """The last validation value of each run beside its curve, moved apart where they would cover each other."""
-    ends = []
-    for line in axes.get_lines():
-        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
-        if line.get_label() == "_validation" and len(y) and math.isfinite(y[-1]):
-            height = axes.transAxes.inverted().transform(axes.transData.transform((x[-1], y[-1])))[1]
-            ends.append((height, x[-1], y[-1], line.get_color()))
-    ends.sort(key=lambda end: end[0])
-    gap = 12 / (72 * PANEL_HEIGHT)  # of the panel's height: 12 points, a line of text
-    above = -math.inf
-    for height, x, y, colour in ends:
-        above = max(height, above + gap)
-        axes.annotate(
-            f"{y:.2f}" if y < 100 else f"{y:,.0f}", (x, y), xytext=(7, (above - height) * 72 * PANEL_HEIGHT),
-            textcoords="offset points", va="center", color=colour, fontsize=9, weight="bold", annotation_clip=False,
-        )  # fmt: skip
-
-
-def _logarithmic(axes: "Axes") -> None:
-    """A log scale whose ticks are plain numbers: 4, 10, 20, 40 rather than powers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _style(axes: "Axes", x: Horizontal) -> None:
+def _finish(axes: "Axes", panel: Panel, x: Horizontal, floors: dict[str, float]) -> None:
+    """Scales, ticks and floors, once the curves are there."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-    axes.set_xlabel({"step": "step", "tokens": "training tokens", "minutes": "minutes of training"}[x])
+    low, high = axes.dataLim.intervaly
+    if panel.wide and low > 0 and high > 8 * low:
+        logarithmic(axes)
+    elif panel.exact or panel.noisy == "tokens_per_second":
+        axes.set_ylim(bottom=0)
+    if panel.noisy == "tokens_per_second":
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    quiet(axes, panel.title, AXES[x])
     if x == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     elif x == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.tick_params(labelbottom=True)  # which shared axes hide within
     axes.margins(x=0.01)
-    axes.grid(axis="y", which="major", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(colors=QUIET, length=0, pad=6, labelsize=9, which="both")
-    axes.xaxis.label.set(color=INK, fontsize=10)
-    axes.yaxis.label.set(color=INK, fontsize=10)
+    _floors(axes, floors)
 
 
 def _floors(axes: "Axes", floors: dict[str, float]) -> None:
     """Dashed lines at the floors that fall in sight; the source's entropy is always brought into sight.
 
-    A name stands at the right where the curves end below its line, else at the left, where they are still above it.
+    A name stands at the right where the curves end below its line, else under it at the left, where they are above.
     """
     low, high = axes.get_ylim()
     if "entropy" in floors:
-        low = min(low, floors["entropy"] - 0.03 * (high - low))
+        low = min(low, floors["entropy"] - 0.07 * (high - low))
         axes.set_ylim(low, high)
     heights = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     reached = max((values[len(values) * 3 // 5 :].max() for values in heights if len(values)), default=low)
@@ -191,8 +318,8 @@ def _floors(axes: "Axes", floors: dict[str, float]) -> None:
     for name, level in sorted(floors.items(), key=lambda floor: -floor[1]):
         if name not in FLOOR_NAMES or not low <= level <= high:
             continue
-        right = level > reached - 0.02 * (high - low)
-        below = above - level < 0.05 * (high - low)  # no room for a name between this line and the one above
+        right = level >= reached
+        below = not right or above - level < 0.05 * (high - low)  # no room between this line and the one above
         axes.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.8, zorder=1)
         axes.annotate(
             f"{FLOOR_NAMES[name]} {level:.2f}", (1 if right else 0, level), xycoords=("axes fraction", "data"),
@@ -202,39 +329,22 @@ def _floors(axes: "Axes", floors: dict[str, float]) -> None:
         above = level
 
 
-def _legend(figure: "Figure", names: list[str], curves: list[dict[str, Array]]) -> None:
-    """Above the panels: at the left which colour is which run, at the right which line is training or validation."""
+def _legend(figure: "Figure", names: list[str], curves: list[list[dict[str, Array]]], panels: Sequence[Panel]) -> None:
+    """Above the panels: the name of the one run at the left; at the right which line is what."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    several = len(names) > 1
-    ink = INK if several else COLOURS[0]
-    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.8}
-    if several:
-        colours = zip(names, itertools.cycle(COLOURS), strict=False)
-        handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours]
-        columns = max(1, min(len(names), 90 // (max(map(len, names)) + 8)))
-        figure.legend(handles=handles, loc="outside upper left", ncols=columns, **style)
-    else:
-        figure.suptitle(names[0], color=INK, fontsize=12, weight="bold", x=0.012, ha="left")
-    handles = []
-    if any("loss" in each for each in curves):
+    ink = INK if len(names) > 1 else COLOURS[0]
+    if len(names) == 1:
+        figure.suptitle(names[0], color=INK, fontsize=12, weight="bold", x=0.012, ha="left", parse_math=False)
+    columns = {key for group in curves for metrics in group for key in metrics}
+    handles: list[Any] = []
+    if any(panel.noisy in columns for panel in panels):
         handles.append(Line2D([], [], color=ink, linewidth=1.1, alpha=0.75, label="training (running mean)"))
-    if any("val_loss" in each for each in curves):
+    if any(panel.evaluated in columns for panel in panels):
         handles.append(Line2D([], [], color=ink, label="validation", **VALIDATION))
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, **style)
-
-
-def write_figure(figure: "Figure", out: Path) -> Path:
-    """Save by suffix; the same numbers give the same bytes (no date, fixed ids in SVG)."""
-    from matplotlib import rc_context
-
-    picture = io.BytesIO()
-    svg = out.suffix.lower() == ".svg"
-    with rc_context({"svg.hashsalt": "minigpt"}):
-        figure.savefig(picture, format=out.suffix[1:].lower(), metadata={"Date": None} if svg else None)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture.getvalue())
-    except OSError as error:
-        raise StorageError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
-    return out
+    if any(len(group) > 1 for group in curves):
+        handles.append(Patch(color=ink, alpha=0.18, linewidth=0, label="± standard deviation of the seeds"))
+    figure.legend(
+        handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.8
+    )

@@ -1,0 +1,168 @@
+"""Pictures of a text and of tokenizers, from what `minigpt data inspect` and `minigpt tokenizer` count."""
+
+import itertools
+import unicodedata
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigpt.viz.canvas import COLOURS, INK, QUIET, drawable, logarithmic, new_figure, quiet, write_figure
+from minigpt.viz.plots import short_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from minigpt.tokenizers import Tokenizer
+
+WORDS = 200
+"""Tokens from which a vocabulary has whole words, which Zipf's law is about."""
+LONG = 16
+"""Bytes from which tokens share the last bar."""
+SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "bytes that are no text alone": QUIET}
+
+
+def draw_text(report: dict[str, Any], out: str | Path) -> Path:
+    """Draw an object of `minigpt.data.inspect.inspect_data`: tokens by rank, lines and documents by length, characters.
+
+    Documents are left out of a text that is one; tokens where none were counted.
+
+    Raises:
+        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+    """
+    out = drawable(out)
+    panels: list[Any] = [partial(_draw_ranks, tokens=report["tokens"])] if report["tokens"] else []
+    if sum(report["document_length"]["counts"]) > len(report["splits"]):
+        panels.append(partial(_draw_lengths, what="documents", lengths=report["document_length"]))
+    panels.append(partial(_draw_lengths, what="lines", lengths=report["line_length"]))
+    panels.append(partial(_draw_characters, characters=report["characters"]))
+    columns = 2 if len(panels) == 4 else len(panels)
+    figure = new_figure(5.2 * columns, 3.9 * len(panels) // columns + 0.4)
+    figure.suptitle(report["source"], color=INK, fontsize=12, weight="bold", x=0.012, ha="left", parse_math=False)
+    for axes, draw in zip(figure.subplots(len(panels) // columns, columns).ravel(), panels, strict=True):
+        draw(axes)
+    return write_figure(figure, out)
+
+
+def _draw_ranks(axes: "Axes", tokens: dict[str, Any]) -> None:
+    """Zipf's picture: how often the n-th most frequent token comes, log axes; of a vocabulary of words with its law."""
+    ranks, counts = np.array(tokens["ranks"], float).T
+    axes.loglog(ranks, counts, color=COLOURS[0], linewidth=2, zorder=3)
+    if tokens["used"] >= WORDS:
+        slope, level = np.polyfit(np.log(ranks), np.log(counts), 1)
+        axes.plot(ranks, np.exp(level) * ranks**slope, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
+        axes.annotate(
+            f"count ∝ rank$^{{{slope:.2f}}}$   (Zipf: $-1$)", (0.98, 0.97), xycoords="axes fraction", ha="right",
+            va="top", color=INK, fontsize=9.5,
+        )  # fmt: skip
+    for rank in (1, 10):
+        if rank <= len(tokens["top"]):
+            text, _, count = tokens["top"][rank - 1]
+            axes.plot([rank], [count], "o", color=COLOURS[0], markersize=4.5, zorder=4)
+            axes.annotate(
+                _drawable(repr(text)), (rank, count), xytext=(-4, -6), textcoords="offset points", va="top",
+                ha="right" if rank > 1 else "left", color=INK, fontsize=9, parse_math=False,
+            )  # fmt: skip
+    quiet(axes, f"how often the n-th most frequent of {tokens['used']:,} tokens comes", "n", grid="both")
+
+
+def _draw_lengths(axes: "Axes", what: str, lengths: dict[str, Any]) -> None:
+    """A histogram; on a log axis where the lengths are far apart, as its bins are."""
+    from matplotlib.ticker import EngFormatter
+
+    counts, edges = lengths["histogram"]["counts"], np.array(lengths["histogram"]["edges"])
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=COLOURS[0], edgecolor="white", linewidth=0.6)
+    if edges[-1] > 10 * edges[0]:
+        logarithmic(axes, "x")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    empty = f", {lengths['counts'][0]:,} empty" if lengths["counts"][0] else ""
+    quiet(axes, f"{what} by length: mean {lengths['mean']:,.0f}, longest {lengths['longest']:,}{empty}", "characters")
+
+
+def _draw_characters(axes: "Axes", characters: dict[str, Any]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    names = [_drawable(repr(char) if char in " \n\t\r" else char) for char, _ in characters["top"]]
+    axes.bar(range(len(names)), [count for _, count in characters["top"]], width=0.8, color=COLOURS[0])
+    level = all(len(name) < 4 for name in names)
+    axes.set_xticks(range(len(names)), names, rotation=0 if level else 90, parse_math=False)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    quiet(axes, f"the most frequent of {characters['distinct']:,} characters")
+
+
+def _drawable(text: str) -> str:
+    """matplotlib's own font has Latin, Greek and Cyrillic; the rest, and what cannot be seen, is named by its code."""
+    seen = (char < "\u0530" and unicodedata.category(char)[0] not in "CM" for char in text)
+    return "".join(char if shown else f"U+{ord(char):04X}" for char, shown in zip(text, seen, strict=True))
+
+
+def draw_tokenizer(tokenizer: "Tokenizer", out: str | Path) -> Path:
+    """Draw a vocabulary: how many tokens are how long, in bytes, and what they are. Special tokens are left out.
+
+    Raises:
+        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+    """
+    out, figure = drawable(out), new_figure(7.5, 4.2)
+    axes, pieces = figure.subplots(), [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
+    pieces = [piece for piece in pieces if piece]
+    longest = min(LONG, max(map(len, pieces)))
+    below = np.zeros(longest)
+    for share, colour in SHARES.items():
+        lengths = [min(len(piece), longest) for piece in pieces if _share(piece) == share]
+        counts = np.bincount(lengths, minlength=longest + 1)[1:]
+        if counts.any():
+            axes.bar(range(1, longest + 1), counts, bottom=below, width=0.86, color=colour, label=share)
+        below += counts
+    over = max(map(len, pieces)) > LONG
+    ticks = range(1, longest + 1)
+    axes.set_xticks(ticks, [f"{length}+" if over and length == LONG else str(length) for length in ticks])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right")
+    mean = sum(map(len, pieces)) / len(pieces)
+    title = f"{len(pieces):,} {tokenizer.kind} tokens by length: mean {mean:.1f}, longest {max(map(len, pieces)):,}"
+    quiet(axes, title, "bytes")
+    return write_figure(figure, out)
+
+
+def _share(piece: bytes) -> str:
+    spaced, within, broken = SHARES
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return broken
+    return spaced if text[0].isspace() and len(text) > 1 else within
+
+
+def draw_tokenizers(rows: Sequence[dict[str, Any]], out: str | Path, text: str = "") -> Path:
+    """Draw bytes per token over the size of the vocabulary, a dot for each row of `minigpt tokenizer compare`.
+
+    Those of one kind are joined: what a larger vocabulary buys.
+
+    Args:
+        rows: with name, kind, vocab_size and bytes_per_token.
+        out: file to write, .png or .svg.
+        text: what was encoded, for the title.
+
+    Raises:
+        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+    """
+    out, figure = drawable(out), new_figure(7.5, 4.6)
+    axes = figure.subplots()
+    names = short_names([Path(row["name"].removesuffix("tokenizer.json")) for row in rows])
+    ordered = sorted(rows, key=lambda row: (row["kind"], row["vocab_size"]))
+    kinds = itertools.groupby(ordered, key=lambda row: row["kind"])
+    for (_, members), colour in zip(kinds, itertools.cycle(COLOURS), strict=False):
+        sizes, packed = zip(*((row["vocab_size"], row["bytes_per_token"]) for row in members), strict=True)
+        axes.plot(sizes, packed, color=colour, marker="o", markersize=7, linewidth=1.6, markeredgecolor="white")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    for name, row in zip(names, rows, strict=True):
+        axes.annotate(
+            f"{name}  {row['bytes_per_token']:.2f}", (row["vocab_size"], row["bytes_per_token"]), xytext=(8, -3),
+            textcoords="offset points", va="top", color=INK, fontsize=9, parse_math=False,
+        )  # fmt: skip
+    axes.margins(0.14)
+    quiet(axes, f"bytes per token{f' of {text}' if text else ''}", "size of the vocabulary", grid="both")
+    return write_figure(figure, out)
