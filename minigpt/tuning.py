@@ -77,7 +77,7 @@ def choose(
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type == "cpu":
         if not tried and step * passes * HOPED > COLD and runtime.can_compile():
-            say("trying torch.compile: half a minute the first time")
+            say("trying whether torch.compile is faster: half a minute the first time")
             timings.compiled = _time(shape, runtime, batch, [_worth_compiling(timings.eager)], compiled=True)
             timings.compiled_loss = _time_loss(shape, runtime, batch, compiled=True)
         if timings.compiled:
@@ -92,7 +92,8 @@ def choose(
         words.append(f"the loss {1e3 * timings.eager_loss:.0f} ms")
     if timings.compiled_loss:
         words.append(f"compiled {1e3 * timings.compiled_loss:.0f} ms")
-    return Choice(attention, on, f"a block, forward and backward: {', '.join(words)}")
+    taken = f"{attention}, compiled" if on else attention
+    return Choice(attention, on, f"timed here, forward and backward, a block: {', '.join(words)}. Taken: {taken}")
 
 
 def _worth_compiling(eager: dict[str, float]) -> str:

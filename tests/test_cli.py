@@ -196,8 +196,9 @@ def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path:
     assert tiny(load_config(None, odd)).model.vocab_size is None
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), "--tiny-run"]
-    assert main(argv) == 0
-    assert (tmp_path / "runs/cats-tiny/config.yaml").is_file()
+    assert main([*argv, "--train.max-steps", "20"]) == 0
+    made = load_config(tmp_path / "runs/cats-tiny/config.yaml")
+    assert (made.train.max_steps, made.train.eval_every) == (20, 50)  # a flag stands, the rest is shrunk
 
 
 # --- bad input: one line, the fix, exit code 2, nothing lost -------------------------------------------------------

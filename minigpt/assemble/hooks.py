@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,20 @@ class Screen(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         """Open the live line."""
-        self.first_step, self.started = trainer.state.step, time.perf_counter()
+        self.began: tuple[float, float] | None = None  # clock and progress after the first step, which may compile
         if self.console.is_terminal:
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
             self.live = Progress(*columns, console=self.console, transient=True)
             self.live.start()
             self.task = self.live.add_task("starting", total=1.0)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Start the clock of `eta`."""
+        self.began = self.began or (time.perf_counter(), trainer.progress)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Start it again."""
+        self.began = None
 
     def show(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Show one line of metrics."""
@@ -47,10 +56,10 @@ class Screen(Hook):
             (self.live.console if self.live else self.console).print(text, highlight=False)
             self.printed = now
 
-    def _eta(self, trainer: Trainer) -> float:
-        spent, share = time.perf_counter() - self.started, trainer.progress
-        done = share - trainer.budget.progress(self.first_step, 0.0)
-        return spent * (1 - share) / done if done > 0 and share < 1 else 0.0
+    def _eta(self, trainer: Trainer) -> float | None:
+        clock, progress = self.began or (0.0, 1.0)
+        done, left = trainer.progress - progress, max(0.0, 1 - trainer.progress)
+        return (time.perf_counter() - clock) * left / done if done > 0 else None
 
     def close(self) -> None:
         """Take the live line away."""
@@ -61,18 +70,21 @@ class Screen(Hook):
         """Say how it ended."""
         self.close()
         state = trainer.state
-        self.console.print(f"stopped at step {state.step} after {state.seconds:.1f} s: {state.stop_reason}")
+        whole = state.stop_reason == "budget used up"
+        how = "finished" if whole else f"stopped, {state.stop_reason}"
+        self.console.print(f"{how}: {state.step:,} steps in {timedelta(seconds=round(state.seconds))}")
 
 
-def describe(line: dict[str, Any], trainer: Trainer, eta: float) -> str:
-    """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12 %  eta 0:42."""
+def describe(line: dict[str, Any], trainer: Trainer, eta: float | None) -> str:
+    """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12%  eta 0:00:42."""
     total = trainer.budget.total_steps
     parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line.get('loss', math.nan):.4f}"]
     if "val_loss" in line:
         bits = f" ({line['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in line else ""
         parts.append(f"val {line['val_loss']:.4f}{bits}")
     parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
-    parts.append(f"eta {int(eta) // 60}:{int(eta) % 60:02d}")
+    if eta is not None:
+        parts.append(f"eta {timedelta(seconds=int(eta))}")
     return "  ".join(parts)
 
 

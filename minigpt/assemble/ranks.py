@@ -37,7 +37,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
         ParallelError: a rank that does not answer.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
-        console = Console(stderr=True, quiet=quiet)
+        console = Console(stderr=True, quiet=quiet, soft_wrap=True)
         if config.parallel.kind == "fsdp":
             console.print("parallel.kind: fsdp divides a model among processes, and this is one: no effect")
         yield ALONE, console
@@ -45,7 +45,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
     from minigpt.parallel import join
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    console = Console(stderr=True, quiet=quiet or rank > 0)
+    console = Console(stderr=True, quiet=quiet or rank > 0, soft_wrap=True)
     if problems := _problems(config, world, divisible):
         raise ConfigError(problems)
     device = _device(config.train.device)

@@ -130,6 +130,7 @@ def train(
     with joined(config, quiet) as (ranks, console):
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, teller(console))
         with planned(ranks, own) as plan:
+            console.print(f"{plan.path}: reading {config.data.source}", markup=False, highlight=False)
             tokenizer = ranks.share(lambda: _tokenizer(plan, config, console))
             config = resolve_vocabulary(config, tokenizer)
             check_vocabulary(tokenizer, config.model, plan.path)
@@ -179,7 +180,8 @@ def execute(
     """Start the run, or resume it where its last checkpoint is; write its directory. Raises as `train`."""
     saved = plan.saved
     if saved:
-        console.print(f"{plan.path}: {'finished' if plan.finished else 'unfinished'} at {saved.path.name}")
+        step = saved.state["train"]["step"]
+        console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
         check_same_text(plan.path, feed.sha256)
     trainer, config = build(config, plan.path, tokenizer, feed, console, saved.state if saved else {}, kind, ranks)
     if saved:
@@ -361,7 +363,8 @@ def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, config: RunConfi
 def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
     lines = read_lines(path / "metrics.jsonl")
     rows = epoch_table(lines)
-    console.print(render_epochs(rows))
+    if rows:
+        console.print(render_epochs(rows))
     if config.logging.csv:
         write_csv(path / "metrics.csv", lines)
     if config.logging.plots and lines:

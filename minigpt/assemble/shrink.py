@@ -1,13 +1,17 @@
 """A recipe shrunk, to see that it works."""
 
 import math
+from collections.abc import Iterable
 
 from minigpt.config import RunConfig, validate
 
 
-def tiny(config: RunConfig) -> RunConfig:
-    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run."""
-    tree = config.model_dump()
+def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
+    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run.
+
+    The settings `kept`, dotted paths, stay as they are: those that the person asked for.
+    """
+    tree, whole = config.model_dump(), config.model_dump()
     shape = tree["model"]
     heads = math.gcd(shape["num_heads"], 4)
     width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
@@ -30,4 +34,7 @@ def tiny(config: RunConfig) -> RunConfig:
     tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
     tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
     tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
+    for path in kept:
+        section, _, field = path.partition(".")
+        tree[section][field] = whole[section][field]
     return validate(tree)

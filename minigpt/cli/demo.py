@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from minigpt.cli.console import console, out, out_json, parse
 
-
 MOST_MINUTES = 3.0
 
 
@@ -14,7 +13,8 @@ class Demo:
 
     minigpt demo
 
-    A slow machine is given three minutes and takes fewer steps in them; --train.max-minutes 10 gives it more. The text is written by a small grammar whose exact entropy is known: the loss that no model can beat.
+    A slow machine is given three minutes and takes fewer steps in them; --train.max-minutes 10 gives it more. The text
+    is written by a small grammar whose exact entropy is known: the loss that no model can beat.
     """
 
     name: str = "demo"

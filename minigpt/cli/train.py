@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from minigpt.cli.console import config_from, out, out_json, parse, recipe_and_data, report_run
+from minigpt.cli.console import config_from, console, out, out_json, parse, recipe_and_data, report_run
 from minigpt.errors import UserError
 
 
@@ -20,7 +20,8 @@ class Train:
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 3e-3
 
-    The same command continues a run that was cut off. Ctrl-C saves and stops.
+    The same command continues a run that was cut off. Ctrl-C saves and stops. Most used: --train.max-minutes,
+    --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.
     """
 
     what: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -52,15 +53,19 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
+    if not args.what and "data.source" not in overrides:
+        console.print("no text is named, so it trains on the built-in stories; on yours: minigpt train my.txt")
     from minigpt.assemble import make_tokenizer, prepare_data, tiny, train
     from minigpt.assemble.directory import default_name
 
     name = args.name
     if args.tiny_run:  # under a name of its own: the real run comes after it
-        config = tiny(config)
+        config = tiny(config, kept=overrides)
         name = name or f"{default_name(config, recipe)}-tiny"
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
+        counts = {name: f"{split.count:,}" for name, split in prepared.splits.items()}
+        console.print(f"{counts['train']} tokens to train on, {counts['val']} to validate", highlight=False)
         out(str(prepared.directory))
         return 0
     run = train(config, name=name, resume=args.resume, recipe=recipe)
