@@ -25,7 +25,7 @@ from minigpt.sampling import NO_RULES, adjust, draw, probabilities
 from minigpt.search import ModelDrafter, beam_search, speculate
 from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET, quiet
 
-torch.set_num_threads(1)  # sums in one order, so that all machines see the same; at this size not slower
+torch.set_num_threads(1)  # the same sums however many cores there are; at this size not slower
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 
 # %% [markdown]
@@ -192,6 +192,7 @@ with tempfile.TemporaryDirectory() as folder:
             "model.embed_dim": 64,
             "model.num_layers": 2,
             "model.max_seq_len": 64,
+            "model.attention": "sdpa",  # not the faster one here, which may be another at the next run
             "train.max_steps": 300,
             "train.batch_size": 12,
             "train.eval_every": 300,
