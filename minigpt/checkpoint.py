@@ -120,8 +120,8 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
 def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
     manifest = _read_manifest(directory)
-    others = ", ".join(other.name for other in steps(directory.parent)[-3:] if other != directory)
-    hint = f"use another checkpoint of the run (minigpt train goes on from it by itself): {others or 'none'}"
+    others = [str(other) for other in steps(directory.parent) if other != directory]
+    hint = f"use another checkpoint of the run (minigpt train goes on by itself): {(others or ['none'])[-1]}"
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():

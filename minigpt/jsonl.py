@@ -21,11 +21,14 @@ def run_folder(path: Path, holding: str = "config.yaml") -> Path:
 def no_such_run(path: Path) -> RunError:
     """The error for a run that is not there: it names the nearest beside it or in runs/, or where none was found."""
     for folder in dict.fromkeys((path.parent, Path("runs"))):
-        names = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
-        if close := difflib.get_close_matches(path.name, names, n=1):
-            return RunError(f"no such run: {path}; did you mean {folder / close[0]}?")
-        if names:
-            return RunError(f"no such run: {path}; {folder.absolute()} holds {', '.join(names)}")
+        files = [*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")]
+        found = {file.parent.name: file.parent for file in sorted(files)}
+        if close := difflib.get_close_matches(path.name, found, n=1):
+            return RunError(f"no such run: {path}; did you mean {found[close[0]]}?")
+        if found:
+            names = [run.relative_to(folder).as_posix() for run in found.values()]
+            more = ", ..." if len(names) > 9 else ""
+            return RunError(f"no such run: {path}; {folder.absolute()} holds {', '.join(names[:9])}{more}")
     where = path.parent.absolute()
     return RunError(f"no such run: {path}; no runs in {where}; cd to where you trained, or give the path")
 

@@ -138,7 +138,7 @@ def test_a_run_a_recipe_and_a_checkpoint_are_taken(capsys: pytest.CaptureFixture
     written = json.loads(out)["model"]
     assert code == 0 and [written[k] for k in ("vocab_size", "embed_dim")] == [len(vocabulary), 32]
     code, _, err = run(capsys, "generate", tmp_path / "run", "--model.num-layers", "3")
-    assert code == 2 and "model.num_layers" in err and len(err.splitlines()) == 1
+    assert code == 2 and "--model.num-layers: " in err and len(err.splitlines()) == 1
     code, out, _ = run(capsys, "generate", tmp_path / "run", "--precision", "int8", "--rounds", 1, "--json")
     (side,) = json.loads(out)["sides"]
     assert code == 0 and (side["name"], side["precision"]) == ("minigpt int8", "int8")
@@ -160,7 +160,7 @@ def test_a_run_a_recipe_and_a_checkpoint_are_taken(capsys: pytest.CaptureFixture
         (["train", "--vs", "nanogpt"], "nanogpt"),
         (["train", "shakespear-char"], "did you mean shakespeare-char?"),
         (["train", "--profile", "trace.txt"], ".json or .json.gz"),
-        (["train", "--train.batch-size", "0"], "train.batch_size"),
+        (["train", "--train.batch-size", "0"], "--train.batch-size: "),
         (["generate", "--prompt-tokens", "200"], "context of 128"),
         (["generate", "--new-tokens", "1"], "give 2 or more"),
         (["generate", "--precision", "fp8"], "fp8"),

@@ -197,12 +197,12 @@ def test_what_the_person_sets_stands_and_the_rest_is_chosen_around_it():
     ("flags", "parts"),
     [
         (["--budget", "10"], ["'10' is no budget", "10m"]),
-        (["--budget", "10m", "--train.max-steps", "50"], ["train.max_steps", "one of the two"]),
-        (["--budget", "10m", "--train.max-minutes", "1"], ["train.max_minutes", "one of the two"]),
+        (["--budget", "10m", "--train.max-steps", "50"], ["--train.max-steps: ", "one of the two"]),
+        (["--budget", "10m", "--train.max-minutes", "1"], ["--train.max-minutes: ", "one of the two"]),
         (["--budget", "10m", "--resume"], ["--resume", "--budget"]),
         (["--budget", "10m", "--tiny-run"], ["--tiny-run", "--budget"]),
         (["--dry-run"], ["--dry-run", "--budget"]),
-        (["--budget", "10m", "--model.embed-dim", "x"], ["model.embed_dim"]),
+        (["--budget", "10m", "--model.embed-dim", "x"], ["--model.embed-dim: "]),
     ],
 )
 def test_mistakes_end_in_one_line(flags: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]):

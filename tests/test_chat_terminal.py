@@ -241,7 +241,7 @@ def test_a_pipe_goes_on_after_a_mistake_and_says_so_at_the_end(run: Path, tmp_pa
     assert pipe(monkeypatch, tmp_path, lines, [str(run), "--max-new-tokens", "20", "--stop-at-eos", "False"]) == 2
     captured = capsys.readouterr()
     assert [line.split(";")[0] for line in captured.err.splitlines()] == [
-        "minigpt: top_k: input should be a valid integer, unable to parse string as an integer, not 'many'",
+        "minigpt: top_k: input should be a valid integer, not 'many'",
         "minigpt: no such command: /stop",
     ]
     assert captured.out.startswith("top_k 4\n") and captured.out.endswith("saved x.json y\n")
@@ -255,6 +255,11 @@ def test_a_preset_a_full_context_and_the_flags_go_together(run: Path, tmp_path: 
     captured = capsys.readouterr()
     assert "\ntop_k 2: " in captured.out and "\ntemperature 1.5: " in captured.out
     assert captured.err.count("the context of 64 tokens is full") == 1
+
+
+def test_a_character_that_the_model_never_saw_is_told(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert pipe(monkeypatch, tmp_path, "the ☃ cat\n/set top_k 3\nthe cat\n".encode(), [str(run)]) == 0
+    assert capsys.readouterr().err.count("1 character that the model never saw: ☃\n") == 1
 
 
 @pytest.mark.parametrize(

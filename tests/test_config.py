@@ -32,6 +32,9 @@ def test_all_mistakes_come_at_once_each_with_path_and_nearest_name() -> None:
     assert "train.bathc_size: no such setting; did you mean batch_size?" in text
     assert "model.norm: 'rmsnrm' is not a choice; did you mean rmsnorm?" in text
     assert "modle: no such setting; did you mean model?" in text
+    elsewhere = "train.learning_rate: no such setting; did you mean optimizer.learning_rate?"
+    assert problems({"train.learning_rate": 1}) == [elsewhere]
+    assert problems({"train.max_minutes": "3m"}) == ["train.max_minutes: give minutes as a number, not '3m'"]
     assert "optimizer.learning_rate: input should be a valid number" in text
     assert "train.max_steps: input should be greater than 0, not 0" in text
     assert "schedule.warmup_steps: input should be greater than or equal to 0, not -1" in text

@@ -298,7 +298,7 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("finetune", "a", "b", "c"): "c: one base, one data source",
         ("finetune", "--merge", "x"): "belong together",
         ("finetune", str(tmp_path / "no"), str(data)): "no such run",
-        ("finetune", str(base), str(data), "--lora.rnk", "3"): "lora.rnk: no such setting; did you mean rank",
+        ("finetune", str(base), str(data), "--lora.rnk", "3"): "--lora.rnk: no such setting; did you mean --lora.rank",
         ("train", str(data), "--layer-decay", "0.5"): "no such option: --layer-decay",
     }.items():
         assert main(list(argv)) == 2

@@ -78,7 +78,7 @@ def test_settings_are_saved_under_a_name_and_flags_go_before_them(run: str, tmp_
     fails(capsys, ["generate", run, "--prompt", "the", "--preset", "bald"], "no preset bald", "did you mean bold?")
     (tmp_path / "settings/generation.yaml").write_text("bold: 3\n")
     fails(capsys, ["generate", run, "--prompt", "the", "--preset", "bold"], "must map names to settings")
-    fails(capsys, ["generate", run, "--prompt", "a", "--save-preset", "x", "--top-p", "2"], "generation.top_p")
+    fails(capsys, ["generate", run, "--prompt", "a", "--save-preset", "x", "--top-p", "2"], "--top-p: input should be")
 
 
 def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
@@ -95,13 +95,17 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--stop-regex", "("], "generation.stop_regex: '(' is not a regular expression"),
-        (["--num-beams", "0"], "generation.num_beams"),
-        (["--top-k", "-1"], "generation.top_k"),
-        (["--max-seconds", "0"], "generation.max_seconds"),
+        (["--stop-regex", "("], "--stop-regex: '(' is not a regular expression"),
+        (["--num-beams", "0"], "--num-beams: input should be"),
+        (["--top-k", "-1"], "--top-k: input should be"),
+        (["--max-seconds", "0"], "--max-seconds: input should be"),
         (["--num-beams", "4", "--best-of", "2"], "exclude each other"),
         (["--prompts", "x.txt", "--prompt", "a"], "--prompt, --prompt-file, --prompts exclude each other"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read (No such file or directory); give"),
+        (["--prompt-file", "no.txt"], "no.txt: cannot be read (No such file or directory); give"),
+        (["--precision", "fp3"], "--precision: choose fp32, bf16, int8, int4 or auto, not fp3"),
+        (["--seed"], "--seed: needs a value; write --seed VALUE"),
+        (["Far away,", "there"], 'no such argument: Far away, there; write --prompt "Far away, there"'),
         (["--presence-penalty", "x"], "--presence-penalty: give a number, not 'x'"),
         (["--logit-bias", "zz"], "--logit-bias: give texts, each with a number, not 'zz'"),
         (["--num-beams", "1.5"], "--num-beams: give a whole number, not '1.5'"),
@@ -112,3 +116,51 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
 )  # fmt: skip
 def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], words: str) -> None:
     fails(capsys, ["generate", run, *flags], words)
+
+
+def test_of_a_long_prompt_the_last_part_is_read_and_that_is_told(run: str, tmp_path: Path, capsys) -> None:
+    """The same text follows as after those 32 tokens alone."""
+    long = "the cat sat on a mat and saw the dog who ran to the red barn"
+    flags = ["--max-new-tokens", "40", "--seed", "5"]
+    expected = answer(capsys, run, "--prompt", long[-32:], *flags)["samples"]
+    assert "tokens" not in capsys.readouterr().err
+    assert main(["generate", run, "--prompt", long, *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == long + expected[0] + "\n"
+    told = f"the prompt has {len(long)} tokens; the last 32 are read, the model's context\n"
+    assert captured.err == told
+    (tmp_path / "many.txt").write_text(f"{long}\nthe cat\n{long} by\n")
+    assert main(["generate", run, "--prompts", str(tmp_path / "many.txt"), "--batch-size", "1", *flags]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[0])["samples"][0]["text"] == expected[0]
+    assert captured.err == told.replace(f"the prompt has {len(long)}", f"2 of 3 prompts have up to {len(long) + 3}")
+
+
+def test_characters_that_the_model_never_saw_are_told_once(run: str, tmp_path: Path, capsys) -> None:
+    flags = ["--max-new-tokens", "3"]
+    assert main(["generate", run, "--prompt", "the ☃ cat 😀 ☃", *flags]) == 0
+    assert capsys.readouterr().err == "2 characters that the model never saw: ☃ 😀\n"
+    (tmp_path / "many.txt").write_text("the ☃\nthe cat\nthe \t☃\n")
+    assert main(["generate", run, "--prompts", str(tmp_path / "many.txt"), "--batch-size", "1", *flags]) == 0
+    assert capsys.readouterr().err == "2 characters that the model never saw: ☃ '\\t'\n"
+    assert main(["generate", run, "--prompt", "the cat", *flags]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["chat"], "minigpt: name a run, for example: minigpt chat runs/my"),
+        (["eval"], "minigpt: name a run, for example: minigpt eval runs/my"),
+        (["runs", "diff", "a"], "minigpt: name two runs, for example: minigpt runs diff runs/my runs/my-2"),
+        (["model"], "minigpt: name ACTION, for example: minigpt model inspect"),
+        (["quantize", "x", "--bits", "5"], "minigpt: --bits: choose 8 or 4, not 5"),
+        (["data", "foo"], "minigpt: ACTION: choose inspect or questions, not foo"),
+        (["eval", "x", "y"], "minigpt: y: one word too many; quote a path with spaces"),
+        (["eval", __file__], "is a file; a run is a directory, for example: minigpt eval runs/my"),
+        (["explain", __file__], "is a file; a run is a directory, for example: minigpt explain runs/my"),
+    ],
+    ids=str,
+)
+def test_a_missing_or_wrong_word_is_answered_with_an_example(capsys, argv: list[str], words: str) -> None:
+    fails(capsys, argv, words)

@@ -56,7 +56,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
 ) -> None:
     steps, before = run / "checkpoints", (run / "checkpoints/step-00000012/model.safetensors").read_bytes()
     spoil(steps / "step-00000012/optimizer.safetensors")
-    fails(capsys, ["eval", str(run)], "optimizer.safetensors: damaged", "step-00000008")
+    said = fails(capsys, ["eval", str(run)], "optimizer.safetensors: damaged")
+    assert said.endswith(f": {steps / 'step-00000008'}"), "a path to paste"
     assert again(run) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert (

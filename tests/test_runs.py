@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
 import subprocess
@@ -126,7 +127,36 @@ def test_show_has_what_is_on_the_disk(runs: Path, tmp_path: Path, capsys) -> Non
         "sample of step 4",
     ):
         assert part in shown
-    fails(capsys, ["runs", "show", str(runs / "wid")], "no such run", "did you mean wide?")
+    fails(capsys, ["runs", "show", str(runs / "wid")], "no such run", f"did you mean {runs / 'wide'}?")
+
+
+def test_a_damaged_run_is_listed_and_shown(runs: Path, tmp_path: Path, capsys) -> None:
+    """Cut at every place that is read differently: no header's length, half a header, half the numbers."""
+    shutil.copytree(runs / "a-1", tmp_path / "bad")
+    step = tmp_path / "bad/checkpoints/step-00000004"
+    for name, size in (("model", -9), ("model", 40), ("model", 3), ("state", 9)):
+        (file,) = step.glob(f"{name}.*")
+        os.truncate(file, size % file.stat().st_size)
+        (row,) = read(capsys, "list", "--runs-dir", str(tmp_path))["runs"]
+        assert row["name"] == "bad" and row["parameters"] is None and row["steps"] == 4
+        assert read(capsys, "show", str(tmp_path / "bad"))["parameters"] is None
+    assert main(["runs", "list", "--runs-dir", str(tmp_path)]) == 0
+    assert " - " in capsys.readouterr().out
+    assert main(["runs", "show", str(tmp_path / "bad")]) == 0
+
+
+def test_a_bare_name_is_a_run_in_runs_unless_it_is_there(runs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(runs.parent)
+    assert read(capsys, "show", "wide")["path"] == str(Path("runs/wide"))
+    assert read(capsys, "diff", "group/inner", "wide") == read(capsys, "diff", "runs/group/inner", "runs/wide")
+    fails(capsys, ["runs", "show", "wid"], f"did you mean {Path('runs/wide')}?")
+    fails(capsys, ["generate", "qqqqq"], f"no such run: qqqqq; {runs.parent} holds runs/a-1, runs/a-2, runs/bytes, ")
+    fails(capsys, ["generate", "runs/iner"], f"did you mean {Path('runs/group/inner')}?")
+    fails(capsys, ["runs", "show", "cats.txt"], "cats.txt is a file; a run is a directory", "minigpt runs show runs/my")
+    shutil.copytree(runs / "bytes", tmp_path / "wide")
+    monkeypatch.chdir(tmp_path)
+    assert read(capsys, "show", "wide")["settings"]["tokenizer.kind"] == "byte", "a path goes before a name"
+    fails(capsys, ["runs", "show", "no/my"], f"no runs in {tmp_path / 'no'}; cd to where you trained, or give the path")
 
 
 def test_the_fewest_settings_make_the_same_config() -> None:

@@ -114,7 +114,7 @@ def test_compare_counts_what_each_tokenizer_makes_of_the_same_text(
         (["train"], "name a source"),
         (["train", "FILE", "--vocab-size", "100"], "vocab_size 100 is too small"),
         (["train", "FILE", "--vocab-size", "0"], "greater than 0"),
-        (["train", "FILE", "--train.max-steps", "3"], "train.max_steps: not a setting"),
+        (["train", "FILE", "--train.max-steps", "3"], "--train.max-steps: not a setting"),
         (["train", "no-such-file.txt"], "no-such-file.txt"),
         (["inspect", "nowhere"], "no such tokenizer: nowhere"),
         (["compare", "byte"], "two tokenizers or more"),

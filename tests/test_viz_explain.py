@@ -72,7 +72,9 @@ def test_the_object_holds_what_was_recorded(run, capsys):
 
 def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
     assert main(["explain", str(run), "--prompt", PROMPT, "--device", "cpu"]) == 0
-    path = Path(capsys.readouterr().out.strip())
+    told = capsys.readouterr()
+    path = Path(told.out.strip())
+    assert told.err.strip() == f"open it in a browser: {path.resolve().as_uri()}"
     assert path == run / "plots" / "explain.html"
     page = path.read_text(encoding="utf-8")
     outside = set(re.findall(r"""(?:https?:)?//[\w.]+|(?:src|href|url)\s*[=(]\s*[^\s#]+""", page))
@@ -189,7 +191,7 @@ def test_a_timeline_goes_through_the_kept_checkpoints(tmp_path, capsys):
         assert step["loss"] == pytest.approx(recording.loss.mean(), rel=1e-5)
         np.testing.assert_allclose(step["pattern"][1][0], recording.attention[1, 0, -1], atol=1e-4)
     assert main(["explain", str(run), "--over", "training", "--prompt", PROMPT, "--device", "cpu"]) == 0
-    assert "·cat" in capsys.readouterr().out
+    assert "␣cat" in capsys.readouterr().out
     with pytest.raises(RunError, match="no checkpoints"):
         timeline(tmp_path, loaded.tokenizer, ids)
 
@@ -212,9 +214,25 @@ def test_a_runs_own_data_is_surveyed_as_numbers_and_as_tables(tmp_path, capsys):
     assert f"{found['loss']:.4f}" in shown and f"{found['surprising'][0]['loss']:.2f}" in shown
 
 
+def test_the_last_part_of_a_long_prompt_is_read_and_what_is_not_is_told(run, capsys):
+    argv = ["explain", str(run), "--json", "--device", "cpu", "--prompt"]
+    assert main([*argv, "the cat" + " sat" * 20 + "Ω"]) == 0
+    told = capsys.readouterr()
+    assert "".join(json.loads(told.out)["texts"][:-1]) == ("the cat" + " sat" * 20)[-63:]
+    assert "88 tokens; the last 64 are read, the model's context" in told.err and "never saw: Ω" in told.err
+
+
+def test_the_walk_is_not_broken_where_no_terminal_is(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["explain", str(run), "--prompt", "the cat", "--step-by-step", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "␣ is a space" in lines[1]
+    made = [line for line in lines if re.match(r"x +x \+ out +\[\d+\]", line)]
+    assert len(made) == 4 and all(re.search(r"… length=[\d.]+$", line) for line in made), "two in each of two blocks"
+
+
 def test_the_commands_mistakes_are_user_errors(run, capsys):
     fails(capsys, ["explain", str(run), "--prompt", ""], "empty")
-    fails(capsys, ["explain", str(run), "--prompt", "a" * 65], "65 tokens")
     fails(capsys, ["explain", str(run), "--png", "a.jpg"], "--png a.jpg", ".png")
     fails(capsys, ["explain", str(run), "--json", "--step-by-step"], "--json", "--step-by-step")
     fails(capsys, ["explain", str(run), "--over", "data", "--step-by-step"], "--step-by-step")

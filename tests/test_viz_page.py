@@ -76,19 +76,19 @@ def test_the_text_is_shown_as_it_is(page):
 def test_the_token_is_chosen_by_click_slider_buttons_and_arrow_keys(page, explanation):
     where = page.locator("#where")
     page.locator("#tokens > span").nth(7).click()
-    assert where.inner_text().startswith("token 7 of")
+    assert where.inner_text().startswith(f"token 7 (first 0, last {len(TEXT) - 1}): ␣")
     before = [page.locator(each).inner_html() for each in ("#next", "#detail", "#stream", "#lens-detail")]
     page.keyboard.press("ArrowRight")
-    assert where.inner_text().startswith("token 8 of")
+    assert where.inner_text().startswith("token 8 (")
     page.locator("#later").click()
     page.locator("#position").press("ArrowRight")
-    assert where.inner_text().startswith("token 10 of")
+    assert where.inner_text().startswith("token 10 (")
     page.keyboard.press("End")
-    assert where.inner_text().startswith(f"token {len(TEXT) - 1} of")
+    assert where.inner_text().startswith(f"token {len(TEXT) - 1} (")
     after = [page.locator(each).inner_html() for each in ("#next", "#detail", "#stream", "#lens-detail")]
     assert all(old != new for old, new in zip(before, after, strict=True))
     best = explanation["vocabulary"][explanation["lens"]["ids"][-1][-1][0]]
-    assert page.locator("#next .next .token").first.inner_text() == best.replace(" ", "·").replace("\n", "↵")
+    assert page.locator("#next .next .token").first.inner_text() == best.replace(" ", "␣").replace("\n", "↵")
 
 
 def test_the_surprise_that_is_drawn_is_the_one_recorded(page, explanation):
@@ -111,16 +111,16 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
     assert title.inner_text().startswith("Layer 2, head 1")
     page.keyboard.press("ArrowLeft")
     assert title.inner_text().startswith("Layer 2, head 0")
-    box = page.locator(".matrix").bounding_box()
+    box = page.locator(".matrix canvas").bounding_box()
     step = box["width"] / len(TEXT)
     page.mouse.move(box["x"] + 3.5 * step, box["y"] + 30.5 * step)  # row 30, column 3
     weight = explanation["attention"][2][0][30][3]
     told = page.locator(".readout").inner_text()
-    assert "at 30 gives" in told and told.endswith("at 3")
+    assert told == f"Token 30 ␣ gives {told.split('gives ')[1].split(' of')[0]} of its attention to token 3 ␣"
     shown = told.split("gives ")[1].split(" %")[0].lstrip("<")
     assert float(shown) == pytest.approx(100 * weight, abs=0.7), "rounded to a percent, from 256 steps"
     page.mouse.click(box["x"] + 3.5 * step, box["y"] + 30.5 * step)
-    assert page.locator("#where").inner_text().startswith("token 30 of")
+    assert page.locator("#where").inner_text().startswith("token 30 (")
 
 
 def test_light_and_dark_by_the_system_and_by_the_button(page):
@@ -179,6 +179,39 @@ def test_nothing_is_wider_than_the_screen(page, width: int):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [420, 1280])
+def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(200)
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll("svg")].flatMap((svg) => {
+          const scale = svg.getBoundingClientRect().width / Number(svg.getAttribute("width"));
+          return [...svg.querySelectorAll("text")].map((text) => scale * parseFloat(getComputedStyle(text).fontSize));
+        })"""
+    )
+    names = page.locator(".matrix svg .name").all_inner_texts()
+    print(f"{width} px: {len(sizes)} labels of {min(sizes):.0f} px or more, {len(names)} at the matrix")
+    assert min(sizes) >= 11 - 1e-6
+    assert len(names) == 2 * len(TEXT), "each token at both sides"
+    cut = {}
+    for box in ("#lens", "#loss-chart", "#stream"):
+        cut[box] = page.locator(box).evaluate("(box) => box.scrollWidth > box.clientWidth + 2")
+        hint = page.locator(box).evaluate("(box) => getComputedStyle(box, '::after').content")
+        assert cut[box] == ("scroll" in hint) == (page.locator(box).get_attribute("tabindex") == "0")
+    assert cut["#loss-chart"] == (width == 420) and not cut["#stream"]
+    page.locator("#position").press("End")
+    assert page.locator("#loss-chart").evaluate("(box) => box.scrollWidth - box.clientWidth - box.scrollLeft") < 60
+
+
+def test_every_sign_is_explained(page):
+    assert "␣ is a space" in page.locator(".signs").inner_text()
+    page.locator("header summary").focus()
+    page.keyboard.press("Enter")
+    assert "1 nat = 1.44 bits" in page.locator("header details").inner_text()
+    assert page.locator(".lead .symbols").count() == 6
+    assert page.locator("#tied").is_visible(), "this model reads and writes with one table"
+
+
 def test_a_text_of_one_token_and_a_model_of_one_head_are_drawn(browser, tmp_path):
     tokenizer = ByteTokenizer()
     model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, embed_dim=16, num_heads=1, num_layers=1), seed=2)
@@ -190,5 +223,9 @@ def test_a_text_of_one_token_and_a_model_of_one_head_are_drawn(browser, tmp_path
     opened.goto(file.as_uri())
     assert opened.locator("#next .next .token").count() == 10
     assert opened.locator("#stream svg").count() == 1
+    assert opened.locator("#kinds > p").inner_text().startswith("No head has one of these kinds yet")
+    assert not opened.locator("#kinds table").first.is_visible(), "folded"
+    opened.locator("#kinds summary").click()
+    assert opened.locator("#kinds table").first.is_visible()
     opened.close()
     assert wrong == []

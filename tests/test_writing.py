@@ -226,3 +226,19 @@ def test_a_beam_that_ends_at_once_is_an_empty_text_not_none_at_all() -> None:
     found = complete(model(), ["abc"], LETTERS, temperature=0.0, num_beams=2, logit_bias=now)[0]
     assert [(one.text, one.reason) for one in found] == [("", "eos")]
     assert generate_text(model(), "abc", LETTERS, temperature=0.0, num_beams=2, logit_bias=now) == ""
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"prompt_lookup": 3}, {"penalty_alpha": 0.6}], ids=str)
+def test_a_prompt_longer_than_the_context_is_read_by_its_last_part(search) -> None:
+    """With every search, beside a shorter prompt, and as ids: as the last part alone, and one warning."""
+    gpt = model()
+    limit = gpt.config.max_seq_len
+    long = ("hello abc the cat sat " * limit)[: limit + 5]
+    settings = {"temperature": 0.0, "max_new_tokens": 20, "top_k": 4, **search}
+    expected = texts(gpt, [long[-limit:], "abc"], **settings)
+    cut = f"{limit + 5} tokens; the last {limit} are read, the model's context$"
+    with pytest.warns(UserWarning, match=f"1 of 2 prompts have up to {cut}") as told:
+        assert texts(gpt, [long, "abc"], **settings) == expected
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match=f"^the prompt has {cut}"):
+        assert complete(gpt, [LETTERS.encode(long)], LETTERS, **settings)[0][0].text == expected[0][0]

@@ -55,7 +55,7 @@ def plan_run(
         RunError: the run is there with other settings, or another process trains it, or `resume` finds none.
     """
     path = pick_run(config, name, default_name, resume)
-    first = path.with_name(name or default_name)
+    first = Path(config.logging.runs_dir) / (name or default_name)
     if path != first:
         others = compare(load_config(first / "config.yaml"), config, strict=True)
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

@@ -8,10 +8,10 @@ from minigpt import checkpoint, tokenizers
 from minigpt.assemble.data import prepare_data
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
-from minigpt.errors import CheckpointError, DataError, RunError
+from minigpt.errors import CheckpointError, DataError
 from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
 from minigpt.finetune.records import holds_records
-from minigpt.jsonl import run_folder
+from minigpt.jsonl import no_such_run, run_folder
 from minigpt.model import GPT
 from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime
@@ -55,9 +55,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     """
     path = Path(path)
     if not path.exists():
-        near = sorted(entry.parent.name for entry in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
-        hint = f"{path.parent} holds {', '.join(near)}" if near else "train one first: minigpt train my.txt"
-        raise RunError(f"no such run: {path}; {hint}")
+        raise no_such_run(path)
     runtime = make_runtime(device, precision)
     if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
         model = GPT.from_pretrained(path, str(runtime.device))

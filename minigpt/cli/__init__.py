@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 import time
+import warnings
+from typing import Any
 
 from minigpt.errors import ConfigError, MiniGPTError, UserError, nearest
 
@@ -44,6 +46,11 @@ def usage() -> str:
     )
 
 
+def _tell(message: Any, *place: Any, **more: Any) -> None:
+    """A warning as one line, without the place in the program."""
+    print(message, file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -61,13 +68,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS)}")
-        return importlib.import_module(f"minigpt.cli.{argv[0]}").main(argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            return importlib.import_module(f"minigpt.cli.{argv[0]}").main(argv[1:])
     except MiniGPTError as error:
         if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, the first tells it
             time.sleep(30)  # torchrun ends all as soon as one has ended
             return error.exit_code
+        from minigpt.cli.console import as_typed
+
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            print(f"minigpt: {line}", file=sys.stderr)
+            print(f"minigpt: {as_typed(line, argv)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

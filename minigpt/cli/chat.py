@@ -131,11 +131,14 @@ def _spelling(run: Any) -> Any:
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
     """Until there are no more lines. A mistake is one line, and nothing is lost; 2 if a program made one."""
     from minigpt.chat import Reply
+    from minigpt.writing.prompts import tell_unknown
 
-    code, cut = 0, False
+    code, cut, tokenizer = 0, False, commands.session.tokenizer
     while (line := lines.read()) is not None:
         reply = Reply()
         try:
+            if not line.startswith("/") and (told := tell_unknown(commands.session.clean(line), tokenizer)):
+                _note(told)
             reply = commands.take(line)
             if reply.text:
                 out(_harmless(reply.text) if interactive else reply.text)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minigpt.assemble import TrainedRun
 
 Args = TypeVar("Args")
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 
 
 def out(text: str) -> None:
@@ -69,23 +69,77 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise UserError(f"{_plainly(messages.getvalue())}; see minigpt {command} --help") from None
-    return parsed, overrides
+        raise UserError(_plainly(messages.getvalue(), kind, command, rest)) from None
+    runs = {name: getattr(parsed, name) for name in _RUNS if hasattr(parsed, name)}
+    found: dict[str, Any] = {
+        name: tuple(as_run(word, command) for word in given) if isinstance(given, tuple) else as_run(given, command)
+        for name, given in runs.items()
+        if given is not None
+    }
+    return dataclasses.replace(parsed, **found), overrides
+
+
+_RUNS = ("run", "runs", "one", "two", "draft")
+"""Arguments that name runs."""
+
+
+def as_run(word: str, command: str) -> str:
+    """The path of a run: my -> runs/my where only that is there. Raises UserError for a file that is none."""
+    path = Path(word)
+    if path.is_file() and path.name not in ("best", "last"):
+        raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
+    inside = Path("runs", word)
+    return str(inside) if inside.exists() and not path.exists() else word
 
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "{[STR FLOAT [STR FLOAT ...]]}": "texts, each with a number"}
 
 
-def _plainly(box: str) -> str:
+def _plainly(box: str, kind: Any, command: str, argv: list[str]) -> str:
     """tyro's box of complaints as one line: "--num-beams: give a whole number, not 'x'"."""
+    see = f"; see minigpt {command} --help"
     words = re.sub(r"[│╭╮╰╯─]+|-{9,}", " ", box)
     words = re.sub(r"Argument helptext.*|For full helptext.*", "", words, flags=re.S)
     words = re.sub(r"\s+", " ", words).removeprefix(" Value error ").strip()
     wrong = re.search(r"Error parsing (--\S+): no type matching {None}\|(.+?) could be .*? from \[(.*?)\]", words)
     if wrong:
-        flag, kind, given = wrong.groups()
-        return f"{flag}: give {_KINDS.get(kind, kind)}, not {given}"
-    return re.sub(r"^(Missing argument|Unrecognized options) (?=\1|Missing)", "", words)
+        flag, wanted, given = wrong.groups()
+        return f"{flag}: give {_KINDS.get(wanted, wanted)}, not {given}{see}"
+    if wrong := re.search(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?)\)", words):
+        given, name, choices = wrong.groups()
+        choices = re.sub(r", ([^,]+)$", r" or \1", choices.replace("'", ""))
+        return f"{name if name[0] == '-' else name.upper()}: choose {choices}, not {given}{see}"
+    if wrong := re.search(r"Missing value for argument '(\S+)'", words):
+        return f"{wrong[1]}: needs a value; write {wrong[1]} VALUE"
+    if wrong := re.search(rf"Missing from minigpt {command}: (\w+)", words):
+        wanted = {"RUN": "a run", "ONE": "two runs", "TWO": "two runs"}.get(wrong[1], wrong[1])
+        example = re.search(rf"^ *(minigpt {command} .*)", kind.__doc__ or "", flags=re.M)
+        return f"name {wanted}, for example: {example[1]}" if example else f"name {wanted}{see}"
+    if wrong := re.search(r"Unrecognized options: (.*)", words):
+        spans = (argv[first:end] for first in range(len(argv)) for end in range(first + 1, len(argv) + 1))
+        text = next((" ".join(span) for span in spans if ", ".join(span).split() == wrong[1].split()), wrong[1])
+        if any(field.name == "prompt" for field in dataclasses.fields(kind)):
+            return f'no such argument: {text}; write --prompt "{text}"'
+        return f"{text}: one word too many; quote a path with spaces{see}"
+    return words + see
+
+
+def as_typed(problem: str, argv: list[str]) -> str:
+    """A config mistake as it was typed: "train.max_minuts: ..." is "--train.max-minuts: ..." where argv has that."""
+    head = re.match(r"(\w+)\.(\w+): ", problem)
+    typed = {word.partition("=")[0].replace("_", "-") for word in argv}
+    flags = [f"--{name}".replace("_", "-") for name in (f"{head[1]}.{head[2]}", head[2])] if head else []
+    if not head or not (flag := next((flag for flag in flags if flag in typed), None)):
+        return problem
+    rest = problem[head.end() :]
+    if near := re.search(r"no such setting; did you mean (?:(\w+)\.)?(\w+)\?", rest):
+        rest = f"no such setting; did you mean --{near[1] or head[1]}.{near[2].replace('_', '-')}?"
+    return f"{flag}: {rest}"
+
+
+def unreadable(file: str, error: Exception) -> UserError:
+    """The error for a text file that the command cannot read."""
+    return UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error}); give a UTF-8 text file")
 
 
 def _sections(command: str) -> dict[str, Any]:
@@ -124,7 +178,8 @@ def recipe_and_data(words: tuple[str, ...] | list[str]) -> tuple[str | None, str
     for word in words:
         is_recipe = word.endswith((".yaml", ".yml")) or (word in recipes() and not Path(word).exists())
         if (is_recipe and recipe) or (not is_recipe and data):
-            raise UserError(f"{word}: one {'recipe' if is_recipe else 'data source'} is enough; quote a glob")
+            what = "recipe" if is_recipe else "data source"
+            raise UserError(f"{word}: one {what} is enough; quote a glob or a path with spaces; put files in a folder")
         recipe, data = (word, data) if is_recipe else (recipe, word)
     return recipe, data
 
@@ -156,7 +211,15 @@ def report_run(run: "TrainedRun", json: bool) -> int:
         )
     else:
         out(str(run.path))
-    if state.stop_reason.startswith("interrupted"):
+    stopped = state.stop_reason.startswith("interrupted")
+    if not json and not stopped:
+        prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
+        console.print(
+            f'Next: minigpt generate {run.path} --prompt "{prompt}"\n'
+            f"      minigpt eval {run.path}, minigpt explain {run.path}, minigpt chat {run.path}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    if stopped:
         console.print("saved; the same command continues")
         return 130 if "SIGINT" in state.stop_reason else 143
     return 0

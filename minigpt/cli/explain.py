@@ -1,6 +1,7 @@
 """minigpt explain."""
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from minigpt.cli.console import console, out, out_json, parse
-from minigpt.errors import GenerationError, UserError, storage_error
+from minigpt.errors import UserError, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,8 +38,9 @@ class Explain:
     run: tyro.conf.Positional[str]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
-    """The text to read, 256 tokens at most; - reads standard input (default: the run's sample prompt). With --over
-    data: a text of any length to look for in the training text (default: one that the model writes)."""
+    """The text to read; - reads standard input (default: the run's sample prompt). Of one that is longer than the
+    model's context, or than 256 tokens, the last part is read. With --over data: a text of any length to look for in
+    the training text (default: one that the model writes)."""
     step_by_step: bool = False
     """Walk one token through the network in the terminal, with the real numbers and shapes."""
     position: int = -1
@@ -87,7 +89,10 @@ def main(argv: list[str]) -> int:
 
             out(str(draw_explanation(explanation, path, args.picture)))
     if not (args.json or args.png or args.svg):
-        out(str(_write_page(args, run, explanation)))
+        page = _write_page(args, run, explanation)
+        out(str(page))
+        hint = f"open it in a browser: {page.resolve().as_uri()}"
+        console.print(hint, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -104,16 +109,16 @@ def _check(args: Explain) -> None:
 
 
 def _read(args: Explain, run: "LoadedRun") -> list[int]:
-    """Ids of the prompt. Raises GenerationError if there is none, or more than a page shows."""
+    """Ids of the prompt, of a long one the last; warnings say what is not read. Raises GenerationError if empty."""
     from minigpt.data.clean import clean_text
-    from minigpt.writing.text import encode_prompt
+    from minigpt.writing.prompts import encode_prompt
 
     prompt = run.config.train.sample_prompt if args.prompt is None else args.prompt
     text = clean_text(sys.stdin.read() if prompt == "-" else str(prompt), run.config.data.clean)
     ids = encode_prompt(text, run.tokenizer, run.model.config.max_seq_len)
     if len(ids) > _MOST:
-        raise GenerationError(f"the prompt has {len(ids)} tokens, but a page shows {_MOST} at most; give a part of it")
-    return ids
+        warnings.warn(f"{len(ids)} tokens; the last {_MOST} are read, as many as a page shows", stacklevel=2)
+    return ids[-_MOST:]
 
 
 def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
@@ -188,6 +193,6 @@ def _show(parts: "Iterable[RenderableType]") -> None:
     from rich.console import Console
 
     screen = Console()
-    screen.width = min(100, screen.width)
+    screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no lines to break
     for part in parts:
         screen.print(part)

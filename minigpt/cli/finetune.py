@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from minigpt.cli.console import out, parse, report_run
+from minigpt.cli.console import as_run, out, parse, report_run
 from minigpt.errors import UserError
 
 
@@ -53,14 +53,17 @@ def main(argv: list[str]) -> int:
     yamls = [word for word in args.what if word.endswith((".yaml", ".yml"))]
     words = [word for word in args.what if word not in yamls]
     if len(yamls) > 1 or len(words) > 2:
-        raise UserError(f"{args.what[-1]}: one base, one data source and one recipe are enough; quote a glob")
+        what = "one base, one data source and one recipe are enough"
+        raise UserError(f"{args.what[-1]}: {what}; quote a glob or a path with spaces; put files in a folder")
     if not args.merge and len(words) + 2 * len(yamls) < 2:
         raise UserError("name a base and the data, for example: minigpt finetune runs/my chats.jsonl")
     from minigpt.assemble import fine_tune, merge_run
 
     if args.merge and args.out:
-        out(str(merge_run(args.merge, args.out)))
+        out(str(merge_run(as_run(args.merge, "finetune --merge"), args.out)))
         return 0
     base, data = [*words, None, None][:2]
+    if base and data:
+        base = as_run(base, "finetune")
     run = fine_tune(base, data, overrides, args.name, args.resume, yamls[0] if yamls else None)
     return report_run(run, args.json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt.cli.console import out_json, parse
+from minigpt.cli.console import out_json, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
 from minigpt.errors import GenerationError
@@ -22,7 +22,8 @@ class _Generate:
     cat start.txt | minigpt generate runs/my --prompt -
     minigpt generate runs/my --prompts many.txt --out answers.jsonl --stop "." --max-new-tokens 50
 
-    Text may grow past the model's context: when that is full, the older half is dropped and the newer half read again.
+    Of a prompt longer than the model's context the last part is read. Text may grow past the context: when that is
+    full, the older half is dropped and the newer half read again.
     """
 
     run: tyro.conf.Positional[str]
@@ -156,7 +157,7 @@ def _read_prompt(args: Any) -> str | None:
         try:
             return Path(args.prompt_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise GenerationError(f"{args.prompt_file}: cannot be read ({error}); give a UTF-8 text file") from None
+            raise unreadable(args.prompt_file, error) from None
     if args.prompt == "-":
         return sys.stdin.read()
     if args.prompt == "":

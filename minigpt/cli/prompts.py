@@ -10,12 +10,13 @@ from typing import Any
 
 from minigpt.assemble.load import LoadedRun
 from minigpt.bars import progress_bars
-from minigpt.cli.console import console
+from minigpt.cli.console import console, unreadable
 from minigpt.config import GenerationConfig
 from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError, storage_error
 from minigpt.model import GPT
 from minigpt.writing import Writing
+from minigpt.writing.prompts import encode_prompts
 
 
 def read_prompts(file: str) -> list[dict[str, Any]]:
@@ -26,7 +27,7 @@ def read_prompts(file: str) -> list[dict[str, Any]]:
     try:
         lines = Path(file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise GenerationError(f"{file}: cannot be read ({error}); give a UTF-8 text file") from None
+        raise unreadable(file, error) from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -80,11 +81,12 @@ def answer_all(
 def _answers(
     records: list[dict[str, Any]], batch_size: int, run: LoadedRun, config: GenerationConfig, draft: GPT | None
 ) -> Iterator[dict[str, Any]]:
+    texts = [clean_text(record["prompt"], run.config.data.clean) for record in records]
+    prompts = encode_prompts(texts, run.tokenizer, run.model.config.max_seq_len)  # all at once: a warning comes once
     for first in range(0, len(records), batch_size):
         some = records[first : first + batch_size]
-        prompts = [clean_text(record["prompt"], run.config.data.clean) for record in some]
         seeds = [record.get("seed", config.seed) for record in some]
-        writing = Writing(run.model, run.tokenizer, prompts, config, seeds, draft)
+        writing = Writing(run.model, run.tokenizer, prompts[first : first + batch_size], config, seeds, draft)
         for record, seed, samples in zip(some, seeds, writing.finish(), strict=True):
             shown = [
                 {key: value for key, value in asdict(sample).items() if value not in (None, [])} for sample in samples

@@ -80,7 +80,7 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
         try:
             loaded = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error})") from None
+            raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
         tree = loaded or {}
@@ -100,21 +100,31 @@ def validate(tree: Tree) -> RunConfig:
 
 
 def _explain(item: Any) -> str:
-    """One pydantic error as "train.bathc_size: unknown; did you mean batch_size?"."""
+    """One pydantic error as "train.bathc_size: no such setting; did you mean batch_size?"."""
     names = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
     path, kind = ".".join(names), item["type"]
     if kind == "extra_forbidden":
-        known = RunConfig.model_fields
-        if len(names) > 1:  # the tree is two levels deep
-            known = type(known[names[0]].default).model_fields
-        return f"{path}: no such setting; {nearest(names[-1], known)}"
-    message = item["msg"].removeprefix("Value error, ")
+        return f"{path}: no such setting; {_nearest_setting(names)}"
+    message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    if kind == "float_parsing" and names[-1].endswith(("minutes", "seconds")):
+        return f"{path}: give {names[-1].split('_')[-1]} as a number, not {item['input']!r}"
     if kind in ("value_error", "model_type"):
         return f"{path}: {message}"
     if kind == "literal_error":
         choices = [choice.strip("' ") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{path}: {item['input']!r} is not a choice; {nearest(str(item['input']), choices)}"
     return f"{path}: {message[0].lower() + message[1:]}, not {item['input']!r}"
+
+
+def _nearest_setting(names: list[str]) -> str:
+    """The hint for a name that is none: a setting of that name in another section, else the nearest in its own."""
+    sections = {name: field.default for name, field in RunConfig.model_fields.items()}
+    if len(names) == 1:
+        return nearest(names[0], sections)
+    homes = [name for name, section in sections.items() if names[-1] in type(section).model_fields]
+    if homes:
+        return f"did you mean {homes[0]}.{names[-1]}?"
+    return nearest(names[-1], type(sections[names[0]]).model_fields)
 
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

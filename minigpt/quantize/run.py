@@ -24,7 +24,7 @@ from torch import Tensor
 from minigpt import checkpoint, packing, tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError, RunError, StorageError
-from minigpt.jsonl import run_folder, write_text
+from minigpt.jsonl import no_such_run, run_folder, write_text
 from minigpt.pretrained import is_huggingface, read_pretrained
 
 TABLES = ("embedding.weight", "positions.weight", "head.weight")
@@ -62,11 +62,13 @@ def quantize_run(
 
     Raises:
         ConfigError: other bits, a group that does not divide a matrix.
-        RunError: `out` is there.
-        CheckpointError: no such run, damaged, quantised already, an adapter, weights that are not finite.
+        RunError: no such run, or `out` is there.
+        CheckpointError: damaged, quantised already, an adapter, weights that are not finite.
         StorageError: the disk is full.
     """
     path = Path(path)
+    if not path.exists():
+        raise no_such_run(path)
     _check(bits, group, embedding_bits)
     foreign = is_huggingface(path)
     state = {} if foreign else _state(path)

@@ -102,7 +102,7 @@ def find_runs(folder: str | Path, pattern: str = "*") -> list[RunRecord]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"no such folder: {folder}; name the folder of the runs with --runs-dir")
+        raise RunError(f"no such folder: {folder.absolute()}; cd to where you trained, or name it with --runs-dir")
     found = {path: path.relative_to(folder).as_posix() for path in _directories(folder)}
     wanted = [path for path, name in found.items() if Path(name).match(pattern) or path.parent.match(pattern)]
     return [read_run(path, found[path]) for path in sorted(wanted)]

@@ -50,6 +50,7 @@ def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenize
             "norm": config.norm,
             "position": config.position,
             "activation": config.activation,
+            "tie_embeddings": config.tie_embeddings,
         },
         "ids": recording.tokens.tolist(),
         "texts": token_texts(tokenizer, recording.tokens.tolist()),
@@ -103,8 +104,8 @@ def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """A token by itself: " the" -> "·the"."""
-    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
+    """A token by itself: " the" -> "␣the"."""
+    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
 
 
 def _triangle(weights: npt.NDArray[np.float32]) -> list[list[float | None]]:

@@ -158,7 +158,9 @@ def walk(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -
     line = Text("".join(texts[max(0, at - 60) : at]), style="dim")
     line.append(visible(texts[at]), style="bold reverse")
     line.append("".join(texts[at + 1 : at + 20]), style="dim")
-    yield Group(line, Text(f"token {at} of 0 to {len(ids) - 1}, id {ids[at]}; n stands for norm(x)", style="dim"), "")
+    told = f"token {at} (first 0, last {len(ids) - 1}), id {ids[at]}; ␣ is a space, ↵ the end of a line"
+    symbols = "x: the token's vector; n: norm(x), x at one scale; W: a learned table, another one at each step"
+    yield Group(line, Text(told, "dim"), Text(symbols, "dim"), "")
     for number, stage in enumerate(stages):
         yield _show(stage, explained=number <= 1 or number == len(stages) - 1)
 
@@ -168,7 +170,7 @@ def _show(stage: Stage, explained: bool) -> RenderableType:
     for step in stage.steps:
         values = step.values.float()
         figures = "".join(f"{value:7.2f}" for value in values.flatten()[:3].tolist())
-        length = f"length {float(values.norm()):.4g}" if values.dim() == 1 else ""
+        length = f"length={float(values.norm()):.4g}" if values.dim() == 1 else ""
         line = Text(f"{step.name:<10}", "bold")
         line.append(f"{step.formula:<25}", "cyan")
         line.append(f"{list(values.shape)!s:<9}", "green")
@@ -187,7 +189,7 @@ def _show(stage: Stage, explained: bool) -> RenderableType:
 
 def _looks(stage: Stage, explained: bool) -> RenderableType:
     """What the most decided head looked at, as a table with bars; below it the other heads in a line."""
-    table = _table(f"head {stage.head} looks at", "at", "q · k", "÷ √D", "softmax")
+    table = _table(f"head {stage.head} looks at", "place", "q · k", "÷ √D", "softmax")
     for look in stage.looked:
         row = (visible(look.text), str(look.position), f"{look.product:.2f}", f"{look.score:.2f}", f"{look.weight:.3f}")
         table.add_row(*row, _bar(look.weight))

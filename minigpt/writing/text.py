@@ -15,6 +15,7 @@ from minigpt.generation import steps
 from minigpt.model import GPT
 from minigpt.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
 from minigpt.tokenizers import TextStream, Tokenizer, load
+from minigpt.writing.prompts import encode_prompts
 from minigpt.writing.rules import make_rules
 from minigpt.writing.stops import Stops
 
@@ -98,13 +99,13 @@ class Writing:
 
     Args:
         model: in evaluation mode.
-        prompts: texts, or their ids; not empty, and none longer than the context. What is generated may be longer.
+        prompts: texts, or their ids; not empty. Of one longer than the context its last part is read, with a warning.
         config: settings of generation.
         seeds: one of each prompt (default: config.seed for all); sample i of a prompt draws with its seed + i.
         draft: a smaller model of the same tokenizer that guesses ahead (speculative decoding).
 
     Raises:
-        GenerationError: a prompt that is empty or longer than the context, or a setting that does not fit.
+        GenerationError: a prompt that is empty, or a setting that does not fit.
         TokenizerError: a text that the tokenizer cannot spell.
     """
 
@@ -118,7 +119,7 @@ class Writing:
         draft: GPT | None = None,
     ):
         self.model, self.tokenizer, self.config, self.draft = model, tokenizer, config, draft
-        self.ids = [encode_prompt(prompt, tokenizer, model.config.max_seq_len) for prompt in prompts]
+        self.ids = encode_prompts(prompts, tokenizer, model.config.max_seq_len)
         self.seeds = [config.seed] * len(prompts) if seeds is None else list(seeds)
         if draft is not None and (config.num_beams > 1 or config.penalty_alpha or config.best_of > 1):
             raise GenerationError("a draft guesses for sampling only; leave num_beams, penalty_alpha and best_of alone")
@@ -217,18 +218,6 @@ class Writing:
                 if hypothesis.ended:
                     row.end("eos")
         return [row.completion.text for row in self.rows]
-
-
-def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int) -> list[int]:
-    """Ids of a prompt. Raises GenerationError if it is empty or longer than the context."""
-    if not prompt:
-        raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    if len(ids) > limit:
-        raise GenerationError(
-            f"the prompt has {len(ids)} tokens, but the context holds {limit}; give its last part only"
-        )
-    return ids
 
 
 def stream_text(

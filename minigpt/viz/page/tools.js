@@ -18,8 +18,12 @@ function node(space, tag, attributes, children) {
 const el = (tag, attributes, ...children) => node(false, tag, attributes, children);
 const svg = (tag, attributes, ...children) => node(true, tag, attributes, children);
 
-// A token by itself: spaces as ·, line ends as ↵
-const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+// A drawing in CSS pixels, so that its letters keep their size on every screen
+const picture = (width, height, about, ...children) => svg("svg",
+  { width, height, role: "img", "aria-label": about }, ...children);
+
+// A token by itself: spaces as ␣, line ends as ↵
+const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
 const token = (text, extra = "") => el("span", { class: `token ${extra}` }, visible(text) || "∅");
 
 function colour(name) {
@@ -40,6 +44,19 @@ function roving(group, items, columns) {
     event.preventDefault();
     items[Math.min(items.length - 1, Math.max(0, at + by[event.key]))].focus();
   });
+}
+
+// A box that scrolls sideways fades where there is more, and can be reached by key then
+function edges(box) {
+  const rest = box.scrollWidth - box.clientWidth;
+  box.classList.toggle("left", box.scrollLeft > 2);
+  box.classList.toggle("right", box.scrollLeft < rest - 2);
+  box.tabIndex = rest > 2 ? 0 : -1;
+}
+
+function reveal(box, x) {
+  if (x < box.scrollLeft + 120 || x > box.scrollLeft + box.clientWidth - 60) box.scrollLeft = x - box.clientWidth / 2;
+  edges(box);
 }
 
 function unpack(packed, T, H) {
@@ -68,3 +85,22 @@ const KINDS = {
   duplicate_token: ["duplicate token", "Looks at earlier copies of the same token."],
   induction: ["induction", "Finds an earlier copy and looks at what came after it, to say that again: A B … A → B."],
 };
+
+// The head of the page, made once; `known`: the losses that are numbers.
+function headline(data, known) {
+  const { model, heads } = data, T = data.texts.length, find = (id) => document.getElementById(id);
+  const mean = known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
+  find("title").textContent = `What ${data.run || "this model"} makes of a text`;
+  const fact = (value) => el("b", {}, value.toLocaleString("en"));
+  find("facts").append(
+    "A model of ", fact(model.layers), " layers with ", fact(model.heads), " heads each, width ", fact(model.width), ", ",
+    fact(model.parameters), " parameters", ...(data.step ? [", after step ", fact(data.step)] : []), ", reads ",
+    fact(T), ` token${T === 1 ? "" : "s"}`, ...(known.length ? [": loss ", fact(mean.toFixed(3)),
+      " nats a token, as if it chose among ", fact(Math.exp(mean).toFixed(1)), " equally likely ones"] : []), ".",
+  );
+  find("named-from").textContent = heads.named_from;
+  find("head-size").textContent = `${model.head_size} numbers`
+    + (model.kv_heads < model.heads ? `; ${model.heads} heads share ${model.kv_heads} keys and values` : "");
+  find("width").textContent = model.width;
+  find("tied").hidden = !model.tie_embeddings;
+}
