@@ -205,7 +205,7 @@ def test_training_stands_beside_transformers(capsys: pytest.CaptureFixture[str])
     code, out, _ = run(capsys, *TRAIN, "--vs", "hf", "--rounds", 2, "--json", "--model.shape", "gpt2")
     report = json.loads(out)
     assert (code, report["rounds"]) == (0, 2)
-    assert [note.split(",")[0] for note in report["notes"]] == ["all sides step by AdamW", "a block"]
+    assert [note.split(",")[0] for note in report["notes"]] == ["all sides step by AdamW", "timed here"]
     names = ["minigpt fp32", "transformers fp32", "transformers bf16 compiled"]
     assert [side["name"] for side in report["sides"]] == names
     assert len({side["parameters"] for side in report["sides"]}) == 1

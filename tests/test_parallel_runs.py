@@ -127,8 +127,8 @@ def test_harm_to_one_rank_is_told_once_and_ends_all(how: str, rank: int, words: 
 
 def test_a_mistake_in_the_settings_is_told_once(cats: Path) -> None:
     for flags, words in (
-        (["--train.batch-size", "9"], "minigpt: train.batch_size: 9 is not a multiple of the 2 ranks; 8 or 10 is"),
-        (["--train.batch-siez", "9"], "minigpt: train.batch_siez: no such setting"),
+        (["--train.batch-size", "9"], "minigpt: --train.batch-size: 9 is not a multiple of the 2 ranks; 8 or 10 is"),
+        (["--train.batch-siez", "9"], "minigpt: --train.batch-siez: no such setting"),
     ):
         done = launch(2, "-m", "minigpt", "train", "cats.txt", *FLAGS, *flags, folder=cats)
         assert done.returncode
@@ -154,7 +154,7 @@ def test_finetuning_on_two_ranks_equals_one(cats: Path) -> None:
     assert gap(one, two) < 1e-5
     assert far < 1e-4  # Adam's first steps divide by gradients that are nearly nothing
     done = launch(2, "-m", "minigpt", *argv, "--name", "no", "--parallel.kind", "fsdp", folder=cats)
-    assert done.stderr.count("minigpt: parallel.kind: fsdp is for training from nothing") == 1, done.stderr
+    assert done.stderr.count("minigpt: --parallel.kind: fsdp is for training from nothing") == 1, done.stderr
 
 
 def test_bf16_compiled_and_recomputed_blocks_learn_as_one_process_does(cats: Path) -> None:

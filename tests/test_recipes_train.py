@@ -12,8 +12,8 @@ from minigpt.config import load_config, recipes
 # Fewer sequences a step, and a part of the validation split: the shape, the tokenizer and the data stay the recipe's.
 LESS = {
     "gpt2-124m": ["--train.batch-size", "1", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
-    "small-25m": ["--train.batch-size", "1"],
-    "wikitext2-22m": ["--train.batch-size", "8"],
+    "small-25m": ["--train.batch-size", "2", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
+    "wikitext2-22m": ["--train.batch-size", "4"],
     "tiny-6.7m": ["--train.batch-size", "2"],
     "shakespeare-char": ["--train.batch-size", "8"],
 }
