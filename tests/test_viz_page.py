@@ -166,7 +166,7 @@ def test_text_is_legible_on_every_colour(page, scheme: str):
     page.emulate_media(color_scheme=scheme)
     coloured = [".surprising", ".looked", "#lens tbody td", ".kinds button"]
     full = "(all) => document.querySelectorAll(all).forEach((each) => each.style.setProperty('--v', 1))"
-    page.wait_for_timeout(300)  # the change of scheme draws the detail anew
+    page.wait_for_timeout(600)  # the change of scheme draws the detail anew
     page.evaluate(full, ", ".join(coloured))
     plain = [".lead p", ".facts", ".note", "footer"]
     ratios = {selector: round(contrast(page, selector), 1) for selector in plain + coloured}
@@ -177,13 +177,14 @@ def test_text_is_legible_on_every_colour(page, scheme: str):
 @pytest.mark.parametrize("width", [360, 768, 1280, 1920])
 def test_nothing_is_wider_than_the_screen(page, width: int):
     page.set_viewport_size({"width": width, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("innerWidth") == width
+    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")  # once the pictures are drawn anew
 
 
 @pytest.mark.parametrize("width", [420, 1280])
 def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
     page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(600)  # drawn anew
     sizes = page.evaluate(
         """() => [...document.querySelectorAll("svg")].flatMap((svg) => {
           const scale = svg.getBoundingClientRect().width / Number(svg.getAttribute("width"));
