@@ -123,12 +123,21 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
     assert page.locator("#where").inner_text().startswith("token 30 (")
 
 
+def becomes(page: Any, expression: str) -> bool:
+    """Whether it is true within three seconds: the page draws its pictures anew a moment after a change."""
+    for _ in range(60):
+        if page.evaluate(expression):
+            return True
+        page.wait_for_timeout(50)
+    return False
+
+
 def test_light_and_dark_by_the_system_and_by_the_button(page):
     light = paper(page)
     pixel = "[...document.querySelector('#grid canvas').getContext('2d').getImageData(0, 0, 1, 1).data]"
     ink = page.evaluate(pixel)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{pixel}.join() !== '{','.join(map(str, ink))}'")  # the pictures are drawn anew
+    assert becomes(page, f"{pixel}.join() !== '{','.join(map(str, ink))}'"), "the pictures are drawn anew"
     dark = paper(page)
     assert dark != light
     page.locator("#theme").click()
@@ -178,7 +187,7 @@ def test_text_is_legible_on_every_colour(page, scheme: str):
 def test_nothing_is_wider_than_the_screen(page, width: int):
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("innerWidth") == width
-    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")  # once the pictures are drawn anew
+    assert becomes(page, f"document.documentElement.scrollWidth <= {width}")
 
 
 @pytest.mark.parametrize("width", [420, 1280])
