@@ -26,7 +26,7 @@ test: lint  ## Lint, then the default tests
 	$(PYTEST)
 
 test-all: test  ## The same, then the proofs that take long
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --no-loadscope-reorder
 
 lint: $(VENV)/installed-test  ## Style (ruff) and types (basedpyright)
 	$(BIN)/ruff check

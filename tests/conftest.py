@@ -7,6 +7,14 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; threads that spin would halve each other
 
+LONG = ("test_notebooks", "test_storm", "test_resume_kills", "test_recipes_train", "test_elastic")
+"""Files that take minutes: begun first, so that all processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; `make test-all` keeps this order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture
 def mirror() -> Path:
