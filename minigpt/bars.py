@@ -1,4 +1,4 @@
-"""Progress bars for work that is counted: fetching, reading, encoding."""
+"""What a person is told on stderr, and progress bars for work that is counted: fetching, reading, encoding."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 Report = Callable[[str, int, "int | None"], None]
+
+
+def messages(quiet: bool = False) -> Console:
+    """A console on stderr that breaks no line, so that a log has them whole and a path can be copied."""
+    return Console(stderr=True, quiet=quiet, soft_wrap=True)
 
 
 @contextmanager

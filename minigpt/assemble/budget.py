@@ -20,7 +20,7 @@ from rich.console import Console
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import default_name
 from minigpt.assemble.run import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
-from minigpt.bars import progress_bars
+from minigpt.bars import messages, progress_bars
 from minigpt.budget import Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.data import Prepared, open_corpus
@@ -142,7 +142,7 @@ def plan_within(
     started = time.perf_counter() if started is None else started
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
-    console = Console(stderr=True, quiet=quiet)
+    console = messages(quiet)
     config = configure({})
     with progress_bars(console) as progress:
         open_corpus(config.data, progress)  # fetches and surveys the text, once a process
@@ -242,7 +242,7 @@ def train_within(
         kind = Kind(receipt={"budget": _receipt(earlier)})
         return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, kind=kind)
     found = plan_within(budget, settings, recipe, quiet, started)
-    Console(stderr=True, quiet=quiet).print(found.explain(), markup=False, highlight=False)
+    messages(quiet).print(found.explain(), markup=False, highlight=False)
     kind = Kind(receipt={"budget": found.report})
     return train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from minigpt import checkpoint
 from minigpt.assemble.directory import Plan
+from minigpt.bars import messages
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 from minigpt.kernels.loss import loss_terms
@@ -37,7 +38,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
         ParallelError: a rank that does not answer.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
-        console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        console = messages(quiet)
         if config.parallel.kind == "fsdp":
             console.print("parallel.kind: fsdp divides a model among processes, and this is one: no effect")
         yield ALONE, console
@@ -45,7 +46,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
     from minigpt.parallel import join
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    console = Console(stderr=True, quiet=quiet or rank > 0, soft_wrap=True)
+    console = messages(quiet or rank > 0)
     if problems := _problems(config, world, divisible):
         raise ConfigError(problems)
     device = _device(config.train.device)

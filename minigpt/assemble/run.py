@@ -130,7 +130,7 @@ def train(
     with joined(config, quiet) as (ranks, console):
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, teller(console))
         with planned(ranks, own) as plan:
-            console.print(f"{plan.path}: reading {config.data.source}", markup=False, highlight=False)
+            teller(console)(f"{plan.path}: reading {config.data.source}")
             tokenizer = ranks.share(lambda: _tokenizer(plan, config, console))
             config = resolve_vocabulary(config, tokenizer)
             check_vocabulary(tokenizer, config.model, plan.path)
@@ -147,7 +147,7 @@ def _tokenizer(plan: Plan, config: RunConfig, console: Console) -> Tokenizer:
 
 def teller(console: Console) -> Callable[[str], object]:
     """Prints a message as it is, on one line where there is room."""
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return lambda text: console.print(text, markup=False, highlight=False)
 
 
 def text_feed(

@@ -11,7 +11,7 @@ def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
 
     The settings `kept`, dotted paths, stay as they are: those that the person asked for.
     """
-    tree, whole = config.model_dump(), config.model_dump()
+    tree = config.model_dump()
     shape = tree["model"]
     heads = math.gcd(shape["num_heads"], 4)
     width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
@@ -36,5 +36,5 @@ def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
     tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
     for path in kept:
         section, _, field = path.partition(".")
-        tree[section][field] = whole[section][field]
+        tree[section][field] = getattr(getattr(config, section), field)
     return validate(tree)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import time
 import warnings
@@ -51,6 +52,19 @@ def _tell(message: Any, *place: Any, **more: Any) -> None:
     print(message, file=sys.stderr)
 
 
+def _as_typed(problem: str, argv: list[str]) -> str:
+    """A config mistake as it was typed: "train.max_minuts: ..." is "--train.max-minuts: ..." where argv has that."""
+    head = re.match(r"(\w+)\.(\w+): ", problem)
+    typed = {word.partition("=")[0].replace("_", "-") for word in argv}
+    flags = [f"--{name}".replace("_", "-") for name in (f"{head[1]}.{head[2]}", head[2])] if head else []
+    if not head or not (flag := next((flag for flag in flags if flag in typed), None)):
+        return problem
+    rest = problem[head.end() :]
+    if near := re.search(r"no such setting; did you mean (?:(\w+)\.)?(\w+)\?", rest):
+        rest = f"no such setting; did you mean --{near[1] or head[1]}.{near[2].replace('_', '-')}?"
+    return f"{flag}: {rest}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -75,10 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, the first tells it
             time.sleep(30)  # torchrun ends all as soon as one has ended
             return error.exit_code
-        from minigpt.cli.console import as_typed
-
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            print(f"minigpt: {as_typed(line, argv)}", file=sys.stderr)
+            print(f"minigpt: {_as_typed(line, argv)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -150,7 +150,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
                     _note(f"the context of {limit} tokens is full: the oldest text is no longer read")
             keep()
         except UserError as error:
-            console.print(f"minigpt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"minigpt: {error}", style="red", markup=False, highlight=False)
             code = 0 if interactive else 2
         except KeyboardInterrupt:  # a command that takes long
             _note("stopped")
@@ -191,4 +191,4 @@ def _harmless(text: str) -> str:
 
 def _note(text: str) -> None:
     sys.stdout.flush()
-    console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style="dim", markup=False, highlight=False)

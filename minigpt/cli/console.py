@@ -124,19 +124,6 @@ def _plainly(box: str, kind: Any, command: str, argv: list[str]) -> str:
     return words + see
 
 
-def as_typed(problem: str, argv: list[str]) -> str:
-    """A config mistake as it was typed: "train.max_minuts: ..." is "--train.max-minuts: ..." where argv has that."""
-    head = re.match(r"(\w+)\.(\w+): ", problem)
-    typed = {word.partition("=")[0].replace("_", "-") for word in argv}
-    flags = [f"--{name}".replace("_", "-") for name in (f"{head[1]}.{head[2]}", head[2])] if head else []
-    if not head or not (flag := next((flag for flag in flags if flag in typed), None)):
-        return problem
-    rest = problem[head.end() :]
-    if near := re.search(r"no such setting; did you mean (?:(\w+)\.)?(\w+)\?", rest):
-        rest = f"no such setting; did you mean --{near[1] or head[1]}.{near[2].replace('_', '-')}?"
-    return f"{flag}: {rest}"
-
-
 def unreadable(file: str, error: Exception) -> UserError:
     """The error for a text file that the command cannot read."""
     return UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error}); give a UTF-8 text file")

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         page = _write_page(args, run, explanation)
         out(str(page))
         hint = f"open it in a browser: {page.resolve().as_uri()}"
-        console.print(hint, highlight=False, markup=False, soft_wrap=True)
+        console.print(hint, highlight=False, markup=False)
     return 0
 
 

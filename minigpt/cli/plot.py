@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     named = [Path(word) for word in args.runs]
     new = [path for path in paths if path not in named and not (path / "metrics.jsonl").is_file()]
     if new and len(new) < len(paths):  # of a sweep that is still under way
-        console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False, soft_wrap=True)
+        console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False)
         paths = [path for path in paths if path not in new]
     name = what.replace(",", "-")
     if what == DEFAULT:
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
             panels: Any = "all" if what == "all" else what.split(",")
             plot_runs(curves, target, what=panels, x=args.x or "step")
     for warning in left_out:
-        console.print(str(warning.message), markup=False, soft_wrap=True)
+        console.print(str(warning.message), markup=False)
     if args.json:
         rows = [{"run": str(path)} | last_values(path) for path in paths]
         out_json({"path": str(target), "runs": rows, "scaling": scaling})

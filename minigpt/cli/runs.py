@@ -263,7 +263,7 @@ def _compare(args: Compare) -> None:
                 raise
             console.print(f"no plot: {error}", markup=False)
     for caution in warned:
-        console.print(f"caution: {caution}", markup=False, soft_wrap=True)
+        console.print(f"caution: {caution}", markup=False)
     if args.json:
         out_json({"groups": groups_json(groups), "cautions": warned, "plot": picture})
         return

@@ -61,9 +61,7 @@ def main(argv: list[str]) -> int:
     check_devices([device for device in devices if device])
     if args.dry_run:
         return _dry_run(sweep, Progress(sweep), args.json)
-    progress, stopped = run_sweep(
-        sweep, devices, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-    )
+    progress, stopped = run_sweep(sweep, devices, lambda line: console.print(line, markup=False, highlight=False))
     _report(sweep, progress, args.json)
     if stopped:
         console.print("stopped; the same command continues")
@@ -204,7 +202,7 @@ def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
         text=2,
     )  # fmt: skip
     for name, error in progress.errors.items():
-        console.print(f"{name} failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name} failed: {error}", markup=False, highlight=False)
     if "train.seed" in sweep.grid and groups:
         out("")
         show_groups(groups)
