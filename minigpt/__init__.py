@@ -30,6 +30,7 @@ _HOME = {
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.decoding",
     "quantize_run": "minigpt.quantize",
+    "export_huggingface": "minigpt.export",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "evaluate_run",
     "explain",
+    "export_huggingface",
     "fine_tune",
     "generate",
     "generate_text",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from minigpt.decoding import prepare_decoding
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
+    from minigpt.export import export_huggingface
     from minigpt.finetune.template import load_template
     from minigpt.generation import generate
     from minigpt.losses import next_token_loss

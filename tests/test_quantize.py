@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt import GPT, ModelConfig, checkpoint, decoding, load_run, prepare_decoding, quantize_run
+from minigpt import GPT, ModelConfig, checkpoint, decoding, load_run, load_template, prepare_decoding, quantize_run
 from minigpt.cli import main
 from minigpt.decoding import PackedLinear, RowLinear
 from minigpt.errors import CheckpointError, ConfigError, RunError
@@ -335,7 +335,9 @@ def test_fine_weights_are_the_ones_that_were_averaged(trained: Path, tmp_path: P
     average = {name: 2 * tensor for name, tensor in saved.weights.items()}
     target = checkpoint.save(tmp_path / "run/checkpoints/step-00000040", {**saved.tensors, "ema": average}, saved.state)
     shutil.copy(trained / "tokenizer.json", tmp_path / "run")
+    (tmp_path / "run/template.json").write_text('{"user": "Ask: {}\\n"}')
     done = quantize_run(tmp_path / "run", 8)
+    assert load_template(done.path).user == "Ask: {}\n", "a run tuned on chats is asked as before"
     assert done.path == tmp_path / "run-int8" and done.bytes_before == (target / "ema.safetensors").stat().st_size
     assert torch.allclose(GPT.from_pretrained(done.path).norm.weight, average["norm.weight"])
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal: answers as they are written, settings, other tries",
     "quantize": "write a run again with its weights in 8 or 4 bits",
+    "export": "write a run as a Hugging Face directory, for transformers and all that reads its format",
     "explain": "look inside a model while it reads a text: one page, numbers, or a walk step by step",
     "sweep": "train under every combination of some values, one run after another or one per device",
     "runs": "list, show, compare runs; print the line that repeats one",

@@ -1,7 +1,7 @@
 """Write a run whose matrices are packed into 8 or 4 bits (minigpt/packing.py); every command reads it as it is.
 
     runs/my-int4/
-        config.yaml, tokenizer.json             the run's
+        config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)
         checkpoints/last, step-00000500/
             model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale in place of .weight;
                                                 norms and biases in fp32
@@ -137,9 +137,13 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """tokenizer.json and, of a run, config.yaml. Raises TokenizerError, ConfigError."""
+    """tokenizer.json, template.json of a run tuned on chats and, of a run, config.yaml.
+
+    Raises TokenizerError, ConfigError.
+    """
     tokenizers.load(folder)
-    files = {"tokenizer.json": (folder / "tokenizer.json").read_text(encoding="utf-8")}
+    names = [name for name in ("tokenizer.json", "template.json") if (folder / name).is_file()]
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
     if (file := folder / "config.yaml").is_file():
         header = f"# The settings of {folder}, whose weights these are in fewer bits\n"
         files["config.yaml"] = header + dump_config(load_config(file))

@@ -1,0 +1,182 @@
+"""A model as a Hugging Face directory: transformers loads it without our code, and so do we.
+
+    my-hf/
+        config.json               the architecture and its sizes: GPT2LMHeadModel or Qwen3ForCausalLM
+        model.safetensors         their names, and their layout (GPT-2 keeps its matrices transposed)
+        generation_config.json    the run's way of writing, where transformers has a setting of that name
+        tokenizer.json            as it is in the run
+        tokenizer_config.json     the special tokens and, after a tuning on chats, the chat template
+        template.json             that template as we read it
+
+Nothing is believed: where transformers is installed, it loads what was written, and its logits and ids are compared
+with ours before the directory gets its name.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+
+from minigpt.config import GenerationConfig, RunConfig
+from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError, StorageError
+from minigpt.huggingface import architecture, config_to_hf, weights_to_hf
+from minigpt.jsonl import run_folder
+from minigpt.model import GPT
+from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = 1e-4  # of the largest logit: different orders of the sums in fp32 differ by some 1e-6
+_SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
+
+
+class Run(Protocol):
+    """What exporting wants of a loaded run."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def model(self) -> GPT: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def config(self) -> RunConfig: ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_huggingface` wrote.
+
+    `difference` is the largest |logit of transformers - ours| on random ids, None where transformers is not installed.
+    """
+
+    path: Path
+    architecture: str
+    precision: str
+    weights: int
+    bytes: int
+    difference: float | None
+
+
+def export_huggingface(run: Run, out: str | Path | None = None, precision: str = "fp32") -> Exported:
+    """Write a loaded run for transformers: `export_huggingface(load_run("runs/my"))`.
+
+    An adapter is part of the loaded weights already; of a quantised run the numbers that its integers stand for are
+    written.
+
+    Args:
+        run: from `load_run`.
+        out: the directory to write (default: RUN-hf, beside the run).
+        precision: of the weights in the file: fp32, bf16 or fp16.
+
+    Raises:
+        CheckpointError: a shape that transformers has no twin of.
+        ConfigError: another precision.
+        RunError: `out` is there.
+        StorageError: it cannot be written.
+        MiniGPTError: transformers computes or encodes something else than we do; nothing is left behind.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(PRECISIONS)}")
+    config, folder = run.model.config, run_folder(run.path, "tokenizer.json").resolve()
+    kind = architecture(config)
+    out = folder.with_name(f"{folder.name}-hf") if out is None else Path(out)
+    if out.exists():
+        raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
+    dtype = PRECISIONS[precision]
+    weights = {
+        name: tensor.to("cpu", dtype).contiguous()
+        for name, tensor in weights_to_hf(config, run.model.weights()).items()
+    }
+    trees = {
+        "config.json": config_to_hf(config, run.tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")},
+        "generation_config.json": _generation(run.config.generation, run.tokenizer),
+        "tokenizer_config.json": _special(run.tokenizer, config.max_seq_len) | _template(folder),
+    }
+    work = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        for name, tree in trees.items():
+            (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        for name in ("tokenizer.json", "template.json"):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, work)
+        save_file(weights, work / "model.safetensors", metadata={"format": "pt"})  # transformers asks for the format
+        difference = _compare(work, run.tokenizer) if importlib.util.find_spec("transformers") else None
+        size = (work / "model.safetensors").stat().st_size
+        work.rename(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Exported(out, kind, precision, sum(w.numel() for w in weights.values()), size, difference)
+
+
+def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
+    """tokenizer_config.json. A model without a token for padding pads with the end of text, as is usual."""
+    names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
+    known = {key: name for key, name in names.items() if name in tokenizer.special_tokens}
+    if "eos_token" in known:
+        known.setdefault("pad_token", known["eos_token"])
+    fixed = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return fixed | {"model_max_length": max_seq_len} | known
+
+
+def _template(folder: Path) -> dict[str, str]:
+    """The chat template of a run that was tuned on chats. Raises DataError for a damaged one."""
+    file = folder / "template.json"
+    if not file.is_file():
+        return {}
+    try:
+        return {"chat_template": str(json.loads(file.read_text(encoding="utf-8"))["chat_template"])}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file}: is damaged; copy that of the run's base, or delete it to go without") from None
+
+
+def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: what differs from transformers' defaults, whose top_k is 50."""
+    default = GenerationConfig()
+    out: dict[str, Any] = {"max_new_tokens": ours.max_new_tokens, "do_sample": ours.temperature > 0}
+    if ours.temperature:
+        out |= {"temperature": ours.temperature, "top_k": ours.top_k}
+    out |= {name: getattr(ours, name) for name in _SAME_NAME if getattr(ours, name) != getattr(default, name)}
+    if tokenizer.eos_id is not None:
+        out |= {"eos_token_id": tokenizer.eos_id}
+        out |= {"pad_token_id": tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id}
+    return out
+
+
+def _compare(path: Path, tokenizer: Tokenizer) -> float:
+    """The largest difference between transformers' logits and ours for what was written, both computing in fp32.
+
+    Raises MiniGPTError: larger than TOLERANCE allows, or a text that transformers encodes otherwise.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    if showing := logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+    ours = GPT.from_pretrained(path)
+    words = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.special_tokens.values()]
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.tensor(words)[torch.randint(len(words), (2, min(64, ours.config.max_seq_len)), generator=draw)]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    if showing:
+        logging.enable_progress_bar()
+    with torch.inference_mode():
+        expected, found = ours(ids).float(), theirs.eval()(ids).logits
+    difference = (found - expected).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise MiniGPTError(
+            f"transformers computes other logits of the export, by up to {difference:.2g}; please report it"
+        )
+    text = tokenizer.decode(ids[0, : ids.shape[1] // 3].tolist())  # a byte alone becomes U+FFFD, three bytes
+    encoder = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if encoder.encode(text, add_special_tokens=False) != tokenizer.encode(text):
+        raise MiniGPTError("transformers encodes a text into other ids than the run's tokenizer does; please report it")
+    return difference
