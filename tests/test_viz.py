@@ -74,10 +74,12 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path, damaged):
             read_metrics(folder)
 
 
-def test_runs_that_are_not_there_or_have_no_metrics_are_told_apart(run, tmp_path):
-    with pytest.raises(RunError, match=r"no such run.*did you mean mine"):
+def test_runs_that_are_not_there_or_have_no_metrics_are_told_apart(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run / "config.yaml").touch()
+    with pytest.raises(RunError, match=r"no such run.*did you mean .*mine\?"):
         read_metrics(run.parent / "mien")
-    with pytest.raises(RunError, match=r"no such run.*runs/NAME"):
+    with pytest.raises(RunError, match=r"no such run.* holds mine$"):
         read_metrics(tmp_path / "elsewhere" / "x")
     with pytest.raises(RunError, match=r"no metrics in .*metrics\.jsonl"):
         read_metrics(tmp_path)

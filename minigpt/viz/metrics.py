@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.errors import RunError, nearest
-from minigpt.jsonl import read_lines
+from minigpt.errors import RunError
+from minigpt.jsonl import no_such_run, read_lines
 
 Array = npt.NDArray[np.float64]
 
@@ -30,9 +30,7 @@ def read_metrics(run: str | Path) -> dict[str, Array]:
     """
     run = Path(run)
     if not run.is_dir():
-        siblings = [other.name for other in run.parent.glob("*/") if (other / METRICS).is_file()]
-        hint = nearest(run.name, siblings) if siblings else "give the directory of a run, runs/NAME"
-        raise RunError(f"no such run: {run}; {hint}")
+        raise no_such_run(run)
     path = run / METRICS
     if not path.is_file():
         raise RunError(f"no metrics in {run}: there is no {METRICS}; give the directory of a run that has trained")
