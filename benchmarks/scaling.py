@@ -86,6 +86,11 @@ GRID = [
     ("wikitext-2 bpe", M, LONG, 0, 1, 0),
     ("shakespeare", M, SHORT, 0, 4, 0),
     ("shakespeare", S, 1_600_000, 50_000, 1, 0),
+    ("shakespeare", S, 1_600_000, 0, 8, 0),  # long runs in few steps
+    ("shakespeare", S, 1_600_000, 0, 4, 0),
+    ("wikitext-2", S, 800_000, 0, 8, 0),
+    ("wikitext-2", S, 800_000, 0, 4, 0),
+    ("shakespeare", M, 1_200_000, 0, 4, 0),
 ]
 
 

@@ -1,12 +1,15 @@
-"""How fast this machine trains: some real steps of a few sizes, then seconds a step = a x layers + b x FLOPs.
+"""How fast this machine trains: some real steps, then seconds a step = a x layers + b x FLOPs + c x elements.
 
-`a` is what every layer costs however small it is (calls, kernel starts), `b` what its arithmetic costs. FLOPs are the
-step's, Muon's orthogonalisation included: below some 500 tokens a step it takes as long as the model itself.
+`a` is what every layer costs however small it is (calls, kernel starts), `b` what its arithmetic costs, `c` what is
+read and written beside it, for layers x tokens x width elements. FLOPs are the step's, Muon's orthogonalisation
+included: below some 500 tokens a step it takes as long as the model itself. Without `c` a narrow model's large batches
+seemed twice as fast as they are (docs/LOG.md).
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from statistics import median
 from typing import Any
 
@@ -25,52 +28,59 @@ from minigpt.training.step import accumulate, update
 
 @dataclass(frozen=True)
 class Speed:
-    """The line, and by what factor the last size that was chosen and measured lies off it."""
+    """The three prices, and by what factor the last size that was chosen and measured lies off them."""
 
     per_layer: float
     per_flop: float
+    per_element: float = 0.0
     factor: float = 1.0
 
     def step(self, size: Size, seq_len: int, batch: int) -> float:
         """Seconds of an optimizer step of `batch` sequences of `seq_len` tokens."""
-        return self.factor * (self.per_layer * size.layers + self.per_flop * size.step_flops(seq_len, batch))
+        layers, flops, elements = amounts(size, seq_len, batch)
+        return self.factor * (self.per_layer * layers + self.per_flop * flops + self.per_element * elements)
 
 
-def fit_speed(points: Sequence[tuple[int, float, float]]) -> Speed:
-    """The line through (layers, FLOPs, seconds) of some steps, neither of its terms negative; errors are relative."""
-    table = np.array(points, dtype=np.float64)
-    both = table[:, :2] / table[:, 2:]
-    for columns in ([0, 1], [1], [0]):  # both terms; where one would be negative, the other alone
-        found = np.zeros(2)
-        found[columns] = np.linalg.lstsq(both[:, columns], np.ones(len(points)), rcond=None)[0]
-        if (found >= 0).all() and found.any():
-            break
-    return Speed(float(found[0]), float(found[1]))
+def amounts(size: Size, seq_len: int, batch: int) -> tuple[float, float, float]:
+    """(layers, FLOPs, layers x tokens x width) of an optimizer step."""
+    return size.layers, size.step_flops(seq_len, batch), size.layers * batch * seq_len * size.width
+
+
+def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Speed:
+    """The prices, none of them negative, that leave least of some steps' (amounts, seconds); errors are relative."""
+    table = np.array([[amount / seconds for amount in of] for of, seconds in points], dtype=np.float64)
+    scale = np.linalg.norm(table, axis=0)
+    best, left = np.zeros(3), np.inf
+    for columns in (list(some) for count in (1, 2, 3) for some in combinations(range(3), count)):
+        found = np.zeros(3)
+        found[columns] = np.linalg.lstsq((table / scale)[:, columns], np.ones(len(points)), rcond=None)[0]
+        off = float(np.square(table / scale @ found - 1).sum())
+        if (found >= 0).all() and off < left:
+            best, left = found, off
+    return Speed(*(float(price) for price in best / scale))
 
 
 PROBES = ((2, 64), (4, 128), (6, 256), (8, 512), (12, 768), (16, 1024))
-"""(layers, width) that are timed, as many as the time allows, two at least; 8 sequences of 64 tokens a step."""
+"""(layers, width) that are timed, as many as the time allows, in steps of 8 and of 64 sequences of 64 tokens."""
 
 
 def measure_speed(
     configure: Callable[[Mapping[str, Any]], RunConfig], runtime: Runtime, vocab_size: int, limit: float
 ) -> Speed:
-    """The line through some sizes, in about `limit` seconds. Raises ConfigError if none goes with the settings."""
-    points: list[tuple[int, float, float]] = []
+    """The prices by some sizes, in about `limit` seconds. Raises ConfigError if none goes with the settings."""
+    points: list[tuple[tuple[float, float, float], float]] = []
     problem, started = ConfigError("--budget: no size fits"), time.perf_counter()
-    for layers, width in PROBES:
+    for (layers, width), batch in product(PROBES, (8, 64)):
         try:
-            config = configure(rule.shape(layers, width, 64, vocab_size) | {"train.batch_size": 8})
+            config = configure(rule.shape(layers, width, 64, vocab_size) | {"train.batch_size": batch})
         except ConfigError as error:
             problem = error
             continue
-        size, seq_len, batch = Size.of(config.model), config.model.max_seq_len, config.train.batch_size
-        flops = size.step_flops(seq_len, batch)
-        if len(points) > 1 and 4 * fit_speed(points).step(size, seq_len, batch) > limit - (
-            time.perf_counter() - started
-        ):
+        size, seq_len, rows = Size.of(config.model), config.model.max_seq_len, config.train.batch_size
+        left = limit - (time.perf_counter() - started)
+        if len(points) > 2 and 4 * fit_speed(points).step(size, seq_len, rows) > left:
             break
-        points.append((size.layers, float(flops), time_step(config, runtime, limit / 6)))
+        points.append((amounts(size, seq_len, rows), time_step(config, runtime, limit / 6)))
     if not points:
         raise problem
     return fit_speed(points)
