@@ -269,6 +269,17 @@ def test_flops_become_steps(cats: Path):
     assert found.report["flops"] <= 1e9
 
 
+def test_the_end_tells_what_another_speed_did(cats: Path):
+    found = plan_within("1e9flops", {"data.source": "cats.txt", "train.device": "cpu", "train.precision": "fp32"}, None)
+    planned = found.plan.steps
+    assert found.explain_end(planned) is None and found.explain_end(round(0.9 * planned)) is None
+    told = {steps: found.explain_end(steps) or "" for steps in (planned // 2, 2 * planned)}
+    for (steps, line), word in zip(told.items(), ("slower", "faster"), strict=True):
+        assert line.startswith(f"{steps:,} steps where {planned:,} were planned: the machine became {word}")
+    lost, won = (float(line.rsplit(" ", 3)[-3]) for line in told.values())
+    assert won < found.plan.loss < lost
+
+
 @pytest.mark.slow
 def test_the_same_command_continues_a_run_that_was_killed(cats: Path, capsys: pytest.CaptureFixture[str]):
     command = ["train", "cats.txt", "--budget", "25s", "--model.embed-dim", "32", "--train.save-every", "5", *QUIET]

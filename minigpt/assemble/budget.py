@@ -21,7 +21,7 @@ from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import default_name
 from minigpt.assemble.run import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
 from minigpt.bars import messages, progress_bars
-from minigpt.budget import Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
+from minigpt.budget import LAWS, Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
@@ -41,6 +41,8 @@ LEAST = 0.1
 BETWEEN = 0.25
 """What `train` does before its clock begins (tokenizer aside), as a share of the time that Python and its imports took
 to start: a busy machine makes both slow (docs/budget.md)."""
+UNSTEADY = 0.15
+"""How far the steps that there was time for may lie off the plan without a word at the end."""
 ERROR = 0.05
 """How far the loss may lie off what is foretold, on ordinary text (docs/budget.md)."""
 
@@ -51,6 +53,7 @@ class Budgeted:
 
     Attributes:
         amount: the budget.
+        text: what the law knows of the text.
         plan: what was chosen.
         report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
             predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits.
@@ -59,6 +62,7 @@ class Budgeted:
     """
 
     amount: Amount
+    text: Text
     plan: Plan
     report: dict[str, Any]
     started: float
@@ -94,6 +98,18 @@ class Budgeted:
             f"{report['passes']:.2g} passes over the text{small}\n"
             f"expected loss {plan.loss:.3f} ({report['predicted_bits_per_byte']:.3f} bits per byte), within "
             f"{ERROR:.0%} on ordinary text; {report['promised_seconds']:.0f} s in all, done at {ends:%H:%M:%S}"
+        )
+
+    def explain_end(self, steps: int) -> str | None:
+        """One line, where the machine did not keep the speed that was measured: what the law says of so many steps."""
+        plan = self.plan
+        if abs(steps / plan.steps - 1) <= UNSTEADY:
+            return None
+        loss = LAWS[self.text.kind].loss(self.text, plan.size.parameters, plan.tokens * steps / plan.steps, steps)
+        changed = "slower" if steps < plan.steps else "faster"
+        return (
+            f"{steps:,} steps where {plan.steps:,} were planned: the machine became {changed} than when it was "
+            f"measured; for {steps:,} steps a loss of {loss:.3f} is foretold"
         )
 
 
@@ -170,7 +186,7 @@ def plan_within(
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / nats_per_bit,
     }
-    return Budgeted(amount, plan, report, started, again)
+    return Budgeted(amount, text, plan, report, started, again)
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
@@ -244,7 +260,10 @@ def train_within(
     found = plan_within(budget, settings, recipe, quiet, started)
     messages(quiet).print(found.explain(), markup=False, highlight=False)
     kind = Kind(receipt={"budget": found.report})
-    return train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
+    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
+    if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
+        messages(quiet).print(line, markup=False, highlight=False)
+    return run
 
 
 def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[str, Any]) -> Path | None:
