@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -164,6 +165,21 @@ def test_minutes_are_a_budget_and_drive_the_schedule() -> None:
     assert budget.progress(1000, 60.0) == pytest.approx(0.5)
     trainer = make_trainer(max_minutes=0.02)
     assert trainer.run().seconds == pytest.approx(1.2, abs=0.7)
+
+
+class Slow(Hook):
+    """Takes until after the deadline, once: a checkpoint on a slow disk."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.state.step == 2:
+            time.sleep(1.3)
+
+
+def test_a_run_whose_time_is_up_between_two_steps_ends_with_an_evaluated_one() -> None:
+    trainer = make_trainer(max_minutes=0.02, eval_every=1000)
+    trainer.hooks.append(Slow())
+    state = trainer.run()
+    assert state.val_loss is not None and state.eval_step == state.step == 3
 
 
 def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:

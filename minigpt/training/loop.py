@@ -146,7 +146,7 @@ class Trainer:
         while not self._ended():
             try:
                 self._one_step()
-                self._ended()
+                self._ended(time.perf_counter() - self._started)  # read only here, so that the last step is evaluated
                 if self._evaluation_due():
                     self.evaluate()
                 for hook in self.hooks:
@@ -160,10 +160,11 @@ class Trainer:
             hook.on_end(self)
         return self.state
 
-    def _ended(self) -> bool:
-        """Read the clock, and whether to stop: both as all ranks see them, whose clocks and signals differ."""
+    def _ended(self, seconds: float | None = None) -> bool:
+        """Whether to stop, and the time so far: as all ranks see them, whose clocks and signals differ."""
         ranks = self.runtime.ranks
-        self.state.seconds = ranks.largest(time.perf_counter() - self._started)
+        if seconds is not None:
+            self.state.seconds = ranks.largest(seconds)
         if ranks.largest(float(bool(self._asked))):
             self._stop = self._asked or "interrupted on another rank"
         return bool(self._stop) or self._done()
