@@ -3,14 +3,16 @@
 metrics.jsonl and samples.jsonl hold one JSON object a line, each with a `step`.
 """
 
+import contextlib
 import difflib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import RunError, storage_error
+from minigpt.errors import RunError, StorageError, storage_error
 
 
 def run_folder(path: Path, holding: str = "config.yaml") -> Path:
@@ -45,6 +47,23 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         work.unlink(missing_ok=True)
         raise storage_error(path, error) from None
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `out` once the block has ended well; else nothing is left of it.
+
+    Raises StorageError: it cannot be written.
+    """
+    work = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.rename(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

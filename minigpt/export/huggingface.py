@@ -14,7 +14,6 @@ with ours before the directory gets its name.
 
 import importlib.util
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, RunConfig
-from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError, StorageError
+from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError
 from minigpt.huggingface import architecture, config_to_hf, weights_to_hf
-from minigpt.jsonl import run_folder
+from minigpt.jsonl import new_folder, run_folder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
 
@@ -98,9 +97,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
         "generation_config.json": _generation(run.config.generation, run.tokenizer),
         "tokenizer_config.json": _special(run.tokenizer, config.max_seq_len) | _template(folder),
     }
-    work = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        work.mkdir(parents=True)
+    with new_folder(out) as work:
         for name, tree in trees.items():
             (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         for name in ("tokenizer.json", "template.json"):
@@ -109,11 +106,6 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
         save_file(weights, work / "model.safetensors", metadata={"format": "pt"})  # transformers asks for the format
         difference = _compare(work, run.tokenizer) if importlib.util.find_spec("transformers") else None
         size = (work / "model.safetensors").stat().st_size
-        work.rename(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Exported(out, kind, precision, sum(w.numel() for w in weights.values()), size, difference)
 
 

@@ -12,8 +12,6 @@ Tables (embedding, positions, head) stay in 8 bits by default: in a character mo
 of them, did half as much harm in int4 as all other matrices together (KL divergence from fp32).
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,8 @@ from torch import Tensor
 
 from minigpt import checkpoint, packing, tokenizers
 from minigpt.config import dump_config, load_config
-from minigpt.errors import CheckpointError, ConfigError, RunError, StorageError
-from minigpt.jsonl import no_such_run, run_folder, write_text
+from minigpt.errors import CheckpointError, ConfigError, RunError
+from minigpt.jsonl import new_folder, no_such_run, run_folder, write_text
 from minigpt.pretrained import is_huggingface, read_pretrained
 
 TABLES = ("embedding.weight", "positions.weight", "head.weight")
@@ -152,20 +150,13 @@ def _files(folder: Path) -> dict[str, str]:
 
 def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: dict[str, Any], files: dict[str, str]) -> int:
     """The whole run or nothing; returns the bytes of its weights. Raises StorageError."""
-    work = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
+    with new_folder(out) as work:
         folder = work / "checkpoints"
         saved = checkpoint.save(folder / name, {"model": packed}, state)
         checkpoint.point(folder, "last", saved)
         for file, text in files.items():
             write_text(work / file, text)
-        size = (saved / "model.safetensors").stat().st_size
-        work.rename(out)
-        return size
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return (saved / "model.safetensors").stat().st_size
 
 
 def _weight_bytes(path: Path, foreign: bool) -> int:
