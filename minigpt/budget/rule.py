@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.budget.law import STEPS_POWER
 from minigpt.config import ModelConfig
 
 LADDER = (
@@ -71,7 +72,7 @@ def context(tokens: float) -> int:
 
 def smallest_batch(tokens: float, seq_len: int) -> int:
     """Sequences of a step, 4 at least: the power of two that comes nearest to 400 x (tokens / 200,000)^0.35 steps."""
-    steps = 400 * (tokens / 2e5) ** 0.35
+    steps = 400 * (tokens / 2e5) ** STEPS_POWER
     return max(4, 2 ** round(math.log2(max(1.0, tokens / steps / seq_len))))
 
 
