@@ -131,10 +131,11 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = config.num_heads * length * size if config.attention == "reference" else 0
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
-    chunk = chunk_logits(runtime.device)
-    head = (12 if size == 4 else 14) * min(tokens * vocab, chunk)  # logits, in fp32, and what they become
-    if tokens * vocab > chunk:
-        head += vocab * width * (4 + 2 * size)  # the head's gradient, made on the way, and its copy in `size`
+    logits, chunk = tokens * vocab, chunk_logits(runtime.device)
+    if logits <= chunk // 4:
+        head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
+    else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`
+        head = (4 if size == 4 else 10) * min(logits, chunk) + vocab * width * (8 + size % 4)
     return layers + 16 * width * tokens, head, passing
 
 

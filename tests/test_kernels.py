@@ -27,7 +27,7 @@ def loss_and_gradients(chunk: int, smoothing: float, head: nn.Linear) -> tuple[T
     (3 * loss).backward()
     assert hidden.grad is not None
     assert head.weight.grad is not None
-    if chunk >= 24 * V:  # the plain form, spelled out
+    if chunk >= 4 * 24 * V:  # the plain form, spelled out
         assert torch.equal(loss, next_token_loss(head(hidden)[..., :V], targets, valid=19, label_smoothing=smoothing))
     return loss.detach(), hidden.grad, head.weight.grad
 
@@ -37,10 +37,42 @@ def loss_and_gradients(chunk: int, smoothing: float, head: nn.Linear) -> tuple[T
 def test_loss_in_pieces_equals_the_whole_with_gradients(chunk: int, smoothing: float) -> None:
     torch.manual_seed(1)
     head = nn.Linear(16, 64, bias=False)  # 14 rows of padding
-    whole, pieces = loss_and_gradients(24 * V, smoothing, head), loss_and_gradients(chunk, smoothing, head)
+    whole, pieces = loss_and_gradients(4 * 24 * V, smoothing, head), loss_and_gradients(chunk, smoothing, head)
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert pieces[2][V:].abs().max() == 0
+
+
+def test_in_bf16_the_gradient_of_a_sure_model_is_as_exact_in_pieces_as_in_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head, targets = nn.Linear(16, 64, bias=False), torch.randint(0, V, (1, 64), generator=generator)
+    hidden = 1.5 * head.weight.detach()[targets] / head.weight.detach()[targets].norm(dim=-1, keepdim=True)
+    with torch.no_grad():
+        head.weight.mul_(8)  # most targets now have a share of 0.99 and more
+
+    def gradients(chunk: int, bf16: bool) -> tuple[Tensor, Tensor]:
+        at, head.weight.grad = hidden.clone().requires_grad_(), None
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            head_loss(head, at, targets, V, valid=64, chunk=chunk).backward()
+        assert at.grad is not None
+        assert head.weight.grad is not None
+        return at.grad, head.weight.grad
+
+    for exact, whole, pieces in zip(
+        gradients(256 * V, False), gradients(256 * V, True), gradients(7 * V, True), strict=True
+    ):
+        assert (pieces - exact).norm() < 1.2 * (whole - exact).norm() < 0.1 * exact.norm()
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
+    head = nn.Linear(16, 64, bias=False).requires_grad_(False)
+    targets, grads = torch.randint(0, V, (1, 24)), []
+    for chunk in (3 * V, 96 * V):
+        hidden = torch.linspace(-1, 1, 24 * 16).view(1, 24, 16).requires_grad_()
+        head_loss(head, hidden, targets, V, valid=24, chunk=chunk).backward()
+        grads.append(hidden.grad)
+    torch.testing.assert_close(*grads)
+    assert head.weight.grad is None
 
 
 def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:

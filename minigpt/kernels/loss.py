@@ -31,7 +31,7 @@ def head_loss(
         terms: `loss_terms`, or its compiled form.
     """
     chunk = chunk or chunk_logits(hidden.device)
-    few = targets.numel() * vocab_size <= (chunk if terms is None else chunk // 16)  # compiled, it pays earlier
+    few = targets.numel() * vocab_size <= chunk // 4  # so few are as fast at once
     if few or type(head) is not nn.Linear:
         logits = head(hidden)[..., :vocab_size]
         return next_token_loss(logits, targets, valid=valid, label_smoothing=label_smoothing)
@@ -43,38 +43,29 @@ def head_loss(
 
 
 def chunk_logits(device: torch.device) -> int:
-    """Most logits that a loss holds at once: 128 MiB in fp32 on a CPU, a GiB elsewhere."""
-    return 1 << 25 if device.type == "cpu" else 1 << 28
+    """Most logits that a loss holds at once: 64 MiB in fp32 on a CPU, a GiB elsewhere."""
+    return 1 << 24 if device.type == "cpu" else 1 << 28
 
 
-def loss_terms(logits: Tensor, ids: Tensor, vocab_size: int, smoothing: float) -> Tensor:
-    """The sum of the cross-entropies; the logits become its gradient, softmax(logits) - target, in their own memory.
+def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """All that must be done to every logit: logits [n, V] become exp(logit - the row's largest), in their own memory.
 
-    Args:
-        logits: [n, V or more]; the columns past V are padding: they count for nothing, and their gradient is zero.
-        ids: [n], -100 where not counted.
+    Returns the largest and the sum of the exponentials of each row, [n, 1] in fp32.
     """
-    columns = torch.arange(logits.shape[1], device=ids.device)
-    counted, ids = (ids != IGNORE)[:, None], ids.clamp(min=0)[:, None]  # [n, 1]
-    real = logits.float()  # in fp32, the logits themselves
-    real[:, vocab_size:] = float("-inf")
-    log_sum = real.logsumexp(-1, keepdim=True)
-    wanted = (1 - smoothing) * real.gather(1, ids)
-    if smoothing:
-        wanted = wanted + smoothing * real[:, :vocab_size].mean(-1, keepdim=True)
-    total = ((log_sum - wanted) * counted).sum()
-    real.sub_(log_sum).exp_().sub_((columns == ids) * (1 - smoothing))
-    if smoothing:
-        real[:, :vocab_size] -= smoothing / vocab_size
-    logits.copy_(real.mul_(counted))
-    return total
+    largest = logits.amax(-1, keepdim=True)
+    if logits.dtype == torch.float32:
+        logits.sub_(largest).exp_()
+    else:
+        logits.copy_((logits.float() - largest).exp())
+    return largest.float(), logits.sum(-1, keepdim=True, dtype=torch.float32)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Some rows at a time; the gradient is made at once, while the logits are there.
+    """Some rows at a time; the gradient is made at once, while the exponentials are there.
 
-    The backward pass has nothing left but to scale it: the logits are multiplied out once, not twice as with
-    recomputation.
+    The gradient of a row's logits is exponentials / their sum - target. Neither is carried out on the logits, of which
+    there are many: the row's sum divides the products with it, and the target's place, zero among the exponentials,
+    comes in as a product of its own. The backward pass has nothing left but to scale: no logits are made twice.
     """
 
     @staticmethod
@@ -92,16 +83,36 @@ class _ChunkedLoss(torch.autograd.Function):
         autocast, device = torch.is_autocast_enabled(hidden.device.type), hidden.device.type
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         hidden, low = hidden.to(dtype), weight.to(dtype)  # once, not in every product
-        d_hidden, d_weight = torch.empty_like(hidden), None
+        counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N, 1]
+        to_learn, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]  # anything; the head itself
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else None
+        pulls = torch.empty_like(counted)  # gradient of the target's logit
+        even = smoothing / vocab_size
         # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
         room = hidden.new_empty(min(rows, len(hidden)), len(low))
         total = hidden.new_zeros((), dtype=torch.float32)
-        for some, ids, out in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
-            grad = torch.mm(some, low.T, out=room[: len(some)])
-            total += terms(grad, ids, vocab_size, smoothing)
-            if any(ctx.needs_input_grad):
-                torch.mm(grad, low, out=out)
-                d_weight = (grad.T @ some).to(weight.dtype) if d_weight is None else d_weight.add_(grad.T @ some)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            some, id, count = hidden[part], ids[part], counted[part]
+            logits = torch.mm(some, low.T, out=room[: len(some)])
+            logits[:, vocab_size:] = float("-inf")  # padding: it counts for nothing, and its gradient is zero
+            wanted = logits.gather(1, id).float()
+            mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
+            largest, sums = terms(logits)
+            total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
+            if to_learn:
+                pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
+                logits.scatter_(1, id, 0.0)
+                torch.mm(logits, low, out=d_hidden[part])
+                d_hidden[part] *= count / sums
+                if d_weight is not None:
+                    _add_product(d_weight, logits.T, (some * (count / sums)).to(dtype))
+        if to_learn:
+            d_hidden += pulls * low[ids[:, 0]] - even * counted * low[:vocab_size].float().sum(0)
+        if d_weight is not None:
+            ends = (pulls * hidden).to(weight.dtype)
+            d_weight += torch.ops.aten.embedding_dense_backward(ends, ids[:, 0], len(weight), -1, False)
+            d_weight[:vocab_size] -= even * (counted * hidden).sum(0)
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
@@ -109,7 +120,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Of hidden and weight."""
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
+        return d_hidden * scale, None if d_weight is None else d_weight.mul_(scale), None, None, None, None, None
 
 
-Terms = Callable[[Tensor, Tensor, int, float], Tensor]
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in place where both have one dtype."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+Terms = Callable[[Tensor], tuple[Tensor, Tensor]]
