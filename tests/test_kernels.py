@@ -45,10 +45,11 @@ def test_loss_in_pieces_equals_the_whole_with_gradients(chunk: int, smoothing: f
 
 def test_in_bf16_the_gradient_of_a_sure_model_is_as_exact_in_pieces_as_in_one() -> None:
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     head, targets = nn.Linear(16, 64, bias=False), torch.randint(0, V, (1, 64), generator=generator)
     hidden = 1.5 * head.weight.detach()[targets] / head.weight.detach()[targets].norm(dim=-1, keepdim=True)
     with torch.no_grad():
-        head.weight.mul_(8)  # most targets now have a share of 0.99 and more
+        head.weight.mul_(24)  # half of the targets now have a share of 0.99 and more
 
     def gradients(chunk: int, bf16: bool) -> tuple[Tensor, Tensor]:
         at, head.weight.grad = hidden.clone().requires_grad_(), None
