@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from minigpt.errors import RunError, StorageError, storage_error
 
 
@@ -60,8 +62,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         work.mkdir(parents=True)
         yield work
         work.rename(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+    except (OSError, SafetensorError) as error:  # the second is what a full disk makes of weights
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"{out} cannot be written ({why}); choose another with --out") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

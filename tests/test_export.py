@@ -1,6 +1,7 @@
 """Exported runs: transformers has our logits, our ids and our texts of them, and we read them back to the bit."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from minigpt import GPT, GenerationConfig, ModelConfig, checkpoint, export_huggingface, generate_text, load_run
 from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
-from minigpt.errors import ConfigError, MiniGPTError
+from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
 from minigpt.finetune.template import Template
 from minigpt.tokenizers import build
@@ -168,6 +169,18 @@ def test_a_wrong_export_is_found_and_leaves_nothing(fault: str, tmp_path: Path, 
     with pytest.raises(MiniGPTError, match=said):
         export_huggingface(run)
     assert [p.name for p in tmp_path.iterdir()] == ["my"]
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the weights have 300,000 bytes
+    try:
+        with pytest.raises(StorageError, match=r"out cannot be written .*--out"):
+            export_huggingface(run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
