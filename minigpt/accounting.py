@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minigpt.config import ModelConfig
+from minigpt.kernels.attention import scored
 from minigpt.kernels.loss import chunk_logits
 from minigpt.model.gpt import GPT
 from minigpt.runtime import DTYPES, Runtime
@@ -126,10 +127,12 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     fixed = 2 * two - four
     pairs = ((two - fixed) / 2 - (half - fixed)) / (long * long / 2)
     each = (two - fixed) / 2 / long - pairs * long
-    block = round(tokens * (each + pairs * length))
+    kinds = {"reference": length, "blockwise": scored(length) / length}  # scores made for a token and a head
+    wide = kinds.get(config.attention, 0.0)
+    block = round(tokens * (each + pairs * (wide or length)))
     layers = config.num_layers * (4 * width * tokens if checkpointing else block)
     layers += config.num_layers * fixed + (block if checkpointing else 0)
-    scores = config.num_heads * length * size if config.attention == "reference" else 0
+    scores = round(config.num_heads * wide * size)
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
     logits, chunk = tokens * vocab, chunk_logits(runtime.device)
     if logits <= chunk // 4:

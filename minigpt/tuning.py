@@ -21,6 +21,7 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.jsonl import write_text
+from minigpt.kernels.attention import scored, tile
 from minigpt.kernels.loss import head_loss, loss_terms
 from minigpt.model.gpt import GPT
 from minigpt.model.parts import ATTENTION
@@ -31,7 +32,7 @@ COLD, WARM, HOPED = 30.0, 5.0, 0.25
 LOGITS = 1 << 21
 """Fewest logits of a micro-batch whose loss is timed; a smaller one is no part of a step to speak of."""
 SCORES = 1 << 31
-"""Most attention weights, of all layers together, that the reference kernel may keep for its backward pass."""
+"""Most attention weights, of all layers together, that a kernel may keep for its backward pass."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,20 @@ def choose(
 
 
 def _worth_compiling(eager: dict[str, float]) -> str:
-    """The reference if it is near: compiled, its softmax joins the kernels around it; sdpa stays as it is."""
+    """The reference, whole or in parts, if it is near: compiled, its softmax joins the kernels around it."""
     fastest = min(eager, key=eager.__getitem__)
-    return "reference" if eager.get("reference", math.inf) < 1.25 * eager[fastest] else fastest
+    plain = min(("reference", "blockwise"), key=lambda name: eager.get(name, math.inf))
+    return plain if eager.get(plain, math.inf) < 1.25 * eager[fastest] else fastest
 
 
 def _kernels(shape: ModelConfig, batch: int) -> list[str]:
     """Those to try: what is asked for, or all whose memory is there."""
-    scores = batch * shape.num_heads * shape.max_seq_len**2 * shape.num_layers
+    length, pairs = shape.max_seq_len, batch * shape.num_heads * shape.num_layers
     if shape.attention != "auto":
         return [shape.attention]
-    return [name for name in ATTENTION if name != "reference" or scores <= SCORES]
+    kept = {"reference": pairs * length**2, "blockwise": pairs * scored(length)}
+    one = tile(length) >= length  # a single part is the reference itself
+    return [name for name in ATTENTION if kept.get(name, 0) <= SCORES and not (one and name == "blockwise")]
 
 
 def _time(
@@ -165,7 +169,8 @@ def _time_loss(shape: ModelConfig, runtime: Runtime, batch: int, compiled: bool 
 
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
     fields = shape.model_dump(exclude={"num_layers", "tie_embeddings", "init_std", "zero_init_residual"})
-    parts = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision, batch, fields]
+    machine = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision]
+    parts = [*machine, batch, fields, _kernels(shape, batch)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

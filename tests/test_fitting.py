@@ -30,6 +30,10 @@ SHAPES = {
         ModelConfig(vocab_size=96, embed_dim=64, num_heads=2, num_layers=4, max_seq_len=128, attention="reference"),
         8, 8,
     ),
+    "blockwise": (
+        ModelConfig(vocab_size=96, embed_dim=64, num_heads=2, num_layers=4, max_seq_len=512, attention="blockwise"),
+        2, 2,
+    ),
     "accumulation, dropout, biases": (
         ModelConfig(vocab_size=4096, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=96, dropout=0.1, bias=True),
         4, 2,

@@ -170,6 +170,15 @@ def test_the_reference_is_compiled_if_it_is_near_and_sdpa_if_not(clocks: dict[st
     assert pick(100_000, shape=SHAPE.model_copy(update={"embed_dim": 512})) == ("sdpa", True)
 
 
+def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: dict[str, float]) -> None:
+    clocks |= {"blockwise": 0.008, "blockwise compiled": 0.003, "sdpa": 0.007}
+    long = SHAPE.model_copy(update={"max_seq_len": 512})
+    assert pick(100, shape=long) == ("sdpa", False)
+    assert pick(10_000, shape=long) == ("blockwise", True)  # near enough to be compiled, and faster then
+    assert pick(10_000, shape=SHAPE.model_copy(update={"max_seq_len": 128})) == ("sdpa", True)  # one part only
+    assert pick(10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
+
+
 def test_what_is_asked_for_is_taken(clocks: dict[str, float]) -> None:
     asked = SHAPE.model_copy(update={"attention": "sdpa"})
     assert pick(10_000, "off", asked) == ("sdpa", False)

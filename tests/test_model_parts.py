@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from minigpt.accounting import flops_per_token, inference_memory, parameter_table, shape_walk, training_memory
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
+from minigpt.kernels.attention import scored
 from minigpt.model import GPT, reference
-from minigpt.model.parts import fast_attention, rotary_tables, rotate, sinusoids
+from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate, sinusoids
 
 VARIANTS = {
     "gpt2": {"shape": "gpt2"},
@@ -40,6 +41,21 @@ def test_fast_attention_equals_the_explicit_softmax(queries: int, keys: int, kv_
         random(2, kv_heads, keys, 8, seed=2),
     )
     torch.testing.assert_close(fast_attention(query, key, value), reference.attention(query, key, value))
+
+
+@pytest.mark.parametrize(
+    ("length", "kv_heads", "scored_share"), [(128, 4, 1.0), (256, 2, 0.75), (300, 1, 0.693), (1024, 2, 0.625)]
+)
+def test_blockwise_attention_equals_the_whole_with_gradients(length: int, kv_heads: int, scored_share: float) -> None:
+    sides = [random(1, heads, length, 8, seed=i) for i, heads in enumerate((4, kv_heads, kv_heads))]
+    back, found = random(1, 4, length, 8, seed=3), []
+    for kernel in (reference.attention, blockwise_attention):
+        inputs = [side.clone().requires_grad_() for side in sides]
+        out = kernel(*inputs)
+        found.append([out, *torch.autograd.grad(out, inputs, back)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert scored(length) / length**2 == pytest.approx(scored_share, abs=0.001)
 
 
 def test_reference_attention_equals_a_loop_over_positions() -> None:

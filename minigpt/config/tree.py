@@ -87,9 +87,9 @@ class ModelConfig(Section):
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False
     """Start the residual projections at zero: each block begins as the identity."""
-    attention: Literal["auto", "reference", "sdpa"] = "auto"
-    """Attention kernel: the readable reference, torch's scaled_dot_product_attention, or auto (training: the faster one
-    here, found by timing both; else sdpa)."""
+    attention: Literal["auto", "reference", "blockwise", "sdpa"] = "auto"
+    """Attention kernel: the readable reference, the same in four parts that skip what causality hides, torch's
+    scaled_dot_product_attention, or auto (training: the fastest here, found by timing; else sdpa)."""
 
     @model_validator(mode="before")
     @classmethod

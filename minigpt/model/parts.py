@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
+from minigpt.kernels.attention import fast_attention, tile
 from minigpt.kernels.dropout import dropout
 from minigpt.model import reference
 from minigpt.model.cache import LayerCache
@@ -55,20 +56,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def fast_attention(
+def blockwise_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`reference.attention` by torch's fused kernel."""
-    length, total = query.shape[2], key.shape[2]
-    causal = visible is None and length == total > 1
-    if visible is None and 1 < length < total:  # after a cached prefix is_causal would take the wrong corner
-        visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
-    return F.scaled_dot_product_attention(
-        query, key, value, visible, dropout, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    """`reference.attention` of a whole sequence in four parts: early queries do no work for the keys after them."""
+    length, size = query.shape[2], tile(query.shape[2])
+    if visible is not None or length < key.shape[2]:
+        return reference.attention(query, key, value, dropout, visible)
+    ends = range(size, length + size, size)
+    parts = (reference.attention(query[:, :, e - size : e], key[:, :, :e], value[:, :, :e], dropout) for e in ends)
+    return torch.cat([*parts], dim=2)
 
 
-ATTENTION = {"reference": reference.attention, "sdpa": fast_attention}
+ATTENTION = {"reference": reference.attention, "blockwise": blockwise_attention, "sdpa": fast_attention}
 
 
 class Attention(nn.Module):
