@@ -87,32 +87,35 @@ class _ChunkedLoss(torch.autograd.Function):
         to_learn, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]  # anything; the head itself
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else None
         pulls = torch.empty_like(counted)  # gradient of the target's logit
-        even = smoothing / vocab_size
         # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
         room = hidden.new_empty(min(rows, len(hidden)), len(low))
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            some, id, count = hidden[part], ids[part], counted[part]
+            some, wants, count = hidden[part], ids[part], counted[part]
             logits = torch.mm(some, low.T, out=room[: len(some)])
             logits[:, vocab_size:] = float("-inf")  # padding: it counts for nothing, and its gradient is zero
-            wanted = logits.gather(1, id).float()
+            wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
             total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
-                logits.scatter_(1, id, 0.0)
+                logits.scatter_(1, wants, 0.0)
                 torch.mm(logits, low, out=d_hidden[part])
                 d_hidden[part] *= count / sums
                 if d_weight is not None:
                     _add_product(d_weight, logits.T, (some * (count / sums)).to(dtype))
         if to_learn:
-            d_hidden += pulls * low[ids[:, 0]] - even * counted * low[:vocab_size].float().sum(0)
+            d_hidden += pulls * low[ids[:, 0]]
         if d_weight is not None:
             ends = (pulls * hidden).to(weight.dtype)
             d_weight += torch.ops.aten.embedding_dense_backward(ends, ids[:, 0], len(weight), -1, False)
-            d_weight[:vocab_size] -= even * (counted * hidden).sum(0)
+        if to_learn and smoothing:
+            even = counted * (smoothing / vocab_size)
+            d_hidden -= even * low[:vocab_size].float().sum(0)
+            if d_weight is not None:
+                d_weight[:vocab_size] -= (even * hidden).sum(0)
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
