@@ -11,7 +11,7 @@ from torch import nn
 
 from minigpt.config import ModelConfig
 from minigpt.kernels.attention import scored
-from minigpt.kernels.loss import chunk_logits
+from minigpt.kernels.loss import at_once, chunk_logits
 from minigpt.model.gpt import GPT
 from minigpt.runtime import DTYPES, Runtime
 
@@ -135,10 +135,11 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     scores = round(config.num_heads * wide * size)
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
     logits, chunk = tokens * vocab, chunk_logits(runtime.device)
-    if logits <= chunk // 4:
+    if at_once(logits, chunk):
         head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
     else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`
-        head = (4 if size == 4 else 10) * min(logits, chunk) + vocab * width * (8 + size % 4)
+        a_logit, a_weight = (4, 8) if size == 4 else (10, 10)
+        head = a_logit * min(logits, chunk) + a_weight * vocab * width
     return layers + 16 * width * tokens, head, passing
 
 

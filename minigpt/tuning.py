@@ -21,7 +21,7 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.jsonl import write_text
-from minigpt.kernels.attention import scored, tile
+from minigpt.kernels.attention import scored, tiles
 from minigpt.kernels.loss import head_loss, loss_terms
 from minigpt.model.gpt import GPT
 from minigpt.model.parts import ATTENTION
@@ -110,7 +110,7 @@ def _kernels(shape: ModelConfig, batch: int) -> list[str]:
     if shape.attention != "auto":
         return [shape.attention]
     kept = {"reference": pairs * length**2, "blockwise": pairs * scored(length)}
-    one = tile(length) >= length  # a single part is the reference itself
+    one = len(tiles(length)) == 1  # a single part is the reference itself
     return [name for name in ATTENTION if kept.get(name, 0) <= SCORES and not (one and name == "blockwise")]
 
 

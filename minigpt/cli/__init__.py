@@ -1,6 +1,5 @@
 """The command. One file a subcommand, imported only when it is the one that was asked for."""
 
-import contextlib
 import importlib
 import os
 import re
@@ -74,12 +73,13 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> None:
     They wait by spinning, which is a sixth to a quarter faster alone and up to ten times slower beside a busy process
     (docs/LOG.md). The variable is read when torch is imported, so it must be set before; one that is set stays.
     """
+    if not load.exists():  # not Linux, where OpenMP is another
+        return
     looks = []
     for _ in range(8):
-        with contextlib.suppress(OSError):  # not Linux, where OpenMP is another
-            looks.append(int(load.read_text().split()[3].partition("/")[0]) - 1)  # "0.00 0.01 0.05 2/300 123": 2 run
+        looks.append(int(load.read_text().split()[3].partition("/")[0]) - 1)  # "0.00 0.01 0.05 2/300 123": 2 run
         time.sleep(0.002)
-    if looks and sorted(looks)[len(looks) // 2] >= 1:
+    if sorted(looks)[len(looks) // 2] >= 1:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 

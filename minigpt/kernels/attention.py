@@ -20,13 +20,12 @@ def fast_attention(
     )
 
 
-def tile(length: int) -> int:
-    """Queries that blockwise attention takes at a time: a quarter of the sequence, 128 at least."""
-    return max(128, math.ceil(length / 4))
+def tiles(length: int) -> list[tuple[int, int]]:
+    """First and last + 1 of the queries that blockwise attention takes at a time: a quarter of them, 128 at least."""
+    size = max(128, math.ceil(length / 4))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def scored(length: int) -> int:
     """Pairs of positions for which blockwise attention makes a score: of 4 parts 5/8 of all, of 2 parts 3/4."""
-    size = tile(length)
-    ends = [min(end, length) for end in range(size, length + size, size)]
-    return sum(end * (end - start) for start, end in zip([0, *ends], ends, strict=False))
+    return sum(end * (end - start) for start, end in tiles(length))

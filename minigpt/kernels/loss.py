@@ -31,8 +31,7 @@ def head_loss(
         terms: `loss_terms`, or its compiled form.
     """
     chunk = chunk or chunk_logits(hidden.device)
-    few = targets.numel() * vocab_size <= chunk // 4  # so few are as fast at once
-    if few or type(head) is not nn.Linear:
+    if at_once(targets.numel() * vocab_size, chunk) or type(head) is not nn.Linear:
         logits = head(hidden)[..., :vocab_size]
         return next_token_loss(logits, targets, valid=valid, label_smoothing=label_smoothing)
     rows = max(1, chunk // vocab_size)
@@ -45,6 +44,11 @@ def head_loss(
 def chunk_logits(device: torch.device) -> int:
     """Most logits that a loss holds at once: 64 MiB in fp32 on a CPU, a GiB elsewhere."""
     return 1 << 24 if device.type == "cpu" else 1 << 28
+
+
+def at_once(logits: int, chunk: int) -> bool:
+    """Whether so many logits are made whole: a few are as fast so as in pieces."""
+    return logits <= chunk // 4
 
 
 def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +88,8 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         hidden, low = hidden.to(dtype), weight.to(dtype)  # once, not in every product
         counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N, 1]
-        to_learn, learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]  # anything; the head itself
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else None
+        to_learn = any(ctx.needs_input_grad)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         pulls = torch.empty_like(counted)  # gradient of the target's logit
         # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
         room = hidden.new_empty(min(rows, len(hidden)), len(low))
@@ -103,9 +107,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
                 logits.scatter_(1, wants, 0.0)
                 torch.mm(logits, low, out=d_hidden[part])
-                d_hidden[part] *= count / sums
+                share = count / sums
+                d_hidden[part] *= share
                 if d_weight is not None:
-                    _add_product(d_weight, logits.T, (some * (count / sums)).to(dtype))
+                    _add_product(d_weight, logits.T, (some * share).to(dtype))
         if to_learn:
             d_hidden += pulls * low[ids[:, 0]]
         if d_weight is not None:

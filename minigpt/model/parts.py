@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
-from minigpt.kernels.attention import fast_attention, tile
+from minigpt.kernels.attention import fast_attention, tiles
 from minigpt.kernels.dropout import dropout
 from minigpt.model import reference
 from minigpt.model.cache import LayerCache
@@ -60,12 +60,13 @@ def blockwise_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
     """`reference.attention` of a whole sequence in four parts: early queries do no work for the keys after them."""
-    length, size = query.shape[2], tile(query.shape[2])
-    if visible is not None or length < key.shape[2]:
+    if visible is not None or query.shape[2] < key.shape[2]:
         return reference.attention(query, key, value, dropout, visible)
-    ends = range(size, length + size, size)
-    parts = (reference.attention(query[:, :, e - size : e], key[:, :, :e], value[:, :, :e], dropout) for e in ends)
-    return torch.cat([*parts], dim=2)
+    parts = [
+        reference.attention(query[:, :, start:end], key[:, :, :end], value[:, :, :end], dropout)
+        for start, end in tiles(query.shape[2])
+    ]
+    return torch.cat(parts, dim=2)
 
 
 ATTENTION = {"reference": reference.attention, "blockwise": blockwise_attention, "sdpa": fast_attention}
