@@ -62,11 +62,8 @@ def blockwise_attention(
     """`reference.attention` of a whole sequence in four parts: early queries do no work for the keys after them."""
     if visible is not None or query.shape[2] < key.shape[2]:
         return reference.attention(query, key, value, dropout, visible)
-    parts = [
-        reference.attention(query[:, :, start:end], key[:, :, :end], value[:, :, :end], dropout)
-        for start, end in tiles(query.shape[2])
-    ]
-    return torch.cat(parts, dim=2)
+    parts = [(query[:, :, start:end], key[:, :, :end], value[:, :, :end]) for start, end in tiles(query.shape[2])]
+    return torch.cat([reference.attention(*part, dropout) for part in parts], dim=2)
 
 
 ATTENTION = {"reference": reference.attention, "blockwise": blockwise_attention, "sdpa": fast_attention}
