@@ -60,6 +60,9 @@ class Terminal:
     def __init__(self, argv: list[str], folder: Path):
         self.master, slave = pty.openpty()
         self.resize(24, 80)
+        modes = termios.tcgetattr(slave)
+        modes[3] |= termios.NOFLSH  # else Ctrl-C has the kernel throw away what was written and not yet read here
+        termios.tcsetattr(slave, termios.TCSANOW, modes)
         env = os.environ | {"MINIGPT_CONFIG": str(folder), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minigpt", "chat", *argv],
