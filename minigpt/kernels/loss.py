@@ -42,8 +42,8 @@ def head_loss(
 
 
 def chunk_logits(device: torch.device) -> int:
-    """Most logits that a loss holds at once: 64 MiB in fp32 on a CPU, a GiB elsewhere."""
-    return 1 << 24 if device.type == "cpu" else 1 << 28
+    """Most logits that a loss holds at once: 32 MiB in fp32 on a CPU, a GiB elsewhere (docs/LOG.md)."""
+    return 1 << 23 if device.type == "cpu" else 1 << 28
 
 
 def at_once(logits: int, chunk: int) -> bool:
