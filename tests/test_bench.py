@@ -229,6 +229,8 @@ def test_the_machines_figures_are_what_they_say():
     ("name", "group"),
     [
         ("aten::addmm", "matrix products"),
+        ("aten::baddbmm", "matrix products"),
+        ("aten::addmm_", "matrix products"),
         ("aten::mm", "matrix products"),
         ("mkldnn::_linear_pointwise", "matrix products"),
         ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_TNT", "matrix products"),

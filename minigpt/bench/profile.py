@@ -20,7 +20,7 @@ TOP = 15
 _GROUPS = (  # the first that matches a name, of a torch operation or of a kernel
     ("optimizer", r"adam|optimizer|foreach|multi_tensor|lerp"),
     ("attention", r"attention|flash|fmha|sdpa"),
-    ("matrix products", r"::(add|b|badd)?mm(_|$)|::linear|::matmul|mkldnn|mkl_|gemm|gemv|cutlass|cublas|nvjet|xmma"),
+    ("matrix products", r"::(add|b|baddb)?mm(_|$)|::linear|::matmul|mkldnn|mkl_|gemm|gemv|cutlass|cublas|nvjet|xmma"),
     (
         "elementwise",
         r"::(add|sub|mul|div|neg|rsub|pow|sqrt|exp|sin|cos|tanh|where|fill|zero|copy|cat|stack|masked|softmax|sum|mean"
