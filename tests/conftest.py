@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; threads that spin would halve each other
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases always, on a busy machine too
+settings.load_profile("suite")
 
 LONG = ("test_notebooks", "test_storm", "test_resume_kills", "test_recipes_train", "test_elastic")
 """Files that take minutes: begun first, so that all processes end at about the same time."""

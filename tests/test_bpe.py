@@ -56,7 +56,7 @@ def assert_same_model(ours: BPETokenizer, theirs: Theirs) -> None:
     assert model["vocab"] == vocab
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(words=few_letters, num_merges=st.integers(0, 30), min_count=st.integers(1, 3))
 def test_the_trainer_learns_what_the_textbook_loop_learns(
     words: dict[str, int], num_merges: int, min_count: int
@@ -66,7 +66,7 @@ def test_the_trainer_learns_what_the_textbook_loop_learns(
     assert len(merges) <= num_merges
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text("aabc é\n'.1", min_size=1, max_size=120), pattern=st.sampled_from(sorted(PATTERNS)))
 def test_the_trainer_learns_what_hugging_face_learns(text: str, pattern: str) -> None:
     assert_same_model(BPETokenizer.train([text], 300, pattern), train_theirs([text], 300, pattern))
@@ -82,7 +82,7 @@ def test_merges_and_ids_equal_hugging_face_on_adversarial_text(pattern: str) -> 
             assert ours.encode(text) == theirs.encode(text).ids
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=unicode_text, pattern=st.sampled_from(sorted(PATTERNS)), cuts=st.lists(st.integers(0, 60), max_size=5))
 def test_words_are_counted_alike_however_the_stream_is_cut(text: str, pattern: str, cuts: list[int]) -> None:
     text += " and the rest.\nOf it  all"
@@ -115,7 +115,7 @@ def test_text_without_a_safe_cut_is_not_searched_again_at_each_chunk(monkeypatch
     assert sum(searched) < 4 * 5000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=unicode_text, pattern=st.sampled_from(sorted(PATTERNS)))
 def test_the_fast_encoder_gives_the_ids_of_the_textbook_encoder(text: str, pattern: str) -> None:
     ours = TRAINED[pattern]

@@ -136,7 +136,7 @@ def test_no_price_is_negative_and_none_would_leave_less(seconds: list[float]):
     assert np.linalg.norm(table @ found - 1) == pytest.approx(least, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(1e-4, 1e-2), st.floats(1e9, 1e13), st.floats(30, 1e4))
 def test_what_is_chosen_fits_into_the_time_and_uses_it(per_layer: float, flops_a_second: float, seconds: float):
     plan = chooser(speed=Speed(per_layer, 1 / flops_a_second), seconds=seconds).best()

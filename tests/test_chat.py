@@ -189,7 +189,7 @@ def test_half_a_character_cannot_be_chosen_and_the_end_of_text_can() -> None:
     st.integers(1, 20),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_context_keeps_the_newest_whole_turns(turns, system: str, limit: int, room: int, open_: bool) -> None:
     room = min(room, limit // 2)
     head = [Message("system", system)] if system else []

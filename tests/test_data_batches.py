@@ -1,14 +1,16 @@
 """Batches are pure functions of (seed, step, rank), cover each epoch exactly once, and score each token once."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data import Batches, TokenFile, TokenWriter, eval_batches, windows
+from minigpt.data.batches import spread
 from minigpt.errors import ConfigError, DataError
 from minigpt.losses import IGNORE
 
@@ -34,7 +36,6 @@ def test_targets_are_the_next_tokens(shape: tuple[int, int, int], seed: int, ste
 
 
 @given(shapes, st.integers(0, 1000))
-@settings(deadline=None)
 def test_an_epoch_visits_each_window_once_and_no_token_twice(shape: tuple[int, int, int], seed: int) -> None:
     seq_len, count, batch_size = shape
     batches = Batches(ids(count), batch_size, seq_len, seed)
@@ -143,6 +144,29 @@ def test_every_token_but_the_first_is_scored_once_with_its_true_past(
             assert column + 1 >= min(seq_len - stride + 1, place)  # the context that was promised
             scored.append(place)
     assert sorted(scored) == list(range(1, count))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 6))
+def test_a_part_is_spread_over_the_text_and_does_not_depend_on_how_rows_make_batches(
+    rows: int, count: int, together: int
+) -> None:
+    """`count` batches of `together` rows are, row by row, `count * together` batches of one."""
+    tokens = ids(2 * rows + 1)
+    whole = [inputs for inputs, _ in eval_batches(tokens, 2, 2, together, count)]
+    single = [inputs for inputs, _ in eval_batches(tokens, 2, 2, 1, count * together, together)]
+    assert torch.equal(torch.cat(whole), torch.cat(single))
+    taken = spread(rows, count)
+    assert len(taken) == min(rows, count)
+    gaps = [after - before for before, after in pairwise([*taken, rows])]
+    assert taken[0] == 0
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_spread_worked_example() -> None:
+    assert list(spread(12, 4, 2)) == [0, 1, 6, 7]
+    assert list(spread(7, 2, 2)) == [0, 1]
+    assert list(spread(7, 4, 2)) == [0, 1, 4, 5]
+    assert list(spread(3)) == list(spread(3, 9)) == [0, 1, 2]
 
 
 @given(evaluations)

@@ -66,7 +66,7 @@ def some_tokens(count: int, seed: int = 0) -> np.ndarray:
 windows = st.integers(1, 12).flatmap(lambda context: st.tuples(st.just(context), st.integers(1, context)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(2, 70), windows, st.integers(1, 5), st.integers(0, 99))
 def test_every_token_is_scored_once_from_the_context_that_is_stated(count, window, batch_size, seed):
     tokens, (context, stride) = some_tokens(count, seed), window

@@ -57,13 +57,13 @@ class SlowKneserNey:
         return -sum(math.log2(self.p(padded[i : i + self.order - 1], byte)) for i, byte in enumerate(data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(small_texts, small_texts, st.integers(1, 8))
 def test_ngram_equals_the_formula_in_dictionaries(train, other, order):
     assert NGram.fit(array(train), order).bits(array(other)) == pytest.approx(SlowKneserNey(train, order).bits(other))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(small_texts, st.binary(min_size=4, max_size=4) | st.text("abc ", min_size=4, max_size=4).map(str.encode))
 def test_probabilities_of_the_256_next_bytes_sum_to_one_after_any_context(train, context):
     keys = np.array([int.from_bytes(context + bytes([byte])) for byte in range(256)], np.uint64)
@@ -117,7 +117,7 @@ TOKENIZERS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(TOKENIZERS), st.data(), st.integers(1, 40))
 def test_bytes_by_table_are_the_tokens_bytes_joined(tokenizer, data, limit):
     ids = np.array(data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30)), np.uint16)

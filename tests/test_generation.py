@@ -46,7 +46,7 @@ def test_window_holds_the_newest_tokens_never_more_than_the_context(length: int,
     assert window_start(length + 1, limit) >= start
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000), st.sampled_from([0.3, 1.0, 1.7]), st.integers(0, 40), st.sampled_from([0.1, 0.5, 0.9, 1.0])
 )

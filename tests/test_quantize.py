@@ -41,7 +41,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 # --- matrices ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([(8, 64), *((4, group) for group in GROUPS)]),
     st.integers(1, 9),
@@ -68,7 +68,7 @@ def test_what_is_packed_comes_back_bit_for_bit(kind, rows: int, groups: int, pow
     assert bits == 8 or (packed_group(whole) or 0) >= group, "a loaded model knows the group that it was saved in"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(GROUPS), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6))
 def test_no_group_loses_more_than_its_largest_number_allows(group: int, rows: int, count: int, seed: int) -> None:
     weight = normal(rows, count * group, seed=seed)

@@ -56,7 +56,7 @@ def test_products_equal_torchs(kernels: rows.Kernels, kind: torch.dtype, count: 
     check_linear(kernels, kind, n, k, count, bias=bool(n % 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(KINDS),
     st.integers(1, 70),

@@ -19,7 +19,7 @@ from minigpt.sampling import processors as ours
 VOCAB = 30
 SEEDS = st.integers(0, 100_000)
 WORDS = ((5,), (3, 4), (1, 2, 3), (6, 7, 8, 9))
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 
 
 def logits_of(seed: int, rows: int = 4) -> Tensor:

@@ -266,7 +266,7 @@ def test_only_the_end_of_a_story_is_a_newline():
     assert not any("\n" in text for text in others)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_foreign_text_is_refused(seed):
     story = next(generate_stories(1, seed))
@@ -352,7 +352,7 @@ def test_a_compressor_does_not_beat_the_entropy():
     assert 8 * len(lzma.compress(text)) / len(text) > entropy().bits_per_byte
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS)
 def test_articles_agree(seed):
     story = next(generate_stories(1, seed))
@@ -360,7 +360,7 @@ def test_articles_agree(seed):
         assert (article.lower() == "an") == (word[0] in "aeiou" or word in ("hour", "honest")), story
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS)
 def test_a_story_has_one_hero_one_friend_and_pronouns_that_agree(seed):
     story = next(generate_stories(1, seed))
@@ -376,7 +376,7 @@ def test_a_story_has_one_hero_one_friend_and_pronouns_that_agree(seed):
     assert genders(story) <= {GENDER[hero], GENDER[pal]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS)
 def test_things_and_places_recur_unchanged(seed):
     story = next(generate_stories(1, seed))

@@ -100,7 +100,7 @@ def test_hugging_face_reads_the_file_to_identical_ids(name: str, tmp_path: Path)
             assert theirs.decode(ids) == ours.decode(ids) == text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=unicode_text, name=st.sampled_from([name for name in ALL if name != "char, error"]))
 def test_hugging_face_agrees_on_any_text(text: str, name: str) -> None:
     theirs = Theirs.from_str(ALL[name].to_json())
@@ -201,7 +201,7 @@ def test_decode_takes_arrays_and_refuses_ids_that_are_not_there() -> None:
             tokenizer.token_bytes(wrong)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), name=st.sampled_from(sorted(ALL)), skip=st.booleans())
 def test_a_stream_of_any_ids_adds_up_to_their_decoding(data: st.DataObject, name: str, skip: bool) -> None:
     tokenizer = ALL[name]
@@ -211,7 +211,7 @@ def test_a_stream_of_any_ids_adds_up_to_their_decoding(data: st.DataObject, name
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=unicode_text, name=st.sampled_from(["byte", "bpe, gpt4", "bpe, no merges"]))
 def test_a_stream_emits_each_character_with_its_last_byte_and_never_a_part(text: str, name: str) -> None:
     tokenizer = ALL[name]

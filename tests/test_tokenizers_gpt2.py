@@ -61,7 +61,7 @@ def test_ids_equal_the_published_encoders_on_adversarial_text(mirror: Path, text
     assert ours_from(mirror).decode(ids) == text == plain.decode(ids)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.one_of(unicode_text, tricky_text))
 def test_ids_equal_the_published_encoders_on_any_text(mirror: Path, text: str) -> None:
     theirs, plain = published(mirror)

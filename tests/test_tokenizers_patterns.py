@@ -28,7 +28,7 @@ def offsets_of_hugging_face(pattern: str, text: str) -> list[str]:
     return [piece for piece, _ in tree.pre_tokenize_str(text)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(tricky_text, unicode_text), pattern=st.sampled_from(sorted(PATTERNS)))
 @example(text=TEXT, pattern="gpt2")
 @example(text=TEXT, pattern="gpt4")
@@ -39,7 +39,7 @@ def test_our_expression_splits_as_the_published_one_in_both_engines(text: str, p
     assert offsets_of_hugging_face(pattern, text) == ours
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=tricky_text)
 @example(TEXT)
 def test_gpt4_splits_as_tiktokens_cl100k_but_for_white_space_that_ends_the_text(text: str) -> None:
@@ -51,14 +51,14 @@ def test_gpt4_splits_as_tiktokens_cl100k_but_for_white_space_that_ends_the_text(
     assert regex.findall(cl100k, text.rstrip()) == split("gpt4", text.rstrip())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=tricky_text, pattern=st.sampled_from(sorted(PATTERNS)))
 def test_tiktoken_splits_where_the_training_engine_does(text: str, pattern: str) -> None:
     splitter = SPLITTERS[pattern]
     assert splitter.encode(text) == splitter.encode_reference(text)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(text=tricky_text)
 @example("a.\nb")
 @example("。\n\n中")
@@ -76,7 +76,7 @@ def test_text_cut_at_a_safe_place_splits_as_the_whole(text: str) -> None:
                 assert split(pattern, left) + split(pattern, right) == split(pattern, whole)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=tricky_text, name=st.sampled_from([*sorted(SPLITTERS), "char", "byte"]))
 def test_text_cut_at_a_safe_place_encodes_as_the_whole(text: str, name: str) -> None:
     tokenizer = SPLITTERS.get(name) or ALL[name]
@@ -104,7 +104,7 @@ def test_the_cut_is_the_last_safe_place(text: str, cut: int) -> None:
     assert safe_cut(text) == cut
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=tricky_text, pattern=st.sampled_from(sorted(SPLITTERS)))
 @example(text="the" + " " * 20 + "\tcat", pattern="gpt2")
 def test_the_detour_for_long_runs_of_white_space_gives_the_same_ids(text: str, pattern: str) -> None:
@@ -117,7 +117,7 @@ def test_the_detour_for_long_runs_of_white_space_gives_the_same_ids(text: str, p
     assert detoured.tolist() == splitter.encode_reference(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(before=st.text("ab ", max_size=20), after=st.text("ab\n", max_size=20))
 def test_no_long_run_of_white_space_goes_unseen(before: str, after: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -43,7 +43,7 @@ def test_sixteen_ragged_prompts_give_what_each_gives_alone(position, temperature
 
 
 @given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_stops_cut_the_same_place_however_the_text_is_split(text: str, stop: list[str], data) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     stops = Stops(GenerationConfig(stop=tuple(stop)))

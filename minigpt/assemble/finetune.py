@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -292,7 +293,7 @@ def _record_feed(
 
     def feed(learn: list[Any], check: list[Any], make: Callable[..., Batch], size: str, ratio: float | None) -> Feed:
         batches = RowBatches(learn, config.train.batch_size, seq_len, config.train.seed, make)
-        return Feed(batches, lambda size: row_eval_batches(check, seq_len, size, make), ratio, sha256, size)
+        return Feed(batches, partial(row_eval_batches, check, seq_len, make=make), ratio, sha256, size)
 
     chosen, chosen_val = rows(train), rows(val)
     if config.finetune.dpo_beta:

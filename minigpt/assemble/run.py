@@ -1,9 +1,9 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
 import io
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -56,14 +56,14 @@ class Feed:
     """What a run learns from.
 
     batches: for training.
-    validation: a number of rows -> validation batches of so many.
+    validation: rows of a batch, how many (None: all), in runs of so many (`data.batches.spread`) -> those batches.
     bytes_per_token: source bytes of one validation target, for bits per byte; None if the loss is not of tokens.
     sha256: of each split, for the receipt.
     size: for the screen, "1,000 training tokens".
     """
 
     batches: BatchSource
-    validation: Callable[[int], Iterable[Batch]]
+    validation: Callable[[int, int | None, int], Iterable[Batch]]
     bytes_per_token: float | None
     sha256: Mapping[str, str]
     size: str
@@ -160,7 +160,7 @@ def text_feed(
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     return Feed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
-        lambda size: eval_batches(val, seq_len, seq_len, size),
+        partial(eval_batches, val, seq_len, seq_len),
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
         {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
         f"{len(train):,} training tokens",
@@ -242,7 +242,7 @@ def build(
 
     def validation() -> Iterable[Batch]:
         size, count = eval_size(config, ranks, trainer.state.micro_batch_size)
-        return itertools.islice(feed.validation(size), count)
+        return feed.validation(size, count, config.train.rows // size)
 
     trainer = kind.trainer(
         model,

@@ -250,7 +250,7 @@ class TrainConfig(Section):
     eval_every: Positive = 250
     """Steps between evaluations."""
     eval_batches: Positive | None = None
-    """Validation batches per evaluation (default: the whole split)."""
+    """Validation batches per evaluation, spread evenly over the split (default: all of it)."""
     early_stopping: Positive | None = None
     """Evaluations without a better validation loss after which the run ends (default: never)."""
     sample_every: NonNegativeInt = 500

@@ -9,10 +9,10 @@ slices of it. So the ranks' batches, put together in order, are the same batch w
     tokens, differs from epoch to epoch.
 
 Evaluation. Windows from the first token on, `stride` apart; each target is scored once, in the first window that
-holds it; -100 marks the others.
+holds it; -100 marks the others. A part of them is spread over the whole text, whose beginning may be easier.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -83,12 +83,27 @@ class Batches:
         return shift, rng.permutation(self.windows)
 
 
-def eval_batches(tokens: np.ndarray, seq_len: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def spread(total: int, count: int | None = None, together: int = 1) -> Sequence[int]:
+    """Which of `total` batches to take: `count`, in runs of `together` that lie evenly over all; None takes all.
+
+    spread(12, 4, 2) -> [0, 1, 6, 7]. A run holds the rows of one larger batch, so that the rows that are taken do not
+    depend on how many of them make a batch.
+    """
+    if count is None or count >= total:
+        return range(total)
+    runs, wanted = -(-total // together), max(1, count // together)
+    firsts = [run * runs // wanted * together for run in range(wanted)]
+    return [batch for first in firsts for batch in range(first, min(first + together, total))]
+
+
+def eval_batches(
+    tokens: np.ndarray, seq_len: int, stride: int, batch_size: int, count: int | None = None, together: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets, int64 [<= batch_size, seq_len], that score every token but the first exactly once.
 
     stride = seq_len is fastest; a smaller one gives each token at least seq_len - stride tokens of context (but
     those of the first window). Targets scored before, and what pads the last rows, are -100. For several ranks
-    take every R-th batch: itertools.islice(eval_batches(...), rank, None, world).
+    take every R-th batch: itertools.islice(eval_batches(...), rank, None, world). `count` and `together`: see `spread`.
 
     Raises:
         DataError: fewer than two tokens.
@@ -99,10 +114,10 @@ def eval_batches(tokens: np.ndarray, seq_len: int, stride: int, batch_size: int)
     if len(tokens) < 2:
         raise DataError(f"the text has {len(tokens)} token, but at least 2 are needed to predict one; give more text")
     targets_in_all = len(tokens) - 1
-    count = 1 + max(0, -(-(targets_in_all - seq_len) // stride))
+    rows = 1 + max(0, -(-(targets_in_all - seq_len) // stride))
     columns = np.arange(seq_len)
-    for first in range(0, count, batch_size):
-        starts = np.arange(first, min(first + batch_size, count)) * stride
+    for batch in spread(-(-rows // batch_size), count, together):
+        starts = np.arange(batch * batch_size, min((batch + 1) * batch_size, rows)) * stride
         inputs = _gather(tokens, starts, seq_len)
         targets = _gather(tokens, starts + 1, seq_len)
         outside = starts[:, None] + columns >= targets_in_all

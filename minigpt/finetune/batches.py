@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.data.batches import spread
 from minigpt.errors import ConfigError
 from minigpt.losses import IGNORE
 
@@ -114,8 +115,13 @@ class RowBatches:
 
 
 def row_eval_batches(
-    rows: Sequence[Any], seq_len: int, batch_size: int, make: Callable[..., Batch] = stack
+    rows: Sequence[Any],
+    seq_len: int,
+    batch_size: int,
+    count: int | None = None,
+    together: int = 1,
+    make: Callable[..., Batch] = stack,
 ) -> Iterator[Batch]:
-    """Every row once, in order: inputs and targets, int64 [<= batch_size, T]."""
-    for first in range(0, len(rows), batch_size):
-        yield make(rows[first : first + batch_size], seq_len)
+    """Every row once, or the part that `data.batches.spread` tells: inputs and targets, int64 [<= batch_size, T]."""
+    for batch in spread(-(-len(rows) // batch_size), count, together):
+        yield make(rows[batch * batch_size : (batch + 1) * batch_size], seq_len)
