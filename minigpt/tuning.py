@@ -12,11 +12,12 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
@@ -53,6 +54,14 @@ class Timings:
     compiled: dict[str, float] = field(default_factory=dict)
     compiled_loss: float = 0.0
 
+    def step(self, num_layers: int) -> float:
+        """Of all layers and the loss, eager."""
+        return min(self.eager.values()) * num_layers + self.eager_loss
+
+    def compiled_step(self, num_layers: int) -> float:
+        """The same, compiled."""
+        return min(self.compiled.values()) * num_layers + self.compiled_loss
+
 
 def choose(
     shape: ModelConfig, runtime: Runtime, compile: str, batch: int, passes: float, say: Callable[[str], None]
@@ -71,18 +80,17 @@ def choose(
         return Choice("sdpa" if shape.attention == "auto" else shape.attention, compile != "off")
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
-    timings = Timings(**known) if known else _time_eager(shape, runtime, batch)
+    timings = Timings(**known) if known else _time(shape, runtime, batch, _kernels(shape, batch), [])
     fastest = min(timings.eager, key=timings.eager.__getitem__)
     attention = fastest if shape.attention == "auto" else shape.attention
-    step = timings.eager[fastest] * shape.num_layers + timings.eager_loss
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type == "cpu":
-        if not tried and step * passes * HOPED > COLD and runtime.can_compile():
+        if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
             say("trying whether torch.compile is faster: half a minute the first time")
-            timings.compiled = _time(shape, runtime, batch, [_worth_compiling(timings.eager)], compiled=True)
-            timings.compiled_loss = _time_loss(shape, runtime, batch, compiled=True)
+            both = _time(shape, runtime, batch, [fastest], [_worth_compiling(timings.eager)])
+            timings = replace(both, eager=timings.eager | both.eager)
         if timings.compiled:
-            gain = step - (min(timings.compiled.values()) * shape.num_layers + timings.compiled_loss)
+            gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
             on = gain * passes > (WARM if tried else 0.0)
     if on and timings.compiled and shape.attention == "auto":
         attention = min(timings.compiled, key=timings.compiled.__getitem__)
@@ -114,57 +122,62 @@ def _kernels(shape: ModelConfig, batch: int) -> list[str]:
     return [name for name in ATTENTION if kept.get(name, 0) <= SCORES and not (one and name == "blockwise")]
 
 
-def _time(
-    shape: ModelConfig, runtime: Runtime, batch: int, names: list[str], compiled: bool = False
-) -> dict[str, float]:
-    """Seconds of one block's forward and backward pass with each kernel.
+def _time(shape: ModelConfig, runtime: Runtime, batch: int, eager: list[str], compiled: list[str]) -> Timings:
+    """Seconds with each of these kernels, and of the loss if it is large, from at most 1,024 of its tokens.
 
-    They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too.
+    They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too, and
+    slow it down at one moment and not at the next.
     """
-    models = {}
-    for name in names:
-        one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": name})
-        models[name] = GPT(one).to(runtime.device).train()
-    blocks = {name: model.compiled().blocks[0] if compiled else model.blocks[0] for name, model in models.items()}
+    blocks = [_block_pass(shape, runtime, batch, name, False) for name in eager]
+    blocks += [_block_pass(shape, runtime, batch, name, True) for name in compiled]
+    seconds = _fastest(blocks, runtime, 8)
+    timings = Timings(
+        dict(zip(eager, seconds, strict=False)), 0.0, dict(zip(compiled, seconds[len(eager) :], strict=True))
+    )
+    tokens = batch * shape.max_seq_len
+    if tokens * (shape.vocab_size or 1) >= LOGITS:
+        some = min(tokens, 1024)
+        losses = [_loss_pass(shape, runtime, some, False)]
+        losses += [_loss_pass(shape, runtime, some, True)] if compiled else []
+        taken = [second * tokens / some for second in _fastest(losses, runtime, 8 if compiled else 4)]
+        timings = replace(timings, eager_loss=taken[0], compiled_loss=sum(taken[1:]))
+    return timings
+
+
+def _block_pass(
+    shape: ModelConfig, runtime: Runtime, batch: int, attention: str, compiled: bool
+) -> Callable[[], Tensor]:
+    """The forward pass of one block, [B, T, C] -> a scalar."""
+    one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": attention})
+    model = GPT(one).to(runtime.device).train()
+    block = (model.compiled() if compiled else model).blocks[0]
     x = torch.randn(batch, shape.max_seq_len, shape.embed_dim, device=runtime.device, requires_grad=True)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(8):
-        for name, block in blocks.items():
+    return lambda: block(x, model.rotary(slice(shape.max_seq_len))).sum()
+
+
+def _loss_pass(shape: ModelConfig, runtime: Runtime, tokens: int, compiled: bool) -> Callable[[], Tensor]:
+    """The head and the loss of so many tokens, [1, tokens, C] -> a scalar."""
+    vocab_size = shape.vocab_size or 1
+    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=runtime.device)
+    hidden = torch.randn(1, tokens, shape.embed_dim, device=runtime.device, requires_grad=True)
+    targets = torch.randint(vocab_size, (1, tokens), device=runtime.device)
+    terms = torch.compile(loss_terms, dynamic=False) if compiled else None
+    return lambda: head_loss(head, hidden, targets, vocab_size, valid=tokens, terms=terms)
+
+
+def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) -> list[float]:
+    """Seconds of the fastest of each, forward and backward, all in turn; the first round is not counted."""
+    seconds: list[list[float]] = [[] for _ in passes]
+    for _ in range(rounds):
+        for forward, taken in zip(passes, seconds, strict=True):
             runtime.synchronise()
             started = time.perf_counter()
             with runtime.autocast():
-                out = block(x, models[name].rotary(slice(shape.max_seq_len)))
-            out.sum().backward()
+                out = forward()
+            out.backward()
             runtime.synchronise()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: min(taken[1:]) for name, taken in seconds.items()}
-
-
-def _time_eager(shape: ModelConfig, runtime: Runtime, batch: int) -> Timings:
-    blocks = _time(shape, runtime, batch, _kernels(shape, batch))
-    return Timings(blocks, _time_loss(shape, runtime, batch))
-
-
-def _time_loss(shape: ModelConfig, runtime: Runtime, batch: int, compiled: bool = False) -> float:
-    """Seconds of the head and the loss of a micro-batch, from at most 1,024 of its tokens; 0 for a small vocabulary."""
-    tokens, vocab_size = batch * shape.max_seq_len, shape.vocab_size or 1
-    if tokens * vocab_size < LOGITS:
-        return 0.0
-    some = min(tokens, 1024)
-    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=runtime.device)
-    hidden = torch.randn(1, some, shape.embed_dim, device=runtime.device, requires_grad=True)
-    targets = torch.randint(vocab_size, (1, some), device=runtime.device)
-    terms = torch.compile(loss_terms, dynamic=False) if compiled else None
-    seconds: list[float] = []
-    for _ in range(4):
-        runtime.synchronise()
-        started = time.perf_counter()
-        with runtime.autocast():
-            loss = head_loss(head, hidden, targets, vocab_size, valid=some, terms=terms)
-        loss.backward()
-        runtime.synchronise()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:]) * tokens / some
+            taken.append(time.perf_counter() - started)
+    return [min(taken[1:]) for taken in seconds]
 
 
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:

@@ -106,17 +106,14 @@ def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     table = {"reference": 0.010, "sdpa": 0.020, "reference compiled": 0.005, "sdpa compiled": 0.006, "asked": 0.0}
 
-    def fake(
-        _shape: ModelConfig, _runtime: object, _batch: int, names: list[str], compiled: bool = False
-    ) -> dict[str, float]:
+    def fake(_shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]) -> tuning.Timings:
         table["asked"] += 1
-        return {name: table[f"{name} compiled" if compiled else name] for name in names}
-
-    def fake_loss(_shape: ModelConfig, _runtime: object, _batch: int, compiled: bool = False) -> float:
-        return table.get("loss compiled" if compiled else "loss", 0.0)
+        times = {name: table[name] for name in eager}, table.get("loss", 0.0)
+        return tuning.Timings(
+            *times, {name: table[f"{name} compiled"] for name in compiled}, table.get("loss compiled", 0.0)
+        )
 
     monkeypatch.setattr(tuning, "_time", fake)
-    monkeypatch.setattr(tuning, "_time_loss", fake_loss)
     monkeypatch.setattr(Runtime, "can_compile", lambda _: True)
     return table
 
