@@ -27,14 +27,18 @@ def build_meta(config: ModelConfig) -> GPT:
 def parameter_table(config: ModelConfig) -> dict[str, int]:
     """Parameters of each part; a tied head counts once, with the embedding. "total" is the sum.
 
-    {"embedding": 38597376, "positions": 786432, "attention": 28348416, ..., "total": 124439808}
+    {"embedding": 38597376, "bigrams": 0, "positions": 786432, "attention": 28348416, ..., "total": 124439808}
     GPT-2's padded rows (50257 -> 50304) are part of it.
     """
     model = build_meta(config)
-    table = {"embedding": 0, "positions": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
+    table = {"embedding": 0, "bigrams": 0, "positions": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
     for name, parameter in model.named_parameters():  # yields a tied weight once
         part = next(
-            (key for key in ("embedding", "positions", "attention", "feed_forward", "head") if key in name.split(".")),
+            (
+                key
+                for key in ("embedding", "bigrams", "positions", "attention", "feed_forward", "head")
+                if key in name.split(".")
+            ),
             "norms",
         )
         table[part] += parameter.numel()

@@ -185,17 +185,6 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
         raise storage_error(folder / name, error) from None
 
 
-def prune(folder: Path, keep: int, every: int = 1) -> None:
-    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
-    named = {
-        (folder / name).read_text("utf-8", "replace").strip() for name in ("best", "last") if (folder / name).is_file()
-    }
-    kept = [path for path in steps(folder) if int(path.name[5:]) % every == 0][-keep:]
-    for old in steps(folder):
-        if old not in kept and old.name not in named:
-            shutil.rmtree(old)
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 

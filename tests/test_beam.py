@@ -194,16 +194,17 @@ def test_with_beams_enough_every_hypothesis_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "settings"),
+    ("fields", "settings"),
     [
-        ("rope", {}),
-        ("learned", {"temperature": 0.8, "top_k": 20}),
-        ("sinusoidal", {"num_beam_groups": 2, "diversity_penalty": 0.5}),
+        ({"position": "rope"}, {}),
+        ({"bigrams": 300}, {}),
+        ({"position": "learned"}, {"temperature": 0.8, "top_k": 20}),
+        ({"position": "sinusoidal"}, {"num_beam_groups": 2, "diversity_penalty": 0.5}),
     ],
 )
-def test_a_prompt_does_not_depend_on_its_neighbours(position: str, settings: dict) -> None:
-    fields = {"shape": "modern", "num_heads": 4, "embed_dim": 32, "num_layers": 2, "init_std": 0.3}
-    gpt = GPT(ModelConfig(vocab_size=70, max_seq_len=16, position=position, **fields), seed=4).eval()
+def test_a_prompt_does_not_depend_on_its_neighbours(fields: dict, settings: dict) -> None:
+    fields = {"shape": "modern", "num_heads": 4, "embed_dim": 32, "num_layers": 2, "init_std": 0.3, **fields}
+    gpt = GPT(ModelConfig(vocab_size=70, max_seq_len=16, **fields), seed=4).eval()
     prompts = random_prompts(7, longest=7)
     config = greedy_beams(max_new_tokens=25, seed=11, **settings)
     together = beam_search(gpt, prompts, config, EOS)

@@ -48,8 +48,9 @@ def prefix_losses(model: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> to
         {"shape": "gpt2"},
         {"shape": "modern", "num_kv_heads": 2},
         {"shape": "modern", "position": "sinusoidal", "activation": "relu2", "tie_embeddings": False},
+        {"shape": "modern", "bigrams": 100},
     ],
-    ids=["gpt2", "modern", "other"],
+    ids=["gpt2", "modern", "other", "bigrams"],
 )
 @torch.no_grad()
 def test_the_parallel_loss_equals_that_of_every_prefix_alone(fields: dict, kernel: str) -> None:

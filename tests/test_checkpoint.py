@@ -10,6 +10,7 @@ import torch
 
 from minigpt import checkpoint
 from minigpt.errors import CheckpointError, StorageError
+from minigpt.recovery.checkpoints import prune
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
 
@@ -54,7 +55,7 @@ def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     paths = [save(tmp_path, step) for step in range(1, 6)]
     checkpoint.point(paths[0].parent, "best", paths[1])
-    checkpoint.prune(paths[0].parent, keep=2)
+    prune(paths[0].parent, keep=2)
     assert checkpoint.steps(paths[0].parent) == [paths[1], paths[3], paths[4]]
 
 

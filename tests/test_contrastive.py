@@ -85,9 +85,9 @@ def test_a_window_of_one_token_has_nothing_to_be_like() -> None:
     assert run(gpt, PROMPTS, configured()) == run_greedy(gpt, PROMPTS)
 
 
-@pytest.mark.parametrize("position", ["rope", "sinusoidal"])
-def test_a_prompt_does_not_depend_on_its_neighbours(position: str) -> None:
-    gpt, config = model(16, shape="modern", position=position), configured(max_new_tokens=30)
+@pytest.mark.parametrize("fields", [{"position": "rope"}, {"position": "sinusoidal"}, {"bigrams": 300}], ids=str)
+def test_a_prompt_does_not_depend_on_its_neighbours(fields: dict) -> None:
+    gpt, config = model(16, shape="modern", **fields), configured(max_new_tokens=30)
     assert run(gpt, PROMPTS, config) == [run(gpt, [prompt], config)[0] for prompt in PROMPTS]
 
 

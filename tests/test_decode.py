@@ -24,6 +24,7 @@ VARIANTS = [
     {"norm": "layernorm", "bias": True, "position": "rope", "activation": "gelu", "qk_norm": True, "num_kv_heads": 4},
     {"bias": True, "position": "sinusoidal", "activation": "relu2", "num_kv_heads": 1, "tie_embeddings": True},
     {"position": "learned", "activation": "swiglu", "ff_dim": 50, "num_layers": 1, "tie_embeddings": False},
+    {"bigrams": 300},
 ]
 GREEDY = GenerationConfig(max_new_tokens=40, temperature=0)
 

@@ -26,10 +26,12 @@ def run(gpt: GPT, prompt: list[list[int]], config: GenerationConfig, **options) 
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    "fields", [{"position": "rope"}, {"position": "learned"}, {"position": "sinusoidal"}, {"bigrams": 300}], ids=str
+)
 @pytest.mark.parametrize("length", [1, 15, 16])
-def test_cached_equals_uncached_token_for_token_across_the_limit(temperature, position, length) -> None:
-    gpt = model(position=position)
+def test_cached_equals_uncached_token_for_token_across_the_limit(temperature, fields, length) -> None:
+    gpt = model(**fields)
     config = GenerationConfig(max_new_tokens=60, temperature=temperature, top_k=20, top_p=0.95, seed=3)
     prompt = [[(7 * i + row) % 70 for i in range(length)] for row in range(3)]
     cached = run(gpt, prompt, config)

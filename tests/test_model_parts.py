@@ -20,6 +20,8 @@ VARIANTS = {
     "sinusoidal relu2": {"position": "sinusoidal", "activation": "relu2", "qk_norm": False, "tie_embeddings": False},
     "layernorm rope gelu": {"norm": "layernorm", "activation": "gelu", "bias": True},
     "rmsnorm learned reference": {"position": "learned", "attention": "reference"},
+    "bigrams": {"bigrams": 71 * 70},
+    "gpt2 with shared bigrams": {"shape": "gpt2", "bigrams": 97},
 }
 
 
@@ -112,6 +114,21 @@ def test_a_token_never_sees_those_after_it(name: str) -> None:
         before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :12], after[:, :12])
     assert not torch.allclose(before[:, 12], after[:, 12])
+
+
+def test_a_bigram_is_a_row_of_its_own_where_there_is_room_and_a_first_token_has_one_too() -> None:
+    model, seen = GPT(small(bigrams=71 * 70), seed=3).eval(), []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    pairs = torch.cartesian_prod(torch.arange(70), torch.arange(70))  # all of them, [4900, 2]
+    with torch.no_grad():
+        model(pairs)
+        both = seen[0] - model.embedding(pairs)  # [4900, 2, C]
+    rows = model.bigrams.weight
+    assert torch.equal(model.pairs(pairs, None, slice(None)).unique(), torch.arange(71 * 70)), "every row, by one pair"
+    torch.testing.assert_close(both[:, 1], rows[:4900])
+    torch.testing.assert_close(both[:, 0], rows[4900 + pairs[:, 0]])
+    shared = GPT(small(bigrams=97)).pairs(pairs, None, slice(None))[:, 1].bincount(minlength=97)
+    assert shared.min() > 40 and shared.max() < 61, "they share 97 rows evenly"
 
 
 def test_padded_vocabulary_is_inside_only() -> None:

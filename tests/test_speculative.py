@@ -130,10 +130,18 @@ def table_pvalue(name: str, config: GenerationConfig, draws: int) -> float:
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
 @pytest.mark.parametrize(
-    ("drafter", "position"), [("good", "rope"), ("small", "learned"), ("lookup", "rope"), ("lookup", "learned")]
+    ("drafter", "fields"),
+    [
+        ("good", {"position": "rope"}),
+        ("good", {"bigrams": 300}),
+        ("small", {"position": "learned"}),
+        ("lookup", {"position": "rope"}),
+        ("lookup", {"position": "learned"}),
+    ],
+    ids=str,
 )
-def test_greedy_is_plain_generation_token_for_token_across_the_limit(drafter, position, prompt) -> None:
-    gpt = model(position=position)
+def test_greedy_is_plain_generation_token_for_token_across_the_limit(drafter, fields, prompt) -> None:
+    gpt = model(**fields)
     small = model(seed=9, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=11)
     made = {"good": ModelDrafter(near(gpt, 0.02), 4), "small": ModelDrafter(small, 3), "lookup": LookupDrafter(5)}
     config = GenerationConfig(max_new_tokens=60, temperature=0)

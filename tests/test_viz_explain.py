@@ -119,6 +119,8 @@ def test_tokens_that_are_no_text_are_shown_by_bytes_or_by_name():
 SHAPES = {
     "modern, grouped": {"num_heads": 4, "num_kv_heads": 2, "num_layers": 2, "embed_dim": 32},
     "gpt2": {"shape": "gpt2", "num_heads": 2, "num_layers": 2, "embed_dim": 32},
+    "bigrams": {"bigrams": 300, "num_heads": 2, "num_layers": 2, "embed_dim": 32},
+    "gpt2, bigrams": {"shape": "gpt2", "bigrams": 300, "num_heads": 2, "num_layers": 2, "embed_dim": 32},
 }
 
 
@@ -127,7 +129,10 @@ def test_the_walk_adds_up_step_by_step(name: str):
     model, tokenizer = byte_model(**SHAPES[name])
     ids = tokenizer.encode("the cat sat")
     embedding, *blocks, head = steps(model, tokenizer, ids, 4)  # one of 5 tokens, all of which are in the table
-    stream = embedding.steps[-1].values
+    *parts, stream = (step.values.float() for step in embedding.steps)
+    if parts:
+        torch.testing.assert_close(sum(parts), stream, atol=1e-5, rtol=1e-5)
+    assert [step.name for step in embedding.steps].count("bigram") == ("bigrams" in SHAPES[name])
     for block in blocks:
         by_name = [(step.name, step.values.float()) for step in block.steps]
         outs = [values for name, values in by_name if name == "out"]

@@ -51,7 +51,7 @@ def _layers_above(name: str, num_layers: int) -> int:
     part, _, rest = name.partition(".")
     if part == "blocks":
         return num_layers - int(rest.split(".")[0])
-    return num_layers + 1 if part in ("embedding", "positions") else 0
+    return num_layers + 1 if part in ("embedding", "bigrams", "positions") else 0
 
 
 class AdapterTrainer(Trainer):

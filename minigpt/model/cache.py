@@ -29,10 +29,12 @@ class KVCache:
         shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not touched yet
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.tokens = torch.empty(batch, shape[3], dtype=torch.long, device=device)  # [B, S], kept for bigrams alone
         self.length = 0
 
     def select(self, rows: Tensor) -> None:
         """Let row i hold what row rows[i] held: beams that live on, or, longer than B, copies of a prompt."""
+        self.tokens = self.tokens[rows]
         if len(rows) == self.keys.shape[1]:  # in place, and only what is filled
             for held in (self.keys[..., : self.length, :], self.values[..., : self.length, :]):
                 held.copy_(held[:, rows])

@@ -40,6 +40,7 @@ class GPT(nn.Module):
         self.source: Path | None = None  # the run or directory it was loaded from
         self.loss_terms: Terms | None = None  # compiled, in a compiled view
         self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
+        self.bigrams = nn.Embedding(config.bigrams, config.embed_dim) if config.bigrams else None
         self.positions = nn.Embedding(config.max_seq_len, config.embed_dim) if config.position == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config, config.embed_dim)
@@ -90,6 +91,8 @@ class GPT(nn.Module):
             visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
             visible = visible[:, None]
         x = self.embedding(tokens)  # [B, T] -> [B, T, C]
+        if self.bigrams is not None:
+            x = x + self.bigrams(self.pairs(tokens, cache, places))
         if self.positions is not None:
             x = x + self.positions.weight[places]
         elif self.config.position == "sinusoidal":
@@ -101,6 +104,17 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end
         return self.norm(x)
+
+    def pairs(self, tokens: Tensor, cache: KVCache | None, places: Tensor | slice) -> Tensor:
+        """Rows [B, T] of the bigrams: of each token with the one before it, of which the first token has none."""
+        none = cast(int, self.config.vocab_size)
+        before = nn.functional.pad(tokens, (1, -1), value=none)  # one place to the right
+        if cache is not None:
+            before[:, 0] = cache.tokens[:, cache.length - 1] if cache.length else none
+            cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
+        if isinstance(places, Tensor):
+            before = before.masked_fill(places == 0, none)
+        return (before * none + tokens) % self.config.bigrams
 
     def rotary(self, places: Tensor | slice) -> Rotary | None:
         """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""

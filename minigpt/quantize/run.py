@@ -25,7 +25,7 @@ from minigpt.errors import CheckpointError, ConfigError, RunError
 from minigpt.jsonl import new_folder, no_such_run, run_folder, write_text
 from minigpt.pretrained import is_huggingface, read_pretrained
 
-TABLES = ("embedding.weight", "positions.weight", "head.weight")
+TABLES = ("embedding.weight", "bigrams.weight", "positions.weight", "head.weight")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Checkpoints(Hook):
         checkpoint.point(self.folder, "last", target)
         if best:
             checkpoint.point(self.folder, "best", target)
-        checkpoint.prune(self.folder, self.keep, self.every)
+        prune(self.folder, self.keep, self.every)
 
 
 def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
@@ -84,3 +84,14 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
         raise DivergedError(
             f"{broken or 'a part on another rank'} is not finite after step {trainer.state.step}; not saved"
         )
+
+
+def prune(folder: Path, keep: int, every: int = 1) -> None:
+    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
+    named = {
+        (folder / name).read_text("utf-8", "replace").strip() for name in ("best", "last") if (folder / name).is_file()
+    }
+    kept = [path for path in checkpoint.steps(folder) if int(path.name[5:]) % every == 0][-keep:]
+    for old in checkpoint.steps(folder):
+        if old not in kept and old.name not in named:
+            shutil.rmtree(old)

@@ -78,7 +78,7 @@ def steps(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = 
     with traced(model) as trace:
         logits = model(torch.tensor([list(ids)], device=model.embedding.weight.device))[0, at].float()
     texts = [token_text(tokenizer, id_) for id_ in ids]
-    stages = [_embedding(model, trace, ids[at], at)]
+    stages = [_embedding(model, trace, ids, at)]
     for layer in range(config.num_layers):
         stream = trace.stream[2 * layer + 2][0, at]
         by_now = model.head(model.norm(stream))[: config.vocab_size].float()
@@ -86,13 +86,21 @@ def steps(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = 
     return [*stages, _head(config, trace, logits, _likely(logits, tokenizer), at)]
 
 
-def _embedding(model: GPT, trace: Trace, id_: int, at: int) -> Stage:
-    row = model.embedding(torch.tensor(id_, device=model.embedding.weight.device)).float()
+def _embedding(model: GPT, trace: Trace, ids: Sequence[int], at: int) -> Stage:
+    id_, tokens = ids[at], torch.tensor([list(ids)], device=model.embedding.weight.device)
+    x, row = trace.stream[0][0, at].float(), model.embedding(tokens)[0, at].float()
     made = [Step("embedding", f"E[{id_}]", row, f"row {id_} of a table with a row for each token")]
+    summed, rest = "E", x - row
+    if model.bigrams is not None:
+        index = int(model.pairs(tokens, None, slice(None))[0, at])
+        row, summed = model.bigrams.weight[index].float(), "E + B"
+        made.append(Step("bigram", f"B[{index}]", row, "row of this token and the one before it, in a second table"))
+        rest = rest - row
     if model.config.position != "rope":
-        where = trace.stream[0][0, at].float() - row
-        made.append(Step("position", f"P[{at}]", where, f"row {at} of a table with a row for each place in the text"))
-        made.append(Step("x", "E + P", trace.stream[0][0, at], "their sum enters the residual stream"))
+        summed += " + P"
+        made.append(Step("position", f"P[{at}]", rest, f"row {at} of a table with a row for each place in the text"))
+    if len(made) > 1:
+        made.append(Step("x", summed, x, "their sum enters the residual stream"))
     return Stage("Embedding", made)
 
 
