@@ -20,7 +20,9 @@ def architecture(config: ModelConfig) -> str:
     gpt2 = {"norm": "layernorm", "position": "learned", "activation": "gelu_tanh", "qk_norm": False, "bias": True}
     qwen3 = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True, "bias": False}
     if config.bigrams:
-        raise CheckpointError("bigrams are minigpt's own; train with --model.bigrams 0 for what other tools can run")
+        raise CheckpointError(
+            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
+        )
     for name, fields in (("gpt2", gpt2), ("qwen3", qwen3)):
         if all(getattr(config, field) == value for field, value in fields.items()) and (
             name == "qwen3" or (config.kv_heads == config.num_heads and config.tie_embeddings)

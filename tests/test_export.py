@@ -200,12 +200,19 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
     assert "cannot be written (Not a directory)" in fails(capsys, run, "--out", tmp_path / "file/out")
     state = json.loads(next(run.rglob("state.json")).read_text())
     mixed = make_run(tmp_path / "mixed")
-    model = GPT(ModelConfig.model_validate(state["model"] | {"activation": "relu2", "ff_dim": 256}))
-    shutil.rmtree(mixed / "checkpoints")
-    checkpoint.save(
-        mixed / "checkpoints/step-00000001",
-        {"model": model.weights(), "optimizer": {}},
-        {"model": model.config.model_dump(mode="json")},
-    )
-    assert "only the shapes gpt2 and modern have a Hugging Face twin" in fails(capsys, mixed)
+    for fields, said in (
+        ({"activation": "relu2", "ff_dim": 256}, "only the shapes gpt2 and modern have a Hugging Face twin"),
+        (
+            {"bigrams": 40},
+            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run",
+        ),
+    ):
+        model = GPT(ModelConfig.model_validate(state["model"] | fields))
+        shutil.rmtree(mixed / "checkpoints")
+        checkpoint.save(
+            mixed / "checkpoints/step-00000001",
+            {"model": model.weights(), "optimizer": {}},
+            {"model": model.config.model_dump(mode="json")},
+        )
+        assert said in fails(capsys, mixed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mixed", "my", "there"]
