@@ -75,11 +75,12 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, An
 def seal(work: Path, directory: Path, state: Mapping[str, Any]) -> None:
     """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
     try:
-        _write_json(work / "state.json", state)
+        (work / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
         for name in files:
             _sync(work / name)
-        _write_json(work / "manifest.json", {"format": FORMAT, "files": files})
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
+        (work / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
         _sync(work / "manifest.json")
         _sync(work)
         aside = directory.with_name(f".{directory.name}-old")
@@ -183,10 +184,6 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
         work.replace(folder / name)
     except OSError as error:
         raise storage_error(folder / name, error) from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -78,7 +78,7 @@ def make(
     saved = checkpoint.load(last, ("model", "ema", "optimizer")) if resume and last.exists() else None
     before = saved.state["recovery"] if saved else {}
     guard = Guard(recovery, saver, folder / "incidents.jsonl", lambda: GPT(shape, seed=1), said.append, before)
-    metrics = Metrics(folder / "metrics.jsonl", 1, 10**6, None)
+    metrics = Metrics(folder / "metrics.jsonl", 1, lambda parts: 10**6, None)
     samples = Samples(folder / "samples.jsonl", 2, "", lambda trainer: str(trainer.state.step))
     folder.mkdir(exist_ok=True)
     trainer = Trainer(

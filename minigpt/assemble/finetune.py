@@ -88,6 +88,8 @@ def _tune(
 ) -> TrainedRun:
     template = _template(config, start)
     tokenizer, limit, asked = start.tokenizer, config.model.max_seq_len, ""
+    if config.schedule.context_warmup:
+        raise ConfigError("schedule.context_warmup: a row must be read whole here; leave it 0")
     if holds_records(config.data.source, config.data.encoding, config.data.text_field):
         sides = _read_sides(config)
         template = template or (Template() if sides[0][0].kind == "chat" else None)

@@ -201,7 +201,8 @@ class Metrics(Hook):
     Args:
         path: the file.
         every: steps.
-        flops_per_token: of the model, for MFU, the share of this device's measured matrix-product speed.
+        flops_per_token: of the model that reads windows in so many parts; for MFU, the share of this device's measured
+            matrix-product speed.
         val_bytes_per_token: source bytes of one validation token, for bits_per_byte; None if the loss is not of tokens.
         listeners: called with every line as a dict.
     """
@@ -210,7 +211,7 @@ class Metrics(Hook):
         self,
         path: Path,
         every: int,
-        flops_per_token: int,
+        flops_per_token: Callable[[int], int],
         val_bytes_per_token: float | None,
         listeners: tuple[Callable[[Trainer, dict[str, Any]], None], ...] = (),
     ):
@@ -249,13 +250,13 @@ class Metrics(Hook):
         speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
         line: dict[str, Any] = {
             "step": state.step,
-            "epoch": round(trainer.epoch, 4),
+            "epoch": round(state.step / trainer.batches.steps_per_epoch, 4),
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
             **({"loss": finite[:, 0].mean().item(), "grad_norm": finite[-1, 1].item()} if len(finite) else {}),
             "lr": trainer.lr,
             "tokens_per_second": round(speed, 1),
-            "mfu": round(speed * self.flops / self.peak, 4),
+            "mfu": round(speed * self.flops(trainer.parts) / self.peak, 4),
         }
         if evaluated and state.val_loss is not None:
             line["val_loss"] = state.val_loss

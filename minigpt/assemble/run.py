@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -272,7 +272,7 @@ def _hooks(
     before: Mapping[str, Any],
     ranks: Ranks,
 ) -> list[Hook]:
-    settings = config.train
+    settings, shape = config.train, config.model
 
     def write_sample(trainer: Trainer) -> str | None:
         model = undivided(trainer.model, config, trainer.runtime.ranks)
@@ -287,7 +287,7 @@ def _hooks(
     metrics = Metrics(
         path / "metrics.jsonl",
         config.logging.log_every,
-        flops_per_token(config.model),
+        cache(lambda parts: flops_per_token(shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts}))),
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )

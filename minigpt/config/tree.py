@@ -210,7 +210,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate over time."""
+    """Learning rate, and length of the context, over time."""
 
     kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
     """Shape after warm-up; cosine+plateau goes on past the budget while cutting the rate when validation stalls."""
@@ -226,6 +226,9 @@ class ScheduleConfig(Section):
     """cosine+plateau: evaluations without a better validation loss that make a stall."""
     plateau_max_steps: NonNegativeInt = 1000
     """cosine+plateau: most steps to go on past the budget."""
+    context_warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the run over which the context grows: a window is read as four short ones for the first half of it, as
+    two for the second. A step costs less, and early on teaches as much."""
 
 
 class TrainConfig(Section):
@@ -345,6 +348,15 @@ class RunConfig(Section):
     lora: AdapterConfig = AdapterConfig()
     parallel: ParallelConfig = ParallelConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+
+    @model_validator(mode="after")
+    def _windows_divide(self) -> Self:
+        if self.schedule.context_warmup and self.model.max_seq_len % 4:
+            raise ValueError(
+                f"schedule.context_warmup cuts windows into four, but model.max_seq_len is {self.model.max_seq_len}; "
+                f"make that {-(-self.model.max_seq_len // 4) * 4}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

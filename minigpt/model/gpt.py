@@ -132,14 +132,9 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
         """`next_token_loss` of the logits of tokens [B, T], a scalar; many logits are made and used piece by piece."""
+        size, terms = self.config.vocab_size or self.head.out_features, self.loss_terms
         return head_loss(
-            self.head,
-            self.hidden(tokens),
-            targets,
-            self.config.vocab_size or self.head.out_features,
-            valid=valid,
-            label_smoothing=label_smoothing,
-            terms=self.loss_terms,
+            self.head, self.hidden(tokens), targets, size, valid=valid, label_smoothing=label_smoothing, terms=terms
         )
 
     def use_attention(self, name: str) -> None:

@@ -21,7 +21,7 @@ from minigpt.model import GPT
 from minigpt.runtime import Runtime, out_of_memory
 from minigpt.training.ema import Average
 from minigpt.training.optim import load_optimizer, optimizer_tensors
-from minigpt.training.schedule import Budget, lr_factor
+from minigpt.training.schedule import Budget, context_parts, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
 
 
@@ -186,9 +186,11 @@ class Trainer:
             self.average.update(self.model, state.step)
 
     def _gradients(self, batch: Batch, size: int) -> Tensor:
+        parts = self.parts
+        micro = [side.reshape(len(side) * parts, -1).split(size * parts) for side in batch]  # [b parts, T / parts]
         return accumulate(
             self.forward,
-            list(zip(*(side.split(size) for side in batch), strict=True)),
+            list(zip(*micro, strict=True)),
             runtime=self.runtime,
             step=self.state.step,
             seed=self.config.seed,
@@ -215,9 +217,9 @@ class Trainer:
         return self.budget.progress(self.state.step, self.state.seconds)
 
     @property
-    def epoch(self) -> float:
-        """Passes over the training tokens so far."""
-        return self.state.step / self.batches.steps_per_epoch
+    def parts(self) -> int:
+        """In how many parts a window is read at the next step."""
+        return context_parts(self.progress, self.schedule)
 
     def _done(self) -> bool:
         if self.progress < 1:

@@ -29,6 +29,13 @@ def lr_factor(step: int, progress: float, config: ScheduleConfig) -> float:
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))  # cosine (Loshchilov and Hutter, 2017)
 
 
+def context_parts(progress: float, config: ScheduleConfig) -> int:
+    """In how many parts a window is read: 4, then 2, each for half of `context_warmup`, then 1."""
+    if progress >= config.context_warmup:
+        return 1
+    return 2 if progress >= config.context_warmup / 2 else 4
+
+
 @dataclass(frozen=True)
 class Budget:
     """When a run ends: the first of its limits to be reached.
