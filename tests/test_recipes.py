@@ -114,7 +114,7 @@ def test_gpt2_124m_has_the_parameters_of_openais():
     ("name", "layers", "heads", "width", "context", "hidden", "tokenizer"),
     [
         ("shakespeare-char", 4, 2, 128, 256, 384, "char"),
-        ("shakespeare-char-cpu", 3, 2, 128, 256, 384, "char"),
+        ("shakespeare-char-cpu", 2, 2, 128, 256, 384, "char"),
         ("wikitext2-22m", 4, 8, 256, 128, 1024, "gpt2"),
         ("tiny-6.7m", 2, 4, 128, 512, 512, "gpt2"),
         ("small-25m", 6, 8, 512, 1024, 2048, "bpe"),

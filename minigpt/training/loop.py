@@ -187,7 +187,7 @@ class Trainer:
 
     def _gradients(self, batch: Batch, size: int) -> Tensor:
         parts = self.parts
-        micro = [side.reshape(len(side) * parts, -1).split(size * parts) for side in batch]  # [b parts, T / parts]
+        micro = [(side.reshape(len(side) * parts, -1) if parts > 1 else side).split(size * parts) for side in batch]
         return accumulate(
             self.forward,
             list(zip(*micro, strict=True)),
