@@ -274,7 +274,9 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -
     settings = {
         "max_steps": 20, "micro_batch_size": 2, "ema_decay": 0.9, "eval_every": 3, "label_smoothing": 0.05,
     }  # fmt: skip
-    schedule = ScheduleConfig(kind="cosine+plateau", warmup_steps=3, plateau_patience=1, plateau_max_steps=7)
+    schedule = ScheduleConfig(
+        kind="cosine+plateau", warmup_steps=3, plateau_patience=1, plateau_max_steps=7, context_warmup=0.7
+    )
 
     class StopAt(Hook):
         def on_step(self, trainer):
