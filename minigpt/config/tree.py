@@ -85,7 +85,7 @@ class ModelConfig(Section):
     """Use the token embedding as the output head too."""
     bigrams: NonNegativeInt = 0
     """Rows of a second embedding, of each token with the one before it; where the pairs are more, they share rows by a
-    hash. 0: none. Learns faster from little text, and no other tool can run it."""
+    hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False
