@@ -93,7 +93,7 @@ def _embedding(model: GPT, trace: Trace, ids: Sequence[int], at: int) -> Stage:
     summed, rest = "E", x - row
     if model.bigrams is not None:
         index = int(model.pairs(tokens, None, slice(None))[0, at])
-        row, summed = model.bigrams.weight[index].float(), "E + B"
+        row, summed = model.bigrams.weight[index].detach().float(), "E + B"
         made.append(Step("bigram", f"B[{index}]", row, "row of this token and the one before it, in a second table"))
         rest = rest - row
     if model.config.position != "rope":
