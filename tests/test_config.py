@@ -49,6 +49,7 @@ def test_all_mistakes_come_at_once_each_with_path_and_nearest_name() -> None:
         ({"optimizer.learning_rate": float("nan")}, "finite number"),
         ({"train.batch_size": 10, "train.micro_batch_size": 4}, "not a multiple of micro_batch_size 4"),
         ({"train.batch_size": -2}, "greater than 0, not -2"),
+        ({"schedule.context_warmup": 0.5, "model.max_seq_len": 30}, "model.max_seq_len is 30; make that 32"),
         ({"model": 3}, "model"),
     ],
 )

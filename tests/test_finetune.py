@@ -247,6 +247,7 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
         ({"finetune__dpo_beta": 0.1, "finetune__pack": True}, "pairs go with neither"),
         ({"finetune__teacher_weight": 0.1}, "finetune.teacher: name the teacher"),
         ({"finetune__layer_decay": 1.5}, "finetune.layer_decay"),
+        ({"schedule__context_warmup": 0.5}, "schedule.context_warmup: a row must be read whole here"),
         ({"finetune__bsae": "x"}, "finetune.bsae: no such setting; did you mean base"),
     ],
 )
