@@ -33,14 +33,7 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     model = build_meta(config)
     table = {"embedding": 0, "bigrams": 0, "positions": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
     for name, parameter in model.named_parameters():  # yields a tied weight once
-        part = next(
-            (
-                key
-                for key in ("embedding", "bigrams", "positions", "attention", "feed_forward", "head")
-                if key in name.split(".")
-            ),
-            "norms",
-        )
+        part = next((key for key in table if key in name.split(".")), "norms")
         table[part] += parameter.numel()
     return {**table, "total": sum(table.values())}
 

@@ -203,6 +203,7 @@ def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:
     assert first == pytest.approx(math.log(20), abs=0.2)
     assert state.val_loss < 0.7 * first
     assert state.tokens == 60 * 128
+    assert trainer.epoch == 6.0
     assert state.best_loss <= state.val_loss
 
 

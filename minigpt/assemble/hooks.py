@@ -17,6 +17,7 @@ from rich.table import Table
 from minigpt.jsonl import append_line, keep_lines
 from minigpt.runtime import peak_flops
 from minigpt.training.loop import Hook, Trainer
+from minigpt.training.schedule import context_parts
 
 PLAIN_SECONDS = 10.0
 
@@ -248,15 +249,16 @@ class Metrics(Hook):
         trainer.runtime.synchronise()
         spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
         speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
+        parts = context_parts(trainer.progress, trainer.schedule)
         line: dict[str, Any] = {
             "step": state.step,
-            "epoch": round(state.step / trainer.batches.steps_per_epoch, 4),
+            "epoch": round(trainer.epoch, 4),
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
             **({"loss": finite[:, 0].mean().item(), "grad_norm": finite[-1, 1].item()} if len(finite) else {}),
             "lr": trainer.lr,
             "tokens_per_second": round(speed, 1),
-            "mfu": round(speed * self.flops(trainer.parts) / self.peak, 4),
+            "mfu": round(speed * self.flops(parts) / self.peak, 4),
         }
         if evaluated and state.val_loss is not None:
             line["val_loss"] = state.val_loss

@@ -29,7 +29,8 @@ class KVCache:
         shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not touched yet
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.tokens = torch.empty(batch, shape[3], dtype=torch.long, device=device)  # [B, S], kept for bigrams alone
+        columns = shape[3] if config.bigrams else 0
+        self.tokens = torch.empty(batch, columns, dtype=torch.long, device=device)  # [B, S], which only bigrams read
         self.length = 0
 
     def select(self, rows: Tensor) -> None:

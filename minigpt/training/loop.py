@@ -186,7 +186,7 @@ class Trainer:
             self.average.update(self.model, state.step)
 
     def _gradients(self, batch: Batch, size: int) -> Tensor:
-        parts = self.parts
+        parts = context_parts(self.progress, self.schedule)
         micro = [(side.reshape(len(side) * parts, -1) if parts > 1 else side).split(size * parts) for side in batch]
         return accumulate(
             self.forward,
@@ -217,9 +217,9 @@ class Trainer:
         return self.budget.progress(self.state.step, self.state.seconds)
 
     @property
-    def parts(self) -> int:
-        """In how many parts a window is read at the next step."""
-        return context_parts(self.progress, self.schedule)
+    def epoch(self) -> float:
+        """Passes over the training tokens so far."""
+        return self.state.step / self.batches.steps_per_epoch
 
     def _done(self) -> bool:
         if self.progress < 1:
