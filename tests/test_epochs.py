@@ -24,3 +24,23 @@ def test_rows_are_epochs_with_weighted_means_and_the_last_validation_loss() -> N
     assert second["train_loss"] == pytest.approx(1.25)
     assert (third["epoch"], third["train_loss"]) == (2.2, 0.5)
     assert "val_loss" not in third
+
+
+def test_a_step_that_ends_a_little_past_an_epoch_belongs_to_it() -> None:
+    per_epoch = 597.76  # tiny-6.7m on WikiText-2: step 598 ends the first epoch, 1,196 the second
+    steps = (590, 598, 600, 1190, 1196, 1200)
+    lines = [{"step": step, "epoch": round(step / per_epoch, 4), "seconds": 0.1 * step, "loss": 4.0} for step in steps]
+    lines[1]["val_loss"], lines[4]["val_loss"] = 3.0, 2.0
+    rows = epoch_table(lines)
+    assert [(row["epoch"], row.get("val_loss")) for row in rows] == [(1, 3.0), (2, 2.0), (2.01, None)]
+    assert rows[0]["seconds"] == pytest.approx(59.8)
+
+
+@pytest.mark.parametrize("per_epoch", [1.0, 3.0, 10.0, 40000.0])
+def test_whole_epochs_have_their_own_steps_and_no_other(per_epoch: float) -> None:
+    every = max(1, int(per_epoch) // 10)
+    lines = [
+        {"step": step, "epoch": round(step / per_epoch, 4), "seconds": float(step), "loss": math.ceil(step / per_epoch)}
+        for step in range(every, int(per_epoch * 3) + 1, every)
+    ]
+    assert [row["train_loss"] for row in epoch_table(lines)] == [1.0, 2.0, 3.0]

@@ -92,15 +92,19 @@ def describe(line: dict[str, Any], trainer: Trainer, eta: float | None) -> str:
 def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     """One row an epoch (the last may be partial): mean training loss, last validation loss, perplexities, seconds.
 
+    A step that ends an epoch counts for it whole, though it may end some tokens past it.
+
     Args:
         lines: of metrics.jsonl.
     """
+    one_step = lines[-1]["epoch"] / lines[-1]["step"] if lines else 0.0
     rows: dict[int, dict[str, float]] = {}
     weights: dict[int, float] = {}
     before = 0.0
     last_step = 0
     for line in lines:
-        epoch = max(1, math.ceil(line["epoch"] - 1e-3))
+        began = line["epoch"] - max(one_step, 1e-3)  # of its last step; the file rounds to 1e-4
+        epoch = max(1, math.floor(began + 1e-4) + 1)
         row = rows.setdefault(epoch, {"epoch": epoch, "train_loss": 0.0, "seconds": 0.0})
         steps = line["step"] - last_step
         weights[epoch] = weights.get(epoch, 0.0) + steps
