@@ -27,7 +27,7 @@ def test_rows_are_epochs_with_weighted_means_and_the_last_validation_loss() -> N
 
 
 def test_a_step_that_ends_a_little_past_an_epoch_belongs_to_it() -> None:
-    per_epoch = 597.76  # tiny-6.7m on WikiText-2: step 598 ends the first epoch, 1,196 the second
+    per_epoch = 597.64  # tiny-6.7m on WikiText-2: step 598 ends the first epoch, 1,196 the second
     steps = (590, 598, 600, 1190, 1196, 1200)
     lines = [{"step": step, "epoch": round(step / per_epoch, 4), "seconds": 0.1 * step, "loss": 4.0} for step in steps]
     lines[1]["val_loss"], lines[4]["val_loss"] = 3.0, 2.0
@@ -44,3 +44,8 @@ def test_whole_epochs_have_their_own_steps_and_no_other(per_epoch: float) -> Non
         for step in range(every, int(per_epoch * 3) + 1, every)
     ]
     assert [row["train_loss"] for row in epoch_table(lines)] == [1.0, 2.0, 3.0]
+
+
+def test_a_step_of_several_epochs_is_a_row_named_after_the_last() -> None:
+    lines = [{"step": step, "epoch": 3.0 * step, "seconds": float(step), "loss": 4.0 / step} for step in (1, 2)]
+    assert [(row["epoch"], row["train_loss"]) for row in epoch_table(lines)] == [(3, 4.0), (6, 2.0)]

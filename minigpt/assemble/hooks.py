@@ -97,14 +97,14 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     Args:
         lines: of metrics.jsonl.
     """
-    one_step = lines[-1]["epoch"] / lines[-1]["step"] if lines else 0.0
+    # a step's share of an epoch: at least what the file's rounding to 1e-4 can tell, at most a whole one
+    one_step = min(max(lines[-1]["epoch"] / lines[-1]["step"], 1e-3), 1.0) if lines else 1.0
     rows: dict[int, dict[str, float]] = {}
     weights: dict[int, float] = {}
     before = 0.0
     last_step = 0
     for line in lines:
-        began = line["epoch"] - max(one_step, 1e-3)  # of its last step; the file rounds to 1e-4
-        epoch = max(1, math.floor(began + 1e-4) + 1)
+        epoch = max(1, math.floor(line["epoch"] - one_step + 1e-4) + 1)  # in which its last step began
         row = rows.setdefault(epoch, {"epoch": epoch, "train_loss": 0.0, "seconds": 0.0})
         steps = line["step"] - last_step
         weights[epoch] = weights.get(epoch, 0.0) + steps
