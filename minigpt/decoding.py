@@ -29,6 +29,8 @@ from minigpt.packing import pack, packed_group, quantised, quantised4, unpack
 from minigpt.runtime import DTYPES, make_runtime
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
+WORTH = 48
+"""Vectors that make it worth while to convert weights of bf16, where products in bf16 are slow (docs/LOG.md)."""
 
 
 @torch.no_grad()
@@ -97,14 +99,16 @@ class RowLinear(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
-        self.wide = wide
+        self.wide, self.few = wide, rows.FEW[weight.dtype, wide]
 
     def forward(self, x: Tensor) -> Tensor:
         """Few vectors in C, many in torch."""
-        usable = rows.usable(x, self.weight.dtype, x.numel() // self.weight.shape[1])
-        if usable and (kernels := rows.library()):
+        count, kind = x.numel() // self.weight.shape[1], self.weight.dtype
+        if rows.usable(x, count, self.few) and (kernels := rows.library()):
             return kernels.linear(self.matrix(), x)
-        out = F.linear(x.to(self.wide), self.weight.to(self.wide)).float()  # bf16 holds every int8
+        # a slow product in bf16 beats a conversion that serves few vectors
+        wide = torch.bfloat16 if kind == torch.bfloat16 and count < WORTH else self.wide
+        out = F.linear(x.to(wide), self.weight.to(wide)).float()  # bf16 holds every int8
         if self.scale is not None:
             out = out * self.scale
         return out if self.bias is None else out + self.bias
@@ -203,13 +207,7 @@ def row_attention(
 ) -> Tensor:
     """`fast_attention`, one new position in C; keys and values may be bf16."""
     alike = key.stride() == value.stride() and key.stride()[2:] == (key.shape[3], 1)
-    if (
-        query.shape[2] == 1
-        and visible is None
-        and alike
-        and rows.usable(query, key.dtype, 1)
-        and (kernels := rows.library())
-    ):
+    if query.shape[2] == 1 and visible is None and alike and rows.usable(query, 1, 1) and (kernels := rows.library()):
         return kernels.attend(query, key, value)
     return fast_attention(query, key.to(query.dtype), value.to(query.dtype), dropout, visible)
 
@@ -235,8 +233,8 @@ class RowBlock(nn.Module):
         self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        kind = cast(RowLinear, self.block.attention.qkv).weight.dtype
-        few = cache is not None and visible is None and x.shape[1] == 1 and rows.usable(x, kind, len(x))
+        most = cast(RowLinear, self.block.attention.qkv).few
+        few = cache is not None and visible is None and x.shape[1] == 1 and rows.usable(x, len(x), most)
         if few and cache is not None and (kernels := rows.library()):
             if self._plan is None:
                 self._plan = self._make_plan()

@@ -81,19 +81,16 @@ def choose(
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
     timings = Timings(**known) if known else _time(shape, runtime, batch, _kernels(shape, batch), [])
-    fastest = min(timings.eager, key=timings.eager.__getitem__)
-    attention = fastest if shape.attention == "auto" else shape.attention
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type == "cpu":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
             say("trying whether torch.compile is faster: half a minute the first time")
-            both = _time(shape, runtime, batch, [fastest], [_worth_compiling(timings.eager)])
-            timings = replace(both, eager=timings.eager | both.eager)
+            timings = _time(shape, runtime, batch, list(timings.eager), [_worth_compiling(timings.eager)])
         if timings.compiled:
             gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
             on = gain * passes > (WARM if tried else 0.0)
-    if on and timings.compiled and shape.attention == "auto":
-        attention = min(timings.compiled, key=timings.compiled.__getitem__)
+    used = timings.compiled if on and timings.compiled else timings.eager
+    attention = min(used, key=used.__getitem__) if shape.attention == "auto" else shape.attention
     _write(store, key, timings)
     words = [f"{name} {1e3 * seconds:.0f} ms" for name, seconds in timings.eager.items()]
     words += [f"{name} compiled {1e3 * seconds:.0f} ms" for name, seconds in timings.compiled.items()]

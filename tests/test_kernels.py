@@ -133,6 +133,13 @@ def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks:
     assert clocks["asked"] == 2
 
 
+def test_a_kernel_that_was_lucky_once_is_timed_again_beside_the_compiled_one(clocks: dict[str, float]) -> None:
+    clocks["sdpa"] = 0.009
+    assert pick(100) == ("sdpa", False)
+    clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # what it takes when all take their turns
+    assert pick(10_000) == ("reference", False)
+
+
 def test_what_was_measured_is_remembered(clocks: dict[str, float], tmp_path: Path) -> None:
     pick(10_000)
     asked = clocks["asked"]

@@ -29,8 +29,15 @@ from minigpt.download import cache_root
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
-FEW = {torch.float32: 16, torch.bfloat16: 6, torch.int8: 24}
-"""Most vectors for which this is faster than torch (docs/LOG.md); rows.c has room for 32."""
+FEW = {
+    (torch.float32, torch.float32): 15,
+    (torch.bfloat16, torch.bfloat16): 6,
+    (torch.bfloat16, torch.float32): 16,
+    (torch.int8, torch.bfloat16): 24,
+    (torch.int8, torch.float32): 32,
+}
+"""Most vectors for which this is faster than torch, by the weights' dtype and the one that torch multiplies fast here
+(docs/LOG.md); rows.c has room for 32."""
 
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _ALWAYS = "-O3 -std=gnu11 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno".split()
@@ -102,10 +109,10 @@ def address(tensor: Tensor | None, kind: torch.dtype = torch.float32) -> int | N
     return tensor.data_ptr()
 
 
-def usable(x: Tensor, dtype: torch.dtype, count: int) -> bool:
+def usable(x: Tensor, count: int, most: int) -> bool:
     """Whether `count` vectors x of fp32 go faster through C: few, on the CPU, with no gradient to follow."""
     followed = x.requires_grad and torch.is_grad_enabled()
-    return 0 < count <= FEW[dtype] and x.dtype == torch.float32 and x.device.type == "cpu" and not followed
+    return 0 < count <= most and x.dtype == torch.float32 and x.device.type == "cpu" and not followed
 
 
 class Kernels:
