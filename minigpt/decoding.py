@@ -104,7 +104,7 @@ class RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Few vectors in C, many in torch."""
         count, kind = x.numel() // self.weight.shape[1], self.weight.dtype
-        if rows.usable(x, count, self.few) and (kernels := rows.library()):
+        if count <= self.few and rows.usable(x) and (kernels := rows.library()):
             return kernels.linear(self.matrix(), x)
         # a slow product in bf16 beats a conversion that serves few vectors
         wide = torch.bfloat16 if kind == torch.bfloat16 and count < WORTH else self.wide
@@ -207,7 +207,7 @@ def row_attention(
 ) -> Tensor:
     """`fast_attention`, one new position in C; keys and values may be bf16."""
     alike = key.stride() == value.stride() and key.stride()[2:] == (key.shape[3], 1)
-    if query.shape[2] == 1 and visible is None and alike and rows.usable(query, 1, 1) and (kernels := rows.library()):
+    if query.shape[2] == 1 and visible is None and alike and rows.usable(query) and (kernels := rows.library()):
         return kernels.attend(query, key, value)
     return fast_attention(query, key.to(query.dtype), value.to(query.dtype), dropout, visible)
 
@@ -234,7 +234,7 @@ class RowBlock(nn.Module):
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         most = cast(RowLinear, self.block.attention.qkv).few
-        few = cache is not None and visible is None and x.shape[1] == 1 and rows.usable(x, len(x), most)
+        few = cache is not None and visible is None and x.shape[1] == 1 and len(x) <= most and rows.usable(x)
         if few and cache is not None and (kernels := rows.library()):
             if self._plan is None:
                 self._plan = self._make_plan()
