@@ -1,4 +1,4 @@
-"""A built model made ready to generate fast on a CPU: weights in bf16 or int8, linear layers and attention in C.
+"""A built model made ready to generate fast. On a CPU: weights in bf16 or int8, linear layers and attention in C.
 
 The residual stream, norms, biases and all sums stay fp32; keys and values are kept in bf16. Only the matrices
 change, which are what a token has to read. Many positions at once (a prompt, a large batch) go through torch.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import ConfigError
+from minigpt.graphs import Replay
 from minigpt.kernels import rows
 from minigpt.model import GPT
 from minigpt.model.cache import LayerCache
@@ -40,7 +41,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     prepare_decoding(GPT.from_pretrained("runs/my"), "int8")
 
     Args:
-        model: on its device. Elsewhere than on a CPU, its weights are cast and that is all.
+        model: on its device. Elsewhere than on a CPU, its weights are cast; on CUDA tokens go by graphs.
         precision: fp32, bf16, int8, int4, or auto: bf16 on a CPU, where half the bytes take half the time; elsewhere
             the faster one.
 
@@ -61,7 +62,10 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
         _check_widths(model)
     model.eval()
     if device.type != "cpu":
-        return model.to(DTYPES[precision])
+        model.to(DTYPES[precision])
+        if device.type == "cuda":
+            model.hidden = Replay(model)
+        return model
     model.float()
     if precision != "fp32":
         model.embedding = Lookup(model.embedding.weight.bfloat16())

@@ -200,7 +200,8 @@ def peak_flops(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product, measured now (some 0.2 s): the ceiling that MFU is a share of."""
     size = 1024 if device.startswith("cpu") else 8192
     dtype = DTYPES[precision]
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    chance = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than it does any real numbers
+    left, right = (torch.randn(size, size, device=device, generator=chance).to(dtype) for _ in range(2))
     runtime = Runtime(torch.device(device), precision)
     best = float("inf")
     for _ in range(20):  # the best of many: others may use the machine

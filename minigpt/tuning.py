@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -71,35 +72,48 @@ def choose(
     Args:
         shape: the model; `attention` other than auto is kept.
         runtime: device and precision.
-        compile: train.compile; auto decides by what it saves in this run (on CUDA it always pays).
+        compile: train.compile; auto decides by what it saves in this run (never on mps).
         batch: sequences of a micro-batch.
         passes: micro-batches of the whole run.
         say: told when a compilation begins.
     """
-    if runtime.device.type == "cuda":  # flash attention, and kernels that are compiled in seconds
-        return Choice("sdpa" if shape.attention == "auto" else shape.attention, compile != "off")
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
     timings = Timings(**known) if known else _time(shape, runtime, batch, _kernels(shape, batch), [])
     on, tried = compile == "on", bool(timings.compiled)
-    if compile == "auto" and runtime.device.type == "cpu":
+    if compile == "auto" and runtime.device.type != "mps":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
             say("trying whether torch.compile is faster: half a minute the first time")
-            timings = _time(shape, runtime, batch, list(timings.eager), [_worth_compiling(timings.eager)])
+            timings = _try_compiling(shape, runtime, batch, timings)
         if timings.compiled:
             gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
             on = gain * passes > (WARM if tried else 0.0)
     used = timings.compiled if on and timings.compiled else timings.eager
     attention = min(used, key=used.__getitem__) if shape.attention == "auto" else shape.attention
     _write(store, key, timings)
-    words = [f"{name} {1e3 * seconds:.0f} ms" for name, seconds in timings.eager.items()]
-    words += [f"{name} compiled {1e3 * seconds:.0f} ms" for name, seconds in timings.compiled.items()]
+    words = [f"{name} {_ms(seconds)}" for name, seconds in timings.eager.items()]
+    words += [f"{name} compiled {_ms(seconds)}" for name, seconds in timings.compiled.items()]
     if timings.eager_loss:
-        words.append(f"the loss {1e3 * timings.eager_loss:.0f} ms")
+        words.append(f"the loss {_ms(timings.eager_loss)}")
     if timings.compiled_loss:
-        words.append(f"compiled {1e3 * timings.compiled_loss:.0f} ms")
+        words.append(f"compiled {_ms(timings.compiled_loss)}")
     taken = f"{attention}, compiled" if on else attention
     return Choice(attention, on, f"timed here, forward and backward, a block: {', '.join(words)}. Taken: {taken}")
+
+
+def _ms(seconds: float) -> str:
+    """_ms(0.0123) -> "12 ms", _ms(0.00123) -> "1.2 ms"."""
+    return f"{1e3 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
+
+
+def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timings) -> Timings:
+    """All times again, a compiled block's among them; a compiler that fails costs one line, not the run."""
+    try:
+        return _time(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
+    except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"torch.compile does not take this model, running eager: {reason}", stacklevel=3)
+        return eager
 
 
 def _worth_compiling(eager: dict[str, float]) -> str:
@@ -120,7 +134,7 @@ def _kernels(shape: ModelConfig, batch: int) -> list[str]:
 
 
 def _time(shape: ModelConfig, runtime: Runtime, batch: int, eager: list[str], compiled: list[str]) -> Timings:
-    """Seconds with each of these kernels, and of the loss if it is large, from at most 1,024 of its tokens.
+    """Seconds with each of these kernels, and of the loss if it is large, from some of its tokens.
 
     They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too, and
     slow it down at one moment and not at the next.
@@ -133,7 +147,7 @@ def _time(shape: ModelConfig, runtime: Runtime, batch: int, eager: list[str], co
     )
     tokens = batch * shape.max_seq_len
     if tokens * (shape.vocab_size or 1) >= LOGITS:
-        some = min(tokens, 1024)
+        some = min(tokens, 1024 if runtime.device.type == "cpu" else 8192)  # few on a GPU would be launches alone
         losses = [_loss_pass(shape, runtime, some, False)]
         losses += [_loss_pass(shape, runtime, some, True)] if compiled else []
         taken = [second * tokens / some for second in _fastest(losses, runtime, 8 if compiled else 4)]
@@ -196,6 +210,4 @@ def _write(store: Path, key: str, timings: Timings) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
         write_text(store, json.dumps(_read(store) | {key: asdict(timings)}, indent=1) + "\n")
     except OSError as error:  # a read-only cache costs a second at each start, no more
-        import warnings
-
         warnings.warn(f"timings are not remembered: {store}: {error.strerror}", stacklevel=2)

@@ -23,6 +23,7 @@ LAYERS = (
     ("checkpoint", "runtime", "losses", "huggingface", "packing"),
     ("jsonl", "pretrained", "kernels", "sampling", "parallel"),
     ("tokenizers", "data", "model"),
+    ("graphs",),
     ("training", "generation", "decoding", "accounting", "tuning", "precision"),
     ("search", "recovery", "fitting", "tracking", "budget"),
     ("writing",),

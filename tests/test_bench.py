@@ -16,7 +16,7 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import DataError, StorageError, TokenizerError, UserError
 from minigpt.huggingface import weights_to_hf
 from minigpt.model import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime import Runtime, make_runtime
 from minigpt.tokenizers import ByteTokenizer
 
 CPU = Runtime(torch.device("cpu"), "fp32")
@@ -293,6 +293,18 @@ def test_training_is_measured_without_any_data(tmp_path: Path):
     optimizer = [row for row in report["profile"]["operations"] if row["name"] == "aten::_fused_adamw_"]
     assert not optimizer or optimizer[0]["calls"] == 2 * 2  # two steps, two groups of parameters
     assert "optimizer" in report["profile"]["groups"]
+
+
+def test_training_in_bf16_alone_is_measured_with_its_fp32_copies():
+    model = GPT(tiny("gpt2"))
+    config = tiny_run(**{"train.precision": "bf16-pure"})
+    runtime = make_runtime("cpu", "bf16-pure")
+    side = train.our_side(model, config, runtime, train.random_batches(config, runtime.device))
+    before = model.head.weight.clone()
+    side.step()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not torch.equal(model.head.weight, before)
+    assert side.name == "minigpt bf16-pure"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

@@ -12,6 +12,7 @@ from minigpt.config import ModelConfig
 from minigpt.kernels.dropout import mixed
 from minigpt.kernels.loss import head_loss
 from minigpt.losses import IGNORE, next_token_loss
+from minigpt.model import GPT
 from minigpt.runtime import Runtime, make_runtime
 
 V = 50
@@ -81,6 +82,17 @@ def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
     hidden, targets = torch.randn(1, 4, 16), torch.randint(0, V, (1, 4))
     whole = next_token_loss(head(hidden), targets, valid=4)
     assert torch.equal(head_loss(head, hidden, targets, V, valid=4, chunk=1), whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_hashed_dropout_compiles_at_a_width_whose_strides_overflow() -> None:
+    """Of 512 x 2^32 / golden ratio triton says that it is no int32."""
+    shape = ModelConfig(vocab_size=65, embed_dim=512, num_heads=8, num_layers=1, max_seq_len=64, dropout=0.3)
+    model = GPT(shape).cuda().train()
+    x = torch.ones(4, 64, 512, device="cuda", requires_grad=True)
+    torch.manual_seed(1)
+    model.compiled().blocks[0](x, model.rotary(slice(64))).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 def test_hashed_dropout_is_fair_and_its_neighbours_and_keys_are_independent() -> None:
@@ -155,6 +167,19 @@ def test_what_was_measured_is_remembered(clocks: dict[str, float], tmp_path: Pat
 def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> None:
     clocks["reference compiled"] = clocks["sdpa compiled"] = 0.011
     assert pick(100_000) == ("reference", False)
+
+
+def test_a_compiler_that_fails_on_the_model_costs_one_line_and_the_run_is_eager(clocks, monkeypatch) -> None:
+    fake = tuning._time
+
+    def broken(shape, runtime, batch, eager, compiled) -> tuning.Timings:
+        if compiled:
+            raise RuntimeError("Scalar -839952141824 is out of range\nand a page of code")
+        return fake(shape, runtime, batch, eager, compiled)
+
+    monkeypatch.setattr(tuning, "_time", broken)
+    with pytest.warns(UserWarning, match="does not take this model, running eager: Scalar -8.* out of range$"):
+        assert pick(10_000) == ("reference", False)
 
 
 def test_a_large_vocabulary_is_a_reason_of_its_own_to_compile(clocks: dict[str, float]) -> None:

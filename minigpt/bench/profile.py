@@ -52,7 +52,7 @@ def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> dict[st
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler tells stderr when it starts and stops
     cuda = runtime.device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=kinds) as trace:
+    with profile(activities=kinds, acc_events=True) as trace:  # else torch 2.11 warns, of a single cycle too
         job()
         runtime.synchronise()
     try:

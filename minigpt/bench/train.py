@@ -26,6 +26,7 @@ from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
+from minigpt.precision import with_masters
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.training import accumulate, make_optimizer, update
 from minigpt.tuning import Choice, choose
@@ -115,8 +116,8 @@ def bench_train(
 
 def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell: Tell) -> Choice:
     """As `minigpt train` would for a long run. Raises ConfigError for what a benchmark does not take."""
-    if config.train.micro_batch_size == "auto" or config.train.precision in ("bf16-pure", "fp8"):
-        raise ConfigError("train: a benchmark takes micro_batch_size as a number, and neither bf16-pure nor fp8")
+    if config.train.micro_batch_size == "auto" or config.train.precision == "fp8":
+        raise ConfigError("train: a benchmark takes micro_batch_size as a number, and no fp8")
     tell("choosing kernels")
     size = config.train.rows
     choice = choose(config.model, runtime, config.train.compile, size, math.inf, tell)
@@ -194,7 +195,8 @@ def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
 def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
     """minigpt, stepping as `minigpt train` does (but for fp16's loss scaling)."""
     model = model.to(runtime.device).train()
-    forward, optimizer = runtime.prepare(model), make_optimizer(model, config.optimizer, runtime.precision)
+    forward = runtime.prepare(model)
+    optimizer = with_masters(make_optimizer(model, config.optimizer, runtime.precision), model, runtime)
     number = itertools.count()
 
     def step() -> None:

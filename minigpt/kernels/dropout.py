@@ -22,7 +22,9 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
 
 def mixed(place: Tensor, key: Tensor) -> Tensor:
     """Numbers 0 .. 2^31 - 1 that look random, one for each int32 of `place`; overflow wraps."""
-    bits = place * -1640531527 + key  # 2^32 / golden ratio: neighbours are far apart
+    # 2^32 / golden ratio: neighbours are far apart. Times the sum, since inductor would multiply strides of `place`
+    # itself by it, and triton takes no number that is not an int32.
+    bits = (place + key) * -1640531527
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * -2048144789
     bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * -1028477387
     return (bits ^ ((bits >> 16) & 0xFFFF)) & 0x7FFFFFFF

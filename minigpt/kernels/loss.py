@@ -34,7 +34,8 @@ def head_loss(
     if at_once(targets.numel() * vocab_size, chunk) or type(head) is not nn.Linear:
         logits = head(hidden)[..., :vocab_size]
         return next_token_loss(logits, targets, valid=valid, label_smoothing=label_smoothing)
-    rows = max(1, chunk // vocab_size)
+    parts = -(-targets.numel() // max(1, chunk // vocab_size))  # alike, so that none is a small rest
+    rows = -(-targets.numel() // parts)
     total = _ChunkedLoss.apply(
         hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, rows, label_smoothing, terms or loss_terms
     )

@@ -1,0 +1,100 @@
+"""Decoding by graphs: the recorded step is the model's own. Here it is run in place of a graph; on a GPU as one."""
+
+import copy
+
+import pytest
+import torch
+
+from minigpt import graphs
+from minigpt.config import GenerationConfig, ModelConfig
+from minigpt.decoding import prepare_decoding
+from minigpt.generation import generate
+from minigpt.generation.engine import Reader
+from minigpt.graphs import PATIENCE, Replay
+from minigpt.model import GPT
+
+CUDA = torch.cuda.is_available()
+SHAPE = ModelConfig(
+    vocab_size=70, embed_dim=40, num_heads=4, num_kv_heads=2, num_layers=3, max_seq_len=24, init_std=0.3
+)
+VARIANTS = [
+    {},
+    {"shape": "gpt2", "norm": "layernorm", "bias": True, "position": "learned", "activation": "gelu_tanh"},
+    {"position": "sinusoidal", "num_kv_heads": 1, "qk_norm": False, "tie_embeddings": False},
+    {"bigrams": 300},
+]
+
+
+def replayed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GPT, list[int]]:
+    """The model, itself with graphs, and a list that grows by one at each replay; on a GPU if one is here."""
+    plain = GPT(ModelConfig.model_validate(SHAPE.model_dump() | fields), seed=4).eval().to("cuda" if CUDA else "cpu")
+    fast, replays, make = copy.deepcopy(plain), [], graphs.record
+
+    def stand_in(step) -> graphs.Recorded:
+        out = step().clone()
+        return lambda: out.copy_(step()), out
+
+    def record(step) -> graphs.Recorded:
+        replay, out = (make if CUDA else stand_in)(step)
+        return lambda: (replay(), replays.append(1))[0], out
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "SPAN", 8)
+    fast.hidden = Replay(fast)
+    return plain, fast, replays
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@pytest.mark.parametrize("pads", [[0], [0, 0, 0], [3, 0, 2]], ids=str)
+def test_a_recorded_step_gives_the_models_logits(fields: dict[str, object], pads: list[int], monkeypatch) -> None:
+    plain, fast, replays = replayed(monkeypatch, **fields)
+    tokens = torch.randint(70, (len(pads), 24), generator=torch.Generator().manual_seed(1)).to(plain.head.weight.device)
+    with torch.inference_mode():
+        right, ours = Reader(plain, pads), Reader(fast, pads)
+        for end in range(4, 25):
+            torch.testing.assert_close(ours.logits(tokens[:, :end]), right.logits(tokens[:, :end]), rtol=0, atol=2e-4)
+    assert len(replays) == (0 if "bigrams" in fields else 20 - PATIENCE)
+
+
+def write(gpt: GPT, prompts: list[list[int]], new: int = 40) -> list[list[int]]:
+    steps = generate(gpt, prompts, GenerationConfig(max_new_tokens=new, temperature=0))
+    return torch.stack(list(steps), dim=1).tolist()
+
+
+def test_texts_across_the_limit_and_one_after_another_are_the_same(monkeypatch) -> None:
+    plain, fast, replays = replayed(monkeypatch)
+    for prompts in ([[1, 2]], [[1, 2], [3, 4, 5, 6]], [[7]], [[1, 2]]):
+        assert write(fast, prompts) == write(plain, prompts)
+    assert replays
+
+
+def test_two_texts_in_turn_do_not_mix(monkeypatch) -> None:
+    plain, fast, _ = replayed(monkeypatch)
+    config = GenerationConfig(max_new_tokens=12, temperature=0)
+    both = [generate(fast, [[1, 2]], config), generate(fast, [[9, 3, 4]], config)]
+    pairs = list(zip(*both, strict=True))
+    assert [pair[0].item() for pair in pairs] == write(plain, [[1, 2]], 12)[0]
+    assert [pair[1].item() for pair in pairs] == write(plain, [[9, 3, 4]], 12)[0]
+
+
+def test_a_copy_is_a_model_of_its_own_and_gradients_go_through_the_model(monkeypatch) -> None:
+    plain, fast, replays = replayed(monkeypatch)
+    other = copy.deepcopy(fast)
+    other.embedding.weight.data += 1
+    assert write(fast, [[1, 2]]) == write(plain, [[1, 2]]) != write(other, [[1, 2]])
+    before, cache = len(replays), fast.make_cache()
+    for token in range(6):
+        hidden = fast.hidden(torch.tensor([[token]], device=cache.keys.device), cache)
+    assert hidden.requires_grad and len(replays) == before
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_prepared_models_write_by_graphs_what_they_write_without(precision: str, monkeypatch) -> None:
+    plain, fast, replays = replayed(monkeypatch)
+    prepare_decoding(fast, precision)
+    wanted = write(prepare_decoding(plain, precision), [[1, 2, 3]])
+    assert replays and isinstance(fast.hidden, Replay)
+    del plain.hidden
+    if precision == "fp32":
+        assert write(plain, [[1, 2, 3]]) == wanted == write(fast, [[1, 2, 3]])
