@@ -134,6 +134,7 @@ class Runtime:
 @cache
 def _compiler_works(device: str) -> bool:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))  # /tmp is empty after a reboot
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.precision says how products are made
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works

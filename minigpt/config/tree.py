@@ -276,8 +276,8 @@ class TrainConfig(Section):
     the optimizer. tf32: fp32 numbers, faster and rougher products, on NVIDIA. fp8: on Hopper, with the extra fp8.
     auto takes bf16 where the device is fast at it. Each is tried against fp32 at the start."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto uses it where it pays: on CUDA, and on a CPU for runs that are long enough, by measurement.
-    If it fails, training goes on without it and says so in one line."""
+    """torch.compile; auto uses it where it pays, by measurement: in runs that are long enough. If it fails then,
+    training goes on without it and says so in one line."""
 
     @model_validator(mode="before")
     @classmethod
