@@ -60,12 +60,13 @@ class Replay:
         graph = cache is not None and tokens.shape[1] == 1 and 0 < cache.length < config.max_seq_len
         if cache is None or not graph or config.bigrams or torch.is_grad_enabled():
             return GPT.hidden(self.model, tokens, cache, pads)
-        memory = (cache.keys.data_ptr(), cache.values.data_ptr(), cache.keys.shape, cache.keys.stride())
+        held = (self.model.embedding.weight, cache.keys, cache.values)  # weights may have moved, too
+        memory = (*(tensor.data_ptr() for tensor in held), cache.keys.shape, cache.keys.stride())
         if memory != self.memory:
             self._forget(memory)
         if self.cache() is not cache:  # what is hidden is multiplied by zero, which does not help against nan
-            for held in (cache.keys, cache.values):
-                held[..., cache.length :, :] = 0
+            for tensor in held[1:]:
+                tensor[..., cache.length :, :] = 0
             self.cache = weakref.ref(cache)
         self.count += 1
         if self.count <= PATIENCE:
@@ -82,7 +83,7 @@ class Replay:
             return out.clone()
 
     def _forget(self, memory: tuple[object, ...]) -> None:
-        """Start anew: graphs write to the memory of one cache."""
+        """Start anew: graphs read the weights and write the cache where they lay."""
         self.memory, self.count, self.padded = memory, 0, False
         self.graphs: dict[int, Recorded] = {}
 
@@ -94,7 +95,8 @@ class Replay:
         size = min(-(-(cache.length + 1) // SPAN) * SPAN, cache.keys.shape[3])
         if size not in self.graphs:
             self.position.fill_(cache.length)  # recording runs the step, which writes here
-            self.graphs[size] = record(lambda: self._step(cache, size))
+            with torch.cuda.device_of(tokens):  # it need not be the current one
+                self.graphs[size] = record(lambda: self._step(cache, size))
         return self.graphs[size]
 
     def _step(self, cache: KVCache, size: int) -> Tensor:

@@ -82,6 +82,8 @@ def test_a_copy_is_a_model_of_its_own_and_gradients_go_through_the_model(monkeyp
     other = copy.deepcopy(fast)
     other.embedding.weight.data += 1
     assert write(fast, [[1, 2]]) == write(plain, [[1, 2]]) != write(other, [[1, 2]])
+    assert write(fast.double(), [[1, 2]]) == write(plain.double(), [[1, 2]])  # its weights have moved
+    fast.float(), plain.float()
     before, cache = len(replays), fast.make_cache()
     for token in range(6):
         hidden = fast.hidden(torch.tensor([[token]], device=cache.keys.device), cache)
