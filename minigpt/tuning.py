@@ -111,7 +111,7 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
     try:
         return _time(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"torch.compile does not take this model, running eager: {reason}", stacklevel=3)
         return eager
 
@@ -160,20 +160,26 @@ def _block_pass(
 ) -> Callable[[], Tensor]:
     """The forward pass of one block, [B, T, C] -> a scalar."""
     one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": attention})
-    model = GPT(one).to(runtime.device).train()
+    device, dtype = runtime.device, _weights(runtime)
+    model = GPT(one).to(device, dtype).train()
     block = (model.compiled() if compiled else model).blocks[0]
-    x = torch.randn(batch, shape.max_seq_len, shape.embed_dim, device=runtime.device, requires_grad=True)
+    x = torch.randn(batch, shape.max_seq_len, shape.embed_dim, device=device, dtype=dtype, requires_grad=True)
     return lambda: block(x, model.rotary(slice(shape.max_seq_len))).sum()
 
 
 def _loss_pass(shape: ModelConfig, runtime: Runtime, tokens: int, compiled: bool) -> Callable[[], Tensor]:
     """The head and the loss of so many tokens, [1, tokens, C] -> a scalar."""
-    vocab_size = shape.vocab_size or 1
-    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=runtime.device)
-    hidden = torch.randn(1, tokens, shape.embed_dim, device=runtime.device, requires_grad=True)
-    targets = torch.randint(vocab_size, (1, tokens), device=runtime.device)
+    vocab_size, device, dtype = shape.vocab_size or 1, runtime.device, _weights(runtime)
+    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=device, dtype=dtype)
+    hidden = torch.randn(1, tokens, shape.embed_dim, device=device, dtype=dtype, requires_grad=True)
+    targets = torch.randint(vocab_size, (1, tokens), device=device)
     terms = torch.compile(loss_terms, dynamic=False) if compiled else None
     return lambda: head_loss(head, hidden, targets, vocab_size, valid=tokens, terms=terms)
+
+
+def _weights(runtime: Runtime) -> torch.dtype:
+    """What the weights are kept in."""
+    return torch.bfloat16 if runtime.precision == "bf16-pure" else torch.float32
 
 
 def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) -> list[float]:

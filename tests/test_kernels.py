@@ -1,6 +1,7 @@
 """The fast forms equal the readable ones: the loss in pieces, dropout by a hash, the choice between kernels."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,18 @@ def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPat
     assert "the loss" not in choice.reason
     wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
     assert "ms, the loss " in tuning.choose(wide, CPU, "off", 8, 10, lambda _: None).reason  # 2.6 M logits
+
+
+def test_weights_in_bf16_are_timed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+
+    def passes(made: list[Callable[[], Tensor]], _runtime: Runtime, _rounds: int) -> list[float]:
+        kinds.extend(forward().dtype for forward in made)
+        return [0.01] * len(made)
+
+    monkeypatch.setattr(tuning, "_fastest", passes)
+    wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
+    tuning._time(wide, make_runtime("cpu", "bf16-pure"), 8, ["sdpa"], [])
+    assert kinds[0] == torch.bfloat16 and len(kinds) == 2
+    tuning._time(wide, CPU, 8, ["sdpa"], [])
+    assert kinds[2:] == [torch.float32] * 2
