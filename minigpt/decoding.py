@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, first_line
 from minigpt.graphs import Replay
 from minigpt.kernels import rows
 from minigpt.model import GPT
@@ -198,7 +198,7 @@ def _int4_kernel() -> bool:
     try:
         made = PackedLinear(linear, 32)(x)
     except (AttributeError, RuntimeError) as error:  # NotImplementedError is one
-        warnings.warn(f"int4 as fp32, which is no faster: {str(error).splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"int4 as fp32, which is no faster: {first_line(error)}", stacklevel=2)
         return False
     if (made - right).abs().max() > 0.02 * right.abs().max():
         warnings.warn("int4 as fp32, which is no faster: torch's kernel computes wrongly here", stacklevel=2)

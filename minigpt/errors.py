@@ -110,3 +110,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, its class where it has none: torch's go on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

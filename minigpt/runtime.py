@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.download import cache_root
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, first_line
 
 DTYPES = {
     "fp32": torch.float32,
@@ -138,21 +138,20 @@ def _compiler_works(device: str) -> bool:
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
-        reason = str(error).strip().splitlines()[0]
-        warnings.warn(f"torch.compile does not work here, running eager: {reason}", stacklevel=4)
+        warnings.warn(f"torch.compile does not work here, running eager: {first_line(error)}", stacklevel=4)
         return False
     return True
 
 
-def make_runtime(device: str = "auto", precision: str = "auto", compile: str = "off") -> Runtime:
-    """Resolve the three settings. Raises ConfigError naming the devices that are here."""
+def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Resolve the two settings. Raises ConfigError naming the devices that are here."""
     where = pick_device(device)
     if precision == "auto":
         precision = _best_precision(where)
     if precision == "fp16" and where.type == "cpu":
         raise ConfigError("train.precision: fp16 does not train on a CPU; use bf16 or fp32")
     _check_special(where, precision)
-    return Runtime(where, precision, compile == "on" or (compile == "auto" and where.type == "cuda"))
+    return Runtime(where, precision)
 
 
 def _check_special(device: torch.device, precision: str) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
+from minigpt.errors import first_line
 from minigpt.jsonl import write_text
 from minigpt.kernels.attention import scored, tiles
 from minigpt.kernels.loss import head_loss, loss_terms
@@ -111,8 +112,7 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
     try:
         return _time(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"torch.compile does not take this model, running eager: {reason}", stacklevel=3)
+        warnings.warn(f"torch.compile does not take this model, running eager: {first_line(error)}", stacklevel=3)
         return eager
 
 

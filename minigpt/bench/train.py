@@ -24,7 +24,7 @@ from minigpt.bench.rivals import Twin, build_twin, find_twin
 from minigpt.bench.shape import with_vocabulary
 from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.config import RunConfig
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, first_line
 from minigpt.model import GPT
 from minigpt.precision import with_masters
 from minigpt.runtime import Runtime, make_runtime
@@ -219,8 +219,7 @@ def _rivals(
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        notes.append(f"{compiled.name} does not work here, so it is left out: {reason}")
+        notes.append(f"{compiled.name} does not work here, so it is left out: {first_line(error)}")
 
 
 def hf_side(model: nn.Module, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
