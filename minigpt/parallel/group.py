@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from minigpt.errors import MiniGPTError, ParallelError
+from minigpt.errors import MiniGPTError, ParallelError, first_line
 from minigpt.parallel.wrap import Replicated, is_sharded
 from minigpt.runtime import Made, Ranks
 
@@ -234,7 +234,7 @@ class Processes(Ranks):
 
 def _reason(error: Exception) -> str:
     """The first sentence: _reason(RuntimeError("[/a/b.cc:5] Closed by peer. See ...")) -> "Closed by peer"."""
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0].rstrip(".")
 
 
 def _listed(ranks: list[int]) -> str:
