@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from minigpt.generation import generate
     from minigpt.losses import next_token_loss
     from minigpt.model import GPT, KVCache
-    from minigpt.quantize import quantize_run
+    from minigpt.quantize.run import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.viz import explain
     from minigpt.writing import generate_text, stream_text

@@ -23,7 +23,7 @@ from torch import Tensor
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.errors import first_line
-from minigpt.jsonl import write_text
+from minigpt.files import write_text
 from minigpt.kernels.attention import scored, tiles
 from minigpt.kernels.loss import head_loss, loss_terms
 from minigpt.model.gpt import GPT

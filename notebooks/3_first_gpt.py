@@ -24,7 +24,7 @@ from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load
 from minigpt.accounting import flops_per_token, parameter_table, shape_walk
 from minigpt.checkpoint import load, steps
 from minigpt.data.stories import entropy, generate_stories
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 from minigpt.viz import read_metrics, record
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.viz.dataset import loss_by_position, token_losses

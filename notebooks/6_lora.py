@@ -25,9 +25,9 @@ from minigpt.assemble.data import prepare_data
 from minigpt.checkpoint import resolve
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories import generate_stories
+from minigpt.files import write_lines
 from minigpt.finetune import Adapters, add_lora, merge
 from minigpt.finetune.lora import layers
-from minigpt.jsonl import write_lines
 from minigpt.viz import read_metrics
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 

@@ -204,7 +204,7 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
-    from minigpt.jsonl import append_line, keep_lines, read_lines
+    from minigpt.files import append_line, keep_lines, read_lines
 
     path = tmp_path / "samples.jsonl"
     for step in (1, 2, 3):

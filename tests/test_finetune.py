@@ -15,11 +15,11 @@ from minigpt.assemble import run as assembly
 from minigpt.cli import main
 from minigpt.config import GenerationConfig, OptimizerConfig, load_config
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
+from minigpt.files import read_lines
 from minigpt.finetune import Adapters
 from minigpt.finetune.parts import decay_by_layer, freeze
 from minigpt.finetune.template import encode_question, load_template
 from minigpt.generation import generate
-from minigpt.jsonl import read_lines
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.training import make_optimizer

@@ -14,12 +14,12 @@ from minigpt.assemble import run as assembly
 from minigpt.assemble.finetune import record_row
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, ConfigError, DataError
+from minigpt.files import read_lines
 from minigpt.finetune.batches import Row
 from minigpt.finetune.distill import Distilled
 from minigpt.finetune.preference import Pair, Preferring, answer_log_probability, stack_pairs
 from minigpt.finetune.records import Record
 from minigpt.finetune.template import Template
-from minigpt.jsonl import read_lines
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 

@@ -16,10 +16,10 @@ from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainCo
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import DivergedError
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 from minigpt.model import GPT
-from minigpt.recovery import Checkpoints, Guard
-from minigpt.recovery.guard import spike_limit
+from minigpt.recovery.checkpoints import Checkpoints
+from minigpt.recovery.guard import Guard, spike_limit
 from minigpt.runtime import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
 from minigpt.training.loop import batch_number

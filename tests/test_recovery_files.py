@@ -19,8 +19,9 @@ from minigpt.assemble import train
 from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
-from minigpt.jsonl import append_line, keep_lines, read_lines
-from minigpt.recovery import newest_whole, run_lock
+from minigpt.files import append_line, keep_lines, read_lines
+from minigpt.recovery.damage import newest_whole
+from minigpt.recovery.lock import run_lock
 
 STEPS = ["--train.max-steps", "12", "--train.save-every", "4", "--train.eval-every", "4", "--train.sample-every", "6"]
 

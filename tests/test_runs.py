@@ -17,7 +17,7 @@ from tuned_run import make_base, questions, tune
 from minigpt.assemble.run import _new_model
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 from minigpt.recovery.lock import run_lock
 from minigpt.runs import as_flag, essential, flat, grouped, read_run, receipt_line
 from minigpt.runs.receipt import _quote

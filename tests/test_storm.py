@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from minigpt import checkpoint
 from minigpt.errors import CheckpointError
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 
 DISTURBANCES = 100
 STEPS, EVERY = 600, 4

@@ -14,7 +14,7 @@ from tuned_run import StopAt, make_base, questions, tune
 
 from minigpt.assemble import run as assembly
 from minigpt.cli import main
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 from minigpt.tracking import hook, tools
 
 QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-every", "4", "--train.max-steps", "8"]

@@ -305,7 +305,7 @@ def test_an_error_gives_back_what_hooks_took_and_a_broken_model_is_not_saved(tmp
 
     from minigpt.assemble.hooks import Signals
     from minigpt.errors import MiniGPTError
-    from minigpt.recovery import Checkpoints
+    from minigpt.recovery.checkpoints import Checkpoints
 
     class Break(Hook):
         def on_step(self, trainer):

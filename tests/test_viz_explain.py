@@ -19,7 +19,7 @@ from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.errors import RunError, UserError
-from minigpt.jsonl import append_line
+from minigpt.files import append_line
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.viz import explain, record

@@ -20,9 +20,9 @@ from rich.console import Console
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import default_name
 from minigpt.assemble.run import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
-from minigpt.bars import messages, progress_bars
 from minigpt.budget import LAWS, Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
+from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from minigpt import tokenizers
-from minigpt.bars import Report
 from minigpt.config import RunConfig
+from minigpt.console import Report
 from minigpt.data import Prepared, open_corpus, prepare, text_chunks
 from minigpt.tokenizers import Tokenizer
 

@@ -13,9 +13,10 @@ from typing import Any
 from minigpt.checkpoint import Checkpoint
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
-from minigpt.jsonl import write_text
-from minigpt.recovery import newest_whole, run_lock
+from minigpt.files import write_text
+from minigpt.recovery.damage import newest_whole
 from minigpt.recovery.lock import NAME as LOCK
+from minigpt.recovery.lock import run_lock
 
 # What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
 _MAY_CHANGE = {

@@ -11,7 +11,7 @@ from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, DataError
 from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
 from minigpt.finetune.records import holds_records
-from minigpt.jsonl import no_such_run, run_folder
+from minigpt.layout import no_such_run, run_folder
 from minigpt.model import GPT
 from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from minigpt import checkpoint
 from minigpt.assemble.directory import Plan
-from minigpt.bars import messages
 from minigpt.config import RunConfig
+from minigpt.console import messages
 from minigpt.errors import ConfigError
 from minigpt.kernels.loss import loss_terms
 from minigpt.model import GPT
-from minigpt.recovery import Checkpoints
+from minigpt.recovery.checkpoints import Checkpoints
 from minigpt.recovery.damage import PARTS
 from minigpt.runtime import ALONE, Ranks, Runtime
 from minigpt.training import Trainer

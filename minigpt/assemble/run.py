@@ -20,18 +20,18 @@ from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_tabl
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
 from minigpt.assemble.ranks import connect, eval_size, joined, place, planned, saver_of, undivided
-from minigpt.bars import progress_bars
 from minigpt.config import RunConfig
+from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
+from minigpt.files import read_lines, write_text
 from minigpt.fitting.micro_batch import MicroBatches, fit, memory_errors
-from minigpt.jsonl import read_lines, write_text
 from minigpt.model import GPT
 from minigpt.precision import use_fp8, with_masters
-from minigpt.recovery import Guard
+from minigpt.recovery.guard import Guard
 from minigpt.runtime import ALONE, Ranks, hardware
 from minigpt.tokenizers import Tokenizer
-from minigpt.tracking import Tracking
+from minigpt.tracking.hook import Tracking
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
 from minigpt.training.loop import BatchSource
 from minigpt.training.step import Batch

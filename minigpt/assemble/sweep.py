@@ -21,8 +21,8 @@ from typing import Any
 
 from minigpt.config import RunConfig, load_config
 from minigpt.errors import ConfigError, RunError, UserError
-from minigpt.jsonl import write_text
-from minigpt.recovery import run_lock
+from minigpt.files import write_text
+from minigpt.recovery.lock import run_lock
 from minigpt.runs import RunRecord, as_flag, find_runs, flat
 
 Settings = Mapping[str, Any]

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.bars import progress_bars
 from minigpt.cli.console import config_from, console, out, out_json, parse
+from minigpt.console import progress_bars
 from minigpt.errors import UserError
 
 KEYS = (
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 def _write_questions(args: Data) -> int:
     from minigpt.data.questions import questions
-    from minigpt.jsonl import write_text  # torch comes with it, and the help needs none
+    from minigpt.files import write_text  # torch comes with it, and the help needs none
 
     if args.what or not 0 < args.count <= 100_000 or not 0 <= args.seed < 2**31:
         raise UserError("questions takes --count 1 to 100000, --seed from 0 on, and no data")

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
     from minigpt.assemble import load_run
-    from minigpt.jsonl import run_folder
+    from minigpt.layout import run_folder
 
     run = load_run(args.run, args.device, args.precision)
     if not (run_folder(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
@@ -123,7 +123,7 @@ def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
 
 
 def _save(report: dict[str, Any], asked: Path) -> None:
-    from minigpt.jsonl import run_folder
+    from minigpt.layout import run_folder
 
     path = run_folder(asked) / "eval.json"
     try:

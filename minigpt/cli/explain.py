@@ -122,7 +122,8 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
 
 
 def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
-    from minigpt.jsonl import run_folder, write_text
+    from minigpt.files import write_text
+    from minigpt.layout import run_folder
     from minigpt.viz.html import make_page
 
     target = Path(args.out) if args.out else run_folder(run.path) / "plots" / "explain.html"
@@ -172,7 +173,7 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
 def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
     from rich.progress import Progress
 
-    from minigpt.jsonl import run_folder
+    from minigpt.layout import run_folder
     from minigpt.viz.over_time import timeline
     from minigpt.viz.tables import show_timeline
 

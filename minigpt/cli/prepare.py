@@ -7,8 +7,8 @@ from typing import Any
 import tyro
 from rich.table import Table
 
-from minigpt.bars import progress_bars
 from minigpt.cli.console import config_from, console, out, out_json, parse
+from minigpt.console import progress_bars
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = yaml.safe_dump(read_presets() | {name: plain}, allow_unicode=True)
-    from minigpt.jsonl import write_text
+    from minigpt.files import write_text
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.assemble.load import LoadedRun
-from minigpt.bars import progress_bars
 from minigpt.cli.console import console, unreadable
 from minigpt.config import GenerationConfig
+from minigpt.console import progress_bars
 from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError, storage_error
 from minigpt.model import GPT

@@ -180,7 +180,7 @@ def _list(args: List) -> None:
 
 
 def _show(args: Show) -> None:
-    from minigpt.jsonl import read_lines
+    from minigpt.files import read_lines
     from minigpt.runs import essential, read_run
 
     run = read_run(args.run)

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, RunConfig
 from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError
+from minigpt.files import new_folder
 from minigpt.huggingface import architecture, config_to_hf, weights_to_hf
-from minigpt.jsonl import new_folder, run_folder
+from minigpt.layout import run_folder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
 

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt.errors import DataError, RunError, nearest
-from minigpt.jsonl import run_folder, write_text
+from minigpt.files import write_text
+from minigpt.layout import run_folder
 from minigpt.tokenizers import Tokenizer
 
 FILE_NAME = "template.json"

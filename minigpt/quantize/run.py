@@ -22,7 +22,8 @@ from torch import Tensor
 from minigpt import checkpoint, packing, tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError, RunError
-from minigpt.jsonl import new_folder, no_such_run, run_folder, write_text
+from minigpt.files import new_folder, write_text
+from minigpt.layout import no_such_run, run_folder
 from minigpt.pretrained import is_huggingface, read_pretrained
 
 TABLES = ("embedding.weight", "bigrams.weight", "positions.weight", "head.weight")

@@ -22,7 +22,7 @@ from minigpt import checkpoint
 from minigpt.checkpoint import Checkpoint
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DamagedError, DivergedError
-from minigpt.jsonl import append_line, read_lines, write_lines
+from minigpt.files import append_line, read_lines, write_lines
 from minigpt.model import GPT
 from minigpt.recovery.checkpoints import Checkpoints
 from minigpt.recovery.damage import PARTS, set_aside, step_of

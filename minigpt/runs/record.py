@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from minigpt.config import RunConfig, load_config
 from minigpt.errors import RunError
-from minigpt.jsonl import no_such_run, read_lines
+from minigpt.files import read_lines
+from minigpt.layout import no_such_run
 
 State = Literal["finished", "interrupted", "running"]
 

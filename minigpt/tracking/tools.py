@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from minigpt.errors import UserError
-from minigpt.jsonl import write_text
+from minigpt.files import write_text
 
 PROJECT = "minigpt"
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.errors import RunError
-from minigpt.jsonl import no_such_run, read_lines
+from minigpt.files import read_lines
+from minigpt.layout import no_such_run
 
 Array = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from minigpt import checkpoint
 from minigpt.errors import RunError
-from minigpt.jsonl import read_lines
+from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.viz.heads import KINDS, measure_heads
