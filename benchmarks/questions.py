@@ -14,7 +14,7 @@ from pathlib import Path
 from minigpt.assemble import load_run
 from minigpt.data.questions import questions
 from minigpt.errors import RunError
-from minigpt.finetune.template import Template, encode_question, load_template
+from minigpt.tokenizers.chat_template import Template, encode_question, load_template
 from minigpt.writing import complete
 
 

@@ -20,7 +20,7 @@ _HOME = {
     "train": "minigpt.assemble",
     "fine_tune": "minigpt.assemble",
     "load_run": "minigpt.assemble",
-    "load_template": "minigpt.finetune.template",
+    "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
     "explain": "minigpt.viz",
     "generate": "minigpt.generation",
@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
     from minigpt.export import export_huggingface
-    from minigpt.finetune.template import load_template
     from minigpt.generation import generate
     from minigpt.losses import next_token_loss
     from minigpt.model import GPT, KVCache
     from minigpt.quantize.run import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
+    from minigpt.tokenizers.chat_template import load_template
     from minigpt.viz import explain
     from minigpt.writing import generate_text, stream_text
 

@@ -13,9 +13,9 @@ from minigpt.chat import Message, Plain, Session, Turns, load_session, save_sess
 from minigpt.chat.spelling import fit
 from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import ConfigError, GenerationError
-from minigpt.finetune.template import Template, encode, encode_question
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, build
+from minigpt.tokenizers.chat_template import Template, encode, encode_question
 from minigpt.writing import complete, generate_text
 
 LETTERS = build(TokenizerConfig(kind="char"), ["abcdefghijklmnopqrstuvwxyzUSA: .,\n"])

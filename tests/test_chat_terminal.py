@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli import main
-from minigpt.finetune.template import Template
+from minigpt.tokenizers.chat_template import Template
 
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_=>])")
 TEXT = "the cat sat on a mat and saw the dog. System: User: Assistant: so it ran to the red barn.\n"

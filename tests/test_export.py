@@ -14,8 +14,8 @@ from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
-from minigpt.finetune.template import Template
 from minigpt.tokenizers import build
+from minigpt.tokenizers.chat_template import Template
 
 TEXT = "The cat sat on a mat, said Zoë’s dog; “why?” 42 times!\nAnd the old mill went round.\n" * 30
 SHAPES = {

@@ -18,10 +18,10 @@ from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import read_lines
 from minigpt.finetune import Adapters
 from minigpt.finetune.parts import decay_by_layer, freeze
-from minigpt.finetune.template import encode_question, load_template
 from minigpt.generation import generate
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
+from minigpt.tokenizers.chat_template import encode_question, load_template
 from minigpt.training import make_optimizer
 from minigpt.writing import generate_text
 

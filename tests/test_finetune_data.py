@@ -13,9 +13,9 @@ from minigpt.assemble.finetune import _tell_losses, record_row
 from minigpt.errors import DataError, RunError, TokenizerError
 from minigpt.finetune.batches import WIDTHS, Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.finetune.records import Record, holds_records, read_records, split_records
-from minigpt.finetune.template import Template, encode_question, load_template, read_template
 from minigpt.losses import IGNORE
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from minigpt.tokenizers.chat_template import Template, encode_question, load_template, read_template
 
 TEXT = "User: Assistant: System: Be brief. What is one and two? It is three, or so!\n#<>-0123456789" + ascii_lowercase
 CHAT = [

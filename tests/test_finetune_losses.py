@@ -19,9 +19,9 @@ from minigpt.finetune.batches import Row
 from minigpt.finetune.distill import Distilled
 from minigpt.finetune.preference import Pair, Preferring, answer_log_probability, stack_pairs
 from minigpt.finetune.records import Record
-from minigpt.finetune.template import Template
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers.chat_template import Template
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ from minigpt.finetune.preference import (
     stack_pairs,
 )
 from minigpt.finetune.records import Record, holds_records, read_records, split_records
-from minigpt.finetune.template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.layout import run_folder
 from minigpt.model import GPT
 from minigpt.runtime import Ranks
 from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.training import Budget, Trainer
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")

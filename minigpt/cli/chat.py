@@ -111,7 +111,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
 def _spelling(run: Any) -> Any:
     """By the run's chat template; as one text where it has none."""
     from minigpt.chat import Plain, Turns
-    from minigpt.finetune.template import encode_question, load_template
+    from minigpt.tokenizers.chat_template import encode_question, load_template
 
     try:
         template = load_template(run.path)

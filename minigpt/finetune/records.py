@@ -23,8 +23,8 @@ from typing import Any
 from minigpt.data.clean import clean_text
 from minigpt.data.files import is_json_lines, json_object, numbered_lines
 from minigpt.errors import DataError, nearest
-from minigpt.finetune.template import ROLES, Piece, Template
 from minigpt.tokenizers.base import valid_unicode
+from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
 
