@@ -31,7 +31,7 @@ def peak_memory() -> float:
 
 def write_text(path: Path, megabytes: int) -> None:
     """Stories, 20 MB of them, over and over up to the size."""
-    from minigpt.data.stories import generate_stories
+    from minigpt.data.stories.generator import generate_stories
 
     stories = []
     for number, story in enumerate(generate_stories(55_000, 1)):

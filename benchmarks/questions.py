@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from minigpt.assemble import load_run
-from minigpt.data.questions import questions
+from minigpt.data.stories.questions import questions
 from minigpt.errors import RunError
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template
 from minigpt.writing import complete

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import regex
 
-from minigpt.data.stories import entropy, generate_stories
+from minigpt.data.stories.generator import entropy, generate_stories
 from minigpt.evals.floors import compute_floors
 from minigpt.model import gpt
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, TextStream

@@ -23,7 +23,7 @@ from IPython.display import SVG, Image
 from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load_run, train
 from minigpt.accounting import flops_per_token, parameter_table, shape_walk
 from minigpt.checkpoint import load, steps
-from minigpt.data.stories import entropy, generate_stories
+from minigpt.data.stories.generator import entropy, generate_stories
 from minigpt.files import read_lines
 from minigpt.viz import read_metrics, record
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet

@@ -24,7 +24,7 @@ import torch
 
 from minigpt import GPT, load_config, train
 from minigpt.accounting import flops_per_token, parameter_table
-from minigpt.data.stories import generate_stories
+from minigpt.data.stories.generator import generate_stories
 from minigpt.runtime import make_runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update

@@ -20,7 +20,7 @@ import torch
 from torch.testing import assert_close
 
 from minigpt import GPT, GenerationConfig, ModelConfig, generate, generate_text, load_config, train
-from minigpt.data.stories import generate_stories
+from minigpt.data.stories.generator import generate_stories
 from minigpt.sampling import NO_RULES, adjust, draw, probabilities
 from minigpt.search import ModelDrafter, beam_search, speculate
 from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET, quiet

@@ -24,7 +24,7 @@ from minigpt import evaluate_run, fine_tune, generate_text, load_config, load_ru
 from minigpt.assemble.data import prepare_data
 from minigpt.checkpoint import resolve
 from minigpt.config.finetune import LoRAConfig
-from minigpt.data.stories import generate_stories
+from minigpt.data.stories.generator import generate_stories
 from minigpt.files import write_lines
 from minigpt.finetune import Adapters, add_lora, merge
 from minigpt.finetune.lora import layers

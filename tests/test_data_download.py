@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data.named import NAMED
+from minigpt.data.named_datasets import NAMED
 from minigpt.data.sources import resolve
 from minigpt.download import RemoteFile, fetch, locate
 from minigpt.errors import DataError, StorageError

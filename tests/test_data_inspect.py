@@ -11,8 +11,8 @@ from minigpt.cli import data as data_command
 from minigpt.cli import main
 from minigpt.cli.data import KEYS
 from minigpt.config import DataConfig
-from minigpt.data import corpus, inspect
-from minigpt.data.inspect import inspect_data
+from minigpt.data import corpus
+from minigpt.data.inspect.report import inspect_data
 from minigpt.tokenizers import ByteTokenizer
 
 

@@ -285,5 +285,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 
 
 def test_preparing_does_not_import_torch() -> None:
-    code = "import sys, minigpt.data, minigpt.data.inspect; print('torch' in sys.modules)"
+    code = "import sys, minigpt.data, minigpt.data.inspect.report; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

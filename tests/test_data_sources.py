@@ -14,7 +14,7 @@ import pytest
 
 from minigpt.config import DataConfig
 from minigpt.data import documents, huggingface, open_corpus, text_chunks
-from minigpt.data.files import spool_stdin
+from minigpt.data.text_files import spool_stdin
 from minigpt.errors import DataError, EncodingError
 
 

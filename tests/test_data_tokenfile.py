@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt.data import tokenfile
-from minigpt.data.tokenfile import TokenFile, TokenWriter, token_dtype
+from minigpt.data.token_file import TokenFile, TokenWriter, token_dtype
 from minigpt.errors import StorageError, TokenFileError
 
 MARK = "ab" * 32
@@ -126,7 +125,7 @@ def test_a_file_that_cannot_grow_is_a_storage_error(tmp_path: Path) -> None:
     code = (
         "import resource, sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from minigpt.data.tokenfile import TokenWriter\n"
+        "from minigpt.data.token_file import TokenWriter\n"
         "from minigpt.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))\n"
         "try:\n"

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.config import DataConfig
-from minigpt.data import prepare, stories
+from minigpt.data import prepare
+from minigpt.data.stories import generator
 from minigpt.errors import DataError
 from minigpt.evals import NGram, TokenText, compute_floors, ngram, run_floors, text
 from minigpt.evals.floors import stories_floors, unigram_bits, xz_bits
@@ -170,8 +171,8 @@ def test_stories_have_the_grammars_entropy_and_the_surprisal_of_their_very_text(
     written = [
         ByteTokenizer().decode(part) for part in np.split(ids, np.flatnonzero(ids == ByteTokenizer().eos_id) + 1)
     ]
-    nats = -sum(stories.log_probability(story) for story in written if story)
-    assert floors["entropy"] == stories.entropy().bits_per_byte
+    nats = -sum(generator.log_probability(story) for story in written if story)
+    assert floors["entropy"] == generator.entropy().bits_per_byte
     assert floors["surprisal"] == pytest.approx(nats / math.log(2) / told.meta["splits"]["val"]["bytes"])
     assert floors["surprisal"] == pytest.approx(floors["entropy"], rel=0.1)
     assert set(run_floors(told, ByteTokenizer(), "train")) == {"entropy", "surprisal"}

@@ -9,7 +9,7 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.config import DataConfig
-from minigpt.data.inspect import inspect_data
+from minigpt.data.inspect.report import inspect_data
 from minigpt.errors import UserError
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.viz import draw_text, draw_tokenizer, draw_tokenizers

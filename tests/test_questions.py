@@ -7,7 +7,7 @@ from pathlib import Path
 from cli_run import fails
 
 from minigpt.cli import main
-from minigpt.data.questions import questions
+from minigpt.data.stories.questions import questions
 
 
 def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:

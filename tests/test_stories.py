@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.stories import (
+from minigpt.data.stories.generator import (
     Grammar,
     Mention,
     Phrase,
@@ -27,7 +27,7 @@ from minigpt.data.stories import (
     log_probability,
     stories_grammar,
 )
-from minigpt.data.stories_grammar import ANIMALS, NAMES, ROLES, RULES, UNLIKE
+from minigpt.data.stories.grammar import ANIMALS, NAMES, ROLES, RULES, UNLIKE
 from minigpt.errors import DataError
 
 SEEDS = st.integers(0, 2**40)
@@ -312,7 +312,7 @@ def test_story_i_depends_on_seed_and_i_alone():
 
 def test_another_process_writes_the_same_stories():
     code = (
-        "import hashlib; from minigpt.data.stories import generate_stories as g; "
+        "import hashlib; from minigpt.data.stories.generator import generate_stories as g; "
         "print(hashlib.sha256(''.join(g(50, 11)).encode()).hexdigest())"
     )
     there = subprocess.run(

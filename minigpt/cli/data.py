@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         return _write_questions(args)
     config, _ = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer
-    from minigpt.data.inspect import inspect_data
+    from minigpt.data.inspect.report import inspect_data
     from minigpt.viz import draw_text, drawable
 
     if args.plot:
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 
 def _write_questions(args: Data) -> int:
-    from minigpt.data.questions import questions
+    from minigpt.data.stories.questions import questions
     from minigpt.files import write_text  # torch comes with it, and the help needs none
 
     if args.what or not 0 < args.count <= 100_000 or not 0 <= args.seed < 2**31:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     args, overrides = parse(Demo, argv, "demo", with_config=True)
     from minigpt.assemble import load_run, train
     from minigpt.config import find_recipe, load_config
-    from minigpt.data.stories import entropy
+    from minigpt.data.stories.generator import entropy
     from minigpt.evals import evaluate_run
     from minigpt.writing import generate_text
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.data.corpus import Corpus, documents, open_corpus, text_chunks
 from minigpt.data.prepare import Prepared, find_prepared, load_prepared, prepare
-from minigpt.data.tokenfile import TokenFile, TokenWriter
+from minigpt.data.token_file import TokenFile, TokenWriter
 from minigpt.download import cache_root
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from minigpt.data.corpus import Corpus
 from minigpt.data.statistics import TextStatistics
-from minigpt.data.tokenfile import TokenWriter
+from minigpt.data.token_file import TokenWriter
 from minigpt.download import Progress
 
 CHUNK = 1 << 20  # characters encoded at a time

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
-from minigpt.data.files import Blocks, text_of
+from minigpt.data.text_files import Blocks, text_of
 from minigpt.errors import DataError
 
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "dev": "val", "test": "test"}

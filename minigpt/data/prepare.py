@@ -30,7 +30,7 @@ from minigpt.config import DataConfig
 from minigpt.data.corpus import Corpus, changed, corpus_key, open_corpus
 from minigpt.data.encode import Encoder, encode_corpus
 from minigpt.data.sources import Source, resolve
-from minigpt.data.tokenfile import TokenFile, storage_error
+from minigpt.data.token_file import TokenFile, storage_error
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from minigpt.config import DataConfig
 from minigpt.data import huggingface
-from minigpt.data.files import Blocks, binary_reason, check_encoding, is_json_lines, read_documents, spool_stdin
-from minigpt.data.named import NAMED
+from minigpt.data.named_datasets import NAMED
+from minigpt.data.text_files import Blocks, binary_reason, check_encoding, is_json_lines, read_documents, spool_stdin
 from minigpt.download import Progress, file_sha256, locate
 from minigpt.errors import DataError, nearest
 
@@ -73,12 +73,13 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
 
 
 def _stories(config: DataConfig) -> Source:
-    from minigpt.data.stories import generate_stories
+    from minigpt.data.stories.generator import generate_stories
 
     def read() -> Iterator[Blocks]:
         return (iter((story,)) for story in generate_stories(config.stories_count, STORIES_SEED))
 
-    code = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("stories*.py"))))
+    folder = Path(__file__).parent / "stories"
+    code = sha256(b"".join((folder / name).read_bytes() for name in ("generator.py", "grammar.py")))
     return Source("stories", ["stories", config.stories_count, STORIES_SEED, code.hexdigest()], {"train": read})
 
 

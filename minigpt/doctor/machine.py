@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.data.named import NAMED
+from minigpt.data.named_datasets import NAMED
 from minigpt.doctor.check import Check, reason
 from minigpt.download import cache_root, file_sha256
 from minigpt.fitting.free import host_memory

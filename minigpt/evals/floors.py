@@ -19,7 +19,8 @@ import math
 
 import numpy as np
 
-from minigpt.data import Prepared, stories
+from minigpt.data import Prepared
+from minigpt.data.stories import generator
 from minigpt.errors import DataError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.text import Bytes, TokenText
@@ -86,9 +87,9 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 
 def stories_floors(text: Bytes) -> Floors:
     """Entropy of the grammar, and the surprisal of these very stories, each of which ends in its only newline."""
-    floors = {"entropy": stories.entropy().bits_per_byte}
+    floors = {"entropy": generator.entropy().bits_per_byte}
     # A tokenizer of another text may have lost a character: then these are not quite the stories that were told.
     with contextlib.suppress(DataError):
-        nats = -sum(map(stories.log_probability, text.tobytes().decode("ascii").splitlines(keepends=True)))
+        nats = -sum(map(generator.log_probability, text.tobytes().decode("ascii").splitlines(keepends=True)))
         floors["surprisal"] = nats / math.log(2) / len(text)
     return floors

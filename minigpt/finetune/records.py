@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.data.clean import clean_text
-from minigpt.data.files import is_json_lines, json_object, numbered_lines
+from minigpt.data.text_files import is_json_lines, json_object, numbered_lines
 from minigpt.errors import DataError, nearest
 from minigpt.tokenizers.base import valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template

@@ -14,7 +14,7 @@ import numpy as np
 
 from minigpt.config import DataConfig
 from minigpt.data.corpus import Corpus, Piece, open_corpus
-from minigpt.data.overlap import overlap
+from minigpt.data.inspect.overlap import overlap
 from minigpt.data.statistics import TextStatistics
 from minigpt.download import Progress
 

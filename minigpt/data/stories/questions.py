@@ -10,7 +10,7 @@ The answer always stands in the question's text, so a model must learn to read, 
 import random
 from collections.abc import Iterator
 
-from minigpt.data.stories import stories_grammar
+from minigpt.data.stories.generator import stories_grammar
 
 ASKED = {
     "at_home": (("Who is this about?", "hero", "name"), ("Which animal is {name}?", "kind", "noun"),

@@ -1,4 +1,4 @@
-"""The text of the `stories` grammar: nothing but data; `minigpt.data.stories` explains and runs it.
+"""The text of the `stories` grammar: nothing but data; `minigpt.data.stories.generator` explains and runs it.
 
 RULES maps a rule to its alternatives, `{text: weight}`. In a text, `{when}` stands for a phrase that rule `when`
 writes anew, and `{hero.name}` for a form of a role that the story chose once. Each alternative of `story` is a plot.

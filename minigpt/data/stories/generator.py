@@ -30,7 +30,7 @@ from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
-from minigpt.data.stories_grammar import ROLES, RULES, UNLIKE
+from minigpt.data.stories.grammar import ROLES, RULES, UNLIKE
 from minigpt.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""The built-in text: stories from a small grammar whose exact entropy is known, and questions about them."""
