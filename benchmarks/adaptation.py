@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigpt import checkpoint
 from minigpt.assemble import fine_tune, load_run, train
 from minigpt.assemble.data import prepare_data
 from minigpt.config import load_config
 from minigpt.evals import evaluate_run
 from minigpt.viz import plot_runs
+from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")
 RATE = 3e-3  # of training from nothing at this width; `finetune` takes a tenth of it unless told

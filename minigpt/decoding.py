@@ -3,7 +3,7 @@
 The residual stream, norms, biases and all sums stay fp32; keys and values are kept in bf16. Only the matrices
 change, which are what a token has to read. Many positions at once (a prompt, a large batch) go through torch.
 
-int8 and int4 are those of minigpt/packing.py: a quantised run gives back the integers that it holds. A tied head gets
+int8 and int4 are those of minigpt/weights/quantized.py: a quantised run gives back the integers that it holds. A tied head gets
 integers of its own, the embedding stays in bf16.
 
 int4 is torch's kernel, called for each layer. A matrix takes 0.6 of int8's time, but int8 runs a whole block in one
@@ -26,8 +26,8 @@ from minigpt.kernels import rows
 from minigpt.model import GPT
 from minigpt.model.cache import LayerCache
 from minigpt.model.parts import Attention, Block, Rotary, fast_attention
-from minigpt.packing import pack, packed_group, quantised, quantised4, unpack
 from minigpt.runtime import DTYPES, make_runtime
+from minigpt.weights.quantized import pack, packed_group, quantised, quantised4, unpack
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 WORTH = 48

@@ -22,7 +22,6 @@ from IPython.display import SVG, Image
 
 from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load_run, train
 from minigpt.accounting import flops_per_token, parameter_table, shape_walk
-from minigpt.checkpoint import load, steps
 from minigpt.data.stories.generator import entropy, generate_stories
 from minigpt.files import read_lines
 from minigpt.viz import read_metrics, record
@@ -30,6 +29,7 @@ from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.viz.dataset import loss_by_position, token_losses
 from minigpt.viz.figures import draw_explanation
 from minigpt.viz.over_time import timeline
+from minigpt.weights.checkpoint import load, steps
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it

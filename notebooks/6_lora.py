@@ -22,7 +22,6 @@ import torch
 
 from minigpt import evaluate_run, fine_tune, generate_text, load_config, load_run, train
 from minigpt.assemble.data import prepare_data
-from minigpt.checkpoint import resolve
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories.generator import generate_stories
 from minigpt.files import write_lines
@@ -30,6 +29,7 @@ from minigpt.finetune import Adapters, add_lora, merge
 from minigpt.finetune.lora import layers
 from minigpt.viz import read_metrics
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
+from minigpt.weights.checkpoint import resolve
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it

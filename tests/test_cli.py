@@ -102,7 +102,7 @@ def test_every_path_to_a_model_is_taken(trained: Path, capsys) -> None:
 
 def test_a_hugging_face_directory_is_taken_too(trained: Path, tmp_path: Path, capsys) -> None:
     from minigpt import GPT
-    from minigpt.huggingface import config_to_hf, weights_to_hf
+    from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
     model = GPT.from_pretrained(trained)
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))

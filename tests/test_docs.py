@@ -28,12 +28,12 @@ import pytest
 from cli_run import text
 
 import minigpt
-from minigpt.checkpoint import verify
 from minigpt.cli import COMMANDS, main
 from minigpt.config import RunConfig
 from minigpt.losses import next_token_loss
 from minigpt.model.parts import Attention
 from minigpt.sampling.processors import top_p
+from minigpt.weights.checkpoint import verify
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
@@ -97,7 +97,7 @@ def test_included_source_is_what_python_has():
         ("minigpt/model/parts.py", "Attention", Attention),
         ("minigpt/model/parts.py", "Attention.forward", Attention.forward),
         ("minigpt/sampling/processors.py", "top_p", top_p),
-        ("minigpt/checkpoint.py", "verify", verify),
+        ("minigpt/weights/checkpoint.py", "verify", verify),
     ):
         made = site.source(path, name, "how/x.md")
         lines, first = inspect.getsourcelines(real)

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt import GPT, GenerationConfig, ModelConfig, checkpoint, export_huggingface, generate_text, load_run
+from minigpt import GPT, GenerationConfig, ModelConfig, export_huggingface, generate_text, load_run
 from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
 from minigpt.tokenizers import build
 from minigpt.tokenizers.chat_template import Template
+from minigpt.weights import checkpoint
 
 TEXT = "The cat sat on a mat, said Zoë’s dog; “why?” 42 times!\nAnd the old mill went round.\n" * 30
 SHAPES = {

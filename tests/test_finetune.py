@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
-from minigpt import checkpoint
 from minigpt.assemble import fine_tune, load_run, merge_run, train
 from minigpt.assemble import run as assembly
 from minigpt.cli import main
@@ -23,6 +22,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.tokenizers.chat_template import encode_question, load_template
 from minigpt.training import make_optimizer
+from minigpt.weights import checkpoint
 from minigpt.writing import generate_text
 
 

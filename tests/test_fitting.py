@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt import checkpoint
 from minigpt.accounting import training_memory
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
@@ -21,6 +20,7 @@ from minigpt.fitting.micro_batch import MicroBatches, divisors, fastest, memory_
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, out_of_memory
 from minigpt.training import Trainer, accumulate, make_optimizer, update
+from minigpt.weights import checkpoint
 
 CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
 TINY = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16)

@@ -68,7 +68,7 @@ def test_probabilities_equal_hugging_faces_warpers(seed: int, temperature: float
 def test_greedy_generation_equals_hugging_faces() -> None:
     from transformers import GPT2LMHeadModel
 
-    from minigpt.huggingface import config_to_hf, weights_to_hf
+    from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
     gpt = GPT(
         ModelConfig(shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=64, init_std=0.3)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt import checkpoint
 from minigpt.config import GenerationConfig, ModelConfig, OptimizerConfig
 from minigpt.config.finetune import LoRAConfig
 from minigpt.decoding import prepare_decoding
@@ -28,11 +27,12 @@ from minigpt.finetune import (
     unmerge,
 )
 from minigpt.generation import generate
-from minigpt.huggingface import config_to_hf, weights_from_hf, weights_to_hf
 from minigpt.model import GPT
 from minigpt.runtime import make_runtime
 from minigpt.training.optim import make_optimizer
 from minigpt.training.step import accumulate, update
+from minigpt.weights import checkpoint
+from minigpt.weights.huggingface import config_to_hf, weights_from_hf, weights_to_hf
 
 GPT2 = ModelConfig(
     shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=24, ff_dim=72, init_std=0.2

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minigpt.config import ModelConfig, load_config
-from minigpt.huggingface import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
 from minigpt.losses import next_token_loss
 from minigpt.model import GPT
+from minigpt.weights.huggingface import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,8 +13,8 @@ from cli_run import text
 from parallel_run import SCRIPT, TORCHRUN, launch
 from tuned_run import make_base, questions
 
-from minigpt import checkpoint
 from minigpt.cli import main
+from minigpt.weights import checkpoint
 
 pytestmark = pytest.mark.slow
 

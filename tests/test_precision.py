@@ -9,7 +9,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt import checkpoint
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from minigpt.errors import ConfigError
@@ -17,6 +16,7 @@ from minigpt.model import GPT, parts
 from minigpt.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
 from minigpt.runtime import DTYPES, Runtime, make_runtime
 from minigpt.training import Trainer, accumulate, make_optimizer, update
+from minigpt.weights import checkpoint
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16)

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt import GPT, ModelConfig, checkpoint, decoding, load_run, load_template, prepare_decoding, quantize_run
+from minigpt import GPT, ModelConfig, decoding, load_run, load_template, prepare_decoding, quantize_run
 from minigpt.cli import main
 from minigpt.decoding import PackedLinear, RowLinear
 from minigpt.errors import CheckpointError, ConfigError, RunError
-from minigpt.huggingface import config_to_hf, weights_to_hf
-from minigpt.packing import GROUPS, pack, packed_group, unpack, unpack_all
 from minigpt.quantize.run import pack_weights
+from minigpt.weights import checkpoint
+from minigpt.weights.huggingface import config_to_hf, weights_to_hf
+from minigpt.weights.quantized import GROUPS, pack, packed_group, unpack, unpack_all
 
 WORDS = "the cat sat on a mat and saw the dog who ran to the red barn by the old mill".split()
 SHAPE = ModelConfig(vocab_size=70, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=32, init_std=0.3)

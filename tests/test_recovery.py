@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt import checkpoint
 from minigpt.assemble.hooks import Metrics, Samples
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.config.recovery import RecoveryConfig
@@ -23,6 +22,7 @@ from minigpt.recovery.guard import Guard, spike_limit
 from minigpt.runtime import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
 from minigpt.training.loop import batch_number
+from minigpt.weights import checkpoint
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=1, max_seq_len=16, dropout=0.1)

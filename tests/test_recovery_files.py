@@ -20,8 +20,8 @@ from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
-from minigpt.recovery.damage import newest_whole
 from minigpt.recovery.lock import run_lock
+from minigpt.weights.damage import newest_whole
 
 STEPS = ["--train.max-steps", "12", "--train.save-every", "4", "--train.eval-every", "4", "--train.sample-every", "6"]
 

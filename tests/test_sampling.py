@@ -152,7 +152,7 @@ PROMPT = 8
 
 def gpt2() -> tuple[GPT, transformers.GPT2LMHeadModel]:
     """The same weights twice, in float64: ours, and transformers' GPT-2."""
-    from minigpt.huggingface import config_to_hf, weights_to_hf
+    from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
     shape = ModelConfig(
         shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=64, init_std=0.3

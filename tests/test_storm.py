@@ -23,9 +23,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt import checkpoint
 from minigpt.errors import CheckpointError
 from minigpt.files import read_lines
+from minigpt.weights import checkpoint
 
 DISTURBANCES = 100
 STEPS, EVERY = 600, 4

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from minigpt import checkpoint
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.losses import IGNORE, next_token_loss
 from minigpt.model import GPT
 from minigpt.runtime import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
 from minigpt.training.schedule import context_parts
+from minigpt.weights import checkpoint
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, dropout=0.1)

@@ -14,7 +14,6 @@ from cli_run import fails, small_run, text
 from rich.console import Console
 from tuned_run import make_base
 
-from minigpt import checkpoint
 from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
@@ -28,6 +27,7 @@ from minigpt.viz.explanation import KEYS, token_texts
 from minigpt.viz.html import make_page
 from minigpt.viz.over_time import TIMELINE_KEYS, timeline
 from minigpt.viz.walk import steps, walk
+from minigpt.weights import checkpoint
 
 PROMPT = "the cat sat on a mat and saw the cat"
 

@@ -8,10 +8,10 @@ from minigpt.config import ModelConfig
 from minigpt.decoding import prepare_decoding
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.evals import evaluate
-from minigpt.huggingface import config_to_hf, weights_to_hf
 from minigpt.model import GPT
 from minigpt.runtime import make_runtime
 from minigpt.viz import record
+from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 SHAPES = {
     "gpt2": ModelConfig(shape="gpt2", vocab_size=211, embed_dim=48, num_heads=4, num_layers=3, max_seq_len=40),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from minigpt import checkpoint
 from minigpt.assemble import fine_tune
 from minigpt.config import ModelConfig, RunConfig, dump_config
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import Hook, Trainer
+from minigpt.weights import checkpoint
 
 TEXT = "User: Assistant: the cat sat on a mat and saw 0123456789 dogs, who ran by an old jug of quartz vex?\n" * 30
 SHAPE = ModelConfig(embed_dim=32, num_heads=2, num_layers=2, max_seq_len=64, init_std=0.3)

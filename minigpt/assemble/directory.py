@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt.checkpoint import Checkpoint
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
 from minigpt.files import write_text
-from minigpt.recovery.damage import newest_whole
 from minigpt.recovery.lock import NAME as LOCK
 from minigpt.recovery.lock import run_lock
+from minigpt.weights.checkpoint import Checkpoint
+from minigpt.weights.damage import newest_whole
 
 # What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
 _MAY_CHANGE = {

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 
-from minigpt import checkpoint
 from minigpt.assemble.directory import default_name, plan_run, read_receipt, write_run_files
 from minigpt.assemble.load import LoadedRun, load_run
 from minigpt.assemble.ranks import joined, planned
@@ -37,6 +36,7 @@ from minigpt.runtime import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.training import Budget, Trainer
+from minigpt.weights import checkpoint
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
 _MODEL_MAY_CHANGE = ("dropout", "attention")

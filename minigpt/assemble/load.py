@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from minigpt import checkpoint, tokenizers
+from minigpt import tokenizers
 from minigpt.assemble.data import prepare_data
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
@@ -13,9 +13,10 @@ from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
 from minigpt.finetune.records import holds_records
 from minigpt.layout import no_such_run, run_folder
 from minigpt.model import GPT
-from minigpt.pretrained import is_huggingface
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
+from minigpt.weights import checkpoint
+from minigpt.weights.pretrained import is_huggingface
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import cast
 import torch
 from rich.console import Console
 
-from minigpt import checkpoint
 from minigpt.assemble.directory import Plan
 from minigpt.config import RunConfig
 from minigpt.console import messages
@@ -18,10 +17,11 @@ from minigpt.errors import ConfigError
 from minigpt.kernels.loss import loss_terms
 from minigpt.model import GPT
 from minigpt.recovery.checkpoints import Checkpoints
-from minigpt.recovery.damage import PARTS
 from minigpt.runtime import ALONE, Ranks, Runtime
 from minigpt.training import Trainer
 from minigpt.training.muon import Muon
+from minigpt.weights import checkpoint
+from minigpt.weights.damage import PARTS
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 from minigpt.config import ModelConfig
 from minigpt.config.tree import SHAPES
 from minigpt.errors import UserError
-from minigpt.huggingface import config_to_hf
+from minigpt.weights.huggingface import config_to_hf
 
 _CLASSES = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
 _FORCED = {

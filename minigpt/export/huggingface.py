@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from minigpt.config import GenerationConfig, RunConfig
 from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError
 from minigpt.files import new_folder
-from minigpt.huggingface import architecture, config_to_hf, weights_to_hf
 from minigpt.layout import run_folder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
+from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-4  # of the largest logit: different orders of the sums in fp32 differ by some 1e-6

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt import checkpoint
 from minigpt.config import ModelConfig
 from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError, nearest
 from minigpt.finetune.lora import PARTS, adapter, load_adapter, remove
-from minigpt.huggingface import architecture
 from minigpt.model import GPT
+from minigpt.weights import checkpoint
+from minigpt.weights.huggingface import architecture
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 from torch.optim import Optimizer
 
-from minigpt.checkpoint import Checkpoint
 from minigpt.errors import ConfigError, nearest
 from minigpt.finetune.lora import adapter
 from minigpt.model import GPT
 from minigpt.training import Trainer
+from minigpt.weights.checkpoint import Checkpoint
 
 
 def freeze(model: GPT, patterns: tuple[str, ...]) -> None:

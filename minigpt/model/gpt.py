@@ -174,7 +174,7 @@ class GPT(nn.Module):
         Raises:
             CheckpointError: nothing there, damaged, or of another architecture.
         """
-        from minigpt.pretrained import read_pretrained
+        from minigpt.weights.pretrained import read_pretrained
 
         config, weights = read_pretrained(Path(path))
         model = cls(config)

@@ -1,4 +1,4 @@
-"""Write a run whose matrices are packed into 8 or 4 bits (minigpt/packing.py); every command reads it as it is.
+"""Write a run whose matrices are packed into 8 or 4 bits (minigpt/weights/quantized.py); every command reads it as it is.
 
     runs/my-int4/
         config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)
@@ -19,12 +19,13 @@ from typing import Any
 
 from torch import Tensor
 
-from minigpt import checkpoint, packing, tokenizers
+from minigpt import tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError, RunError
 from minigpt.files import new_folder, write_text
 from minigpt.layout import no_such_run, run_folder
-from minigpt.pretrained import is_huggingface, read_pretrained
+from minigpt.weights import checkpoint, quantized
+from minigpt.weights.pretrained import is_huggingface, read_pretrained
 
 TABLES = ("embedding.weight", "bigrams.weight", "positions.weight", "head.weight")
 
@@ -98,7 +99,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
     columns = {name: w.shape[1] for name, w in weights.items() if w.dim() == 2 and kinds[name] == 4}
     for name, count in columns.items():
         if count % group:
-            fitting = [str(size) for size in packing.GROUPS if not any(other % size for other in columns.values())]
+            fitting = [str(size) for size in quantized.GROUPS if not any(other % size for other in columns.values())]
             other = f"--group {' or '.join(fitting)}" if fitting else "--bits 8, as no group fits all matrices"
             raise ConfigError(f"group: {group} does not divide the {count} columns of {name}; use {other}")
     packed: dict[str, Tensor] = {}
@@ -106,7 +107,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} holds numbers that are not finite; use an earlier checkpoint of the run")
         if tensor.dim() == 2:
-            parts = packing.pack(tensor, kinds[name], group)
+            parts = quantized.pack(tensor, kinds[name], group)
             packed |= {f"{name}.{part}": numbers for part, numbers in parts.items()}
         else:
             packed[name] = tensor.float()
@@ -116,7 +117,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
 def _check(bits: int, group: int, embedding_bits: int) -> None:
     for name, value, choices in (
         ("bits", bits, (8, 4)),
-        ("group", group, packing.GROUPS),
+        ("group", group, quantized.GROUPS),
         ("embedding_bits", embedding_bits, (8, 4)),
     ):
         if value not in choices:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from minigpt import checkpoint
 from minigpt.errors import DivergedError
 from minigpt.training.loop import Hook, Trainer
+from minigpt.weights import checkpoint
 
 
 class Checkpoints(Hook):

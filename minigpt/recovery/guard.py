@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minigpt import checkpoint
-from minigpt.checkpoint import Checkpoint
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DamagedError, DivergedError
 from minigpt.files import append_line, read_lines, write_lines
 from minigpt.model import GPT
 from minigpt.recovery.checkpoints import Checkpoints
-from minigpt.recovery.damage import PARTS, set_aside, step_of
 from minigpt.training.loop import Hook, Trainer, TrainState, batch_number
+from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint import Checkpoint
+from minigpt.weights.damage import PARTS, set_aside, step_of
 
 
 @dataclass

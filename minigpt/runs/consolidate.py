@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from minigpt import checkpoint
 from minigpt.errors import RunError
-from minigpt.recovery.damage import PARTS
-from minigpt.shards import in_parts
+from minigpt.weights import checkpoint
+from minigpt.weights.damage import PARTS
+from minigpt.weights.sharded import in_parts
 
 
 def consolidate(run: str | Path) -> list[Path]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt.checkpoint import Checkpoint
 from minigpt.config import ScheduleConfig, TrainConfig
 from minigpt.errors import DivergedError
 from minigpt.model import GPT
@@ -23,6 +22,7 @@ from minigpt.training.ema import Average
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
+from minigpt.weights.checkpoint import Checkpoint
 
 
 class BatchSource(Protocol):

@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minigpt import shards
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.weights import sharded
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]
@@ -110,8 +110,8 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
     try:
         files = {part: directory / f"{part}.safetensors" for part in parts}
         tensors = {part: load_file(file) for part, file in files.items() if file.exists()}
-        if shards.in_parts(directory):
-            tensors = shards.read_parts(directory, parts)
+        if sharded.in_parts(directory):
+            tensors = sharded.read_parts(directory, parts)
         state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise DamagedError(f"{directory}: cannot be read ({error})", "use another checkpoint of the run") from None

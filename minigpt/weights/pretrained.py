@@ -7,11 +7,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from minigpt import checkpoint
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
-from minigpt.huggingface import config_from_hf, weights_from_hf
-from minigpt.packing import unpack_all
+from minigpt.weights import checkpoint
+from minigpt.weights.huggingface import config_from_hf, weights_from_hf
+from minigpt.weights.quantized import unpack_all
 
 
 def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:

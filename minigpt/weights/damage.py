@@ -4,9 +4,9 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from minigpt import checkpoint
-from minigpt.checkpoint import Checkpoint
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint import Checkpoint
 
 PARTS = ("model", "adapter", "ema", "optimizer")
 
