@@ -18,11 +18,11 @@ from statistics import median
 import numpy as np
 from matplotlib.figure import Figure
 
-from minigpt.accounting import flops_per_token, parameter_table
 from minigpt.bench.timing import stopwatch
 from minigpt.bench.train import our_side, random_batches
 from minigpt.config import RunConfig, validate
 from minigpt.model import GPT
+from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime import make_runtime, peak_flops
 from minigpt.tuning import choose
 

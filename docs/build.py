@@ -4,7 +4,7 @@
 
 A line of a page that stands alone and reads as one of these is replaced:
 
-    {{ source minigpt/losses.py next_token_loss }}      a function, class or method, as it stands in the code now
+    {{ source minigpt/model/loss.py next_token_loss }}      a function, class or method, as it stands in the code now
     {{ docstring minigpt/weights/checkpoint.py }}               what a module says of itself
     {{ file recipes/demo.yaml }}                        a whole file
     {{ section README.md The tree }}                    what stands under a heading

@@ -26,7 +26,7 @@ _HOME = {
     "generate": "minigpt.generation",
     "generate_text": "minigpt.writing",
     "stream_text": "minigpt.writing",
-    "next_token_loss": "minigpt.losses",
+    "next_token_loss": "minigpt.model.loss",
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.decoding",
     "quantize_run": "minigpt.quantize",
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from minigpt.evals import evaluate_run
     from minigpt.export import export_huggingface
     from minigpt.generation import generate
-    from minigpt.losses import next_token_loss
     from minigpt.model import GPT, KVCache
+    from minigpt.model.loss import next_token_loss
     from minigpt.quantize.run import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.tokenizers.chat_template import load_template

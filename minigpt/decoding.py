@@ -3,8 +3,8 @@
 The residual stream, norms, biases and all sums stay fp32; keys and values are kept in bf16. Only the matrices
 change, which are what a token has to read. Many positions at once (a prompt, a large batch) go through torch.
 
-int8 and int4 are those of minigpt/weights/quantized.py: a quantised run gives back the integers that it holds. A tied head gets
-integers of its own, the embedding stays in bf16.
+int8 and int4 are those of `weights.quantized`: a quantised run gives back the integers that it holds. A tied head
+gets integers of its own, the embedding stays in bf16.
 
 int4 is torch's kernel, called for each layer. A matrix takes 0.6 of int8's time, but int8 runs a whole block in one
 call of C: on one core a token took 1.7 ms against 0.4 at width 128, 4.9 against 2.4 at 384, 8.3 against 10.8 at 1536

@@ -21,9 +21,9 @@ import torch
 from IPython.display import SVG, Image
 
 from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load_run, train
-from minigpt.accounting import flops_per_token, parameter_table, shape_walk
 from minigpt.data.stories.generator import entropy, generate_stories
 from minigpt.files import read_lines
+from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
 from minigpt.viz import read_metrics, record
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.viz.dataset import loss_by_position, token_losses

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from minigpt import GPT, load_config, train
-from minigpt.accounting import flops_per_token, parameter_table
 from minigpt.data.stories.generator import generate_stories
+from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime import make_runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update

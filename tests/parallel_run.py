@@ -27,8 +27,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from minigpt.assemble.ranks import connect, joined, place
 from minigpt.config import RunConfig
 from minigpt.errors import MiniGPTError, StorageError
-from minigpt.losses import IGNORE
 from minigpt.model import GPT
+from minigpt.model.loss import IGNORE
 from minigpt.parallel import Replicated
 from minigpt.runtime import ALONE, Ranks, make_runtime
 from minigpt.training import Hook, Trainer, make_optimizer

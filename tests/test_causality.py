@@ -16,8 +16,8 @@ from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.data import Batches, eval_batches
-from minigpt.losses import IGNORE
 from minigpt.model import GPT
+from minigpt.model.loss import IGNORE
 
 V, T = 31, 12
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minigpt.data import Batches, TokenFile, TokenWriter, eval_batches, windows
 from minigpt.data.batches import spread
 from minigpt.errors import ConfigError, DataError
-from minigpt.losses import IGNORE
+from minigpt.model.loss import IGNORE
 
 shapes = st.tuples(st.integers(1, 12), st.integers(0, 200), st.integers(1, 7)).map(
     lambda drawn: (drawn[0], drawn[0] + 1 + drawn[1], drawn[2])

@@ -61,7 +61,7 @@ def test_tokens_are_counted_and_estimated_beyond_the_limit(text: DataConfig, mon
     assert tokens["top"][0] == [" ", 32, counts[32]]
     assert tokens["used"] == len(counts)
     assert (tokens["bytes_per_token"], tokens["sampled"]) == (1.0, False)
-    monkeypatch.setattr(inspect, "TOKEN_CHARS", 1)
+    monkeypatch.setattr("minigpt.data.inspect.report.TOKEN_CHARS", 1)
     report = inspect_data(text, ByteTokenizer())
     assert report["tokens"]["sampled"]
     assert report["splits"]["val"]["tokens"] == report["splits"]["val"]["bytes"]
@@ -74,7 +74,7 @@ def test_repeated_lines_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert duplicates == {
         "lines": 7, "repeated": 3, "share": 3 / 7, "sampled": False, "top": [["a", 3], ["b", 2]]
     }  # fmt: skip
-    monkeypatch.setattr(inspect, "MAX_LINES", 2)
+    monkeypatch.setattr("minigpt.data.inspect.report.MAX_LINES", 2)
     assert inspect_data(config)["duplicates"]["sampled"]
 
 
@@ -110,7 +110,7 @@ def test_runs_across_documents_do_not_count(tmp_path: Path) -> None:
 
 def test_the_overlap_of_a_large_text_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = jsonl(tmp_path / "my.jsonl", [words(*range(n, n + 20)) for n in range(30)])
-    monkeypatch.setattr(inspect, "TRAIN_CHARS", 100)
+    monkeypatch.setattr("minigpt.data.inspect.report.TRAIN_CHARS", 100)
     assert inspect_data(config)["overlap"]["sampled"]
 
 

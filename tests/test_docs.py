@@ -30,7 +30,7 @@ from cli_run import text
 import minigpt
 from minigpt.cli import COMMANDS, main
 from minigpt.config import RunConfig
-from minigpt.losses import next_token_loss
+from minigpt.model.loss import next_token_loss
 from minigpt.model.parts import Attention
 from minigpt.sampling.processors import top_p
 from minigpt.weights.checkpoint import verify
@@ -93,7 +93,7 @@ def test_pages_are_complete_and_each_is_in_the_navigation(pages: dict[str, str])
 
 def test_included_source_is_what_python_has():
     for path, name, real in (
-        ("minigpt/losses.py", "next_token_loss", next_token_loss),
+        ("minigpt/model/loss.py", "next_token_loss", next_token_loss),
         ("minigpt/model/parts.py", "Attention", Attention),
         ("minigpt/model/parts.py", "Attention.forward", Attention.forward),
         ("minigpt/sampling/processors.py", "top_p", top_p),
@@ -108,7 +108,7 @@ def test_included_source_is_what_python_has():
 @pytest.mark.parametrize(
     "line",
     [
-        "source minigpt/losses.py no_such_loss",
+        "source minigpt/model/loss.py no_such_loss",
         "source minigpt/moved.py x",
         "file moved.yaml",
         "section README.md Moved",

@@ -13,7 +13,7 @@ from minigpt.assemble.finetune import _tell_losses, record_row
 from minigpt.errors import DataError, RunError, TokenizerError
 from minigpt.finetune.batches import WIDTHS, Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.finetune.records import Record, holds_records, read_records, split_records
-from minigpt.losses import IGNORE
+from minigpt.model.loss import IGNORE
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template, read_template
 

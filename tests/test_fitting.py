@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.accounting import training_memory
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
+from minigpt.fitting.estimate import training_memory
 from minigpt.fitting.free import host_memory
 from minigpt.fitting.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.model import GPT

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from minigpt import tuning
 from minigpt.config import ModelConfig
-from minigpt.kernels.dropout import mixed
-from minigpt.kernels.loss import head_loss
-from minigpt.losses import IGNORE, next_token_loss
 from minigpt.model import GPT
+from minigpt.model.kernels.chunked_loss import head_loss
+from minigpt.model.kernels.dropout import mixed
+from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime import Runtime, make_runtime
 
 V = 50

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minigpt.config import ModelConfig, load_config
-from minigpt.losses import next_token_loss
 from minigpt.model import GPT
+from minigpt.model.loss import next_token_loss
 from minigpt.weights.huggingface import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
 
 transformers = pytest.importorskip("transformers")

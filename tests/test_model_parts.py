@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt.accounting import flops_per_token, inference_memory, parameter_table, shape_walk, training_memory
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
-from minigpt.kernels.attention import scored
+from minigpt.fitting.estimate import inference_memory, training_memory
 from minigpt.model import GPT, reference
+from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
+from minigpt.model.kernels.attention import scored
 from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate, sinusoids
 
 VARIANTS = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.accounting import flops_per_token, parameter_table
 from minigpt.cli import main
 from minigpt.cli import plot as command
 from minigpt.config import dump_config, load_config
 from minigpt.errors import RunError, UserError
+from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runs import seeds_together
 from minigpt.viz import canvas, draw_scaling, measure_scaling, plot_runs
 from minigpt.viz import metrics as arrays

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from minigpt.accounting import parameter_table
 from minigpt.config import ModelConfig, load_config, parse_yaml, recipes, validate
 from minigpt.errors import ConfigError
+from minigpt.model.cost import parameter_table
 
 ALL = recipes()
 WANTED = {

@@ -14,8 +14,8 @@ from minigpt.assemble.directory import Plan
 from minigpt.config import RunConfig
 from minigpt.console import messages
 from minigpt.errors import ConfigError
-from minigpt.kernels.loss import loss_terms
 from minigpt.model import GPT
+from minigpt.model.kernels.chunked_loss import loss_terms
 from minigpt.recovery.checkpoints import Checkpoints
 from minigpt.runtime import ALONE, Ranks, Runtime
 from minigpt.training import Trainer

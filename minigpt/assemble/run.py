@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 
 from minigpt import tokenizers
-from minigpt.accounting import flops_per_token
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, read_receipt, write_run_files
 from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
@@ -27,6 +26,7 @@ from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.files import read_lines, write_text
 from minigpt.fitting.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.model import GPT
+from minigpt.model.cost import flops_per_token
 from minigpt.precision import use_fp8, with_masters
 from minigpt.recovery.guard import Guard
 from minigpt.runtime import ALONE, Ranks, hardware

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.accounting import flops_per_token
 from minigpt.bench.machine import about, ceilings, is_out_of_memory, out_of_memory, peak_memory, start_memory
 from minigpt.bench.profile import check_profile, profiled
 from minigpt.bench.rivals import Twin, build_twin, find_twin
@@ -26,6 +25,7 @@ from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
 from minigpt.model import GPT
+from minigpt.model.cost import flops_per_token
 from minigpt.precision import with_masters
 from minigpt.runtime import Runtime, make_runtime
 from minigpt.training import accumulate, make_optimizer, update

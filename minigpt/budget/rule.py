@@ -52,7 +52,7 @@ class Size:
         return cls(shape.num_layers, shape.embed_dim, parameters, parameters + head, queries)
 
     def token_flops(self, seq_len: int) -> int:
-        """Of training, as `accounting.flops_per_token`, which builds the model to count them."""
+        """Of training, as `model.cost.flops_per_token`, which builds the model to count them."""
         return 6 * (self.products + 2 * self.layers * self.attention * seq_len)
 
     def step_flops(self, seq_len: int, batch: int) -> int:

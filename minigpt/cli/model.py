@@ -48,13 +48,8 @@ def main(argv: list[str]) -> int:
 
 def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
     """All figures as plain values, of a shape whose vocabulary is known, trained as the config says."""
-    from minigpt.accounting import (
-        flops_per_token,
-        inference_memory,
-        parameter_table,
-        shape_walk,
-        training_memory,
-    )
+    from minigpt.fitting.estimate import inference_memory, training_memory
+    from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
     from minigpt.runtime import make_runtime
 
     settings = config.train

@@ -22,7 +22,7 @@ from torch import Tensor
 from minigpt.errors import ConfigError, DataError
 
 IGNORE = -100
-"""Target that counts for nothing; torch's own convention, as in minigpt.losses."""
+"""Target that counts for nothing; torch's own convention, as in minigpt.model.loss."""
 
 
 class Batches:

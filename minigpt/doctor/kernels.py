@@ -196,8 +196,8 @@ def learning(device: str) -> Check:
     """A tiny GPT reads a repeating text for 20 steps as training would here; its loss must fall by 1 nat."""
     import torch
 
-    from minigpt.losses import next_token_loss
     from minigpt.model import GPT
+    from minigpt.model.loss import next_token_loss
     from minigpt.runtime import make_runtime
 
     runtime = make_runtime(device)

@@ -18,7 +18,7 @@ from torch import nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
-from minigpt.losses import IGNORE
+from minigpt.model.loss import IGNORE
 from minigpt.runtime import Runtime
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch

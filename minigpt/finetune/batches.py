@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.data.batches import spread
 from minigpt.errors import ConfigError
-from minigpt.losses import IGNORE
+from minigpt.model.loss import IGNORE
 
 WIDTHS = 4
 Batch = tuple[Tensor, Tensor]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.losses import IGNORE, next_token_loss
 from minigpt.model import GPT
+from minigpt.model.loss import IGNORE, next_token_loss
 
 
 class Distilled:

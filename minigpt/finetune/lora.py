@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError, ConfigError, nearest
-from minigpt.kernels.dropout import dropout
 from minigpt.model import GPT
+from minigpt.model.kernels.dropout import dropout
 
 PARTS = ("lora_A", "lora_B")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minigpt.finetune.batches import Row, stack
 from minigpt.finetune.parts import AdapterTrainer
-from minigpt.losses import IGNORE
 from minigpt.model import GPT
+from minigpt.model.loss import IGNORE
 from minigpt.training import Trainer
 
 

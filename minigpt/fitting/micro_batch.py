@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from minigpt.accounting import Memory, training_memory
 from minigpt.config import RunConfig
 from minigpt.errors import RunError
+from minigpt.fitting.estimate import Memory, training_memory
 from minigpt.fitting.free import free_memory
 from minigpt.runtime import out_of_memory
 from minigpt.training import Hook, Trainer, accumulate

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
-from minigpt.kernels.dropout import dropout
-from minigpt.kernels.loss import Terms, head_loss, loss_terms
 from minigpt.model.cache import KVCache
+from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
+from minigpt.model.kernels.dropout import dropout
 from minigpt.model.parts import ATTENTION, Attention, Block, Norm, Rotary, rotary_tables, sinusoids
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
-from minigpt.kernels.attention import fast_attention, tiles
-from minigpt.kernels.dropout import dropout
 from minigpt.model import reference
 from minigpt.model.cache import LayerCache
+from minigpt.model.kernels.attention import fast_attention, tiles
+from minigpt.model.kernels.dropout import dropout
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the positions at hand, [T, D], or [B, 1, T, D] where each row has its own."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from minigpt.kernels.dropout import dropout as drop
+from minigpt.model.kernels.dropout import dropout as drop
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write a run whose matrices are packed into 8 or 4 bits (minigpt/weights/quantized.py); every command reads it as it is.
+"""Write a run whose matrices are packed into 8 or 4 bits (`weights.quantized`); every command reads it as it is.
 
     runs/my-int4/
         config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt.losses import IGNORE
 from minigpt.model import GPT
+from minigpt.model.loss import IGNORE
 from minigpt.runtime import Runtime, step_seed
 
 Batch = tuple[Tensor, Tensor]

@@ -45,7 +45,7 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
     Returns:
         unit: "nats per token", or "bits per byte" where the tokenizers differ;
         points: a list of {run, parameters (all of the model's), tokens (read up to the best evaluation), flops
-            (`accounting.flops_per_token` times tokens), loss (the best of validation, in the unit), deviation (the
+            (`cost.flops_per_token` times tokens), loss (the best of validation, in the unit), deviation (the
             sample standard deviation over the runs of a point; null of one)}; a run without an evaluation is left out
             with a warning;
         fits: {parameters, tokens, flops: {factor, exponent, runs} of loss = factor x^-exponent, or null where fewer
@@ -75,8 +75,8 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
 
 def _end(run: Path, column: str) -> dict[str, float] | None:
     """Of a run's best evaluation; None before the first."""
-    from minigpt.accounting import flops_per_token, parameter_table  # torch comes with it
     from minigpt.config import load_config
+    from minigpt.model.cost import flops_per_token, parameter_table  # torch comes with it
 
     metrics = read_metrics(run)
     losses = metrics.get(column, np.full(1, math.nan))

@@ -25,7 +25,7 @@ SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "
 
 
 def draw_text(report: dict[str, Any], out: str | Path) -> Path:
-    """Draw an object of `minigpt.data.inspect.report.inspect_data`: tokens by rank, lines and documents by length, characters.
+    """Draw a report of `inspect_data`: tokens by rank, lines and documents by length, characters.
 
     Documents are left out of a text that is one; tokens where none were counted.
 

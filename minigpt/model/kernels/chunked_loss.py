@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from minigpt.losses import IGNORE, next_token_loss
+from minigpt.model.loss import IGNORE, next_token_loss
 
 
 def head_loss(
