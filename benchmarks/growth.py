@@ -23,8 +23,8 @@ from minigpt.bench.train import our_side, random_batches
 from minigpt.config import RunConfig, validate
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token, parameter_table
-from minigpt.runtime import make_runtime, peak_flops
-from minigpt.tuning import choose
+from minigpt.runtime.autotune import choose
+from minigpt.runtime.device import make_runtime, peak_flops
 
 WIDTHS = {128: 4, 192: 4, 256: 6, 384: 6, 512: 8, 640: 10, 768: 12}  # embed_dim: num_layers; 0.8 M to 85 M + head
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)

@@ -23,7 +23,7 @@ from minigpt.budget import LAWS, Law, Text, rule
 from minigpt.config import ModelConfig, load_config
 from minigpt.data import Batches, eval_batches
 from minigpt.model import GPT
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.training import Trainer, make_optimizer
 
 FLOORS = {"text": 0.4, "stories": 0.293}

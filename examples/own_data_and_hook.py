@@ -10,7 +10,7 @@ import torch
 
 from minigpt import GPT, ModelConfig
 from minigpt.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.training import Hook, Trainer, make_optimizer
 
 NUMBERS, LENGTH, ROWS = 16, 8, 64

@@ -26,7 +26,7 @@ from minigpt.kernels import rows
 from minigpt.model import GPT
 from minigpt.model.cache import LayerCache
 from minigpt.model.parts import Attention, Block, Rotary, fast_attention
-from minigpt.runtime import DTYPES, make_runtime
+from minigpt.runtime.device import DTYPES, make_runtime
 from minigpt.weights.quantized import pack, packed_group, quantised, quantised4, unpack
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")

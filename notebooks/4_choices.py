@@ -25,7 +25,7 @@ import torch
 from minigpt import GPT, load_config, train
 from minigpt.data.stories.generator import generate_stories
 from minigpt.model.cost import flops_per_token, parameter_table
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update
 from minigpt.viz import read_metrics, record

@@ -29,8 +29,9 @@ from minigpt.config import RunConfig
 from minigpt.errors import MiniGPTError, StorageError
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
-from minigpt.parallel import Replicated
-from minigpt.runtime import ALONE, Ranks, make_runtime
+from minigpt.runtime.device import make_runtime
+from minigpt.runtime.parallel import Replicated
+from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Hook, Trainer, make_optimizer
 
 SCRIPT = str(Path(__file__))

@@ -182,7 +182,7 @@ PLANTED = [
     (bad_imports, "evals/loss.py", "from minigpt.viz import plots"),
     (bad_imports, "assemble/run.py", "from minigpt.cli import console"),
     (bad_imports, "__init__.py", "from minigpt.cli import main"),
-    (bad_imports, "losses.py", "from minigpt.runtime import seed"),
+    (bad_imports, "losses.py", "from minigpt.runtime.device import seed"),
     (bad_imports, "helpers/tools.py", "x = 1"),  # a part that the design does not know
     (long_files, "model/gpt.py", "x = 1\n" * (MAX_FILE + 1)),
     (long_functions, "model/gpt.py", "def f():\n" + "    x = 1\n" * MAX_FUNCTION),

@@ -15,7 +15,7 @@ from minigpt.bench.profile import check_profile, group_of, profiled, table
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import DataError, StorageError, TokenizerError, UserError
 from minigpt.model import GPT
-from minigpt.runtime import Runtime, make_runtime
+from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights.huggingface import weights_to_hf
 

@@ -190,11 +190,11 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
     argv += ["--train.precision", "auto"]
-    from minigpt import runtime
+    from minigpt.runtime import device
 
-    monkeypatch.setattr(runtime, "_best_precision", lambda device: "bf16")
+    monkeypatch.setattr(device, "_best_precision", lambda device: "bf16")
     assert main([*argv, "--train.max-steps", "4"]) == 0
-    monkeypatch.setattr(runtime, "_best_precision", lambda device: "fp32")
+    monkeypatch.setattr(device, "_best_precision", lambda device: "fp32")
     assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
     states = [
         json.loads(path.read_text()) for path in sorted((tmp_path / "runs/cats").glob("checkpoints/*/state.json"))

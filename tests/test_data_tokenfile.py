@@ -77,7 +77,7 @@ def test_every_truncation_and_extension_is_noticed(tmp_path: Path) -> None:
 
 def test_a_large_file_is_verified_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.tokens", list(range(100)))
-    monkeypatch.setattr(token_file, "CHECKED_ON_OPENING", 100)
+    monkeypatch.setattr("minigpt.data.token_file.CHECKED_ON_OPENING", 100)
     TokenFile(path).verify()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -103,7 +103,7 @@ def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_file, "VERSION", 2)
+    monkeypatch.setattr("minigpt.data.token_file.VERSION", 2)
     path = write(tmp_path / "x.tokens", [1])
     monkeypatch.undo()
     with pytest.raises(TokenFileError, match="version 2, this is version 1"):

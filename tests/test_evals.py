@@ -18,7 +18,7 @@ from minigpt.data import eval_batches, prepare
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.evals import REPORT_KEYS, Score, TokenText, bootstrap, evaluate, evaluate_run, report
 from minigpt.model import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import ByteTokenizer, CharTokenizer, safe_cut
 from minigpt.training import validation_loss
 

@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
-from minigpt.fitting.estimate import training_memory
-from minigpt.fitting.free import host_memory
 from minigpt.fitting.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.model import GPT
-from minigpt.runtime import Runtime, out_of_memory
+from minigpt.runtime.device import Runtime, out_of_memory
+from minigpt.runtime.memory import host_memory
+from minigpt.runtime.memory_estimate import training_memory
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
 
@@ -116,7 +116,7 @@ def test_free_memory_is_the_least_of_machine_and_control_groups(groups: str, fil
 
 
 def test_a_limit_on_address_space_is_a_limit_on_what_is_free() -> None:
-    code = "from minigpt.fitting.free import host_memory; import sys; print(*host_memory(), 'torch' in sys.modules)"
+    code = "from minigpt.runtime.memory import host_memory; import sys; print(*host_memory(), 'torch' in sys.modules)"
     limit = 300_000_000
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,

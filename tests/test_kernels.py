@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minigpt import tuning
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import head_loss
 from minigpt.model.kernels.dropout import mixed
 from minigpt.model.loss import IGNORE, next_token_loss
-from minigpt.runtime import Runtime, make_runtime
+from minigpt.runtime import autotune
+from minigpt.runtime.device import Runtime, make_runtime
 
 V = 50
 
@@ -119,14 +119,14 @@ def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     table = {"reference": 0.010, "sdpa": 0.020, "reference compiled": 0.005, "sdpa compiled": 0.006, "asked": 0.0}
 
-    def fake(_shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]) -> tuning.Timings:
+    def fake(_shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]) -> autotune.Timings:
         table["asked"] += 1
         times = {name: table[name] for name in eager}, table.get("loss", 0.0)
-        return tuning.Timings(
+        return autotune.Timings(
             *times, {name: table[f"{name} compiled"] for name in compiled}, table.get("loss compiled", 0.0)
         )
 
-    monkeypatch.setattr(tuning, "_time", fake)
+    monkeypatch.setattr(autotune, "_time", fake)
     monkeypatch.setattr(Runtime, "can_compile", lambda _: True)
     return table
 
@@ -136,7 +136,7 @@ CPU = make_runtime("cpu", "fp32")
 
 
 def pick(passes: float, compile: str = "auto", shape: ModelConfig = SHAPE) -> tuple[str, bool]:
-    choice = tuning.choose(shape, CPU, compile, 8, passes, lambda _: None)
+    choice = autotune.choose(shape, CPU, compile, 8, passes, lambda _: None)
     return choice.attention, choice.compile
 
 
@@ -171,14 +171,14 @@ def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> 
 
 
 def test_a_compiler_that_fails_on_the_model_costs_one_line_and_the_run_is_eager(clocks, monkeypatch) -> None:
-    fake = tuning._time
+    fake = autotune._time
 
-    def broken(shape, runtime, batch, eager, compiled) -> tuning.Timings:
+    def broken(shape, runtime, batch, eager, compiled) -> autotune.Timings:
         if compiled:
             raise RuntimeError("Scalar -839952141824 is out of range\nand a page of code")
         return fake(shape, runtime, batch, eager, compiled)
 
-    monkeypatch.setattr(tuning, "_time", broken)
+    monkeypatch.setattr(autotune, "_time", broken)
     with pytest.warns(UserWarning, match="does not take this model, running eager: Scalar -8.* out of range$"):
         assert pick(10_000) == ("reference", False)
 
@@ -229,13 +229,13 @@ def test_the_reference_is_not_tried_where_its_weights_would_not_fit(clocks: dict
 
 def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
-    choice = tuning.choose(SHAPE, CPU, "auto", 2, 10, lambda _: None)
+    choice = autotune.choose(SHAPE, CPU, "auto", 2, 10, lambda _: None)
     times = next(iter(json.loads((tmp_path / "tuning.json").read_text()).values()))["eager"]
     assert set(times) == {"reference", "sdpa"}
     assert choice.attention == min(times, key=times.__getitem__)
     assert "the loss" not in choice.reason
     wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
-    assert "ms, the loss " in tuning.choose(wide, CPU, "off", 8, 10, lambda _: None).reason  # 2.6 M logits
+    assert "ms, the loss " in autotune.choose(wide, CPU, "off", 8, 10, lambda _: None).reason  # 2.6 M logits
 
 
 def test_weights_in_bf16_are_timed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +245,9 @@ def test_weights_in_bf16_are_timed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> N
         kinds.extend(forward().dtype for forward in made)
         return [0.01] * len(made)
 
-    monkeypatch.setattr(tuning, "_fastest", passes)
+    monkeypatch.setattr(autotune, "_fastest", passes)
     wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
-    tuning._time(wide, make_runtime("cpu", "bf16-pure"), 8, ["sdpa"], [])
+    autotune._time(wide, make_runtime("cpu", "bf16-pure"), 8, ["sdpa"], [])
     assert kinds[0] == torch.bfloat16 and len(kinds) == 2
-    tuning._time(wide, CPU, 8, ["sdpa"], [])
+    autotune._time(wide, CPU, 8, ["sdpa"], [])
     assert kinds[2:] == [torch.float32] * 2

@@ -28,7 +28,7 @@ from minigpt.finetune import (
 )
 from minigpt.generation import generate
 from minigpt.model import GPT
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.training.optim import make_optimizer
 from minigpt.training.step import accumulate, update
 from minigpt.weights import checkpoint

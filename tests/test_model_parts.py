@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
-from minigpt.fitting.estimate import inference_memory, training_memory
 from minigpt.model import GPT, reference
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
 from minigpt.model.kernels.attention import scored
 from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate, sinusoids
+from minigpt.runtime.memory_estimate import inference_memory, training_memory
 
 VARIANTS = {
     "gpt2": {"shape": "gpt2"},

@@ -16,8 +16,8 @@ from minigpt.assemble.ranks import eval_size, joined
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
-from minigpt.parallel import join, recompute_blocks
-from minigpt.runtime import ALONE, Ranks
+from minigpt.runtime.parallel import join, recompute_blocks
+from minigpt.runtime.ranks import ALONE, Ranks
 
 BASE = {"train": {"device": "cpu"}}
 

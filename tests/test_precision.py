@@ -13,8 +13,8 @@ from minigpt.assemble.kernels import pick_kernels
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT, parts
-from minigpt.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
-from minigpt.runtime import DTYPES, Runtime, make_runtime
+from minigpt.runtime.device import DTYPES, Runtime, make_runtime
+from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
 
@@ -202,7 +202,7 @@ def test_what_a_device_has_not_is_refused_in_one_line(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"ema_decay: bf16 weights cannot hold an average"):
         load_config(None, {"train.precision": "bf16-pure", "train.ema_decay": 0.9})
     assert set(BOUNDS) == set(DTYPES)
-    monkeypatch.setattr("minigpt.runtime.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("minigpt.runtime.device.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"fp8 needs torchao; pip install 'minigpt\[fp8\]'"):

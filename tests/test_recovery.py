@@ -19,7 +19,7 @@ from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.recovery.checkpoints import Checkpoints
 from minigpt.recovery.guard import Guard, spike_limit
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
 from minigpt.training.loop import batch_number
 from minigpt.weights import checkpoint

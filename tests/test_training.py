@@ -11,7 +11,7 @@ import torch
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
-from minigpt.runtime import Runtime, step_seed
+from minigpt.runtime.device import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
 from minigpt.training.schedule import context_parts
 from minigpt.weights import checkpoint

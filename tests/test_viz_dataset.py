@@ -10,7 +10,7 @@ from minigpt.config import ModelConfig
 from minigpt.data import TokenFile, TokenWriter
 from minigpt.evals import evaluate
 from minigpt.model import GPT
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import CharTokenizer
 from minigpt.viz import dataset
 from minigpt.viz.dataset import (

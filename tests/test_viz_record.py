@@ -9,7 +9,7 @@ from minigpt.decoding import prepare_decoding
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.evals import evaluate
 from minigpt.model import GPT
-from minigpt.runtime import make_runtime
+from minigpt.runtime.device import make_runtime
 from minigpt.viz import record
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 

@@ -27,9 +27,9 @@ from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.text import TokenText
-from minigpt.runtime import make_runtime
+from minigpt.runtime.autotune import COLD, choose
+from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import Tokenizer
-from minigpt.tuning import COLD, choose
 
 LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
 MEASURING, LONGEST = 0.1, 10.0

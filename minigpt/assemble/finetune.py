@@ -32,7 +32,7 @@ from minigpt.finetune.preference import (
 from minigpt.finetune.records import Record, holds_records, read_records, split_records
 from minigpt.layout import run_folder
 from minigpt.model import GPT
-from minigpt.runtime import Ranks
+from minigpt.runtime.ranks import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.training import Budget, Trainer

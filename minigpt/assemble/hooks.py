@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from minigpt.files import append_line, keep_lines
-from minigpt.runtime import peak_flops
+from minigpt.runtime.device import peak_flops
 from minigpt.training.loop import Hook, Trainer
 from minigpt.training.schedule import context_parts
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from minigpt.assemble.ranks import share_of_batch
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.errors import ConfigError
-from minigpt.precision import self_test
-from minigpt.runtime import ALONE, Ranks, Runtime, make_runtime
+from minigpt.runtime.autotune import Choice, choose
+from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.precision import self_test
+from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training.loop import BatchSource
 from minigpt.training.schedule import Budget
-from minigpt.tuning import Choice, choose
 
 
 def pick_kernels(

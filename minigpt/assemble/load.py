@@ -13,7 +13,7 @@ from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
 from minigpt.finetune.records import holds_records
 from minigpt.layout import no_such_run, run_folder
 from minigpt.model import GPT
-from minigpt.runtime import Runtime, make_runtime
+from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.weights import checkpoint
 from minigpt.weights.pretrained import is_huggingface

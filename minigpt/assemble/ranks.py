@@ -17,7 +17,8 @@ from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import loss_terms
 from minigpt.recovery.checkpoints import Checkpoints
-from minigpt.runtime import ALONE, Ranks, Runtime
+from minigpt.runtime.device import Runtime
+from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Trainer
 from minigpt.training.muon import Muon
 from minigpt.weights import checkpoint
@@ -43,7 +44,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
             console.print("parallel.kind: fsdp divides a model among processes, and this is one: no effect")
         yield ALONE, console
         return
-    from minigpt.parallel import join
+    from minigpt.runtime.parallel import join
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     console = messages(quiet or rank > 0)
@@ -118,7 +119,7 @@ def place(model: GPT, config: RunConfig, runtime: Runtime) -> tuple[GPT, GPT]:
         model = model.to(runtime.device)
         forward = runtime.prepare(model)
     else:
-        from minigpt.parallel.wrap import compile_blocks, shard
+        from minigpt.runtime.parallel.wrap import compile_blocks, shard
 
         kind = runtime.device.type
         with runtime.autocast():
@@ -129,7 +130,7 @@ def place(model: GPT, config: RunConfig, runtime: Runtime) -> tuple[GPT, GPT]:
             model.loss_terms = torch.compile(loss_terms, dynamic=False)
         forward = model
     if settings.activation_checkpointing:
-        from minigpt.parallel.wrap import recompute_blocks
+        from minigpt.runtime.parallel.wrap import recompute_blocks
 
         recompute_blocks(forward)
     return model, forward
@@ -141,7 +142,7 @@ def connect(trainer: Trainer, config: RunConfig) -> None:
     if isinstance(trainer.optimizer, Muon):
         trainer.optimizer.ranks = ranks
     if ranks.world > 1 and not divides(config, ranks):
-        from minigpt.parallel.wrap import Replicated
+        from minigpt.runtime.parallel.wrap import Replicated
 
         trainer.forward = cast(GPT, Replicated(trainer.model, trainer.forward.loss))
 

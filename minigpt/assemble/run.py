@@ -27,9 +27,10 @@ from minigpt.files import read_lines, write_text
 from minigpt.fitting.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
-from minigpt.precision import use_fp8, with_masters
 from minigpt.recovery.guard import Guard
-from minigpt.runtime import ALONE, Ranks, hardware
+from minigpt.runtime.device import hardware
+from minigpt.runtime.precision import use_fp8, with_masters
+from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.tracking.hook import Tracking
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer

@@ -26,7 +26,7 @@ from minigpt.decoding import prepare_decoding
 from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.model import GPT
-from minigpt.runtime import DTYPES, Runtime
+from minigpt.runtime.device import DTYPES, Runtime
 
 NEW_TOKENS = 64  # unless the context leaves fewer
 PROFILED_TOKENS = 16

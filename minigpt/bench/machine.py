@@ -12,7 +12,7 @@ import torch
 
 from minigpt.bench.timing import stopwatch
 from minigpt.errors import UserError
-from minigpt.runtime import Runtime, peak_flops
+from minigpt.runtime.device import Runtime, peak_flops
 
 
 def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from minigpt.bench.timing import rounded
 from minigpt.errors import StorageError, UserError
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 
 TOP = 15
 _GROUPS = (  # the first that matches a name, of a torch operation or of a kernel

@@ -26,10 +26,10 @@ from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
-from minigpt.precision import with_masters
-from minigpt.runtime import Runtime, make_runtime
+from minigpt.runtime.autotune import Choice, choose
+from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.precision import with_masters
 from minigpt.training import accumulate, make_optimizer, update
-from minigpt.tuning import Choice, choose
 
 PROFILED_STEPS = 2
 MicroBatches = list[tuple[Tensor, Tensor]]

@@ -21,7 +21,7 @@ from minigpt.budget.rule import Size
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update
 

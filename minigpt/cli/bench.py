@@ -227,7 +227,7 @@ def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
     config = load_config(None, overrides) if trained else _config(word, overrides)
     from minigpt.bench.shape import with_vocabulary
     from minigpt.model import GPT
-    from minigpt.runtime import pick_device
+    from minigpt.runtime.device import pick_device
 
     device = pick_device(config.train.device)
     if trained:

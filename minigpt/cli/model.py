@@ -48,9 +48,9 @@ def main(argv: list[str]) -> int:
 
 def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
     """All figures as plain values, of a shape whose vocabulary is known, trained as the config says."""
-    from minigpt.fitting.estimate import inference_memory, training_memory
     from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
-    from minigpt.runtime import make_runtime
+    from minigpt.runtime.device import make_runtime
+    from minigpt.runtime.memory_estimate import inference_memory, training_memory
 
     settings = config.train
     kernel = "sdpa" if shape.attention == "auto" else shape.attention

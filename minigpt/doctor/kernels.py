@@ -75,7 +75,7 @@ def matmul(device: str, precision: str) -> Check:
     """A matrix product agrees with the one in float64; its speed. Only fp32 is needed."""
     import torch
 
-    from minigpt.runtime import DTYPES, make_runtime
+    from minigpt.runtime.device import DTYPES, make_runtime
 
     name, size = f"{precision} on {device}", 512 if device == "cpu" else 4096
     generator = torch.Generator().manual_seed(0)
@@ -110,8 +110,8 @@ def _no_precision(name: str, precision: str, detail: str) -> Check:
 
 def precision(device: str) -> Check:
     """What train.precision auto takes, why, how near to fp32 it comes, and what else could be asked for."""
-    from minigpt.precision import self_test
-    from minigpt.runtime import DTYPES, make_runtime, peak_flops
+    from minigpt.runtime.device import DTYPES, make_runtime, peak_flops
+    from minigpt.runtime.precision import self_test
 
     runtime = make_runtime(device)
     possible: list[str] = []
@@ -135,7 +135,7 @@ def _time(work: Callable[[], object], device: str, limit: float = 0.3) -> float:
     """Seconds of the fastest of at least three calls, after one to warm up; ends after about `limit` seconds."""
     import torch
 
-    from minigpt.runtime import Runtime
+    from minigpt.runtime.device import Runtime
 
     runtime = Runtime(torch.device(device), "fp32")
     work()
@@ -198,7 +198,7 @@ def learning(device: str) -> Check:
 
     from minigpt.model import GPT
     from minigpt.model.loss import next_token_loss
-    from minigpt.runtime import make_runtime
+    from minigpt.runtime.device import make_runtime
 
     runtime = make_runtime(device)
     model = GPT(ModelConfig(vocab_size=8, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=32), seed=1).to(device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from minigpt.data.named_datasets import NAMED
 from minigpt.doctor.check import Check, reason
 from minigpt.download import cache_root, file_sha256
-from minigpt.fitting.free import host_memory
+from minigpt.runtime.memory import host_memory
 
 GB = 1e9
 NEEDED_GB = 1.0  # of memory and of disk; below it a small run may fail

@@ -25,7 +25,7 @@ from minigpt.evals.floors import run_floors
 from minigpt.evals.score import Score, evaluate
 from minigpt.evals.text import TokenText
 from minigpt.model import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import Tokenizer
 
 REPORT_KEYS = (

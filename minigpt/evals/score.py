@@ -19,7 +19,7 @@ from torch import nn
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.model.loss import IGNORE
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch
 _CPU_TOKENS = 2048  # tokens in one batch: what fits the caches; 256 windows of 256 take 1.5 times as long on 2 cores

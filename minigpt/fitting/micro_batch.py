@@ -14,9 +14,9 @@ import torch
 
 from minigpt.config import RunConfig
 from minigpt.errors import RunError
-from minigpt.fitting.estimate import Memory, training_memory
-from minigpt.fitting.free import free_memory
-from minigpt.runtime import out_of_memory
+from minigpt.runtime.device import out_of_memory
+from minigpt.runtime.memory import free_memory
+from minigpt.runtime.memory_estimate import Memory, training_memory
 from minigpt.training import Hook, Trainer, accumulate
 
 SAFE = 0.9

@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from minigpt.config import ScheduleConfig, TrainConfig
 from minigpt.errors import DivergedError
 from minigpt.model import GPT
-from minigpt.runtime import Runtime, out_of_memory
+from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.training.ema import Average
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor

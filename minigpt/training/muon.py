@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, optim
 
-from minigpt.runtime import ALONE, Ranks
+from minigpt.runtime.ranks import ALONE, Ranks
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -9,7 +9,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
-from minigpt.runtime import Runtime, step_seed
+from minigpt.runtime.device import Runtime, step_seed
 
 Batch = tuple[Tensor, Tensor]
 

@@ -28,7 +28,7 @@ from minigpt.model.gpt import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
 from minigpt.model.parts import ATTENTION
-from minigpt.runtime import Runtime, machine_name
+from minigpt.runtime.device import Runtime, machine_name
 
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
 """Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""

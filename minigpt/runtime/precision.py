@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 
 from minigpt.config import ModelConfig
 from minigpt.model.gpt import GPT
-from minigpt.runtime import Runtime
+from minigpt.runtime.device import Runtime
 
 BOUNDS = {"fp32": 1e-3, "tf32": 0.01, "bf16": 0.05, "fp16": 0.01, "bf16-pure": 0.05, "fp8": 0.4}
 """Largest relative error of all gradients together: three times and more of what is measured where a format works (on
@@ -117,7 +117,7 @@ def use_fp8(model: GPT) -> None:
     """Let the blocks' linear layers multiply in fp8, in place, scaled by tensor (torchao.float8).
 
     Sides that are no multiple of 16 stay as they are, and so do the weights: fp32, under their names.
-    `minigpt.runtime.make_runtime` has seen that torchao and such a device are here.
+    `minigpt.runtime.device.make_runtime` has seen that torchao and such a device are here.
     """
     from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]  an extra
 

@@ -24,8 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.errors import MiniGPTError, ParallelError, first_line
-from minigpt.parallel.wrap import Replicated, is_sharded
-from minigpt.runtime import Made, Ranks
+from minigpt.runtime.parallel.wrap import Replicated, is_sharded
+from minigpt.runtime.ranks import Made, Ranks
 
 POLL = 0.05
 """Seconds between looks into the store."""

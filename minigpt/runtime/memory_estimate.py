@@ -12,7 +12,7 @@ from minigpt.model.cost import build_meta, parameter_table, up_rows
 from minigpt.model.gpt import GPT
 from minigpt.model.kernels.attention import scored
 from minigpt.model.kernels.chunked_loss import at_once, chunk_logits
-from minigpt.runtime import DTYPES, Runtime
+from minigpt.runtime.device import DTYPES, Runtime
 
 PLAIN = Runtime(torch.device("cpu"), "fp32")
 

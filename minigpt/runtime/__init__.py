@@ -1,0 +1,1 @@
+"""Where the work runs: device, precision, memory, kernels chosen by timing, ranks."""
