@@ -52,7 +52,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     if isinstance(model.head, RowLinear | PackedLinear):
         raise ValueError("the model is prepared already; load it again")
     if any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
-        raise ValueError("the model carries an adapter; merge it first: minigpt.finetune.merge(model)")
+        raise ValueError("the model carries an adapter; merge it first: minigpt.training.finetune.merge(model)")
     device = model.embedding.weight.device
     if precision == "auto":
         precision = "bf16" if device.type == "cpu" else make_runtime(str(device)).precision

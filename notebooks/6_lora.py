@@ -25,8 +25,8 @@ from minigpt.assemble.data import prepare_data
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories.generator import generate_stories
 from minigpt.files import write_lines
-from minigpt.finetune import Adapters, add_lora, merge
-from minigpt.finetune.lora import layers
+from minigpt.training.finetune import Adapters, add_lora, merge
+from minigpt.training.finetune.lora import layers
 from minigpt.viz import read_metrics
 from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.weights.checkpoint import resolve

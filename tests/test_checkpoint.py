@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigpt.errors import CheckpointError, StorageError
-from minigpt.recovery.checkpoints import prune
+from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from minigpt.assemble.hooks import epoch_table
+from minigpt.training.hooks.epochs import epoch_table
 
 
 def test_rows_are_epochs_with_weighted_means_and_the_last_validation_loss() -> None:

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from minigpt.assemble.finetune import _tell_losses, record_row
 from minigpt.errors import DataError, RunError, TokenizerError
-from minigpt.finetune.batches import WIDTHS, Row, RowBatches, fit, pack, row_eval_batches, stack
-from minigpt.finetune.records import Record, holds_records, read_records, split_records
 from minigpt.model.loss import IGNORE
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template, read_template
+from minigpt.training.finetune.records import Record, holds_records, read_records, split_records
+from minigpt.training.finetune.row_batches import WIDTHS, Row, RowBatches, fit, pack, row_eval_batches, stack
 
 TEXT = "User: Assistant: System: Be brief. What is one and two? It is three, or so!\n#<>-0123456789" + ascii_lowercase
 CHAT = [

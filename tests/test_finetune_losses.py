@@ -15,13 +15,13 @@ from minigpt.assemble.finetune import record_row
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, ConfigError, DataError
 from minigpt.files import read_lines
-from minigpt.finetune.batches import Row
-from minigpt.finetune.distill import Distilled
-from minigpt.finetune.preference import Pair, Preferring, answer_log_probability, stack_pairs
-from minigpt.finetune.records import Record
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.tokenizers.chat_template import Template
+from minigpt.training.finetune.distill import Distilled
+from minigpt.training.finetune.preference import Pair, Preferring, answer_log_probability, stack_pairs
+from minigpt.training.finetune.records import Record
+from minigpt.training.finetune.row_batches import Row
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
-from minigpt.fitting.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
 from minigpt.runtime.memory_estimate import training_memory
 from minigpt.training import Trainer, accumulate, make_optimizer, update
+from minigpt.training.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.weights import checkpoint
 
 CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
@@ -239,7 +239,7 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
 
     from minigpt.cli import main
     from minigpt.config import load_config
-    from minigpt.fitting import micro_batch
+    from minigpt.training import micro_batch
 
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cats.txt").write_text(text(100))

@@ -11,7 +11,10 @@ from minigpt.config import GenerationConfig, ModelConfig, OptimizerConfig
 from minigpt.config.finetune import LoRAConfig
 from minigpt.decoding import prepare_decoding
 from minigpt.errors import CheckpointError, ConfigError
-from minigpt.finetune import (
+from minigpt.generation import generate
+from minigpt.model import GPT
+from minigpt.runtime.device import make_runtime
+from minigpt.training.finetune import (
     Adapters,
     LoRALinear,
     adapter,
@@ -26,9 +29,6 @@ from minigpt.finetune import (
     to_peft,
     unmerge,
 )
-from minigpt.generation import generate
-from minigpt.model import GPT
-from minigpt.runtime.device import make_runtime
 from minigpt.training.optim import make_optimizer
 from minigpt.training.step import accumulate, update
 from minigpt.weights import checkpoint

@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt.assemble.hooks import Metrics, Samples
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import DivergedError
 from minigpt.files import read_lines
 from minigpt.model import GPT
-from minigpt.recovery.checkpoints import Checkpoints
-from minigpt.recovery.guard import Guard, spike_limit
 from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
+from minigpt.training.hooks.checkpoints import Checkpoints
+from minigpt.training.hooks.guard import Guard, spike_limit
+from minigpt.training.hooks.metrics import Metrics
+from minigpt.training.hooks.samples import Samples
 from minigpt.training.loop import batch_number
 from minigpt.weights import checkpoint
 

@@ -41,11 +41,11 @@ FLAGS = (
 
 def attempt(folder: Path, name: str, log: Path) -> None:
     """What one process does: the same command every time."""
-    from minigpt.assemble import hooks
     from minigpt.cli import main
+    from minigpt.training.hooks import metrics
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    hooks.peak_flops = lambda device, precision: 1e12  # measuring takes longer than an attempt
+    metrics.peak_flops = lambda device, precision: 1e12  # measuring takes longer than an attempt
     torch.set_num_threads(1)
     sys.exit(main(["train", *FLAGS, "--logging.runs-dir", str(folder), "--name", name]))
 

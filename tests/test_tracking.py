@@ -15,7 +15,7 @@ from tuned_run import StopAt, make_base, questions, tune
 from minigpt.assemble import run as assembly
 from minigpt.cli import main
 from minigpt.files import read_lines
-from minigpt.tracking import hook, tools
+from minigpt.training.hooks import trackers, tracking
 
 QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-every", "4", "--train.max-steps", "8"]
 
@@ -161,7 +161,7 @@ class Fake:
 
 def test_a_tool_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Path, monkeypatch, capsys) -> None:
     fakes = {"wandb": Fake(fails_at=4), "mlflow": Fake()}
-    monkeypatch.setattr(hook, "make_tracker", fakes.__getitem__)
+    monkeypatch.setattr(tracking, "make_tracker", fakes.__getitem__)
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(tmp_path / "runs")]
     assert main([*argv, "--logging.track", "wandb, mlflow"]) == 0
@@ -174,7 +174,7 @@ def test_a_tool_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Path
 
 def test_a_finetuning_is_tracked_too(tmp_path: Path, monkeypatch) -> None:
     fake = Fake()
-    monkeypatch.setattr(hook, "make_tracker", lambda name: fake)
+    monkeypatch.setattr(tracking, "make_tracker", lambda name: fake)
     run = tune(make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl"), logging__track="mlflow")
     lines = [(line["step"], line["loss"]) for line in read_lines(run.path / "metrics.jsonl")]
     assert fake.told == [("start", "tuned", 0), *lines, "finish"]
@@ -184,7 +184,7 @@ def test_what_is_missing_or_misspelled_is_told_before_anything_is_written(tmp_pa
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--logging.track", "wandb,tensorbord"], "logging.track.1", "did you mean tensorboard")
-    monkeypatch.setattr(tools, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     fails(capsys, [*argv, "--logging.track", "wandb"], "wandb is not installed", "pip install 'minigpt[wandb]'")
     assert not (tmp_path / "runs/cats").exists()
 
@@ -205,4 +205,4 @@ def test_wandb_is_offline_where_no_key_is_found(environment, netrc, found, tmp_p
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert tools._wandb_key() is found
+    assert trackers._wandb_key() is found

@@ -303,9 +303,9 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -
 def test_an_error_gives_back_what_hooks_took_and_a_broken_model_is_not_saved(tmp_path) -> None:
     import signal
 
-    from minigpt.assemble.hooks import Signals
     from minigpt.errors import MiniGPTError
-    from minigpt.recovery.checkpoints import Checkpoints
+    from minigpt.training.hooks.checkpoints import Checkpoints
+    from minigpt.training.hooks.signals import Signals
 
     class Break(Hook):
         def on_step(self, trainer):

@@ -18,24 +18,24 @@ from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import ConfigError, DataError, RunError, TokenizerError
-from minigpt.finetune import add_lora, fingerprint
-from minigpt.finetune.batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
-from minigpt.finetune.distill import Distilled
-from minigpt.finetune.parts import AdapterTrainer, decay_by_layer, freeze
-from minigpt.finetune.preference import (
-    AdapterPreferenceTrainer,
-    Pair,
-    PreferenceTrainer,
-    Preferring,
-    stack_pairs,
-)
-from minigpt.finetune.records import Record, holds_records, read_records, split_records
 from minigpt.layout import run_folder
 from minigpt.model import GPT
 from minigpt.runtime.ranks import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template
 from minigpt.training import Budget, Trainer
+from minigpt.training.finetune import add_lora, fingerprint
+from minigpt.training.finetune.distill import Distilled
+from minigpt.training.finetune.freeze import AdapterTrainer, decay_by_layer, freeze
+from minigpt.training.finetune.preference import (
+    AdapterPreferenceTrainer,
+    Pair,
+    PreferenceTrainer,
+    Preferring,
+    stack_pairs,
+)
+from minigpt.training.finetune.records import Record, holds_records, read_records, split_records
+from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.weights import checkpoint
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
@@ -57,7 +57,7 @@ def fine_tune(
 
     Args:
         base: a run, a checkpoint, or a Hugging Face directory (default: the recipe's finetune.base).
-        data: any text that `train` takes, or JSON lines of records: see minigpt.finetune.records.
+        data: any text that `train` takes, or JSON lines of records: see minigpt.training.finetune.records.
         settings: dotted paths to values, over the recipe's and over `tuned_defaults`.
         name, resume, recipe, quiet: as in `train`.
 

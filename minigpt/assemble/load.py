@@ -9,12 +9,12 @@ from minigpt.assemble.data import prepare_data
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, DataError
-from minigpt.finetune import fingerprint, load_adapter, load_saved, merge
-from minigpt.finetune.records import holds_records
 from minigpt.layout import no_such_run, run_folder
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
+from minigpt.training.finetune import fingerprint, load_adapter, load_saved, merge
+from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
 from minigpt.weights.pretrained import is_huggingface
 

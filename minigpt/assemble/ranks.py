@@ -16,10 +16,10 @@ from minigpt.console import messages
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import loss_terms
-from minigpt.recovery.checkpoints import Checkpoints
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Trainer
+from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.muon import Muon
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
@@ -107,7 +107,7 @@ def saver_of(config: RunConfig, ranks: Ranks) -> type[Checkpoints]:
     """The hook that writes checkpoints."""
     if not (divides(config, ranks) and config.parallel.sharded_checkpoints):
         return Checkpoints
-    from minigpt.recovery.sharded import ShardedCheckpoints
+    from minigpt.training.hooks.sharded_checkpoints import ShardedCheckpoints
 
     return ShardedCheckpoints
 

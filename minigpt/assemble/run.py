@@ -15,7 +15,6 @@ from rich.console import Console
 from minigpt import tokenizers
 from minigpt.assemble.data import make_tokenizer, prepare_data
 from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, read_receipt, write_run_files
-from minigpt.assemble.hooks import Metrics, Samples, Screen, Signals, epoch_table, render_epochs
 from minigpt.assemble.kernels import pick_kernels
 from minigpt.assemble.load import check_vocabulary
 from minigpt.assemble.ranks import connect, eval_size, joined, place, planned, saver_of, undivided
@@ -24,17 +23,22 @@ from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.files import read_lines, write_text
-from minigpt.fitting.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
-from minigpt.recovery.guard import Guard
 from minigpt.runtime.device import hardware
 from minigpt.runtime.precision import use_fp8, with_masters
 from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.tokenizers import Tokenizer
-from minigpt.tracking.hook import Tracking
 from minigpt.training import Hook, Trainer, TrainState, make_optimizer
+from minigpt.training.hooks.epochs import epoch_table, render_epochs
+from minigpt.training.hooks.guard import Guard
+from minigpt.training.hooks.metrics import Metrics
+from minigpt.training.hooks.samples import Samples
+from minigpt.training.hooks.screen import Screen
+from minigpt.training.hooks.signals import Signals
+from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.loop import BatchSource
+from minigpt.training.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.training.step import Batch
 from minigpt.writing import generate_text
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from minigpt.config import ModelConfig
 from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError, nearest
-from minigpt.finetune.lora import PARTS, adapter, load_adapter, remove
 from minigpt.model import GPT
+from minigpt.training.finetune.lora import PARTS, adapter, load_adapter, remove
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import architecture
 

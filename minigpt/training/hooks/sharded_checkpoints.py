@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from minigpt.errors import storage_error
-from minigpt.recovery.checkpoints import Checkpoints, check_finite
+from minigpt.training.hooks.checkpoints import Checkpoints, check_finite
 from minigpt.training.loop import Trainer
 from minigpt.weights import checkpoint
 

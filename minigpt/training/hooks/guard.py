@@ -22,7 +22,7 @@ from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DamagedError, DivergedError
 from minigpt.files import append_line, read_lines, write_lines
 from minigpt.model import GPT
-from minigpt.recovery.checkpoints import Checkpoints
+from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.loop import Hook, Trainer, TrainState, batch_number
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.finetune.batches import Row, stack
-from minigpt.finetune.parts import AdapterTrainer
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
 from minigpt.training import Trainer
+from minigpt.training.finetune.freeze import AdapterTrainer
+from minigpt.training.finetune.row_batches import Row, stack
 
 
 class Pair(NamedTuple):

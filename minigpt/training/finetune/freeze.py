@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from minigpt.errors import ConfigError, nearest
-from minigpt.finetune.lora import adapter
 from minigpt.model import GPT
 from minigpt.training import Trainer
+from minigpt.training.finetune.lora import adapter
 from minigpt.weights.checkpoint import Checkpoint
 
 

@@ -1,6 +1,6 @@
 """Training on from a model that is there: all of it, or a small adapter beside it (LoRA)."""
 
-from minigpt.finetune.adapters import (
+from minigpt.training.finetune.adapters import (
     Adapters,
     SavedAdapter,
     find_adapters,
@@ -9,7 +9,7 @@ from minigpt.finetune.adapters import (
     save_adapter,
     to_peft,
 )
-from minigpt.finetune.lora import LoRALinear, adapter, add_lora, load_adapter, merge, remove, unmerge
+from minigpt.training.finetune.lora import LoRALinear, adapter, add_lora, load_adapter, merge, remove, unmerge
 
 __all__ = [
     "Adapters",

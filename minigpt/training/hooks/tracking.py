@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import RunConfig
-from minigpt.tracking.tools import Tracker, make_tracker
+from minigpt.training.hooks.trackers import Tracker, make_tracker
 from minigpt.training.loop import Hook, Trainer
 
 

@@ -1,0 +1,1 @@
+"""Everything optional of a run, as hooks of the training loop."""

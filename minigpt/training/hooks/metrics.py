@@ -1,0 +1,94 @@
+"""The hook that writes metrics.jsonl."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.files import append_line, keep_lines
+from minigpt.runtime.device import peak_flops
+from minigpt.training.loop import Hook, Trainer
+from minigpt.training.schedule import context_parts
+
+
+class Metrics(Hook):
+    """metrics.jsonl: a line every `every` steps and at every evaluation.
+
+    Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
+    evaluations val_loss and bits_per_byte too. Loss and grad_norm are of steps where they were finite, and left out if
+    there was none since the last line; `skipped` counts the others, which changed no weight.
+
+    Args:
+        path: the file.
+        every: steps.
+        flops_per_token: of the model that reads windows in so many parts; for MFU, the share of this device's measured
+            matrix-product speed.
+        val_bytes_per_token: source bytes of one validation token, for bits_per_byte; None if the loss is not of tokens.
+        listeners: called with every line as a dict.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        flops_per_token: Callable[[int], int],
+        val_bytes_per_token: float | None,
+        listeners: tuple[Callable[[Trainer, dict[str, Any]], None], ...] = (),
+    ):
+        self.path, self.every, self.flops = path, every, flops_per_token
+        self.bytes_per_token, self.listeners = val_bytes_per_token, listeners
+        self.steps: list[torch.Tensor] = []  # [loss, norm] of each since the last line
+        self.clock = self.eval_seconds = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Drop what a killed run wrote past its checkpoint, then start the clock."""
+        keep_lines(self.path, trainer.state.step)
+        runtime = trainer.runtime
+        self.peak = peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
+        self._restart(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Drop the lines past the step that the run was set back to, and start the clock again."""
+        keep_lines(self.path, trainer.state.step)
+        self._restart(trainer)
+
+    def _restart(self, trainer: Trainer) -> None:
+        self.steps, self.clock, self.first_step = [], time.perf_counter(), trainer.state.step
+        self.eval_seconds = trainer.eval_seconds
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Note the loss; write a line when one is due."""
+        state = trainer.state
+        self.steps.append(torch.stack([trainer.loss.float(), trainer.grad_norm.to(trainer.loss.device).float()]))
+        evaluated = state.eval_step == state.step
+        if state.step % self.every and not evaluated:
+            return
+        steps = torch.stack(self.steps).double().cpu()
+        finite = steps[steps.isfinite().all(1)]
+        trainer.runtime.synchronise()
+        spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
+        speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
+        parts = context_parts(trainer.progress, trainer.schedule)
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": round(trainer.epoch, 4),
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 3),
+            **({"loss": finite[:, 0].mean().item(), "grad_norm": finite[-1, 1].item()} if len(finite) else {}),
+            "lr": trainer.lr,
+            "tokens_per_second": round(speed, 1),
+            "mfu": round(speed * self.flops(parts) / self.peak, 4),
+        }
+        if evaluated and state.val_loss is not None:
+            line["val_loss"] = state.val_loss
+            if self.bytes_per_token is not None:
+                line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
+        if len(finite) < len(steps):
+            line["skipped"] = len(steps) - len(finite)
+        append_line(self.path, line)
+        for listener in self.listeners:
+            listener(trainer, line)
+        self._restart(trainer)

@@ -1,0 +1,39 @@
+"""The hook that writes sample texts while a run trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minigpt.files import append_line, keep_lines
+from minigpt.training.loop import Hook, Trainer
+
+
+class Samples(Hook):
+    """samples.jsonl: {step, prompt, text} every `every` steps and at the end."""
+
+    def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str | None]):
+        self.path, self.every, self.prompt, self.write = path, every, prompt, write
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Drop samples past the checkpoint."""
+        self.on_rollback(trainer)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Drop samples past the step that the run was set back to."""
+        if trainer.runtime.ranks.rank == 0:
+            keep_lines(self.path, trainer.state.step)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Sample when due."""
+        if self.every and trainer.state.step % self.every == 0:
+            self._sample(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """A last sample."""
+        if self.every and trainer.state.finished and trainer.state.step % self.every:
+            self._sample(trainer)
+
+    def _sample(self, trainer: Trainer) -> None:
+        with trainer.averaged_weights():
+            text = self.write(trainer)
+        if text is not None:  # a rank other than the first only lends its part of the model
+            append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})

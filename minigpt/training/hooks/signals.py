@@ -1,0 +1,31 @@
+"""The hook for Ctrl-C and SIGTERM."""
+
+import signal
+import threading
+from typing import Any
+
+from minigpt.training.loop import Hook, Trainer
+
+
+class Signals(Hook):
+    """Ctrl-C and SIGTERM end the run after the current step, saved; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Take the signals (only the main thread can)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def handle(number: int, _frame: object) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            trainer.stop(f"interrupted by {signal.Signals(number).name}")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, handle)
+
+    def close(self) -> None:
+        """Give them back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
