@@ -14,8 +14,8 @@ from pathlib import Path
 from minigpt.assemble import load_run
 from minigpt.data.stories.questions import questions
 from minigpt.errors import RunError
+from minigpt.generation.text import complete
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template
-from minigpt.writing import complete
 
 
 def accuracy(run_path: str, asked: list[list[dict[str, str]]], batch: int) -> float:

@@ -24,11 +24,11 @@ _HOME = {
     "evaluate_run": "minigpt.evals",
     "explain": "minigpt.viz",
     "generate": "minigpt.generation",
-    "generate_text": "minigpt.writing",
-    "stream_text": "minigpt.writing",
+    "generate_text": "minigpt.generation.text",
+    "stream_text": "minigpt.generation.text",
     "next_token_loss": "minigpt.model.loss",
     "load_tokenizer": "minigpt.tokenizers",
-    "prepare_decoding": "minigpt.decoding",
+    "prepare_decoding": "minigpt.generation.fast.prepare",
     "quantize_run": "minigpt.quantize",
     "export_huggingface": "minigpt.export",
     "MiniGPTError": "minigpt.errors",
@@ -64,18 +64,18 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.assemble import fine_tune, load_run, train
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
-    from minigpt.decoding import prepare_decoding
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
     from minigpt.export import export_huggingface
     from minigpt.generation import generate
+    from minigpt.generation.fast.prepare import prepare_decoding
+    from minigpt.generation.text import generate_text, stream_text
     from minigpt.model import GPT, KVCache
     from minigpt.model.loss import next_token_loss
     from minigpt.quantize.run import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.tokenizers.chat_template import load_template
     from minigpt.viz import explain
-    from minigpt.writing import generate_text, stream_text
 
 
 def __getattr__(name: str) -> Any:

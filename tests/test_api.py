@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import minigpt
+from minigpt.generation.text import generate_text
 from minigpt.model import GPT
-from minigpt.writing import generate_text
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPE = """\

@@ -13,9 +13,9 @@ import torch
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import generate
+from minigpt.generation.search import Hypothesis, beam_search
+from minigpt.generation.search.beam import temper
 from minigpt.model import GPT
-from minigpt.search import Hypothesis, beam_search
-from minigpt.search.beam import temper
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 EOS = 22  # half of the hypotheses end by it

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.chat import Message, Plain, Session, Turns, load_session, save_session
-from minigpt.chat.spelling import fit
 from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import ConfigError, GenerationError
+from minigpt.generation.chat import Message, Plain, Session, Turns, load_session, save_session
+from minigpt.generation.chat.conversation import fit
+from minigpt.generation.text import complete, generate_text
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, build
 from minigpt.tokenizers.chat_template import Template, encode, encode_question
-from minigpt.writing import complete, generate_text
 
 LETTERS = build(TokenizerConfig(kind="char"), ["abcdefghijklmnopqrstuvwxyzUSA: .,\n"])
 TEMPLATE = Template()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_chat import by_role, model, said, session
 
-from minigpt.chat import COMMANDS, Commands, Session
-from minigpt.chat.lines import candidates
 from minigpt.config import GenerationConfig, TokenizerConfig
 from minigpt.errors import GenerationError, StorageError, UserError
+from minigpt.generation.chat import COMMANDS, Commands, Session
+from minigpt.generation.chat.terminal import candidates
 from minigpt.tokenizers import build
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import generate, window_start
+from minigpt.generation.sampling import Rules
+from minigpt.generation.search import contrastive_search
 from minigpt.model import GPT
-from minigpt.sampling import Rules
-from minigpt.search import contrastive_search
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 PROMPTS = [[5, 6, 7], [8], [1, 2, 3, 4, 5, 6, 7, 8], [9] * 12]

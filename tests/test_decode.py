@@ -7,11 +7,19 @@ import torch
 from torch import nn
 
 from minigpt.config import GenerationConfig, ModelConfig
-from minigpt.decoding import WORTH, Lookup, RowBlock, RowLinear, prepare_decoding, quantised, row_attention
 from minigpt.errors import ConfigError
 from minigpt.generation import generate
 from minigpt.generation.engine import Reader
-from minigpt.kernels import rows
+from minigpt.generation.fast import rows
+from minigpt.generation.fast.prepare import (
+    WORTH,
+    Lookup,
+    RowBlock,
+    RowLinear,
+    prepare_decoding,
+    quantised,
+    row_attention,
+)
 from minigpt.model import GPT
 from minigpt.model import reference as readable
 

@@ -30,9 +30,9 @@ from cli_run import text
 import minigpt
 from minigpt.cli import COMMANDS, main
 from minigpt.config import RunConfig
+from minigpt.generation.sampling.processors import top_p
 from minigpt.model.loss import next_token_loss
 from minigpt.model.parts import Attention
-from minigpt.sampling.processors import top_p
 from minigpt.weights.checkpoint import verify
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def test_included_source_is_what_python_has():
         ("minigpt/model/loss.py", "next_token_loss", next_token_loss),
         ("minigpt/model/parts.py", "Attention", Attention),
         ("minigpt/model/parts.py", "Attention.forward", Attention.forward),
-        ("minigpt/sampling/processors.py", "top_p", top_p),
+        ("minigpt/generation/sampling/processors.py", "top_p", top_p),
         ("minigpt/weights/checkpoint.py", "verify", verify),
     ):
         made = site.source(path, name, "how/x.md")

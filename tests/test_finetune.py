@@ -16,6 +16,7 @@ from minigpt.config import GenerationConfig, OptimizerConfig, load_config
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import read_lines
 from minigpt.generation import generate
+from minigpt.generation.text import generate_text
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.tokenizers.chat_template import encode_question, load_template
@@ -23,7 +24,6 @@ from minigpt.training import make_optimizer
 from minigpt.training.finetune import Adapters
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
 from minigpt.weights import checkpoint
-from minigpt.writing import generate_text
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import ConfigError, GenerationError
 from minigpt.generation import generate, window_start
+from minigpt.generation.sampling import probabilities, sample
+from minigpt.generation.text import generate_text
 from minigpt.model import GPT
-from minigpt.sampling import probabilities, sample
-from minigpt.writing import generate_text
 
 SHAPE = ModelConfig(vocab_size=70, embed_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, max_seq_len=16)
 

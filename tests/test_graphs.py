@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from minigpt import graphs
 from minigpt.config import GenerationConfig, ModelConfig
-from minigpt.decoding import prepare_decoding
 from minigpt.generation import generate
 from minigpt.generation.engine import Reader
-from minigpt.graphs import PATIENCE, Replay
+from minigpt.generation.fast import cuda_graphs
+from minigpt.generation.fast.cuda_graphs import PATIENCE, Replay
+from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 
 CUDA = torch.cuda.is_available()
@@ -28,13 +28,13 @@ VARIANTS = [
 def replayed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GPT, list[int]]:
     """The model, itself with graphs, and a list that grows by one at each replay; on a GPU if one is here."""
     plain = GPT(ModelConfig.model_validate(SHAPE.model_dump() | fields), seed=4).eval().to("cuda" if CUDA else "cpu")
-    fast, replays, make = copy.deepcopy(plain), [], graphs.record
+    fast, replays, make = copy.deepcopy(plain), [], cuda_graphs.record
 
-    def stand_in(step) -> graphs.Recorded:
+    def stand_in(step) -> cuda_graphs.Recorded:
         out = step().clone()
         return lambda: out.copy_(step()), out
 
-    def record(step) -> graphs.Recorded:
+    def record(step) -> cuda_graphs.Recorded:
         replay, out = (make if CUDA else stand_in)(step)
         home = fast.embedding.weight.data_ptr()
 
@@ -45,8 +45,8 @@ def replayed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GP
 
         return again, out
 
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "SPAN", 8)
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "SPAN", 8)
     fast.hidden = Replay(fast)
     return plain, fast, replays
 

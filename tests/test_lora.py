@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, ModelConfig, OptimizerConfig
 from minigpt.config.finetune import LoRAConfig
-from minigpt.decoding import prepare_decoding
 from minigpt.errors import CheckpointError, ConfigError
 from minigpt.generation import generate
+from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
 from minigpt.training.finetune import (

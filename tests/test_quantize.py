@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt import GPT, ModelConfig, decoding, load_run, load_template, prepare_decoding, quantize_run
+from minigpt import GPT, ModelConfig, load_run, load_template, prepare_decoding, quantize_run
 from minigpt.cli import main
-from minigpt.decoding import PackedLinear, RowLinear
 from minigpt.errors import CheckpointError, ConfigError, RunError
+from minigpt.generation.fast import prepare
+from minigpt.generation.fast.prepare import PackedLinear, RowLinear
 from minigpt.quantize.run import pack_weights
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
@@ -138,7 +139,7 @@ def test_what_pack_never_made_is_refused() -> None:
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_torchs_int4_kernel_equals_the_reference(group: int, bias: bool) -> None:
-    if not decoding._int4_kernel():
+    if not prepare._int4_kernel():
         pytest.skip("torch has no int4 kernel here")
     linear = nn.Linear(256, 48, bias=bias)
     linear.weight.data = normal(48, 256)
@@ -172,7 +173,7 @@ def test_fewer_bits_are_further_from_fp32_but_not_far() -> None:
 
 def test_without_the_kernel_int4_is_its_numbers_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     native = logits(prepare_decoding(GPT(SHAPE, seed=4), "int4"))
-    monkeypatch.setattr(decoding, "_int4_kernel", lambda: False)
+    monkeypatch.setattr(prepare, "_int4_kernel", lambda: False)
     model = prepare_decoding(GPT(SHAPE, seed=4), "int4")
     assert all(type(module) is not PackedLinear for module in model.modules())
     weight = GPT(SHAPE, seed=4).blocks[1].feed_forward.up.weight.detach()
@@ -183,10 +184,10 @@ def test_without_the_kernel_int4_is_its_numbers_in_fp32(monkeypatch: pytest.Monk
 
 def test_a_kernel_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedLinear, "forward", lambda self, x: torch.zeros(3, 32))
-    decoding._int4_kernel.cache_clear()
+    prepare._int4_kernel.cache_clear()
     with pytest.warns(UserWarning, match="computes wrongly"):
-        assert not decoding._int4_kernel()
-    decoding._int4_kernel.cache_clear()
+        assert not prepare._int4_kernel()
+    prepare._int4_kernel.cache_clear()
 
 
 def test_a_model_too_narrow_for_int4_is_told_and_left_as_it_was() -> None:
@@ -299,7 +300,7 @@ def test_int4_decoding_uses_the_integers_on_the_disk(trained: Path, tmp_path: Pa
     assert packed_group(whole) == group == packed_group(loaded.head.weight)
     assert packed_group(GPT.from_pretrained(trained).head.weight) is None
     model = prepare_decoding(loaded, "int4")
-    if decoding._int4_kernel():
+    if prepare._int4_kernel():
         layer = model.blocks[0].attention.qkv
         assert isinstance(layer, PackedLinear) and isinstance(model.head, PackedLinear) and layer.group == group
         with torch.inference_mode():

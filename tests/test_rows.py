@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.decoding import quantised
-from minigpt.kernels import rows
+from minigpt.generation.fast import rows
+from minigpt.generation.fast.prepare import quantised
 from minigpt.model import reference
 
 KINDS = [torch.float32, torch.bfloat16, torch.int8]

@@ -12,9 +12,9 @@ from torch import Tensor
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import generate
+from minigpt.generation.sampling import NO_RULES, Rules, adjust, probabilities, sample
+from minigpt.generation.sampling import processors as ours
 from minigpt.model import GPT
-from minigpt.sampling import NO_RULES, Rules, adjust, probabilities, sample
-from minigpt.sampling import processors as ours
 
 VOCAB = 30
 SEEDS = st.integers(0, 100_000)

@@ -16,13 +16,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from minigpt.config import GenerationConfig, ModelConfig
-from minigpt.decoding import prepare_decoding
 from minigpt.errors import GenerationError
 from minigpt.generation import generate
+from minigpt.generation.fast.prepare import prepare_decoding
+from minigpt.generation.sampling import Rules, adjust, draw, probabilities
+from minigpt.generation.search import LookupDrafter, ModelDrafter, speculate, speculative
+from minigpt.generation.search.speculative import Draft, Sampling, common, latest_occurrence
 from minigpt.model import GPT
-from minigpt.sampling import Rules, adjust, draw, probabilities
-from minigpt.search import LookupDrafter, ModelDrafter, speculate, speculative
-from minigpt.search.speculative import Draft, Sampling, common, latest_occurrence
 
 SHAPE = ModelConfig(
     vocab_size=70, embed_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, max_seq_len=16, init_std=0.3

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from minigpt.config import ModelConfig
-from minigpt.decoding import prepare_decoding
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.evals import evaluate
+from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
 from minigpt.viz import record

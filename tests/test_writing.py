@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import ConfigError, GenerationError
+from minigpt.generation.text import Writing, complete, generate_text, stream_text
+from minigpt.generation.text.stops import Stops
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, build
-from minigpt.writing import Writing, complete, generate_text, stream_text
-from minigpt.writing.stops import Stops
 
 LETTERS = build(TokenizerConfig(kind="char"), ["abcdefghijklmnopqrstuvwxyz .,\n"])
 

@@ -23,6 +23,7 @@ from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import ConfigError, DataError, RunError
 from minigpt.files import read_lines, write_text
+from minigpt.generation.text import generate_text
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runtime.device import hardware
@@ -40,7 +41,6 @@ from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.loop import BatchSource
 from minigpt.training.micro_batch import MicroBatches, fit, memory_errors
 from minigpt.training.step import Batch
-from minigpt.writing import generate_text
 
 
 @dataclass(frozen=True)

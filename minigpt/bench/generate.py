@@ -22,9 +22,9 @@ from minigpt.bench.profile import check_profile, profiled
 from minigpt.bench.rivals import Twin, build_twin, find_twin
 from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
 from minigpt.config import GenerationConfig
-from minigpt.decoding import prepare_decoding
 from minigpt.errors import UserError
 from minigpt.generation import generate
+from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import DTYPES, Runtime
 

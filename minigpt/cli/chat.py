@@ -56,9 +56,9 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Chat, argv, "chat")
     asked = asked_settings(args)
-    from minigpt.chat import COMMANDS, Commands, load_session, save_session
-    from minigpt.chat.commands import SETTINGS
-    from minigpt.chat.lines import EditedLines, PlainLines
+    from minigpt.generation.chat import COMMANDS, Commands, load_session, save_session
+    from minigpt.generation.chat.commands import SETTINGS
+    from minigpt.generation.chat.terminal import EditedLines, PlainLines
 
     session = _session(args, asked)
     file = Path(args.session) if args.session else None
@@ -89,9 +89,9 @@ def main(argv: list[str]) -> int:
 def _session(args: Any, asked: dict[str, Any]) -> Any:
     """The model and how it is talked with. Raises UserError."""
     from minigpt.assemble import load_run
-    from minigpt.chat import Session
     from minigpt.data.clean import clean_text
-    from minigpt.decoding import prepare_decoding
+    from minigpt.generation.chat import Session
+    from minigpt.generation.fast.prepare import prepare_decoding
 
     run = load_run(args.run, args.device)
     draft = load_draft(args, run)
@@ -110,7 +110,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
 
 def _spelling(run: Any) -> Any:
     """By the run's chat template; as one text where it has none."""
-    from minigpt.chat import Plain, Turns
+    from minigpt.generation.chat import Plain, Turns
     from minigpt.tokenizers.chat_template import encode_question, load_template
 
     try:
@@ -130,8 +130,8 @@ def _spelling(run: Any) -> Any:
 
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
     """Until there are no more lines. A mistake is one line, and nothing is lost; 2 if a program made one."""
-    from minigpt.chat import Reply
-    from minigpt.writing.prompts import tell_unknown
+    from minigpt.generation.chat import Reply
+    from minigpt.generation.text.prompts import tell_unknown
 
     code, cut, tokenizer = 0, False, commands.session.tokenizer
     while (line := lines.read()) is not None:

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from minigpt.config import find_recipe, load_config
     from minigpt.data.stories.generator import entropy
     from minigpt.evals import evaluate_run
-    from minigpt.writing import generate_text
+    from minigpt.generation.text import generate_text
 
     recipe = find_recipe("demo")
     console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories, character by character")

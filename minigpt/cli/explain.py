@@ -111,7 +111,7 @@ def _check(args: Explain) -> None:
 def _read(args: Explain, run: "LoadedRun") -> list[int]:
     """Ids of the prompt, of a long one the last; warnings say what is not read. Raises GenerationError if empty."""
     from minigpt.data.clean import clean_text
-    from minigpt.writing.prompts import encode_prompt
+    from minigpt.generation.text.prompts import encode_prompt
 
     prompt = run.config.train.sample_prompt if args.prompt is None else args.prompt
     text = clean_text(sys.stdin.read() if prompt == "-" else str(prompt), run.config.data.clean)
@@ -145,9 +145,9 @@ def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 def _over_data(args: Explain, run: "LoadedRun") -> int:
     from rich.progress import Progress
 
+    from minigpt.generation.text import generate_text
     from minigpt.viz.dataset import survey
     from minigpt.viz.tables import show_survey
-    from minigpt.writing import generate_text
 
     splits = run.prepared().splits
     if args.prompt is None:

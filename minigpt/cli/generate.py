@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     if args.save_preset:
         save_preset(args.save_preset, asked)
     from minigpt.assemble import load_run
-    from minigpt.decoding import prepare_decoding
+    from minigpt.generation.fast.prepare import prepare_decoding
 
     run = load_run(args.run, args.device)
     settings = run.config.generation.model_dump() | asked
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfig, draft: Any) -> int:
     from minigpt.data.clean import clean_text
-    from minigpt.writing import Writing
+    from minigpt.generation.text import Writing
 
     prompt = run.config.train.sample_prompt if prompt is None else prompt
     text = clean_text(str(prompt), run.config.data.clean)  # as the training text was

@@ -14,9 +14,9 @@ from minigpt.config import GenerationConfig
 from minigpt.console import progress_bars
 from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError, storage_error
+from minigpt.generation.text import Writing
+from minigpt.generation.text.prompts import encode_prompts
 from minigpt.model import GPT
-from minigpt.writing import Writing
-from minigpt.writing.prompts import encode_prompts
 
 
 def read_prompts(file: str) -> list[dict[str, Any]]:

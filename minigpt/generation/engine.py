@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
+from minigpt.generation.sampling import NO_RULES, Rules, adjust, sample
 from minigpt.model import GPT, KVCache
-from minigpt.sampling import NO_RULES, Rules, adjust, sample
 
 
 class Step(NamedTuple):

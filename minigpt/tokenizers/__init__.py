@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from minigpt.config import TokenizerConfig
 from minigpt.errors import TokenizerError
-from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, TextStream, Tokenizer
+from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import gpt2_tokenizer
 from minigpt.tokenizers.load import load
 from minigpt.tokenizers.patterns import safe_cut
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
+from minigpt.tokenizers.utf8_stream import TextStream
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,12 @@
 
 Notable choices:
 - A token stands for bytes, not characters: one character may be several tokens, so text that is
-  streamed goes through `TextStream`, which never emits half a character.
+  streamed goes through `utf8_stream.TextStream`, which never emits half a character.
 - Text that looks like a special token ("<|endoftext|>") is ordinary text unless `special=True`:
   a document must not be able to end itself.
 - `fingerprint` is the sha256 of the canonical tokenizer.json; token files and checkpoints carry it.
 """
 
-import codecs
 import hashlib
 import json
 import os
@@ -80,14 +79,14 @@ class Tokenizer(ABC):
         Special tokens are left out, or written by name with skip_special=False; except that the unk
         token is always shown, as U+FFFD or by name, since it stands for a character that was there.
         """
-        return b"".join(self._shown(int(id_), skip_special) for id_ in ids).decode("utf-8", errors="replace")
+        return b"".join(self.shown(int(id_), skip_special) for id_ in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id_: int) -> bytes:
         """Bytes of source text that a token stands for; b"" for special tokens, unk among them."""
         self._check(id_)
         return self._pieces[id_]
 
-    def _shown(self, id_: int, skip_special: bool) -> bytes:
+    def shown(self, id_: int, skip_special: bool) -> bytes:
         self._check(id_)
         if id_ not in self._special_names:
             return self._pieces[id_]
@@ -124,29 +123,6 @@ class Tokenizer(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self.kind!r}, vocab_size={self.vocab_size})"
-
-
-class TextStream:
-    """Ids in, one by one; text out as soon as its characters are complete.
-
-    stream.push(a) + stream.push(b) + ... + stream.flush() == tokenizer.decode([a, b, ...])
-
-    An emoji is four bytes, so up to four tokens: the first three pushes return "", the last the emoji.
-    Bytes that cannot become UTF-8 any more are emitted as U+FFFD as soon as that is certain.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, id_: int) -> str:
-        """Text that this token completes; "" while a character is open."""
-        return self._decoder.decode(self._tokenizer._shown(int(id_), self._skip_special))
-
-    def flush(self) -> str:
-        """What is left at the end (U+FFFD for an open character, else ""); the stream may then be used anew."""
-        return self._decoder.decode(b"", final=True)
 
 
 def valid_unicode(text: str) -> str:

@@ -1,9 +1,9 @@
 """A conversation with a model: the session knows no terminal, commands are lines of text, lines come from anywhere."""
 
-from minigpt.chat.commands import COMMANDS, Commands, Reply
-from minigpt.chat.file import load_session, save_session
-from minigpt.chat.session import Alternatives, Ended, Session
-from minigpt.chat.spelling import Message, Plain, Spelling, Turns
+from minigpt.generation.chat.commands import COMMANDS, Commands, Reply
+from minigpt.generation.chat.conversation import Message, Plain, Spelling, Turns
+from minigpt.generation.chat.saved import load_session, save_session
+from minigpt.generation.chat.session import Alternatives, Ended, Session
 
 __all__ = [
     "COMMANDS",

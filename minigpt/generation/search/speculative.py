@@ -21,8 +21,8 @@ from torch import Tensor
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import window_start
+from minigpt.generation.sampling import NO_RULES, Rules, adjust, draw, probabilities
 from minigpt.model import GPT
-from minigpt.sampling import NO_RULES, Rules, adjust, draw, probabilities
 
 LONGEST_MATCH = 3  # tokens that prompt look-up compares
 

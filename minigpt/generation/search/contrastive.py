@@ -18,8 +18,8 @@ from torch import Tensor
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import Step, window_start
+from minigpt.generation.sampling import NO_RULES, Rules, adjust
 from minigpt.model import GPT, KVCache
-from minigpt.sampling import NO_RULES, Rules, adjust
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
 """From logits to a token, as pure functions in one stated order: see `order`."""
 
-from minigpt.sampling.order import NO_RULES, Rules, adjust, draw, probabilities, sample
+from minigpt.generation.sampling.order import NO_RULES, Rules, adjust, draw, probabilities, sample
 
 __all__ = ["NO_RULES", "Rules", "adjust", "draw", "probabilities", "sample"]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.chat.file import load_session, save_session
-from minigpt.chat.session import Session
 from minigpt.config import GenerationConfig, parse_yaml
 from minigpt.errors import ConfigError, GenerationError, nearest
+from minigpt.generation.chat.saved import load_session, save_session
+from minigpt.generation.chat.session import Session
 
 SETTINGS = GenerationConfig.model_fields
 

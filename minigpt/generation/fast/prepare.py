@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.errors import ConfigError, first_line
-from minigpt.graphs import Replay
-from minigpt.kernels import rows
+from minigpt.generation.fast import rows
+from minigpt.generation.fast.cuda_graphs import Replay
 from minigpt.model import GPT
 from minigpt.model.cache import LayerCache
 from minigpt.model.parts import Attention, Block, Rotary, fast_attention

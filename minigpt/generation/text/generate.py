@@ -12,12 +12,12 @@ from torch import Tensor
 from minigpt.config import GenerationConfig, validate
 from minigpt.errors import GenerationError
 from minigpt.generation import steps
+from minigpt.generation.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
+from minigpt.generation.text.bias_and_bans import make_rules
+from minigpt.generation.text.prompts import encode_prompts
+from minigpt.generation.text.stops import Stops
 from minigpt.model import GPT
-from minigpt.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
 from minigpt.tokenizers import TextStream, Tokenizer, load
-from minigpt.writing.prompts import encode_prompts
-from minigpt.writing.rules import make_rules
-from minigpt.writing.stops import Stops
 
 GUESSES = 4
 """Tokens that a draft model guesses at a time, unless prompt_lookup says otherwise."""

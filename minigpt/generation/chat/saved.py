@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.chat.session import Session
-from minigpt.chat.spelling import ROLES, Message
 from minigpt.errors import GenerationError, StorageError
+from minigpt.generation.chat.conversation import ROLES, Message
+from minigpt.generation.chat.session import Session
 from minigpt.tokenizers.base import write_atomic
 
 FORMAT = 1

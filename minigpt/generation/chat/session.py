@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.chat.spelling import Message, Plain, Spelling, fit
 from minigpt.config import GenerationConfig, validate
 from minigpt.errors import ConfigError, GenerationError
+from minigpt.generation.chat.conversation import Message, Plain, Spelling, fit
 from minigpt.generation.engine import Reader
+from minigpt.generation.text import Completion, Writing
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.base import valid_unicode
-from minigpt.writing import Completion, Writing
 
 HALF = "\ufffd"  # what half a character is shown as
 SEEDS = 2**62

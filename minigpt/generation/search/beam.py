@@ -27,8 +27,8 @@ from torch import Tensor
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
 from minigpt.generation.engine import Reader
+from minigpt.generation.sampling import NO_RULES, Rules, adjust, probabilities
 from minigpt.model import GPT
-from minigpt.sampling import NO_RULES, Rules, adjust, probabilities
 
 
 class Hypothesis(NamedTuple):

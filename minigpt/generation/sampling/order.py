@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.sampling.processors import (
+from minigpt.generation.sampling.processors import (
     TINY,
     bad_words,
     frequency_penalty,

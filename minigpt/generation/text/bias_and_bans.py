@@ -2,7 +2,7 @@
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError, TokenizerError
-from minigpt.sampling import NO_RULES, Rules
+from minigpt.generation.sampling import NO_RULES, Rules
 from minigpt.tokenizers import Tokenizer
 
 
