@@ -22,7 +22,7 @@ _HOME = {
     "load_run": "minigpt.assemble",
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
-    "explain": "minigpt.viz",
+    "explain": "minigpt.explain",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.generation.text",
     "stream_text": "minigpt.generation.text",
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
+    from minigpt.explain import explain
     from minigpt.export import export_huggingface
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from minigpt.quantize.run import quantize_run
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.tokenizers.chat_template import load_template
-    from minigpt.viz import explain
 
 
 def __getattr__(name: str) -> Any:

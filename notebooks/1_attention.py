@@ -19,8 +19,8 @@ import torch
 from torch.testing import assert_close
 
 from minigpt import GPT, KVCache, ModelConfig
+from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET
 from minigpt.model import parts, reference
-from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET
 
 torch.set_printoptions(precision=2, sci_mode=False)
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}

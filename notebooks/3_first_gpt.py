@@ -22,13 +22,13 @@ from IPython.display import SVG, Image
 
 from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load_run, train
 from minigpt.data.stories.generator import entropy, generate_stories
+from minigpt.explain import read_metrics, record
+from minigpt.explain.canvas import COLOURS, INK, QUIET, quiet
+from minigpt.explain.dataset import loss_by_position, token_losses
+from minigpt.explain.figures import draw_explanation
+from minigpt.explain.over_time import timeline
 from minigpt.files import read_lines
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
-from minigpt.viz import read_metrics, record
-from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
-from minigpt.viz.dataset import loss_by_position, token_losses
-from minigpt.viz.figures import draw_explanation
-from minigpt.viz.over_time import timeline
 from minigpt.weights.checkpoint import load, steps
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
@@ -340,7 +340,7 @@ assert counted["total"] == sum(by_hand.values()) == sum(parameter.numel() for pa
 # ## Exercise 2
 #
 # Does it help to have read more? Draw the loss by the place in the context, over some hundred windows of validation
-# text. (`minigpt.viz.dataset` has `token_losses` and `loss_by_position`.)
+# text. (`minigpt.explain.dataset` has `token_losses` and `loss_by_position`.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 held_out = load_run(run.path).prepared().splits["val"].tokens[: 300 * 128 + 1]

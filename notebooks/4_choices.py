@@ -24,12 +24,12 @@ import torch
 
 from minigpt import GPT, load_config, train
 from minigpt.data.stories.generator import generate_stories
+from minigpt.explain import read_metrics, record
+from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime.device import make_runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update
-from minigpt.viz import read_metrics, record
-from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET, quiet
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it

@@ -21,9 +21,9 @@ from torch.testing import assert_close
 
 from minigpt import GPT, GenerationConfig, ModelConfig, generate, generate_text, load_config, train
 from minigpt.data.stories.generator import generate_stories
+from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.generation.sampling import NO_RULES, adjust, draw, probabilities
 from minigpt.generation.search import ModelDrafter, beam_search, speculate
-from minigpt.viz.canvas import COLOURS, GRID, INK, QUIET, quiet
 
 torch.set_num_threads(1)  # the same sums however many cores there are; at this size not slower
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
@@ -133,7 +133,8 @@ assert table == {"top_k": [2, 2, 2], "top_p": [1, 5, 8], "min_p": [1, 4, 8]}
 # ## The order
 #
 # Settings act in a stated order (`minigpt/generation/sampling/order.py`): penalties, temperature, then `top_k`,
-# `top_p`, `min_p`, `typical_p`. So a cut sees the chances *after* the temperature, and the same `top_p` keeps more words when it is hot:
+# `top_p`, `min_p`, `typical_p`. So a cut sees the chances *after* the temperature, and the same `top_p` keeps more
+# words when it is hot:
 
 # %%
 left = [int((chances_with(temperature=value, top_p=0.7) > 0).sum()) for value in (0.5, 1, 2)]

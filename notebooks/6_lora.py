@@ -24,11 +24,11 @@ from minigpt import evaluate_run, fine_tune, generate_text, load_config, load_ru
 from minigpt.assemble.data import prepare_data
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories.generator import generate_stories
+from minigpt.explain import read_metrics
+from minigpt.explain.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.files import write_lines
 from minigpt.training.finetune import Adapters, add_lora, merge
 from minigpt.training.finetune.lora import layers
-from minigpt.viz import read_metrics
-from minigpt.viz.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.weights.checkpoint import resolve
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}

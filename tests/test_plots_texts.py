@@ -11,15 +11,15 @@ from minigpt.cli import main
 from minigpt.config import DataConfig
 from minigpt.data.inspect.report import inspect_data
 from minigpt.errors import UserError
+from minigpt.explain import draw_text, draw_tokenizer, draw_tokenizers
 from minigpt.tokenizers import ByteTokenizer
-from minigpt.viz import draw_text, draw_tokenizer, draw_tokenizers
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     """Every figure that would be written, to be read."""
     kept: list = []
-    monkeypatch.setattr("minigpt.viz.texts.write_figure", lambda figure, out: kept.append(figure) or out)
+    monkeypatch.setattr("minigpt.explain.data_plots.write_figure", lambda figure, out: kept.append(figure) or out)
     return kept
 
 

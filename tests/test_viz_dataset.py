@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from minigpt.config import ModelConfig
 from minigpt.data import TokenFile, TokenWriter
 from minigpt.evals import evaluate
-from minigpt.model import GPT
-from minigpt.runtime.device import make_runtime
-from minigpt.tokenizers import CharTokenizer
-from minigpt.viz import dataset
-from minigpt.viz.dataset import (
+from minigpt.explain import dataset
+from minigpt.explain.dataset import (
     SURVEY_KEYS,
     Span,
     loss_by_frequency,
@@ -24,6 +21,9 @@ from minigpt.viz.dataset import (
     survey,
     token_losses,
 )
+from minigpt.model import GPT
+from minigpt.runtime.device import make_runtime
+from minigpt.tokenizers import CharTokenizer
 
 TEXT = "the cat sat on the mat. the dog ran to the barn by the mill, and the cat saw the dog. " * 4
 TOKENIZER = CharTokenizer.from_texts([TEXT])

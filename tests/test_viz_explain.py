@@ -18,15 +18,15 @@ from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.errors import RunError, UserError
+from minigpt.explain import explain, record
+from minigpt.explain.dataset import SURVEY_KEYS
+from minigpt.explain.explanation import KEYS, token_texts
+from minigpt.explain.html import make_page
+from minigpt.explain.over_time import TIMELINE_KEYS, timeline
+from minigpt.explain.walk import steps, walk
 from minigpt.files import append_line
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
-from minigpt.viz import explain, record
-from minigpt.viz.dataset import SURVEY_KEYS
-from minigpt.viz.explanation import KEYS, token_texts
-from minigpt.viz.html import make_page
-from minigpt.viz.over_time import TIMELINE_KEYS, timeline
-from minigpt.viz.walk import steps, walk
 from minigpt.weights import checkpoint
 
 PROMPT = "the cat sat on a mat and saw the cat"

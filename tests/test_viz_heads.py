@@ -7,11 +7,11 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.config.tree import OptimizerConfig
 from minigpt.errors import UserError
+from minigpt.explain import measure_heads
+from minigpt.explain.heads import KINDS, places, score_heads
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.training.optim import make_optimizer
-from minigpt.viz import measure_heads
-from minigpt.viz.heads import KINDS, places, score_heads
 
 SMALL = ModelConfig(shape="modern", vocab_size=32, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=48)
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from minigpt.config import ModelConfig
+from minigpt.explain import explain
+from minigpt.explain.html import make_page
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
-from minigpt.viz import explain
-from minigpt.viz.html import make_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

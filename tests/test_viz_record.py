@@ -7,10 +7,10 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.evals import evaluate
+from minigpt.explain import record
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
-from minigpt.viz import record
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 SHAPES = {

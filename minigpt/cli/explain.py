@@ -78,14 +78,14 @@ def main(argv: list[str]) -> int:
         return _over_training(args, run, ids)
     if args.step_by_step:
         return _walk(args, run, ids)
-    from minigpt.viz.explanation import explain
+    from minigpt.explain.explanation import explain
 
     explanation = explain(run.model, run.tokenizer, ids, run=run.name, step=run.step)
     if args.json:
         out_json(explanation)
     for path in (args.png, args.svg):
         if path:
-            from minigpt.viz.figures import draw_explanation
+            from minigpt.explain.figures import draw_explanation
 
             out(str(draw_explanation(explanation, path, args.picture)))
     if not (args.json or args.png or args.svg):
@@ -122,9 +122,9 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
 
 
 def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
+    from minigpt.explain.html import make_page
     from minigpt.files import write_text
     from minigpt.layout import run_folder
-    from minigpt.viz.html import make_page
 
     target = Path(args.out) if args.out else run_folder(run.path) / "plots" / "explain.html"
     try:
@@ -136,7 +136,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) ->
 
 
 def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
-    from minigpt.viz.walk import walk
+    from minigpt.explain.walk import walk
 
     _show(walk(run.model, run.tokenizer, ids, args.position))
     return 0
@@ -145,9 +145,9 @@ def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 def _over_data(args: Explain, run: "LoadedRun") -> int:
     from rich.progress import Progress
 
+    from minigpt.explain.dataset import survey
+    from minigpt.explain.tables import show_survey
     from minigpt.generation.text import generate_text
-    from minigpt.viz.dataset import survey
-    from minigpt.viz.tables import show_survey
 
     splits = run.prepared().splits
     if args.prompt is None:
@@ -173,9 +173,9 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
 def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
     from rich.progress import Progress
 
+    from minigpt.explain.over_time import timeline
+    from minigpt.explain.tables import show_timeline
     from minigpt.layout import run_folder
-    from minigpt.viz.over_time import timeline
-    from minigpt.viz.tables import show_timeline
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checkpoints", total=None)

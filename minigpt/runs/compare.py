@@ -54,7 +54,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def seeds_together(paths: Sequence[str | Path]) -> list[list[Path]]:
-    """Run directories in groups that differ in their seed alone, in their order: what `minigpt.viz.plot_runs` takes.
+    """Run directories in groups that differ in their seed alone, in their order: what `explain.plot_runs` takes.
 
     A folder without config.yaml is a group of its own.
     """

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from minigpt.errors import RunError
+from minigpt.explain.heads import KINDS, measure_heads
+from minigpt.explain.recording import record
 from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.viz.heads import KINDS, measure_heads
-from minigpt.viz.recording import record
 from minigpt.weights import checkpoint
 
 TIMELINE_KEYS = ("run", "ids", "steps", "samples")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigpt.errors import RunError, UserError
-from minigpt.viz.canvas import (
+from minigpt.explain.canvas import (
     COLOURS,
     INK,
     drawable,
@@ -24,8 +24,8 @@ from minigpt.viz.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.viz.metrics import count_tokenizers, read_metrics
-from minigpt.viz.plots import Runs, group_names, run_groups
+from minigpt.explain.metrics import count_tokenizers, read_metrics
+from minigpt.explain.run_plots import Runs, group_names, run_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from minigpt.errors import UserError
+from minigpt.explain.trace import traced
 from minigpt.model import GPT
-from minigpt.viz.trace import traced
 
 Floats = npt.NDArray[np.float32]
 KINDS = ("previous_token", "first_token", "duplicate_token", "induction")

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from minigpt.data import windows
+from minigpt.explain.explanation import token_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.viz.explanation import token_text
 
 Ids = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.explain.heads import KINDS, NAMED_FROM, Heads, measure_heads, score_heads
+from minigpt.explain.recording import Recording, record
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.viz.heads import KINDS, NAMED_FROM, Heads, measure_heads, score_heads
-from minigpt.viz.recording import Recording, record
 
 FORMAT = 1
 KEYS = (

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.errors import CheckpointError, GenerationError
+from minigpt.explain.trace import Trace, traced
 from minigpt.model import GPT
-from minigpt.viz.trace import Trace, traced
 
 Floats = npt.NDArray[np.float32]
 

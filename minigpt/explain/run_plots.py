@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minigpt.errors import UserError, nearest
-from minigpt.viz.canvas import (
+from minigpt.explain.canvas import (
     COLOURS,
     INK,
     QUIET,
@@ -30,7 +30,7 @@ from minigpt.viz.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.viz.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
+from minigpt.explain.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

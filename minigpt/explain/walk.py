@@ -18,11 +18,11 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.errors import UserError
+from minigpt.explain.explanation import token_text, visible
+from minigpt.explain.recording import check_tokens
+from minigpt.explain.trace import Trace, traced
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.viz.explanation import token_text, visible
-from minigpt.viz.recording import check_tokens
-from minigpt.viz.trace import Trace, traced
 
 _LOOKS, _GUESSES = 5, 5
 

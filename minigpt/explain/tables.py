@@ -8,9 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from minigpt.explain.explanation import token_text, visible
+from minigpt.explain.heads import KINDS, NAMED_FROM
 from minigpt.tokenizers import Tokenizer
-from minigpt.viz.explanation import token_text, visible
-from minigpt.viz.heads import KINDS, NAMED_FROM
 
 _ROWS = 10
 
