@@ -18,9 +18,9 @@ from statistics import median
 import numpy as np
 from matplotlib.figure import Figure
 
-from minigpt.bench.timing import stopwatch
-from minigpt.bench.train import our_side, random_batches
 from minigpt.config import RunConfig, validate
+from minigpt.machine.bench.timing import stopwatch
+from minigpt.machine.bench.train import our_side, random_batches
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime.autotune import choose

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt.bench import data, generate, machine, rivals, shape, timing, tokenizer, train
-from minigpt.bench.profile import check_profile, group_of, profiled, table
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import DataError, StorageError, TokenizerError, UserError
+from minigpt.machine.bench import data, generate, machine, rivals, shape, timing, tokenizer, train
+from minigpt.machine.bench.profile import check_profile, group_of, profiled, table
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import ByteTokenizer

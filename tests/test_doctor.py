@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from minigpt.cli.doctor import main
-from minigpt.doctor import Check, all_probes, examine, kernels, machine
+from minigpt.machine.doctor import Check, all_probes, examine, kernels, machine
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     """What `minigpt doctor --json` prints here; torch.compile, half of its time, is left to the slow test."""
     code = (
-        "import sys, minigpt.doctor as doctor\n"
+        "import sys, minigpt.machine.doctor as doctor\n"
         "from minigpt.cli.doctor import main\n"
         "probes = [probe for probe in doctor.all_probes() if probe[0] != 'torch.compile']\n"
         "doctor.all_probes = lambda: probes\n"
@@ -68,7 +68,7 @@ def test_something_broken_gives_exit_code_1_and_its_advice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     probes = [("good", lambda: Check("good", True, "fine")), ("bad", lambda: Check("bad", False, "gone", "mend it"))]
-    monkeypatch.setattr("minigpt.doctor.all_probes", lambda: iter(probes))
+    monkeypatch.setattr("minigpt.machine.doctor.all_probes", lambda: iter(probes))
     assert main([]) == 1
     printed = capsys.readouterr().out
     assert "-> mend it" in printed
@@ -78,7 +78,9 @@ def test_something_broken_gives_exit_code_1_and_its_advice(
 
 
 def test_what_is_only_optional_does_not_fail(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("minigpt.doctor.all_probes", lambda: iter([("gpu", lambda: Check("gpu", None, "none"))]))
+    monkeypatch.setattr(
+        "minigpt.machine.doctor.all_probes", lambda: iter([("gpu", lambda: Check("gpu", None, "none"))])
+    )
     assert main([]) == 0
 
 

@@ -227,7 +227,7 @@ def test_fp8_is_put_into_the_blocks_and_keeps_weights_and_names() -> None:
 
 
 def test_the_doctor_says_what_auto_takes_and_why() -> None:
-    from minigpt.doctor.kernels import precision
+    from minigpt.machine.doctor.kernels import precision
 
     check = precision("cpu")
     print(check.detail)

@@ -167,7 +167,7 @@ Tell = Callable[[str], None]
 
 def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
     config = _config(args.recipe, overrides)
-    from minigpt.bench.train import bench_train
+    from minigpt.machine.bench.train import bench_train
 
     return bench_train(
         config,
@@ -182,7 +182,7 @@ def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]
 
 def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
     model = _model(args.what, overrides)
-    from minigpt.bench.generate import bench_generate
+    from minigpt.machine.bench.generate import bench_generate
 
     return bench_generate(
         model,
@@ -198,8 +198,8 @@ def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> dict[str
 
 
 def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    from minigpt.bench.tokenizer import bench_tokenizer
     from minigpt.data import text_chunks
+    from minigpt.machine.bench.tokenizer import bench_tokenizer
 
     text = "".join(text_chunks(args.file, RunConfig().data, None))
     return {"source": args.file, **bench_tokenizer(text, args.vocab_size, args.pattern, args.rounds, tell)}
@@ -207,7 +207,7 @@ def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> dict[str, Any]
 
 def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
     config = load_config(None, {"data.source": args.file, **overrides})
-    from minigpt.bench.data import bench_data
+    from minigpt.machine.bench.data import bench_data
 
     return bench_data(config, args.rounds, tell)
 
@@ -225,7 +225,7 @@ def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
     if trained and (foreign := [path for path in overrides if path != "train.device"]):
         raise ConfigError([f"{path}: {word} has a shape of its own; leave this out" for path in foreign])
     config = load_config(None, overrides) if trained else _config(word, overrides)
-    from minigpt.bench.shape import with_vocabulary
+    from minigpt.machine.bench.shape import with_vocabulary
     from minigpt.model import GPT
     from minigpt.runtime.device import pick_device
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Doctor, argv, "doctor")
     from rich.markup import escape
 
-    from minigpt.doctor import all_probes, examine
+    from minigpt.machine.doctor import all_probes, examine
 
     checks = []
     with console.status("starting") as status:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tiktoken
 
-from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
+from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.tokenizers import BPETokenizer, safe_cut
 from minigpt.tokenizers.bpe import SPECIALS
 from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from minigpt.bench.timing import stopwatch
 from minigpt.errors import UserError
+from minigpt.machine.bench.timing import stopwatch
 from minigpt.runtime.device import Runtime, peak_flops
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from minigpt.doctor import kernels, machine
-from minigpt.doctor.check import Check, reason
+from minigpt.machine.doctor import kernels, machine
+from minigpt.machine.doctor.check import Check, reason
 
 __all__ = ["Check", "Probe", "all_probes", "examine"]
 

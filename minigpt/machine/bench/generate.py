@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.bench.machine import about, out_of_memory, peak_memory, read_bandwidth, start_memory
-from minigpt.bench.profile import check_profile, profiled
-from minigpt.bench.rivals import Twin, build_twin, find_twin
-from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
+from minigpt.machine.bench.machine import about, out_of_memory, peak_memory, read_bandwidth, start_memory
+from minigpt.machine.bench.profile import check_profile, profiled
+from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
+from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
 from minigpt.model import GPT
 from minigpt.runtime.device import DTYPES, Runtime
 

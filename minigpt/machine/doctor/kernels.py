@@ -17,8 +17,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config import ModelConfig
-from minigpt.doctor.check import Check, reason
 from minigpt.errors import ConfigError
+from minigpt.machine.doctor.check import Check, reason
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +229,7 @@ def torch_compile(limit: float = COMPILE_LIMIT) -> Check:
     name, advice = "torch.compile", "training runs eager without it; set train.compile off to silence the warning"
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
-        code = "from minigpt.doctor.kernels import compile_here; compile_here()"
+        code = "from minigpt.machine.doctor.kernels import compile_here; compile_here()"
         try:
             done = subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=limit

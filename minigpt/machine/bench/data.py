@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from minigpt import tokenizers
-from minigpt.bench.timing import Spread, Tell, rounded, stopwatch
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, prepare, text_chunks
 from minigpt.errors import StorageError
+from minigpt.machine.bench.timing import Spread, Tell, rounded, stopwatch
 
 BATCHES = 200
 """Batches of a round."""

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.bench.machine import about, ceilings, is_out_of_memory, out_of_memory, peak_memory, start_memory
-from minigpt.bench.profile import check_profile, profiled
-from minigpt.bench.rivals import Twin, build_twin, find_twin
-from minigpt.bench.shape import with_vocabulary
-from minigpt.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
+from minigpt.machine.bench.machine import about, ceilings, is_out_of_memory, out_of_memory, peak_memory, start_memory
+from minigpt.machine.bench.profile import check_profile, profiled
+from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
+from minigpt.machine.bench.shape import with_vocabulary
+from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runtime.autotune import Choice, choose

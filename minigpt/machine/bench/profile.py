@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.bench.timing import rounded
 from minigpt.errors import StorageError, UserError
+from minigpt.machine.bench.timing import rounded
 from minigpt.runtime.device import Runtime
 
 TOP = 15

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from minigpt.data.named_datasets import NAMED
-from minigpt.doctor.check import Check, reason
 from minigpt.download import cache_root, file_sha256
+from minigpt.machine.doctor.check import Check, reason
 from minigpt.runtime.memory import host_memory
 
 GB = 1e9
@@ -29,7 +29,7 @@ def python() -> Check:
 
 def minigpt() -> Check:
     """The installed package."""
-    folder = Path(__file__).parent.parent
+    folder = Path(__file__).parents[2]
     try:
         version = importlib.metadata.version("minigpt")
     except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,1 @@
+"""This machine: what it can do (doctor) and how fast it is (bench)."""
