@@ -18,7 +18,7 @@ from minigpt.assemble import fine_tune, load_run, train
 from minigpt.assemble.data import prepare_data
 from minigpt.config import load_config
 from minigpt.evals import evaluate_run
-from minigpt.explain import plot_runs
+from minigpt.explanation import plot_runs
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 from minigpt import evaluate_run, load_config, load_run, train
-from minigpt.explain import plot_runs
+from minigpt.explanation import plot_runs
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 150
 losses: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ _HOME = {
     "load_run": "minigpt.assemble",
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
-    "explain": "minigpt.explain",
+    "explain": "minigpt.explanation",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.generation.text",
     "stream_text": "minigpt.generation.text",
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
-    from minigpt.explain import explain
+    from minigpt.explanation import explain
     from minigpt.export import export_huggingface
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding

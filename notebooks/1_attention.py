@@ -19,7 +19,7 @@ import torch
 from torch.testing import assert_close
 
 from minigpt import GPT, KVCache, ModelConfig
-from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET
+from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET
 from minigpt.model import parts, reference
 
 torch.set_printoptions(precision=2, sci_mode=False)

@@ -23,7 +23,7 @@ import regex
 
 from minigpt.data.stories.generator import entropy, generate_stories
 from minigpt.evals.floors import compute_floors
-from minigpt.explain.canvas import COLOURS, INK, QUIET, quiet
+from minigpt.explanation.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.model import gpt
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, TextStream
 from minigpt.tokenizers.learn import learn_merges, learn_merges_reference, merge, to_symbols

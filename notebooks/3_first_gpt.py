@@ -22,11 +22,11 @@ from IPython.display import SVG, Image
 
 from minigpt import GPT, evaluate_run, explain, generate_text, load_config, load_run, train
 from minigpt.data.stories.generator import entropy, generate_stories
-from minigpt.explain import read_metrics, record
-from minigpt.explain.canvas import COLOURS, INK, QUIET, quiet
-from minigpt.explain.dataset import loss_by_position, token_losses
-from minigpt.explain.figures import draw_explanation
-from minigpt.explain.over_time import timeline
+from minigpt.explanation import read_metrics, record
+from minigpt.explanation.canvas import COLOURS, INK, QUIET, quiet
+from minigpt.explanation.dataset import loss_by_position, token_losses
+from minigpt.explanation.figures import draw_explanation
+from minigpt.explanation.over_time import timeline
 from minigpt.files import read_lines
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
 from minigpt.weights.checkpoint import load, steps

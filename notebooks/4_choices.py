@@ -24,8 +24,8 @@ import torch
 
 from minigpt import GPT, load_config, train
 from minigpt.data.stories.generator import generate_stories
-from minigpt.explain import read_metrics, record
-from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET, quiet
+from minigpt.explanation import read_metrics, record
+from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime.device import make_runtime
 from minigpt.training import make_optimizer

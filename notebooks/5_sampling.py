@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from minigpt import GPT, GenerationConfig, ModelConfig, generate, generate_text, load_config, train
 from minigpt.data.stories.generator import generate_stories
-from minigpt.explain.canvas import COLOURS, GRID, INK, QUIET, quiet
+from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.generation.sampling import NO_RULES, adjust, draw, probabilities
 from minigpt.generation.search import ModelDrafter, beam_search, speculate
 

@@ -24,8 +24,8 @@ from minigpt import evaluate_run, fine_tune, generate_text, load_config, load_ru
 from minigpt.assemble.data import prepare_data
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories.generator import generate_stories
-from minigpt.explain import read_metrics
-from minigpt.explain.canvas import COLOURS, INK, QUIET, quiet
+from minigpt.explanation import read_metrics
+from minigpt.explanation.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.files import write_lines
 from minigpt.training.finetune import Adapters, add_lora, merge
 from minigpt.training.finetune.lora import layers

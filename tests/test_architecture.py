@@ -179,7 +179,7 @@ PLANTED = [
     (bad_imports, "model/gpt.py", "from ..training import step"),
     (bad_imports, "model/gpt.py", "from .. import training"),
     (bad_imports, "model/gpt.py", "import importlib\nimportlib.import_module('minigpt.training')"),
-    (bad_imports, "evals/loss.py", "from minigpt.explain import plots"),
+    (bad_imports, "evals/loss.py", "from minigpt.explanation import plots"),
     (bad_imports, "assemble/run.py", "from minigpt.cli import console"),
     (bad_imports, "__init__.py", "from minigpt.cli import main"),
     (bad_imports, "losses.py", "from minigpt.runtime.device import seed"),

@@ -11,10 +11,10 @@ from minigpt.cli import main
 from minigpt.cli import plot as command
 from minigpt.config import dump_config, load_config
 from minigpt.errors import RunError, UserError
-from minigpt.explain import canvas, draw_scaling, measure_scaling, plot_runs
-from minigpt.explain import metrics as arrays
-from minigpt.explain.run_plots import PANELS, draw_runs, group_names
-from minigpt.explain.scaling import frontier
+from minigpt.explanation import canvas, draw_scaling, measure_scaling, plot_runs
+from minigpt.explanation import metrics as arrays
+from minigpt.explanation.run_plots import PANELS, draw_runs, group_names
+from minigpt.explanation.scaling import frontier
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runs import seeds_together
 
@@ -65,7 +65,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
         return out
 
     for part in ("plots", "scaling"):
-        monkeypatch.setattr(f"minigpt.explain.{part}.write_figure", keep)
+        monkeypatch.setattr(f"minigpt.explanation.{part}.write_figure", keep)
     return kept
 
 

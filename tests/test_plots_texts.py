@@ -11,7 +11,7 @@ from minigpt.cli import main
 from minigpt.config import DataConfig
 from minigpt.data.inspect.report import inspect_data
 from minigpt.errors import UserError
-from minigpt.explain import draw_text, draw_tokenizer, draw_tokenizers
+from minigpt.explanation import draw_text, draw_tokenizer, draw_tokenizers
 from minigpt.tokenizers import ByteTokenizer
 
 
@@ -19,7 +19,7 @@ from minigpt.tokenizers import ByteTokenizer
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     """Every figure that would be written, to be read."""
     kept: list = []
-    monkeypatch.setattr("minigpt.explain.data_plots.write_figure", lambda figure, out: kept.append(figure) or out)
+    monkeypatch.setattr("minigpt.explanation.data_plots.write_figure", lambda figure, out: kept.append(figure) or out)
     return kept
 
 

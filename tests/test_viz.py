@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from minigpt.cli import plot as command
 from minigpt.errors import RunError, StorageError, UserError
-from minigpt.explain import last_values, plot_runs, read_metrics, smooth
-from minigpt.explain.metrics import read_floors
-from minigpt.explain.run_plots import draw_runs, short_names
+from minigpt.explanation import last_values, plot_runs, read_metrics, smooth
+from minigpt.explanation.metrics import read_floors
+from minigpt.explanation.run_plots import draw_runs, short_names
 
 
 def write_run(folder: Path, lines: list[dict], end: str = "\n") -> Path:
@@ -225,7 +225,7 @@ def test_the_commands_mistakes_are_user_errors(run, tmp_path):
 
 def test_drawing_uses_neither_pyplot_nor_torch_and_reading_no_matplotlib(run, tmp_path):
     code = (
-        "import sys; from minigpt.explain import plot_runs, read_metrics; read_metrics(sys.argv[1]);"
+        "import sys; from minigpt.explanation import plot_runs, read_metrics; read_metrics(sys.argv[1]);"
         "assert 'matplotlib' not in sys.modules; plot_runs(sys.argv[1:2], sys.argv[2]);"
         "assert 'matplotlib' in sys.modules; assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )

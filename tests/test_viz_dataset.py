@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from minigpt.config import ModelConfig
 from minigpt.data import TokenFile, TokenWriter
 from minigpt.evals import evaluate
-from minigpt.explain import dataset
-from minigpt.explain.dataset import (
+from minigpt.explanation import dataset
+from minigpt.explanation.dataset import (
     SURVEY_KEYS,
     Span,
     loss_by_frequency,

@@ -18,12 +18,12 @@ from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.errors import RunError, UserError
-from minigpt.explain import explain, record
-from minigpt.explain.dataset import SURVEY_KEYS
-from minigpt.explain.explanation import KEYS, token_texts
-from minigpt.explain.html import make_page
-from minigpt.explain.over_time import TIMELINE_KEYS, timeline
-from minigpt.explain.walk import steps, walk
+from minigpt.explanation import explain, record
+from minigpt.explanation.dataset import SURVEY_KEYS
+from minigpt.explanation.explain import KEYS, token_texts
+from minigpt.explanation.html import make_page
+from minigpt.explanation.over_time import TIMELINE_KEYS, timeline
+from minigpt.explanation.walk import steps, walk
 from minigpt.files import append_line
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer, Tokenizer

@@ -7,8 +7,8 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.config.tree import OptimizerConfig
 from minigpt.errors import UserError
-from minigpt.explain import measure_heads
-from minigpt.explain.heads import KINDS, places, score_heads
+from minigpt.explanation import measure_heads
+from minigpt.explanation.heads import KINDS, places, score_heads
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.training.optim import make_optimizer

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from minigpt.config import ModelConfig
-from minigpt.explain import explain
-from minigpt.explain.html import make_page
+from minigpt.explanation import explain
+from minigpt.explanation.html import make_page
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
 

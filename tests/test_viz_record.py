@@ -7,7 +7,7 @@ import torch
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.evals import evaluate
-from minigpt.explain import record
+from minigpt.explanation import record
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime

@@ -379,7 +379,7 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
 
 def _draw(path: Path, console: Console) -> None:
     from minigpt.errors import UserError
-    from minigpt.explain import plot_runs
+    from minigpt.explanation import plot_runs
 
     try:
         console.print(f"drawn: {plot_runs([path], path / 'plots' / 'loss.png')}")

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     config, _ = config_from(args.what, overrides)
     from minigpt.assemble import make_tokenizer
     from minigpt.data.inspect.report import inspect_data
-    from minigpt.explain import draw_text, drawable
+    from minigpt.explanation import draw_text, drawable
 
     if args.plot:
         drawable(args.plot)  # a missing library is told before the minutes of counting

@@ -78,14 +78,14 @@ def main(argv: list[str]) -> int:
         return _over_training(args, run, ids)
     if args.step_by_step:
         return _walk(args, run, ids)
-    from minigpt.explain.explanation import explain
+    from minigpt.explanation.explain import explain
 
     explanation = explain(run.model, run.tokenizer, ids, run=run.name, step=run.step)
     if args.json:
         out_json(explanation)
     for path in (args.png, args.svg):
         if path:
-            from minigpt.explain.figures import draw_explanation
+            from minigpt.explanation.figures import draw_explanation
 
             out(str(draw_explanation(explanation, path, args.picture)))
     if not (args.json or args.png or args.svg):
@@ -122,7 +122,7 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
 
 
 def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
-    from minigpt.explain.html import make_page
+    from minigpt.explanation.html import make_page
     from minigpt.files import write_text
     from minigpt.layout import run_folder
 
@@ -136,7 +136,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) ->
 
 
 def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
-    from minigpt.explain.walk import walk
+    from minigpt.explanation.walk import walk
 
     _show(walk(run.model, run.tokenizer, ids, args.position))
     return 0
@@ -145,8 +145,8 @@ def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 def _over_data(args: Explain, run: "LoadedRun") -> int:
     from rich.progress import Progress
 
-    from minigpt.explain.dataset import survey
-    from minigpt.explain.tables import show_survey
+    from minigpt.explanation.dataset import survey
+    from minigpt.explanation.tables import show_survey
     from minigpt.generation.text import generate_text
 
     splits = run.prepared().splits
@@ -173,8 +173,8 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
 def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
     from rich.progress import Progress
 
-    from minigpt.explain.over_time import timeline
-    from minigpt.explain.tables import show_timeline
+    from minigpt.explanation.over_time import timeline
+    from minigpt.explanation.tables import show_timeline
     from minigpt.layout import run_folder
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

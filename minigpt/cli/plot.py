@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     if args.out is not None and args.format is not None and Path(args.out).suffix.lower() != f".{args.format}":
         raise UserError(f"--out {args.out} does not end in .{args.format}; leave --format out")
     what = _what(args)
-    from minigpt.explain import draw_scaling, drawable, last_values, measure_scaling, plot_runs
+    from minigpt.explanation import draw_scaling, drawable, last_values, measure_scaling, plot_runs
     from minigpt.runs import run_folders, seeds_together
 
     paths = run_folders(args.runs)

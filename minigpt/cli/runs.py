@@ -252,7 +252,7 @@ def _compare(args: Compare) -> None:
     groups, warned, picture = grouped(runs), cautions(runs), None
     curves = [[run.path for run in group.runs if run.lines] for group in groups]
     if args.plot and any(curves):
-        from minigpt.explain import count_tokenizers, plot_runs
+        from minigpt.explanation import count_tokenizers, plot_runs
 
         drawn, first = [paths for paths in curves if paths], next(run.path for run in runs if run.lines)
         what = ("bpb",) if count_tokenizers([run.path for run in runs]) > 1 else ("loss", "perplexity")

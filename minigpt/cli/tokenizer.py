@@ -148,7 +148,7 @@ def _train(args: Train, data: DataConfig) -> int:
 def _inspect(args: Inspect) -> int:
     tokenizer = open_tokenizer(args.tokenizer)
     if args.plot:
-        from minigpt.explain import draw_tokenizer
+        from minigpt.explanation import draw_tokenizer
 
         console.print(f"drawn: {draw_tokenizer(tokenizer, args.plot)}", markup=False)
     summary = _summary(tokenizer)
@@ -175,7 +175,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if len(args.tokenizers) < 2:
         raise TokenizerError("compare needs two tokenizers or more, as in `compare tokenizer.json gpt2`")
     if args.plot:
-        from minigpt.explain import drawable
+        from minigpt.explanation import drawable
 
         drawable(args.plot)  # a missing library is told before the work
     if args.max_bytes < 1:
@@ -204,7 +204,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
             }
         )
     if args.plot:
-        from minigpt.explain import draw_tokenizers
+        from minigpt.explanation import draw_tokenizers
 
         console.print(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}", markup=False)
     if args.json:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minigpt.errors import UserError, nearest
-from minigpt.explain.canvas import (
+from minigpt.explanation.canvas import (
     COLOURS,
     INK,
     QUIET,
@@ -30,7 +30,7 @@ from minigpt.explain.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.explain.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
+from minigpt.explanation.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.explain.explanation import token_text, visible
-from minigpt.explain.heads import KINDS, NAMED_FROM
+from minigpt.explanation.explain import token_text, visible
+from minigpt.explanation.heads import KINDS, NAMED_FROM
 from minigpt.tokenizers import Tokenizer
 
 _ROWS = 10

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from minigpt.errors import RunError
-from minigpt.explain.heads import KINDS, measure_heads
-from minigpt.explain.recording import record
+from minigpt.explanation.heads import KINDS, measure_heads
+from minigpt.explanation.recording import record
 from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt.explain.canvas import drawable
-from minigpt.explain.data_plots import draw_text, draw_tokenizer, draw_tokenizers
-from minigpt.explain.metrics import count_tokenizers, last_values, read_metrics, smooth
-from minigpt.explain.run_plots import plot_runs
-from minigpt.explain.scaling import draw_scaling, measure_scaling
+from minigpt.explanation.canvas import drawable
+from minigpt.explanation.data_plots import draw_text, draw_tokenizer, draw_tokenizers
+from minigpt.explanation.metrics import count_tokenizers, last_values, read_metrics, smooth
+from minigpt.explanation.run_plots import plot_runs
+from minigpt.explanation.scaling import draw_scaling, measure_scaling
 
 if TYPE_CHECKING:
-    from minigpt.explain.explanation import explain
-    from minigpt.explain.heads import measure_heads
-    from minigpt.explain.recording import record
+    from minigpt.explanation.explain import explain
+    from minigpt.explanation.heads import measure_heads
+    from minigpt.explanation.recording import record
 
 __all__ = [
     "count_tokenizers",
@@ -34,11 +34,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import torch only for those who look inside a model: plotting needs none."""
     if name == "explain":
-        from minigpt.explain.explanation import explain as found
+        from minigpt.explanation.explain import explain as found
     elif name == "measure_heads":
-        from minigpt.explain.heads import measure_heads as found
+        from minigpt.explanation.heads import measure_heads as found
     elif name == "record":
-        from minigpt.explain.recording import record as found
+        from minigpt.explanation.recording import record as found
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

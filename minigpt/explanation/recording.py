@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.errors import CheckpointError, GenerationError
-from minigpt.explain.trace import Trace, traced
+from minigpt.explanation.trace import Trace, traced
 from minigpt.model import GPT
 
 Floats = npt.NDArray[np.float32]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigpt.explain.canvas import COLOURS, INK, QUIET, drawable, logarithmic, new_figure, quiet, write_figure
-from minigpt.explain.run_plots import short_names
+from minigpt.explanation.canvas import COLOURS, INK, QUIET, drawable, logarithmic, new_figure, quiet, write_figure
+from minigpt.explanation.run_plots import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.explain.heads import KINDS, NAMED_FROM, Heads, measure_heads, score_heads
-from minigpt.explain.recording import Recording, record
+from minigpt.explanation.heads import KINDS, NAMED_FROM, Heads, measure_heads, score_heads
+from minigpt.explanation.recording import Recording, record
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigpt.errors import RunError, UserError
-from minigpt.explain.canvas import (
+from minigpt.explanation.canvas import (
     COLOURS,
     INK,
     drawable,
@@ -24,8 +24,8 @@ from minigpt.explain.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.explain.metrics import count_tokenizers, read_metrics
-from minigpt.explain.run_plots import Runs, group_names, run_groups
+from minigpt.explanation.metrics import count_tokenizers, read_metrics
+from minigpt.explanation.run_plots import Runs, group_names, run_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

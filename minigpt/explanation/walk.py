@@ -18,9 +18,9 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.errors import UserError
-from minigpt.explain.explanation import token_text, visible
-from minigpt.explain.recording import check_tokens
-from minigpt.explain.trace import Trace, traced
+from minigpt.explanation.explain import token_text, visible
+from minigpt.explanation.recording import check_tokens
+from minigpt.explanation.trace import Trace, traced
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 

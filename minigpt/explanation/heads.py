@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from minigpt.errors import UserError
-from minigpt.explain.trace import traced
+from minigpt.explanation.trace import traced
 from minigpt.model import GPT
 
 Floats = npt.NDArray[np.float32]
