@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigpt.assemble import fine_tune, load_run, train
-from minigpt.assemble.data import prepare_data
 from minigpt.config import load_config
 from minigpt.evals import evaluate_run
 from minigpt.explanation import plot_runs
+from minigpt.runs.data import prepare_data
+from minigpt.runs.finetune import fine_tune
+from minigpt.runs.load import load_run
+from minigpt.runs.train import train
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from minigpt.assemble import load_run
 from minigpt.data import eval_batches
+from minigpt.runs.load import load_run
 from minigpt.training.step import validation_loss
 
 

@@ -11,10 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from minigpt.assemble import load_run
 from minigpt.data.stories.questions import questions
 from minigpt.errors import RunError
 from minigpt.generation.text import complete
+from minigpt.runs.load import load_run
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template
 
 

@@ -1,4 +1,4 @@
-"""Fit the law of `minigpt.budget`: a grid of small runs of our own, then its constants.
+"""Fit the law of `minigpt.runs.budget`: a grid of small runs of our own, then its constants.
 
     MINIGPT_DATA=../shared/data python benchmarks/scaling.py run points.jsonl     (goes on where it stopped)
     python benchmarks/scaling.py fit points.jsonl
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.run import bytes_per_token, resolve_vocabulary
-from minigpt.budget import LAWS, Law, Text, rule
 from minigpt.config import ModelConfig, load_config
 from minigpt.data import Batches, eval_batches
 from minigpt.model import GPT
+from minigpt.runs.budget import LAWS, Law, Text, rule
+from minigpt.runs.data import make_tokenizer, prepare_data
+from minigpt.runs.train import bytes_per_token, resolve_vocabulary
 from minigpt.runtime.device import make_runtime
 from minigpt.training import Trainer, make_optimizer
 
@@ -32,7 +32,7 @@ for stories the grammar's own entropy. In parts of what the 5-gram model gives."
 START = (0.2, 0.25, 0.5, 0.17, 5.0, 4.0, 100.0)
 """Where the fit begins, and is loosely held: M and c hang on few runs, for stories on none."""
 FIVE_GRAM = {"shakespeare": 1.5719, "wikitext-2": 1.4088, "stories": 0.6599}
-"""Nats a byte, by `minigpt.assemble.budget.describe`."""
+"""Nats a byte, by `minigpt.runs.budget.within.describe`."""
 BY_HEART = 1.0
 """A run whose training loss ends so far below has its text by heart; the law, which only falls, is not for it."""
 HELD_OUT = 0.025

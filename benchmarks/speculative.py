@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from minigpt.assemble import load_run
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.generation.search import Drafter, LookupDrafter, ModelDrafter, speculate
 from minigpt.machine.bench.timing import Spread, alternate, rounded, speed_ratio, stopwatch
 from minigpt.model import GPT
+from minigpt.runs.load import load_run
 
 REPEATED = "Once upon a time there was a little girl who had a red ball. She liked to play with her red ball. "
 

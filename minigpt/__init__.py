@@ -17,9 +17,9 @@ _HOME = {
     "RunConfig": "minigpt.config",
     "GenerationConfig": "minigpt.config",
     "load_config": "minigpt.config",
-    "train": "minigpt.assemble",
-    "fine_tune": "minigpt.assemble",
-    "load_run": "minigpt.assemble",
+    "train": "minigpt.runs.train",
+    "fine_tune": "minigpt.runs.finetune",
+    "load_run": "minigpt.runs.load",
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
     "explain": "minigpt.explanation",
@@ -29,7 +29,7 @@ _HOME = {
     "next_token_loss": "minigpt.model.loss",
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.generation.fast.prepare",
-    "quantize_run": "minigpt.quantize",
+    "quantize_run": "minigpt.runs.quantize",
     "export_huggingface": "minigpt.export",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
@@ -62,7 +62,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from minigpt.assemble import fine_tune, load_run, train
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_run
@@ -73,7 +72,10 @@ if TYPE_CHECKING:
     from minigpt.generation.text import generate_text, stream_text
     from minigpt.model import GPT, KVCache
     from minigpt.model.loss import next_token_loss
-    from minigpt.quantize.run import quantize_run
+    from minigpt.runs.finetune import fine_tune
+    from minigpt.runs.load import load_run
+    from minigpt.runs.quantize import quantize_run
+    from minigpt.runs.train import train
     from minigpt.tokenizers import load as load_tokenizer
     from minigpt.tokenizers.chat_template import load_template
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from minigpt import evaluate_run, fine_tune, generate_text, load_config, load_run, train
-from minigpt.assemble.data import prepare_data
 from minigpt.config.finetune import LoRAConfig
 from minigpt.data.stories.generator import generate_stories
 from minigpt.explanation import read_metrics
 from minigpt.explanation.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.files import write_lines
+from minigpt.runs.data import prepare_data
 from minigpt.training.finetune import Adapters, add_lora, merge
 from minigpt.training.finetune.lora import layers
 from minigpt.weights.checkpoint import resolve

@@ -24,11 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from minigpt.assemble.ranks import connect, joined, place
 from minigpt.config import RunConfig
 from minigpt.errors import MiniGPTError, StorageError
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
+from minigpt.runs.ranks import connect, joined, place
 from minigpt.runtime.device import make_runtime
 from minigpt.runtime.parallel import Replicated
 from minigpt.runtime.ranks import ALONE, Ranks

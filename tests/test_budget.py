@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from minigpt.assemble import plan_within
-from minigpt.budget import LAWS, Chooser, Plan, Size, Speed, Text, fit_speed, parse_amount, rule
 from minigpt.cli import main
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
+from minigpt.runs.budget import LAWS, Chooser, Plan, Size, Speed, Text, fit_speed, parse_amount, rule
+from minigpt.runs.budget.within import plan_within
 from minigpt.weights import checkpoint
 
 NOVEL = Text(train_tokens=1_000_000, val_tokens=100_000, vocab_size=65, bytes_per_token=1.0, five_gram=1.5)

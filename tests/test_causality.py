@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.data import Batches, eval_batches
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
+from minigpt.runs.load import load_run
 
 V, T = 31, 12
 

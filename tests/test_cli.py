@@ -217,8 +217,8 @@ def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Pat
 
 
 def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path: Path) -> None:
-    from minigpt.assemble import tiny
     from minigpt.config import load_config, recipes
+    from minigpt.runs.tiny_run import tiny
 
     for name in recipes():
         assert tiny(load_config(name)).train.max_steps == 100

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
-from minigpt.assemble import fine_tune, load_run, merge_run, train
-from minigpt.assemble import run as assembly
 from minigpt.cli import main
 from minigpt.config import GenerationConfig, OptimizerConfig, load_config
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
@@ -18,6 +16,10 @@ from minigpt.files import read_lines
 from minigpt.generation import generate
 from minigpt.generation.text import generate_text
 from minigpt.model import GPT
+from minigpt.runs import train as assembly
+from minigpt.runs.finetune import fine_tune, merge_run
+from minigpt.runs.load import load_run
+from minigpt.runs.train import train
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.tokenizers.chat_template import encode_question, load_template
 from minigpt.training import make_optimizer

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
-from minigpt.assemble import load_run
-from minigpt.assemble import run as assembly
-from minigpt.assemble.finetune import record_row
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, ConfigError, DataError
 from minigpt.files import read_lines
 from minigpt.model import GPT
+from minigpt.runs import train as assembly
+from minigpt.runs.finetune import record_row
+from minigpt.runs.load import load_run
 from minigpt.tokenizers import CharTokenizer
 from minigpt.tokenizers.chat_template import Template
 from minigpt.training.finetune.distill import Distilled

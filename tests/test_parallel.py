@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from parallel_run import MODEL, SCRIPT, launch
 
-from minigpt.assemble.ranks import eval_size, joined
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
+from minigpt.runs.ranks import eval_size, joined
 from minigpt.runtime.parallel import join, recompute_blocks
 from minigpt.runtime.ranks import ALONE, Ranks
 

@@ -16,7 +16,7 @@ from minigpt.explanation import metrics as arrays
 from minigpt.explanation.run_plots import PANELS, draw_runs, group_names
 from minigpt.explanation.scaling import frontier
 from minigpt.model.cost import flops_per_token, parameter_table
-from minigpt.runs import seeds_together
+from minigpt.runs.compare import seeds_together
 
 BLUE = "#0072b2"
 

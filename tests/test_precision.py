@@ -9,10 +9,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from minigpt.assemble.kernels import pick_kernels
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT, parts
+from minigpt.runs.kernels import pick_kernels
 from minigpt.runtime.device import DTYPES, Runtime, make_runtime
 from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update

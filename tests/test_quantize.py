@@ -21,7 +21,7 @@ from minigpt.cli import main
 from minigpt.errors import CheckpointError, ConfigError, RunError
 from minigpt.generation.fast import prepare
 from minigpt.generation.fast.prepare import PackedLinear, RowLinear
-from minigpt.quantize.run import pack_weights
+from minigpt.runs.quantize import pack_weights
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 from minigpt.weights.quantized import GROUPS, pack, packed_group, unpack, unpack_all

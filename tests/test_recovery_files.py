@@ -15,12 +15,12 @@ import torch
 from cli_run import SMALL, fails, text
 from safetensors.torch import load_file
 
-from minigpt.assemble import train
 from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
-from minigpt.recovery.lock import run_lock
+from minigpt.runs.lock import run_lock
+from minigpt.runs.train import train
 from minigpt.weights.damage import newest_whole
 
 STEPS = ["--train.max-steps", "12", "--train.save-every", "4", "--train.eval-every", "4", "--train.sample-every", "6"]

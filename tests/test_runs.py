@@ -14,13 +14,15 @@ from cli_run import SMALL, fails, text
 from safetensors.torch import load_file
 from tuned_run import make_base, questions, tune
 
-from minigpt.assemble.run import _new_model
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
 from minigpt.files import read_lines
-from minigpt.recovery.lock import run_lock
-from minigpt.runs import as_flag, essential, flat, grouped, read_run, receipt_line
-from minigpt.runs.receipt import _quote
+from minigpt.runs.compare import grouped
+from minigpt.runs.lock import run_lock
+from minigpt.runs.receipt import _quote, receipt_line
+from minigpt.runs.record import read_run
+from minigpt.runs.settings import as_flag, essential, flat
+from minigpt.runs.train import _new_model
 
 PROMPT = "the cat's\n\tmat, é \\ {}"
 FEW = [

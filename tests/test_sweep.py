@@ -13,11 +13,11 @@ import pytest
 from cli_run import SMALL, fails, text
 from tuned_run import make_base, questions
 
-from minigpt.assemble import sweep as sweeps
 from minigpt.cli import main
 from minigpt.cli.sweep import at_commas, split_grid
 from minigpt.errors import ConfigError
-from minigpt.recovery.lock import run_lock
+from minigpt.runs import sweep as sweeps
+from minigpt.runs.lock import run_lock
 
 STAND_IN = """
 import json, os, sys, time

@@ -12,9 +12,9 @@ import pytest
 from cli_run import SMALL, fails, text
 from tuned_run import StopAt, make_base, questions, tune
 
-from minigpt.assemble import run as assembly
 from minigpt.cli import main
 from minigpt.files import read_lines
+from minigpt.runs import train as assembly
 from minigpt.training.hooks import trackers, tracking
 
 QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-every", "4", "--train.max-steps", "8"]

@@ -14,7 +14,6 @@ from cli_run import fails, small_run, text
 from rich.console import Console
 from tuned_run import make_base
 
-from minigpt.assemble import load_run
 from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.errors import RunError, UserError
@@ -26,6 +25,7 @@ from minigpt.explanation.over_time import TIMELINE_KEYS, timeline
 from minigpt.explanation.walk import steps, walk
 from minigpt.files import append_line
 from minigpt.model import GPT
+from minigpt.runs.load import load_run
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.weights import checkpoint
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from minigpt.assemble import fine_tune
 from minigpt.config import ModelConfig, RunConfig, dump_config
 from minigpt.model import GPT
+from minigpt.runs.finetune import fine_tune
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.weights import checkpoint

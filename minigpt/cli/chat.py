@@ -88,10 +88,10 @@ def main(argv: list[str]) -> int:
 
 def _session(args: Any, asked: dict[str, Any]) -> Any:
     """The model and how it is talked with. Raises UserError."""
-    from minigpt.assemble import load_run
     from minigpt.data.clean import clean_text
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding
+    from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device)
     draft = load_draft(args, run)

@@ -16,7 +16,7 @@ from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_f
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from minigpt.assemble import TrainedRun
+    from minigpt.runs.train import TrainedRun
 
 Args = TypeVar("Args")
 console = Console(stderr=True, soft_wrap=True)

@@ -59,9 +59,9 @@ def main(argv: list[str]) -> int:
     if args.action == "questions":
         return _write_questions(args)
     config, _ = config_from(args.what, overrides)
-    from minigpt.assemble import make_tokenizer
     from minigpt.data.inspect.report import inspect_data
     from minigpt.explanation import draw_text, drawable
+    from minigpt.runs.data import make_tokenizer
 
     if args.plot:
         drawable(args.plot)  # a missing library is told before the minutes of counting

@@ -26,11 +26,12 @@ class Demo:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Demo, argv, "demo", with_config=True)
-    from minigpt.assemble import load_run, train
     from minigpt.config import find_recipe, load_config
     from minigpt.data.stories.generator import entropy
     from minigpt.evals import evaluate_run
     from minigpt.generation.text import generate_text
+    from minigpt.runs.load import load_run
+    from minigpt.runs.train import train
 
     recipe = find_recipe("demo")
     console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories, character by character")

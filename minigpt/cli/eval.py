@@ -11,8 +11,8 @@ from minigpt.cli.console import console, out, out_json, parse
 from minigpt.errors import StorageError, UserError
 
 if TYPE_CHECKING:
-    from minigpt.assemble import LoadedRun
     from minigpt.data import Prepared
+    from minigpt.runs.load import LoadedRun
 
 _NAMES = {
     "uniform": "uniform: any byte",
@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Eval, argv, "eval")
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
-    from minigpt.assemble import load_run
     from minigpt.layout import run_folder
+    from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device, args.precision)
     if not (run_folder(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> int:
 def _evaluate(args: Eval, run: "LoadedRun") -> dict[str, Any]:
     from rich.progress import Progress
 
-    from minigpt.assemble import prepare_data
     from minigpt.evals import evaluate_run
+    from minigpt.runs.data import prepare_data
 
     if args.data is None:
         prepared = run.prepared()

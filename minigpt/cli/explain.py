@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from minigpt.assemble import LoadedRun
+    from minigpt.runs.load import LoadedRun
 
 _MOST = 256  # tokens that a page still shows legibly
 _MOST_DATA = 1 << 17  # tokens of the validation text that are scored
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Explain, argv, "explain")
     _check(args)
-    from minigpt.assemble import load_run
+    from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device)
     if args.over == "data":

@@ -34,8 +34,8 @@ class Export:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Export, argv, "export")
-    from minigpt.assemble import load_run
     from minigpt.export import export_huggingface
+    from minigpt.runs.load import load_run
 
     done = export_huggingface(load_run(as_run(args.run, "export"), "cpu"), args.out, args.precision)
     report: dict[str, Any] = {"run": args.run, **asdict(done), "path": str(done.path)}

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.what[-1]}: {what}; quote a glob or a path with spaces; put files in a folder")
     if not args.merge and len(words) + 2 * len(yamls) < 2:
         raise UserError("name a base and the data, for example: minigpt finetune runs/my chats.jsonl")
-    from minigpt.assemble import fine_tune, merge_run
+    from minigpt.runs.finetune import fine_tune, merge_run
 
     if args.merge and args.out:
         out(str(merge_run(as_run(args.merge, "finetune --merge"), args.out)))

@@ -80,7 +80,7 @@ def load_draft(args: Any, run: Any) -> Any:
     """The model of --draft, or None. Raises GenerationError if its tokenizer is not the run's."""
     if args.draft is None:
         return None
-    from minigpt.assemble import load_run
+    from minigpt.runs.load import load_run
 
     draft = load_run(args.draft, args.device)
     if draft.tokenizer.fingerprint != run.tokenizer.fingerprint:
@@ -98,8 +98,8 @@ def main(argv: list[str]) -> int:
     asked = asked_settings(args)
     if args.save_preset:
         save_preset(args.save_preset, asked)
-    from minigpt.assemble import load_run
     from minigpt.generation.fast.prepare import prepare_decoding
+    from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device)
     settings = run.config.generation.model_dump() | asked

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {args.out} does not end in .{args.format}; leave --format out")
     what = _what(args)
     from minigpt.explanation import draw_scaling, drawable, last_values, measure_scaling, plot_runs
-    from minigpt.runs import run_folders, seeds_together
+    from minigpt.runs.compare import seeds_together
+    from minigpt.runs.record import run_folders
 
     paths = run_folders(args.runs)
     named = [Path(word) for word in args.runs]

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Prepare, argv, "prepare", with_config=True)
     config, _ = config_from(args.what, overrides)
-    from minigpt.assemble.data import make_tokenizer, prepare_data
+    from minigpt.runs.data import make_tokenizer, prepare_data
 
     with progress_bars(console) as report:
         prepared = prepare_data(config, make_tokenizer(config, report), report, args.out)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.assemble.load import LoadedRun
 from minigpt.cli.console import console, unreadable
 from minigpt.config import GenerationConfig
 from minigpt.console import progress_bars
@@ -17,6 +16,7 @@ from minigpt.errors import GenerationError, storage_error
 from minigpt.generation.text import Writing
 from minigpt.generation.text.prompts import encode_prompts
 from minigpt.model import GPT
+from minigpt.runs.load import LoadedRun
 
 
 def read_prompts(file: str) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Quantize, argv, "quantize")
     if args.tokens < 0 or args.tokens == 1:
         raise ConfigError(f"tokens: {args.tokens} cannot be measured on; choose 0 for none, or 2 or more")
-    from minigpt.quantize.run import quantize_run
+    from minigpt.runs.quantize import quantize_run
 
     done = quantize_run(args.run, int(args.bits), int(args.group), args.out, int(args.embedding_bits))
     before, after, count = _measure(args.run, str(done.path), args.tokens)
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> int:
 
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
     """(bits per byte of the one run, of the other, tokens); None, None, 0 where the run has no text of its own."""
-    from minigpt.assemble import load_run
     from minigpt.evals import TokenText, evaluate
     from minigpt.layout import run_folder
+    from minigpt.runs.load import load_run
 
     if not count or not (run_folder(Path(before)) / "config.yaml").is_file():
         return None, None, 0

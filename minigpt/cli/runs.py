@@ -15,7 +15,7 @@ from minigpt.cli.console import console, out, out_json, parse
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from minigpt.runs import Group
+    from minigpt.runs.compare import Group
 
 USAGE = """minigpt runs: the runs on this disk
 
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
 
 
 def _list(args: List) -> None:
-    from minigpt.runs import find_runs
+    from minigpt.runs.record import find_runs
 
     rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern)]
     known = sorted((row for row in rows if row[args.sort] is not None), key=lambda row: row[args.sort])
@@ -181,7 +181,8 @@ def _list(args: List) -> None:
 
 def _show(args: Show) -> None:
     from minigpt.files import read_lines
-    from minigpt.runs import essential, read_run
+    from minigpt.runs.record import read_run
+    from minigpt.runs.settings import essential
 
     run = read_run(args.run)
     samples = read_lines(run.path / "samples.jsonl")
@@ -216,7 +217,8 @@ def _bytes(folder: Path) -> int:
 
 
 def _diff(args: Diff) -> None:
-    from minigpt.runs import differences, read_run
+    from minigpt.runs.compare import differences
+    from minigpt.runs.record import read_run
 
     one, two = read_run(args.one), read_run(args.two)
 
@@ -244,7 +246,8 @@ def _diff(args: Diff) -> None:
 
 
 def _compare(args: Compare) -> None:
-    from minigpt.runs import cautions, grouped, read_run, run_folders
+    from minigpt.runs.compare import cautions, grouped
+    from minigpt.runs.record import read_run, run_folders
 
     runs = [read_run(folder) for folder in run_folders(args.runs)]
     if len(runs) < 2:
@@ -273,7 +276,8 @@ def _compare(args: Compare) -> None:
 
 
 def _receipt(args: Receipt) -> None:
-    from minigpt.runs import read_run, receipt_line
+    from minigpt.runs.receipt import receipt_line
+    from minigpt.runs.record import read_run
 
     line = receipt_line(read_run(args.run), args.flags)
     if args.json:

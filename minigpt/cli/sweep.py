@@ -13,7 +13,7 @@ from minigpt.config import find_recipe, flag_texts, flag_value, load_config, par
 from minigpt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from minigpt.assemble.sweep import Progress, Sweep
+    from minigpt.runs.sweep import Progress, Sweep
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if args.devices and "train.device" in grid.keys() | fixed.keys():
         raise UserError("--devices chooses where runs go; leave --train.device out")
     sweep = _plan(args, grid, fixed)
-    from minigpt.assemble.sweep import Progress, check_devices, run_sweep
+    from minigpt.runs.sweep import Progress, check_devices, run_sweep
 
     check_devices([device for device in devices if device])
     if args.dry_run:
@@ -137,8 +137,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any]) ->
     path = str(find_recipe(recipe)) if recipe else None
     if not base and path:
         base = load_config(path).finetune.base
-    from minigpt.assemble.directory import default_name
-    from minigpt.assemble.sweep import plan_sweep, resolver, tuning_resolver
+    from minigpt.runs.plan import default_name
+    from minigpt.runs.sweep import plan_sweep, resolver, tuning_resolver
 
     own: dict[str, Any] = {}
     if base:
@@ -178,7 +178,7 @@ def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
 
 def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
     """The table of the runs, the best first; then, where seeds were swept, what remains of them on average."""
-    from minigpt.runs import grouped
+    from minigpt.runs.compare import grouped
 
     records = progress.records()
     figures = {run.name: run.summary() for run in records}

@@ -55,8 +55,10 @@ def main(argv: list[str]) -> int:
     config, recipe = config_from(args.what, overrides)
     if not args.what and "data.source" not in overrides:
         console.print("no text is named, so it trains on the built-in stories; on yours: minigpt train my.txt")
-    from minigpt.assemble import make_tokenizer, prepare_data, tiny, train
-    from minigpt.assemble.directory import default_name
+    from minigpt.runs.data import make_tokenizer, prepare_data
+    from minigpt.runs.plan import default_name
+    from minigpt.runs.tiny_run import tiny
+    from minigpt.runs.train import train
 
     name = args.name
     if args.tiny_run:  # under a name of its own: the real run comes after it
@@ -79,8 +81,8 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
     recipe, data = recipe_and_data(args.what)
     settings = overrides if data is None else {"data.source": data, **overrides}
-    from minigpt.assemble import plan_within, train_within
-    from minigpt.budget import process_start
+    from minigpt.runs.budget import process_start
+    from minigpt.runs.budget.within import plan_within, train_within
 
     started = process_start() if began is None else began
     if args.dry_run:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.budget import rule
-from minigpt.budget.around import Around
-from minigpt.budget.law import LAWS, Text
-from minigpt.budget.rule import Size
-from minigpt.budget.speed import Speed
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
+from minigpt.runs.budget import rule
+from minigpt.runs.budget.around import Around
+from minigpt.runs.budget.law import LAWS, Text
+from minigpt.runs.budget.rule import Size
+from minigpt.runs.budget.speed import Speed
 
 Configure = Callable[[Mapping[str, Any]], RunConfig]
 """Settings by dotted name -> the config with them; where the person has set one, that one stands."""

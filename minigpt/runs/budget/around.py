@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.budget.rule import Size
 from minigpt.config import RunConfig
+from minigpt.runs.budget.rule import Size
 
 EVALUATIONS, EVAL_SHARE = 3, 0.03
 """Evaluations of a run, at two fifths, four fifths and the end; the most of the time that they take together."""

@@ -10,16 +10,16 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 
-from minigpt.assemble.directory import default_name, plan_run, read_receipt, write_run_files
-from minigpt.assemble.load import LoadedRun, load_run
-from minigpt.assemble.ranks import joined, planned
-from minigpt.assemble.run import Feed, Kind, TrainedRun, execute, teller, text_feed
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import ConfigError, DataError, RunError, TokenizerError
 from minigpt.layout import run_folder
 from minigpt.model import GPT
+from minigpt.runs.load import LoadedRun, load_run
+from minigpt.runs.plan import default_name, plan_run, read_receipt, write_run_files
+from minigpt.runs.ranks import joined, planned
+from minigpt.runs.train import Feed, Kind, TrainedRun, execute, teller, text_feed
 from minigpt.runtime.ranks import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template

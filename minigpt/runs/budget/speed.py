@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from minigpt.budget import rule
-from minigpt.budget.rule import Size
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
+from minigpt.runs.budget import rule
+from minigpt.runs.budget.rule import Size
 from minigpt.runtime.device import Runtime
 from minigpt.training import make_optimizer
 from minigpt.training.step import accumulate, update

@@ -1,10 +1,10 @@
 """The budget dial: which run fits into ten minutes here, and what loss to expect of it. The rule: docs/budget.md."""
 
-from minigpt.budget.amount import Amount, parse_amount, process_start
-from minigpt.budget.law import LAWS, Law, Text
-from minigpt.budget.plan import Chooser, Configure, Plan
-from minigpt.budget.rule import Size
-from minigpt.budget.speed import Speed, fit_speed, measure_speed, time_step
+from minigpt.runs.budget.amount import Amount, parse_amount, process_start
+from minigpt.runs.budget.law import LAWS, Law, Text
+from minigpt.runs.budget.plan import Chooser, Configure, Plan
+from minigpt.runs.budget.rule import Size
+from minigpt.runs.budget.speed import Speed, fit_speed, measure_speed, time_step
 
 __all__ = [
     "LAWS",

@@ -13,11 +13,6 @@ import numpy as np
 from rich.console import Console
 
 from minigpt import tokenizers
-from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.directory import Plan, default_name, make_receipt, plan_run, read_receipt, write_run_files
-from minigpt.assemble.kernels import pick_kernels
-from minigpt.assemble.load import check_vocabulary
-from minigpt.assemble.ranks import connect, eval_size, joined, place, planned, saver_of, undivided
 from minigpt.config import RunConfig
 from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
@@ -26,6 +21,11 @@ from minigpt.files import read_lines, write_text
 from minigpt.generation.text import generate_text
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
+from minigpt.runs.data import make_tokenizer, prepare_data
+from minigpt.runs.kernels import pick_kernels
+from minigpt.runs.load import check_vocabulary
+from minigpt.runs.plan import Plan, default_name, make_receipt, plan_run, read_receipt, write_run_files
+from minigpt.runs.ranks import connect, eval_size, joined, place, planned, saver_of, undivided
 from minigpt.runtime.device import hardware
 from minigpt.runtime.precision import use_fp8, with_masters
 from minigpt.runtime.ranks import ALONE, Ranks

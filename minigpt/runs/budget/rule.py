@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.budget.law import STEPS_POWER
 from minigpt.config import ModelConfig
+from minigpt.runs.budget.law import STEPS_POWER
 
 LADDER = (
     (2, 32), (2, 48), (2, 64), (2, 96), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512),

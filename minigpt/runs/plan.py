@@ -13,8 +13,8 @@ from typing import Any
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
 from minigpt.files import write_text
-from minigpt.recovery.lock import NAME as LOCK
-from minigpt.recovery.lock import run_lock
+from minigpt.runs.lock import NAME as LOCK
+from minigpt.runs.lock import run_lock
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.damage import newest_whole
 

@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from rich.console import Console
 
-from minigpt.assemble.directory import Plan
 from minigpt.config import RunConfig
 from minigpt.console import messages
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import loss_terms
+from minigpt.runs.plan import Plan
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Trainer

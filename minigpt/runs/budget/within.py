@@ -17,16 +17,27 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt.assemble.data import make_tokenizer, prepare_data
-from minigpt.assemble.directory import default_name
-from minigpt.assemble.run import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
-from minigpt.budget import LAWS, Amount, Chooser, Configure, Plan, Speed, Text, measure_speed, parse_amount, time_step
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.text import TokenText
+from minigpt.runs.budget import (
+    LAWS,
+    Amount,
+    Chooser,
+    Configure,
+    Plan,
+    Speed,
+    Text,
+    measure_speed,
+    parse_amount,
+    time_step,
+)
+from minigpt.runs.data import make_tokenizer, prepare_data
+from minigpt.runs.plan import default_name
+from minigpt.runs.train import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
 from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import Tokenizer

@@ -22,8 +22,9 @@ from typing import Any
 from minigpt.config import RunConfig, load_config
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import write_text
-from minigpt.recovery.lock import run_lock
-from minigpt.runs import RunRecord, as_flag, find_runs, flat
+from minigpt.runs.lock import run_lock
+from minigpt.runs.record import RunRecord, find_runs
+from minigpt.runs.settings import as_flag, flat
 
 Settings = Mapping[str, Any]
 FILE = "sweep.json"
@@ -311,8 +312,8 @@ def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
 
 def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
     """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
-    from minigpt.assemble.finetune import finetune_config, settings_of
-    from minigpt.assemble.load import load_run
+    from minigpt.runs.finetune import finetune_config, settings_of
+    from minigpt.runs.load import load_run
 
     start = load_run(base, "cpu")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt.assemble.ranks import share_of_batch
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.errors import ConfigError
+from minigpt.runs.ranks import share_of_batch
 from minigpt.runtime.autotune import Choice, choose
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.runtime.precision import self_test

@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 from minigpt import tokenizers
-from minigpt.assemble.data import prepare_data
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, DataError
 from minigpt.layout import no_such_run, run_folder
 from minigpt.model import GPT
+from minigpt.runs.data import prepare_data
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import fingerprint, load_adapter, load_saved, merge
