@@ -253,7 +253,7 @@ def small(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> None:
     """Run one command, with a text piped into it, or check what cannot be run from here."""
-    if words[0] == "torchrun":  # tests/test_parallel_runs.py starts several
+    if words[0] == "torchrun":  # tests/runs/test_parallel_runs.py starts several
         words = words[words.index("-m") + 1 :]
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)

@@ -3,7 +3,7 @@
 The split patterns are those of GPT-2 (Radford et al., 2019) and of GPT-4 (tiktoken's cl100k). Here each
 is written with possessive quantifiers (`++`), which give the same splits and spare the engine a
 backtracking stack; the file carries the published spelling, since `++` means something else in some
-engines. `tests/test_tokenizers_patterns.py` holds all of them equal. (tiktoken's cl100k has since changed in
+engines. `tests/tokenizers/test_tokenizers_patterns.py` holds all of them equal. (tiktoken's cl100k has since changed in
 one point, which we do not follow: all white space that ends a text is one piece.)
 
 Three engines run them: `regex` (training), tiktoken's (encoding) and Hugging Face's. They agree on all

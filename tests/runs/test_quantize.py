@@ -388,6 +388,6 @@ def test_a_damaged_quantised_run_is_refused(trained: Path, tmp_path: Path, capsy
 
 def test_help_and_the_command_need_no_torch_until_it_works() -> None:
     code = "import sys; from minigpt.cli import quantize; print('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout == "False\n"

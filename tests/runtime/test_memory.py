@@ -274,7 +274,7 @@ def test_micro_batch_sizes_that_are_none_are_refused() -> None:
 LIMITED = """
 import json, re, resource, sys, threading
 import torch
-from test_fitting import *
+from test_memory import *
 
 room, micro = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
