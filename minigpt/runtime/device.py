@@ -27,6 +27,10 @@ DTYPES = {
 }
 
 
+SLOW_PRODUCT = 0.1
+"""Seconds that one product of `peak_flops` may take."""
+
+
 class Compilable(Protocol):
     """A model that knows how it is best compiled: minigpt.model.GPT."""
 
@@ -159,19 +163,21 @@ def _best_precision(device: torch.device) -> str:
 @cache
 def peak_flops(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product, measured now (some 0.2 s): the ceiling that MFU is a share of."""
-    size = 1024 if device.startswith("cpu") else 8192
-    dtype = DTYPES[precision]
-    chance = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than it does any real numbers
-    left, right = (torch.randn(size, size, device=device, generator=chance).to(dtype) for _ in range(2))
-    runtime = Runtime(torch.device(device), precision)
-    best = float("inf")
-    for _ in range(20):  # the best of many: others may use the machine
-        runtime.synchronise()
-        start = time.perf_counter()
-        torch.mm(left, right)
-        runtime.synchronise()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    runtime, dtype = Runtime(torch.device(device), precision), DTYPES[precision]
+    generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than it does any real numbers
+    best = 0.0
+    # A CPU without bf16 instructions takes 2 s for a bf16 product of 1,024: there the small one is the measurement.
+    for size in (256, 1024) if device.startswith("cpu") else (8192,):
+        if best and 2 * size**3 / best > SLOW_PRODUCT:
+            break
+        left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+        for _ in range(20 if size > 256 else 2):  # the best of many: others may use the machine
+            runtime.synchronise()
+            start = time.perf_counter()
+            torch.mm(left, right)
+            runtime.synchronise()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 def out_of_memory(error: BaseException) -> bool:
