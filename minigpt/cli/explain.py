@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         return _over_training(args, run, ids)
     if args.step_by_step:
         return _walk(args, run, ids)
-    from minigpt.explanation.explain import explain
+    from minigpt.explanation.analysis import explain
 
     explanation = explain(run.model, run.tokenizer, ids, run=run.name, step=run.step)
     if args.json:

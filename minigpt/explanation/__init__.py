@@ -9,7 +9,7 @@ from minigpt.explanation.run_plots import plot_runs
 from minigpt.explanation.scaling import draw_scaling, measure_scaling
 
 if TYPE_CHECKING:
-    from minigpt.explanation.explain import explain
+    from minigpt.explanation.analysis import explain
     from minigpt.explanation.heads import measure_heads
     from minigpt.explanation.recording import record
 
@@ -34,7 +34,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import torch only for those who look inside a model: plotting needs none."""
     if name == "explain":
-        from minigpt.explanation.explain import explain as found
+        from minigpt.explanation.analysis import explain as found
     elif name == "measure_heads":
         from minigpt.explanation.heads import measure_heads as found
     elif name == "record":

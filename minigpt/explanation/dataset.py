@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt.data import windows
-from minigpt.explanation.explain import token_text
+from minigpt.explanation.analysis import token_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from minigpt.explanation.analysis import visible
 from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, drawable, new_figure, write_figure
-from minigpt.explanation.explain import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

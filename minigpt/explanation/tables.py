@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.explanation.explain import token_text, visible
+from minigpt.explanation.analysis import token_text, visible
 from minigpt.explanation.heads import KINDS, NAMED_FROM
 from minigpt.tokenizers import Tokenizer
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.errors import UserError
-from minigpt.explanation.explain import token_text, visible
+from minigpt.explanation.analysis import token_text, visible
 from minigpt.explanation.recording import check_tokens
 from minigpt.explanation.trace import Trace, traced
 from minigpt.model import GPT

@@ -18,8 +18,8 @@ from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.errors import RunError, UserError
 from minigpt.explanation import explain, record
+from minigpt.explanation.analysis import KEYS, token_texts
 from minigpt.explanation.dataset import SURVEY_KEYS
-from minigpt.explanation.explain import KEYS, token_texts
 from minigpt.explanation.html import make_page
 from minigpt.explanation.over_time import TIMELINE_KEYS, timeline
 from minigpt.explanation.walk import steps, walk

@@ -64,7 +64,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
         kept.append(figure)
         return out
 
-    for part in ("plots", "scaling"):
+    for part in ("run_plots", "scaling"):
         monkeypatch.setattr(f"minigpt.explanation.{part}.write_figure", keep)
     return kept
 

@@ -119,7 +119,7 @@ import sys, warnings, torch
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.decoding import prepare_decoding
 from minigpt.generation import generate
-from minigpt.kernels import rows
+from minigpt.generation.fast import rows
 from minigpt.model import GPT
 shape = ModelConfig(vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=16, init_std=0.3)
 with warnings.catch_warnings(record=True) as told:
