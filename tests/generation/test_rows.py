@@ -117,7 +117,7 @@ def test_attention_equals_the_reference(kernels, kind, batch, heads, groups, siz
 RUN = """
 import sys, warnings, torch
 from minigpt.config import GenerationConfig, ModelConfig
-from minigpt.decoding import prepare_decoding
+from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.generation import generate
 from minigpt.generation.fast import rows
 from minigpt.model import GPT
