@@ -22,7 +22,8 @@ from minigpt.data import Batches, eval_batches
 from minigpt.model import GPT
 from minigpt.runs.budget import LAWS, Law, Text, rule
 from minigpt.runs.data import make_tokenizer, prepare_data
-from minigpt.runs.train import bytes_per_token, resolve_vocabulary
+from minigpt.runs.feeds import bytes_per_token
+from minigpt.runs.resolve import resolve_vocabulary
 from minigpt.runtime.device import make_runtime
 from minigpt.training import Trainer, make_optimizer
 

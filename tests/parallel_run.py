@@ -28,11 +28,12 @@ from minigpt.config import RunConfig
 from minigpt.errors import MiniGPTError, StorageError
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
-from minigpt.runs.ranks import connect, joined, place
 from minigpt.runtime.device import make_runtime
-from minigpt.runtime.parallel import Replicated
+from minigpt.runtime.parallel.wrap import Replicated
+from minigpt.runtime.placement import joined, make_placement
 from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Hook, Trainer, make_optimizer
+from minigpt.training.hooks.average import Average
 
 SCRIPT = str(Path(__file__))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -102,7 +103,8 @@ class Failing(Hook):
 def run(config: RunConfig, ranks: Ranks, *hooks: Hook) -> tuple[Seen, dict[str, Tensor], float]:
     """What was seen, the whole weights at the end, and how often gradients were sent in a step."""
     runtime = replace(make_runtime("cpu", "fp32"), ranks=ranks)
-    model, forward = place(GPT(config.model, seed=1), config, runtime)
+    placement = make_placement(config, ranks)
+    model, view = placement.place(GPT(config.model, seed=1), runtime)
 
     def validation() -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(3):  # an odd number: the ranks' last turn is not full
@@ -112,26 +114,26 @@ def run(config: RunConfig, ranks: Ranks, *hooks: Hook) -> tuple[Seen, dict[str, 
     seen = Seen()
     trainer = Trainer(
         model,
-        make_optimizer(model, config.optimizer, "fp32"),
+        make_optimizer(model, config.optimizer, "fp32", ranks),
         Uneven(),
         validation,
         config.train,
         config.schedule,
         runtime,
         config.optimizer.learning_rate,
-        hooks=[seen, *hooks],
-        forward=forward,
+        [Average(model, config.train.ema_decay), seen, *hooks],
+        placement.learner(model, view),
+        placement.evaluated(model, view),
     )
-    connect(trainer, config)
     sent = 0
-    if isinstance(trainer.forward, Replicated):
+    if isinstance(trainer.learner, Replicated):
 
         def counting(group, bucket):  # torch reads annotations here: none, or its own
             nonlocal sent
             sent += 1
             return allreduce_hook(group, bucket)
 
-        trainer.forward.ddp.register_comm_hook(None, counting)
+        trainer.learner.ddp.register_comm_hook(None, counting)
     scatter = next(name for name in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, name))  # FSDP's
     with mock.patch.object(dist, scatter, wraps=getattr(dist, scatter)) as calls:
         trainer.run()
@@ -191,12 +193,13 @@ def main() -> int:
     if how := asked.get("fail"):
         config = config_of("fsdp", "muon", 1000, {"parallel": {"timeout_seconds": asked.get("timeout", 600)}})
         try:
-            with joined(config) as (ranks, _):
-                run(config, ranks, Failing(how, asked["rank"]))
+            with joined(config) as (placement, _):
+                run(config, placement.ranks, Failing(how, asked["rank"]))
         except MiniGPTError as error:
             print(f"minigpt: {error}", file=sys.stderr)
             return error.exit_code
-    with joined(config_of("ddp", "adamw", 1, {})) as (ranks, _):
+    with joined(config_of("ddp", "adamw", 1, {})) as (placement, _):
+        ranks = placement.ranks
         check_order(ranks)
         for kind, optimizer, more in asked["cases"]:
             result = compare(kind, optimizer, more, asked["steps"], ranks)

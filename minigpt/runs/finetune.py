@@ -1,41 +1,36 @@
 """Fine-tune: the assembly of training, from a model that is there, on text or on records of questions and answers."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from rich.console import Console
+from torch.optim import Optimizer
 
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
-from minigpt.errors import ConfigError, DataError, RunError, TokenizerError
+from minigpt.errors import ConfigError, RunError
 from minigpt.layout import run_folder
 from minigpt.model import GPT
+from minigpt.model.cost import build_meta
+from minigpt.runs.feeds import Feed, read_sides, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_run
-from minigpt.runs.plan import default_name, plan_run, read_receipt, write_run_files
-from minigpt.runs.ranks import joined, planned
-from minigpt.runs.train import Feed, Kind, TrainedRun, execute, teller, text_feed
+from minigpt.runs.plan import default_name, plan_run, planned, read_receipt, write_run_files
+from minigpt.runs.train import TrainedRun, execute, teller
+from minigpt.runtime.device import Runtime
+from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.ranks import Ranks
-from minigpt.tokenizers import Tokenizer
-from minigpt.tokenizers.chat_template import FILE_NAME, Template, encode, load_template, read_template
-from minigpt.training import Budget, Trainer
+from minigpt.tokenizers.chat_template import FILE_NAME, Template, load_template, read_template
+from minigpt.training import Budget, make_optimizer
 from minigpt.training.finetune import add_lora, fingerprint
-from minigpt.training.finetune.distill import Distilled
-from minigpt.training.finetune.freeze import AdapterTrainer, decay_by_layer, freeze
-from minigpt.training.finetune.preference import (
-    AdapterPreferenceTrainer,
-    Pair,
-    PreferenceTrainer,
-    Preferring,
-    stack_pairs,
-)
-from minigpt.training.finetune.records import Record, holds_records, read_records, split_records
-from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
+from minigpt.training.finetune.distill import Distillation
+from minigpt.training.finetune.freeze import decay_by_layer, freeze
+from minigpt.training.finetune.lora import adapter
+from minigpt.training.finetune.preference import Preference
+from minigpt.training.finetune.records import holds_records
+from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
@@ -72,8 +67,8 @@ def fine_tune(
     start = load_run(source, "cpu")
     given = settings_of(recipe) | given
     config = finetune_config(start, given)
-    with joined(config, quiet, divisible=False) as (ranks, console):
-        return _tune(start, config, given, name, resume, recipe, ranks, console)
+    with joined(config, quiet, divisible=False) as (placement, console):
+        return _tune(start, config, given, name, resume, recipe, placement, console)
 
 
 def _tune(
@@ -83,17 +78,17 @@ def _tune(
     name: str | None,
     resume: bool,
     recipe: str | None,
-    ranks: Ranks,
+    placement: Placement,
     console: Console,
 ) -> TrainedRun:
     template = _template(config, start)
-    tokenizer, limit, asked = start.tokenizer, config.model.max_seq_len, ""
+    tokenizer, limit, asked, ranks = start.tokenizer, config.model.max_seq_len, "", placement.ranks
     if config.schedule.context_warmup:
         raise ConfigError("schedule.context_warmup: a row must be read whole here; leave it 0")
     if holds_records(config.data.source, config.data.encoding, config.data.text_field):
-        sides = _read_sides(config)
+        sides = read_sides(config)
         template = template or (Template() if sides[0][0].kind == "chat" else None)
-        feed = _record_feed(config, sides, tokenizer, template or Template(), console)
+        feed = record_feed(config, sides, tokenizer, template or Template(), console)
         asked = min((record.prompt(template or Template()) for record in sides[1]), key=len)
     elif config.finetune.val_source or config.finetune.pack or config.finetune.dpo_beta:
         raise ConfigError("finetune: val_source, pack and dpo_beta are for records (.jsonl), not for a text")
@@ -104,10 +99,10 @@ def _tune(
     stem = default_name(fitted, None)
     own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
     with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, teller(console))) as plan:
-        kind = _kind(fitted, start, template)
+        task = FineTuning(fitted, start, template)
         if plan.saved:
-            _check_same_start(plan.path, kind.receipt)
-        return execute(plan, fitted, tokenizer, feed, console, resume, kind, ranks)
+            _check_same_start(plan.path, task.receipt)
+        return execute(plan, fitted, tokenizer, feed, task, placement, console, resume)
 
 
 def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,45 +185,61 @@ def _template(config: RunConfig, base: LoadedRun) -> Template | None:
     return load_template(folder) if (folder / FILE_NAME).is_file() else None
 
 
-def _kind(config: RunConfig, base: LoadedRun, template: Template | None) -> Kind:
-    weights, settings, rank = base.model.weights(), config.finetune, config.lora.rank
-    teacher = _teacher(settings.teacher, base, settings.seq_len or config.model.max_seq_len)
-    trainers = {
-        (False, False): Trainer,
-        (False, True): AdapterTrainer,
-        (True, False): PreferenceTrainer,
-        (True, True): AdapterPreferenceTrainer,
-    }
-    receipt = {name: _origin(run) for name, run in (("base", base), ("teacher", teacher)) if run}
+class FineTuning:
+    """Training on from a model: the `Task` of a run that has a base.
 
-    def make(config: RunConfig) -> GPT:
+    Args:
+        config: of the run.
+        base: the model to begin with; its weights are copied.
+        template: how chats are written, if the records are chats.
+
+    Raises ConfigError: a teacher that does not fit the base.
+    """
+
+    command = "finetune"
+
+    def __init__(self, config: RunConfig, base: LoadedRun, template: Template | None):
+        self.settings, self.lora, self.base = config.finetune, config.lora, base
+        self.teacher = _teacher(self.settings.teacher, base, self.settings.seq_len or config.model.max_seq_len)
+        self.receipt = {name: _origin(run) for name, run in (("base", base), ("teacher", self.teacher)) if run}
+        self.files = {FILE_NAME: template.to_json()} if template else {}
+        self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
+        self.judged = self.settings.dpo_beta > 0
+        adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.receipt["base"]}
+        self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
+
+    def model(self, config: RunConfig) -> GPT:
+        """The base, with a fresh adapter if the config has one."""
         model = GPT(config.model, seed=config.train.seed)
-        model.load_weights(weights)
-        if rank:
-            add_lora(model, config.lora, config.train.seed)
-        freeze(model, settings.freeze)
+        model.load_weights(self.base.model.weights())
+        return self._adapted(model, config)
+
+    def _adapted(self, model: GPT, config: RunConfig) -> GPT:
+        if self.lora.rank:
+            add_lora(model, self.lora, config.train.seed)
+        freeze(model, self.settings.freeze)
         return model
 
-    def adjust(trainer: Trainer) -> None:
-        if settings.layer_decay < 1:
-            decay_by_layer(trainer.model, trainer.optimizer, settings.layer_decay)
-        if teacher:
-            model = teacher.model.to(trainer.runtime.device)
-            distilled = Distilled(trainer.forward, model, settings.teacher_weight, settings.teacher_temperature)
-            trainer.forward = cast(GPT, distilled)  # a step calls loss and parameters, no more
-        if settings.dpo_beta:
-            reference = base.model.to(trainer.runtime.device)
-            trainer.forward = cast(GPT, Preferring(trainer.forward, reference, settings.dpo_beta))
+    def objective(self, runtime: Runtime) -> Loss | None:
+        """Distillation, or the preference between two answers."""
+        if self.teacher:
+            teacher = self.teacher.model.to(runtime.device)
+            return Distillation(teacher, self.settings.teacher_weight, self.settings.teacher_temperature)
+        if self.settings.dpo_beta:
+            return Preference(self.base.model.to(runtime.device), self.settings.dpo_beta)
+        return None
 
-    return Kind(
-        command="finetune",
-        model=make,
-        trainer=trainers[bool(settings.dpo_beta), bool(rank)],
-        adjust=adjust,
-        state={"lora": config.lora.model_dump(mode="json"), "base": receipt["base"]} if rank else {},
-        receipt=receipt,
-        files={FILE_NAME: template.to_json()} if template else {},
-    )
+    def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
+        """The config's; with layer_decay, lower layers learn more slowly."""
+        optimizer = make_optimizer(model, config.optimizer, precision, ranks)
+        if self.settings.layer_decay < 1:
+            decay_by_layer(model, optimizer, self.settings.layer_decay)
+        return optimizer
+
+    def share(self, config: RunConfig) -> float:
+        """Counted on the shapes alone."""
+        parameters = list(self._adapted(build_meta(config.model), config).parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
 
 
 def _teacher(path: str | None, base: LoadedRun, seq_len: int) -> LoadedRun | None:
@@ -259,62 +270,6 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
             )
 
 
-def _read_sides(config: RunConfig) -> tuple[list[Record], list[Record]]:
-    """Records to learn from, and to validate on. Raises DataError."""
-    data, held = config.data, config.finetune.val_source
-    train = read_records(Path(data.source).expanduser(), data.encoding, data.clean)
-    if config.finetune.dpo_beta and train[0].kind != "preference":
-        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
-    if not held:
-        return split_records(train, data.val_fraction)
-    val = read_records(Path(held).expanduser(), data.encoding, data.clean)
-    if val[0].kind != train[0].kind:
-        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
-    return train, val
-
-
-def _record_feed(
-    config: RunConfig,
-    sides: tuple[list[Record], list[Record]],
-    tokenizer: Tokenizer,
-    template: Template,
-    console: Console,
-) -> Feed:
-    """Rows of the records. Raises TokenizerError."""
-    train, val = sides
-    seq_len = config.finetune.seq_len or config.model.max_seq_len
-    sha256 = {"train": _digest(train), "val": _digest(val)}
-    if tokenizer.eos_id is None and train[0].kind != "chat":
-        console.print("the tokenizer has no end of text, so the model will not learn where an answer ends")
-
-    def rows(records: list[Record], answer: str = "") -> list[Row]:
-        return [record_row(record, template, tokenizer, answer) for record in records]
-
-    def cut(rows: list[Row]) -> list[Row]:
-        return [fit(row, seq_len + 1) for row in rows]
-
-    def feed(learn: list[Any], check: list[Any], make: Callable[..., Batch], size: str, ratio: float | None) -> Feed:
-        batches = RowBatches(learn, config.train.batch_size, seq_len, config.train.seed, make)
-        return Feed(batches, partial(row_eval_batches, check, seq_len, make=make), ratio, sha256, size)
-
-    chosen, chosen_val = rows(train), rows(val)
-    if config.finetune.dpo_beta:
-        rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
-        _tell_losses(chosen + chosen_val + rejected + rejected_val, seq_len + 1, tokenizer, console)
-        learn, check = (
-            [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
-            for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
-        )
-        return feed(learn, check, stack_pairs, f"{len(train):,} pairs to learn and {len(val):,} to validate", None)
-    _tell_losses(chosen + chosen_val, seq_len + 1, tokenizer, console)
-    learn, check = cut(chosen), cut(chosen_val)
-    learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
-    targets = np.concatenate([row.ids[row.learned] for row in check])
-    ratio = sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))
-    size = f"{len(train):,} records to learn ({learned:,} of {tokens:,} tokens) and {len(val):,} to validate"
-    return feed(pack(learn, seq_len + 1) if config.finetune.pack else learn, check, stack, size, ratio or None)
-
-
 def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str) -> RunConfig:
     """The config with what follows from the data where it is not given: a sample's prompt, and a shorter warm-up."""
     train, schedule = config.train, config.schedule
@@ -324,31 +279,6 @@ def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str
     if steps and "schedule.warmup_steps" not in given:
         schedule = schedule.model_copy(update={"warmup_steps": min(schedule.warmup_steps, steps // 5)})
     return config.model_copy(update={"train": train, "schedule": schedule})
-
-
-def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
-    """Ids of a record (with this `answer`), and which of them are learned. Raises TokenizerError naming its line."""
-    try:
-        return Row(*encode(record.pieces(template, tokenizer.eos_id is not None, answer), tokenizer))
-    except TokenizerError as error:
-        raise TokenizerError(f"{record.where}: {error}") from None
-
-
-def _tell_losses(rows: list[Row], capacity: int, tokenizer: Tokenizer, console: Console) -> None:
-    """Say what of the records the model will not see."""
-    long = sum(len(row.ids) > capacity for row in rows)
-    cut = sum(bool(row.learned[: max(0, len(row.ids) - capacity)].any()) for row in rows)
-    if long:
-        answers = f", {cut:,} of them within an answer" if cut else ""
-        console.print(
-            f"{long:,} of {len(rows):,} records are longer than a row of {capacity - 1} tokens, so begin later{answers}"
-        )
-    if tokenizer.unk_id is not None and (unknown := sum(int((row.ids == tokenizer.unk_id).sum()) for row in rows)):
-        console.print(f"{unknown:,} characters are unknown to the base's tokenizer; it sees each as <|unk|>")
-
-
-def _digest(records: list[Record]) -> str:
-    return hashlib.sha256("".join(record.digest for record in records).encode()).hexdigest()
 
 
 def merge_run(run: str | Path, out: str | Path) -> Path:

@@ -5,7 +5,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from minigpt.errors import RunError, storage_error
 from minigpt.files import write_text
 from minigpt.runs.lock import NAME as LOCK
 from minigpt.runs.lock import run_lock
+from minigpt.runtime.ranks import Ranks
+from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
-from minigpt.weights.damage import newest_whole
+from minigpt.weights.damage import PARTS, newest_whole
 
 # What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
 _MAY_CHANGE = {
@@ -149,3 +151,17 @@ def make_receipt(
         "seed": config.train.seed,
         "data": {"source": config.data.source, "sha256": dict(sha256)},
     }
+
+
+@contextmanager
+def planned(ranks: Ranks, plan: AbstractContextManager[Plan]) -> Iterator[Plan]:
+    """Rank 0's plan, on all ranks; it alone holds the run against other processes. The others read its checkpoint."""
+    with ExitStack() as held:
+        made: list[Plan] = []
+
+        def decide() -> tuple[Path, Path | None]:
+            made.append(held.enter_context(plan))
+            return made[0].path, made[0].saved and made[0].saved.path
+
+        path, saved = ranks.share(decide)
+        yield made[0] if made else Plan(path, checkpoint.load(saved, PARTS) if saved else None)

@@ -4,9 +4,10 @@ Step k is a pure function of (weights, optimizer state, seed, k): batches and dr
 so a run resumed from a checkpoint repeats the steps after it bit for bit.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ from torch.amp.grad_scaler import GradScaler
 from minigpt.config import ScheduleConfig, TrainConfig
 from minigpt.errors import DivergedError
 from minigpt.model import GPT
+from minigpt.model.learner import Learner
 from minigpt.runtime.device import Runtime, out_of_memory
-from minigpt.training.ema import Average
+from minigpt.training.objective import WHOLE, Saved
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
@@ -42,8 +44,37 @@ class Hook:
     def on_start(self, trainer: "Trainer") -> None:
         """Before the first step."""
 
+    def on_update(self, trainer: "Trainer") -> None:
+        """After the optimizer has changed the weights, before an evaluation."""
+
+    def on_evaluation(self, trainer: "Trainer") -> None:
+        """After an evaluation, when `trainer.state` has its loss and the best so far."""
+
     def on_step(self, trainer: "Trainer") -> None:
         """After every optimizer step, and its evaluation if one was due; `trainer.loss`, `.lr` are of that step."""
+
+    def rate_factor(self, trainer: "Trainer") -> float:
+        """What the scheduled learning rate is multiplied by."""
+        return 1.0
+
+    def extends(self, trainer: "Trainer") -> bool:
+        """Whether the run goes on although its budget is used up."""
+        return False
+
+    def weights_to_use(self, trainer: "Trainer") -> AbstractContextManager[None]:
+        """Around evaluations and samples: other weights in the model, such as their average."""
+        return nullcontext()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps of the hook: tensors by part and name."""
+        return {}
+
+    def on_resume(self, trainer: "Trainer", checkpoint: Checkpoint) -> None:
+        """Take back what `tensors` gave to that checkpoint."""
+
+    def heal(self, trainer: "Trainer", error: DivergedError) -> bool:
+        """Whether training may go on after it diverged, since the hook has set it right. Raises DivergedError."""
+        return False
 
     def on_rollback(self, trainer: "Trainer") -> None:
         """After the run was set back to an earlier step."""
@@ -96,7 +127,9 @@ class Trainer:
         runtime: device and precision.
         learning_rate: the peak.
         hooks: called in order.
-        forward: what runs in a training step (default: the model; a compiled one goes here).
+        learner: what a training step calls (default: the model; a compiled view, or the model under another loss).
+        evaluated: what an evaluation calls (default: the model).
+        saved: what a checkpoint keeps of the model.
     """
 
     def __init__(
@@ -110,20 +143,22 @@ class Trainer:
         runtime: Runtime,
         learning_rate: float,
         hooks: Sequence[Hook] = (),
-        forward: GPT | None = None,
+        learner: Learner | None = None,
+        evaluated: Learner | None = None,
+        saved: Saved = WHOLE,
     ):
         self.model, self.optimizer, self.batches, self.validation = model, optimizer, batches, validation
         self.config, self.schedule, self.runtime = config, schedule, runtime
         self.learning_rate, self.hooks = learning_rate, list(hooks)
-        self.forward = model if forward is None else forward  # not `or`: a compiled module has no truth value
+        self.learner: Learner = model if learner is None else learner  # not `or`: a compiled module has no truth value
+        self.evaluated: Learner = model if evaluated is None else evaluated
+        self.saved = saved
         self.state = TrainState()
-        self.average = Average(model, config.ema_decay) if config.ema_decay else None
         self.scaler = GradScaler(runtime.device.type) if runtime.precision == "fp16" else None
         self.budget = Budget(config, batches.steps_per_epoch, batches.tokens_per_step)
         self.loss = self.grad_norm = torch.zeros(())
         self.lr = 0.0
         self.eval_seconds = 0.0
-        self.heal: Callable[[DivergedError], bool] = lambda error: False  # whether the run may go on after it
         self._asked = self._stop = ""
 
     def stop(self, reason: str) -> None:
@@ -152,7 +187,7 @@ class Trainer:
                 for hook in self.hooks:
                     hook.on_step(self)
             except DivergedError as error:
-                if not self.heal(error):
+                if not any(hook.heal(self, error) for hook in self.hooks):
                     raise
         self.state.stop_reason = self._stop or "budget used up"
         self.state.finished = not self._stop.startswith("interrupted")
@@ -171,25 +206,25 @@ class Trainer:
 
     def _one_step(self) -> None:
         state, ranks = self.state, self.runtime.ranks
-        cuts = self.schedule.plateau_factor**state.cuts * state.rate_scale
-        self.lr = self.learning_rate * cuts * lr_factor(state.step, self.progress, self.schedule)
+        factor = math.prod(hook.rate_factor(self) for hook in self.hooks)
+        self.lr = self.learning_rate * factor * lr_factor(state.step, self.progress, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         batch = self.batches.batch(batch_number(state.step, state.skipped), ranks.rank, ranks.world)
         self.loss = self._within_memory(lambda size: self._gradients(batch, size))
         self.grad_norm = update(
-            self.forward, self.optimizer, runtime=self.runtime, grad_clip=self.config.grad_clip, scaler=self.scaler
+            self.learner, self.optimizer, runtime=self.runtime, grad_clip=self.config.grad_clip, scaler=self.scaler
         )
         state.step += 1
         state.tokens += self.batches.tokens_per_step
-        if self.average:
-            self.average.update(self.model, state.step)
+        for hook in self.hooks:
+            hook.on_update(self)
 
     def _gradients(self, batch: Batch, size: int) -> Tensor:
         parts = context_parts(self.progress, self.schedule)
         micro = [(side.reshape(len(side) * parts, -1) if parts > 1 else side).split(size * parts) for side in batch]
         return accumulate(
-            self.forward,
+            self.learner,
             list(zip(*micro, strict=True)),
             runtime=self.runtime,
             step=self.state.step,
@@ -222,11 +257,7 @@ class Trainer:
         return self.state.step / self.batches.steps_per_epoch
 
     def _done(self) -> bool:
-        if self.progress < 1:
-            return False
-        total = self.budget.total_steps
-        extends = self.schedule.kind == "cosine+plateau" and total is not None
-        return not extends or self.state.step >= (total or 0) + self.schedule.plateau_max_steps
+        return self.progress >= 1 and not any(hook.extends(self) for hook in self.hooks)
 
     def _evaluation_due(self) -> bool:
         step, per_epoch = self.state.step, self.batches.steps_per_epoch
@@ -234,36 +265,41 @@ class Trainer:
         return step % self.config.eval_every == 0 or epoch_ends or self._done()
 
     def evaluate(self) -> float:
-        """Validation loss in nats per token; keeps the account of best, stalls and patience."""
+        """Validation loss in nats per token; keeps the account of the best."""
         state, started = self.state, time.perf_counter()
-        with self.averaged_weights():
-            loss = self._within_memory(lambda _: validation_loss(self.model, self.validation(), self.runtime))
+        with self.weights_to_use():
+            loss = self._within_memory(
+                lambda _: validation_loss(self.model, self.validation(), self.runtime, self.evaluated)
+            )
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
             raise DivergedError(f"the validation loss is not a number at step {state.step}")
         state.val_loss = loss
         if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.best_step = loss, state.step
-            state.evals_since_best = state.evals_since_cut = 0
+            state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
         else:
             state.evals_since_best += 1
-            state.evals_since_cut += 1
-        if self.schedule.kind == "cosine+plateau" and state.evals_since_cut >= self.schedule.plateau_patience:
-            state.cuts, state.evals_since_cut = state.cuts + 1, 0
-        if self.config.early_stopping and state.evals_since_best >= self.config.early_stopping:
-            self.stop(f"no better validation loss in {state.evals_since_best} evaluations")
+        for hook in self.hooks:
+            hook.on_evaluation(self)
         state.eval_step = state.step
         return loss
 
-    def averaged_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def weights_to_use(self) -> Iterator[None]:
         """The model holds the weights to use (their running average, where one is kept) inside the block."""
-        return self.average.swapped_in(self.model) if self.average else nullcontext()
+        with ExitStack() as held:
+            for hook in self.hooks:
+                held.enter_context(hook.weights_to_use(self))
+            yield
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that a checkpoint holds."""
-        out = {"model": self.model.weights(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
-        if self.average:
-            out["ema"] = self.average.weights
+        out = {
+            self.saved.part: self.saved.tensors(self.model),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+        }
+        for hook in self.hooks:
+            out |= hook.tensors()
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -274,13 +310,12 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint, exactly."""
-        own, parts = self.runtime.ranks.own, dict(self.model.named_parameters())
-        weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors["model"].items()}
-        self.model.load_weights(weights)
+        own, parts, saved = self.runtime.ranks.own, dict(self.model.named_parameters()), self.saved
+        weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors[saved.part].items()}
+        self.model.load_weights(weights if saved is WHOLE else self.model.weights() | weights)
         load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"], own)
-        if self.average:
-            for name, tensor in checkpoint.tensors.get("ema", checkpoint.tensors["model"]).items():
-                self.average.weights[name].copy_(own(tensor, parts[name]))
+        for hook in self.hooks:
+            hook.on_resume(self, checkpoint)
         self.state = TrainState(**checkpoint.state["train"])
         self.state.finished, self.state.stop_reason = False, ""
         if self.scaler and self.state.scaler:

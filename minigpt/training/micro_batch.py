@@ -5,19 +5,20 @@ there the speed is measured too. Ranks must agree and wait for each other, so se
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from minigpt.config import RunConfig
 from minigpt.errors import RunError
-from minigpt.runtime.device import out_of_memory
+from minigpt.model.learner import Learner
+from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import free_memory
 from minigpt.runtime.memory_estimate import Memory, training_memory
-from minigpt.training import Hook, Trainer, accumulate
+from minigpt.training.loop import BatchSource, Hook, Trainer
+from minigpt.training.step import Batch, accumulate
 
 SAFE = 0.9
 """Share of what is free that an estimate may take: it has been within a tenth of what was measured."""
@@ -31,74 +32,95 @@ ADVICE = "lower model.max_seq_len or the model's size, or set --parallel.activat
 Say = Callable[[str], object]
 
 
-def fit(trainer: Trainer, config: RunConfig, before: Mapping[str, Any], say: Say) -> RunConfig:
-    """Tell what memory the run needs and what is free; returns the config, with a number for micro_batch_size: auto.
+@dataclass(frozen=True)
+class Prospect:
+    """A run that is not built yet: what its memory and the speed of its passes follow from.
+
+    Attributes:
+        config: kernels resolved; micro_batch_size may be auto.
+        runtime: device, precision, ranks.
+        batches: training data.
+        share: of the parameters that learn; an adapter's are few.
+        shards: ranks among which the weights are divided.
+        make: a throw-away model as a step would call it, not compiled, on the device.
+    """
+
+    config: RunConfig
+    runtime: Runtime
+    batches: BatchSource
+    share: float
+    shards: int
+    make: Callable[[], Learner]
+
+    @property
+    def rows(self) -> int:
+        """Sequences of a step on one rank."""
+        return self.config.train.batch_size // self.runtime.ranks.world
+
+    def needed(self, size: int) -> Memory:
+        """Bytes needed with so many sequences at a time: `training_memory`, of the parameters that learn."""
+        config = self.config
+        shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
+        memory = training_memory(
+            shape,
+            size,
+            self.runtime,
+            optimizer=config.optimizer.kind,
+            ema=bool(config.train.ema_decay),
+            accumulates=size < self.rows,
+            shards=self.shards,
+            checkpointing=config.parallel.activation_checkpointing,
+        )
+        gradients, optimizer = int(memory.gradients * self.share), int(memory.optimizer * self.share)
+        return replace(memory, gradients=gradients, optimizer=optimizer)
+
+
+def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None:
+    """Tell what memory the run needs and what is free; returns micro_batch_size, with a number in place of auto.
 
     Args:
-        trainer: built, before its first step; gets the number too.
-        config: the run's, all else resolved.
-        before: state of the checkpoint to go on from: what was found then is kept.
+        run: the run to be.
+        found: what was found when the run began, if it did before.
         say: told one line, or two if it will not fit.
     """
-    rows, ranks = _rows(trainer), trainer.runtime.ranks
-    asked, free = config.train.micro_batch_size, free_memory(trainer.runtime.device)
-    if trainer.runtime.device.type == "cpu" and free is not None:
+    rows, ranks, asked = run.rows, run.runtime.ranks, run.config.train.micro_batch_size
+    free = free_memory(run.runtime.device)
+    if run.runtime.device.type == "cpu" and free is not None:
         free = max(0, free - KEPT)
     if ranks.world > 1 and free is not None:
         free = int(-ranks.largest(-float(free)))  # the least of all
     if asked == "auto":
-        found = before.get("micro_batch_size") or find(trainer, config, free)
-        train = config.train.model_copy(update={"micro_batch_size": found})
-        config = config.model_copy(update={"train": train})
-        trainer.config = trainer.config.model_copy(update={"micro_batch_size": found})
-    size = min(config.train.rows, rows)
-    need = needed(trainer, config, size)
+        asked = found or find(run, free)
+    size = min(asked or run.config.train.batch_size, rows)
+    need = run.needed(size)
     if free is None:
         say(f"memory: about {need.total / 1e9:.2f} GB for {size} sequences at a time; what is free is not known here")
-        return config
-    room = free + need.weights + need.average  # which are there already
-    say(f"memory: about {need.total / 1e9:.2f} of {room / 1e9:.2f} GB, {size} sequences at a time")
-    if need.total > room:
+        return asked
+    say(f"memory: about {need.total / 1e9:.2f} of {free / 1e9:.2f} GB, {size} sequences at a time")
+    if need.total > free:
         less = (other for other in divisors(rows) if other < size)
-        fits = next((other for other in less if needed(trainer, config, other).total <= SAFE * room), None)
+        fits = next((other for other in less if run.needed(other).total <= SAFE * free), None)
         advice = f"set --train.micro-batch-size {fits}, or auto" if fits else ADVICE
         say(f"memory: this may not fit; {advice}")
-    return config
+    return asked
 
 
-def needed(trainer: Trainer, config: RunConfig, size: int) -> Memory:
-    """Bytes that this run needs with so many sequences at a time: `training_memory`, of the parameters that learn."""
-    parts = list(trainer.model.parameters())
-    share = sum(p.numel() for p in parts if p.requires_grad) / sum(p.numel() for p in parts)
-    shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
-    memory = training_memory(
-        shape,
-        size,
-        trainer.runtime,
-        optimizer=config.optimizer.kind,
-        ema=trainer.average is not None,
-        accumulates=size < _rows(trainer),
-        shards=trainer.runtime.ranks.world if config.parallel.kind == "fsdp" else 1,
-        checkpointing=config.parallel.activation_checkpointing,
-    )
-    return replace(memory, gradients=int(memory.gradients * share), optimizer=int(memory.optimizer * share))
-
-
-def find(trainer: Trainer, config: RunConfig, free: int | None) -> int:
+def find(run: Prospect, free: int | None) -> int:
     """The micro-batch size to take, a divisor of the batch: see the module."""
-    device, sizes = trainer.runtime.device, divisors(_rows(trainer))
+    device, sizes = run.runtime.device, divisors(run.rows)
 
     def fits(size: int, share: float) -> bool:
-        need = needed(trainer, config, size)
-        return free is None or need.total - need.weights - need.average <= share * free
+        return free is None or run.needed(size).total <= share * free
 
-    if trainer.runtime.ranks.world > 1:
+    if run.runtime.ranks.world > 1:
         return next((size for size in sizes if fits(size, SAFE)), 1)
+    learner, batch = run.make(), run.batches.batch(0)
     if device.type == "cpu":
-        return fastest([size for size in reversed(sizes) if fits(size, SAFE)], lambda size: try_pass(trainer, size))
+        small = [size for size in reversed(sizes) if fits(size, SAFE)]
+        return fastest(small, lambda size: try_pass(learner, batch, size, run.runtime))
     likely = [size for size in sizes if fits(size, HOPEFUL)]
-    state = needed(trainer, config, 1).optimizer  # comes with the first step
-    return next((size for size in likely if try_pass(trainer, size, state) is not None), 1)
+    state = run.needed(1).optimizer  # comes with the first step
+    return next((size for size in likely if try_pass(learner, batch, size, run.runtime, state) is not None), 1)
 
 
 def fastest(sizes: list[int], attempt: Callable[[int], float | None], limit: float = SECONDS) -> int:
@@ -120,34 +142,31 @@ def fastest(sizes: list[int], attempt: Callable[[int], float | None], limit: flo
     return best
 
 
-def try_pass(trainer: Trainer, size: int, reserve: int = 0) -> float | None:
-    """Seconds of a forward and backward pass of the run's first sequences, or None where memory does not suffice.
-
-    Compiled models are tried as they are uncompiled, since every size would be compiled anew.
+def try_pass(learner: Learner, batch: Batch, size: int, runtime: Runtime, reserve: int = 0) -> float | None:
+    """Seconds of a forward and backward pass of the batch's first sequences, or None where memory does not suffice.
 
     Args:
-        trainer: its model's gradients are let go.
+        learner: in training mode; its gradients are let go.
+        batch: inputs and targets.
         size: sequences.
+        runtime: device and precision.
         reserve: bytes of the device to hold meanwhile.
     """
-    runtime = trainer.runtime
-    model = trainer.model if runtime.compile else trainer.forward
-    inputs, targets = (side[:size] for side in trainer.batches.batch(0))
-    trainer.model.train()
+    inputs, targets = (side[:size] for side in batch)
     seconds = []
     try:
         held = torch.empty(reserve, dtype=torch.uint8, device=runtime.device)
         for _ in range(3):  # the first warms up
             runtime.synchronise()
             start = time.perf_counter()
-            accumulate(model, [(inputs, targets)], runtime=runtime)
+            accumulate(learner, [(inputs, targets)], runtime=runtime)
             runtime.synchronise()
             seconds.append(time.perf_counter() - start)
         del held
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    for parameter in trainer.model.parameters():
+    for parameter in learner.parameters():
         parameter.grad = None
     runtime.give_back()
     return min(seconds[1:]) if len(seconds) == 3 else None
@@ -156,11 +175,6 @@ def try_pass(trainer: Trainer, size: int, reserve: int = 0) -> float | None:
 def divisors(rows: int) -> list[int]:
     """divisors(12) -> [12, 6, 4, 3, 2, 1]."""
     return [size for size in range(rows, 0, -1) if rows % size == 0]
-
-
-def _rows(trainer: Trainer) -> int:
-    """Sequences of a step on one rank."""
-    return trainer.config.batch_size // trainer.runtime.ranks.world
 
 
 class MicroBatches(Hook):

@@ -39,9 +39,8 @@ class Muon(optim.Optimizer):
         momentum, weight_decay: decay of the gradient's running sum; decoupled decay.
         lr_scale: Muon's rate as a multiple of the trainer's, which is AdamW's.
         dtype: of the orthogonalisation, which bf16 serves well where it is fast.
+        ranks: where each has a part of a matrix, all make the whole update, and take their part of it.
     """
-
-    ranks: Ranks = ALONE  # where each has a part of a matrix, all make the whole update, and take their part of it
 
     def __init__(
         self,
@@ -51,10 +50,11 @@ class Muon(optim.Optimizer):
         weight_decay: float,
         lr_scale: float,
         dtype: torch.dtype = torch.bfloat16,
+        ranks: Ranks = ALONE,
     ):
         group = {"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay, "lr_scale": lr_scale}
         super().__init__([group], {"lr": adamw.defaults["lr"] * lr_scale})
-        self.pieces, self.adamw, self.dtype = pieces, adamw, dtype
+        self.pieces, self.adamw, self.dtype, self.ranks = pieces, adamw, dtype, ranks
         adamw.state = self.state  # one account of state and of rates, for checkpoints and schedules
         self.param_groups += adamw.param_groups
 

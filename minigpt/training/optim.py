@@ -8,10 +8,13 @@ from torch import Tensor, nn, optim
 from minigpt.config import OptimizerConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.parts import Block
+from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str = "bf16") -> optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, precision: str = "bf16", ranks: Ranks = ALONE
+) -> optim.Optimizer:
     """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks'."""
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
@@ -25,7 +28,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, precision: str = "
         return adamw
     scale = config.muon_learning_rate / config.learning_rate
     dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # as the run's products
-    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype)
+    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype, ranks)
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
@@ -63,5 +66,5 @@ def load_optimizer(
         key, _, name = full_name.partition(":")
         if name not in parameters:
             raise CheckpointError(f"the optimizer's state names {name}, which this model has not")
-        part = own(value, parameters[name]) if value.dim() else value  # the count of steps is everybody's
+        part = own(value, parameters[name]) if value.dim() else value  # scalars such as the step count are not sharded
         optimizer.state[parameters[name]][key] = part.to(parameters[name].device, copy=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from minigpt.model import GPT
+from minigpt.model.learner import Learner
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, step_seed
 
@@ -15,7 +16,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def accumulate(
-    model: GPT,
+    learner: Learner,
     micro_batches: Sequence[Batch],
     *,
     runtime: Runtime,
@@ -37,22 +38,22 @@ def accumulate(
     valid: int | Tensor = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches)
     if ranks.world > 1:
         valid = ranks.total(torch.tensor(valid)) / ranks.world
-    for parameter in model.parameters():
+    for parameter in learner.parameters():
         parameter.grad = None
     loss = torch.zeros((), device=runtime.device)
     for index, (inputs, targets) in enumerate(micro_batches):
         torch.manual_seed(step_seed(seed, step, ranks.rank, index))
         inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
-        with ranks.exchange(model, now=index == len(micro_batches) - 1):
+        with ranks.exchange(learner, now=index == len(micro_batches) - 1):
             with runtime.autocast():
-                part = model.loss(inputs, targets, valid=valid or 1, label_smoothing=label_smoothing)
+                part = learner.loss(inputs, targets, valid=valid or 1, label_smoothing=label_smoothing)
             (scaler.scale(part) if scaler else part).backward()
         loss += part.detach()
     return ranks.total(loss) / ranks.world
 
 
 def update(
-    model: GPT,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     *,
     runtime: Runtime,
@@ -65,7 +66,7 @@ def update(
     """
     if scaler:
         scaler.unscale_(optimizer)
-    norm = runtime.ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf")))
+    norm = runtime.ranks.whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), grad_clip or float("inf")))
     if scaler:
         scaler.step(optimizer)
         scaler.update()
@@ -75,8 +76,12 @@ def update(
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime) -> float:
-    """Mean nats per valid target over the batches, which the ranks take in turn; summed in float64. Keeps the mode."""
+def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, learner: Learner | None = None) -> float:
+    """Mean nats per valid target over the batches, which the ranks take in turn; summed in float64. Keeps the mode.
+
+    `learner` has the loss, by default the model's own.
+    """
+    learner = model if learner is None else learner
     was_training = model.training
     model.eval()
     nats, count, ranks = 0.0, 0, runtime.ranks
@@ -84,7 +89,7 @@ def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime) -> f
     while turn := list(islice(rest, ranks.world)):
         inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # one too many takes part: ranks may share the weights
         with runtime.autocast():
-            loss = model.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
+            loss = learner.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
         if ranks.rank < len(turn):
             nats, count = nats + loss, count + int((targets != IGNORE).sum())
     model.train(was_training)

@@ -22,7 +22,7 @@ from minigpt.runs.lock import run_lock
 from minigpt.runs.receipt import _quote, receipt_line
 from minigpt.runs.record import read_run
 from minigpt.runs.settings import as_flag, essential, flat
-from minigpt.runs.train import _new_model
+from minigpt.runs.task import FromNothing
 
 PROMPT = "the cat's\n\tmat, é \\ {}"
 FEW = [
@@ -73,7 +73,7 @@ def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) 
     lines = read_lines(runs / "a-1/metrics.jsonl")
     assert row["best_val_loss"] == min(line["val_loss"] for line in lines if "val_loss" in line)
     assert (row["steps"], row["state"]) == (4, "finished")
-    model = _new_model(load_config(runs / "a-1/config.yaml"))
+    model = FromNothing().model(load_config(runs / "a-1/config.yaml"))
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert [row["name"] for row in read(capsys, "list", "a-*", *where)["runs"]] == ["a-1", "a-2"]
     assert [row["name"] for row in read(capsys, "list", "group", *where)["runs"]] == ["group/inner"]

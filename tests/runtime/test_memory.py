@@ -225,8 +225,8 @@ def test_no_memory_at_all_is_one_clear_error() -> None:
 def test_a_tried_pass_tells_seconds_or_that_memory_ended_and_leaves_nothing() -> None:
     trainer = cramped(room=4)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    assert (try_pass(trainer, 4) or 0) > 0
-    assert try_pass(trainer, 8) is None
+    assert (try_pass(trainer.model, trainer.batches.batch(0), 4, CPU) or 0) > 0
+    assert try_pass(trainer.model, trainer.batches.batch(0), 8, CPU) is None
     for parameter, old in zip(trainer.model.parameters(), before, strict=True):
         assert parameter.grad is None
         assert torch.equal(parameter, old)
@@ -245,7 +245,9 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     (tmp_path / "cats.txt").write_text(text(100))
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "cats"]
     argv += ["--train.micro-batch-size", "auto", "--train.compile", "off", "--train.sample-every", "0"]
-    monkeypatch.setattr(micro_batch, "try_pass", lambda trainer, size: {1: 1.0, 2: 1.1, 4: 1.2, 8: 4.0}[size])
+    monkeypatch.setattr(
+        micro_batch, "try_pass", lambda learner, batch, size, runtime: {1: 1.0, 2: 1.1, 4: 1.2, 8: 4.0}[size]
+    )
     assert main([*argv, "--train.max-steps", "4"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "4 sequences at a time" in said

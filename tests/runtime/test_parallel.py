@@ -15,8 +15,9 @@ from parallel_run import MODEL, SCRIPT, launch
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
-from minigpt.runs.ranks import eval_size, joined
-from minigpt.runtime.parallel import join, recompute_blocks
+from minigpt.runtime.parallel.group import join
+from minigpt.runtime.parallel.wrap import Recomputed, with_blocks
+from minigpt.runtime.placement import joined, make_placement
 from minigpt.runtime.ranks import ALONE, Ranks
 
 BASE = {"train": {"device": "cpu"}}
@@ -64,8 +65,7 @@ def test_a_block_computed_again_gives_the_same_gradients_though_dropout_is_rando
     gradients, kept = [], []
     for again in (False, True):
         model = GPT(config, seed=1).train()
-        if again:
-            recompute_blocks(model)
+        view = with_blocks(model, Recomputed) if again else model
         sizes: list[int] = []
 
         def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
@@ -74,21 +74,22 @@ def test_a_block_computed_again_gives_the_same_gradients_though_dropout_is_rando
 
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model.loss(tokens, tokens, valid=32)
+            loss = view.loss(tokens, tokens, valid=32)
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         kept.append(sum(sizes))
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert kept[1] < kept[0] / 3, "numbers kept for the backward pass"
     with torch.no_grad():
-        model.eval()(tokens)  # what needs no gradient is not recomputed
+        view.eval()(tokens)  # what needs no gradient is not recomputed
 
 
 def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:
     def sizes(world: int, **train: int) -> tuple[int, int | None]:
         ranks = Ranks()
         ranks.world = world
-        return eval_size(RunConfig.model_validate({"train": train}), ranks)
+        config = RunConfig.model_validate({"train": train})
+        return make_placement(config, ranks).eval_size(config.train)
 
     assert sizes(1, batch_size=12, eval_batches=2) == (12, 2)
     assert sizes(4, batch_size=12, eval_batches=2) == (3, 8)
@@ -129,8 +130,8 @@ def test_in_one_process_nothing_is_joined_and_fsdp_says_that_it_does_nothing(
 ) -> None:
     for world in ("", "1"):
         monkeypatch.setenv("WORLD_SIZE", world)
-        with joined(RunConfig.model_validate({"parallel": {"kind": "fsdp"}})) as (ranks, _):
-            assert ranks is ALONE
+        with joined(RunConfig.model_validate({"parallel": {"kind": "fsdp"}})) as (placement, _):
+            assert placement.ranks is ALONE
         assert "no effect" in capsys.readouterr().err
 
 

@@ -12,8 +12,9 @@ from torch.amp.grad_scaler import GradScaler
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT, parts
-from minigpt.runs.kernels import pick_kernels
+from minigpt.runs.resolve import pick_kernels
 from minigpt.runtime.device import DTYPES, Runtime, make_runtime
+from minigpt.runtime.placement import make_placement
 from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
@@ -65,7 +66,7 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
     def chosen(*settings: tuple[str, object], before: dict = {}) -> str:  # noqa: B006  never changed
         fixed = {"train.precision": "bf16", "train.device": "cpu", "train.compile": "off", "model.attention": "sdpa"}
         config = load_config(None, {**fixed, "model.vocab_size": 50, **dict(settings)})
-        return pick_kernels(config, Counting(), before, Console(width=200))[0].train.precision
+        return pick_kernels(config, Counting(), before, Console(width=200), make_placement(config))[0].train.precision
 
     assert chosen() == "bf16"
     assert "too much" not in capsys.readouterr().out

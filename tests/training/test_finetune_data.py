@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minigpt.errors import DataError, RunError, TokenizerError
 from minigpt.model.loss import IGNORE
-from minigpt.runs.finetune import _tell_losses, record_row
+from minigpt.runs.feeds import _tell_losses, record_row
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode_question, load_template, read_template
 from minigpt.training.finetune.records import Record, holds_records, read_records, split_records

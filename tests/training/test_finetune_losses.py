@@ -14,12 +14,12 @@ from minigpt.errors import CheckpointError, ConfigError, DataError
 from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.runs import train as assembly
-from minigpt.runs.finetune import record_row
+from minigpt.runs.feeds import record_row
 from minigpt.runs.load import load_run
 from minigpt.tokenizers import CharTokenizer
 from minigpt.tokenizers.chat_template import Template
-from minigpt.training.finetune.distill import Distilled
-from minigpt.training.finetune.preference import Pair, Preferring, answer_log_probability, stack_pairs
+from minigpt.training.finetune.distill import Distillation
+from minigpt.training.finetune.preference import Pair, Preference, answer_log_probability, stack_pairs
 from minigpt.training.finetune.records import Record
 from minigpt.training.finetune.row_batches import Row
 
@@ -35,7 +35,7 @@ def test_distilling_is_its_definition_and_the_pupil_comes_near_the_teacher(base:
     tokens = torch.arange(20).reshape(2, 10)
     targets = tokens.roll(-1).masked_fill(tokens % 3 == 0, -100)
     for weight, temperature in ((0.3, 2.0), (1.0, 1.0)):
-        ours = Distilled(model, teacher, weight, temperature).loss(tokens, targets, valid=5)
+        ours = Distillation(teacher, weight, temperature)(model, tokens, targets, valid=5)
         expected = 0.0
         for row, column in (targets != -100).nonzero().tolist():  # place by place
             p, q = ((m(tokens)[row, column] / temperature).softmax(-1) for m in (teacher, model))
@@ -79,14 +79,14 @@ def test_preferring_is_dpos_definition_and_starts_at_log_two() -> None:
                 gain = gain + sign * net(ids[:, :place])[0, -1].log_softmax(-1)[ids[0, place]]
         gains.append(gain)
     margins = torch.stack([0.3 * (gains[0] - gains[1]), 0.3 * (gains[2] - gains[3])])
-    ours = Preferring(model, reference, 0.3).loss(batch, labels, valid=2)
+    ours = Preference(reference, 0.3)(model, batch, labels, valid=2)
     torch.testing.assert_close(ours, -margins.sigmoid().log().mean(), rtol=1e-4, atol=1e-5)
-    smooth = Preferring(model, reference, 0.3).loss(batch, labels, valid=2, label_smoothing=0.1)
+    smooth = Preference(reference, 0.3)(model, batch, labels, valid=2, label_smoothing=0.1)
     expected = -(0.9 * margins.sigmoid().log() + 0.1 * (-margins).sigmoid().log()).mean()
     torch.testing.assert_close(smooth, expected, rtol=1e-4, atol=1e-5)
-    same_model = Preferring(model, copy.deepcopy(model), 0.3)
-    assert same_model.loss(batch, labels, valid=2).item() == pytest.approx(math.log(2))
-    same_model.loss(batch, labels, valid=2).backward()
+    same_model = Preference(copy.deepcopy(model), 0.3)
+    assert same_model(model, batch, labels, valid=2).item() == pytest.approx(math.log(2))
+    same_model(model, batch, labels, valid=2).backward()
     assert all(parameter.grad is None for parameter in same_model.reference.parameters())
 
 

@@ -92,7 +92,7 @@ def make(
         CPU,
         rate,
         [guard, metrics, samples, *hooks, saver],
-        cast(GPT, Poisoned(model, source, bad, where)),
+        Poisoned(model, source, bad, where),
     )
     if saved:
         trainer.resume(saved)

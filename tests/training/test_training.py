@@ -13,6 +13,8 @@ from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
+from minigpt.training.hooks.average import Average
+from minigpt.training.hooks.stalls import EarlyStopping, Plateau
 from minigpt.training.schedule import context_parts
 from minigpt.weights import checkpoint
 
@@ -37,17 +39,21 @@ class CountingBatches:
 def make_trainer(hooks=(), schedule=None, shape=SHAPE, **settings) -> Trainer:
     model = GPT(shape, seed=1)
     config = TrainConfig(**{"batch_size": 8, "eval_every": 5, **settings})
+    schedule = schedule or ScheduleConfig(warmup_steps=3)
     source = CountingBatches()
+    own = [Average(model, config.ema_decay)] if config.ema_decay else []
+    own += [Plateau(schedule)] if schedule.kind == "cosine+plateau" else []
+    own += [EarlyStopping(config.early_stopping)] if config.early_stopping else []
     return Trainer(
         model,
         make_optimizer(model, OptimizerConfig(learning_rate=3e-3)),
         source,
         lambda: [source.batch(10_000)],
         config,
-        schedule or ScheduleConfig(warmup_steps=3),
+        schedule,
         CPU,
         3e-3,
-        hooks,
+        [*own, *hooks],
     )
 
 
@@ -264,9 +270,10 @@ def test_average_equals_its_recurrence_and_is_what_evaluation_sees() -> None:
     for step, weight in enumerate(seen, 1):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(trainer.average.weights["embedding.weight"], expected)
-    with trainer.averaged_weights():
-        assert torch.equal(trainer.model.embedding.weight, trainer.average.weights["embedding.weight"])
+    average = trainer.tensors()["ema"]["embedding.weight"]
+    torch.testing.assert_close(average, expected)
+    with trainer.weights_to_use():
+        assert torch.equal(trainer.model.embedding.weight, average)
     assert torch.equal(trainer.model.embedding.weight, seen[-1])
 
 

@@ -36,8 +36,11 @@ from minigpt.runs.budget import (
     time_step,
 )
 from minigpt.runs.data import make_tokenizer, prepare_data
+from minigpt.runs.feeds import bytes_per_token
 from minigpt.runs.plan import default_name
-from minigpt.runs.train import Kind, TrainedRun, bytes_per_token, resolve_vocabulary, train
+from minigpt.runs.resolve import resolve_vocabulary
+from minigpt.runs.task import FromNothing
+from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import Tokenizer
@@ -266,12 +269,12 @@ def train_within(
     name, derived = name or config.logging.name, default_name(config, recipe)
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
-        kind = Kind(receipt={"budget": _receipt(earlier)})
-        return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, kind=kind)
+        task = FromNothing({"budget": _receipt(earlier)})
+        return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     messages(quiet).print(found.explain(), markup=False, highlight=False)
-    kind = Kind(receipt={"budget": found.report})
-    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
+    task = FromNothing({"budget": found.report})
+    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, task=task)
     if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
         messages(quiet).print(line, markup=False, highlight=False)
     return run

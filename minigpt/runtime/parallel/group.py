@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.errors import MiniGPTError, ParallelError, first_line
-from minigpt.runtime.parallel.wrap import Replicated, is_sharded
+from minigpt.runtime.parallel.wrap import Replicated, Sharded
 from minigpt.runtime.ranks import Made, Ranks
 
 POLL = 0.05
@@ -216,8 +217,8 @@ class Processes(Ranks):
         """Around a backward pass: whether the ranks add up their gradients `now`, or go on accumulating."""
         if isinstance(model, Replicated):
             return nullcontext() if now else model.ddp.no_sync()
-        if is_sharded(model):
-            model.set_requires_gradient_sync(now)
+        if isinstance(model, Sharded):
+            cast(FSDPModule, model.view).set_requires_gradient_sync(now)
         return nullcontext()
 
     def whole(self, tensor: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""A built model made ready for several ranks, or for less memory: DDP, FSDP2, activation checkpointing.
+"""Make a built model ready for several ranks, or for less memory: DDP, FSDP2, activation checkpointing.
 
-Notable: the model is changed in place and keeps its parameters' names, so a checkpoint is the same whoever wrote it.
+Notable: a step calls a view of the model. The model itself keeps its parameters' names, so a checkpoint is the same
+whoever wrote it.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeGuard, cast
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ class Blocks(Protocol):
 
     @property
     def blocks(self) -> Iterable[nn.Module]: ...
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Loss(nn.Module):
@@ -59,72 +64,90 @@ class Replicated(nn.Module):
         return self.ddp(*args, **kwargs)
 
 
-def shard(model: nn.Module, device: torch.device, dtype: torch.dtype, offload: bool = False) -> None:
-    """Divide the model, in place, over all ranks: each block is gathered when it is used, and let go after.
+class Sharded:
+    """A model divided over the ranks, as steps and evaluations call it: each block is gathered when it is used.
 
-    Its parameters become DTensors; only `loss` may be called, by all ranks. The blocks' weights travel in `dtype`,
-    which below fp32 rounds the norms' too; gradients are summed in fp32, and the residual stream is as without.
+    After a pass without gradients the root's weights are let go: no backward pass comes that would do it.
+    """
+
+    def __init__(self, view: nn.Module):
+        self.view = view
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """This rank's parts."""
+        return self.view.parameters()
+
+    def loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the model's own; all ranks call it."""
+        out = cast(Callable[..., Tensor], self.view.loss)(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            cast(FSDPModule, self.view).reshard()
+        return out
+
+
+def shard(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: bool = False,
+    wrap: Callable[[nn.Module], nn.Module] = lambda block: block,
+) -> Sharded:
+    """Divide the model's weights, in place, over all ranks. Its parameters become DTensors and keep their names.
+
+    The blocks' weights travel in `dtype`, which below fp32 rounds the norms' too; gradients are summed in fp32, and the
+    residual stream is as without.
 
     Args:
         model: on the CPU, best; every rank must hold the same weights.
         dtype: that autocast multiplies in, else the weights' own.
         offload: keep the parts in the host's memory (only GPUs).
+        wrap: what is done to each block inside of the gathering: `CompiledInTraining`, `Recomputed`.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = CPUOffloadPolicy() if offload and device.type == "cuda" else OffloadPolicy()
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in cast(Blocks, model).blocks:
+    view = with_blocks(model, wrap)
+    for block in cast(Blocks, view).blocks:
         fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=low)
-    fully_shard(model, mesh=mesh, offload_policy=policy)
-    register_fsdp_forward_method(model, "loss")
-    sharded, loss = cast(FSDPModule, model), cast(Callable[..., Tensor], model.loss)
+    fully_shard(view, mesh=mesh, offload_policy=policy)
+    register_fsdp_forward_method(view, "loss")
     if device.type == "cpu":
-        for module in model.modules():
-            if is_sharded(module):
+        for module in view.modules():
+            if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
-
-    def resharding(*args: Any, **kwargs: Any) -> Tensor:
-        out = loss(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            sharded.reshard()  # the root is kept for a backward pass, which will not come
-        return out
-
-    model.loss = resharding  # pyright: ignore[reportArgumentType]
+    return Sharded(view)
 
 
-def is_sharded(model: object) -> TypeGuard[FSDPModule]:
-    """Whether `shard` divided it."""
-    return isinstance(model, FSDPModule)
+def with_blocks(model: Model, wrap: Callable[[nn.Module], nn.Module]) -> Model:
+    """A view of the model that calls its blocks through `wrap`; the model itself, and its weights' names, stay."""
+    view = copy.copy(model)
+    view._modules = {**model._modules, "blocks": nn.ModuleList(map(wrap, cast(Blocks, model).blocks))}
+    return view
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """torch.compile for a sharded model, in place: what is inside of the gathering, in training only."""
-    for block in cast(Blocks, model).blocks:
-        eager, fast = block.forward, torch.compile(block.forward, dynamic=False)
-        block.forward = _in_training(block, fast, eager)  # pyright: ignore[reportArgumentType]
+class CompiledInTraining(nn.Module):
+    """A block that torch.compile has made faster, in training only: an evaluation would compile it once more."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self.fast = block, torch.compile(block.forward, dynamic=False)
+
+    def forward(self, *args: Any) -> Any:
+        return self.fast(*args) if self.block.training else self.block(*args)
 
 
-def _in_training(block: nn.Module, yes: Callable[..., Any], no: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any) -> Any:
-        return yes(*args) if block.training else no(*args)
-
-    return forward
-
-
-def recompute_blocks(model: Blocks) -> None:
-    """Activation checkpointing (Chen et al., 2016), in place: the backward pass runs each block again from its input.
+class Recomputed(nn.Module):
+    """A block under activation checkpointing (Chen et al., 2016): the backward pass runs it again from its input.
 
     The same dropout comes out, since the generators are set back. It costs a third more work, and saves all that a
     block keeps but [B, T, C].
     """
-    for block in model.blocks:
-        block.forward = _recomputed(block.forward)  # pyright: ignore[reportArgumentType]
 
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
 
-def _recomputed(inner: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any) -> Any:
+    def forward(self, *args: Any) -> Any:
         if not torch.is_grad_enabled():
-            return inner(*args)
-        return checkpoint(inner, *args, use_reentrant=False)
-
-    return forward
+            return self.block(*args)
+        return checkpoint(self.block, *args, use_reentrant=False)

@@ -1,16 +1,11 @@
-"""Which parameters of a built model learn, how fast, and what of it is saved."""
+"""Which parameters of a built model learn, and how fast."""
 
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from minigpt.errors import ConfigError, nearest
 from minigpt.model import GPT
-from minigpt.training import Trainer
-from minigpt.training.finetune.lora import adapter
-from minigpt.weights.checkpoint import Checkpoint
 
 
 def freeze(model: GPT, patterns: tuple[str, ...]) -> None:
@@ -52,16 +47,3 @@ def _layers_above(name: str, num_layers: int) -> int:
     if part == "blocks":
         return num_layers - int(rest.split(".")[0])
     return num_layers + 1 if part in ("embedding", "bigrams", "positions") else 0
-
-
-class AdapterTrainer(Trainer):
-    """Saves, and resumes from, the adapter and the optimizer's state of it; the base is where it was."""
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors that a checkpoint holds."""
-        return {"adapter": adapter(self.model), "optimizer": super().tensors()["optimizer"]}
-
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, exactly."""
-        whole = self.model.weights() | checkpoint.tensors["adapter"]
-        super().resume(replace(checkpoint, tensors={**checkpoint.tensors, "model": whole}))

@@ -6,7 +6,7 @@ targets that count, divides by pairs.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
-from minigpt.training import Trainer
-from minigpt.training.finetune.freeze import AdapterTrainer
 from minigpt.training.finetune.row_batches import Row, stack
 
 
@@ -41,52 +39,28 @@ def answer_log_probability(model: GPT, tokens: Tensor, targets: Tensor) -> Tenso
     return each.new_zeros(len(tokens)).index_add(0, counted.nonzero()[:, 0], each)
 
 
-class Preferring:
-    """A model with another loss, else itself: -log sigmoid(beta x (gain of the chosen - gain of the rejected answer)).
+class Preference:
+    """-log sigmoid(beta x (gain of the chosen - gain of the rejected answer)), a `Loss` of the model.
 
     A gain is an answer's log-probability under the model less that under the reference, so the loss begins at log 2.
 
     Args:
-        model: learns.
-        reference: what it began as, on the same device; put in evaluation mode, without gradient.
+        reference: what the model began as, on the same device; put in evaluation mode, without gradient.
         beta: the smaller, the further from the reference the model may go; 0.1 is usual.
     """
 
-    def __init__(self, model: GPT, reference: GPT, beta: float):
-        self.model, self.reference, self.beta = model, reference.eval().requires_grad_(False), beta
+    def __init__(self, reference: GPT, beta: float):
+        self.reference, self.beta = reference.eval().requires_grad_(False), beta
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def on(self, model: GPT) -> GPT:
-        """The same loss for another view of the model, typed as what it stands for."""
-        return cast(GPT, Preferring(model, self.reference, self.beta))
-
-    def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def __call__(
+        self, model: GPT, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """The loss of a batch of pairs, a scalar; smoothing is the share of pairs that may be the wrong way round."""
         inputs, answers = tokens.flatten(0, 1).unbind(1)  # [P, 2, 2, T] -> 2 x [2 P, T]
         with torch.no_grad():
             before = answer_log_probability(self.reference, inputs, answers)  # [2 P]
-        gain = answer_log_probability(self.model, inputs, answers) - before
+        gain = answer_log_probability(model, inputs, answers) - before
         chosen, rejected = gain.unflatten(0, (len(tokens), 2)).unbind(1)  # [P] each
         margin = self.beta * (chosen - rejected)
         losses = (1 - label_smoothing) * -F.logsigmoid(margin) + label_smoothing * -F.logsigmoid(-margin)
         return losses.sum() / valid
-
-
-class PreferenceTrainer(Trainer):
-    """Validates, too, by the loss that a step takes."""
-
-    def evaluate(self) -> float:
-        """Mean loss of the validation pairs."""
-        model = self.model
-        assert isinstance(self.forward, Preferring)
-        self.model = self.forward.on(model)
-        try:
-            return super().evaluate()
-        finally:
-            self.model = model
-
-
-class AdapterPreferenceTrainer(PreferenceTrainer, AdapterTrainer):
-    """Both: an adapter that learns from pairs."""

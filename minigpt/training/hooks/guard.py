@@ -59,7 +59,7 @@ def spike_limit(losses: Sequence[float], chance: float, start: float, deviations
 
 
 class Guard(Hook):
-    """Watches every step; `heal` is what the trainer calls when it cannot go on.
+    """Watches every step; the trainer calls `heal` when it cannot go on.
 
     Args:
         config: the rules' numbers.
@@ -85,10 +85,9 @@ class Guard(Hook):
         saver.extra["recovery"] = vars(self.memory)  # not a copy: as it is when a checkpoint is saved
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop incidents that will be met again; offer help."""
+        """Drop incidents that will happen again."""
         if self.path.exists() and trainer.runtime.ranks.rank == 0:
             write_lines(self.path, read_lines(self.path)[: self.memory.incidents])
-        trainer.heal = lambda error: self.heal(trainer, error)
 
     def on_step(self, trainer: Trainer) -> None:
         """Judge the step. Raises DivergedError for trouble."""
@@ -120,6 +119,10 @@ class Guard(Hook):
             return math.inf
         chance = math.log(trainer.model.config.vocab_size or 1)
         return spike_limit(memory.losses, chance, memory.start or 0.0, config.spike_deviations, config.spike_window)
+
+    def rate_factor(self, trainer: Trainer) -> float:
+        """Halved at each rollback."""
+        return trainer.state.rate_scale
 
     def heal(self, trainer: Trainer, error: DivergedError) -> bool:
         """Go back. Raises DivergedError, saying what to change, once that was done too often."""

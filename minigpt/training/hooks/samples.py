@@ -33,7 +33,7 @@ class Samples(Hook):
             self._sample(trainer)
 
     def _sample(self, trainer: Trainer) -> None:
-        with trainer.averaged_weights():
+        with trainer.weights_to_use():
             text = self.write(trainer)
         if text is not None:  # a rank other than the first only lends its part of the model
             append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})

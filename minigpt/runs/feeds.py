@@ -1,0 +1,193 @@
+"""What a run learns from: batches of windows of a text, or of rows that are records."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.console import Console
+
+from minigpt.config import RunConfig
+from minigpt.console import progress_bars
+from minigpt.data import Batches, Prepared, eval_batches
+from minigpt.errors import DataError, TokenizerError
+from minigpt.runs.data import prepare_data
+from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.chat_template import Template, encode
+from minigpt.training.finetune.preference import Pair, stack_pairs
+from minigpt.training.finetune.records import Record, read_records, split_records
+from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
+from minigpt.training.loop import BatchSource
+
+Sides = tuple[list[Record], list[Record]]
+"""Records to learn from, and to validate on."""
+
+
+class Feed(Protocol):
+    """What a run learns from.
+
+    Attributes:
+        batches: for training.
+        bytes_per_token: source bytes of one validation target, for bits per byte; None if the loss is not of tokens.
+        sha256: of each split, for the receipt.
+        size: for the screen, "1,000 training tokens".
+    """
+
+    @property
+    def batches(self) -> BatchSource: ...
+    @property
+    def bytes_per_token(self) -> float | None: ...
+    @property
+    def sha256(self) -> Mapping[str, str]: ...
+    @property
+    def size(self) -> str: ...
+
+    def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
+        """Validation batches of `rows` rows, `count` of them (None: all), in runs of `together` (`batches.spread`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextFeed:
+    """Windows of seq_len tokens of a text."""
+
+    batches: Batches
+    held_out: np.ndarray
+    seq_len: int
+    bytes_per_token: float | None
+    sha256: Mapping[str, str]
+    size: str
+
+    def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
+        """Windows that do not overlap, of the text that is held out."""
+        return eval_batches(self.held_out, self.seq_len, self.seq_len, rows, count, together)
+
+
+@dataclass(frozen=True)
+class RecordFeed:
+    """Rows of one record each, or of several packed together, or pairs of rows."""
+
+    batches: RowBatches
+    held_out: Sequence[Any]
+    stack: Callable[..., Batch]
+    seq_len: int
+    bytes_per_token: float | None
+    sha256: Mapping[str, str]
+    size: str
+
+    def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
+        """Every row that is held out once, or a part of them."""
+        return row_eval_batches(self.held_out, self.seq_len, rows, count, together, make=self.stack)
+
+
+def text_feed(
+    config: RunConfig, tokenizer: Tokenizer, console: Console, seq_len: int, flag: str = "--model.max-seq-len"
+) -> TextFeed:
+    """Windows of seq_len tokens, which the flag sets, of the config's text. Raises DataError."""
+    with progress_bars(console) as report:
+        prepared = prepare_data(config, tokenizer, report)
+    check_lengths(prepared, seq_len, flag)
+    train, val = (prepared.splits[split].tokens for split in ("train", "val"))
+    return TextFeed(
+        Batches(train, config.train.batch_size, seq_len, config.train.seed),
+        val,
+        seq_len,
+        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
+        f"{len(train):,} training tokens",
+    )
+
+
+def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
+    """Raises DataError if a split is shorter than one window of context."""
+    for split in ("train", "val"):
+        count = prepared.splits[split].count
+        if count < seq_len + 1:
+            raise DataError(
+                f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
+                f"{seq_len + 1}; give more text, or set {flag} {max(1, count // 2)}"
+            )
+
+
+def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
+    """Source bytes of one predicted token: the first token of the split is not predicted."""
+    return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
+
+
+def read_sides(config: RunConfig) -> Sides:
+    """Records to learn from, and to validate on. Raises DataError."""
+    data, held = config.data, config.finetune.val_source
+    train = read_records(Path(data.source).expanduser(), data.encoding, data.clean)
+    if config.finetune.dpo_beta and train[0].kind != "preference":
+        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
+    if not held:
+        return split_records(train, data.val_fraction)
+    val = read_records(Path(held).expanduser(), data.encoding, data.clean)
+    if val[0].kind != train[0].kind:
+        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
+    return train, val
+
+
+def record_feed(
+    config: RunConfig, sides: Sides, tokenizer: Tokenizer, template: Template, console: Console
+) -> RecordFeed:
+    """Rows of the records. Raises TokenizerError."""
+    train, val = sides
+    seq_len, seed = config.finetune.seq_len or config.model.max_seq_len, config.train.seed
+    sha256 = {"train": _digest(train), "val": _digest(val)}
+    if tokenizer.eos_id is None and train[0].kind != "chat":
+        console.print("the tokenizer has no end of text, so the model will not learn where an answer ends")
+
+    def rows(records: list[Record], answer: str = "") -> list[Row]:
+        return [record_row(record, template, tokenizer, answer) for record in records]
+
+    def cut(rows: list[Row]) -> list[Row]:
+        return [fit(row, seq_len + 1) for row in rows]
+
+    chosen, chosen_val = rows(train), rows(val)
+    if config.finetune.dpo_beta:
+        rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
+        _tell_losses(chosen + chosen_val + rejected + rejected_val, seq_len + 1, tokenizer, console)
+        learn, check = (
+            [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
+            for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
+        )
+        batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
+        size = f"{len(train):,} pairs to learn and {len(val):,} to validate"
+        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size)
+    _tell_losses(chosen + chosen_val, seq_len + 1, tokenizer, console)
+    learn, check = cut(chosen), cut(chosen_val)
+    learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
+    targets = np.concatenate([row.ids[row.learned] for row in check])
+    ratio = sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))
+    learn = pack(learn, seq_len + 1) if config.finetune.pack else learn
+    batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
+    size = f"{len(train):,} records to learn ({learned:,} of {tokens:,} tokens) and {len(val):,} to validate"
+    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size)
+
+
+def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
+    """Ids of a record (with this `answer`), and which of them are learned. Raises TokenizerError naming its line."""
+    try:
+        return Row(*encode(record.pieces(template, tokenizer.eos_id is not None, answer), tokenizer))
+    except TokenizerError as error:
+        raise TokenizerError(f"{record.where}: {error}") from None
+
+
+def _tell_losses(rows: list[Row], capacity: int, tokenizer: Tokenizer, console: Console) -> None:
+    """Say what of the records the model will not see."""
+    long = sum(len(row.ids) > capacity for row in rows)
+    cut = sum(bool(row.learned[: max(0, len(row.ids) - capacity)].any()) for row in rows)
+    if long:
+        answers = f", {cut:,} of them within an answer" if cut else ""
+        console.print(
+            f"{long:,} of {len(rows):,} records are longer than a row of {capacity - 1} tokens, so begin later{answers}"
+        )
+    if tokenizer.unk_id is not None and (unknown := sum(int((row.ids == tokenizer.unk_id).sum()) for row in rows)):
+        console.print(f"{unknown:,} characters are unknown to the base's tokenizer; it sees each as <|unk|>")
+
+
+def _digest(records: list[Record]) -> str:
+    return hashlib.sha256("".join(record.digest for record in records).encode()).hexdigest()

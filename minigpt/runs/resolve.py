@@ -1,0 +1,147 @@
+"""Resolve a config once, before anything is built: fill in what follows from the data, this machine, or a checkpoint.
+
+What was found by measuring (precision, attention kernel, compilation, micro-batch) is kept when a run goes on from a
+checkpoint, since to resume exactly is to compute alike.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+
+from minigpt.config import ModelConfig, RunConfig
+from minigpt.errors import ConfigError
+from minigpt.model.learner import Learner
+from minigpt.runs.task import Task
+from minigpt.runtime.autotune import Choice, choose
+from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.placement import Placement
+from minigpt.runtime.precision import self_test
+from minigpt.tokenizers import Tokenizer
+from minigpt.training import Budget
+from minigpt.training.loop import BatchSource
+from minigpt.training.micro_batch import Prospect, choose_micro_batch
+from minigpt.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run computes.
+
+    Attributes:
+        config: repeats the run exactly; nothing in it is left open or changes later.
+        runtime: device, precision, compilation, ranks.
+        placement: where the model lies.
+    """
+
+    config: RunConfig
+    runtime: Runtime
+    placement: Placement
+
+
+def resolve(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    batches: BatchSource,
+    task: Task,
+    placement: Placement,
+    before: Mapping[str, Any],
+    console: Console,
+) -> Resolved:
+    """Decide the vocabulary's size, precision, kernels, compilation and micro-batch of a run.
+
+    Args:
+        config: from recipe, flags and data.
+        before: state of the checkpoint to go on from, empty for a new run.
+        console: told what was measured.
+
+    Raises:
+        ConfigError: settings that do not go with the tokenizer or this machine.
+    """
+    config = resolve_vocabulary(config, tokenizer)
+    check_sample_prompt(config, tokenizer)
+    config, runtime = pick_kernels(config, batches, before, console, placement)
+
+    def make() -> Learner:
+        model = task.model(config).to(runtime.device).train()
+        loss = task.objective(runtime)
+        return model if loss is None else Objective(model, loss)
+
+    run = Prospect(config, runtime, batches, task.share(config), placement.shards, make)
+    size = choose_micro_batch(
+        run, before.get("micro_batch_size"), lambda text: console.print(text, markup=False, highlight=False)
+    )
+    train = config.train.model_copy(update={"micro_batch_size": size})
+    return Resolved(config.model_copy(update={"train": train}), runtime, placement)
+
+
+def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe says another."""
+    asked = config.model.vocab_size
+    if asked is not None and asked != tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out and it is right"
+        )
+    model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    return config.model_copy(update={"model": model})
+
+
+def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError for a prompt of samples that the model cannot read."""
+    settings, limit = config.train, config.model.max_seq_len
+    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
+        raise ConfigError(
+            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
+            f"{limit}; give another, or --train.sample-every 0"
+        )
+
+
+def pick_kernels(
+    config: RunConfig, batches: BatchSource, before: Mapping[str, Any], console: Console, placement: Placement
+) -> tuple[RunConfig, Runtime]:
+    """The config with what was found in place of auto, so that it repeats the run exactly, and the runtime for it.
+
+    `before` is the state of the checkpoint to go on from, empty for a new run: what was found then is kept, since
+    to resume exactly is to compute alike. Rank 0 finds it for all. Raises ConfigError for a device that is not here.
+    """
+    settings, shape, ranks = config.train, config.model, placement.ranks
+    device = str(ranks.device or settings.device)
+    if config.parallel.kind == "fsdp" and settings.precision in ("bf16-pure", "fp8"):
+        raise ConfigError(f"train.precision: {settings.precision} does not go with parallel.kind fsdp; use bf16")
+
+    def find() -> tuple[str, Choice]:
+        precision = before.get("precision", "auto") if settings.precision == "auto" else settings.precision
+        runtime = make_runtime(device, precision)
+        compiled = {"auto": before.get("compile"), "on": True, "off": False}[settings.compile]
+        if "attention" in before and compiled is not None:
+            attention = before["attention"] if shape.attention == "auto" else shape.attention
+            return runtime.precision, Choice(attention, compiled)
+        size = placement.rows(settings)
+        steps = Budget(settings, batches.steps_per_epoch, batches.tokens_per_step).total_steps
+        share = settings.batch_size / ranks.world
+        passes = steps * share / size if steps else math.inf  # minutes alone: long enough to compile
+        choice = choose(shape, runtime, settings.compile, size, passes, console.print)
+        kernel = shape.model_copy(update={"attention": choice.attention})
+        return runtime.precision if "precision" in before else _tried(kernel, runtime, console), choice
+
+    precision, choice = ranks.share(find)
+    runtime = make_runtime(device, precision)
+    if choice.reason:
+        console.print(choice.reason)
+    compile = "on" if choice.compile else "off"
+    train = settings.model_copy(update={"precision": runtime.precision, "compile": compile})
+    model = shape.model_copy(update={"attention": choice.attention})
+    return config.model_copy(update={"train": train, "model": model}), replace(
+        runtime, compile=choice.compile, ranks=ranks
+    )
+
+
+def _tried(shape: ModelConfig, runtime: Runtime, console: Console) -> str:
+    """The runtime's precision if it computes well enough here, else fp32, and a line that says why."""
+    if runtime.precision == "fp32":
+        return "fp32"
+    verdict = self_test(shape, runtime)
+    console.print(f"{verdict}{'' if verdict.ok else ': too much, so this run is in fp32'}", highlight=False)
+    return runtime.precision if verdict.ok else "fp32"

@@ -1,0 +1,82 @@
+"""What kind of training a run is: from nothing (here), or on from a model (`runs.finetune`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+from minigpt.config import RunConfig
+from minigpt.model import GPT
+from minigpt.runtime.device import Runtime
+from minigpt.runtime.ranks import Ranks
+from minigpt.training import make_optimizer
+from minigpt.training.objective import WHOLE, Loss, Saved
+
+
+class Task(Protocol):
+    """What differs between kinds of training.
+
+    Attributes:
+        command: of minigpt, which repeats the run.
+        saved: what a checkpoint keeps of the model.
+        judged: whether evaluations measure the objective's loss too, and not the next-token loss.
+        state, receipt, files: to add to checkpoints, to the receipt, and to the run directory by name.
+    """
+
+    @property
+    def command(self) -> str: ...
+    @property
+    def saved(self) -> Saved: ...
+    @property
+    def judged(self) -> bool: ...
+    @property
+    def state(self) -> Mapping[str, Any]: ...
+    @property
+    def receipt(self) -> Mapping[str, Any]: ...
+    @property
+    def files(self) -> Mapping[str, str]: ...
+
+    def model(self, config: RunConfig) -> GPT:
+        """A model with the weights that the run begins with."""
+        ...
+
+    def objective(self, runtime: Runtime) -> Loss | None:
+        """The loss of a step where it is not the next-token loss."""
+        ...
+
+    def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
+        """Over the parameters that learn."""
+        ...
+
+    def share(self, config: RunConfig) -> float:
+        """The share of the parameters that learn."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromNothing:
+    """Training from random weights; `receipt` is what a budget adds to the receipt."""
+
+    receipt: Mapping[str, Any] = field(default_factory=dict)
+    command: str = "train"
+    saved: Saved = WHOLE
+    judged: bool = False
+    state: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def model(self, config: RunConfig) -> GPT:
+        """Drawn from the config's seed."""
+        return GPT(config.model, seed=config.train.seed)
+
+    def objective(self, runtime: Runtime) -> Loss | None:
+        """The next-token loss."""
+        return None
+
+    def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
+        """The config's."""
+        return make_optimizer(model, config.optimizer, precision, ranks)
+
+    def share(self, config: RunConfig) -> float:
+        """All learn."""
+        return 1.0
