@@ -20,7 +20,8 @@ from scipy.optimize import least_squares
 from minigpt.config import ModelConfig, load_config
 from minigpt.data import Batches, eval_batches
 from minigpt.model import GPT
-from minigpt.runs.budget import LAWS, Law, Text, rule
+from minigpt.runs.budget import rule
+from minigpt.runs.budget.law import LAWS, Law, Text
 from minigpt.runs.data import make_tokenizer, prepare_data
 from minigpt.runs.feeds import bytes_per_token
 from minigpt.runs.resolve import resolve_vocabulary

@@ -81,7 +81,7 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
     recipe, data = recipe_and_data(args.what)
     settings = overrides if data is None else {"data.source": data, **overrides}
-    from minigpt.runs.budget import process_start
+    from minigpt.runs.budget.amount import process_start
     from minigpt.runs.budget.within import plan_within, train_within
 
     started = process_start() if began is None else began

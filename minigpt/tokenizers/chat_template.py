@@ -21,7 +21,7 @@ import numpy as np
 from minigpt.errors import DataError, RunError, nearest
 from minigpt.files import write_text
 from minigpt.layout import run_folder
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.base import Tokenizer
 
 FILE_NAME = "template.json"
 ROLES = ("system", "user", "assistant")

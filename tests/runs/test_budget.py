@@ -24,7 +24,12 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
-from minigpt.runs.budget import LAWS, Chooser, Plan, Size, Speed, Text, fit_speed, parse_amount, rule
+from minigpt.runs.budget import rule
+from minigpt.runs.budget.amount import parse_amount
+from minigpt.runs.budget.law import LAWS, Text
+from minigpt.runs.budget.plan import Chooser, Plan
+from minigpt.runs.budget.rule import Size
+from minigpt.runs.budget.speed import Speed, fit_speed
 from minigpt.runs.budget.within import plan_within
 from minigpt.weights import checkpoint
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.generation import Step, window_start
+from minigpt.generation.engine import Step, window_start
 from minigpt.generation.sampling import NO_RULES, Rules, adjust
 from minigpt.model import GPT, KVCache
 

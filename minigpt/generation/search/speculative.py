@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.generation import window_start
+from minigpt.generation.engine import window_start
 from minigpt.generation.sampling import NO_RULES, Rules, adjust, draw, probabilities
 from minigpt.model import GPT
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig, validate
 from minigpt.errors import GenerationError
-from minigpt.generation import steps
+from minigpt.generation.engine import steps
 from minigpt.generation.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
 from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.generation.text.prompts import encode_prompts

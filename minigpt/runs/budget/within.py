@@ -23,18 +23,10 @@ from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.text import TokenText
-from minigpt.runs.budget import (
-    LAWS,
-    Amount,
-    Chooser,
-    Configure,
-    Plan,
-    Speed,
-    Text,
-    measure_speed,
-    parse_amount,
-    time_step,
-)
+from minigpt.runs.budget.amount import Amount, parse_amount
+from minigpt.runs.budget.law import LAWS, Text
+from minigpt.runs.budget.plan import Chooser, Configure, Plan
+from minigpt.runs.budget.speed import Speed, measure_speed, time_step
 from minigpt.runs.data import make_tokenizer, prepare_data
 from minigpt.runs.feeds import bytes_per_token
 from minigpt.runs.plan import default_name
