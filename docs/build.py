@@ -7,7 +7,7 @@ A line of a page that stands alone and reads as one of these is replaced:
     {{ source minigpt/model/loss.py next_token_loss }}      a function, class or method, as it stands in the code now
     {{ docstring minigpt/weights/checkpoint.py }}               what a module says of itself
     {{ file recipes/demo.yaml }}                        a whole file
-    {{ section README.md The tree }}                    what stands under a heading
+    {{ section CODEMAP.md The rooms}}                    what stands under a heading
 
 What is not there any more is an error that names page and line, so that a page cannot drift from the code in silence.
 """
