@@ -1,20 +1,152 @@
-"""Find the run directory that a path means."""
+"""Know what lies where in a run directory. No other module spells these names.
+
+    runs/NAME/
+        config.yaml, receipt.json, tokenizer.json, template.json (of a run that was tuned on chats)
+        metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, plots/loss.png
+        checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
+        adapters/NAME/, .lock
+
+What is in a checkpoint's own directory stands in `weights.checkpoint`.
+"""
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from minigpt.errors import RunError
 
+BEST, LAST = "best", "last"
+POINTERS = (BEST, LAST)
+"""Files beside the checkpoints that name one of them; the first that is there is the one to use."""
+STATE, MANIFEST = "state.json", "manifest.json"
+"""Of a checkpoint; the second is written last, so a directory without it is not a whole one."""
+CONFIG, RECEIPT, TOKENIZER, TEMPLATE = "config.yaml", "receipt.json", "tokenizer.json", "template.json"
+METRICS, METRICS_CSV, SAMPLES, INCIDENTS = "metrics.jsonl", "metrics.csv", "samples.jsonl", "incidents.jsonl"
+CHECKPOINTS, ADAPTERS, PLOTS, LOCK = "checkpoints", "adapters", "plots", ".lock"
 
-def run_folder(path: Path, holding: str = "config.yaml") -> Path:
-    """The run that a run directory, a checkpoint of it or its best/last file belongs to; `path` if there is none."""
-    return next((folder for folder in (path, *path.absolute().parents[:2]) if (folder / holding).is_file()), path)
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run directory; whether its files are there is another question."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, path: str | Path, holding: str = CONFIG) -> Self:
+        """The run that a run directory, a checkpoint of it or its best/last file belongs to, which holds that file.
+
+        The path itself where there is none.
+        """
+        path = Path(path)
+        folders = (path, *path.absolute().parents[:2])
+        return cls(next((folder for folder in folders if (folder / holding).is_file()), path))
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run is there: it has its settings."""
+        return self.config.is_file()
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / CONFIG
+
+    @property
+    def receipt(self) -> Path:
+        """Command, versions, hardware, seed, sha256 of the data."""
+        return self.path / RECEIPT
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, in Hugging Face's format."""
+        return self.path / TOKENIZER
+
+    @property
+    def template(self) -> Path:
+        """How chats are written; only of a run that was tuned on chats."""
+        return self.path / TEMPLATE
+
+    @property
+    def metrics(self) -> Path:
+        """An object per line: step, loss, ..."""
+        return self.path / METRICS
+
+    @property
+    def metrics_csv(self) -> Path:
+        """The same as a table, on request."""
+        return self.path / METRICS_CSV
+
+    @property
+    def samples(self) -> Path:
+        """Texts that the model wrote while it trained."""
+        return self.path / SAMPLES
+
+    @property
+    def incidents(self) -> Path:
+        """What went wrong and what was done; not there if nothing did."""
+        return self.path / INCIDENTS
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run."""
+        return self.path / LOCK
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of all checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def last(self) -> Path:
+        """Names the newest checkpoint."""
+        return self.checkpoints / LAST
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / step_name(step)
+
+    def plot(self, name: str) -> Path:
+        """A picture or page of the run: plot("loss.png")."""
+        return self.path / PLOTS / name
+
+    def adapter(self, name: str) -> Path:
+        """The adapter of that name, beside the base that it is for."""
+        return self.path / ADAPTERS / name
+
+    def steps(self) -> list[Path]:
+        """The whole checkpoints, oldest first."""
+        return whole_steps(self.checkpoints)
+
+    def in_use(self) -> bool:
+        """Whether something of a run, the lock aside, is in the directory."""
+        return self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
+
+
+def whole_steps(checkpoints: Path) -> list[Path]:
+    """The whole checkpoints in such a directory, oldest first."""
+    return sorted(path for path in checkpoints.glob("step-*") if (path / MANIFEST).is_file())
+
+
+def step_name(step: int) -> str:
+    """step_name(500) -> "step-00000500"."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """checkpoints/step-00000500 -> 500, also where it was set aside as damaged-step-00000500."""
+    return int(checkpoint.name.split("-")[-1])
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a path means a run's best or last checkpoint: runs/my/checkpoints/best."""
+    return path.name in POINTERS
 
 
 def no_such_run(path: Path) -> RunError:
     """The error for a run that is not there: it names the nearest beside it or in runs/, or where none was found."""
     for folder in dict.fromkeys((path.parent, Path("runs"))):
-        files = [*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")]
+        files = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
         found = {file.parent.name: file.parent for file in sorted(files)}
         if close := difflib.get_close_matches(path.name, found, n=1):
             return RunError(f"no such run: {path}; did you mean {found[close[0]]}?")

@@ -43,7 +43,7 @@ INSIDE = {
     " / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
-    "weights": "huggingface quantized sharded / checkpoint / damage pretrained",
+    "weights": "huggingface quantized sharded state / checkpoint / damage pretrained",
     "model": "cache learner loss / kernels / reference / parts / gpt / cost",
     "model.kernels": "attention chunked_loss dropout",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
@@ -64,8 +64,8 @@ INSIDE = {
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
-    "runs": "consolidate data lock quantize record settings task tiny_run / compare feeds load plan receipt resolve"
-    " / train / budget finetune / sweep",
+    "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
+    " / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
     "cli": "console presets / bench config data demo doctor eval explain export finetune model plot prepare prompts"
     " quantize runs tokenizer train / generate sweep / chat",

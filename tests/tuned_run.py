@@ -11,6 +11,7 @@ from minigpt.runs.finetune import fine_tune
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState, TrainState
 
 TEXT = "User: Assistant: the cat sat on a mat and saw 0123456789 dogs, who ran by an old jug of quartz vex?\n" * 30
 SHAPE = ModelConfig(embed_dim=32, num_heads=2, num_layers=2, max_seq_len=64, init_std=0.3)
@@ -32,7 +33,7 @@ def make_base(folder: Path, seed: int = 3, **changes: object) -> Path:
     tokenizer = CharTokenizer.from_texts([TEXT])
     shape = SHAPE.model_copy(update={"vocab_size": tokenizer.vocab_size, **changes})
     model = GPT(shape, seed=seed)
-    state = {"model": shape.model_dump(), "train": {"finished": True}}
+    state = CheckpointState(model=shape.model_dump(), train=TrainState(finished=True))
     checkpoint.save(folder / "checkpoints" / "step-00000001", {"model": model.weights()}, state)
     tokenizer.save(folder)
     (folder / "config.yaml").write_text(dump_config(RunConfig(model=shape)))

@@ -11,6 +11,7 @@ from rich.markup import escape
 from minigpt.cli.console import console, out, out_json, parse
 from minigpt.config import RunConfig, find_recipe, load_config
 from minigpt.errors import ConfigError, UserError, nearest
+from minigpt.layout import RunFolder
 
 if TYPE_CHECKING:
     from minigpt.model import GPT
@@ -214,8 +215,8 @@ def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 def _config(word: str | None, overrides: dict[str, Any]) -> RunConfig:
     """The config of a recipe, a run directory or nothing, and the flags."""
-    if word and (Path(word) / "config.yaml").is_file():
-        word = str(Path(word) / "config.yaml")
+    if word and (run := RunFolder(Path(word))).is_run:
+        word = str(run.config)
     return load_config(str(find_recipe(word)) if word else None, overrides)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
 from minigpt.errors import UserError, nearest
+from minigpt.layout import is_pointer
 
 if TYPE_CHECKING:
     from minigpt.runs.train import TrainedRun
@@ -86,7 +87,7 @@ _RUNS = ("run", "runs", "one", "two", "draft")
 def as_run(word: str, command: str) -> str:
     """The path of a run: my -> runs/my where only that is there. Raises UserError for a file that is none."""
     path = Path(word)
-    if path.is_file() and path.name not in ("best", "last"):
+    if path.is_file() and not is_pointer(path):
         raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
     inside = Path("runs", word)
     return str(inside) if inside.exists() and not path.exists() else word

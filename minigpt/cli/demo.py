@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minigpt.cli.console import console, out, out_json, parse
+from minigpt.layout import RunFolder
 
 MOST_MINUTES = 3.0
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
             out(f"\n--- story {number} ---\n{sample.strip()}")
         out("\nmeasuring the loss on every story held out ...")
     stride = run.config.model.max_seq_len // 2
-    report = evaluate_run(load_run(run.path / "checkpoints" / "last", precision="auto"), stride=stride)
+    report = evaluate_run(load_run(RunFolder(run.path).last, precision="auto"), stride=stride)
     loss, floor = report["loss"], entropy().nats_per_token_char
     if args.json:
         figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}

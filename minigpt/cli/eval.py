@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Eval, argv, "eval")
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
-    from minigpt.layout import run_folder
+    from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device, args.precision)
-    if not (run_folder(run.path) / "config.yaml").is_file() and (args.data is None or args.save):
+    if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     report = _evaluate(args, run)
     if args.save:
@@ -123,9 +123,9 @@ def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
 
 
 def _save(report: dict[str, Any], asked: Path) -> None:
-    from minigpt.layout import run_folder
+    from minigpt.layout import RunFolder
 
-    path = run_folder(asked) / "eval.json"
+    path = RunFolder.of(asked).path / "eval.json"
     try:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -124,9 +124,9 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
 def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
     from minigpt.explanation.html import make_page
     from minigpt.files import write_text
-    from minigpt.layout import run_folder
+    from minigpt.layout import RunFolder
 
-    target = Path(args.out) if args.out else run_folder(run.path) / "plots" / "explain.html"
+    target = Path(args.out) if args.out else RunFolder.of(run.path).plot("explain.html")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -175,12 +175,12 @@ def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 
     from minigpt.explanation.over_time import timeline
     from minigpt.explanation.tables import show_timeline
-    from minigpt.layout import run_folder
+    from minigpt.layout import RunFolder
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checkpoints", total=None)
         found = timeline(
-            run_folder(run.path), run.tokenizer, ids,
+            RunFolder.of(run.path).path, run.tokenizer, ids,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     if args.json:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from minigpt.cli.console import config_from, out_json, parse
 from minigpt.config import ModelConfig, RunConfig
+from minigpt.layout import RunFolder
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Model, argv, "model", with_config=True)
     folder = Path(args.what) if args.what else None
-    recipe = str(folder / "config.yaml") if folder and folder.is_dir() else args.what
+    recipe = str(RunFolder(folder).config) if folder and folder.is_dir() else args.what
     config, _ = config_from([recipe] if recipe else [], overrides)
     shape = config.model
     if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take what that would say at most

@@ -9,6 +9,7 @@ import tyro
 
 from minigpt.cli.console import console, out, out_json, parse
 from minigpt.errors import UserError
+from minigpt.layout import RunFolder
 
 DEFAULT = "loss,perplexity"
 
@@ -64,14 +65,14 @@ def main(argv: list[str]) -> int:
 
     paths = run_folders(args.runs)
     named = [Path(word) for word in args.runs]
-    new = [path for path in paths if path not in named and not (path / "metrics.jsonl").is_file()]
+    new = [path for path in paths if path not in named and not RunFolder(path).metrics.is_file()]
     if new and len(new) < len(paths):  # of a sweep that is still under way
         console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False)
         paths = [path for path in paths if path not in new]
     name = what.replace(",", "-")
     if what == DEFAULT:
         name = "loss" if len(paths) == 1 else "compare"
-    target = drawable(args.out or Path(args.runs[0]) / "plots" / f"{name}.{args.format or 'png'}")
+    target = drawable(args.out or RunFolder(Path(args.runs[0])).plot(f"{name}.{args.format or 'png'}"))
     curves: Any = seeds_together(paths) if args.seeds == "band" else paths
     scaling = None
     with warnings.catch_warnings(record=True) as left_out:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -67,10 +66,10 @@ def main(argv: list[str]) -> int:
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
     """(bits per byte of the one run, of the other, tokens); None, None, 0 where the run has no text of its own."""
     from minigpt.evals import TokenText, evaluate
-    from minigpt.layout import run_folder
+    from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
-    if not count or not (run_folder(Path(before)) / "config.yaml").is_file():
+    if not count or not RunFolder.of(before).is_run:
         return None, None, 0
     try:
         runs = [load_run(path) for path in (before, after)]

@@ -185,14 +185,14 @@ def _show(args: Show) -> None:
     from minigpt.runs.settings import essential
 
     run = read_run(args.run)
-    samples = read_lines(run.path / "samples.jsonl")
+    samples = read_lines(run.folder.samples)
     report = run.summary() | {
         "settings": essential(run.config),
         "receipt": run.receipt,
         "metrics": run.lines[-1] if run.lines else {},
         "sample": samples[-1] if samples else None,
         "checkpoints": [{"name": folder.name, "bytes": _bytes(folder)} for folder in run.checkpoints],
-        "incidents": read_lines(run.path / "incidents.jsonl"),
+        "incidents": read_lines(run.folder.incidents),
     }
     if args.json:
         out_json(report)
@@ -276,8 +276,8 @@ def _compare(args: Compare) -> None:
 
 
 def _receipt(args: Receipt) -> None:
-    from minigpt.runs.receipt import receipt_line
     from minigpt.runs.record import read_run
+    from minigpt.runs.repeat import receipt_line
 
     line = receipt_line(read_run(args.run), args.flags)
     if args.json:

@@ -11,6 +11,7 @@ from minigpt.cli.console import console, out, out_json, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
 from minigpt.errors import ConfigError, UserError
+from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
 
 if TYPE_CHECKING:
     from minigpt.runs.sweep import Progress, Sweep
@@ -158,8 +159,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any]) ->
 
 def _is_model(path: Path) -> bool:
     """Whether finetune would start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
-    inside = any((path / name).is_file() for name in ("config.yaml", "manifest.json", "config.json"))
-    return inside or (path.name in ("best", "last") and path.parent.name == "checkpoints")
+    inside = any((path / name).is_file() for name in (CONFIG, MANIFEST, "config.json"))
+    return inside or (is_pointer(path) and path.parent.name == CHECKPOINTS)
 
 
 def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:

@@ -14,6 +14,7 @@ from rich.text import Text
 from minigpt.cli.console import console, out, out_json, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
+from minigpt.layout import TOKENIZER
 
 if TYPE_CHECKING:
     from minigpt.tokenizers import Tokenizer
@@ -57,7 +58,7 @@ class Train:
     """char: what becomes of a character outside the vocabulary."""
     max_train_bytes: int = DEFAULTS.max_train_bytes
     """bpe: bytes of text to learn from."""
-    out: str = "tokenizer.json"
+    out: str = TOKENIZER
     """File (.json), or directory for tokenizer.json."""
     overwrite: bool = False
     """Replace the file if it exists."""
@@ -123,10 +124,9 @@ def main(argv: list[str]) -> int:
 
 def _train(args: Train, data: DataConfig) -> int:
     from minigpt.tokenizers import build
-    from minigpt.tokenizers.base import FILE_NAME
 
     path = Path(args.out)
-    target = path if path.suffix == ".json" else path / FILE_NAME
+    target = path if path.suffix == ".json" else path / TOKENIZER
     if target.exists() and not args.overwrite:
         raise TokenizerError(f"{target} exists already; give another --out, or --overwrite")
     fields = ("kind", "vocab_size", "pattern", "unknown", "max_train_bytes")

@@ -33,6 +33,7 @@ from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import TokenFile, storage_error
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError
+from minigpt.layout import TOKENIZER
 
 VERSION = 1
 
@@ -85,7 +86,7 @@ def prepare(
         if resolve(config).identity != source.identity:
             raise changed(config.source)
         meta = _meta(corpus, tokenizer, key, counted)
-        tokenizer.save(folder / "tokenizer.json")
+        tokenizer.save(folder / TOKENIZER)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _publish(folder, target, tokenizer.fingerprint)
     return load_prepared(target, tokenizer.fingerprint)

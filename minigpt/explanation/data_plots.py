@@ -11,6 +11,7 @@ import numpy as np
 
 from minigpt.explanation.canvas import COLOURS, INK, QUIET, drawable, logarithmic, new_figure, quiet, write_figure
 from minigpt.explanation.run_plots import short_names
+from minigpt.layout import TOKENIZER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,7 +151,7 @@ def draw_tokenizers(rows: Sequence[dict[str, Any]], out: str | Path, text: str =
     """
     out, figure = drawable(out), new_figure(7.5, 4.6)
     axes = figure.subplots()
-    names = short_names([Path(row["name"].removesuffix("tokenizer.json")) for row in rows])
+    names = short_names([Path(row["name"].removesuffix(TOKENIZER)) for row in rows])
     ordered = sorted(rows, key=lambda row: (row["kind"], row["vocab_size"]))
     kinds = itertools.groupby(ordered, key=lambda row: row["kind"])
     for (_, members), colour in zip(kinds, itertools.cycle(COLOURS), strict=False):

@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from minigpt.errors import RunError
 from minigpt.files import read_lines
-from minigpt.layout import no_such_run
+from minigpt.layout import METRICS, RunFolder, no_such_run
 
 Array = npt.NDArray[np.float64]
 
-METRICS = "metrics.jsonl"
 REPORT = "eval.json"
 
 
@@ -32,7 +31,7 @@ def read_metrics(run: str | Path) -> dict[str, Array]:
     run = Path(run)
     if not run.is_dir():
         raise no_such_run(run)
-    path = run / METRICS
+    path = RunFolder(run).metrics
     if not path.is_file():
         raise RunError(f"no metrics in {run}: there is no {METRICS}; give the directory of a run that has trained")
     steps: dict[float, dict[str, float]] = {}
@@ -91,7 +90,7 @@ def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[st
 
 def count_tokenizers(runs: Sequence[str | Path]) -> int:
     """How many different tokenizers runs have: losses per token compare under one alone."""
-    files = [Path(run) / "tokenizer.json" for run in runs]
+    files = [RunFolder(Path(run)).tokenizer for run in runs]
     return len({file.read_bytes() for file in files if file.is_file()})
 
 

@@ -13,6 +13,7 @@ from minigpt.errors import RunError
 from minigpt.explanation.heads import KINDS, measure_heads
 from minigpt.explanation.recording import record
 from minigpt.files import read_lines
+from minigpt.layout import RunFolder, step_of
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.weights import checkpoint
@@ -41,7 +42,7 @@ def timeline(
         RunError: no checkpoint is kept.
         CheckpointError: one is damaged, or holds an adapter only.
     """
-    kept = checkpoint.steps(Path(run) / "checkpoints")
+    kept = checkpoint.steps(RunFolder(Path(run)).checkpoints)
     if not kept:
         raise RunError(f"{run}: keeps no checkpoints; name a run directory, such as runs/my")
     found = []
@@ -51,7 +52,7 @@ def timeline(
         likely = zip(recording.lens_ids[-1, -1, :5], recording.lens_probs[-1, -1, :5], strict=True)
         found.append(
             {
-                "step": int(folder.name.split("-")[-1]),
+                "step": step_of(folder),
                 "loss": float(recording.loss.mean()) if len(ids) > 1 else None,
                 "top": [[int(id_), round(float(prob), 4)] for id_, prob in likely],
                 "heads": {kind: _rounded(heads.scores[kind]) for kind in KINDS},
@@ -62,7 +63,7 @@ def timeline(
         )
         if progress:
             progress(done, len(kept))
-    samples = read_lines(Path(run) / "samples.jsonl")
+    samples = read_lines(RunFolder(Path(run)).samples)
     return {"run": str(run), "ids": list(ids), "steps": found, "samples": samples}
 
 

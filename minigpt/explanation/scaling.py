@@ -26,6 +26,7 @@ from minigpt.explanation.canvas import (
 )
 from minigpt.explanation.metrics import count_tokenizers, read_metrics
 from minigpt.explanation.run_plots import Runs, group_names, run_groups
+from minigpt.layout import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,9 +83,10 @@ def _end(run: Path, column: str) -> dict[str, float] | None:
     losses = metrics.get(column, np.full(1, math.nan))
     if not np.isfinite(losses).any() or "tokens" not in metrics:
         return None
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"{run} has no config.yaml, which tells its size; give the directory of a run")
-    shape, best = load_config(run / "config.yaml").model, int(np.nanargmin(losses))
+    folder = RunFolder(run)
+    if not folder.is_run:
+        raise RunError(f"{run} has no {folder.config.name}, which tells its size; give the directory of a run")
+    shape, best = load_config(folder.config).model, int(np.nanargmin(losses))
     tokens = float(metrics["tokens"][best])
     return {
         "parameters": parameter_table(shape)["total"],

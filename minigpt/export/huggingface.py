@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from minigpt.config import GenerationConfig, RunConfig
 from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError
 from minigpt.files import new_folder
-from minigpt.layout import run_folder
+from minigpt.layout import TEMPLATE, TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
@@ -83,7 +83,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(PRECISIONS)}")
-    config, folder = run.model.config, run_folder(run.path, "tokenizer.json").resolve()
+    config, folder = run.model.config, RunFolder.of(run.path, TOKENIZER).path.resolve()
     kind = architecture(config)
     out = folder.with_name(f"{folder.name}-hf") if out is None else Path(out)
     if out.exists():
@@ -101,7 +101,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     with new_folder(out) as work:
         for name, tree in trees.items():
             (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        for name in ("tokenizer.json", "template.json"):
+        for name in (TOKENIZER, TEMPLATE):
             if (folder / name).is_file():
                 shutil.copy(folder / name, work)
         save_file(weights, work / "model.safetensors", metadata={"format": "pt"})  # transformers asks for the format
@@ -122,7 +122,7 @@ def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
 
 def _template(folder: Path) -> dict[str, str]:
     """The chat template of a run that was tuned on chats. Raises DataError for a damaged one."""
-    file = folder / "template.json"
+    file = RunFolder(folder).template
     if not file.is_file():
         return {}
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt.layout import RunFolder
 from minigpt.runs.record import RunRecord, read_run
 from minigpt.runs.settings import flat
 
@@ -60,7 +61,7 @@ def seeds_together(paths: Sequence[str | Path]) -> list[list[Path]]:
     """
     groups: dict[str, list[Path]] = {}
     for path in map(Path, paths):
-        known = (path / "config.yaml").is_file()
+        known = RunFolder(path).is_run
         groups.setdefault(_key(read_run(path)) if known else str(path), []).append(path)
     return list(groups.values())
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from minigpt.errors import RunError
+from minigpt.layout import RunFolder
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
 from minigpt.weights.sharded import in_parts
@@ -17,7 +18,7 @@ def consolidate(run: str | Path) -> list[Path]:
         StorageError: the disk is full; the parts are still there.
     """
     path = Path(run)
-    folder = path / "checkpoints"
+    folder = RunFolder(path).checkpoints
     found = checkpoint.steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
     divided = [step for step in found if in_parts(step)]
     if not divided:

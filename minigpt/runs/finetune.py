@@ -1,7 +1,7 @@
 """Fine-tune: the assembly of training, from a model that is there, on text or on records of questions and answers."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import ConfigError, RunError
-from minigpt.layout import run_folder
+from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
 from minigpt.runs.feeds import Feed, read_sides, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_run
-from minigpt.runs.plan import default_name, plan_run, planned, read_receipt, write_run_files
+from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
+from minigpt.runs.receipt import read_receipt
 from minigpt.runs.train import TrainedRun, execute, teller
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.ranks import Ranks
-from minigpt.tokenizers.chat_template import FILE_NAME, Template, load_template, read_template
+from minigpt.tokenizers.chat_template import Template, load_template, read_template
 from minigpt.training import Budget, make_optimizer
 from minigpt.training.finetune import add_lora, fingerprint
 from minigpt.training.finetune.distill import Distillation
@@ -32,6 +33,7 @@ from minigpt.training.finetune.preference import Preference
 from minigpt.training.finetune.records import holds_records
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
+from minigpt.weights.state import read_state
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
 _MODEL_MAY_CHANGE = ("dropout", "attention")
@@ -181,8 +183,8 @@ def _template(config: RunConfig, base: LoadedRun) -> Template | None:
     """What the config names, else the base's own."""
     if config.finetune.template:
         return read_template(Path(config.finetune.template))
-    folder = run_folder(base.path)
-    return load_template(folder) if (folder / FILE_NAME).is_file() else None
+    folder = RunFolder.of(base.path)
+    return load_template(folder.path) if folder.template.is_file() else None
 
 
 class FineTuning:
@@ -202,7 +204,7 @@ class FineTuning:
         self.settings, self.lora, self.base = config.finetune, config.lora, base
         self.teacher = _teacher(self.settings.teacher, base, self.settings.seq_len or config.model.max_seq_len)
         self.receipt = {name: _origin(run) for name, run in (("base", base), ("teacher", self.teacher)) if run}
-        self.files = {FILE_NAME: template.to_json()} if template else {}
+        self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
         self.judged = self.settings.dpo_beta > 0
         adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.receipt["base"]}
@@ -291,16 +293,14 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
     loaded, out = load_run(run, "cpu"), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is there already; give --out a new directory")
-    state = json.loads((loaded.checkpoint / "state.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in state.items() if key not in ("lora", "base")}
-    step = checkpoint.save(
-        out / "checkpoints" / f"step-{loaded.step:08d}", {"model": loaded.model.weights(), "optimizer": {}}, kept
-    )
-    checkpoint.point(step.parent, "last", step)
-    folder = run_folder(loaded.path)
-    receipt = read_receipt(folder) | {"merged": str(loaded.checkpoint)}
+    written = RunFolder(out)
+    kept = replace(read_state(loaded.checkpoint), lora=None, base=None)
+    step = checkpoint.save(written.checkpoint(loaded.step), {"model": loaded.model.weights(), "optimizer": {}}, kept)
+    checkpoint.point(step.parent, LAST, step)
+    folder = RunFolder.of(loaded.path)
+    receipt = read_receipt(folder.path) | {"merged": str(loaded.checkpoint)}
     write_run_files(out, loaded.config.model_copy(update={"lora": AdapterConfig()}), receipt, "finetune")
-    loaded.tokenizer.save(out / "tokenizer.json")
-    if (folder / FILE_NAME).is_file():
-        load_template(folder).save(out)
+    loaded.tokenizer.save(written.tokenizer)
+    if folder.template.is_file():
+        load_template(folder.path).save(out)
     return out

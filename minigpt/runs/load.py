@@ -8,7 +8,7 @@ from minigpt import tokenizers
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, DataError
-from minigpt.layout import no_such_run, run_folder
+from minigpt.layout import RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
 from minigpt.runtime.device import Runtime, make_runtime
@@ -44,7 +44,7 @@ class LoadedRun:
     @cached_property
     def name(self) -> str:
         """Short name for tables."""
-        return run_folder(self.path).name
+        return RunFolder.of(self.path).path.name
 
 
 def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") -> LoadedRun:
@@ -62,20 +62,20 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
         model = GPT.from_pretrained(path, str(runtime.device))
     else:
         model = _adapted(path, device)
-    folder = path if is_huggingface(path) else run_folder(path)
+    folder = path if is_huggingface(path) else RunFolder.of(path).path
     tokenizer = tokenizers.load(folder)
     check_vocabulary(tokenizer, model.config, path)
     if is_huggingface(path):
         return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
-    config_file = folder / "config.yaml"
+    config_file = RunFolder(folder).config
     config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
     step_folder = checkpoint.resolve(path)
-    return LoadedRun(path, step_folder, int(step_folder.name.split("-")[-1]), model, tokenizer, config, runtime)
+    return LoadedRun(path, step_folder, step_of(step_folder), model, tokenizer, config, runtime)
 
 
 def _adapted(path: Path, device: str) -> GPT:
     """The base of an adapter, with the adapter made part of its weights."""
-    saved, run = load_saved(path), run_folder(path)
+    saved, run = load_saved(path), RunFolder.of(path).path
     base = Path(saved.base)
     beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
     base = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-
-NAME = ".lock"
+from minigpt.layout import LOCK
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def run_lock(path: Path) -> Iterator[None]:
         RunError: another process holds it; names its pid and host.
         StorageError: cannot be written.
     """
-    file = path / NAME
+    file = path / LOCK
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,7 @@ def run_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.name != "nt" and [entry.name for entry in path.iterdir()] == [NAME]:
+            if os.name != "nt" and [entry.name for entry in path.iterdir()] == [LOCK]:
                 file.unlink()
                 for folder in (path, *made):
                     if not any(folder.iterdir()):

@@ -1,10 +1,8 @@
 """The run directory: which one a command means, and whether it starts, continues, or refuses."""
 
 import json
-import platform
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
 from minigpt.files import write_text
-from minigpt.runs.lock import NAME as LOCK
+from minigpt.layout import CONFIG, RunFolder
 from minigpt.runs.lock import run_lock
 from minigpt.runtime.ranks import Ranks
 from minigpt.weights import checkpoint
@@ -41,7 +39,7 @@ class Plan:
     @property
     def finished(self) -> bool:
         """Whether the run had ended by itself at this checkpoint."""
-        return self.saved is not None and bool(self.saved.state["train"]["finished"])
+        return self.saved is not None and self.saved.train.finished
 
 
 @contextmanager
@@ -60,11 +58,11 @@ def plan_run(
     path = pick_run(config, name, default_name, resume)
     first = Path(config.logging.runs_dir) / (name or default_name)
     if path != first:
-        others = compare(load_config(first / "config.yaml"), config, strict=True)
+        others = compare(load_config(RunFolder(first).config), config, strict=True)
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         say(f"{first} was trained with another {', '.join(others[:3])}{more}: this run is {path}")
     with run_lock(path):
-        yield Plan(path, newest_whole(path / "checkpoints", say))
+        yield Plan(path, newest_whole(RunFolder(path).checkpoints, say))
 
 
 def pick_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Path:
@@ -72,10 +70,10 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     base = Path(config.logging.runs_dir)
     path = base / (name or default_name)
     number = 2
-    while path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
-        if not (path / "config.yaml").is_file():
+    while (folder := RunFolder(path)).in_use():
+        if not folder.is_run:
             raise RunError(f"{path} is not a run, and is not empty; choose another name with --name")
-        differences = compare(load_config(path / "config.yaml"), config, strict=not resume)
+        differences = compare(load_config(folder.config), config, strict=not resume)
         if not differences:
             return path
         if resume:
@@ -115,42 +113,21 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
     """From the recipe's file (for runs/NAME/config.yaml: NAME), else from the data."""
     if recipe is not None:
         path = Path(recipe)
-        return path.parent.name if path.name == "config.yaml" and path.parent.name else path.stem
+        return path.parent.name if path.name == CONFIG and path.parent.name else path.stem
     stem = Path(config.data.source.rstrip("/*")).name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
 def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train") -> None:
     """config.yaml and receipt.json; the command repeats the run. Raises StorageError."""
+    folder = RunFolder(path)
     try:
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
-    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {path}/config.yaml\n"
-    write_text(path / "config.yaml", header + dump_config(config))
-    write_text(path / "receipt.json", json.dumps(receipt, indent=2) + "\n")
-
-
-def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt of the run at `path`; {} if it has none. Raises RunError if it is damaged."""
-    file = path / "receipt.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except ValueError as error:
-        raise RunError(f"{file}: damaged ({error}); delete it to go on without comparing what it says") from None
-
-
-def make_receipt(
-    config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
-) -> dict[str, Any]:
-    """Command, versions, hardware, seed, sha256 of the data."""
-    return {
-        "command": " ".join(sys.argv),
-        "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"machine": platform.machine(), "system": platform.platform(), **machine},
-        "seed": config.train.seed,
-        "data": {"source": config.data.source, "sha256": dict(sha256)},
-    }
+    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {folder.config}\n"
+    write_text(folder.config, header + dump_config(config))
+    write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ of them, did half as much harm in int4 as all other matrices together (KL diverg
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from minigpt import tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError, RunError
 from minigpt.files import new_folder, write_text
-from minigpt.layout import no_such_run, run_folder
+from minigpt.layout import LAST, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
 from minigpt.weights import checkpoint, quantized
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
+from minigpt.weights.state import CheckpointState
 
 TABLES = ("embedding.weight", "bigrams.weight", "positions.weight", "head.weight")
 
@@ -71,8 +72,8 @@ def quantize_run(
         raise no_such_run(path)
     _check(bits, group, embedding_bits)
     foreign = is_huggingface(path)
-    state = {} if foreign else _state(path)
-    folder = path if foreign else run_folder(path, "tokenizer.json").resolve()
+    state = CheckpointState() if foreign else _state(path)
+    folder = path if foreign else RunFolder.of(path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
     if out.exists():
         raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
@@ -81,8 +82,9 @@ def quantize_run(
     done: dict[str, Any] = {"bits": 8, "group": None, "embedding_bits": 8}
     if bits == 4:
         done = {"bits": 4, "group": group, "embedding_bits": embedding_bits}
-    state = {"model": config.model_dump(mode="json"), **state, "quantization": {**done, "source": str(path)}}
-    name = "step-00000000" if foreign else checkpoint.resolve(path).name
+    model = state.model or config.model_dump(mode="json")
+    state = replace(state, model=model, quantization={**done, "source": str(path)})
+    name = step_name(0) if foreign else checkpoint.resolve(path).name
     size = _write(out, name, packed, state, _files(folder))
     count = sum(tensor.numel() for tensor in weights.values())
     return QuantizedRun(out, **done, weights=count, bytes_before=_weight_bytes(path, foreign), bytes_after=size)
@@ -124,10 +126,10 @@ def _check(bits: int, group: int, embedding_bits: int) -> None:
             raise ConfigError(f"{name}: {value} is not possible; choose from {', '.join(map(str, choices))}")
 
 
-def _state(path: Path) -> dict[str, Any]:
+def _state(path: Path) -> CheckpointState:
     """The state of a checkpoint that is sound, not quantised, and no adapter. Raises CheckpointError."""
     saved = checkpoint.load(path, ())
-    if before := saved.state.get("quantization"):
+    if before := saved.state.quantization:
         raise CheckpointError(
             f"{path} is quantised already, to int{before['bits']}; give the run that it was made of: {before['source']}"
         )
@@ -142,20 +144,20 @@ def _files(folder: Path) -> dict[str, str]:
     Raises TokenizerError, ConfigError.
     """
     tokenizers.load(folder)
-    names = [name for name in ("tokenizer.json", "template.json") if (folder / name).is_file()]
+    names = [name for name in (TOKENIZER, TEMPLATE) if (folder / name).is_file()]
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-    if (file := folder / "config.yaml").is_file():
+    if (file := RunFolder(folder).config).is_file():
         header = f"# The settings of {folder}, whose weights these are in fewer bits\n"
-        files["config.yaml"] = header + dump_config(load_config(file))
+        files[file.name] = header + dump_config(load_config(file))
     return files
 
 
-def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: dict[str, Any], files: dict[str, str]) -> int:
+def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: CheckpointState, files: dict[str, str]) -> int:
     """The whole run or nothing; returns the bytes of its weights. Raises StorageError."""
     with new_folder(out) as work:
-        folder = work / "checkpoints"
+        folder = RunFolder(work).checkpoints
         saved = checkpoint.save(folder / name, {"model": packed}, state)
-        checkpoint.point(folder, "last", saved)
+        checkpoint.point(folder, LAST, saved)
         for file, text in files.items():
             write_text(work / file, text)
         return (saved / "model.safetensors").stat().st_size

@@ -1,45 +1,34 @@
-"""One shell line that repeats a run."""
+"""The receipt of a run: with what, on what and from what data it was trained."""
 
-import shlex
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from minigpt.runs.record import RunRecord
-from minigpt.runs.settings import as_flag, essential, flat
+from minigpt.config import RunConfig
+from minigpt.errors import RunError
+from minigpt.layout import RunFolder
 
 
-def receipt_line(run: RunRecord, flags: bool = False) -> str:
-    """minigpt train runs/my/config.yaml --name my-again  # minigpt 0.1.0, torch 2.13.0, ...; data sha256 ...
-
-    Args:
-        run: to repeat.
-        flags: every setting on the line, in place of the path of the run's config: for another machine.
-    """
-    config, tuned = run.config, run.config.finetune.base is not None
-    words = ["minigpt", "finetune" if tuned else "train"]
-    if flags:
-        words += [_quote(word) for word in (config.finetune.base, config.data.source) if word]
-        spelled = (as_flag(path, value) for path, value in _spelled(run).items())
-        words += [f"{flag}={_quote(text)}" for flag, text in spelled]
-    else:
-        words.append(_quote(str(run.path / "config.yaml")))
-    line = f"{' '.join(words)} --name {_quote(run.path.name + '-again')}"
-    versions = ", ".join(f"{name} {number}" for name, number in run.receipt.get("versions", {}).items())
-    hashes = run.receipt.get("data", {}).get("sha256", {})
-    data = ", ".join(f"{split} {sha256}" for split, sha256 in hashes.items())
-    return f"{line}  # {versions}; data sha256: {data}" if run.receipt else line
+def read_receipt(path: Path) -> dict[str, Any]:
+    """The receipt of the run at `path`; {} if it has none. Raises RunError if it is damaged."""
+    file = RunFolder(path).receipt
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{file}: damaged ({error}); delete it to go on without comparing what it says") from None
 
 
-def _spelled(run: RunRecord) -> dict[str, Any]:
-    """The settings to spell: the fewest; of a fine-tuning, whose defaults are by its base, all of them."""
-    settings = essential(run.config) if run.config.finetune.base is None else flat(run.config)
-    on_the_line = ("data.source", "finetune.base", "logging.name")
-    return {path: value for path, value in settings.items() if path not in on_the_line}
-
-
-def _quote(word: str) -> str:
-    r"""For a shell, on one line; with $'\n' (bash, zsh, ksh) where there are line ends or other controls."""
-    if word.isprintable():
-        return shlex.quote(word)
-    plain = {"\n": r"\n", "\t": r"\t", "'": r"\'", "\\": r"\\"}
-    letters = (plain.get(char, char if char.isprintable() else f"\\U{ord(char):08x}") for char in word)
-    return f"$'{''.join(letters)}'"
+def make_receipt(
+    config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
+) -> dict[str, Any]:
+    """Command, versions, hardware, seed, sha256 of the data."""
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), **machine},
+        "seed": config.train.seed,
+        "data": {"source": config.data.source, "sha256": dict(sha256)},
+    }

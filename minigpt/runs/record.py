@@ -12,9 +12,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from minigpt.config import RunConfig, load_config
-from minigpt.errors import RunError
+from minigpt.errors import CheckpointError, RunError
 from minigpt.files import read_lines
-from minigpt.layout import no_such_run
+from minigpt.layout import CONFIG, RunFolder, no_such_run
+from minigpt.runs.receipt import read_receipt
+from minigpt.weights.state import read_state
 
 State = Literal["finished", "interrupted", "running"]
 
@@ -27,28 +29,35 @@ class RunRecord:
     name: str
     config: RunConfig
 
+    @property
+    def folder(self) -> RunFolder:
+        """What lies where in it."""
+        return RunFolder(self.path)
+
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl."""
-        return read_lines(self.path / "metrics.jsonl")
+        return read_lines(self.folder.metrics)
 
     @cached_property
     def receipt(self) -> dict[str, Any]:
         """receipt.json; {} without one, as in a run that began before its first checkpoint."""
-        return _read_json(self.path / "receipt.json")
+        try:
+            return read_receipt(self.path)
+        except RunError:  # a damaged one tells nothing, so that its run is listed all the same
+            return {}
 
     @cached_property
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(manifest.parent for manifest in self.path.glob("checkpoints/step-*/manifest.json"))
+        return self.folder.steps()
 
     @property
     def state(self) -> State:
         """Whether a process trains it now, else whether it came to its end."""
-        if _is_held(self.path / ".lock"):
+        if _is_held(self.folder.lock):
             return "running"
-        last = _read_json(self.checkpoints[-1] / "state.json") if self.checkpoints else {}
-        return "finished" if last.get("train", {}).get("finished") else "interrupted"
+        return "finished" if self.checkpoints and _is_finished(self.checkpoints[-1]) else "interrupted"
 
     @cached_property
     def best(self) -> dict[str, Any]:
@@ -68,7 +77,7 @@ class RunRecord:
     @property
     def tokenizer(self) -> dict[str, Any]:
         """tokenizer.json."""
-        return _read_json(self.path / "tokenizer.json")
+        return _read_json(self.folder.tokenizer)
 
     def summary(self) -> dict[str, Any]:
         """The keys of `minigpt runs list --json`."""
@@ -89,9 +98,10 @@ class RunRecord:
 def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     """The run in a directory. Raises RunError, ConfigError."""
     path = Path(path)
-    if not (path / "config.yaml").is_file():
+    folder = RunFolder(path)
+    if not folder.is_run:
         raise no_such_run(path)
-    return RunRecord(path, name or path.name, load_config(path / "config.yaml"))
+    return RunRecord(path, name or path.name, load_config(folder.config))
 
 
 def find_runs(folder: str | Path, pattern: str = "*") -> list[RunRecord]:
@@ -113,7 +123,7 @@ def run_folders(words: Sequence[str | Path]) -> list[Path]:
     """The run directories that are named, and in their place those inside a folder that is no run, such as a sweep."""
     found = []
     for path in map(Path, words):
-        is_run = any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
+        is_run = RunFolder(path).is_run or RunFolder(path).metrics.is_file()
         found += [path] if is_run else _directories(path) or [path]
     return list(dict.fromkeys(found))
 
@@ -122,10 +132,10 @@ def _directories(folder: Path) -> list[Path]:
     """Run directories in a folder, and in those folders of it that are no run themselves."""
     found = []
     for path in sorted(folder.glob("*/")):
-        if (path / "config.yaml").is_file():
+        if RunFolder(path).is_run:
             found.append(path)
         else:
-            found += [file.parent for file in sorted(path.glob("*/config.yaml"))]
+            found += [file.parent for file in sorted(path.glob(f"*/{CONFIG}"))]
     return found
 
 
@@ -135,6 +145,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """A state that cannot be read tells nothing, so that its run is listed all the same."""
+    try:
+        train = read_state(checkpoint).train
+    except (OSError, ValueError, CheckpointError):
+        return False
+    return train is not None and train.finished
 
 
 def _numbers(path: Path) -> int | None:

@@ -5,9 +5,7 @@ checkpoint, since to resume exactly is to compute alike.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.console import Console
 
@@ -24,6 +22,7 @@ from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
 from minigpt.training.micro_batch import Prospect, choose_micro_batch
 from minigpt.training.objective import Objective
+from minigpt.weights.state import CheckpointState
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ def resolve(
     batches: BatchSource,
     task: Task,
     placement: Placement,
-    before: Mapping[str, Any],
+    before: CheckpointState,
     console: Console,
 ) -> Resolved:
     """Decide the vocabulary's size, precision, kernels, compilation and micro-batch of a run.
 
     Args:
         config: from recipe, flags and data.
-        before: state of the checkpoint to go on from, empty for a new run.
+        before: state of the checkpoint to go on from, an empty one for a new run.
         console: told what was measured.
 
     Raises:
@@ -71,7 +70,7 @@ def resolve(
 
     run = Prospect(config, runtime, batches, task.share(config), placement.shards, make)
     size = choose_micro_batch(
-        run, before.get("micro_batch_size"), lambda text: console.print(text, markup=False, highlight=False)
+        run, before.micro_batch_size, lambda text: console.print(text, markup=False, highlight=False)
     )
     train = config.train.model_copy(update={"micro_batch_size": size})
     return Resolved(config.model_copy(update={"train": train}), runtime, placement)
@@ -99,7 +98,7 @@ def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 def pick_kernels(
-    config: RunConfig, batches: BatchSource, before: Mapping[str, Any], console: Console, placement: Placement
+    config: RunConfig, batches: BatchSource, before: CheckpointState, console: Console, placement: Placement
 ) -> tuple[RunConfig, Runtime]:
     """The config with what was found in place of auto, so that it repeats the run exactly, and the runtime for it.
 
@@ -112,11 +111,11 @@ def pick_kernels(
         raise ConfigError(f"train.precision: {settings.precision} does not go with parallel.kind fsdp; use bf16")
 
     def find() -> tuple[str, Choice]:
-        precision = before.get("precision", "auto") if settings.precision == "auto" else settings.precision
+        precision = before.precision or "auto" if settings.precision == "auto" else settings.precision
         runtime = make_runtime(device, precision)
-        compiled = {"auto": before.get("compile"), "on": True, "off": False}[settings.compile]
-        if "attention" in before and compiled is not None:
-            attention = before["attention"] if shape.attention == "auto" else shape.attention
+        compiled = {"auto": before.compile, "on": True, "off": False}[settings.compile]
+        if before.attention and compiled is not None:
+            attention = before.attention if shape.attention == "auto" else shape.attention
             return runtime.precision, Choice(attention, compiled)
         size = placement.rows(settings)
         steps = Budget(settings, batches.steps_per_epoch, batches.tokens_per_step).total_steps
@@ -124,7 +123,7 @@ def pick_kernels(
         passes = steps * share / size if steps else math.inf  # minutes alone: long enough to compile
         choice = choose(shape, runtime, settings.compile, size, passes, console.print)
         kernel = shape.model_copy(update={"attention": choice.attention})
-        return runtime.precision if "precision" in before else _tried(kernel, runtime, console), choice
+        return runtime.precision if before.precision else _tried(kernel, runtime, console), choice
 
     precision, choice = ranks.share(find)
     runtime = make_runtime(device, precision)

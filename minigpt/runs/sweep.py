@@ -22,6 +22,7 @@ from typing import Any
 from minigpt.config import RunConfig, load_config
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import write_text
+from minigpt.layout import RunFolder
 from minigpt.runs.lock import run_lock
 from minigpt.runs.record import RunRecord, find_runs
 from minigpt.runs.settings import as_flag, flat
@@ -124,7 +125,7 @@ def plan_sweep(
     }
     folder, number = Path(tables[0]["logging.runs_dir"]), 2
     path = folder / (name or default_name)
-    while path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+    while RunFolder(path).in_use():
         there = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else None
         if there and (there["command"], there["grid"], there["base"]) == (command, _plain(grid), base):
             break

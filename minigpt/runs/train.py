@@ -16,18 +16,20 @@ from minigpt.console import progress_bars
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import generate_text
+from minigpt.layout import RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
-from minigpt.runs.plan import Plan, default_name, make_receipt, plan_run, planned, read_receipt, write_run_files
+from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
+from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, resolve
 from minigpt.runs.task import FromNothing, Task
 from minigpt.runtime.device import hardware
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.precision import use_fp8, with_masters
 from minigpt.tokenizers import Tokenizer
-from minigpt.training import Hook, Trainer, TrainState
+from minigpt.training import Hook, Trainer
 from minigpt.training.hooks.average import Average
 from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.hooks.epochs import epoch_table, render_epochs
@@ -41,6 +43,7 @@ from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.micro_batch import MicroBatches, memory_errors
 from minigpt.training.objective import Objective
 from minigpt.training.step import Batch
+from minigpt.weights.state import CheckpointState, TrainState
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,16 @@ def execute(
     """Start the run, or resume it where its last checkpoint is; write its directory. Raises as `train`."""
     saved = plan.saved
     if saved:
-        step = saved.state["train"]["step"]
+        step = saved.train.step
         console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
         check_same_text(plan.path, feed.sha256)
-    before = saved.state if saved else {}
+    before = saved.state if saved else CheckpointState()
     resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)
     if saved:
         trainer.resume(saved)
         if not resume and plan.finished:
-            trainer.state = TrainState(**saved.state["train"])
+            trainer.state = saved.train
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
             return _finish(trainer, plan.path, tokenizer, resolved, console)
     if placement.ranks.rank == 0:
@@ -152,7 +155,7 @@ def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Fee
     versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
     receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **task.receipt}
     write_run_files(path, config, receipt, task.command)
-    tokenizer.save(path / "tokenizer.json")
+    tokenizer.save(RunFolder(path).tokenizer)
     for name, text in task.files.items():
         write_text(path / name, text)
 
@@ -164,7 +167,7 @@ def build(
     feed: Feed,
     task: Task,
     console: Console,
-    before: Mapping[str, Any],
+    before: CheckpointState,
 ) -> Trainer:
     """The trainer with all its parts, writing below `path`; `before` is the state of the checkpoint to go on from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
@@ -208,11 +211,12 @@ def make_hooks(
     feed: Feed,
     task: Task,
     console: Console,
-    before: Mapping[str, Any],
+    before: CheckpointState,
 ) -> list[Hook]:
     """Everything optional of a run, in the order in which it is called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, teller(console)
+    folder = RunFolder(path)
 
     def write_sample(trainer: Trainer) -> str | None:
         whole = placement.whole(trainer.model)
@@ -229,14 +233,14 @@ def make_hooks(
         "micro_batch_size": settings.micro_batch_size,
     }
     saver = _saver(placement)(
-        path / "checkpoints",
+        folder.checkpoints,
         settings.save_every,
         settings.keep_checkpoints,
         {"tokenizer": tokenizer.fingerprint, **found, **task.state},
     )
-    incidents, memory = path / "incidents.jsonl", before.get("recovery", {})
+    incidents, memory = folder.incidents, before.recovery
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
-    samples = Samples(path / "samples.jsonl", settings.sample_every, settings.sample_prompt, write_sample)
+    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
     if config.schedule.kind == "cosine+plateau":
         common.append(Plateau(config.schedule))
@@ -246,7 +250,7 @@ def make_hooks(
         return [*common, Signals(), guard, samples, saver]
     screen, tracking = Screen(console), Tracking(config, path, tell)
     metrics = Metrics(
-        path / "metrics.jsonl",
+        folder.metrics,
         config.logging.log_every,
         cache(lambda parts: flops_per_token(shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts}))),
         feed.bytes_per_token,
@@ -281,12 +285,13 @@ def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolv
 
 
 def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
-    lines = read_lines(path / "metrics.jsonl")
+    folder = RunFolder(path)
+    lines = read_lines(folder.metrics)
     rows = epoch_table(lines)
     if rows:
         console.print(render_epochs(rows))
     if config.logging.csv:
-        write_csv(path / "metrics.csv", lines)
+        write_csv(folder.metrics_csv, lines)
     if config.logging.plots and lines:
         _draw(path, console)
     return rows
@@ -297,7 +302,7 @@ def _draw(path: Path, console: Console) -> None:
     from minigpt.explanation import plot_runs
 
     try:
-        console.print(f"drawn: {plot_runs([path], path / 'plots' / 'loss.png')}")
+        console.print(f"drawn: {plot_runs([path], RunFolder(path).plot('loss.png'))}")
     except UserError as error:  # matplotlib is an extra: a run does not fail for want of it
         console.print(f"no plot: {error}")
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from minigpt.errors import StorageError, TokenizerError
+from minigpt.layout import TOKENIZER
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
-FILE_NAME = "tokenizer.json"
 
 
 class Tokenizer(ABC):
@@ -114,7 +114,7 @@ class Tokenizer(ABC):
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json, whole or not at all. `path` is a .json file, or a directory for it."""
         path = Path(path)
-        target = path if path.suffix == ".json" else path / FILE_NAME
+        target = path if path.suffix == ".json" else path / TOKENIZER
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, self.to_json().encode())

@@ -20,10 +20,9 @@ import numpy as np
 
 from minigpt.errors import DataError, RunError, nearest
 from minigpt.files import write_text
-from minigpt.layout import run_folder
+from minigpt.layout import TEMPLATE, RunFolder
 from minigpt.tokenizers.base import Tokenizer
 
-FILE_NAME = "template.json"
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]
 """{"role": "user", "content": "Where is Paris?"}."""
@@ -100,7 +99,7 @@ class Template:
 
     def save(self, folder: Path) -> None:
         """Write template.json. Raises StorageError."""
-        write_text(folder / FILE_NAME, self.to_json())
+        write_text(folder / TEMPLATE, self.to_json())
 
 
 def read_template(path: Path) -> Template:
@@ -129,10 +128,10 @@ def load_template(run: str | Path) -> Template:
         RunError: it has none.
         DataError: its template.json is damaged.
     """
-    file = run_folder(Path(run), FILE_NAME) / FILE_NAME
+    file = RunFolder.of(run, TEMPLATE).template
     if file.is_file():
         return read_template(file)
-    raise RunError(f"{run}: has no {FILE_NAME}, so it was not tuned on chats; minigpt finetune does that")
+    raise RunError(f"{run}: has no {TEMPLATE}, so it was not tuned on chats; minigpt finetune does that")
 
 
 def encode_question(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import TokenizerError
-from minigpt.tokenizers.base import FILE_NAME, UNK, Tokenizer
+from minigpt.layout import TOKENIZER
+from minigpt.tokenizers.base import UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
 from minigpt.tokenizers.patterns import PUBLISHED, expression, unspell
@@ -25,7 +26,7 @@ def load(path: str | Path) -> Tokenizer:
         TokenizerError: no such file, not a tokenizer.json, or one that minigpt cannot run.
     """
     path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / TOKENIZER if path.is_dir() else path
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -4,11 +4,11 @@ Step k is a pure function of (weights, optimizer state, seed, k): batches and dr
 so a run resumed from a checkpoint repeats the steps after it bit for bit.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
 from minigpt.weights.checkpoint import Checkpoint
+from minigpt.weights.state import CheckpointState, TrainState
 
 
 class BatchSource(Protocol):
@@ -84,28 +85,6 @@ class Hook:
 
     def close(self) -> None:
         """At the very end, also after an error: give back what was taken."""
-
-
-@dataclass
-class TrainState:
-    """What changes during a run, beside tensors; saved with every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    val_loss: float | None = None
-    eval_step: int = 0
-    best_loss: float | None = None
-    best_step: int = 0
-    evals_since_best: int = 0
-    evals_since_cut: int = 0
-    cuts: int = 0
-    finished: bool = False
-    stop_reason: str = ""
-    scaler: dict[str, Any] = field(default_factory=dict)
-    micro_batch_size: int | None = None  # where memory was too small for the config's
-    skipped: list[int] = field(default_factory=list)  # batches never to be used, in order
-    rate_scale: float = 1.0
 
 
 def batch_number(step: int, skipped: Sequence[int]) -> int:
@@ -302,11 +281,11 @@ class Trainer:
             out |= hook.tensors()
         return out
 
-    def state_dict(self) -> dict[str, Any]:
-        """All else that a checkpoint holds, JSON-able."""
+    def checkpoint_state(self) -> CheckpointState:
+        """All else that a checkpoint holds of the training itself."""
         if self.scaler:
             self.state.scaler = self.scaler.state_dict()
-        return {"model": self.model.config.model_dump(mode="json"), "train": asdict(self.state)}
+        return CheckpointState(model=self.model.config.model_dump(mode="json"), train=copy.deepcopy(self.state))
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint, exactly."""
@@ -316,7 +295,7 @@ class Trainer:
         load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"], own)
         for hook in self.hooks:
             hook.on_resume(self, checkpoint)
-        self.state = TrainState(**checkpoint.state["train"])
+        self.state = copy.deepcopy(checkpoint.train)
         self.state.finished, self.state.stop_reason = False, ""
         if self.scaler and self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)

@@ -27,7 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, whole_steps
 from minigpt.weights import sharded
+from minigpt.weights.state import CheckpointState, TrainState, read_state
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]
@@ -39,7 +41,14 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, dict[str, torch.Tensor]]
-    state: dict[str, Any]
+    state: CheckpointState
+
+    @property
+    def train(self) -> TrainState:
+        """Where training was. Raises CheckpointError for weights that were not trained here."""
+        if self.state.train is None:
+            raise CheckpointError(f"{self.path}: holds weights alone, so no training goes on from it; fine-tune it")
+        return self.state.train
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -47,13 +56,13 @@ class Checkpoint:
         return self.tensors.get("ema") or self.tensors["model"]
 
 
-def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
+def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState) -> Path:
     """Write a checkpoint so that it is either whole or not there.
 
     Args:
         directory: where it will stand; its parent is made.
         tensors: {"model": {...}, "optimizer": {...}, ...}.
-        state: JSON-able.
+        state: all else that it knows.
 
     Raises:
         StorageError: disk full or unwritable; what stood there before is whole.
@@ -72,16 +81,16 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: Mapping[str, An
     return directory
 
 
-def seal(work: Path, directory: Path, state: Mapping[str, Any]) -> None:
+def seal(work: Path, directory: Path, state: CheckpointState) -> None:
     """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
     try:
-        (work / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        (work / STATE).write_text(json.dumps(state.to_json(), indent=1) + "\n", encoding="utf-8")
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
         for name in files:
             _sync(work / name)
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
-        (work / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
-        _sync(work / "manifest.json")
+        (work / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        _sync(work / MANIFEST)
         _sync(work)
         aside = directory.with_name(f".{directory.name}-old")
         if directory.exists():  # a resumed run saves this step again
@@ -112,7 +121,7 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
         tensors = {part: load_file(file) for part, file in files.items() if file.exists()}
         if sharded.in_parts(directory):
             tensors = sharded.read_parts(directory, parts)
-        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        state = read_state(directory)
     except (OSError, SafetensorError, ValueError) as error:
         raise DamagedError(f"{directory}: cannot be read ({error})", "use another checkpoint of the run") from None
     return Checkpoint(directory, tensors, state)
@@ -136,7 +145,7 @@ def verify(directory: Path) -> None:
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{directory}: format {manifest['format']} is not {FORMAT}; use the minigpt it is from"
@@ -149,10 +158,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 def resolve(path: Path) -> Path:
     """The checkpoint directory that a run (its best, else its last), a checkpoint, or a pointer file means."""
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return path
-    folder, pointers = path / "checkpoints", ("best", "last")
-    if path.name in pointers:
+    folder, pointers = RunFolder(path).checkpoints, POINTERS
+    if is_pointer(path):
         folder, pointers = path.parent, (path.name,)
     for pointer in (folder / name for name in pointers if (folder / name).is_file()):
         target = folder / (pointer.read_text(encoding="utf-8", errors="replace").strip() or "?")
@@ -172,7 +181,7 @@ def resolve(path: Path) -> Path:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in a `checkpoints` directory, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
+    return whole_steps(folder)
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:

@@ -5,15 +5,11 @@ from itertools import count
 from pathlib import Path
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.layout import LAST, step_of
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
 
 PARTS = ("model", "adapter", "ema", "optimizer")
-
-
-def step_of(path: Path) -> int:
-    """step-00000500 -> 500."""
-    return int(path.name.split("-")[-1])
 
 
 def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
@@ -28,7 +24,7 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
     damaged: list[Path] = []
     while True:
         try:
-            target = checkpoint.resolve(folder / "last")
+            target = checkpoint.resolve(folder / LAST)
         except CheckpointError:  # there is none
             saved = None
             break

@@ -28,7 +28,7 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
             "`minigpt finetune --merge RUN --out DIR` writes a whole model"
         )
     try:
-        config, weights = ModelConfig(**loaded.state["model"]), loaded.weights
+        config, weights = ModelConfig(**(loaded.state.model or {})), loaded.weights
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{loaded.path}: state.json describes no model we know; use the minigpt it is from"

@@ -28,6 +28,7 @@ from minigpt.model import GPT
 from minigpt.runs.load import load_run
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState
 
 PROMPT = "the cat sat on a mat and saw the cat"
 
@@ -184,7 +185,7 @@ def test_a_timeline_goes_through_the_kept_checkpoints(tmp_path, capsys):
     run = make_base(tmp_path / "base")
     loaded = load_run(run, "cpu")
     later = GPT(loaded.model.config, seed=9)
-    state = {"model": later.config.model_dump(), "train": {}}
+    state = CheckpointState(model=later.config.model_dump())
     checkpoint.save(run / "checkpoints" / "step-00000007", {"model": later.weights()}, state)
     append_line(run / "samples.jsonl", {"step": 7, "prompt": "the", "text": " cat"})
     ids = loaded.tokenizer.encode(PROMPT)

@@ -17,6 +17,7 @@ from minigpt.export import huggingface
 from minigpt.tokenizers import build
 from minigpt.tokenizers.chat_template import Template
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState
 
 TEXT = "The cat sat on a mat, said Zoë’s dog; “why?” 42 times!\nAnd the old mill went round.\n" * 30
 SHAPES = {
@@ -36,7 +37,7 @@ def make_run(folder: Path, shape: str = "modern", kind: str = "char", **generati
     saved = checkpoint.save(
         folder / "checkpoints/step-00000007",
         {"model": GPT(model, seed=3).weights(), "optimizer": {}},
-        {"model": model.model_dump(mode="json")},
+        CheckpointState(model=model.model_dump(mode="json")),
     )
     checkpoint.point(folder / "checkpoints", "last", saved)
     tokenizer.save(folder / "tokenizer.json")
@@ -213,7 +214,7 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
         checkpoint.save(
             mixed / "checkpoints/step-00000001",
             {"model": model.weights(), "optimizer": {}},
-            {"model": model.config.model_dump(mode="json")},
+            CheckpointState(model=model.config.model_dump(mode="json")),
         )
         assert said in fails(capsys, mixed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mixed", "my", "there"]

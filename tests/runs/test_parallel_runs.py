@@ -182,7 +182,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(cats: Path) -> N
         time.sleep(0.2)
     process.terminate()
     _, err = process.communicate(timeout=100)
-    last = checkpoint.load(cats / "runs/cut/checkpoints/last").state["train"]
+    last = vars(checkpoint.load(cats / "runs/cut/checkpoints/last").train)
     assert last["step"] == metrics(lines.parent)[-1]["step"], "the last step of all is saved"
     assert last["stop_reason"].startswith("interrupted")
     assert err.count("saved; the same command continues") == 1, err

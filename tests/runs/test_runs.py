@@ -19,8 +19,8 @@ from minigpt.config import dump_config, load_config, split_flags
 from minigpt.files import read_lines
 from minigpt.runs.compare import grouped
 from minigpt.runs.lock import run_lock
-from minigpt.runs.receipt import _quote, receipt_line
 from minigpt.runs.record import read_run
+from minigpt.runs.repeat import _quote, receipt_line
 from minigpt.runs.settings import as_flag, essential, flat
 from minigpt.runs.task import FromNothing
 

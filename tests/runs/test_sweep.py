@@ -52,7 +52,7 @@ while time.time() < end:
 loss = 1 + int(seed) / 100 + rate
 line = {"step": 2, "seconds": 60, "val_loss": loss, "bits_per_byte": loss}
 (run / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
-(step / "state.json").write_text(json.dumps({"train": {"finished": finished}}))
+(step / "state.json").write_text(json.dumps({"model": {}, "train": {"step": 1, "finished": finished}}))
 (step / "manifest.json").write_text("{}")
 sys.exit(0 if finished else 143)
 """

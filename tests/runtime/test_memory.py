@@ -193,7 +193,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches_as_if_it_had_beg
     print(f"largest difference of a weight: {off:.1e}")
     assert off <= 1e-6
     assert lines == ["memory ended at step 1: 2 sequences at a time from here on; the batch is still 8"]
-    saved = checkpoint.save(tmp_path / "step-00000006", small.tensors(), small.state_dict())
+    saved = checkpoint.save(tmp_path / "step-00000006", small.tensors(), small.checkpoint_state())
     again = cramped(room=2, max_steps=8)
     again.resume(checkpoint.load(saved, ("model", "optimizer")))
     assert again.state.micro_batch_size == 2
@@ -254,7 +254,7 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     assert "GB" in said
     assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
     saved = checkpoint.load(tmp_path / "cats" / "checkpoints" / "last")
-    assert saved.state["micro_batch_size"] == 4
+    assert saved.state.micro_batch_size == 4
     monkeypatch.setattr(micro_batch, "find", lambda *_: pytest.fail("it was found before"))
     assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
     assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4

@@ -18,6 +18,7 @@ from minigpt.runtime.placement import make_placement
 from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16)
@@ -63,7 +64,7 @@ def broken_in_bf16(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> 
 def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def chosen(*settings: tuple[str, object], before: dict = {}) -> str:  # noqa: B006  never changed
+    def chosen(*settings: tuple[str, object], before: CheckpointState = CheckpointState()) -> str:  # noqa: B008  never changed
         fixed = {"train.precision": "bf16", "train.device": "cpu", "train.compile": "off", "model.attention": "sdpa"}
         config = load_config(None, {**fixed, "model.vocab_size": 50, **dict(settings)})
         return pick_kernels(config, Counting(), before, Console(width=200), make_placement(config))[0].train.precision
@@ -75,7 +76,7 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
     said = capsys.readouterr().out
     assert "bf16 against fp32" in said
     assert "too much, so this run is in fp32" in said
-    assert chosen(before={"precision": "bf16", "attention": "sdpa", "compile": False}) == "bf16", "a resumed run"
+    assert chosen(before=CheckpointState(precision="bf16", attention="sdpa", compile=False)) == "bf16", "a resumed run"
     with pytest.raises(ConfigError, match=r"bf16-pure does not go with parallel\.kind fsdp"):
         chosen(("train.precision", "bf16-pure"), ("parallel.kind", "fsdp"))
 
@@ -136,7 +137,7 @@ def test_a_resumed_run_of_bf16_weights_is_bit_identical_and_its_masters_are_fp32
     whole.run()
     first = trainer("bf16-pure", kind=kind, max_steps=7)
     first.run()
-    saved = checkpoint.save(tmp_path / "step-00000007", first.tensors(), first.state_dict())
+    saved = checkpoint.save(tmp_path / "step-00000007", first.tensors(), first.checkpoint_state())
     held = checkpoint.load(saved, ("model", "optimizer"))
     masters = {name: tensor for name, tensor in held.tensors["optimizer"].items() if name.startswith("master:")}
     assert len(masters) == len(list(first.model.parameters()))

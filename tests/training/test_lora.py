@@ -33,6 +33,7 @@ from minigpt.training.optim import make_optimizer
 from minigpt.training.step import accumulate, update
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_to_hf, weights_from_hf, weights_to_hf
+from minigpt.weights.state import CheckpointState
 
 GPT2 = ModelConfig(
     shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=24, ff_dim=72, init_std=0.2
@@ -220,7 +221,9 @@ def test_a_checkpoint_of_the_merged_model_is_an_ordinary_one(tmp_path: Path) -> 
     model, _ = adapted()
     wanted = logits(model)
     merge(model)
-    checkpoint.save(tmp_path / "merged", {"model": model.weights()}, {"model": MODERN.model_dump(mode="json")})
+    checkpoint.save(
+        tmp_path / "merged", {"model": model.weights()}, CheckpointState(model=MODERN.model_dump(mode="json"))
+    )
     back = GPT.from_pretrained(tmp_path / "merged")
     assert torch.equal(logits(back), logits(model))
     assert distance(logits(back), wanted) < 1e-5
@@ -231,7 +234,7 @@ def test_a_checkpoint_of_the_merged_model_is_an_ordinary_one(tmp_path: Path) -> 
 
 def test_a_training_checkpoint_with_its_adapter_resumes(tmp_path: Path) -> None:
     model, config = adapted()
-    checkpoint.save(tmp_path / "step", {"model": model.weights()}, {})
+    checkpoint.save(tmp_path / "step", {"model": model.weights()}, CheckpointState(model={}))
     again = add_lora(GPT(MODERN, seed=9).eval(), config)
     again.load_weights(checkpoint.load(tmp_path / "step").tensors["model"])
     assert torch.equal(logits(again), logits(model))
@@ -308,7 +311,9 @@ def test_what_is_no_adapter_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "adapter.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         load_saved(tmp_path / "a")
-    checkpoint.save(tmp_path / "b", {"model": GPT(MODERN).weights()}, {"model": MODERN.model_dump(mode="json")})
+    checkpoint.save(
+        tmp_path / "b", {"model": GPT(MODERN).weights()}, CheckpointState(model=MODERN.model_dump(mode="json"))
+    )
     with pytest.raises(CheckpointError, match="not an adapter"):
         load_saved(tmp_path / "b")
     with pytest.raises(CheckpointError, match="no such"):

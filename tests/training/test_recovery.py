@@ -77,7 +77,7 @@ def make(
     saver = Checkpoints(folder / "checkpoints", every=5, keep=2, extra={})
     last = folder / "checkpoints" / "last"
     saved = checkpoint.load(last, ("model", "ema", "optimizer")) if resume and last.exists() else None
-    before = saved.state["recovery"] if saved else {}
+    before = saved.state.recovery if saved else None
     guard = Guard(recovery, saver, folder / "incidents.jsonl", lambda: GPT(shape, seed=1), said.append, before)
     metrics = Metrics(folder / "metrics.jsonl", 1, lambda parts: 10**6, None)
     samples = Samples(folder / "samples.jsonl", 2, "", lambda trainer: str(trainer.state.step))
@@ -180,7 +180,7 @@ def test_after_the_limit_it_stops_whole_and_says_what_to_change(tmp_path: Path) 
     rates = [line["rate_scale"] for line in strict_lines(tmp_path / "incidents.jsonl") if line["action"] != "skipped"]
     assert actions == ["rolled back"] * 3 + ["stopped"] and rates == [0.5, 0.25, 0.125, 0.125]
     saved = checkpoint.load(tmp_path / "checkpoints/last")
-    assert saved.state["train"]["step"] == 5 and saved.state["recovery"]["rollbacks"] == 3
+    assert saved.train.step == 5 and saved.state.recovery.rollbacks == 3
     print(f"\n{said[-1]}\n{error.value}")
 
 

@@ -295,7 +295,7 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -
     whole.run()
     first = make_trainer(hooks=[StopAt()], schedule=schedule, **settings)
     first.run()
-    saved = checkpoint.save(tmp_path / "step-00000001", first.tensors(), first.state_dict())
+    saved = checkpoint.save(tmp_path / "step-00000001", first.tensors(), first.checkpoint_state())
     second = make_trainer(schedule=schedule, **settings)
     second.resume(checkpoint.load(saved, ("model", "ema", "optimizer")))
     second.run()

@@ -11,14 +11,17 @@ import torch
 from minigpt.errors import CheckpointError, StorageError
 from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState, TrainState
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
 
 
+def state(step: int) -> CheckpointState:
+    return CheckpointState(model={"embed_dim": 8}, train=TrainState(step=step, seconds=0.1))
+
+
 def save(folder: Path, step: int, **tensors) -> Path:
-    path = checkpoint.save(
-        folder / "checkpoints" / f"step-{step:08d}", {**TENSORS, **tensors}, {"step": step, "x": 0.1}
-    )
+    path = checkpoint.save(folder / "checkpoints" / f"step-{step:08d}", {**TENSORS, **tensors}, state(step))
     checkpoint.point(path.parent, "last", path)
     return path
 
@@ -27,7 +30,7 @@ def test_round_trip_keeps_bits_dtypes_and_state(tmp_path: Path) -> None:
     loaded = checkpoint.load(save(tmp_path, 3), ("model",))
     assert torch.equal(loaded.tensors["model"]["w"], TENSORS["model"]["w"])
     assert loaded.tensors["model"]["h"].dtype == torch.bfloat16
-    assert loaded.state == {"step": 3, "x": 0.1}
+    assert loaded.state == state(3)
 
 
 def test_a_run_means_its_best_then_its_last_then_its_newest(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     second.rename(second.with_name(f".{second.name}-old"))  # the first of the two renames that replace a step
     assert checkpoint.resolve(first.parent / "last") == second
-    assert checkpoint.load(second).state["step"] == 2
+    assert checkpoint.load(second).train.step == 2
     (first.parent / "last").unlink()  # saved, but the pointer had not been written
     assert checkpoint.resolve(first.parent / "last") == second
     checkpoint.point(first.parent, "last", first.parent / "step-00000009")

@@ -23,6 +23,7 @@ from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.text import TokenText
+from minigpt.layout import RunFolder
 from minigpt.runs.budget.amount import Amount, parse_amount
 from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Configure, Plan
@@ -30,6 +31,7 @@ from minigpt.runs.budget.speed import Speed, measure_speed, time_step
 from minigpt.runs.data import make_tokenizer, prepare_data
 from minigpt.runs.feeds import bytes_per_token
 from minigpt.runs.plan import default_name
+from minigpt.runs.receipt import read_receipt
 from minigpt.runs.resolve import resolve_vocabulary
 from minigpt.runs.task import FromNothing
 from minigpt.runs.train import TrainedRun, train
@@ -262,7 +264,7 @@ def train_within(
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         task = FromNothing({"budget": _receipt(earlier)})
-        return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, task=task)
+        return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     messages(quiet).print(found.explain(), markup=False, highlight=False)
     task = FromNothing({"budget": found.report})
@@ -292,5 +294,4 @@ def _asked(path: Path) -> dict[str, Any]:
 
 def _receipt(path: Path) -> dict[str, Any]:
     """What the run's receipt says of its budget."""
-    file = path / "receipt.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("budget", {}) if file.is_file() else {}
+    return read_receipt(path).get("budget", {})

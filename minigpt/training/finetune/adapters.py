@@ -20,10 +20,12 @@ from torch import Tensor
 from minigpt.config import ModelConfig
 from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError, nearest
+from minigpt.layout import ADAPTERS
 from minigpt.model import GPT
 from minigpt.training.finetune.lora import PARTS, adapter, load_adapter, remove
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import architecture
+from minigpt.weights.state import CheckpointState
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,20 @@ def save_adapter(path: Path, model: GPT, config: LoRAConfig, base: Path | str | 
     if not tensors:
         raise ValueError("the model has no adapter to save; it may be merged")
     where = str(base or model.source or "")
-    state = {"lora": config.model_dump(mode="json"), "base": {"path": where, "sha256": fingerprint(model)}}
+    found = {"path": where, "sha256": fingerprint(model)}
+    state = CheckpointState(lora=config.model_dump(mode="json"), base=found)
     return checkpoint.save(path, {"adapter": tensors}, state)
 
 
 def load_saved(path: Path) -> SavedAdapter:
     """Read an adapter. Raises CheckpointError: missing, damaged, or no adapter."""
     read = checkpoint.load(path, parts=("adapter",))
+    state = read.state
     try:
-        base = read.state["base"]
+        if state.lora is None or state.base is None:
+            raise KeyError("lora")
         return SavedAdapter(
-            read.path, LoRAConfig(**read.state["lora"]), read.tensors["adapter"], base["path"], base["sha256"]
+            read.path, LoRAConfig(**state.lora), read.tensors["adapter"], state.base["path"], state.base["sha256"]
         )
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: not an adapter; give a directory that a LoRA finetune has written") from None
@@ -86,7 +91,7 @@ def load_saved(path: Path) -> SavedAdapter:
 
 def find_adapters(run: Path) -> dict[str, Path]:
     """The adapters that lie beside a base, RUN/adapters/NAME, by name."""
-    return {path.parent.name: path.parent for path in sorted((run / "adapters").glob("[!.]*/adapter.safetensors"))}
+    return {path.parent.name: path.parent for path in sorted((run / ADAPTERS).glob("[!.]*/adapter.safetensors"))}
 
 
 class Adapters:

@@ -1,19 +1,25 @@
 """The hook that saves checkpoints."""
 
+import copy
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from minigpt.errors import DivergedError
+from minigpt.layout import BEST, LAST, POINTERS, step_name, step_of
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState, RecoveryState
 
 
 class Checkpoints(Hook):
     """Saves every `every` steps, at a new best, and at the end; `best` and `last` follow; the newest `keep` stay.
+
+    `extra` are the fields of `CheckpointState` that stay the same for the whole run.
 
     Only those of every `every` steps count for `keep`: a run that was interrupted, which saves, then keeps, and goes
     back to, the same ones as the undisturbed run.
@@ -21,6 +27,7 @@ class Checkpoints(Hook):
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
+        self.recovery: RecoveryState | None = None  # the guard's, where there is one
 
     def on_start(self, trainer: Trainer) -> None:
         """Clear away what kills left half-written; let `best` follow a checkpoint after which one came too soon."""
@@ -33,7 +40,7 @@ class Checkpoints(Hook):
         """Let `best` be that of the state."""
         best = self.directory(trainer.state.best_step)
         if trainer.runtime.ranks.rank == 0 and trainer.state.best_step and best.exists():
-            checkpoint.point(self.folder, "best", best)
+            checkpoint.point(self.folder, BEST, best)
 
     def on_step(self, trainer: Trainer) -> None:
         """Save when due, or when this step's evaluation was the best so far."""
@@ -47,9 +54,13 @@ class Checkpoints(Hook):
         if trainer.state.step:
             self.save(trainer)
 
+    def state(self, trainer: Trainer) -> CheckpointState:
+        """All that a checkpoint knows beside its tensors."""
+        return replace(trainer.checkpoint_state(), recovery=copy.deepcopy(self.recovery), **self.extra)
+
     def directory(self, step: int) -> Path:
         """checkpoints/step-00000500."""
-        return self.folder / f"step-{step:08d}"
+        return self.folder / step_name(step)
 
     def save(self, trainer: Trainer, best: bool = False) -> None:
         """Write a checkpoint, move `last` (and `best`), delete what is old.
@@ -66,14 +77,14 @@ class Checkpoints(Hook):
         )
         if ranks.rank == 0:
             target = self.directory(trainer.state.step)
-            checkpoint.save(target, tensors, trainer.state_dict() | self.extra)
+            checkpoint.save(target, tensors, self.state(trainer))
             self.sealed(target, best)
 
     def sealed(self, target: Path, best: bool) -> None:
         """Move `last`, and `best` if it is; delete what is old."""
-        checkpoint.point(self.folder, "last", target)
+        checkpoint.point(self.folder, LAST, target)
         if best:
-            checkpoint.point(self.folder, "best", target)
+            checkpoint.point(self.folder, BEST, target)
         prune(self.folder, self.keep, self.every)
 
 
@@ -88,10 +99,8 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 
 def prune(folder: Path, keep: int, every: int = 1) -> None:
     """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
-    named = {
-        (folder / name).read_text("utf-8", "replace").strip() for name in ("best", "last") if (folder / name).is_file()
-    }
-    kept = [path for path in checkpoint.steps(folder) if int(path.name[5:]) % every == 0][-keep:]
+    named = {(folder / name).read_text("utf-8", "replace").strip() for name in POINTERS if (folder / name).is_file()}
+    kept = [path for path in checkpoint.steps(folder) if step_of(path) % every == 0][-keep:]
     for old in checkpoint.steps(folder):
         if old not in kept and old.name not in named:
             shutil.rmtree(old)

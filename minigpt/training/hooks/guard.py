@@ -11,34 +11,22 @@ each checkpoint, so a resumed run decides as the undisturbed one.
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DamagedError, DivergedError
 from minigpt.files import append_line, read_lines, write_lines
+from minigpt.layout import LAST, step_of
 from minigpt.model import GPT
 from minigpt.training.hooks.checkpoints import Checkpoints
-from minigpt.training.loop import Hook, Trainer, TrainState, batch_number
+from minigpt.training.loop import Hook, Trainer, batch_number
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
-from minigpt.weights.damage import PARTS, set_aside, step_of
-
-
-@dataclass
-class Memory:
-    """What the guard knows of the run. A rollback restores `losses` and `bad`; the rest is of the whole run."""
-
-    losses: list[float] = field(default_factory=list)  # recent good ones
-    bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
-    start: float | None = None  # the first loss
-    streak: int = 0  # bad steps in a row
-    rollbacks: int = 0
-    incidents: int = 0  # lines of incidents.jsonl
+from minigpt.weights.damage import PARTS, set_aside
+from minigpt.weights.state import CheckpointState, RecoveryState, TrainState
 
 
 def spike_limit(losses: Sequence[float], chance: float, start: float, deviations: float, window: int) -> float:
@@ -78,11 +66,11 @@ class Guard(Hook):
         path: Path,
         first: Callable[[], GPT],
         say: Callable[[str], object],
-        before: Mapping[str, Any],
+        before: RecoveryState | None,
     ):
         self.config, self.saver, self.path, self.first, self.say = config, saver, path, first, say
-        self.memory = Memory(**before)
-        saver.extra["recovery"] = vars(self.memory)  # not a copy: as it is when a checkpoint is saved
+        self.memory = before or RecoveryState()
+        saver.recovery = self.memory  # not a copy: as it is when a checkpoint is saved
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop incidents that will happen again."""
@@ -133,13 +121,17 @@ class Guard(Hook):
             raise DivergedError(self._advice(trainer, error)) from error
         onset = state.step - memory.streak  # the last step before the trouble
         saved = self._last_good(trainer, onset)
-        back_to = saved.state["train"]["step"]
+        back_to = saved.train.step
         batches = [batch for step, batch in memory.bad if step > back_to]
         if memory.streak and onset > back_to:
             batches.append(batch_number(onset - 1, state.skipped))  # whose update may have been the harm
         batches = sorted(set(batches))
-        rate, name, past = state.rate_scale / 2, saved.path.name if back_to else None, saved.state.get("recovery", {})
-        memory.losses, memory.bad = past.get("losses", []), past.get("bad", [])
+        rate, name, past = (
+            state.rate_scale / 2,
+            saved.path.name if back_to else None,
+            saved.state.recovery or RecoveryState(),
+        )
+        memory.losses, memory.bad = past.losses, past.bad
         memory.streak, memory.rollbacks = 0, memory.rollbacks + 1
         outcome = (
             f"back to {name or 'the first weights'} (steps lost: {state.step - back_to}); on at {rate:g} of the rate, "
@@ -180,14 +172,14 @@ class Guard(Hook):
             "adapter": weights,
             "optimizer": {f"master:{name}": weights[name] for name in masters},
         }
-        return Checkpoint(self.saver.directory(0), tensors, {"train": asdict(TrainState())})
+        return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=TrainState()))
 
     def _forget_later(self, trainer: Trainer, step: int) -> None:
         """Delete the checkpoints of steps that will be taken again."""
         ranks, folder = trainer.runtime.ranks, self.saver.folder
         ranks.largest(0.0)  # until every rank has read what it needs
         if ranks.rank == 0 and self.saver.directory(step).exists():
-            checkpoint.point(folder, "last", self.saver.directory(step))
+            checkpoint.point(folder, LAST, self.saver.directory(step))
         for path in checkpoint.steps(folder) if ranks.rank == 0 else []:
             if step_of(path) > step:
                 shutil.rmtree(path)
@@ -204,7 +196,7 @@ class Guard(Hook):
     def _advice(self, trainer: Trainer, error: DivergedError) -> str:
         """What to change after all tries."""
         lower = float(f"{trainer.learning_rate * trainer.state.rate_scale / 2:.2g}")
-        last = self.saver.folder / "last"
+        last = self.saver.folder / LAST
         kept = f"{last.read_text(encoding='utf-8').strip()} is whole" if last.is_file() else "nothing was saved yet"
         precision = "" if trainer.runtime.precision == "fp32" else ", --train.precision fp32"
         return (

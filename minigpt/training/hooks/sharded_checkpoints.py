@@ -14,6 +14,7 @@ from minigpt.errors import storage_error
 from minigpt.training.hooks.checkpoints import Checkpoints, check_finite
 from minigpt.training.loop import Trainer
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState
 
 
 @dataclass
@@ -23,7 +24,7 @@ class _Writing:
     future: "Future[Any]"
     work: Path
     target: Path
-    state: dict[str, Any]
+    state: CheckpointState
     best: bool
 
 
@@ -64,7 +65,7 @@ class ShardedCheckpoints(Checkpoints):
         work = ranks.share(lambda: _empty(target))
         writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
         future = async_save(cast("dict[str, Any]", named), storage_writer=writer, process_group=self.group)
-        self.writing = _Writing(cast("Future[Any]", future), work, target, trainer.state_dict() | self.extra, best)
+        self.writing = _Writing(cast("Future[Any]", future), work, target, self.state(trainer), best)
 
     def finish(self, trainer: Trainer) -> None:
         """Wait for the checkpoint on its way, and let it be one. Raises StorageError."""

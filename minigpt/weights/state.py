@@ -1,0 +1,117 @@
+"""What a checkpoint knows beside its tensors: all of state.json, written and read here alone.
+
+No torch here: listing runs reads states too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from minigpt.errors import CheckpointError, nearest
+from minigpt.layout import STATE
+
+
+@dataclass
+class TrainState:
+    """What changes during a run, beside tensors; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    val_loss: float | None = None
+    eval_step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    evals_since_best: int = 0
+    evals_since_cut: int = 0
+    cuts: int = 0
+    finished: bool = False
+    stop_reason: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch_size: int | None = None  # where memory was too small for the config's
+    skipped: list[int] = field(default_factory=list)  # batches never to be used, in order
+    rate_scale: float = 1.0
+
+
+@dataclass
+class RecoveryState:
+    """What the guard knows of the run. A rollback restores `losses` and `bad`; the rest is of the whole run."""
+
+    losses: list[float] = field(default_factory=list)  # recent good ones
+    bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
+    start: float | None = None  # the first loss
+    streak: int = 0  # bad steps in a row
+    rollbacks: int = 0
+    incidents: int = 0  # lines of incidents.jsonl
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """state.json. A field that is None is not in the file.
+
+    Attributes:
+        model: the model's config; only an adapter alone has none.
+        train: where training is; of weights that were never trained here, None.
+        tokenizer: fingerprint of the tokenizer.
+        precision, attention, compile, micro_batch_size: what the run found by measuring, and keeps when it goes on.
+        lora: settings of the adapter that the checkpoint holds in place of a model.
+        base: path and sha256 of the model that the adapter is for.
+        recovery: what the guard knows.
+        quantization: bits, group, embedding_bits, and the run that was quantised.
+    """
+
+    model: Mapping[str, Any] | None = None
+    train: TrainState | None = None
+    tokenizer: str | None = None
+    precision: str | None = None
+    attention: str | None = None
+    compile: bool | None = None
+    micro_batch_size: int | None = None
+    lora: Mapping[str, Any] | None = None
+    base: Mapping[str, str] | None = None
+    recovery: RecoveryState | None = None
+    quantization: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the file."""
+        told = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.precision is not None:  # then micro_batch_size was decided too, be it that there is none
+            told.setdefault("micro_batch_size", None)
+        return {each.name: told[each.name] for each in fields(self) if each.name in told}
+
+    @classmethod
+    def from_json(cls, given: Any, where: Path | str) -> Self:
+        """The state of the file's object. Raises CheckpointError naming the field that is unknown or missing."""
+        _check(given, cls, where, "")
+        if given.get("model") is None and given.get("lora") is None:
+            raise CheckpointError(f"{where}: lacks model; use the minigpt it is from, or another checkpoint")
+        parts: dict[str, Any] = {}
+        for name, kind, needed in (("train", TrainState, "step"), ("recovery", RecoveryState, None)):
+            if given.get(name) is None:
+                continue
+            _check(given[name], kind, where, f"{name}.")
+            if needed is not None and needed not in given[name]:
+                raise CheckpointError(f"{where}: lacks {name}.{needed}; use the minigpt it is from")
+            parts[name] = kind(**given[name])
+        return cls(**{**given, **parts})
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """The state of a checkpoint directory. Raises OSError or ValueError: unreadable; CheckpointError: foreign."""
+    file = checkpoint / STATE
+    return CheckpointState.from_json(json.loads(file.read_text(encoding="utf-8")), file)
+
+
+def _check(given: Any, kind: Any, where: Path | str, prefix: str) -> None:
+    """Raises CheckpointError unless `given` is an object with fields of the dataclass only."""
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{where}: {prefix.rstrip('.') or 'state.json'} is not an object; use another checkpoint")
+    known = [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise CheckpointError(
+                f"{where}: has {prefix}{name}, which this version does not know ({nearest(name, known)}); "
+                "use the minigpt it is from"
+            )
