@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.config import ModelConfig
+from minigpt.model import GPT
 from minigpt.model.cost import build_meta, parameter_table, up_rows
-from minigpt.model.gpt import GPT
 from minigpt.model.kernels.attention import scored
 from minigpt.model.kernels.chunked_loss import at_once, chunk_logits
 from minigpt.runtime.device import DTYPES, Runtime

@@ -21,8 +21,7 @@ from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
-from minigpt.evals.ngram import NGram
-from minigpt.evals.text import TokenText
+from minigpt.evals import NGram, TokenText
 from minigpt.runs.budget import (
     LAWS,
     Amount,
