@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt.data.corpus import documents, open_corpus, text_chunks
+from minigpt.data.corpus import open_corpus, text_chunks
 from minigpt.data.prepare import Prepared, load_prepared, prepare
-from minigpt.data.token_file import TokenFile, TokenWriter
 
 if TYPE_CHECKING:
     from minigpt.data.batches import Batches, eval_batches, windows
@@ -12,9 +11,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches",
     "Prepared",
-    "TokenFile",
-    "TokenWriter",
-    "documents",
     "eval_batches",
     "load_prepared",
     "open_corpus",
