@@ -20,8 +20,6 @@ from minigpt.runtime.parallel import join
 from minigpt.runtime.parallel.wrap import recompute_blocks
 from minigpt.runtime.ranks import ALONE, Ranks
 
-BASE = {"train": {"device": "cpu"}}
-
 
 def compare(count: int, steps: int, cases: list[list[Any]], folder: Path) -> list[dict[str, Any]]:
     """`parallel_run.compare` of each case on so many ranks."""
