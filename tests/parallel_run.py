@@ -30,7 +30,7 @@ from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
 from minigpt.runs.ranks import connect, joined, place
 from minigpt.runtime.device import make_runtime
-from minigpt.runtime.parallel.wrap import Replicated
+from minigpt.runtime.parallel import Replicated
 from minigpt.runtime.ranks import ALONE, Ranks
 from minigpt.training import Hook, Trainer, make_optimizer
 

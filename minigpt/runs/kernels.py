@@ -14,8 +14,8 @@ from minigpt.runtime.autotune import Choice, choose
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.runtime.precision import self_test
 from minigpt.runtime.ranks import ALONE, Ranks
-from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
+from minigpt.training.schedule import Budget
 
 
 def pick_kernels(

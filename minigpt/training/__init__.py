@@ -2,9 +2,9 @@
 
 from minigpt.training.loop import Hook, Trainer, TrainState
 from minigpt.training.optim import make_optimizer
-from minigpt.training.schedule import Budget
+from minigpt.training.schedule import Budget, lr_factor
 from minigpt.training.step import accumulate, update, validation_loss
 
 __all__ = [
-    "Budget", "Hook", "TrainState", "Trainer", "accumulate", "make_optimizer", "update", "validation_loss"
+    "Budget", "Hook", "TrainState", "Trainer", "accumulate", "lr_factor", "make_optimizer", "update", "validation_loss"
 ]  # fmt: skip

@@ -16,9 +16,10 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
 from minigpt.runs.ranks import eval_size, joined
-from minigpt.runtime.parallel import join
-from minigpt.runtime.parallel.wrap import recompute_blocks
+from minigpt.runtime.parallel import join, recompute_blocks
 from minigpt.runtime.ranks import ALONE, Ranks
+
+BASE = {"train": {"device": "cpu"}}
 
 
 def compare(count: int, steps: int, cases: list[list[Any]], folder: Path) -> list[dict[str, Any]]:

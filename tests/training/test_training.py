@@ -12,8 +12,8 @@ from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainCo
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
-from minigpt.training import Budget, Hook, Trainer, accumulate, make_optimizer, update
-from minigpt.training.schedule import context_parts, lr_factor
+from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
+from minigpt.training.schedule import context_parts
 from minigpt.weights import checkpoint
 
 CPU = Runtime(torch.device("cpu"), "fp32")

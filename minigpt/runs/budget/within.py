@@ -21,7 +21,8 @@ from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
-from minigpt.evals import NGram, TokenText
+from minigpt.evals.ngram import NGram
+from minigpt.evals.text import TokenText
 from minigpt.runs.budget import (
     LAWS,
     Amount,
@@ -145,6 +146,7 @@ def plan_within(
     budget: str,
     settings: Mapping[str, Any] | None = None,
     recipe: str | None = None,
+    quiet: bool = False,
     started: float | None = None,
 ) -> Budgeted:
     """Prepare the text, measure this machine, and choose; nothing is trained.
@@ -155,6 +157,7 @@ def plan_within(
         budget: 90s, 10m, 2h or 1e15flops.
         settings: by dotted name, as for `load_config`; they win, and the rest is chosen around them.
         recipe: the same in a file. Its length gives way to the budget.
+        quiet: print nothing.
         started: when the command began (time.perf_counter), if it was before this call.
 
     Raises:
@@ -166,7 +169,7 @@ def plan_within(
     started = time.perf_counter() if started is None else started
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
-    console = messages()
+    console = messages(quiet)
     config = configure({})
     with progress_bars(console) as progress:
         open_corpus(config.data, progress)  # fetches and surveys the text, once a process
@@ -248,6 +251,7 @@ def train_within(
     settings: Mapping[str, Any] | None = None,
     recipe: str | None = None,
     name: str | None = None,
+    quiet: bool = False,
     started: float | None = None,
 ) -> TrainedRun:
     """Plan, then train; the same call continues a run that was cut off, under its first plan.
@@ -263,13 +267,13 @@ def train_within(
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         kind = Kind(receipt={"budget": _receipt(earlier)})
-        return train(load_config(earlier / "config.yaml"), name=earlier.name, kind=kind)
-    found = plan_within(budget, settings, recipe, started=started)
-    messages().print(found.explain(), markup=False, highlight=False)
+        return train(load_config(earlier / "config.yaml"), name=earlier.name, quiet=quiet, kind=kind)
+    found = plan_within(budget, settings, recipe, quiet, started)
+    messages(quiet).print(found.explain(), markup=False, highlight=False)
     kind = Kind(receipt={"budget": found.report})
-    run = train(found.config(), name=name, recipe=recipe, kind=kind)
+    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, kind=kind)
     if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
-        messages().print(line, markup=False, highlight=False)
+        messages(quiet).print(line, markup=False, highlight=False)
     return run
 
 
