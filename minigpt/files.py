@@ -4,7 +4,6 @@ A JSON lines file holds one object per line. In those of a run each object has a
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -47,12 +46,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"{out} cannot be written ({why}); choose another with --out") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
