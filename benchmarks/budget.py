@@ -17,7 +17,7 @@ import torch
 
 from minigpt.data import eval_batches
 from minigpt.runs.load import load_run
-from minigpt.training.step import validation_loss
+from minigpt.training import validation_loss
 
 
 def main() -> None:

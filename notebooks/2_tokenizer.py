@@ -22,7 +22,7 @@ import numpy as np
 import regex
 
 from minigpt.data.stories.generator import entropy, generate_stories
-from minigpt.evals.floors import compute_floors
+from minigpt.evals import compute_floors
 from minigpt.explanation.canvas import COLOURS, INK, QUIET, quiet
 from minigpt.model import gpt
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, TextStream

@@ -340,7 +340,7 @@ assert counted["total"] == sum(by_hand.values()) == sum(parameter.numel() for pa
 # ## Exercise 2
 #
 # Does it help to have read more? Draw the loss by the place in the context, over some hundred windows of validation
-# text. (`minigpt.explain.dataset` has `token_losses` and `loss_by_position`.)
+# text. (`minigpt.explanation.dataset` has `token_losses` and `loss_by_position`.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 held_out = load_run(run.path).prepared().splits["val"].tokens[: 300 * 128 + 1]

@@ -28,8 +28,7 @@ from minigpt.explanation import read_metrics, record
 from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.runtime.device import make_runtime
-from minigpt.training import make_optimizer
-from minigpt.training.step import accumulate, update
+from minigpt.training import accumulate, make_optimizer, update
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it

@@ -1,6 +1,6 @@
 """The typed configuration: the tree, and how a recipe and flags become it."""
 
-from minigpt.config.finetune import FinetuneConfig, LoRAConfig
+from minigpt.config.generation import GenerationConfig
 from minigpt.config.load import (
     dump_config,
     find_recipe,
@@ -15,8 +15,6 @@ from minigpt.config.load import (
 )
 from minigpt.config.tree import (
     DataConfig,
-    GenerationConfig,
-    LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -27,10 +25,7 @@ from minigpt.config.tree import (
 
 __all__ = [
     "DataConfig",
-    "FinetuneConfig",
     "GenerationConfig",
-    "LoRAConfig",
-    "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",

@@ -2,24 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt.data.corpus import Corpus, documents, open_corpus, text_chunks
-from minigpt.data.prepare import Prepared, find_prepared, load_prepared, prepare
-from minigpt.data.token_file import TokenFile, TokenWriter
-from minigpt.download import cache_root
+from minigpt.data.corpus import open_corpus, text_chunks
+from minigpt.data.prepare import Prepared, load_prepared, prepare
 
 if TYPE_CHECKING:
     from minigpt.data.batches import Batches, eval_batches, windows
 
 __all__ = [
     "Batches",
-    "Corpus",
     "Prepared",
-    "TokenFile",
-    "TokenWriter",
-    "cache_root",
-    "documents",
     "eval_batches",
-    "find_prepared",
     "load_prepared",
     "open_corpus",
     "prepare",

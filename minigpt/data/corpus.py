@@ -159,36 +159,19 @@ def corpus_key(source: Source, config: DataConfig) -> list[Any]:
 _surveys: dict[str, Survey] = {}  # by identity and settings, so that a text is surveyed once a process
 
 
-def text_chunks(
-    source: str, config: DataConfig, split: str | None = "train", progress: Progress | None = None
-) -> Iterator[str]:
+def text_chunks(source: str, config: DataConfig, split: str | None = "train") -> Iterator[str]:
     """Cleaned text of a split (None: of all) in chunks of about a million characters: see `Corpus.chunks`.
 
     Raises:
         DataError: as `open_corpus`.
     """
-    corpus = open_corpus(config.model_copy(update={"source": source}), progress)
+    corpus = open_corpus(config.model_copy(update={"source": source}))
     return (piece.text for piece in corpus.chunks(split))
-
-
-def documents(source: str, config: DataConfig, split: str | None = "train") -> Iterator[Iterator[str]]:
-    """The documents of a split (None: of all), each as a stream of cleaned blocks; exhaust one before the next."""
-    pieces = open_corpus(config.model_copy(update={"source": source})).pieces(split)
-    for first in pieces:
-        yield _document(first, pieces)
 
 
 def changed(name: str) -> DataError:
     """The error for a text that is not the same any more in the second pass."""
     return DataError(f"{name}: changed while it was read; start again when nothing writes to it")
-
-
-def _document(first: Piece, rest: Iterator[Piece]) -> Iterator[str]:
-    yield first.text
-    piece = first
-    while not piece.ends:
-        piece = next(rest)
-        yield piece.text
 
 
 _LINE_END = re.compile(r"\n(?=\S)")

@@ -92,12 +92,6 @@ def prepare(
     return load_prepared(target, tokenizer.fingerprint)
 
 
-def find_prepared(config: DataConfig, fingerprint: str) -> Prepared | None:
-    """What an earlier `prepare` of this text with this tokenizer left in the cache, if it is whole."""
-    target, key = _target(resolve(config), config, fingerprint, None)
-    return _reuse(target, key, fingerprint, given=False)
-
-
 def load_prepared(directory: str | Path, fingerprint: str | None = None) -> Prepared:
     """A directory that `prepare` wrote. Raises TokenFileError if it is damaged or of another tokenizer."""
     directory = Path(directory)

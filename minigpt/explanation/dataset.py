@@ -23,17 +23,15 @@ CHUNK = 1 << 20  # ids hashed at a time
 
 
 @torch.no_grad()
-def token_losses(
-    model: GPT, tokens: Ids, context: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> Floats:
-    """[N - 1] nats for tokens[1:], in windows of `context` (default: the model's) that do not overlap.
+def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] | None = None) -> Floats:
+    """[N - 1] nats for tokens[1:], in windows of the model's context that do not overlap.
 
     Their mean is what `minigpt eval` reports, in fp32.
 
     Raises:
         DataError: fewer than two tokens.
     """
-    size, device = context or model.config.max_seq_len, model.embedding.weight.device
+    size, device = model.config.max_seq_len, model.embedding.weight.device
     was_training = model.training
     model.eval()
     parts: list[Floats] = []
@@ -139,7 +137,7 @@ def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
     if not pairs:
         return []
     starts, places = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return _longest(text, training, starts, places, shortest)
+    return _longest(len(text), starts, places, shortest)
 
 
 def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
@@ -171,7 +169,7 @@ def _hits(
         yield starts[same], places[same] + begin
 
 
-def _longest(text: Ids, training: Ids, starts: Ids, places: Ids, shortest: int) -> list[Span]:
+def _longest(length: int, starts: Ids, places: Ids, shortest: int) -> list[Span]:
     """Join hits on a diagonal (place - start) to spans, and keep those that no other one covers."""
     order = np.lexsort((starts, places - starts))
     starts, places = starts[order], places[order]
@@ -181,7 +179,7 @@ def _longest(text: Ids, training: Ids, starts: Ids, places: Ids, shortest: int) 
     lengths = np.diff(np.append(begins, len(starts))) + shortest - 1
     starts, places = starts[begins], places[begins]
     kept: list[Span] = []
-    covered = np.zeros(len(text), np.int64)  # by position: the furthest end of a kept span that has it
+    covered = np.zeros(length, np.int64)  # by position: the furthest end of a kept span that has it
     for at in np.lexsort((places, starts, -lengths)).tolist():
         start, end = int(starts[at]), int(starts[at] + lengths[at])
         if covered[start] >= end:
@@ -215,8 +213,6 @@ def survey(
     training: Ids,
     held_out: Ids,
     text: str,
-    *,
-    shortest: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """All of this module's figures as one JSON object; see docs/explain.md.
@@ -224,8 +220,8 @@ def survey(
     Args:
         training: [N] ids the model was trained on.
         held_out: ids to score.
-        text: written by the model or by anyone: what of it stands word for word in the training text.
-        shortest: tokens of a match (default: as many as 24 bytes of text take).
+        text: written by the model or by anyone: what of it stands word for word in the training text, in matches of
+            as many tokens as 24 bytes of it take.
         progress: see `token_losses`.
     """
     losses = token_losses(model, held_out, progress=progress)
@@ -233,8 +229,7 @@ def survey(
     ids = np.asarray(tokenizer.encode(text), np.int64)
     frequent = np.argsort(-counts)[: min(24, tokenizer.vocab_size)]
     near, cosines = neighbours(model, frequent)
-    if shortest is None:
-        shortest = max(4, round(24 * len(ids) / max(1, len(text.encode()))))
+    shortest = max(4, round(24 * len(ids) / max(1, len(text.encode()))))
     return {
         "run": "",
         "step": 0,

@@ -1,5 +1,5 @@
 """Models in the formats of others."""
 
-from minigpt.export.huggingface import Exported, export_huggingface
+from minigpt.export.huggingface import export_huggingface
 
-__all__ = ["Exported", "export_huggingface"]
+__all__ = ["export_huggingface"]

@@ -24,7 +24,7 @@ from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.errors import first_line
 from minigpt.files import write_text
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
 from minigpt.model.parts import ATTENTION

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.config import ModelConfig
+from minigpt.model import GPT
 from minigpt.model.cost import build_meta, parameter_table, up_rows
-from minigpt.model.gpt import GPT
 from minigpt.model.kernels.attention import scored
 from minigpt.model.kernels.chunked_loss import at_once, chunk_logits
 from minigpt.runtime.device import DTYPES, Runtime
@@ -128,7 +128,7 @@ def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int
     return sum(kept.values()) - sum(kept.pop(part.untyped_storage().data_ptr(), 0) for part in ours)
 
 
-def inference_memory(config: ModelConfig, batch: int = 1, bytes_per_value: int = 4) -> Memory:
-    """Weights, and a key/value cache of full context for `batch` sequences."""
-    cache = 2 * config.num_layers * batch * config.kv_heads * config.max_seq_len * config.head_size
-    return Memory(parameter_table(config)["total"] * bytes_per_value, 0, 0, 0, cache * bytes_per_value)
+def inference_memory(config: ModelConfig) -> Memory:
+    """Weights, and a key/value cache of full context for one sequence, in fp32."""
+    cache = 2 * config.num_layers * config.kv_heads * config.max_seq_len * config.head_size
+    return Memory(4 * parameter_table(config)["total"], 0, 0, 0, 4 * cache)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from minigpt.config import ModelConfig
-from minigpt.model.gpt import GPT
+from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 
 BOUNDS = {"fp32": 1e-3, "tf32": 0.01, "bf16": 0.05, "fp16": 0.01, "bf16-pure": 0.05, "fp8": 0.4}

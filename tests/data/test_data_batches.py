@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.data import Batches, TokenFile, TokenWriter, eval_batches, windows
+from minigpt.data import Batches, eval_batches, windows
 from minigpt.data.batches import spread
+from minigpt.data.token_file import TokenFile, TokenWriter
 from minigpt.errors import ConfigError, DataError
 from minigpt.model.loss import IGNORE
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data import find_prepared, prepare
+from minigpt.data import load_prepared, prepare
 from minigpt.data.encode import CHUNK
 from minigpt.errors import DataError, StorageError
 from minigpt.tokenizers import ByteTokenizer, safe_cut
@@ -102,7 +102,6 @@ def test_a_killed_preparation_leaves_no_directory_and_the_next_sweeps_up(tmp_pat
     assert process.wait() == -signal.SIGKILL
     left = cached(config)
     assert [path.name.endswith(".tmp") for path in left] == [True]
-    assert find_prepared(config, ByteTokenizer().fingerprint) is None
     prepared = prepare(config, ByteTokenizer(), safe_cut)
     assert cached(config) == [prepared.directory]
 
@@ -116,10 +115,9 @@ def test_two_at_once_do_not_break_each_other(tmp_path: Path) -> None:
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     assert answers[0][0] == answers[1][0]
-    found = find_prepared(config, ByteTokenizer().fingerprint)
-    assert found is not None
-    assert cached(config) == [found.directory]
-    assert str(found.directory) == answers[0][0].strip()
+    directory = Path(answers[0][0].strip())
+    assert cached(config) == [directory]
+    load_prepared(directory, ByteTokenizer().fingerprint)  # raises if it is not whole
 
 
 def test_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:

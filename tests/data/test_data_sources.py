@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from split_text import split_of
 
 from minigpt.config import DataConfig
-from minigpt.data import documents, huggingface, open_corpus, text_chunks
+from minigpt.data import huggingface, open_corpus, text_chunks
 from minigpt.data.text_files import spool_stdin
 from minigpt.errors import DataError, EncodingError
 
@@ -23,8 +24,7 @@ def config(source: str | Path, **fields: Any) -> DataConfig:
 
 
 def read(source: str | Path, split: str | None = None, **fields: Any) -> list[str]:
-    settings = config(source, **fields)
-    return ["".join(blocks) for blocks in documents(settings.source, settings, split)]
+    return split_of(config(source, **fields), split)
 
 
 def whole(source: str | Path, **fields: Any) -> str:

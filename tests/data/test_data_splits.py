@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from split_text import split_of
 
 from minigpt.config import DataConfig
-from minigpt.data import documents, open_corpus, text_chunks
+from minigpt.data import open_corpus, text_chunks
 from minigpt.data.corpus import CHUNK, FEW
 from minigpt.errors import DataError
 
@@ -17,10 +18,6 @@ from minigpt.errors import DataError
 def jsonl(path: Path, texts: Sequence[str]) -> DataConfig:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return DataConfig(source=str(path))
-
-
-def split_of(config: DataConfig, split: str) -> list[str]:
-    return ["".join(blocks) for blocks in documents(config.source, config, split)]
 
 
 def test_shakespeare_is_split_as_nanogpt_splits_it(mirror: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.config import ModelConfig
-from minigpt.data import TokenFile, TokenWriter
+from minigpt.data.token_file import TokenFile, TokenWriter
 from minigpt.evals import evaluate
 from minigpt.explanation import dataset
 from minigpt.explanation.dataset import (

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.config import ModelConfig
-from minigpt.config.tree import OptimizerConfig
+from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.errors import UserError
 from minigpt.explanation import measure_heads
 from minigpt.explanation.heads import KINDS, places, score_heads
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
-from minigpt.training.optim import make_optimizer
+from minigpt.training import make_optimizer
 
 SMALL = ModelConfig(shape="modern", vocab_size=32, embed_dim=64, num_heads=4, num_layers=2, max_seq_len=48)
 

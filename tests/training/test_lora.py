@@ -14,6 +14,7 @@ from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
+from minigpt.training import accumulate, make_optimizer, update
 from minigpt.training.finetune import (
     Adapters,
     LoRALinear,
@@ -29,8 +30,6 @@ from minigpt.training.finetune import (
     to_peft,
     unmerge,
 )
-from minigpt.training.optim import make_optimizer
-from minigpt.training.step import accumulate, update
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_to_hf, weights_from_hf, weights_to_hf
 from minigpt.weights.state import CheckpointState

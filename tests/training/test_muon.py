@@ -4,8 +4,9 @@ import torch
 
 from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.model import GPT
+from minigpt.training import make_optimizer
 from minigpt.training.muon import Muon, orthogonalise
-from minigpt.training.optim import hidden_matrices, load_optimizer, make_optimizer, optimizer_tensors
+from minigpt.training.optim import hidden_matrices, load_optimizer, optimizer_tensors
 
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, max_seq_len=16)
 

@@ -1,20 +1,17 @@
 """A conversation with a model: the session knows no terminal, commands are lines of text, lines come from anywhere."""
 
 from minigpt.generation.chat.commands import COMMANDS, Commands, Reply
-from minigpt.generation.chat.conversation import Message, Plain, Spelling, Turns
+from minigpt.generation.chat.conversation import Message, Plain, Turns
 from minigpt.generation.chat.saved import load_session, save_session
-from minigpt.generation.chat.session import Alternatives, Ended, Session
+from minigpt.generation.chat.session import Session
 
 __all__ = [
     "COMMANDS",
-    "Alternatives",
     "Commands",
-    "Ended",
     "Message",
     "Plain",
     "Reply",
     "Session",
-    "Spelling",
     "Turns",
     "load_session",
     "save_session",

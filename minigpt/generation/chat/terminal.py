@@ -3,19 +3,11 @@ r"""Where lines come from: an editor with history in a terminal, else standard i
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from minigpt.errors import GenerationError
 
 PROMPT = "> "
-
-
-class Lines(Protocol):
-    """A source of lines."""
-
-    def read(self) -> str | None:
-        """The next text, which may hold newlines; None at the end, which is also Ctrl-C or Ctrl-D."""
-        ...
 
 
 class PlainLines:

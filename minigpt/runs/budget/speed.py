@@ -22,8 +22,7 @@ from minigpt.model import GPT
 from minigpt.runs.budget import rule
 from minigpt.runs.budget.rule import Size
 from minigpt.runtime.device import Runtime
-from minigpt.training import make_optimizer
-from minigpt.training.step import accumulate, update
+from minigpt.training import accumulate, make_optimizer, update
 
 
 @dataclass(frozen=True)

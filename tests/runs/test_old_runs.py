@@ -1,0 +1,115 @@
+"""Runs that an older minigpt left unfinished, in old_runs/: the code of today reads them and trains on, bit for bit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from old_arithmetic import arithmetic, bits, last, state_of, tensors_of
+from safetensors.torch import load_file
+
+from minigpt import load_run
+from minigpt.cli import main
+
+OLD = Path(__file__).parent / "old_runs"
+RUNS = ("cats", "pets")
+KEPT = json.loads((OLD / "ends.json").read_text())
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the old runs, as the working directory."""
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The old runs, trained on to their ends by the commands that a person would give."""
+    folder = tmp_path_factory.mktemp("ended")
+    shutil.copytree(OLD, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MINIGPT_CACHE", str(folder / "cache"))
+        assert main(["finetune", "pets.yaml", "--resume", "--train.max-steps", "24"]) == 0  # before its base goes on
+        assert main(["train", "cats.yaml"]) == 0
+    return folder / "runs"
+
+
+def same_arithmetic() -> None:
+    """Skip where this machine rounds differently from the one that the old code ran on."""
+    here = arithmetic()
+    if here != KEPT["arithmetic"]:
+        pytest.skip(f"bits are those of another arithmetic: {KEPT['arithmetic']}; here: {here}")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_resumes_to_the_bits_of_the_old_end(ended: Path, run: str) -> None:
+    same_arithmetic()
+    step, kept = last(ended / run), KEPT["ends"][run]
+    assert step.name == kept["step"]
+    assert bits(tensors_of(step)) == kept["bits"]
+    assert state_of(step) == kept["state"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_resumes_to_the_old_end_but_for_rounding(ended: Path, run: str) -> None:
+    found, kept = tensors_of(last(ended / run)), load_file(OLD / f"{run}-end.safetensors")
+    assert found.keys() == KEPT["ends"][run]["bits"].keys()
+    for name, value in kept.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: name + text)
+    steps = [json.loads(line)["step"] for line in (ended / run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "every step once, the old code's and the new"
+    assert steps[-1] == KEPT["ends"][run]["state"]["step"]
+
+
+def test_an_old_recipe_trains_from_nothing_to_the_same_bits(old: Path) -> None:
+    same_arithmetic()
+    assert main(["train", "cats.yaml", "--name", "again"]) == 0
+    assert bits(tensors_of(last(old / "runs/again"))) == KEPT["ends"]["cats"]["bits"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_is_evaluated_as_before(old: Path, capsys: pytest.CaptureFixture[str], run: str) -> None:
+    kept = json.loads((OLD / f"{run}-eval.json").read_text())
+    del kept["floors"]["xz"]  # the length of an archive is the compressor's
+    found = printed(capsys, "eval", f"runs/{run}", "--data", "cats.txt")
+    for name, value in kept.items():
+        nested = isinstance(value, dict)
+        for key, number in value.items() if nested else [(name, value)]:
+            now = found[name][key] if nested else found[name]
+            assert now == (number if isinstance(number, str) else pytest.approx(number, rel=1e-4)), (name, key)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_generates_as_before(old: Path, capsys: pytest.CaptureFixture[str], run: str) -> None:
+    kept = json.loads((OLD / f"{run}-generate.json").read_text())
+    found = printed(capsys, "generate", f"runs/{run}/checkpoints/last", "--prompt", "the cat", "--seed", "3")
+    assert found.keys() >= kept.keys()
+    assert found["settings"] == kept["settings"]
+    same_arithmetic()
+    assert found["samples"] == kept["samples"]
+
+
+def test_an_old_run_is_shown_and_loaded(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, state, steps in (("cats", "interrupted", 30), ("pets", "finished", 12)):
+        shown = printed(capsys, "runs", "show", f"runs/{run}")
+        assert (shown["name"], shown["state"], shown["steps"]) == (run, state, steps)
+        assert shown["receipt"]["seed"] == {"cats": 7, "pets": 11}[run]
+        assert [checkpoint["name"] for checkpoint in shown["checkpoints"]][-1] == last(old / "runs" / run).name
+    cats, pets = (load_run(f"runs/{run}", "cpu") for run in RUNS)
+    average = load_file(cats.checkpoint / "ema.safetensors")
+    assert (cats.step, pets.step) == (15, 12)
+    assert all(torch.equal(value, average[name]) for name, value in cats.model.weights().items())
+    assert pets.config.lora.rank == 2
+    assert pets.model.weights().keys() == cats.model.weights().keys()
+    assert not torch.equal(pets.model.blocks[0].attention.qkv.weight, cats.model.blocks[0].attention.qkv.weight)
