@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from minigpt.errors import DataError, StorageError
+from minigpt.errors import DataError, storage_error
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -184,9 +184,8 @@ def _storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space, or name another cache "
-            "directory with MINIGPT_CACHE"
+        raise storage_error(
+            path, error, "free some space, or name another cache directory with MINIGPT_CACHE"
         ) from None
 
 

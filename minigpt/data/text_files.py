@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import DataError, EncodingError, StorageError, nearest
+from minigpt.errors import DataError, EncodingError, nearest, storage_error
 
 Blocks = Iterator[str]
 """One document, as consecutive pieces of its text. Take all you want of it before the next document."""
@@ -112,9 +112,7 @@ def spool_stdin() -> Path:
                 file.write(block)
             file.flush()
         except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}); name another place with TMPDIR"
-            ) from None
+            raise storage_error(path, error, "name another place with TMPDIR") from None
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.errors import StorageError, TokenizerError
+from minigpt.errors import TokenizerError, storage_error
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
 FILE_NAME = "tokenizer.json"
@@ -119,7 +119,7 @@ class Tokenizer(ABC):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, self.to_json().encode())
         except OSError as error:
-            raise StorageError(f"{target}: cannot be written ({error.strerror or error})") from None
+            raise storage_error(target, error, "") from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self.kind!r}, vocab_size={self.vocab_size})"

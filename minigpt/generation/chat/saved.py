@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import GenerationError, StorageError
+from minigpt.errors import GenerationError, storage_error
 from minigpt.generation.chat.conversation import ROLES, Message
 from minigpt.generation.chat.session import Session
 from minigpt.tokenizers.base import write_atomic
@@ -38,7 +38,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
     try:
         write_atomic(path, (json.dumps(tree, ensure_ascii=False, indent=2) + "\n").encode())
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from None
+        raise storage_error(path, error, "choose another file") from None
 
 
 def load_session(path: Path, session: Session) -> None:
