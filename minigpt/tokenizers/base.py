@@ -127,6 +127,8 @@ class Tokenizer(ABC):
 
 def valid_unicode(text: str) -> str:
     """The text with lone surrogates (from broken JSON escapes or file names) as U+FFFD, as tiktoken does."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
