@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.files import replace_folder, sync, write_text
 from minigpt.weights import sharded
 
 FORMAT = 1
@@ -78,18 +79,12 @@ def seal(work: Path, directory: Path, state: Mapping[str, Any]) -> None:
         (work / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
         for name in files:
-            _sync(work / name)
+            sync(work / name)
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
         (work / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
-        _sync(work / "manifest.json")
-        _sync(work)
-        aside = directory.with_name(f".{directory.name}-old")
-        if directory.exists():  # a resumed run saves this step again
-            shutil.rmtree(aside, ignore_errors=True)
-            directory.rename(aside)
-        work.rename(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-        _sync(directory.parent)
+        sync(work / "manifest.json")
+        sync(work)
+        replace_folder(work, directory)  # a resumed run saves a step again
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(directory, error) from None
@@ -176,27 +171,10 @@ def steps(folder: Path) -> list[Path]:
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:
-    """Let `best` or `last` name a checkpoint, atomically."""
-    work = folder / f".{name}-{os.getpid()}"
-    try:
-        work.write_text(checkpoint.name + "\n", encoding="utf-8")
-        _sync(work)
-        work.replace(folder / name)
-    except OSError as error:
-        raise storage_error(folder / name, error) from None
+    """Let `best` or `last` name a checkpoint, atomically. Raises StorageError."""
+    write_text(folder / name, checkpoint.name + "\n")
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file or directory on the disk (directories: where it can)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
