@@ -8,7 +8,6 @@ so whoever sees that name sees a whole file. Two processes wanting the same file
 ~/.cache/minigpt), and downloads last. What lies there is checked by sha256 each time: it costs 1 ms a MB.
 """
 
-import hashlib
 import http.client
 import os
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minigpt.errors import DataError, storage_error
+from minigpt.files import file_sha256
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -41,15 +41,6 @@ class RemoteFile:
 
 class _BrokenError(Exception):
     """The transfer stopped before its end."""
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(

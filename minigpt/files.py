@@ -4,6 +4,7 @@ A JSON lines file holds one object per line. In those of a run each object has a
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -37,6 +38,12 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
         write_bytes(path, text.encode())
     except OSError as error:
         raise storage_error(path, error, fix) from None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 # "" is minigpt/__init__.py, the public API, which may look at everything below the command.
 ROOMS = """
     errors
-    files layout download console
+    files
+    layout download console
     config
     tokenizers
     data

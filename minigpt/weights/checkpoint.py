@@ -13,7 +13,6 @@ Everything is written beside and renamed last, so a reader sees the whole checkp
 This module knows files, not models: it stands below the model so that `GPT.from_pretrained` may read them.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
-from minigpt.files import replace_folder, sync, write_text
+from minigpt.files import file_sha256, replace_folder, sync, write_text
 from minigpt.weights import sharded
 
 FORMAT = 1
@@ -77,7 +76,9 @@ def seal(work: Path, directory: Path, state: Mapping[str, Any]) -> None:
     """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
     try:
         (work / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(work.iterdir())
+        }
         for name in files:
             sync(work / name)
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
@@ -125,7 +126,7 @@ def verify(directory: Path) -> None:
         if file.stat().st_size != entry["bytes"]:
             size = file.stat().st_size
             raise DamagedError(f"{file}: truncated ({size} of {entry['bytes']} bytes)", hint)
-        if _sha256(file) != entry["sha256"]:
+        if file_sha256(file) != entry["sha256"]:
             raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
 
 
@@ -173,8 +174,3 @@ def steps(folder: Path) -> list[Path]:
 def point(folder: Path, name: str, checkpoint: Path) -> None:
     """Let `best` or `last` name a checkpoint, atomically. Raises StorageError."""
     write_text(folder / name, checkpoint.name + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
