@@ -8,7 +8,6 @@ so whoever sees that name sees a whole file. Two processes wanting the same file
 ~/.cache/minigpt), and downloads last. What lies there is checked by sha256 each time: it costs 1 ms a MB.
 """
 
-import hashlib
 import http.client
 import os
 import time
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from minigpt.errors import DataError, StorageError
+from minigpt.errors import DataError, storage_error
+from minigpt.files import file_sha256
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -41,12 +41,6 @@ class RemoteFile:
 
 class _BrokenError(Exception):
     """The transfer stopped before its end."""
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(
@@ -181,9 +175,8 @@ def _storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space, or name another cache "
-            "directory with MINIGPT_CACHE"
+        raise storage_error(
+            path, error, "free some space, or name another cache directory with MINIGPT_CACHE"
         ) from None
 
 

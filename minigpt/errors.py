@@ -93,8 +93,14 @@ class StorageError(UserError):
     """The disk is full or the directory cannot be written; what was there before is whole."""
 
 
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The one-line error for a failed write."""
+def storage_error(path: str | Path, error: Exception, fix: str | None = None) -> StorageError:
+    """The one-line error for a failed write. `fix`: what the person can do ("": nothing to say), by default in a run.
+
+    storage_error("x.json", error, "choose another file") -> "x.json: cannot be written (Is a directory); choose ..."
+    """
+    if fix is not None:
+        why = getattr(error, "strerror", None) or error
+        return StorageError(f"{path}: cannot be written ({why})" + (f"; {fix}" if fix else ""))
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
         return StorageError(f"{path}: the disk is full; free some space and resume, the previous checkpoint is whole")

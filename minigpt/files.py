@@ -4,6 +4,7 @@ A JSON lines file holds one object per line. In those of a run each object has a
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,18 +17,55 @@ from safetensors import SafetensorError
 from minigpt.errors import RunError, StorageError, storage_error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one. Raises StorageError."""
-    work = path.with_name(f".{path.name}.tmp")
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
+    work = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with work.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with work.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
-    except OSError as error:
+    finally:
         work.unlink(missing_ok=True)
-        raise storage_error(path, error) from None
+
+
+def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool = False) -> None:
+    """Write a text in UTF-8 as `write_bytes` does; `parents` makes its folder first. Raises StorageError."""
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, text.encode())
+    except OSError as error:
+        raise storage_error(path, error, fix) from None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the operating system put a file or directory on the disk (directories: where it can)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_folder(work: Path, folder: Path) -> None:
+    """Give a finished folder its name; an older one of that name goes. Raises OSError."""
+    aside = folder.with_name(f".{folder.name}-old")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    work.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    sync(folder.parent)
 
 
 @contextlib.contextmanager

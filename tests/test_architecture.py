@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 # "" is minigpt/__init__.py, the public API, which may look at everything below the command.
 ROOMS = """
     errors
-    files layout download console
+    files
+    layout download console
     config
     tokenizers
     data
@@ -38,7 +39,7 @@ ROOMS = """
 # The same law inside the large rooms. A room's __init__.py stands above all that is in it.
 INSIDE = {
     "config": "section / finetune generation parallel recovery / tree / load",
-    "tokenizers": "base patterns / learn simple utf8_stream / bpe / gpt2 / load / chat_template",
+    "tokenizers": "base cutter patterns / learn simple utf8_stream / bpe / gpt2 / load / chat_template",
     "data": "batches clean named_datasets statistics stories text_files token_file / huggingface / sources / corpus"
     " / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",

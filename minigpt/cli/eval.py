@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from minigpt.cli.console import console, out, out_json, parse
-from minigpt.errors import StorageError, UserError
+from minigpt.errors import UserError, storage_error
 
 if TYPE_CHECKING:
     from minigpt.data import Prepared
@@ -129,7 +129,7 @@ def _save(report: dict[str, Any], asked: Path) -> None:
     try:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"cannot write {path} ({error.strerror}); leave --save out") from None
+        raise storage_error(path, error, "leave --save out") from None
 
 
 def _show(report: dict[str, Any], name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from minigpt.cli.console import console, out, out_json, parse
-from minigpt.errors import UserError, storage_error
+from minigpt.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,11 +127,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) ->
     from minigpt.layout import RunFolder
 
     target = Path(args.out) if args.out else RunFolder.of(run.path).plot("explain.html")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(target, error) from None
-    write_text(target, make_page(explanation))
+    write_text(target, make_page(explanation), parents=True)
     return target
 
 

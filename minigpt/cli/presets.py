@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from minigpt.config import parse_yaml
-from minigpt.errors import ConfigError, nearest, storage_error
+from minigpt.errors import ConfigError, nearest
 
 
 def presets_file() -> Path:
@@ -42,9 +42,5 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     text = yaml.safe_dump(read_presets() | {name: plain}, allow_unicode=True)
     from minigpt.files import write_text
 
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(file, error) from None
-    write_text(file, text)
+    write_text(file, text, parents=True)
     return file

@@ -23,9 +23,9 @@ from minigpt.data.clean import clean
 from minigpt.data.sources import Reader, Source, resolve
 from minigpt.download import Progress
 from minigpt.errors import DataError, nearest
+from minigpt.tokenizers.cutter import CHUNK, Cutter
 
 FEW = 1000
-CHUNK = 1 << 20  # characters
 
 _TRAIN, _VAL, _EMPTY = range(3)
 _SPLITS = ("train", "val")
@@ -92,21 +92,10 @@ class Corpus:
         Long documents are cut after a line's end where the next line begins with no white space: there no split
         pattern of ours joins the two sides, so that what is counted over chunks is what the whole text has.
         """
-        held: list[str] = []
-        size, goal = 0, CHUNK
+        cutter = Cutter(_line_cut, longest=16 * CHUNK)
         for piece in self.pieces(split):
-            held.append(piece.text)
-            size += len(piece.text)
-            if piece.ends:
-                yield Piece(piece.split, "".join(held), True)
-                held, size, goal = [], 0, CHUNK
-            elif size >= goal:
-                text = "".join(held)
-                cut = _line_cut(text) or (size if size >= 16 * CHUNK else 0)
-                if cut:
-                    yield Piece(piece.split, text[:cut], False)
-                held, size = [text[cut:]], len(text) - cut
-                goal = max(CHUNK, 2 * size)  # no cut: look again when the text has doubled
+            if text := cutter.end(piece.text) if piece.ends else cutter.add(piece.text):
+                yield Piece(piece.split, text, piece.ends)
 
     def _divided(self, read: Reader, split: str | None) -> Iterator[Piece]:
         if not self.survey.sides:

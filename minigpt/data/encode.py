@@ -16,8 +16,8 @@ from minigpt.data.corpus import Corpus
 from minigpt.data.statistics import TextStatistics
 from minigpt.data.token_file import TokenWriter
 from minigpt.download import Progress
+from minigpt.tokenizers.cutter import CHUNK, Cutter
 
-CHUNK = 1 << 20  # characters encoded at a time
 MAX_UNCUT = 16 * CHUNK
 """A stretch without a safe cut is cut here all the same: its ids may differ by one merge, memory stays flat."""
 
@@ -129,33 +129,22 @@ class _SplitEncoder:
     """Collects the text of one split into jobs of about a million characters."""
 
     def __init__(self, writer: TokenWriter, queue: _Queue, safe_cut: Callable[[str], int], eos: int | None):
-        self.writer, self.queue, self.safe_cut, self.eos = writer, queue, safe_cut, eos
+        self.writer, self.queue, self.eos = writer, queue, eos
         self.statistics = TextStatistics()
-        self.open: list[str] = []  # of the document that has not ended
-        self.size, self.goal = 0, CHUNK
+        self.cutter = Cutter(safe_cut, longest=MAX_UNCUT)  # holds the document that has not ended
         self.job: Job = []
         self.job_size = 0
 
     def feed(self, text: str, ends: bool) -> None:
         """The next piece."""
         self.statistics.add(text, ends)
-        self.open.append(text)
-        self.size += len(text)
-        if ends:
-            self._put("".join(self.open), ends=True)
-            self.open, self.size, self.goal = [], 0, CHUNK
-        elif self.size >= self.goal:
-            whole = "".join(self.open)
-            cut = self.safe_cut(whole) or (len(whole) if len(whole) >= MAX_UNCUT else 0)
-            if cut:
-                self._put(whole[:cut], ends=False)
-            self.open, self.size = [whole[cut:]], len(whole) - cut
-            self.goal = max(CHUNK, 2 * self.size)  # no cut: look again when the text has doubled, not at each piece
+        if piece := self.cutter.end(text) if ends else self.cutter.add(text):
+            self._put(piece, ends)
 
     def finish(self) -> None:
         """Nothing more comes."""
-        if self.size:
-            self._put("".join(self.open), ends=False)
+        if rest := self.cutter.end():
+            self._put(rest, ends=False)
         if self.job:
             self.queue.put(self.writer, self.job, self.eos)
             self.job = []

@@ -30,9 +30,9 @@ from minigpt.config import DataConfig
 from minigpt.data.corpus import Corpus, changed, corpus_key, open_corpus
 from minigpt.data.encode import Encoder, encode_corpus
 from minigpt.data.sources import Source, resolve
-from minigpt.data.token_file import TokenFile, storage_error
+from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
-from minigpt.errors import DataError, TokenFileError
+from minigpt.errors import DataError, TokenFileError, storage_error
 from minigpt.layout import TOKENIZER
 
 VERSION = 1
@@ -165,7 +165,7 @@ def _temporary(target: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except OSError as error:
-        raise storage_error(Path(error.filename or target), error) from None
+        raise storage_error(error.filename or target, error, ANOTHER_CACHE) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

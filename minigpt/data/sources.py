@@ -19,8 +19,9 @@ from minigpt.config import DataConfig
 from minigpt.data import huggingface
 from minigpt.data.named_datasets import NAMED
 from minigpt.data.text_files import Blocks, binary_reason, check_encoding, is_json_lines, read_documents, spool_stdin
-from minigpt.download import Progress, file_sha256, locate
+from minigpt.download import Progress, locate
 from minigpt.errors import DataError, nearest
+from minigpt.files import file_sha256
 
 STORIES_SEED = 0
 """Seed of the stories that everybody trains on; another seed gives stories nobody has seen."""

@@ -18,7 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import DataError, EncodingError, StorageError, nearest
+from minigpt.errors import DataError, EncodingError, nearest, storage_error
+from minigpt.tokenizers.base import valid_unicode
 
 Blocks = Iterator[str]
 """One document, as consecutive pieces of its text. Take all you want of it before the next document."""
@@ -112,9 +113,7 @@ def spool_stdin() -> Path:
                 file.write(block)
             file.flush()
         except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}); name another place with TMPDIR"
-            ) from None
+            raise storage_error(path, error, "name another place with TMPDIR") from None
     return path
 
 
@@ -159,7 +158,7 @@ def _decoded(path: Path, encoding: str, label: str) -> Blocks:
                 raise _undecodable(label, at, error, encoding) from None
             except UnicodeError as error:
                 raise EncodingError(f"{label}: is not {encoding} ({error}); try --data.encoding utf-8") from None
-            text = _without_lone_surrogates(text)  # utf-7 and its like let them through
+            text = valid_unicode(text)  # utf-7 and its like let them through
             if before == 0:
                 text = text.removeprefix("\ufeff")
             if text:
@@ -214,15 +213,4 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
         raise DataError(
             f"{where}: the field {field!r} holds {type(text).__name__}, not text; name another with --data.text-field"
         )
-    return _without_lone_surrogates(text)
-
-
-def _without_lone_surrogates(text: str) -> str:
-    """Half of a \\ud83d\\ude00 pair is no character and cannot be stored; it becomes U+FFFD."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return valid_unicode(text)  # JSON may hold half of a \ud83d\ude00 pair

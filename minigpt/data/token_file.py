@@ -20,13 +20,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from minigpt.errors import StorageError, TokenFileError
+from minigpt.errors import TokenFileError, storage_error
 
 MAGIC, VERSION = b"minigpt\0", 1
 CHECKED_ON_OPENING = 256 << 20  # bytes
 
 _HEAD = struct.Struct("<8sIIQI64s32x")
 _SIZE = _HEAD.size + 4
+ANOTHER_CACHE = "free some space, or name another place with --data.cache-dir"
 _FIX = "prepare the data again: minigpt prepare SOURCE"
 
 
@@ -58,7 +59,7 @@ class TokenWriter:
             self._file = self._temporary.open("xb", buffering=1 << 20)
             self._file.write(bytes(_SIZE))
         except OSError as error:
-            raise storage_error(self.path, error) from None
+            raise storage_error(self.path, error, ANOTHER_CACHE) from None
         return self
 
     def append(self, ids: np.ndarray) -> None:
@@ -74,7 +75,7 @@ class TokenWriter:
         try:
             self._file.write(block.data)
         except OSError as error:
-            raise storage_error(self.path, error) from None
+            raise storage_error(self.path, error, ANOTHER_CACHE) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         file = self._file
@@ -91,7 +92,7 @@ class TokenWriter:
             if kind is None:
                 self._temporary.replace(self.path)
         except OSError as failure:
-            raise storage_error(self.path, failure) from None
+            raise storage_error(self.path, failure, ANOTHER_CACHE) from None
         finally:
             self._temporary.unlink(missing_ok=True)
 
@@ -162,14 +163,6 @@ class TokenFile:
 
     def _error(self, what: str) -> TokenFileError:
         return TokenFileError(f"{self.path}: {what}; {_FIX}")
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """One line for a place that cannot be written."""
-    return StorageError(
-        f"{path}: cannot be written ({error.strerror or error}); free some space, or name another place with "
-        "--data.cache-dir"
-    )
 
 
 def _header(dtype: np.dtype, count: int, crc: int, fingerprint: str) -> bytes:

@@ -23,7 +23,7 @@ from torch import Tensor
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.errors import first_line
-from minigpt.files import write_text
+from minigpt.files import write_bytes
 from minigpt.model import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
@@ -214,6 +214,6 @@ def _read(store: Path) -> dict[str, Any]:
 def _write(store: Path, key: str, timings: Timings) -> None:
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_text(store, json.dumps(_read(store) | {key: asdict(timings)}, indent=1) + "\n")
+        write_bytes(store, (json.dumps(_read(store) | {key: asdict(timings)}, indent=1) + "\n").encode())
     except OSError as error:  # a read-only cache costs a second at each start, no more
         warnings.warn(f"timings are not remembered: {store}: {error.strerror}", stacklevel=2)

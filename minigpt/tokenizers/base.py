@@ -10,7 +10,6 @@ Notable choices:
 
 import hashlib
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.errors import StorageError, TokenizerError
+from minigpt.errors import TokenizerError
+from minigpt.files import write_text
 from minigpt.layout import TOKENIZER
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
@@ -115,11 +115,7 @@ class Tokenizer(ABC):
         """Write tokenizer.json, whole or not at all. `path` is a .json file, or a directory for it."""
         path = Path(path)
         target = path if path.suffix == ".json" else path / TOKENIZER
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(target, self.to_json().encode())
-        except OSError as error:
-            raise StorageError(f"{target}: cannot be written ({error.strerror or error})") from None
+        write_text(target, self.to_json(), "", parents=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self.kind!r}, vocab_size={self.vocab_size})"
@@ -127,24 +123,13 @@ class Tokenizer(ABC):
 
 def valid_unicode(text: str) -> str:
     """The text with lone surrogates (from broken JSON escapes or file names) as U+FFFD, as tiktoken does."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def write_atomic(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: nobody ever sees half of it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def file_tree(

@@ -18,12 +18,13 @@ from itertools import pairwise
 import regex
 
 from minigpt.tokenizers.base import valid_unicode
+from minigpt.tokenizers.cutter import CHUNK, Cutter
 from minigpt.tokenizers.patterns import byte_order, expression, safe_cut
 
 Pair = tuple[int, int]
 
-BLOCK = 1 << 20
-"""Characters to split at a time: long enough to be fast, short enough for memory to stay flat."""
+BLOCK = CHUNK
+"""Characters to split at a time."""
 
 
 def count_words(texts: Iterable[str], pattern: str, max_bytes: int | None = None) -> Counter[str]:
@@ -58,20 +59,11 @@ def _head(texts: Iterable[str], max_bytes: int | None) -> Iterator[str]:
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
     """The same stream in blocks of about BLOCK characters that split apart as they do together."""
-    waiting: list[str] = []
-    size, goal = 0, BLOCK
+    cutter = Cutter(safe_cut, BLOCK)
     for text in texts:
-        waiting.append(text)
-        size += len(text)
-        if size >= goal:
-            whole = "".join(waiting)
-            cut = safe_cut(whole)
-            if cut:
-                yield whole[:cut]
-            waiting = [whole[cut:]]
-            size = len(whole) - cut
-            goal = max(BLOCK, 2 * size)  # no cut found: look again when there is twice as much, not at each chunk
-    yield "".join(waiting)
+        if block := cutter.add(text):
+            yield block
+    yield cutter.end()
 
 
 def to_symbols(words: Mapping[str, int]) -> dict[str, int]:

@@ -13,7 +13,6 @@ Everything is written beside and renamed last, so a reader sees the whole checkp
 This module knows files, not models: it stands below the model so that `GPT.from_pretrained` may read them.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.files import file_sha256, replace_folder, sync, write_text
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.state import CheckpointState, TrainState, read_state
@@ -85,20 +85,16 @@ def seal(work: Path, directory: Path, state: CheckpointState) -> None:
     """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
     try:
         (work / STATE).write_text(json.dumps(state.to_json(), indent=1) + "\n", encoding="utf-8")
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(work.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(work.iterdir())
+        }
         for name in files:
-            _sync(work / name)
+            sync(work / name)
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1)
         (work / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-        _sync(work / MANIFEST)
-        _sync(work)
-        aside = directory.with_name(f".{directory.name}-old")
-        if directory.exists():  # a resumed run saves this step again
-            shutil.rmtree(aside, ignore_errors=True)
-            directory.rename(aside)
-        work.rename(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-        _sync(directory.parent)
+        sync(work / MANIFEST)
+        sync(work)
+        replace_folder(work, directory)  # a resumed run saves a step again
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(directory, error) from None
@@ -139,7 +135,7 @@ def verify(directory: Path) -> None:
         if file.stat().st_size != entry["bytes"]:
             size = file.stat().st_size
             raise DamagedError(f"{file}: truncated ({size} of {entry['bytes']} bytes)", hint)
-        if _sha256(file) != entry["sha256"]:
+        if file_sha256(file) != entry["sha256"]:
             raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
 
 
@@ -185,27 +181,5 @@ def steps(folder: Path) -> list[Path]:
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:
-    """Let `best` or `last` name a checkpoint, atomically."""
-    work = folder / f".{name}-{os.getpid()}"
-    try:
-        work.write_text(checkpoint.name + "\n", encoding="utf-8")
-        _sync(work)
-        work.replace(folder / name)
-    except OSError as error:
-        raise storage_error(folder / name, error) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file or directory on the disk (directories: where it can)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Let `best` or `last` name a checkpoint, atomically. Raises StorageError."""
+    write_text(folder / name, checkpoint.name + "\n")

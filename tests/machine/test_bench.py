@@ -212,9 +212,9 @@ def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.
 
 
 def test_only_a_want_of_memory_is_told_as_one():
-    with pytest.raises(UserError, match="out of memory; buy some"), machine.out_of_memory("buy some"):
+    with pytest.raises(UserError, match="out of memory; buy some"), machine.enough_memory("buy some"):
         torch.empty(1 << 60)
-    with pytest.raises(RuntimeError, match="shapes"), machine.out_of_memory("buy some"):
+    with pytest.raises(RuntimeError, match="shapes"), machine.enough_memory("buy some"):
         raise RuntimeError("shapes differ")
 
 

@@ -222,6 +222,12 @@ def test_a_damaged_memory_is_measured_again(clocks: dict[str, float], tmp_path: 
     assert clocks["asked"] == 1
 
 
+def test_a_memory_that_cannot_be_written_costs_a_warning(clocks: dict[str, float], tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").mkdir()
+    with pytest.warns(UserWarning, match="timings are not remembered"):
+        assert pick(100) == ("reference", False)
+
+
 def test_the_reference_is_not_tried_where_its_weights_would_not_fit(clocks: dict[str, float]) -> None:
     assert pick(100, shape=ModelConfig(vocab_size=65, max_seq_len=16384, num_heads=4)) == ("sdpa", False)
     assert clocks["asked"] == 1

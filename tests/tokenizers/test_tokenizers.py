@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
 
+from minigpt import files
 from minigpt.config import TokenizerConfig
 from minigpt.errors import StorageError, TokenizerError
 from minigpt.tokenizers import (
@@ -21,7 +22,6 @@ from minigpt.tokenizers import (
     CharTokenizer,
     TextStream,
     Tokenizer,
-    base,
     build,
     load,
     patterns,
@@ -230,7 +230,7 @@ def test_a_failed_save_leaves_the_old_file_whole_and_no_litter(tmp_path: Path, m
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(base.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         ALL["char"].save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]

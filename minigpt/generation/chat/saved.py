@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import GenerationError, StorageError
+from minigpt.errors import GenerationError
+from minigpt.files import write_text
 from minigpt.generation.chat.conversation import ROLES, Message
 from minigpt.generation.chat.session import Session
-from minigpt.tokenizers.base import write_atomic
 
 FORMAT = 1
 
@@ -35,10 +35,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
         "settings": session.config.model_dump(mode="json"),
         "answers": session.answers,
     }
-    try:
-        write_atomic(path, (json.dumps(tree, ensure_ascii=False, indent=2) + "\n").encode())
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from None
+    write_text(path, json.dumps(tree, ensure_ascii=False, indent=2) + "\n", "choose another file")
 
 
 def load_session(path: Path, session: Session) -> None:

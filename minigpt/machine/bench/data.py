@@ -8,7 +8,7 @@ from typing import Any
 from minigpt import tokenizers
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, prepare, text_chunks
-from minigpt.errors import StorageError
+from minigpt.errors import storage_error
 from minigpt.machine.bench.timing import Spread, Tell, rounded, stopwatch
 
 BATCHES = 200
@@ -89,4 +89,4 @@ def _write(path: Path, chunks: Iterable[str]) -> None:
         with path.open("w", encoding="utf-8", newline="", errors="replace") as file:
             file.writelines(chunks)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); name a roomier place with TMPDIR") from None
+        raise storage_error(path, error, "name a roomier place with TMPDIR") from None

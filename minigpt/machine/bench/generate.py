@@ -21,7 +21,7 @@ from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
-from minigpt.machine.bench.machine import about, out_of_memory, peak_memory, read_bandwidth, start_memory
+from minigpt.machine.bench.machine import about, enough_memory, peak_memory, read_bandwidth, start_memory
 from minigpt.machine.bench.profile import check_profile, profiled
 from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
 from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
@@ -99,7 +99,7 @@ def bench_generate(
     twin = find_twin(model.config) if vs_hf else None
     count = _fitting(prompt_tokens, new_tokens, model.config.max_seq_len)
     runtime = Runtime(model.embedding.weight.device, precision)
-    with out_of_memory("lower --batch-size, --prompt-tokens or the model"):
+    with enough_memory("lower --batch-size, --prompt-tokens or the model"):
         start_memory(runtime.device)
         prompt = random_prompt(model, batch_size, prompt_tokens)
         ours = our_writer(model, prompt, runtime)

@@ -12,7 +12,7 @@ import torch
 
 from minigpt.errors import UserError
 from minigpt.machine.bench.timing import stopwatch
-from minigpt.runtime.device import Runtime, peak_flops
+from minigpt.runtime.device import Runtime, out_of_memory, peak_flops
 
 
 def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
@@ -60,16 +60,11 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 @contextmanager
-def out_of_memory(fix: str) -> Iterator[None]:
+def enough_memory(fix: str) -> Iterator[None]:
     """Turn torch's out-of-memory errors into a UserError that ends with the fix."""
     try:
         yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
             raise UserError(f"out of memory; {fix}") from None
         raise
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: CUDA's has a class of its own, the CPU's only these words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

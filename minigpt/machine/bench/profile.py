@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.errors import StorageError, UserError
+from minigpt.errors import StorageError, UserError, storage_error
 from minigpt.machine.bench.timing import rounded
 from minigpt.runtime.device import Runtime
 
@@ -59,7 +59,7 @@ def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> dict[st
         path.open("wb").close()  # the exporter's own message would not say why
         trace.export_chrome_trace(str(path))
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise storage_error(path, error, "") from None
     return {"file": str(path), **table(_rows(trace, cuda))}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
-from minigpt.machine.bench.machine import about, ceilings, is_out_of_memory, out_of_memory, peak_memory, start_memory
+from minigpt.machine.bench.machine import about, ceilings, enough_memory, peak_memory, start_memory
 from minigpt.machine.bench.profile import check_profile, profiled
 from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
 from minigpt.machine.bench.shape import with_vocabulary
@@ -27,7 +27,7 @@ from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runtime.autotune import Choice, choose
-from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.device import Runtime, make_runtime, out_of_memory
 from minigpt.runtime.precision import with_masters
 from minigpt.training import accumulate, make_optimizer, update
 
@@ -89,7 +89,7 @@ def bench_train(
     runtime = replace(runtime, compile=choice.compile)
     tell("measuring the machine")
     peaks = ceilings(runtime.device, {runtime.precision})
-    with out_of_memory("lower --train.micro-batch-size or the model"):
+    with enough_memory("lower --train.micro-batch-size or the model"):
         start_memory(runtime.device)
         batches = random_batches(config, runtime.device)
         warm = partial(warm_up, warmup=warmup, tell=tell)
@@ -217,7 +217,7 @@ def _rivals(
     try:
         yield warm(compiled)
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         notes.append(f"{compiled.name} does not work here, so it is left out: {first_line(error)}")
 

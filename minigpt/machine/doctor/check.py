@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from minigpt.errors import first_line
+
 
 @dataclass(frozen=True)
 class Check:
@@ -27,5 +29,5 @@ class Check:
 
 def reason(error: BaseException) -> str:
     """An exception as one short line: its type and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error).strip()
+    return f"{name}: {line[:160]}" if line != name else name

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 from minigpt.data.named_datasets import NAMED
-from minigpt.download import cache_root, file_sha256
+from minigpt.download import cache_root
+from minigpt.files import file_sha256
 from minigpt.machine.doctor.check import Check, reason
 from minigpt.runtime.memory import host_memory
 

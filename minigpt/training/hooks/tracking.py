@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import RunConfig
+from minigpt.errors import first_line
 from minigpt.training.hooks.trackers import Tracker, make_tracker
 from minigpt.training.loop import Hook, Trainer
 
@@ -47,6 +48,5 @@ class Tracking(Hook):
             return act(self.trackers[name])
         except Exception as error:  # noqa: BLE001  a tool may raise anything, and the run is worth more than its record
             del self.trackers[name]
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            self.say(f"{name}: tracks no more ({reason}); the run goes on, and metrics.jsonl has every line")
+            self.say(f"{name}: tracks no more ({first_line(error)}); the run goes on, and metrics.jsonl has every line")
             return None
