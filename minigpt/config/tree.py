@@ -44,6 +44,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+GATED = ("swiglu",)
+"""Activations whose first matrix has twice the rows: gates and values."""
+
+
 class ModelConfig(Section):
     """The Transformer's shape."""
 
@@ -130,11 +134,16 @@ class ModelConfig(Section):
         return self.num_kv_heads or self.num_heads
 
     @property
+    def gates(self) -> int:
+        """Outputs of the first feed-forward matrix for each hidden number: 2 of a gated activation."""
+        return 2 if self.activation in GATED else 1
+
+    @property
     def hidden_dim(self) -> int:
         """Feed-forward width, resolved."""
         if self.ff_dim:
             return self.ff_dim
-        if self.activation == "swiglu":
+        if self.gates == 2:
             return -(-self.embed_dim * 8 // 3 // 64) * 64
         return 4 * self.embed_dim
 

@@ -22,6 +22,8 @@ from minigpt.explanation.analysis import token_text, visible
 from minigpt.explanation.recording import check_tokens
 from minigpt.explanation.trace import Trace, traced
 from minigpt.model import GPT
+from minigpt.model.activations import ACTIVATIONS
+from minigpt.model.norms import NORMS
 from minigpt.tokenizers import Tokenizer
 
 _LOOKS, _GUESSES = 5, 5
@@ -110,8 +112,7 @@ def _block(
     before, between, after = (part[0, at].float() for part in trace.stream[2 * layer : 2 * layer + 3])
     query, key, value = (part[layer][0, :, at] for part in (trace.queries, trace.keys, trace.values))  # [H | KV, D]
     turned = (", normalised" if config.qk_norm else "") + (", rotated" if config.position == "rope" else "")
-    norm = "(x - mean) / std · w + b" if config.norm == "layernorm" else "x / rms(x) · w"
-    inner = "silu(W₁n) · W₂n" if config.activation == "swiglu" else f"{config.activation}(W₁n)"
+    norm, inner = NORMS[config.norm].formula, ACTIVATIONS[config.activation].formula
     made = [
         Step("norm", norm, trace.normed[2 * layer][0, at], "the stream at one scale; the stream itself stays as it is"),
         Step("q", f"W n{turned}", query, "what each head looks for, a query a head"),

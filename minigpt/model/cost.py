@@ -44,7 +44,7 @@ def flops_per_token(config: ModelConfig, training: bool = True) -> int:
 
 def up_rows(config: ModelConfig) -> int:
     """Outputs of the first matrix of a feed-forward part."""
-    return config.hidden_dim * (2 if config.activation == "swiglu" else 1)
+    return config.hidden_dim * config.gates
 
 
 def shape_walk(config: ModelConfig, batch: int = 1) -> list[tuple[str, str, str]]:

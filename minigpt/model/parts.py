@@ -7,33 +7,33 @@ the layout that Hugging Face models use; the readable form of each fast path is 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.model import reference
+from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cache import LayerCache
 from minigpt.model.kernels.attention import fast_attention, tiles
 from minigpt.model.kernels.dropout import dropout
+from minigpt.model.norms import NORMS
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the positions at hand, [T, D], or [B, 1, T, D] where each row has its own."""
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis, in fp32 under autocast."""
+    """One of `NORMS` over the last axis, in fp32 under autocast."""
 
     def __init__(self, config: ModelConfig, size: int):
         super().__init__()
-        self.kind, self.eps = config.norm, config.norm_eps
+        kind = NORMS[config.norm]
+        self.normalise, self.eps = kind.torch, config.norm_eps
         self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size)) if config.bias and config.norm == "layernorm" else None
+        self.bias = nn.Parameter(torch.zeros(size)) if config.bias and kind.has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        if self.kind == "layernorm":
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return self.normalise(x, self.weight, self.bias, self.eps)
 
 
 def sinusoids(length: int, size: int) -> Tensor:
@@ -101,26 +101,17 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a non-linearity; swiglu gates the first by a third (Shazeer, 2020)."""
+    """Two linear layers around one of `ACTIVATIONS`; a gated one multiplies the first by a third."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.activation = config.activation
-        gates = 2 if config.activation == "swiglu" else 1
-        self.up = nn.Linear(config.embed_dim, gates * config.hidden_dim, bias=config.bias)
+        self.activate, self.gates = ACTIVATIONS[config.activation].torch, config.gates
+        self.up = nn.Linear(config.embed_dim, config.gates * config.hidden_dim, bias=config.bias)
         self.down = nn.Linear(config.hidden_dim, config.embed_dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        hidden = self.up(x)
-        if self.activation == "swiglu":
-            gate, hidden = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * hidden
-        elif self.activation == "relu2":
-            hidden = F.relu(hidden).square()
-        else:
-            hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.down(hidden)
+        return self.down(self.activate(self.up(x)))  # [B, T, gates H] -> [B, T, H] -> [B, T, C]
 
 
 class Block(nn.Module):

@@ -39,7 +39,7 @@ def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
         query, key = attention.num_heads * attention.head_size, attention.kv_heads * attention.head_size
         pieces[attention.qkv.weight] = [query, key, key]
         rows = feed_forward.up.out_features
-        pieces[feed_forward.up.weight] = [rows // 2] * 2 if feed_forward.activation == "swiglu" else [rows]
+        pieces[feed_forward.up.weight] = [rows // feed_forward.gates] * feed_forward.gates
         for matrix in (attention.out.weight, feed_forward.down.weight):
             pieces[matrix] = [matrix.shape[0]]
     return {matrix: rows for matrix, rows in pieces.items() if matrix.requires_grad}

@@ -1,9 +1,43 @@
 """Learning-rate schedules and budgets as pure functions."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from minigpt.config import ScheduleConfig, TrainConfig
+
+
+def constant(progress: float, config: ScheduleConfig) -> float:
+    """Always at the peak."""
+    return 1.0
+
+
+def linear(progress: float, config: ScheduleConfig) -> float:
+    """A straight line down to the floor."""
+    return 1.0 - (1.0 - config.min_lr_ratio) * progress
+
+
+def cosine(progress: float, config: ScheduleConfig) -> float:
+    """Half a cosine (Loshchilov and Hutter, 2017)."""
+    floor = config.min_lr_ratio
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def trapezoidal(progress: float, config: ScheduleConfig) -> float:
+    """At the peak until the last `decay_fraction`, then a straight line down (warm-up, stable, decay)."""
+    into_decay = (progress - (1.0 - config.decay_fraction)) / config.decay_fraction
+    return 1.0 - (1.0 - config.min_lr_ratio) * max(0.0, into_decay)
+
+
+SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "trapezoidal": trapezoidal,
+    "cosine+plateau": cosine,
+}
+"""(progress, 0 to 1; config) -> the rate as a share of its peak. To add one: a function and a row here, and its name in
+`config.tree.ScheduleConfig.kind`."""
 
 
 def lr_factor(step: int, progress: float, config: ScheduleConfig) -> float:
@@ -18,15 +52,7 @@ def lr_factor(step: int, progress: float, config: ScheduleConfig) -> float:
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress, floor = min(progress, 1.0), config.min_lr_ratio
-    if config.kind == "constant":
-        return 1.0
-    if config.kind == "linear":
-        return 1.0 - (1.0 - floor) * progress
-    if config.kind == "trapezoidal":
-        into_decay = (progress - (1.0 - config.decay_fraction)) / config.decay_fraction
-        return 1.0 - (1.0 - floor) * max(0.0, into_decay)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))  # cosine (Loshchilov and Hutter, 2017)
+    return SCHEDULES[config.kind](min(progress, 1.0), config)
 
 
 def context_parts(progress: float, config: ScheduleConfig) -> int:

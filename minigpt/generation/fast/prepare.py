@@ -24,7 +24,9 @@ from minigpt.errors import ConfigError, first_line
 from minigpt.generation.fast import rows
 from minigpt.generation.fast.cuda_graphs import Replay
 from minigpt.model import GPT
+from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cache import LayerCache
+from minigpt.model.norms import NORMS
 from minigpt.model.parts import Attention, Block, Rotary, fast_attention
 from minigpt.runtime.device import DTYPES, make_runtime
 from minigpt.weights.quantized import pack, packed_group, quantised, quantised4, unpack
@@ -79,7 +81,8 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
                 setattr(module, name, fewer)
         if isinstance(module, Attention):
             module.kernel = row_attention
-    if precision != "int4":
+    known = (ACTIVATIONS[model.config.activation].in_c, NORMS[model.config.norm].in_c)
+    if precision != "int4" and None not in known:
         model.blocks = nn.ModuleList(RowBlock(cast(Block, block), model) for block in model.blocks)
     return model
 
@@ -256,8 +259,8 @@ class RowBlock(nn.Module):
             config.num_heads,
             config.kv_heads,
             config.head_size,
-            rows.ACTIVATIONS.index(config.activation),
-            config.norm == "rmsnorm",
+            ACTIVATIONS[config.activation].in_c or 0,
+            NORMS[config.norm].in_c or 0,
             config.norm_eps,
         )
 

@@ -28,7 +28,6 @@ from minigpt.download import cache_root
 
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
 FEW = {
     (torch.float32, torch.float32): 15,
     (torch.bfloat16, torch.bfloat16): 6,

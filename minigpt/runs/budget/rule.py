@@ -46,7 +46,7 @@ class Size:
         """The size of a shape whose vocabulary is known."""
         queries = shape.head_size * shape.num_heads
         attention = 2 * shape.embed_dim * (queries + shape.head_size * shape.kv_heads)
-        feed_forward = (3 if shape.activation == "swiglu" else 2) * shape.embed_dim * shape.hidden_dim
+        feed_forward = (shape.gates + 1) * shape.embed_dim * shape.hidden_dim
         parameters = shape.num_layers * (attention + feed_forward)
         head = shape.embed_dim * shape.padded_vocab_size
         return cls(shape.num_layers, shape.embed_dim, parameters, parameters + head, queries)
