@@ -12,6 +12,7 @@ from functools import cache
 from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import nn
 
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, first_line
@@ -178,6 +179,17 @@ def peak_flops(device: str, precision: str) -> float:
             runtime.synchronise()
             best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: no dropout. Then it has its mode again."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def out_of_memory(error: BaseException) -> bool:
