@@ -92,7 +92,7 @@ class Runtime:
             torch.mps.synchronize()
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        name = device_name(self.device)
         ranks = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
         return f"{name}, {self.precision}{', compiled' if self.compile else ''}{ranks}"
 
@@ -127,8 +127,9 @@ def _check_special(device: torch.device, precision: str) -> None:
         return
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < needed:
         what = "an NVIDIA GPU from Ampere on" if precision == "tf32" else "an NVIDIA GPU from Hopper on (or Ada)"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        raise ConfigError(f"train.precision: {precision} needs {what}, not {name}; use auto, bf16 or fp32")
+        raise ConfigError(
+            f"train.precision: {precision} needs {what}, not {device_name(device)}; use auto, bf16 or fp32"
+        )
     if precision == "fp8" and importlib.util.find_spec("torchao") is None:
         raise ConfigError("train.precision: fp8 needs torchao; pip install 'minigpt[fp8]', or use bf16")
 
@@ -214,10 +215,15 @@ def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
     return value >> 1
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, else cpu or mps."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def machine_name(device: torch.device) -> str:
     """The processor's name, for measurements that are kept."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return device_name(device)
     return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
 
 
