@@ -68,6 +68,12 @@ def replace_folder(work: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises RunError where there is something under this name."""
+    if out.exists():
+        raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which gets the name `out` once the block has ended well; else nothing is left of it.

@@ -4,7 +4,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from minigpt.config.section import Fraction, NonNegativeFloat, NonNegativeInt, Positive, PositiveFloat, Section
+from minigpt.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Positive,
+    PositiveFloat,
+    Section,
+    one_or_many,
+)
 
 
 class LoRAConfig(Section):
@@ -23,10 +31,7 @@ class LoRAConfig(Section):
     """Linear layers to adapt, by the end of their dotted names, with * and ?: qkv, attention.*, blocks.[01].*.qkv,
     head. All of the blocks' by default, which a full finetune's quality needs (Dettmers et al., 2023, 4)."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_or_many(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+    _one_or_many = field_validator("targets", mode="before")(one_or_many)
 
     @property
     def scale(self) -> float:

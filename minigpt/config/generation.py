@@ -1,10 +1,19 @@
 """Settings of generation: from logits to text."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from minigpt.config.section import Finite, NonNegativeFloat, NonNegativeInt, Positive, PositiveFloat, Section, Seed
+from minigpt.config.section import (
+    Finite,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    one_or_many,
+)
 
 
 class GenerationConfig(Section):
@@ -67,10 +76,7 @@ class GenerationConfig(Section):
     logprobs: NonNegativeInt | None = None
     """Report each token's log-probability under the model, and so many likeliest alternatives."""
 
-    @field_validator("stop", "bad_words", mode="before")
-    @classmethod
-    def _one_or_many(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+    _one_or_many = field_validator("stop", "bad_words", mode="before")(one_or_many)
 
     @field_validator("stop", "bad_words")
     @classmethod

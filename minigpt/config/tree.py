@@ -20,6 +20,7 @@ from minigpt.config.section import (
     PositiveFloat,
     Section,
     Seed,
+    one_or_many,
 )
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -184,10 +185,7 @@ class DataConfig(Section):
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
     """Cleaning, in this order: ascii (drop the rest), nfc (Unicode form), lower (case), newlines (\\r\\n to \\n)."""
 
-    @field_validator("clean", mode="before")
-    @classmethod
-    def _one_step_is_a_list_of_one(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
+    _one_or_many = field_validator("clean", mode="before")(one_or_many)
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation where the source has no published split."""

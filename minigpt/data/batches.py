@@ -61,11 +61,7 @@ class Batches:
         Raises:
             ConfigError: the batch does not divide among the ranks.
         """
-        if self.batch_size % world:
-            raise ConfigError(f"train.batch_size: {self.batch_size} is not a multiple of the {world} ranks")
-        share = self.batch_size // world
-        first = step * self.batch_size + rank * share
-        starts = np.array([self._start(n) for n in range(first, first + share)])
+        starts = np.array([self._start(n) for n in share(self.batch_size, step, rank, world)])
         rows = _gather(self.tokens, starts, self.seq_len + 1)
         return rows[:, :-1], rows[:, 1:]
 
@@ -81,6 +77,21 @@ class Batches:
         spare = len(self.tokens) - 1 - self.windows * self.seq_len  # a window needs one more token, the last target
         shift = int(rng.integers(spare + 1))
         return shift, rng.permutation(self.windows)
+
+
+def share(batch_size: int, step: int, rank: int, world: int) -> range:
+    """Numbers, since the start of training, of the sequences that a rank takes of a step's batch.
+
+    share(8, 1, 1, 2) -> range(12, 16)
+
+    Raises:
+        ConfigError: the batch does not divide among the ranks.
+    """
+    if batch_size % world:
+        raise ConfigError(f"train.batch_size: {batch_size} is not a multiple of the {world} ranks")
+    each = batch_size // world
+    first = step * batch_size + rank * each
+    return range(first, first + each)
 
 
 def spread(total: int, count: int | None = None, together: int = 1) -> Sequence[int]:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime
+from minigpt.training.step import target_losses
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch
 _CPU_TOKENS = 2048  # tokens in one batch: what fits the caches; 256 windows of 256 take 1.5 times as long on 2 cores
@@ -39,7 +38,6 @@ class Score:
         return float(self.nats.sum() / self.tokens.sum())
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     tokens: npt.NDArray[Any],
@@ -72,28 +70,17 @@ def evaluate(
     stride = context if stride is None else stride
     _check(tokens, context, stride, batch_size)
     columns: list[list[npt.NDArray[Any]]] = [[], [], []]
-    was_training = model.training
-    model.eval()
     size = batch_size or _batch_size(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
     done = 0
-    for inputs, targets in eval_batches(tokens, context, stride, size):
-        with runtime.autocast():
-            logits = model(inputs.to(runtime.device))  # [B, T] -> [B, T, V]
-        nats = F.cross_entropy(
-            logits.flatten(0, 1).float(),  # [B, T, V] -> [B T, V]
-            targets.to(runtime.device).flatten(),
-            ignore_index=IGNORE,
-            reduction="none",
-        )
+    for targets, nats in target_losses(model, eval_batches(tokens, context, stride, size), runtime):
         scored = (targets != IGNORE).numpy()  # [B, T]
-        columns[0].append(nats.cpu().double().view(targets.shape).sum(1).numpy())  # on the CPU: mps has no float64
+        columns[0].append(nats.sum(1).numpy())
         columns[1].append(scored.sum(1))
         columns[2].append(_bytes(targets.numpy(), scored, lengths))
         done += int(columns[1][-1].sum())
         if progress:
             progress(done, len(tokens) - 1)
-    model.train(was_training)
     score = Score(*(np.concatenate(column) for column in columns))
     if not np.isfinite(score.nats).all():
         raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")

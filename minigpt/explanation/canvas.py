@@ -49,10 +49,15 @@ def quiet(axes: "Axes", title: str = "", xlabel: str = "", grid: Literal["x", "y
     axes.set_xlabel(xlabel, color=INK, fontsize=9.5)
     axes.grid(axis=grid, which="major", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+    bare(axes, pad=6, labelsize=9)
+
+
+def bare(axes: "Axes", *, pad: float, labelsize: float) -> None:
+    """No frame but the ground line, and no ticks, only their labels."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(colors=QUIET, length=0, pad=6, labelsize=9, which="both")
+    axes.tick_params(colors=QUIET, length=0, pad=pad, labelsize=labelsize, which="both")
 
 
 def logarithmic(axes: "Axes", along: Literal["x", "y"] = "y") -> None:

@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from minigpt.data import windows
 from minigpt.explanation.analysis import token_text
 from minigpt.model import GPT
+from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import Tokenizer
+from minigpt.training.step import target_losses
 
 Ids = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 CHUNK = 1 << 20  # ids hashed at a time
 
 
-@torch.no_grad()
 def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] | None = None) -> Floats:
     """[N - 1] nats for tokens[1:], in windows of the model's context that do not overlap.
 
@@ -31,16 +32,13 @@ def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] |
     Raises:
         DataError: fewer than two tokens.
     """
-    size, device = model.config.max_seq_len, model.embedding.weight.device
-    was_training = model.training
-    model.eval()
+    size, runtime = model.config.max_seq_len, Runtime(model.embedding.weight.device, "fp32")
+    batches = ((inputs[None], targets[None]) for inputs, targets in windows(tokens, size, size))
     parts: list[Floats] = []
-    for at, (inputs, targets) in enumerate(windows(tokens, size, size)):
-        logits = model(inputs[None].to(device))[0].float()  # [T, V]
-        parts.append(F.cross_entropy(logits, targets.to(device), reduction="none").cpu().double().numpy())
+    for at, (_, nats) in enumerate(target_losses(model, batches, runtime)):
+        parts.append(nats[0].numpy())
         if progress:
             progress(min((at + 1) * size, len(tokens) - 1), len(tokens) - 1)
-    model.train(was_training)
     return np.concatenate(parts)
 
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minigpt.explanation.analysis import visible
-from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, drawable, new_figure, write_figure
+from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, bare, drawable, new_figure, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Picture = Literal["attention", "surprise", "lens", "stream"]
@@ -47,7 +46,7 @@ def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
             axes.set(xticks=[], yticks=[])
             kind = named[layer][head]
             axes.set_title(f"{layer}.{head} {kind.replace('_token', '') if kind else ''}", fontsize=7, color=INK, pad=3)
-            _bare(axes)
+            bare(axes, pad=4, labelsize=8)
             for side in ("left", "bottom"):
                 axes.spines[side].set(visible=True, color=GRID)
 
@@ -66,7 +65,7 @@ def _surprise(figure: "Figure", explanation: dict[str, Any]) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-    _bare(axes)
+    bare(axes, pad=4, labelsize=8)
 
 
 def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
@@ -88,7 +87,7 @@ def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
     axes.set_xticks(range(len(columns)), [visible(explanation["texts"][t]) for t in columns], **_FONT)
     axes.set_yticks(range(rows), ["embedding", *(f"layer {layer}" for layer in range(rows - 1))], fontsize=8)
     axes.xaxis.tick_top()
-    _bare(axes)
+    bare(axes, pad=4, labelsize=8)
 
 
 def _stream(figure: "Figure", explanation: dict[str, Any]) -> None:
@@ -108,11 +107,4 @@ def _stream(figure: "Figure", explanation: dict[str, Any]) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    _bare(axes)
-
-
-def _bare(axes: "Axes") -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(colors=QUIET, length=0, pad=4, labelsize=8)
+    bare(axes, pad=4, labelsize=8)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from minigpt.model import GPT, reference
 from minigpt.model.parts import Block
+from minigpt.runtime.device import evaluating
 
 
 @dataclass
@@ -55,7 +56,7 @@ def traced(model: GPT) -> Iterator[Trace]:
     with traced(model) as trace:
         logits = model(tokens)  # once, tokens [B, T]
     """
-    trace, was_training = Trace(), model.training
+    trace = Trace()
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     norms: list[nn.Module] = [*(norm for block in blocks for norm in (block.norm1, block.norm2)), model.norm]
 
@@ -70,11 +71,9 @@ def traced(model: GPT) -> Iterator[Trace]:
     for block in blocks:
         block.attention.kernel = _keeping(block.attention.kernel, trace)
     try:
-        with torch.no_grad():
-            model.eval()
+        with torch.no_grad(), evaluating(model):
             yield trace
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
         for block, kernel in zip(blocks, kernels, strict=True):

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, RunConfig
-from minigpt.errors import ConfigError, DataError, MiniGPTError, RunError
-from minigpt.files import new_folder
+from minigpt.errors import ConfigError, DataError, MiniGPTError
+from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TEMPLATE, TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
@@ -86,8 +86,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     config, folder = run.model.config, RunFolder.of(run.path, TOKENIZER).path.resolve()
     kind = architecture(config)
     out = folder.with_name(f"{folder.name}-hf") if out is None else Path(out)
-    if out.exists():
-        raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
+    refuse_existing(out)
     dtype = PRECISIONS[precision]
     weights = {
         name: tensor.to("cpu", dtype).contiguous()

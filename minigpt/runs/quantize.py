@@ -21,8 +21,8 @@ from torch import Tensor
 
 from minigpt import tokenizers
 from minigpt.config import dump_config, load_config
-from minigpt.errors import CheckpointError, ConfigError, RunError
-from minigpt.files import new_folder, write_text
+from minigpt.errors import CheckpointError, ConfigError
+from minigpt.files import new_folder, refuse_existing, write_text
 from minigpt.layout import LAST, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
 from minigpt.weights import checkpoint, quantized
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
@@ -75,8 +75,7 @@ def quantize_run(
     state = CheckpointState() if foreign else _state(path)
     folder = path if foreign else RunFolder.of(path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
-    if out.exists():
-        raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
+    refuse_existing(out)
     config, weights = read_pretrained(path)
     packed = pack_weights(weights, bits, group, embedding_bits)
     done: dict[str, Any] = {"bits": 8, "group": None, "embedding_bits": 8}

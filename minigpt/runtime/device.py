@@ -12,6 +12,7 @@ from functools import cache
 from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import nn
 
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, first_line
@@ -91,7 +92,7 @@ class Runtime:
             torch.mps.synchronize()
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        name = device_name(self.device)
         ranks = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
         return f"{name}, {self.precision}{', compiled' if self.compile else ''}{ranks}"
 
@@ -126,8 +127,9 @@ def _check_special(device: torch.device, precision: str) -> None:
         return
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < needed:
         what = "an NVIDIA GPU from Ampere on" if precision == "tf32" else "an NVIDIA GPU from Hopper on (or Ada)"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        raise ConfigError(f"train.precision: {precision} needs {what}, not {name}; use auto, bf16 or fp32")
+        raise ConfigError(
+            f"train.precision: {precision} needs {what}, not {device_name(device)}; use auto, bf16 or fp32"
+        )
     if precision == "fp8" and importlib.util.find_spec("torchao") is None:
         raise ConfigError("train.precision: fp8 needs torchao; pip install 'minigpt[fp8]', or use bf16")
 
@@ -180,6 +182,17 @@ def peak_flops(device: str, precision: str) -> float:
     return best
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: no dropout. Then it has its mode again."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is a device's or the host's allocator giving up."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
@@ -202,10 +215,15 @@ def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
     return value >> 1
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, else cpu or mps."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def machine_name(device: torch.device) -> str:
     """The processor's name, for measurements that are kept."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return device_name(device)
     return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -1,16 +1,17 @@
 """One optimizer step, and one pass over validation batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from minigpt.model import GPT
 from minigpt.model.learner import Learner
 from minigpt.model.loss import IGNORE
-from minigpt.runtime.device import Runtime, step_seed
+from minigpt.runtime.device import Runtime, evaluating, step_seed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -82,16 +83,36 @@ def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, lear
     `learner` has the loss, by default the model's own.
     """
     learner = model if learner is None else learner
-    was_training = model.training
-    model.eval()
     nats, count, ranks = 0.0, 0, runtime.ranks
     rest = iter(batches)
-    while turn := list(islice(rest, ranks.world)):
-        inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # one too many takes part: ranks may share the weights
-        with runtime.autocast():
-            loss = learner.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
-        if ranks.rank < len(turn):
-            nats, count = nats + loss, count + int((targets != IGNORE).sum())
-    model.train(was_training)
+    with evaluating(model):
+        while turn := list(islice(rest, ranks.world)):
+            inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # one too many takes part: ranks may share weights
+            with runtime.autocast():
+                loss = learner.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
+            if ranks.rank < len(turn):
+                nats, count = nats + loss, count + int((targets != IGNORE).sum())
     nats, count = ranks.total(torch.tensor([nats, count], dtype=torch.float64)).tolist()
     return nats / max(count, 1)
+
+
+@torch.no_grad()
+def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loss of every single target: (targets, nats) of each batch, both [B, T] on the CPU. Keeps the mode.
+
+    Args:
+        model: ids [B, T] -> logits [B, T, V], on the runtime's device.
+
+    Nats are computed in fp32 and returned in float64 (mps has none); 0 where the target is -100.
+    """
+    with evaluating(model):
+        for inputs, targets in batches:
+            with runtime.autocast():
+                logits = model(inputs.to(runtime.device))  # [B, T] -> [B, T, V]
+            nats = F.cross_entropy(
+                logits.flatten(0, 1).float(),  # [B, T, V] -> [B T, V]
+                targets.to(runtime.device).flatten(),
+                ignore_index=IGNORE,
+                reduction="none",
+            )
+            yield targets, nats.cpu().double().view(targets.shape)

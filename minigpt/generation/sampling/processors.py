@@ -126,9 +126,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1.0:
         return logits
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all likelier tokens
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
-    return logits.masked_fill(dropped, BANNED)
+    return _keep_first(logits, index, ordered.softmax(-1), p)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -154,8 +152,12 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
     chances = (-surprise).exp()
     average = torch.special.entr(chances).sum(-1, keepdim=True)  # entr(0) is 0, where 0 * inf would be nan
     index = (surprise - average).abs().argsort(dim=-1, stable=True)
-    ordered = chances.gather(-1, index)
-    before = ordered.cumsum(-1) - ordered  # probability of all that are nearer
+    return _keep_first(logits, index, chances.gather(-1, index), p)
+
+
+def _keep_first(logits: Tensor, index: Tensor, chances: Tensor, p: float) -> Tensor:
+    """Keep the first of the tokens in this order, until their chances sum to at least p. All [..., V]."""
+    before = chances.cumsum(-1) - chances  # probability of all tokens that come first
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
     return logits.masked_fill(dropped, BANNED)
 

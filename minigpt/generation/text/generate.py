@@ -17,6 +17,7 @@ from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.generation.text.prompts import encode_prompts
 from minigpt.generation.text.stops import Stops
 from minigpt.model import GPT
+from minigpt.runtime.device import evaluating
 from minigpt.tokenizers import TextStream, Tokenizer, load
 
 GUESSES = 4
@@ -260,12 +261,8 @@ def complete(
         if model.source is None:
             raise GenerationError("no tokenizer: pass tokenizer=..., or take the model from GPT.from_pretrained(run)")
         tokenizer = load(model.source)
-    was_training = model.training
-    model.eval()
-    writing = Writing(model, tokenizer, prompts, config, seeds, draft)
-    found = writing.finish()
-    model.train(was_training)
-    return found
+    with evaluating(model):
+        return Writing(model, tokenizer, prompts, config, seeds, draft).finish()
 
 
 def generate_text(model: GPT, prompt: str, tokenizer: Tokenizer | None = None, **settings: Any) -> str | list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from minigpt.errors import UserError
 from minigpt.machine.bench.timing import stopwatch
-from minigpt.runtime.device import Runtime, out_of_memory, peak_flops
+from minigpt.runtime.device import Runtime, device_name, out_of_memory, peak_flops
 
 
 def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
@@ -55,8 +55,7 @@ def start_memory(device: torch.device) -> None:
 
 def about(device: torch.device) -> dict[str, Any]:
     """device, device_name and threads, as every report has them."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+    return {"device": str(device), "device_name": device_name(device), "threads": torch.get_num_threads()}
 
 
 @contextmanager

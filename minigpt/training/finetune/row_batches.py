@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt.data.batches import spread
-from minigpt.errors import ConfigError
+from minigpt.data.batches import share, spread
 from minigpt.model.loss import IGNORE
 
 WIDTHS = 4
@@ -100,11 +99,8 @@ class RowBatches:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """`make` of B / world rows: inputs and targets, int64 [B / world, T]. Raises ConfigError: B does not divide."""
-        if self.batch_size % world:
-            raise ConfigError(f"train.batch_size: {self.batch_size} is not a multiple of the {world} ranks")
-        share = self.batch_size // world
-        first = step * self.batch_size + rank * share
-        return self.make([self._row(number) for number in range(first, first + share)], self.seq_len)
+        rows = [self._row(number) for number in share(self.batch_size, step, rank, world)]
+        return self.make(rows, self.seq_len)
 
     def _row(self, number: int) -> Any:
         epoch, place = divmod(number, len(self.rows))
