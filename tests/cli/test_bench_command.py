@@ -189,7 +189,7 @@ def test_help_shows_the_examples(capsys: pytest.CaptureFixture[str]):
         assert f"minigpt bench {subject}" in shown and "--rounds" in shown
 
 
-def test_generation_stands_beside_transformers(capsys: pytest.CaptureFixture[str]):
+def test_generation_is_compared_with_transformers(capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("transformers")
     code, out, err = run(capsys, *GENERATE, "--vs", "hf", "--json")
     report = json.loads(out)
@@ -200,7 +200,7 @@ def test_generation_stands_beside_transformers(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_training_stands_beside_transformers(capsys: pytest.CaptureFixture[str]):
+def test_training_is_compared_with_transformers(capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("transformers")
     code, out, _ = run(capsys, *TRAIN, "--vs", "hf", "--rounds", 2, "--json", "--model.shape", "gpt2")
     report = json.loads(out)

@@ -371,7 +371,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_previous_checkpoint(tmp_pat
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_no_network_and_no_mirror_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_no_network_and_no_mirror_is_reported(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("MINIGPT_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     argv = ["train", "shakespeare", "--logging.runs-dir", str(tmp_path / "runs")]

@@ -161,7 +161,7 @@ def test_overlapping_windows_are_resampled_in_blocks_of_a_context():
         assert figures(one, stride=1)["confidence_interval"][key] == pytest.approx(low_high)
 
 
-def test_the_interval_holds_the_figure_and_is_scaled_to_the_bytes_of_the_source():
+def test_the_interval_holds_the_figure_scaled_to_the_source_bytes():
     result = figures(flat_score(100, 10), text_bytes=4000)  # twice what the tokens' own lengths say
     for key in ("loss", "bits_per_byte"):
         low, high = result["confidence_interval"][key]
@@ -219,7 +219,7 @@ def test_other_windows_splits_and_data_are_taken(tmp_path):
         evaluate_run(run, context=65)
 
 
-def test_characters_the_tokenizer_does_not_know_are_counted_as_bytes_of_the_source(tmp_path):
+def test_unknown_characters_are_counted_as_bytes_of_the_source(tmp_path):
     run = make_run(tmp_path, CharTokenizer.from_texts(["number was told. 0123456789"]))
     result = evaluate_run(run)
     lengths = TokenText(run.tokenizer).lengths[run.prepared().splits["val"].tokens]

@@ -163,7 +163,7 @@ def test_the_training_split_has_no_fitted_floors(prepared):
     assert run_floors(prepared, ByteTokenizer(), "train") == {}
 
 
-def test_stories_have_the_grammars_entropy_and_the_surprisal_of_their_very_text():
+def test_stories_have_the_grammars_entropy_and_their_own_surprisal():
     config = DataConfig(source="stories", stories_count=300)
     told = prepare(config, ByteTokenizer(), safe_cut)
     floors = run_floors(told, ByteTokenizer(), "val")

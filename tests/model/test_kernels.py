@@ -45,7 +45,7 @@ def test_loss_in_pieces_equals_the_whole_with_gradients(chunk: int, smoothing: f
     assert pieces[2][V:].abs().max() == 0
 
 
-def test_in_bf16_the_gradient_of_a_sure_model_is_as_exact_in_pieces_as_in_one() -> None:
+def test_bf16_gradients_of_a_confident_model_are_exact_in_pieces_too() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     head, targets = nn.Linear(16, 64, bias=False), torch.randint(0, V, (1, 64), generator=generator)
@@ -78,7 +78,7 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
     assert head.weight.grad is None
 
 
-def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
+def test_a_head_that_is_not_a_plain_linear_layer_is_read_whole() -> None:
     head = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, V))
     hidden, targets = torch.randn(1, 4, 16), torch.randint(0, V, (1, 4))
     whole = next_token_loss(head(hidden), targets, valid=4)
@@ -86,7 +86,7 @@ def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_hashed_dropout_compiles_at_a_width_whose_strides_overflow() -> None:
+def test_on_cuda_hashed_dropout_compiles_where_strides_overflow() -> None:
     """Of 512 x 2^32 / golden ratio triton says that it is no int32."""
     shape = ModelConfig(vocab_size=65, embed_dim=512, num_heads=8, num_layers=1, max_seq_len=64, dropout=0.3)
     model = GPT(shape).cuda().train()
@@ -96,7 +96,7 @@ def test_on_cuda_hashed_dropout_compiles_at_a_width_whose_strides_overflow() -> 
     assert x.grad is not None and x.grad.isfinite().all()
 
 
-def test_hashed_dropout_is_fair_and_its_neighbours_and_keys_are_independent() -> None:
+def test_hashed_dropout_is_fair_and_neighbours_and_keys_independent() -> None:
     count = 1 << 20
     place = torch.arange(count, dtype=torch.int32)
     kept = [
@@ -146,7 +146,7 @@ def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks:
     assert clocks["asked"] == 2
 
 
-def test_a_kernel_that_was_lucky_once_is_timed_again_beside_the_compiled_one(clocks: dict[str, float]) -> None:
+def test_a_kernel_fast_by_chance_is_timed_again_beside_the_compiled(clocks: dict[str, float]) -> None:
     clocks["sdpa"] = 0.009
     assert pick(100) == ("sdpa", False)
     clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # what it takes when all take their turns
@@ -170,7 +170,7 @@ def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> 
     assert pick(100_000) == ("reference", False)
 
 
-def test_a_compiler_that_fails_on_the_model_costs_one_line_and_the_run_is_eager(clocks, monkeypatch) -> None:
+def test_a_failing_compiler_costs_one_line_and_the_run_is_eager(clocks, monkeypatch) -> None:
     fake = autotune._time
 
     def broken(shape, runtime, batch, eager, compiled) -> autotune.Timings:
@@ -209,7 +209,7 @@ def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: dict[str,
     assert pick(10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
 
 
-def test_what_is_asked_for_is_taken(clocks: dict[str, float]) -> None:
+def test_a_kernel_asked_for_by_name_is_taken(clocks: dict[str, float]) -> None:
     asked = SHAPE.model_copy(update={"attention": "sdpa"})
     assert pick(10_000, "off", asked) == ("sdpa", False)
     assert pick(1, "on", asked) == ("sdpa", True)

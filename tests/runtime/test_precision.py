@@ -80,7 +80,7 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_masters_take_the_very_steps_that_fp32_weights_would(kind: str) -> None:
+def test_masters_take_the_same_steps_as_fp32_weights(kind: str) -> None:
     config = OptimizerConfig(kind=kind, weight_decay=0.3)
     plain, low = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)
     exact, masters = make_optimizer(plain, config, "fp32"), MasterWeights(make_optimizer(low, config, "fp32"), low)
@@ -130,7 +130,7 @@ def test_small_updates_add_up_in_masters_and_vanish_in_bf16_weights() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_resumed_run_of_bf16_weights_is_bit_identical_and_its_masters_are_fp32(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_bf16_run_is_bit_identical_with_fp32_masters(kind: str, tmp_path: Path) -> None:
     whole = trainer("bf16-pure", kind=kind, max_steps=12)
     whole.run()
     first = trainer("bf16-pure", kind=kind, max_steps=7)
@@ -148,7 +148,7 @@ def test_a_resumed_run_of_bf16_weights_is_bit_identical_and_its_masters_are_fp32
             assert torch.equal(tensor, second.tensors()[part][name]), f"{part} {name}"
 
 
-def test_the_fp16_scaler_unscales_before_clipping_and_skips_what_is_not_finite() -> None:
+def test_the_fp16_scaler_unscales_before_clipping_and_skips_infinity() -> None:
     batch, exact = Counting().batch(0), Runtime(CPU, "fp32")
     plain, scaled = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)
     sgd = [torch.optim.SGD(model.parameters(), lr=1.0) for model in (plain, scaled)]

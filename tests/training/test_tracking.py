@@ -180,7 +180,7 @@ def test_a_finetuning_is_tracked_too(tmp_path: Path, monkeypatch) -> None:
     assert fake.told == [("start", "tuned", 0), *lines, "finish"]
 
 
-def test_what_is_missing_or_misspelled_is_told_before_anything_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_missing_or_misspelled_tracker_fails_before_any_file_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--logging.track", "wandb,tensorbord"], "logging.track.1", "did you mean tensorboard")

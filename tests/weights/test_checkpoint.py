@@ -99,7 +99,7 @@ def test_saving_the_same_step_again_replaces_it_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["last", "step-00000001"]
 
 
-def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if (
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint_whole(tmp_path: 
         subprocess.run(["umount", small], check=True)
 
 
-def test_an_unwritable_directory_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     with pytest.raises(StorageError, match="cannot be written"):
         save(tmp_path, 1)
