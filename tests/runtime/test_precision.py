@@ -14,7 +14,7 @@ from minigpt.errors import ConfigError
 from minigpt.model import GPT, parts
 from minigpt.runs.kernels import pick_kernels
 from minigpt.runtime.device import DTYPES, Runtime, make_runtime
-from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, use_fp8, with_masters
+from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
 
@@ -208,22 +208,6 @@ def test_what_a_device_has_not_is_refused_in_one_line(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"fp8 needs torchao; pip install 'minigpt\[fp8\]'"):
         make_runtime("auto", "fp8")
     assert make_runtime("auto", "tf32").precision == "tf32"
-
-
-def test_fp8_is_put_into_the_blocks_and_keeps_weights_and_names() -> None:
-    float8 = pytest.importorskip("torchao.float8.float8_linear")
-    model, odd = GPT(SHAPE), GPT(SHAPE.model_copy(update={"ff_dim": 24}))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    parameters = list(model.parameters())
-    use_fp8(model)
-    use_fp8(odd)
-    swapped = [name for name, module in model.named_modules() if isinstance(module, float8.Float8Linear)]
-    assert len(swapped) == 4 * SHAPE.num_layers
-    assert "head" not in swapped
-    assert len([m for m in odd.modules() if isinstance(m, float8.Float8Linear)]) == 3 * SHAPE.num_layers
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True)), "optimizers hold on to them"
-    assert before.keys() == model.state_dict().keys()
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_the_doctor_says_what_auto_takes_and_why() -> None:
