@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from typed_report import check
 
 from minigpt.cli import eval as command
 from minigpt.config import DataConfig, ModelConfig
 from minigpt.data import eval_batches, prepare
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.evals import REPORT_KEYS, Score, TokenText, bootstrap, evaluate, evaluate_run, report
+from minigpt.evals.report import Report
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import ByteTokenizer, CharTokenizer, safe_cut
@@ -192,6 +194,7 @@ def test_the_report_has_the_documented_keys_and_its_figures_agree(tmp_path):
     result = evaluate_run(run)
     meta = run.prepared().meta["splits"]["val"]
     nats = result["loss"] * result["tokens"]
+    check(Report, result)
     assert tuple(result) == REPORT_KEYS
     assert result["tokens"] == meta["tokens"] - 1
     assert result["bytes"] == meta["bytes"] - 1  # the first byte is not predicted; eos, one a document, has none
