@@ -1,4 +1,4 @@
-"""Configuration: merged, typed, every mistake told at once with its path and the nearest name."""
+"""Configuration is merged and typed, and every mistake is reported at once with its path and the nearest name."""
 
 import json
 

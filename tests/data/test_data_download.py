@@ -1,4 +1,4 @@
-"""Downloads against a real server on loopback: broken off, resumed, refused, raced for."""
+"""Downloads from a real server on loopback end whole when they are cut, resumed, refused or run twice at once."""
 
 import hashlib
 import threading

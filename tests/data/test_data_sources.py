@@ -1,4 +1,4 @@
-"""Files of every kind become documents; whatever is wrong with them is told in one line that names the fix."""
+"""Files of every kind become documents; a wrong file is one line that names the fix."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""`minigpt explain`: the object, the page as text, the walk, the pictures, and the way of a training."""
+"""`minigpt explain`: the object, the page as text, the walk, the pictures, and how they change in training."""
 
 import base64
 import io

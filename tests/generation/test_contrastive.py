@@ -1,4 +1,4 @@
-"""Contrastive search against a slow one that reads everything anew with transformers' model."""
+"""Contrastive search equals a slow one that reads the whole text again with transformers' model."""
 
 from typing import Any
 

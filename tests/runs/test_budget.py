@@ -1,4 +1,4 @@
-"""The budget dial: what is read, foretold and chosen, and that the run it starts is the one it promised."""
+"""A budget of time or money becomes a predicted plan, and the run that starts is the one that was predicted."""
 
 import itertools
 import json

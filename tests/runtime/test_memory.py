@@ -1,4 +1,4 @@
-"""Memory: the estimate against what torch's profiler and the kernel count, what is free, and runs that meet the end."""
+"""Memory: the estimate agrees with torch's profiler and the kernel, and a run that is out of memory continues."""
 
 import json
 import os

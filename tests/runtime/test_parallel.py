@@ -1,4 +1,4 @@
-"""Training by several ranks: the same as by one, and an end together when one comes to harm."""
+"""Several ranks train as one does, and all end together when one fails."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""When training goes wrong: bad steps are skipped, a run that came apart goes back, and all of it exactly."""
+"""When training goes wrong: bad steps are skipped, a run that diverged goes back, and all of it exactly."""
 
 import json
 import math
