@@ -1,4 +1,4 @@
-"""A budget of time or money becomes a predicted plan, and the run that starts is the one that was predicted."""
+"""A budget of time or FLOPs becomes a predicted plan, and the run that starts is the one that was predicted."""
 
 import itertools
 import json
