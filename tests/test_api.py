@@ -31,7 +31,7 @@ def test_train_is_the_function_whatever_was_imported_before() -> None:
     assert done.stdout.split() == ["train", "generate"]
 
 
-def test_the_readmes_python_runs_as_it_stands(tmp_path: Path, monkeypatch) -> None:
+def test_the_readmes_python_runs_unchanged(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "my.txt").write_text("Once upon a time there was a cat who sat on a mat and saw a dog.\n" * 60)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)

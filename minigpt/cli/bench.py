@@ -1,6 +1,6 @@
 """`minigpt bench train | generate | tokenizer | data`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,7 +166,7 @@ LEAST = {"steps": 1, "warmup": 0, "rounds": 1, "prompt_tokens": 1, "new_tokens":
 Tell = Callable[[str], None]
 
 
-def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> Mapping[str, Any]:
     config = _config(args.recipe, overrides)
     from minigpt.machine.bench.train import bench_train
 
@@ -181,7 +181,7 @@ def _train(args: Train, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]
     )
 
 
-def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> Mapping[str, Any]:
     model = _model(args.what, overrides)
     from minigpt.machine.bench.generate import bench_generate
 
@@ -198,7 +198,7 @@ def _generate(args: Generate, overrides: dict[str, Any], tell: Tell) -> dict[str
     )
 
 
-def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> Mapping[str, Any]:
     from minigpt.data import text_chunks
     from minigpt.machine.bench.tokenizer import bench_tokenizer
 
@@ -206,7 +206,7 @@ def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> dict[str, Any]
     return {"source": args.file, **bench_tokenizer(text, args.vocab_size, args.pattern, args.rounds, tell)}
 
 
-def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> Mapping[str, Any]:
     config = load_config(None, {"data.source": args.file, **overrides})
     from minigpt.machine.bench.data import bench_data
 
@@ -236,7 +236,7 @@ def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
     return GPT(with_vocabulary(config).model).to(device)
 
 
-def _show_train(report: dict[str, Any]) -> None:
+def _show_train(report: Mapping[str, Any]) -> None:
     shape = report["model"]
     out(
         f"{_layers(shape)}; {report['batch_size']} x {shape['max_seq_len']} tokens a step, "
@@ -260,7 +260,7 @@ def _show_train(report: dict[str, Any]) -> None:
     _show_rest(report)
 
 
-def _show_generate(report: dict[str, Any]) -> None:
+def _show_generate(report: Mapping[str, Any]) -> None:
     out(
         f"{report['source'] or 'random weights'}: {_layers(report['model'])}; {report['batch_size']} x "
         f"({report['prompt_tokens']} + {report['new_tokens']}) tokens; {_place(report)}\n"
@@ -283,7 +283,7 @@ def _show_generate(report: dict[str, Any]) -> None:
     _show_rest(report)
 
 
-def _show_tokenizer(report: dict[str, Any]) -> None:
+def _show_tokenizer(report: Mapping[str, Any]) -> None:
     out(
         f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['vocab_size']:,} ids, pattern "
         f"{report['pattern']}; {report['cores']} cores, Rust's trainers on {report['rayon_threads']}\n"
@@ -297,7 +297,7 @@ def _show_tokenizer(report: dict[str, Any]) -> None:
     _show_notes(report)
 
 
-def _show_data(report: dict[str, Any]) -> None:
+def _show_data(report: Mapping[str, Any]) -> None:
     made, drawn, tokenizer = report["prepare"], report["batches"], report["tokenizer"]
     out(
         f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['tokens']:,} tokens of a {tokenizer['kind']} "
@@ -315,16 +315,16 @@ def _layers(shape: dict[str, Any]) -> str:
     return f"{shape['num_layers']} layers of width {shape['embed_dim']}, {shape['vocab_size']:,} ids"
 
 
-def _place(report: dict[str, Any]) -> str:
+def _place(report: Mapping[str, Any]) -> str:
     return f"{report['device_name']}, {report['threads']} thread{'s' * (report['threads'] != 1)}"
 
 
-def _memory(report: dict[str, Any]) -> str:
+def _memory(report: Mapping[str, Any]) -> str:
     peak = report["peak_memory_bytes"]
     return "peak memory unknown" if peak is None else f"peak memory {peak / 1e6:,.0f} MB (ours)"
 
 
-def _spread(figure: dict[str, float]) -> tuple[str, str]:
+def _spread(figure: Mapping[str, float]) -> tuple[str, str]:
     """Median, and the quartiles as a range."""
     return f"{figure['median']:,.3f}", f"{figure['q1']:,.3f} to {figure['q3']:,.3f}"
 
@@ -333,7 +333,7 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} x"
 
 
-def _show_rest(report: dict[str, Any]) -> None:
+def _show_rest(report: Mapping[str, Any]) -> None:
     _show_notes(report)
     trace = report["profile"]
     if trace is None:
@@ -347,7 +347,7 @@ def _show_rest(report: dict[str, Any]) -> None:
     _table(("operation", "group", "share", "ms", "calls"), rows, left=2)
 
 
-def _show_notes(report: dict[str, Any]) -> None:
+def _show_notes(report: Mapping[str, Any]) -> None:
     for note in report["notes"]:
         out(f"note: {note}")
 
@@ -365,7 +365,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     Console(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
 
 
-SUBJECTS: dict[str, tuple[Any, Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+SUBJECTS: dict[str, tuple[Any, Callable[..., Mapping[str, Any]], Callable[[Mapping[str, Any]], None]]] = {
     "train": (Train, _train, _show_train),
     "generate": (Generate, _generate, _show_generate),
     "tokenizer": (Tokenizer, _tokenizer, _show_tokenizer),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -28,7 +29,7 @@ def out(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
-def out_json(value: dict[str, Any]) -> None:
+def out_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     out(json.dumps(value, ensure_ascii=False, indent=2))
 

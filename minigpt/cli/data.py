@@ -3,6 +3,7 @@
 import itertools
 import json
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,6 @@ from rich.text import Text
 from minigpt.cli.console import config_from, console, out, out_json, parse
 from minigpt.console import progress_bars
 from minigpt.errors import UserError
-
-KEYS = (
-    "source", "skipped", "splits", "line_length", "document_length", "characters", "tokens", "duplicates", "overlap",
-    "examples",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def main(argv: list[str]) -> int:
         draw_text(report, args.plot)
         console.print(f"drawn: {args.plot}", markup=False)
     if args.json:
-        out_json({key: report[key] for key in KEYS})
+        out_json(report)
     else:
         _show(report, Console(highlight=False))
     return 0
@@ -93,7 +89,7 @@ def _write_questions(args: Data) -> int:
     return 0
 
 
-def _show(report: dict[str, Any], console: Console) -> None:
+def _show(report: Mapping[str, Any], console: Console) -> None:
     table = Table("split", "documents", "lines", "words", "characters", "bytes", "tokens", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -121,7 +117,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         console.print(Text("  " + example.replace("\n", "\n  ") + "\n"))
 
 
-def _show_repeats(duplicates: dict[str, Any], overlap: dict[str, Any], console: Console) -> None:
+def _show_repeats(duplicates: Mapping[str, Any], overlap: Mapping[str, Any], console: Console) -> None:
     repeated, lines, share = duplicates["repeated"], duplicates["lines"], duplicates["share"]
     console.print(f"\nrepeated lines{_part(duplicates)}: {repeated:,} of {lines:,} = {share:.1%}")
     for line, count in duplicates["top"][:5]:
@@ -135,7 +131,7 @@ def _show_repeats(duplicates: dict[str, Any], overlap: dict[str, Any], console: 
         )
 
 
-def _part(figures: dict[str, Any]) -> str:
+def _part(figures: Mapping[str, Any]) -> str:
     return " (of the first part)" if figures["sampled"] else ""
 
 
@@ -146,7 +142,7 @@ def name_of(char: str) -> str:
     return char if unicodedata.category(char)[0] not in "CZM" else f"U+{ord(char):04X}"
 
 
-def _bins(lengths: dict[str, Any]) -> list[str]:
+def _bins(lengths: Mapping[str, Any]) -> list[str]:
     edges = lengths["edges"]
     return [f"{low:,}" if high == low + 1 else f"{low:,}-{high - 1:,}" for low, high in itertools.pairwise(edges)]
 

@@ -1,6 +1,7 @@
 """minigpt eval."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _evaluate(args: Eval, run: "LoadedRun") -> dict[str, Any]:
+def _evaluate(args: Eval, run: "LoadedRun") -> Mapping[str, Any]:
     from rich.progress import Progress
 
     from minigpt.evals import evaluate_run
@@ -122,7 +123,7 @@ def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
         )
 
 
-def _save(report: dict[str, Any], asked: Path) -> None:
+def _save(report: Mapping[str, Any], asked: Path) -> None:
     from minigpt.layout import RunFolder
 
     path = RunFolder.of(asked).path / "eval.json"
@@ -132,7 +133,7 @@ def _save(report: dict[str, Any], asked: Path) -> None:
         raise storage_error(path, error, "leave --save out") from None
 
 
-def _show(report: dict[str, Any], name: str) -> None:
+def _show(report: Mapping[str, Any], name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -155,7 +156,7 @@ def _show(report: dict[str, Any], name: str) -> None:
     out(sentence(report))
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     interval = report["confidence_interval"] or {}
 
     def between(key: str) -> str:
@@ -172,7 +173,7 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _scale(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _scale(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The model among the floors, the worst first, each with a bar."""
     levels = {**{_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
     longest = max(levels.values())
@@ -184,7 +185,7 @@ def _scale(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def sentence(report: dict[str, Any]) -> str:
+def sentence(report: Mapping[str, Any]) -> str:
     """The result in plain words."""
     bits, floors = report["bits_per_byte"], report["floors"]
 

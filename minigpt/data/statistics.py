@@ -2,12 +2,22 @@
 
 import hashlib
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 _LONG = 10_000
 _LAST_SPACE = 0x3000
+
+
+class Figures(TypedDict):
+    """What `TextStatistics` counted."""
+
+    bytes: int
+    chars: int
+    words: int
+    documents: int
+    sha256: str
 
 
 class TextStatistics:
@@ -36,7 +46,7 @@ class TextStatistics:
             self.documents += 1
             self._in_word = False
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """All of them by name."""
         return {
             "bytes": self.bytes,

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 DISCOUNT = 0.75
 _BYTE = np.uint64(8)
-_CHUNK = 1 << 22  # positions scored at a time: 32 MB of keys
+CHUNK = 1 << 22  # positions scored at a time: 32 MB of keys
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class NGram:
             p = np.where(known, (above + DISCOUNT * order.followers[at] * p) / order.totals[at], p)
         return p
 
-    def bits(self, text: Bytes) -> float:
-        """-log2 P(text), in bits, the first bytes too."""
+    def bits(self, text: Bytes, chunk: int = CHUNK) -> float:
+        """-log2 P(text), in bits, the first bytes too; `chunk` positions are scored at a time."""
         history = len(self.orders) - 1
         total = 0.0
-        for start in range(0, len(text), _CHUNK):
+        for start in range(0, len(text), chunk):
             before = min(start, history)
-            keys = ngram_keys(text[start - before : start + _CHUNK], history + 1)[before:]
+            keys = ngram_keys(text[start - before : start + chunk], history + 1)[before:]
             distinct, counts = np.unique(keys, return_counts=True)
             total -= float(counts @ np.log2(self.probabilities(distinct)))
         return total

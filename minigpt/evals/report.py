@@ -14,7 +14,7 @@ seed of training would give; and since blocks that follow each other in a docume
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,39 @@ from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import Tokenizer
 
-REPORT_KEYS = (
-    "loss", "perplexity", "bits_per_byte", "word_perplexity", "tokens", "bytes", "words", "confidence_interval",
-    "floors", "split", "context", "stride", "checkpoint", "step", "data",
-)  # fmt: skip
+
+class Interval(TypedDict):
+    """[low, high] of two figures."""
+
+    loss: list[float]
+    bits_per_byte: list[float]
+
+
+class Report(TypedDict):
+    """The figures of a score, as the module's docstring says, and what was scored.
+
+    A perplexity too large for a float is None, and so is the interval where there is only one block. Floors are in
+    bits per byte, by name.
+    """
+
+    loss: float
+    perplexity: float | None
+    bits_per_byte: float
+    word_perplexity: float | None
+    tokens: int
+    bytes: int
+    words: int
+    confidence_interval: Interval | None
+    floors: dict[str, float]
+    split: str
+    context: int
+    stride: int
+    checkpoint: str
+    step: int
+    data: str
+
+
+REPORT_KEYS = tuple(Report.__annotations__)
 
 _RESAMPLES = 1000
 _SEED = 0
@@ -67,7 +96,7 @@ def evaluate_run(
     stride: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Evaluate a loaded run on a whole split: `evaluate_run(load_run("runs/my"))["bits_per_byte"]`.
 
     Args:
@@ -77,11 +106,6 @@ def evaluate_run(
         context: tokens in a window (default: all that the model can take).
         stride: tokens between windows (default: context, no overlap: what training reports as val_loss).
         batch_size, progress: see `evaluate`.
-
-    Returns:
-        REPORT_KEYS to their values, as the module's docstring says. confidence_interval: {"loss": [low, high],
-        "bits_per_byte": [low, high]}, None where there is but one block. floors: bits per byte, by name. A perplexity
-        too large for a float is None.
 
     Raises:
         UserError: no such split, a context longer than the model's, a stride out of range.
@@ -132,7 +156,7 @@ def report(
     checkpoint: str,
     step: int,
     data: str,
-) -> dict[str, Any]:
+) -> Report:
     """The figures of a score; `text_bytes` and `words` are those of the source text. See `evaluate_run`."""
     if not text_bytes:
         raise DataError(f"the {split} text is a single token; give more text")
@@ -160,7 +184,7 @@ def _exp(nats: float) -> float | None:
     return math.exp(nats) if nats < 700 else None
 
 
-def _intervals(score: Score, text_bytes: int, context: int) -> dict[str, list[float]] | None:
+def _intervals(score: Score, text_bytes: int, context: int) -> Interval | None:
     # Windows that overlap score few tokens each; together they make blocks of at least a context, cut at windows.
     block = (np.cumsum(score.tokens) - score.tokens) // context  # [W]
     starts = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1])))

@@ -11,7 +11,7 @@ from minigpt.tokenizers import Tokenizer
 Bytes = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
 
-_CHUNK = 1 << 20  # tokens turned into bytes at a time
+CHUNK = 1 << 20  # tokens turned into bytes at a time
 
 
 class TokenText:
@@ -22,9 +22,11 @@ class TokenText:
 
     Args:
         tokenizer: whose ids they are.
+        chunk: ids turned into bytes at a time.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, chunk: int = CHUNK):
+        self.chunk = chunk
         pieces = [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
         if tokenizer.unk_id is not None:
             pieces[tokenizer.unk_id] = b"?"
@@ -46,8 +48,8 @@ class TokenText:
 
     def chunks(self, ids: Ids) -> Iterator[Bytes]:
         """The same for any number of ids, memory-mapped or not."""
-        for start in range(0, len(ids), _CHUNK):
-            yield self.decode(np.asarray(ids[start : start + _CHUNK]))
+        for start in range(0, len(ids), self.chunk):
+            yield self.decode(np.asarray(ids[start : start + self.chunk]))
 
     def whole(self, ids: Ids) -> Bytes:
         """All of the text at once."""
@@ -59,7 +61,9 @@ class TokenText:
 
     def tail(self, ids: Ids, limit: int) -> Bytes:
         """The last `limit` bytes of the text, or all of it."""
-        backwards = (self.decode(np.asarray(ids[max(0, end - _CHUNK) : end])) for end in range(len(ids), 0, -_CHUNK))
+        backwards = (
+            self.decode(np.asarray(ids[max(0, end - self.chunk) : end])) for end in range(len(ids), 0, -self.chunk)
+        )
         return self._take(backwards, limit, backwards=True)[-limit:]
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ LONG = 16
 SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "bytes that are no text alone": QUIET}
 
 
-def draw_text(report: dict[str, Any], out: str | Path) -> Path:
+def draw_text(report: Mapping[str, Any], out: str | Path) -> Path:
     """Draw a report of `inspect_data`: tokens by rank, lines and documents by length, characters.
 
     Documents are left out of a text that is one; tokens where none were counted.
@@ -47,7 +47,7 @@ def draw_text(report: dict[str, Any], out: str | Path) -> Path:
     return write_figure(figure, out)
 
 
-def _draw_ranks(axes: "Axes", tokens: dict[str, Any]) -> None:
+def _draw_ranks(axes: "Axes", tokens: Mapping[str, Any]) -> None:
     """Zipf's picture: how often the n-th most frequent token comes, log axes; of a vocabulary of words with its law."""
     ranks, counts = np.array(tokens["ranks"], float).T
     axes.loglog(ranks, counts, color=COLOURS[0], linewidth=2, zorder=3)
@@ -69,7 +69,7 @@ def _draw_ranks(axes: "Axes", tokens: dict[str, Any]) -> None:
     quiet(axes, f"how often the n-th most frequent of {tokens['used']:,} tokens comes", "n", grid="both")
 
 
-def _draw_lengths(axes: "Axes", what: str, lengths: dict[str, Any]) -> None:
+def _draw_lengths(axes: "Axes", what: str, lengths: Mapping[str, Any]) -> None:
     """A histogram; on a log axis where the lengths are far apart, as its bins are."""
     from matplotlib.ticker import EngFormatter
 
@@ -82,7 +82,7 @@ def _draw_lengths(axes: "Axes", what: str, lengths: dict[str, Any]) -> None:
     quiet(axes, f"{what} by length: mean {lengths['mean']:,.0f}, longest {lengths['longest']:,}{empty}", "characters")
 
 
-def _draw_characters(axes: "Axes", characters: dict[str, Any]) -> None:
+def _draw_characters(axes: "Axes", characters: Mapping[str, Any]) -> None:
     from matplotlib.ticker import EngFormatter
 
     names = [_drawable(repr(char) if char in " \n\t\r" else char) for char, _ in characters["top"]]

@@ -65,8 +65,19 @@ class Timings:
         return min(self.compiled.values()) * num_layers + self.compiled_loss
 
 
+Measure = Callable[[ModelConfig, Runtime, int, list[str], list[str]], Timings]
+Clock = Callable[[list[Callable[[], Tensor]], Runtime, int], list[float]]
+"""Seconds of each pass, in so many rounds."""
+
+
 def choose(
-    shape: ModelConfig, runtime: Runtime, compile: str, batch: int, passes: float, say: Callable[[str], None]
+    shape: ModelConfig,
+    runtime: Runtime,
+    compile: str,
+    batch: int,
+    passes: float,
+    say: Callable[[str], None],
+    measure: Measure | None = None,
 ) -> Choice:
     """Pick by measurement.
 
@@ -77,15 +88,17 @@ def choose(
         batch: sequences of a micro-batch.
         passes: micro-batches of the whole run.
         say: told when a compilation begins.
+        measure: what times the kernels (default: `time_kernels`).
     """
+    measure = measure or time_kernels
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
     known = _read(store).get(key)
-    timings = Timings(**known) if known else _time(shape, runtime, batch, _kernels(shape, batch), [])
+    timings = Timings(**known) if known else measure(shape, runtime, batch, _kernels(shape, batch), [])
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type != "mps":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
             say("trying whether torch.compile is faster: half a minute the first time")
-            timings = _try_compiling(shape, runtime, batch, timings)
+            timings = _try_compiling(shape, runtime, batch, timings, measure)
         if timings.compiled:
             gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
             on = gain * passes > (WARM if tried else 0.0)
@@ -107,10 +120,10 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
 
-def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timings) -> Timings:
+def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timings, measure: Measure) -> Timings:
     """All times again, a compiled block's among them; a compiler that fails costs one line, not the run."""
     try:
-        return _time(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
+        return measure(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
         warnings.warn(f"torch.compile does not take this model, running eager: {first_line(error)}", stacklevel=3)
         return eager
@@ -133,15 +146,23 @@ def _kernels(shape: ModelConfig, batch: int) -> list[str]:
     return [name for name in ATTENTION if kept.get(name, 0) <= SCORES and not (one and name == "blockwise")]
 
 
-def _time(shape: ModelConfig, runtime: Runtime, batch: int, eager: list[str], compiled: list[str]) -> Timings:
+def time_kernels(
+    shape: ModelConfig,
+    runtime: Runtime,
+    batch: int,
+    eager: list[str],
+    compiled: list[str],
+    clock: Clock | None = None,
+) -> Timings:
     """Seconds with each of these kernels, and of the loss if it is large, from some of its tokens.
 
     They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too, and
     slow it down at one moment and not at the next.
     """
+    clock = clock or _fastest
     blocks = [_block_pass(shape, runtime, batch, name, False) for name in eager]
     blocks += [_block_pass(shape, runtime, batch, name, True) for name in compiled]
-    seconds = _fastest(blocks, runtime, 8)
+    seconds = clock(blocks, runtime, 8)
     timings = Timings(
         dict(zip(eager, seconds, strict=False)), 0.0, dict(zip(compiled, seconds[len(eager) :], strict=True))
     )
@@ -150,7 +171,7 @@ def _time(shape: ModelConfig, runtime: Runtime, batch: int, eager: list[str], co
         some = min(tokens, 1024 if runtime.device.type == "cpu" else 8192)  # few on a GPU would be launches alone
         losses = [_loss_pass(shape, runtime, some, False)]
         losses += [_loss_pass(shape, runtime, some, True)] if compiled else []
-        taken = [second * tokens / some for second in _fastest(losses, runtime, 8 if compiled else 4)]
+        taken = [second * tokens / some for second in clock(losses, runtime, 8 if compiled else 4)]
         timings = replace(timings, eager_loss=taken[0], compiled_loss=sum(taken[1:]))
     return timings
 

@@ -1,16 +1,17 @@
 """minigpt bench: what it prints is what its help says, and a mistake is one line."""
 
-import ast
-import inspect
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typed_report import check, keys, words_of_help
 
-from minigpt.cli import bench as command
 from minigpt.cli import main
+from minigpt.machine.bench.data import DataReport
+from minigpt.machine.bench.generate import GenerateReport
+from minigpt.machine.bench.tokenizer import TokenizerReport
+from minigpt.machine.bench.train import TrainReport
 
 TINY = (
     "--model.vocab-size 64 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 --model.max-seq-len 32 "
@@ -34,53 +35,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     return code, captured.out, captured.err
 
 
-def documented(kind: type) -> dict[str, Any]:
-    """The keys that the text below the field `json` names: "a, b [c, d (a remark)]" -> {a: None, b: {c, d: None}}."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    at = next(i for i, item in enumerate(body.body) if isinstance(item, ast.AnnAssign) and "json" in ast.unparse(item))
-    statement = body.body[at + 1]
-    assert isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    words = re.sub(r"\s+", " ", str(statement.value.value)).removeprefix("Print one JSON object: ").rstrip(".")
-    tokens = re.findall(r"\w+|\[|\]", re.sub(r"\([^)]*\)", "", words))
-    stack: list[dict[str, Any]] = [{}]
-    name = ""
-    for token in tokens:
-        if token == "[":
-            stack[-1][name] = {}
-            stack.append(stack[-1][name])
-        elif token == "]":
-            stack.pop()
-        else:
-            name = token
-            stack[-1][name] = None
-    assert len(stack) == 1
-    return stack[0]
-
-
-def check(keys: dict[str, Any], value: Any, path: str = "") -> None:
-    """The value, and all rows of a list, has exactly these keys, to every depth that is documented."""
-    rows = value if isinstance(value, list) else [value]
-    assert rows, path
-    for row in rows:
-        assert list(row) == list(keys), path
-        for name, inner in keys.items():
-            if inner is not None:
-                check(inner, row[name], f"{path}.{name}")
-
-
-def test_the_documentation_is_read_rightly():
-    keys = documented(command.Train)
-    assert keys["sides"]["ms_per_step"].keys() == SPREAD
-    assert keys["profile"]["operations"].keys() == {"name", "group", "share", "ms", "calls"}
-    assert keys["peak_memory_bytes"] is None and "ours" not in keys
-
-
 def test_train_prints_the_documented_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     code, out, err = run(capsys, *TRAIN, "--profile", tmp_path / "trace.json.gz", "--json")
     report = json.loads(out)
     assert (code, err) == (0, "")
-    check(documented(command.Train), report)
+    check(TrainReport, report)
     assert report["model"]["vocab_size"] == 64 and report["profile"]["file"] == str(tmp_path / "trace.json.gz")
     assert json.loads(run(capsys, *TRAIN, "--json")[1])["profile"] is None
 
@@ -88,7 +47,7 @@ def test_train_prints_the_documented_keys(capsys: pytest.CaptureFixture[str], tm
 def test_generate_prints_the_documented_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     code, out, err = run(capsys, *GENERATE, "--profile", tmp_path / "trace.json", "--json")
     assert (code, err) == (0, "")
-    check(documented(command.Generate), json.loads(out))
+    check(GenerateReport, json.loads(out))
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
@@ -96,7 +55,9 @@ def test_tokenizer_prints_the_documented_keys(capsys: pytest.CaptureFixture[str]
     code, out, _ = run(capsys, "tokenizer", text, "--vocab-size", 270, "--rounds", 1, "--json")
     report = json.loads(out)
     assert code == 0
-    check(documented(command.Tokenizer), report)
+    source = next(iter(report))
+    check(TokenizerReport, {name: value for name, value in report.items() if name != source})
+    assert source == "source"
     assert (report["source"], report["bytes"], report["vocab_size"]) == (str(text), text.stat().st_size, 270)
 
 
@@ -105,8 +66,22 @@ def test_data_prints_the_documented_keys(capsys: pytest.CaptureFixture[str], tex
     code, out, _ = run(capsys, *words, "--json")
     report = json.loads(out)
     assert code == 0
-    check(documented(command.Data), report)
+    check(DataReport, report)
     assert (report["tokenizer"]["kind"], report["batches"]["seq_len"]) == ("byte", 32)
+
+
+@pytest.mark.parametrize(
+    ("subject", "report"),
+    [("train", TrainReport), ("generate", GenerateReport), ("tokenizer", TokenizerReport), ("data", DataReport)],
+)
+def test_the_help_names_every_key(subject: str, report: Any, capsys: pytest.CaptureFixture[str]):
+    assert keys(report) <= words_of_help(["bench", subject], capsys)
+
+
+def test_keys_of_a_report_are_found_at_every_depth():
+    assert keys(TrainReport) > SPREAD
+    assert {"profile", "operations", "name", "group", "share", "ms", "calls"} < keys(TrainReport)
+    assert "ours" not in keys(TrainReport)
 
 
 def test_people_get_tables_that_no_narrow_window_cuts(
@@ -189,7 +164,7 @@ def test_help_shows_the_examples(capsys: pytest.CaptureFixture[str]):
         assert f"minigpt bench {subject}" in shown and "--rounds" in shown
 
 
-def test_generation_stands_beside_transformers(capsys: pytest.CaptureFixture[str]):
+def test_generation_is_compared_with_transformers(capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("transformers")
     code, out, err = run(capsys, *GENERATE, "--vs", "hf", "--json")
     report = json.loads(out)
@@ -200,7 +175,7 @@ def test_generation_stands_beside_transformers(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_training_stands_beside_transformers(capsys: pytest.CaptureFixture[str]):
+def test_training_is_compared_with_transformers(capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("transformers")
     code, out, _ = run(capsys, *TRAIN, "--vs", "hf", "--rounds", 2, "--json", "--model.shape", "gpt2")
     report = json.loads(out)

@@ -260,7 +260,7 @@ def test_a_preset_a_full_context_and_the_flags_go_together(run: Path, tmp_path: 
     assert captured.err.count("the context of 64 tokens is full") == 1
 
 
-def test_a_character_that_the_model_never_saw_is_told(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_character_that_the_model_never_saw_is_reported(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert pipe(monkeypatch, tmp_path, "the ☃ cat\n/set top_k 3\nthe cat\n".encode(), [str(run)]) == 0
     assert capsys.readouterr().err.count("1 character that the model never saw: ☃\n") == 1
 
@@ -287,6 +287,6 @@ def test_a_wrong_flag_is_one_line_before_anything_is_read(run, tmp_path, monkeyp
     assert (run.parent / "cats.txt").read_text() == TEXT * 80
 
 
-def test_input_that_is_no_text_is_one_line(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_input_that_is_not_text_is_one_error_line(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert pipe(monkeypatch, tmp_path, b"\xff\xfe\n", [str(run)]) == 2
     assert capsys.readouterr().err.splitlines() == ["minigpt: standard input is not utf-8 text; convert it"]

@@ -20,7 +20,7 @@ def test_the_clock_ends_it_where_the_steps_would_take_too_long(tmp_path: Path, c
     assert len(said["samples"]) == 3
 
 
-def test_it_takes_three_minutes_at_most_unless_told_otherwise(tmp_path: Path) -> None:
+def test_it_takes_three_minutes_at_most_unless_a_flag_says_otherwise(tmp_path: Path) -> None:
     argv = ["demo", *TINY, "--logging.runs-dir", str(tmp_path), "--train.max-steps", "2"]
     assert main(argv) == 0
     train = load_config(tmp_path / "demo" / "config.yaml").train

@@ -118,7 +118,7 @@ def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], 
     fails(capsys, ["generate", run, *flags], words)
 
 
-def test_of_a_long_prompt_the_last_part_is_read_and_that_is_told(run: str, tmp_path: Path, capsys) -> None:
+def test_the_last_part_of_a_long_prompt_is_read_and_that_is_reported(run: str, tmp_path: Path, capsys) -> None:
     """The same text follows as after those 32 tokens alone."""
     long = "the cat sat on a mat and saw the dog who ran to the red barn"
     flags = ["--max-new-tokens", "40", "--seed", "5"]
@@ -136,7 +136,7 @@ def test_of_a_long_prompt_the_last_part_is_read_and_that_is_told(run: str, tmp_p
     assert captured.err == told.replace(f"the prompt has {len(long)}", f"2 of 3 prompts have up to {len(long) + 3}")
 
 
-def test_characters_that_the_model_never_saw_are_told_once(run: str, tmp_path: Path, capsys) -> None:
+def test_characters_that_the_model_never_saw_are_reported_once(run: str, tmp_path: Path, capsys) -> None:
     flags = ["--max-new-tokens", "3"]
     assert main(["generate", run, "--prompt", "the ☃ cat 😀 ☃", *flags]) == 0
     assert capsys.readouterr().err == "2 characters that the model never saw: ☃ 😀\n"

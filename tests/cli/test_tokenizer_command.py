@@ -54,7 +54,9 @@ def test_train_reads_the_text_by_the_data_settings(tmp_path: Path, capsys: pytes
     assert set(made.decode(range(2, made.vocab_size))) - {"\n"} == set("àb0123456789")
 
 
-def test_inspect_tells_what_a_tokenizer_is_and_how_it_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_what_a_tokenizer_is_and_how_it_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ByteTokenizer().save(tmp_path)
     code, out, _ = run(capsys, "inspect", tmp_path, "--text", "aé\n", "--json")
     report = json.loads(out)
@@ -67,7 +69,7 @@ def test_inspect_tells_what_a_tokenizer_is_and_how_it_cuts(tmp_path: Path, capsy
     assert code == 0 and "a|<c3>|<a9>|\\n\n|b" in out and "97 195 169 10 98" in out
 
 
-def test_the_view_separates_tokens_by_colour_or_by_bars_and_escapes_control_characters() -> None:
+def test_the_view_marks_tokens_by_colour_or_bars_and_escapes_controls() -> None:
     byte = ByteTokenizer()
     ids = byte.encode("a[b]\x1b")
     assert token_view(byte, ids, colour=False).plain == "a|[|b|]|\\x1b"

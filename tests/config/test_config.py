@@ -1,4 +1,4 @@
-"""Configuration: merged, typed, every mistake told at once with its path and the nearest name."""
+"""Configuration is merged and typed, and every mistake is reported at once with its path and the nearest name."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_flags_take_dash_and_underscore_equals_and_space() -> None:
         split_flags(["--train.seed"])
 
 
-def test_broken_yaml_is_told_with_its_line(tmp_path) -> None:
+def test_broken_yaml_is_reported_with_its_line(tmp_path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("train:\n  max_steps: [1,\n")
     with pytest.raises(ConfigError, match="line 3"):

@@ -148,9 +148,7 @@ def test_every_token_but_the_first_is_scored_once_with_its_true_past(
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 6))
-def test_a_part_is_spread_over_the_text_and_does_not_depend_on_how_rows_make_batches(
-    rows: int, count: int, together: int
-) -> None:
+def test_a_part_is_spread_over_the_text_whatever_the_batch_size(rows: int, count: int, together: int) -> None:
     """`count` batches of `together` rows are, row by row, `count * together` batches of one."""
     tokens = ids(2 * rows + 1)
     whole = [inputs for inputs, _ in eval_batches(tokens, 2, 2, together, count)]

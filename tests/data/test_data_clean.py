@@ -38,7 +38,7 @@ def test_one_character_blocks_join_accents_line_ends_and_final_sigmas() -> None:
     assert "".join(clean(iter(text), ["nfc", "lower", "newlines"])) == "café οδος\nσας\n\n"
 
 
-def test_no_character_that_joins_the_one_before_is_taken_for_a_safe_border() -> None:
+def test_a_character_that_joins_the_one_before_is_not_a_safe_border() -> None:
     joining = {0x1161 + n for n in range(21)} | {0x11A8 + n for n in range(27)}  # Hangul composes by arithmetic
     for point in range(sys.maxunicode + 1):
         parts = unicodedata.decomposition(chr(point)).split()

@@ -1,4 +1,4 @@
-"""Downloads against a real server on loopback: broken off, resumed, refused, raced for."""
+"""Downloads from a real server on loopback end whole when they are cut, resumed, refused or run twice at once."""
 
 import hashlib
 import threading
@@ -182,7 +182,7 @@ def test_without_network_and_mirror_one_line_says_what_to_do(
         assert part in message
 
 
-def test_the_mirror_comes_before_the_cache_and_the_cache_before_the_network(
+def test_the_mirror_comes_before_the_cache_and_that_before_the_network(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))

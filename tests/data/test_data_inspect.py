@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typed_report import check, words_of_help
 
-from minigpt.cli import data as data_command
 from minigpt.cli import main
-from minigpt.cli.data import KEYS
 from minigpt.config import DataConfig
 from minigpt.data import corpus
-from minigpt.data.inspect.report import inspect_data
+from minigpt.data.inspect.report import TextReport, inspect_data
 from minigpt.tokenizers import ByteTokenizer
 
 
@@ -131,10 +130,17 @@ def test_the_command_prints_its_keys_and_draws(text: DataConfig, tmp_path: Path,
     picture = tmp_path / "deep" / "x.png"
     assert main(["data", "inspect", text.source, "--json", "--plot", str(picture)]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert tuple(report) == KEYS
-    promised = Path(data_command.__file__).read_text().split('"""Print one JSON object: ')[1].split('."""')[0]
-    assert tuple(promised.replace(",", "").split()) == KEYS
+    check(TextReport, report)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_help_of_the_command_names_every_key(capsys: pytest.CaptureFixture) -> None:
+    assert set(TextReport.__annotations__) <= words_of_help(["data"], capsys)
+
+
+def test_every_figure_of_the_report_has_its_type(text: DataConfig) -> None:
+    check(TextReport, inspect_data(text, ByteTokenizer()))
+    check(TextReport, inspect_data(text))
 
 
 def test_the_command_prints_text_for_people(text: DataConfig, capsys: pytest.CaptureFixture) -> None:

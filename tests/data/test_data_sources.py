@@ -1,4 +1,4 @@
-"""Files of every kind become documents; whatever is wrong with them is told in one line that names the fix."""
+"""Files of every kind become documents; a wrong file is one line that names the fix."""
 
 import gzip
 import json
@@ -61,12 +61,12 @@ def test_other_encodings_are_read_when_named(tmp_path: Path, encoding: str) -> N
     assert whole(tmp_path / "my.txt", encoding=encoding) == text
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_bytes("\ufeffabc abc abc abc".encode())
     assert whole(tmp_path / "my.txt") == "abc abc abc abc"
 
 
-def test_gzip_is_told_by_its_content(tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_its_content(tmp_path: Path) -> None:
     for name in ("my.txt.gz", "my.txt"):
         (tmp_path / name).write_bytes(gzip.compress(b"some text to read\n" * 9))
         assert whole(tmp_path / name) == "some text to read\n" * 9
@@ -86,7 +86,7 @@ def test_half_a_surrogate_pair_in_json_becomes_a_replacement_character(tmp_path:
     assert read(tmp_path / "my.jsonl") == ["a\ufffd b", "😀 c"]
 
 
-def test_a_directory_is_read_in_order_without_hidden_empty_and_binary_files(tmp_path: Path) -> None:
+def test_a_directory_is_read_in_order_without_hidden_or_binary_files(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
     files = {"a.txt": "first", "b/c.md": "second", "z.txt.gz": "third", ".git/x": "no", ".hidden": "no", "empty": ""}
@@ -107,7 +107,7 @@ def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
     assert read(tmp_path / "**" / "*.txt") == ["this is 1.txt", "this is 2.txt", "this is sub/4.txt"]
 
 
-def test_standard_input_is_read_twice_though_it_comes_once() -> None:
+def test_standard_input_that_comes_once_can_be_read_twice() -> None:
     code = (
         "from minigpt.config import DataConfig\n"
         "from minigpt.data import text_chunks\n"
@@ -314,7 +314,7 @@ def test_a_directory_or_glob_without_text_is_refused(tmp_path: Path) -> None:
     one_line(error, "matches no text file")
 
 
-def test_a_pipe_that_is_no_file_is_pointed_to_standard_input(tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_with_a_hint_at_standard_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError) as error:
         read(tmp_path / "pipe")

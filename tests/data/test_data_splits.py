@@ -94,7 +94,7 @@ def test_one_huge_document_among_small_ones_trains(tmp_path: Path) -> None:
     assert split_of(config, "val")
 
 
-def test_many_documents_split_by_their_hash_so_that_more_of_them_move_none(tmp_path: Path) -> None:
+def test_many_documents_split_by_hash_so_new_ones_move_none(tmp_path: Path) -> None:
     texts = [f"document number {n}" for n in range(4 * FEW)]
     val = split_of(jsonl(tmp_path / "a.jsonl", texts), "val")
     assert 0.085 < len(val) / len(texts) < 0.115
@@ -120,7 +120,7 @@ def test_a_single_document_is_one_whatever_the_kind_of_file(tmp_path: Path) -> N
     assert split_of(config, "train") == [("0123456789" * 3)[:27]]
 
 
-def test_a_changed_file_is_surveyed_anew(tmp_path: Path) -> None:
+def test_a_changed_file_is_surveyed_again(tmp_path: Path) -> None:
     config = jsonl(tmp_path / "my.jsonl", ["a", "b"])
     assert open_corpus(config).survey.documents == 2
     jsonl(tmp_path / "my.jsonl", ["a", "b", "c"])

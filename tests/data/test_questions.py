@@ -14,7 +14,7 @@ def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return [(chat["messages"][0]["content"], chat["messages"][1]["content"]) for chat in questions(count, seed)]
 
 
-def test_the_answer_stands_in_the_sentence_and_there_are_several_kinds() -> None:
+def test_the_answer_is_in_the_sentence_and_there_are_several_kinds() -> None:
     asked = pairs(2000)
     for text, answer in asked:
         sentence, ask = text[: text.index(".") + 1], text[text.index(".") + 2 :]

@@ -60,7 +60,7 @@ def test_log_probability_is_the_sum_of_the_choices_made_in_writing(sampled):
         assert log_probability(story) == pytest.approx(log_p, abs=1e-9)
 
 
-def test_mean_surprise_and_length_of_samples_agree_with_the_analytic_figures(sampled):
+def test_sampled_surprise_and_length_agree_with_the_analytic_figures(sampled):
     exact = entropy()
     for values, expected in (
         ([-log_p for _, log_p in sampled], exact.nats_per_story),
@@ -154,7 +154,7 @@ def shrunk(seed: int) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_on_a_shrunk_grammar_all_stories_sum_to_one_without_repeats_and_have_the_analytic_entropy(seed):
+def test_stories_of_a_small_grammar_sum_to_one_with_the_exact_entropy(seed):
     for attempt in itertools.count(1000 * seed):
         rules, tables = shrunk(attempt)
         stories = list(itertools.islice(every_story(rules, tables), 6001))
@@ -243,7 +243,7 @@ def test_that_proof_finds_a_text_derived_twice(rules):
     assert ambiguity(Grammar(rules, ROLES, UNLIKE))
 
 
-def test_every_plot_tells_all_its_roles_whatever_is_chosen():
+def test_every_plot_uses_all_its_roles_whatever_is_chosen():
     grammar = stories_grammar()
 
     def told(text) -> set[str]:
@@ -328,7 +328,7 @@ def test_another_process_writes_the_same_stories():
 # What the stories are like
 
 
-def test_stories_are_one_line_of_ascii_of_the_promised_length_and_all_differ(sampled):
+def test_stories_are_one_ascii_line_of_the_right_length_and_all_differ(sampled):
     stories = [story for story, _ in sampled]
     assert all(story.isascii() and story.endswith("\n") and story.count("\n") == 1 for story in stories)
     assert sum(250 <= len(story) <= 450 for story in stories) >= 0.999 * len(stories)

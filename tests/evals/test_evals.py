@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from typed_report import check
 
 from minigpt.cli import eval as command
 from minigpt.config import DataConfig, ModelConfig
 from minigpt.data import eval_batches, prepare
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.evals import REPORT_KEYS, Score, TokenText, bootstrap, evaluate, evaluate_run, report
+from minigpt.evals.report import Report
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import ByteTokenizer, CharTokenizer, safe_cut
@@ -161,7 +163,7 @@ def test_overlapping_windows_are_resampled_in_blocks_of_a_context():
         assert figures(one, stride=1)["confidence_interval"][key] == pytest.approx(low_high)
 
 
-def test_the_interval_holds_the_figure_and_is_scaled_to_the_bytes_of_the_source():
+def test_the_interval_holds_the_figure_scaled_to_the_source_bytes():
     result = figures(flat_score(100, 10), text_bytes=4000)  # twice what the tokens' own lengths say
     for key in ("loss", "bits_per_byte"):
         low, high = result["confidence_interval"][key]
@@ -192,6 +194,7 @@ def test_the_report_has_the_documented_keys_and_its_figures_agree(tmp_path):
     result = evaluate_run(run)
     meta = run.prepared().meta["splits"]["val"]
     nats = result["loss"] * result["tokens"]
+    check(Report, result)
     assert tuple(result) == REPORT_KEYS
     assert result["tokens"] == meta["tokens"] - 1
     assert result["bytes"] == meta["bytes"] - 1  # the first byte is not predicted; eos, one a document, has none
@@ -219,7 +222,7 @@ def test_other_windows_splits_and_data_are_taken(tmp_path):
         evaluate_run(run, context=65)
 
 
-def test_characters_the_tokenizer_does_not_know_are_counted_as_bytes_of_the_source(tmp_path):
+def test_unknown_characters_are_counted_as_bytes_of_the_source(tmp_path):
     run = make_run(tmp_path, CharTokenizer.from_texts(["number was told. 0123456789"]))
     result = evaluate_run(run)
     lengths = TokenText(run.tokenizer).lengths[run.prepared().splits["val"].tokens]

@@ -16,7 +16,7 @@ from minigpt.config import DataConfig
 from minigpt.data import prepare
 from minigpt.data.stories import generator
 from minigpt.errors import DataError
-from minigpt.evals import NGram, TokenText, compute_floors, ngram, run_floors, text
+from minigpt.evals import NGram, TokenText, compute_floors, run_floors
 from minigpt.evals.floors import stories_floors, unigram_bits, xz_bits
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, safe_cut
 
@@ -72,12 +72,11 @@ def test_probabilities_of_the_256_next_bytes_sum_to_one_after_any_context(train,
     assert p.sum() == pytest.approx(1, abs=1e-12) and p.min() > 0
 
 
-def test_scoring_in_chunks_changes_nothing(monkeypatch):
+def test_scoring_in_chunks_changes_nothing():
     data = array(random.Random(0).randbytes(100) * 3)
     model = NGram.fit(data[:200])
     whole = model.bits(data)
-    monkeypatch.setattr(ngram, "_CHUNK", 7)
-    assert model.bits(data) == pytest.approx(whole, rel=1e-12)
+    assert model.bits(data, chunk=7) == pytest.approx(whole, rel=1e-12)
 
 
 def test_ngram_refuses_what_it_cannot_count():
@@ -123,12 +122,10 @@ TOKENIZERS = [
 def test_bytes_by_table_are_the_tokens_bytes_joined(tokenizer, data, limit):
     ids = np.array(data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30)), np.uint16)
     expected = b"".join(b"?" if i == tokenizer.unk_id else tokenizer.token_bytes(int(i)) for i in ids)
-    table = TokenText(tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "_CHUNK", 4)
-        assert table.whole(ids).tobytes() == expected
-        assert table.head(ids, limit).tobytes() == expected[:limit]
-        assert table.tail(ids, limit).tobytes() == expected[-limit:]
+    table = TokenText(tokenizer, chunk=4)
+    assert table.whole(ids).tobytes() == expected
+    assert table.head(ids, limit).tobytes() == expected[:limit]
+    assert table.tail(ids, limit).tobytes() == expected[-limit:]
     assert table.lengths[ids].sum() == len(expected)
 
 
@@ -163,7 +160,7 @@ def test_the_training_split_has_no_fitted_floors(prepared):
     assert run_floors(prepared, ByteTokenizer(), "train") == {}
 
 
-def test_stories_have_the_grammars_entropy_and_the_surprisal_of_their_very_text():
+def test_stories_have_the_grammars_entropy_and_their_own_surprisal():
     config = DataConfig(source="stories", stories_count=300)
     told = prepare(config, ByteTokenizer(), safe_cut)
     floors = run_floors(told, ByteTokenizer(), "val")

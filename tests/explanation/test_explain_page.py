@@ -1,4 +1,4 @@
-"""`minigpt explain`: the object, the page as text, the walk, the pictures, and the way of a training."""
+"""`minigpt explain`: the object, the page as text, the walk, the pictures, and how they change in training."""
 
 import base64
 import io
@@ -84,7 +84,7 @@ def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
     assert "{{" not in page
 
 
-def test_sixty_four_tokens_of_six_layers_with_six_heads_stay_under_two_megabytes():
+def test_64_tokens_of_6_layers_with_6_heads_stay_under_2_megabytes():
     model, tokenizer = byte_model()
     page = make_page(explain(model, tokenizer, tokenizer.encode("x" * 63 + "é")[:64]))
     print(f"64 tokens, 6 layers, 6 heads: {len(page.encode()):,} bytes")
@@ -110,7 +110,7 @@ def test_packed_attention_is_within_half_a_step():
     assert np.abs(bytes_ / 255 - flat).max() <= 0.5 / 255 + 1e-9
 
 
-def test_tokens_that_are_no_text_are_shown_by_bytes_or_by_name():
+def test_tokens_that_are_not_text_are_shown_by_bytes_or_by_name():
     tokenizer = ByteTokenizer()
     ids = tokenizer.encode("é ") + ([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
     assert token_texts(tokenizer, ids)[:3] == ["<c3>", "<a9>", " "]
@@ -220,7 +220,7 @@ def test_a_runs_own_data_is_surveyed_as_numbers_and_as_tables(tmp_path, capsys):
     assert f"{found['loss']:.4f}" in shown and f"{found['surprising'][0]['loss']:.2f}" in shown
 
 
-def test_the_last_part_of_a_long_prompt_is_read_and_what_is_not_is_told(run, capsys):
+def test_the_last_part_of_a_long_prompt_is_read_and_the_cut_reported(run, capsys):
     argv = ["explain", str(run), "--json", "--device", "cpu", "--prompt"]
     assert main([*argv, "the cat" + " sat" * 20 + "Ω"]) == 0
     told = capsys.readouterr()

@@ -27,7 +27,7 @@ def test_the_places_of_each_kind_are_where_a_hand_puts_them():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_head_that_looks_only_where_its_kind_looks_scores_one_and_no_other_kind_half(kind: str):
+def test_a_pure_head_scores_one_for_its_kind_and_low_for_others(kind: str):
     tokens = np.tile(np.random.default_rng(0).permutation(20), 2)
     mask = places(tokens)[kind].astype(np.float32)
     idle = mask.sum(1) == 0
@@ -37,7 +37,7 @@ def test_a_head_that_looks_only_where_its_kind_looks_scores_one_and_no_other_kin
     assert all(scores[other][0, 0] < 0.5 for other in KINDS if other != kind)
 
 
-def test_what_a_text_has_no_place_for_is_nan():
+def test_a_score_without_a_place_in_the_text_is_nan():
     scores = score_heads(np.full((1, 1, 3, 3), 1 / 3, np.float32), np.array([1, 2, 3]))
     assert np.isnan(scores["induction"]) and np.isnan(scores["duplicate_token"])
     assert scores["previous_token"] == pytest.approx(1 / 3)
@@ -54,7 +54,7 @@ def test_an_untrained_model_has_no_named_head_and_scores_near_chance():
     assert (heads.length, heads.sequences) == (48, 8)  # 64 would not fit the context
 
 
-def test_ids_that_are_left_out_are_not_drawn_and_too_small_a_model_is_an_error():
+def test_excluded_ids_are_not_drawn_and_a_tiny_model_is_an_error():
     model = GPT(SMALL)
     seen: list[torch.Tensor] = []
     model.embedding.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -65,7 +65,7 @@ def test_ids_that_are_left_out_are_not_drawn_and_too_small_a_model_is_an_error()
 
 
 @pytest.mark.slow
-def test_an_induction_head_is_found_in_a_model_that_was_trained_to_have_one():
+def test_an_induction_head_is_found_in_a_model_trained_to_have_one():
     shape = SMALL.model_copy(update={"vocab_size": 16, "embed_dim": 32, "num_heads": 2, "tie_embeddings": False})
     model, generator = GPT(shape, seed=1), torch.Generator().manual_seed(0)
     settings = OptimizerConfig(kind="muon", learning_rate=5e-3, muon_learning_rate=0.02)

@@ -39,7 +39,7 @@ def run(tmp_path):
     return write_run(tmp_path / "runs" / "mine", falling())
 
 
-def test_metrics_are_arrays_of_one_length_with_nan_where_a_line_has_no_such_key(tmp_path):
+def test_metrics_are_arrays_of_one_length_with_nan_for_missing_keys(tmp_path):
     lines = [
         {"step": 1, "loss": 3.0},
         {"step": 2, "loss": 2.0, "val_loss": 2.5},
@@ -52,7 +52,7 @@ def test_metrics_are_arrays_of_one_length_with_nan_where_a_line_has_no_such_key(
     np.testing.assert_array_equal(metrics["val_loss"], [math.nan, 2.5, math.nan])
 
 
-def test_steps_that_a_resumed_run_wrote_again_count_once_the_later_winning(tmp_path):
+def test_steps_logged_twice_by_a_resumed_run_count_once_the_later_one(tmp_path):
     lines = [{"step": 1, "loss": 3}, {"step": 2, "loss": 9}, {"step": 3, "loss": 9}, {"step": 2, "loss": 2}]
     metrics = read_metrics(write_run(tmp_path / "a", [*lines, {"step": 2, "val_loss": 2.5}, {"step": 3, "loss": 1}]))
     assert metrics["step"].tolist() == [1, 2, 3] and metrics["loss"].tolist() == [3, 2, 1]
@@ -74,7 +74,7 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path, damaged):
             read_metrics(folder)
 
 
-def test_runs_that_are_not_there_or_have_no_metrics_are_told_apart(run, tmp_path, monkeypatch):
+def test_a_missing_run_and_a_run_without_metrics_differ_in_the_message(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (run / "config.yaml").touch()
     with pytest.raises(RunError, match=r"no such run.*did you mean .*mine\?"):
@@ -96,7 +96,7 @@ def test_smooth_is_the_mean_over_a_centred_window(values, width):
         assert mean == pytest.approx(np.mean(values[i - reach : i + reach + 1]), abs=1e-9)
 
 
-def test_where_a_run_stands(run, tmp_path):
+def test_the_state_of_a_run(run, tmp_path):
     line = falling()[-1]
     stands = last_values(write_run(run, [*falling(), {"step": 310, "loss": 1.0}, {"step": 320, "val_loss": 9.0}]))
     assert stands == {"step": 320, "loss": 1.0, "val_loss": 9.0, "best_val_loss": line["val_loss"], "best_step": 300}
@@ -192,7 +192,7 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
         plot_runs([run], tmp_path / "a.png")
 
 
-def test_names_are_as_short_as_they_can_be_told_apart():
+def test_names_are_as_short_as_they_stay_distinct():
     assert short_names([Path("a/x"), Path("a/y")]) == ["x", "y"]
     assert short_names([Path("a/x"), Path("b/x"), Path("b/y")]) == ["a/x", "b/x", "b/y"]
     assert short_names([Path("a/x"), Path("a/x")]) == ["x", "x"]

@@ -160,7 +160,7 @@ def test_runs_are_named_beside_their_curves_and_dashed_from_the_eighth_on(tmp_pa
     assert words(left) == ["50.00  wild", "2.03"][::-1] and words(right) == ["7.64  run-$-0"], "no perplexity to name"
 
 
-def test_a_column_that_was_not_logged_is_left_out_and_told(tmp_path: Path, figures: list, capsys) -> None:
+def test_a_column_that_was_not_logged_is_left_out_and_reported(tmp_path: Path, figures: list, capsys) -> None:
     bare = [{"step": line["step"], "loss": line["loss"]} for line in lines()]
     whole, poor = write(tmp_path / "whole", lines()), write(tmp_path / "poor", bare, **{"model.bias": True})
     out = tmp_path / "a.svg"
@@ -294,7 +294,7 @@ def test_the_command_takes_sweeps_and_names_the_picture(seeds: list[Path], figur
         command.main([sweep, str(seeds[5])])
 
 
-def test_wrong_words_are_told(seeds: list[Path]) -> None:
+def test_wrong_words_are_reported(seeds: list[Path]) -> None:
     run = str(seeds[0])
     for flags, message in (
         (["--what", "los"], "no such picture: los; did you mean loss"),
@@ -306,7 +306,7 @@ def test_wrong_words_are_told(seeds: list[Path]) -> None:
             command.main([run, *flags])
 
 
-def test_labels_keep_apart_and_inside() -> None:
+def test_labels_do_not_overlap_and_stay_inside() -> None:
     assert canvas.spread_out([0.2, 0.21, 1.0], 0.1) == pytest.approx([0.2, 0.3, 1.0])
     assert canvas.spread_out([0.98, 1.0], 0.1) == pytest.approx([0.9, 1.0])
     assert canvas.spread_out([0.5] * 3, 0.6) == pytest.approx([0.0, 0.6, 1.2])

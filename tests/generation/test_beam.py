@@ -270,7 +270,7 @@ def first_tokens(found: list[Hypothesis]) -> set[int]:
     return {one.ids[0] for one in found}
 
 
-def test_diversity_makes_groups_differ_and_a_group_knows_only_those_before() -> None:
+def test_diversity_makes_each_group_differ_from_the_groups_before_it() -> None:
     gpt, prompts = model(seed=5), random_prompts(5)
     plain = [beam_search(gpt, prompts, greedy_beams(num_beams=2, num_samples=2))]
 

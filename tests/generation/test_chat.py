@@ -84,7 +84,7 @@ def test_each_turn_by_role_is_read_as_finetuning_spells_it() -> None:
     assert [role for role, _ in said(chat)] == ["system", "user", "assistant", "user", "assistant"]
 
 
-def test_an_answer_by_role_has_no_space_before_it_and_ends_where_the_user_would_speak() -> None:
+def test_an_answer_by_role_has_no_leading_space_and_ends_at_the_user() -> None:
     def asked(messages) -> list[int]:
         return encode_question(messages, TEMPLATE, LETTERS)
 
@@ -134,7 +134,7 @@ def test_another_try_differs_and_undo_takes_back_one_change_at_a_time() -> None:
         chat.undo()
 
 
-def test_alternatives_are_the_models_likeliest_and_one_can_be_chosen(capsys) -> None:
+def test_alternatives_are_the_models_most_likely_and_can_be_chosen(capsys) -> None:
     chat = session(temperature=0.0)
     first = "".join(chat.say("abc"))
     ids = LETTERS.encode("abc" + first)
@@ -284,7 +284,7 @@ def test_other_ways_of_writing_give_what_generate_gives() -> None:
     assert "".join(guessing.say("abc")) == "".join(alone.say("abc"))
 
 
-def test_texts_are_cleaned_as_the_training_text_was_and_broken_characters_are_mended() -> None:
+def test_texts_are_cleaned_as_in_training_and_broken_characters_fixed() -> None:
     chat = Session(GPT_, LETTERS, GenerationConfig(max_new_tokens=4), clean=str.lower)
     list(chat.say("ABC"))
     assert said(chat)[0] == ("user", "abc")

@@ -118,34 +118,76 @@ def test_a_mistake_is_one_line_and_nothing_is_lost(line: str) -> None:
     assert len("".join(chat.say("abc"))) == 8
 
 
-def test_commands_do_what_their_help_says(tmp_path: Path) -> None:
+def test_set_changes_and_shows_one_setting() -> None:
     chat = commands(session())
-    first = type_(chat, "abc")
     assert type_(chat, "/set temperature 0.5") == "temperature 0.5"
     assert type_(chat, "/set temperature").startswith("temperature 0.5: Divides the logits")
     assert chat.session.config.temperature == 0.5
+
+
+def test_set_reads_texts_and_null() -> None:
+    chat = commands(session())
     assert type_(chat, r'/set stop "\n\n"') and chat.session.config.stop == ("\n\n",)
     assert type_(chat, r"/set stop-regex \d+") and chat.session.config.stop_regex == r"\d+"
     assert type_(chat, "/set stop_regex null") and chat.session.config.stop_regex is None
-    marked = [row.split()[1] for row in type_(chat, "/settings").splitlines() if row.startswith("*")]
-    assert marked == ["temperature", "stop"]
-    assert len(type_(chat, "/settings").splitlines()) == len(GenerationConfig.model_fields)
+
+
+def test_settings_lists_all_and_marks_the_changed_ones() -> None:
+    chat = commands(session())
+    type_(chat, "/set temperature 0.5", r'/set stop "\n\n"')
+    rows = type_(chat, "/settings").splitlines()
+    assert [row.split()[1] for row in rows if row.startswith("*")] == ["temperature", "stop"]
+    assert len(rows) == len(GenerationConfig.model_fields)
+
+
+def test_preset_sets_several_settings() -> None:
+    chat = commands(session())
     assert type_(chat, "/preset bold") == "temperature 1.5 top_k 7"
     assert chat.session.config.top_k == 7
+
+
+def answered() -> tuple[Commands, str]:
+    """A bold chat with one answer."""
+    chat = commands(session())
+    first = type_(chat, "/preset bold", "abc")
+    return chat, first
+
+
+def test_regenerate_continue_and_undo_change_the_last_answer() -> None:
+    chat, first = answered()
     assert len(type_(chat, "/regenerate")) == 8 and len(type_(chat, "/continue")) == 8
     assert len(chat.session.messages[-1].content) == 16
     assert type_(chat, "/undo", "/undo").startswith("undone; the last text is now")
     assert chat.session.messages[-1].content == first
+
+
+def test_alternatives_are_shown_and_one_is_taken() -> None:
+    chat, first = answered()
     assert len(type_(chat, "/alternatives 2").splitlines()) == 12
     assert type_(chat, "/alternatives").count("%") == 8
     assert type_(chat, "/alternatives 2 3").startswith(first[0])
+
+
+def test_a_saved_chat_is_loaded(tmp_path: Path) -> None:
+    chat, _ = answered()
     assert type_(chat, f"/save {tmp_path}/a.json", "/undo", f"/load {tmp_path}/a.json").startswith("loaded")
-    assert len(type_(chat, "")) == 8  # an empty line goes on
+
+
+def test_an_empty_line_continues() -> None:
+    chat, _ = answered()
+    assert len(type_(chat, "")) == 8
+
+
+def test_help_shows_every_command_or_one_or_a_setting() -> None:
+    chat = commands(session())
     shown = type_(chat, "/help")
     assert all(f"/{name}" in shown and COMMANDS[name].help in shown for name in COMMANDS)
     assert type_(chat, "/help /undo") == f"/undo: {COMMANDS['undo'].help}"
     assert "Divides the logits" in type_(chat, "/help temperature")
-    assert chat.take("/quit").leave
+
+
+def test_quit_leaves() -> None:
+    assert commands(session()).take("/quit").leave
 
 
 def test_a_text_may_begin_with_a_slash_and_hold_lines() -> None:

@@ -1,4 +1,4 @@
-"""Contrastive search against a slow one that reads everything anew with transformers' model."""
+"""Contrastive search equals a slow one that reads the whole text again with transformers' model."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def slow_search(other: Any, prompt: list[int], config: GenerationConfig) -> list
 
 
 @pytest.mark.parametrize(("alpha", "top_k", "max_seq_len"), [(0.6, 5, 64), (0.3, 3, 64), (0.6, 4, 12)])
-def test_ids_equal_a_slow_search_with_transformers_model_past_the_context_too(alpha, top_k, max_seq_len) -> None:
+def test_ids_equal_a_slow_transformers_search_past_the_context_too(alpha, top_k, max_seq_len) -> None:
     gpt, config = model(max_seq_len), configured(penalty_alpha=alpha, top_k=top_k)
     other = theirs_of(gpt)
     found = run(gpt, PROMPTS, config)
@@ -111,7 +111,7 @@ def test_eos_ends_a_row_and_then_the_search_and_so_does_the_caller() -> None:
     assert [step.ids.tolist() for step in search] == []
 
 
-def test_what_is_banned_is_not_chosen_though_it_is_unlike_the_rest() -> None:
+def test_a_banned_token_is_not_chosen_even_if_it_contrasts_most() -> None:
     gpt, prompt = model(), [[5, 6, 7]]
     config = configured(top_k=70, penalty_alpha=1.0)
     free = run(gpt, prompt, config)[0]

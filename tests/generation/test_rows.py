@@ -87,7 +87,7 @@ def test_what_c_would_misread_is_refused(kernels: rows.Kernels) -> None:
             rows.Matrix.of(*wrong)
 
 
-def test_what_is_no_number_is_told(kernels: rows.Kernels) -> None:
+def test_a_value_that_is_not_a_number_is_reported(kernels: rows.Kernels) -> None:
     for kind in (torch.float32, torch.bfloat16):
         weight, _, _ = layer(kind, 3, 40, bias=False)
         weight[1, 33] = float("nan")
@@ -158,7 +158,7 @@ def test_a_broken_compiler_costs_one_warning(tmp_path: Path) -> None:
     assert found == f"False|decoding by torch's own ops, which is slower: {compiler} failed: it is Sunday"
 
 
-def test_processes_that_compile_at_once_do_not_collide_and_a_torn_file_is_made_anew(kernels, tmp_path: Path) -> None:
+def test_compiling_at_once_is_safe_and_a_torn_file_is_made_again(kernels, tmp_path: Path) -> None:
     results = [finish(process) for process in [start(tmp_path) for _ in range(4)]]
     assert all(result == results[0] and result[1] == "True" for result in results)
     (library,) = (tmp_path / "kernels").iterdir()

@@ -230,7 +230,7 @@ def test_real_models_have_the_law_of_plain_sampling(noise: float) -> None:
     assert law_pvalue(gpt, ModelDrafter(near(gpt, noise), 3), expected, PENALTIES, 3000) > 0.001
 
 
-def test_a_draft_of_the_model_itself_stands_whole_and_so_does_its_free_token() -> None:
+def test_a_draft_by_the_model_itself_is_accepted_with_its_free_token() -> None:
     gpt, config = model(max_seq_len=128), GenerationConfig(max_new_tokens=60, temperature=1.0, top_p=0.9)
     passes = list(speculate(gpt, [1, 2], config, ModelDrafter(gpt, 4)))
     assert [len(ids) for ids in passes] == [5] * 12
@@ -285,7 +285,7 @@ def test_a_drafter_serves_several_texts_in_turn() -> None:
     assert [[ids for ids in column if ids] for column in zip(*got, strict=True)] == alone
 
 
-def test_a_guess_that_falls_may_leave_nothing_to_write_but_the_text_may_not() -> None:
+def test_a_rejected_guess_may_write_nothing_but_the_text_goes_on() -> None:
     """Nothing may follow 5, which the drafters guess and the model would never write."""
 
     class Fives:

@@ -96,7 +96,7 @@ def test_a_row_that_stopped_leaves_the_others_alone() -> None:
     assert stopped[1] != plain[1]
 
 
-def test_log_probabilities_are_the_models_and_the_alternatives_are_its_likeliest() -> None:
+def test_log_probabilities_and_alternatives_are_those_of_the_model() -> None:
     gpt = model()
     found = complete(gpt, ["abc"], LETTERS, max_new_tokens=12, logprobs=3, temperature=1.5)[0][0]
     ids = LETTERS.encode("abc" + found.text)
@@ -113,7 +113,7 @@ def test_log_probabilities_are_the_models_and_the_alternatives_are_its_likeliest
     assert "".join(token.text for token in found.logprobs) == found.text
 
 
-def test_best_of_keeps_the_likeliest_of_its_draws() -> None:
+def test_best_of_keeps_the_most_likely_of_its_draws() -> None:
     gpt = model()
     draws = complete(gpt, ["abc"], LETTERS, num_samples=6, logprobs=0, max_new_tokens=15)[0]
     means = [sum(token.logprob for token in draw.logprobs) / draw.tokens for draw in draws]

@@ -92,7 +92,7 @@ def decoding(*times: float) -> generate.Decoding:
     return generate.Decoding(list(times))
 
 
-def test_decoding_figures_leave_the_prompt_out_and_know_the_bound_of_memory():
+def test_decoding_figures_leave_out_the_prompt_and_know_the_memory_bound():
     ours = [decoding(0, 0.1, 0.15, 0.2, 0.25), decoding(5, 5.3, 5.35, 5.4, 5.45)]
     theirs = [decoding(0, 0.1, 0.2, 0.3, 0.4), decoding(5, 5.3, 5.5, 5.7, 5.9)]
     writer = generate.Writer("minigpt fp32", "fp32", 9, 10**9, lambda count: decoding())
@@ -107,7 +107,7 @@ def test_decoding_figures_leave_the_prompt_out_and_know_the_bound_of_memory():
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["gpt2", "modern"])
-def test_the_weights_a_token_reads_are_the_matrices_and_the_head_but_no_tables(kind: str, tied: bool):
+def test_a_token_reads_the_matrices_and_the_head_but_not_the_tables(kind: str, tied: bool):
     model = GPT(tiny(kind, tie_embeddings=tied))
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     assert generate.weight_bytes(model) == 4 * linear
@@ -151,7 +151,7 @@ def test_random_batches_are_micro_batches_whose_targets_are_the_next_ids():
         ({"embed_dim": 30, "num_heads": 2, "num_kv_heads": 1}, "GPT2LMHeadModel", ["kv_heads 2"]),
     ],
 )  # fmt: skip
-def test_the_nearest_rival_is_found_and_its_differences_are_told(
+def test_the_nearest_rival_is_found_and_its_differences_are_listed(
     fields: dict[str, Any], name: str, differences: list[str]
 ):
     twin = rivals.nearest_twin(tiny(**fields))
@@ -161,7 +161,7 @@ def test_the_nearest_rival_is_found_and_its_differences_are_told(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "modern"])
-def test_a_rival_has_our_parameters_and_one_step_changes_them_as_ours_does(kind: str):
+def test_a_rival_has_our_parameters_and_steps_as_ours_does(kind: str):
     pytest.importorskip("transformers")
     # A large eps, so that AdamW's first step is smooth in the gradient and rounding does not turn a sign.
     config = tiny_run(kind, **{"train.micro_batch_size": 2, "optimizer.eps": 1e-3, "optimizer.learning_rate": 1e-2})
@@ -211,7 +211,7 @@ def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.
             bench()
 
 
-def test_only_a_want_of_memory_is_told_as_one():
+def test_only_an_out_of_memory_error_is_reported_as_one():
     with pytest.raises(UserError, match="out of memory; buy some"), machine.enough_memory("buy some"):
         torch.empty(1 << 60)
     with pytest.raises(RuntimeError, match="shapes"), machine.enough_memory("buy some"):

@@ -142,7 +142,7 @@ def test_a_mirror_that_is_nowhere_is_broken(tmp_path: Path, monkeypatch: pytest.
     assert "unset" in check.advice
 
 
-def test_a_mirror_tells_what_it_holds(mirror: Path):
+def test_the_contents_of_a_mirror_are_listed(mirror: Path):
     check = machine.data()
     assert check.ok
     assert check.figures["mirror_path"] == str(mirror)
@@ -150,7 +150,7 @@ def test_a_mirror_tells_what_it_holds(mirror: Path):
     assert check.figures["missing"] == []
 
 
-def test_without_a_mirror_it_tells_what_would_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_mirror_the_downloads_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MINIGPT_DATA", raising=False)
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     check = machine.data()
@@ -159,7 +159,7 @@ def test_without_a_mirror_it_tells_what_would_be_downloaded(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("path", ["tinyshakespeare/input.txt", "gpt2-bpe/vocab.bpe"])
-def test_an_altered_file_is_told(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_altered_file_is_reported(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / path).parent.mkdir()
     (tmp_path / path).write_text("something else", encoding="utf-8")
     monkeypatch.setenv("MINIGPT_DATA", str(tmp_path))
@@ -169,7 +169,7 @@ def test_an_altered_file_is_told(path: str, tmp_path: Path, monkeypatch: pytest.
     assert "mend the mirror" in check.advice
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 5, 5))
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "not" / "yet"))
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert "MINIGPT_CACHE" in machine.cache().advice
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "file" / "cache"))
     check = machine.cache()
@@ -187,14 +187,14 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     assert "MINIGPT_CACHE" in check.advice
 
 
-def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "host_memory", lambda: (8 * 10**9, 10**8))
     check = machine.memory()
     assert check.ok is False
     assert "micro_batch_size" in check.advice
 
 
-def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_an_old_python_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine.sys, "version_info", (3, 9, 1))
     check = machine.python()
     assert check.ok is False
@@ -210,7 +210,7 @@ def test_an_extra_that_is_missing_says_how_to_get_it():
     assert machine.extra("some", ["numpy"]).ok
 
 
-def test_a_torch_that_cannot_be_imported_is_told_and_the_rest_is_tried(monkeypatch: pytest.MonkeyPatch):
+def test_a_torch_that_fails_to_import_is_reported_and_the_rest_is_tried(monkeypatch: pytest.MonkeyPatch):
     real = builtins.__import__
 
     def without_torch(name: str, *rest: Any, **named: Any) -> Any:
@@ -238,13 +238,13 @@ def test_a_precision_that_computes_nonsense_is_refused(monkeypatch: pytest.Monke
     assert "nothing can train" in needed.advice
 
 
-def test_a_device_that_cannot_compute_is_told():
+def test_a_device_that_cannot_compute_is_reported():
     check = kernels.matmul("meta", "fp32")  # torch's device without numbers
     assert check.ok is False
     assert check.advice
 
 
-def test_a_model_that_does_not_learn_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_does_not_learn_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernels, "LEARNING_STEPS", 0)
     check = kernels.learning("cpu")
     assert check.ok is False

@@ -45,7 +45,7 @@ def test_loss_in_pieces_equals_the_whole_with_gradients(chunk: int, smoothing: f
     assert pieces[2][V:].abs().max() == 0
 
 
-def test_in_bf16_the_gradient_of_a_sure_model_is_as_exact_in_pieces_as_in_one() -> None:
+def test_bf16_gradients_of_a_confident_model_are_exact_in_pieces_too() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     head, targets = nn.Linear(16, 64, bias=False), torch.randint(0, V, (1, 64), generator=generator)
@@ -78,7 +78,7 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
     assert head.weight.grad is None
 
 
-def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
+def test_a_head_that_is_not_a_plain_linear_layer_is_read_whole() -> None:
     head = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, V))
     hidden, targets = torch.randn(1, 4, 16), torch.randint(0, V, (1, 4))
     whole = next_token_loss(head(hidden), targets, valid=4)
@@ -86,7 +86,7 @@ def test_a_head_that_is_no_plain_linear_layer_is_read_whole() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_hashed_dropout_compiles_at_a_width_whose_strides_overflow() -> None:
+def test_on_cuda_hashed_dropout_compiles_where_strides_overflow() -> None:
     """Of 512 x 2^32 / golden ratio triton says that it is no int32."""
     shape = ModelConfig(vocab_size=65, embed_dim=512, num_heads=8, num_layers=1, max_seq_len=64, dropout=0.3)
     model = GPT(shape).cuda().train()
@@ -96,7 +96,7 @@ def test_on_cuda_hashed_dropout_compiles_at_a_width_whose_strides_overflow() -> 
     assert x.grad is not None and x.grad.isfinite().all()
 
 
-def test_hashed_dropout_is_fair_and_its_neighbours_and_keys_are_independent() -> None:
+def test_hashed_dropout_is_fair_and_neighbours_and_keys_independent() -> None:
     count = 1 << 20
     place = torch.arange(count, dtype=torch.int32)
     kept = [
@@ -113,123 +113,129 @@ def test_hashed_dropout_is_fair_and_its_neighbours_and_keys_are_independent() ->
             assert (one * other).mean().item() == pytest.approx(0.64, abs=0.003)
 
 
-@pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
+class Clocks(dict[str, float]):
     """Seconds of a block by kernel, in place of the real clock; what was asked is counted in "asked"."""
-    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
-    table = {"reference": 0.010, "sdpa": 0.020, "reference compiled": 0.005, "sdpa compiled": 0.006, "asked": 0.0}
 
-    def fake(_shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]) -> autotune.Timings:
-        table["asked"] += 1
-        times = {name: table[name] for name in eager}, table.get("loss", 0.0)
+    def measure(
+        self, _shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]
+    ) -> autotune.Timings:
+        self["asked"] += 1
+        times = {name: self[name] for name in eager}, self.get("loss", 0.0)
         return autotune.Timings(
-            *times, {name: table[f"{name} compiled"] for name in compiled}, table.get("loss compiled", 0.0)
+            *times, {name: self[f"{name} compiled"] for name in compiled}, self.get("loss compiled", 0.0)
         )
 
-    monkeypatch.setattr(autotune, "_time", fake)
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clocks:
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(Runtime, "can_compile", lambda _: True)
-    return table
+    return Clocks({"reference": 0.010, "sdpa": 0.020, "reference compiled": 0.005, "sdpa compiled": 0.006, "asked": 0})
 
 
 SHAPE = ModelConfig(vocab_size=65, num_layers=4)
 CPU = make_runtime("cpu", "fp32")
 
 
-def pick(passes: float, compile: str = "auto", shape: ModelConfig = SHAPE) -> tuple[str, bool]:
-    choice = autotune.choose(shape, CPU, compile, 8, passes, lambda _: None)
+def pick(clocks: Clocks, passes: float, compile: str = "auto", shape: ModelConfig = SHAPE) -> tuple[str, bool]:
+    choice = autotune.choose(shape, CPU, compile, 8, passes, lambda _: None, clocks.measure)
     return choice.attention, choice.compile
 
 
-def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks: dict[str, float]) -> None:
-    assert pick(100) == ("reference", False)  # 4 s: nothing to save
-    assert pick(10_000) == ("reference", True)  # 400 s: 200 s are saved
+def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks: Clocks) -> None:
+    assert pick(clocks, 100) == ("reference", False)  # 4 s: nothing to save
+    assert pick(clocks, 10_000) == ("reference", True)  # 400 s: 200 s are saved
     assert clocks["asked"] == 2
 
 
-def test_a_kernel_that_was_lucky_once_is_timed_again_beside_the_compiled_one(clocks: dict[str, float]) -> None:
+def test_a_kernel_fast_by_chance_is_timed_again_beside_the_compiled(clocks: Clocks) -> None:
     clocks["sdpa"] = 0.009
-    assert pick(100) == ("sdpa", False)
+    assert pick(clocks, 100) == ("sdpa", False)
     clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # what it takes when all take their turns
-    assert pick(10_000) == ("reference", False)
+    assert pick(clocks, 10_000) == ("reference", False)
 
 
-def test_what_was_measured_is_remembered(clocks: dict[str, float], tmp_path: Path) -> None:
-    pick(10_000)
+def test_what_was_measured_is_remembered(clocks: Clocks, tmp_path: Path) -> None:
+    pick(clocks, 10_000)
     asked = clocks["asked"]
     clocks["sdpa"] = 0.001
-    assert pick(10_000) == ("reference", True)
-    assert pick(1_000) == ("reference", True)  # 40 s, of which a warm compilation saves 20
-    assert pick(100) == ("reference", False)
+    assert pick(clocks, 10_000) == ("reference", True)
+    assert pick(clocks, 1_000) == ("reference", True)  # 40 s, of which a warm compilation saves 20
+    assert pick(clocks, 100) == ("reference", False)
     assert clocks["asked"] == asked
-    assert pick(100, shape=SHAPE.model_copy(update={"embed_dim": 256})) == ("sdpa", False)  # another shape is measured
+    assert pick(clocks, 100, shape=SHAPE.model_copy(update={"embed_dim": 256})) == (
+        "sdpa",
+        False,
+    )  # another shape is measured
     assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2
 
 
-def test_a_compiler_that_gains_nothing_is_left_out(clocks: dict[str, float]) -> None:
+def test_a_compiler_that_gains_nothing_is_left_out(clocks: Clocks) -> None:
     clocks["reference compiled"] = clocks["sdpa compiled"] = 0.011
-    assert pick(100_000) == ("reference", False)
+    assert pick(clocks, 100_000) == ("reference", False)
 
 
-def test_a_compiler_that_fails_on_the_model_costs_one_line_and_the_run_is_eager(clocks, monkeypatch) -> None:
-    fake = autotune._time
+class Broken(Clocks):
+    """A compiler that fails."""
 
-    def broken(shape, runtime, batch, eager, compiled) -> autotune.Timings:
+    def measure(self, shape, runtime, batch, eager, compiled) -> autotune.Timings:
         if compiled:
             raise RuntimeError("Scalar -839952141824 is out of range\nand a page of code")
-        return fake(shape, runtime, batch, eager, compiled)
+        return super().measure(shape, runtime, batch, eager, compiled)
 
-    monkeypatch.setattr(autotune, "_time", broken)
+
+def test_a_failing_compiler_costs_one_line_and_the_run_is_eager(clocks: Clocks) -> None:
     with pytest.warns(UserWarning, match="does not take this model, running eager: Scalar -8.* out of range$"):
-        assert pick(10_000) == ("reference", False)
+        assert pick(Broken(clocks), 10_000) == ("reference", False)
 
 
-def test_a_large_vocabulary_is_a_reason_of_its_own_to_compile(clocks: dict[str, float]) -> None:
+def test_a_large_vocabulary_is_a_reason_of_its_own_to_compile(clocks: Clocks) -> None:
     clocks |= {"reference compiled": 0.012, "sdpa compiled": 0.012, "loss": 0.200, "loss compiled": 0.120}
-    assert pick(100) == ("reference", False)  # 24 s
-    assert pick(10_000) == ("reference", True)  # 168 ms a pass in place of 240, though its blocks are slower
+    assert pick(clocks, 100) == ("reference", False)  # 24 s
+    assert pick(clocks, 10_000) == ("reference", True)  # 168 ms a pass in place of 240, though its blocks are slower
 
 
-def test_the_reference_is_compiled_if_it_is_near_and_sdpa_if_not(clocks: dict[str, float]) -> None:
+def test_the_reference_is_compiled_if_it_is_near_and_sdpa_if_not(clocks: Clocks) -> None:
     clocks["sdpa"] = 0.009
-    assert pick(10) == ("sdpa", False)
-    assert pick(10_000) == ("reference", True)
+    assert pick(clocks, 10) == ("sdpa", False)
+    assert pick(clocks, 10_000) == ("reference", True)
     clocks["sdpa"] = 0.005
     other = SHAPE.model_copy(update={"embed_dim": 256})
-    assert pick(100_000, shape=other) == ("sdpa", False)  # 6 ms compiled
+    assert pick(clocks, 100_000, shape=other) == ("sdpa", False)  # 6 ms compiled
     clocks["sdpa compiled"] = 0.003
-    assert pick(100_000, shape=SHAPE.model_copy(update={"embed_dim": 512})) == ("sdpa", True)
+    assert pick(clocks, 100_000, shape=SHAPE.model_copy(update={"embed_dim": 512})) == ("sdpa", True)
 
 
-def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: dict[str, float]) -> None:
+def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: Clocks) -> None:
     clocks |= {"blockwise": 0.008, "blockwise compiled": 0.003, "sdpa": 0.007}
     long = SHAPE.model_copy(update={"max_seq_len": 512})
-    assert pick(100, shape=long) == ("sdpa", False)
-    assert pick(10_000, shape=long) == ("blockwise", True)  # near enough to be compiled, and faster then
-    assert pick(10_000, shape=SHAPE.model_copy(update={"max_seq_len": 128})) == ("sdpa", True)  # one part only
-    assert pick(10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
+    assert pick(clocks, 100, shape=long) == ("sdpa", False)
+    assert pick(clocks, 10_000, shape=long) == ("blockwise", True)  # near enough to be compiled, and faster then
+    assert pick(clocks, 10_000, shape=SHAPE.model_copy(update={"max_seq_len": 128})) == ("sdpa", True)  # one part only
+    assert pick(clocks, 10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
 
 
-def test_what_is_asked_for_is_taken(clocks: dict[str, float]) -> None:
+def test_a_kernel_asked_for_by_name_is_taken(clocks: Clocks) -> None:
     asked = SHAPE.model_copy(update={"attention": "sdpa"})
-    assert pick(10_000, "off", asked) == ("sdpa", False)
-    assert pick(1, "on", asked) == ("sdpa", True)
+    assert pick(clocks, 10_000, "off", asked) == ("sdpa", False)
+    assert pick(clocks, 1, "on", asked) == ("sdpa", True)
     assert clocks
 
 
-def test_a_damaged_memory_is_measured_again(clocks: dict[str, float], tmp_path: Path) -> None:
+def test_a_damaged_memory_is_measured_again(clocks: Clocks, tmp_path: Path) -> None:
     (tmp_path / "tuning.json").write_text("{")
-    assert pick(100) == ("reference", False)
+    assert pick(clocks, 100) == ("reference", False)
     assert clocks["asked"] == 1
 
 
-def test_a_memory_that_cannot_be_written_costs_a_warning(clocks: dict[str, float], tmp_path: Path) -> None:
+def test_timings_that_cannot_be_written_cost_a_warning(clocks: Clocks, tmp_path: Path) -> None:
     (tmp_path / "tuning.json").mkdir()
     with pytest.warns(UserWarning, match="timings are not remembered"):
-        assert pick(100) == ("reference", False)
+        assert pick(clocks, 100) == ("reference", False)
 
 
-def test_the_reference_is_not_tried_where_its_weights_would_not_fit(clocks: dict[str, float]) -> None:
-    assert pick(100, shape=ModelConfig(vocab_size=65, max_seq_len=16384, num_heads=4)) == ("sdpa", False)
+def test_the_reference_is_not_tried_where_its_weights_would_not_fit(clocks: Clocks) -> None:
+    assert pick(clocks, 100, shape=ModelConfig(vocab_size=65, max_seq_len=16384, num_heads=4)) == ("sdpa", False)
     assert clocks["asked"] == 1
 
 
@@ -244,16 +250,15 @@ def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPat
     assert "ms, the loss " in autotune.choose(wide, CPU, "off", 8, 10, lambda _: None).reason  # 2.6 M logits
 
 
-def test_weights_in_bf16_are_timed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_bf16_are_timed_in_bf16() -> None:
     kinds: list[torch.dtype] = []
 
     def passes(made: list[Callable[[], Tensor]], _runtime: Runtime, _rounds: int) -> list[float]:
         kinds.extend(forward().dtype for forward in made)
         return [0.01] * len(made)
 
-    monkeypatch.setattr(autotune, "_fastest", passes)
     wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)
-    autotune._time(wide, make_runtime("cpu", "bf16-pure"), 8, ["sdpa"], [])
+    autotune.time_kernels(wide, make_runtime("cpu", "bf16-pure"), 8, ["sdpa"], [], passes)
     assert kinds[0] == torch.bfloat16 and len(kinds) == 2
-    autotune._time(wide, CPU, 8, ["sdpa"], [])
+    autotune.time_kernels(wide, CPU, 8, ["sdpa"], [], passes)
     assert kinds[2:] == [torch.float32] * 2

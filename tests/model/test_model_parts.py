@@ -75,7 +75,7 @@ def test_norms_equal_torchs() -> None:
     torch.testing.assert_close(reference.rms_norm(x, weight, 1e-6), F.rms_norm(x, (16,), weight, 1e-6))
 
 
-def test_rotation_equals_the_pairwise_definition_and_keeps_only_relative_position() -> None:
+def test_rotation_equals_its_pairwise_definition_and_is_relative() -> None:
     cos, sin = rotary_tables(10, 8, 10000.0)
     x = random(1, 1, 10, 8)
     turned = rotate(x, cos, sin)
@@ -117,7 +117,7 @@ def test_a_token_never_sees_those_after_it(name: str) -> None:
     assert not torch.allclose(before[:, 12], after[:, 12])
 
 
-def test_a_bigram_is_a_row_of_its_own_where_there_is_room_and_a_first_token_has_one_too() -> None:
+def test_each_bigram_has_its_own_row_where_there_is_room() -> None:
     model, seen = GPT(small(bigrams=71 * 70), seed=3).eval(), []
     model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     pairs = torch.cartesian_prod(torch.arange(70), torch.arange(70))  # all of them, [4900, 2]

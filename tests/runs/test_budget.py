@@ -1,4 +1,4 @@
-"""The budget dial: what is read, foretold and chosen, and that the run it starts is the one it promised."""
+"""A budget of time or FLOPs becomes a predicted plan, and the run that starts is the one that was predicted."""
 
 import itertools
 import json
@@ -58,7 +58,7 @@ def test_a_budget_is_time_or_work(written: str, seconds: float | None, flops: fl
 
 
 @pytest.mark.parametrize("written", ["", "10", "10x", "m", "-5m", "0s", "ten minutes", "1e999h", "5m1e9flops", "nan"])
-def test_what_is_no_budget_is_refused_with_examples(written: str):
+def test_a_text_that_is_not_a_budget_is_refused_with_examples(written: str):
     with pytest.raises(ConfigError, match=r"write 90s, 10m, 1h30m or 1e15flops"):
         parse_amount(written)
 
@@ -75,7 +75,7 @@ def test_a_size_counts_what_the_built_model_has(shape: dict):
     assert size.token_flops(config.max_seq_len) == flops_per_token(config)
 
 
-def test_every_size_of_the_ladder_is_a_model_and_larger_than_the_one_before():
+def test_each_size_of_the_ladder_is_a_model_larger_than_the_last():
     sizes = [Size.of(configure(rule.shape(*step, 64, 65)).model).parameters for step in rule.LADDER]
     assert sizes == sorted(set(sizes))
 
@@ -86,9 +86,7 @@ KINDS = st.sampled_from(sorted(LAWS))
 
 
 @given(KINDS, PARAMETERS, TOKENS, st.floats(1.0, 100.0), st.integers(1, 10_000))
-def test_more_text_more_steps_and_larger_models_of_new_text_never_foretell_a_higher_loss(
-    kind, size, tokens, more, steps
-):
+def test_more_text_or_steps_or_parameters_never_predict_a_higher_loss(kind, size, tokens, more, steps):
     law, endless = LAWS[kind], Text(10**12, 10**6, 65, 1.0, 1.5, kind)
     loss = law.loss(endless, size, tokens, steps)
     assert law.loss(endless, size * more, tokens, steps) <= loss
@@ -160,7 +158,7 @@ def test_more_time_buys_a_lower_loss_with_a_larger_model():
     assert plans[-1].size.parameters > 5 * plans[0].size.parameters
 
 
-def test_a_machine_whose_steps_cost_much_beside_their_arithmetic_takes_larger_batches():
+def test_a_machine_with_high_cost_per_step_takes_larger_batches():
     def a_step(speed: Speed) -> int:
         config = chooser(Text(10**10, 10**6, 65, 1.0, 1.5), speed, seconds=120).best().config
         return config.train.batch_size * config.model.max_seq_len
@@ -196,7 +194,7 @@ def own(**settings: object) -> Plan:
     return Chooser(NOVEL, LAPTOP, lambda chosen: configure(dict(chosen), **settings), seconds=60).best()
 
 
-def test_what_the_person_sets_stands_and_the_rest_is_chosen_around_it():
+def test_explicit_settings_are_kept_and_the_rest_is_chosen_around_them():
     plan = own(model__embed_dim=80, model__num_heads=5, train__batch_size=6, train__eval_batches=2)
     config = plan.config
     assert (config.model.embed_dim, config.model.num_heads, config.train.batch_size) == (80, 5, 6)
@@ -230,7 +228,7 @@ def cats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_dry_run_tells_and_trains_nothing(cats: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_dry_run_shows_the_plan_and_trains_nothing(cats: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--model.max-seq-len", "32", "--model.num-layers", "1", *QUIET]
     assert main(["train", "cats.txt", "--budget", "3s", "--dry-run", "--json", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -242,7 +240,7 @@ def test_a_dry_run_tells_and_trains_nothing(cats: Path, capsys: pytest.CaptureFi
     assert not (cats / "runs").exists()
 
 
-def test_the_command_trains_what_it_promised_and_once(cats: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: pytest.CaptureFixture[str]):
     command = ["train", "cats.txt", "--budget", "4s", "--model.embed-dim", "32", *QUIET]
     assert main([*command, "--json"]) == 0
     ended = json.loads(capsys.readouterr().out)
@@ -274,7 +272,7 @@ def test_flops_become_steps(cats: Path):
     assert found.report["flops"] <= 1e9
 
 
-def test_the_end_tells_what_another_speed_did(cats: Path):
+def test_the_end_reports_what_a_different_speed_changed(cats: Path):
     found = plan_within("1e9flops", {"data.source": "cats.txt", "train.device": "cpu", "train.precision": "fp32"}, None)
     planned = found.plan.steps
     assert found.explain_end(planned) is None and found.explain_end(round(0.9 * planned)) is None

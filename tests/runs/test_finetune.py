@@ -55,7 +55,7 @@ def test_a_run_cut_off_is_resumed_by_the_same_command_to_the_same_bits(way: str,
     assert (again.path / "metrics.jsonl").read_bytes() == finished
 
 
-def test_the_loss_of_the_first_step_is_transformers_own_from_its_directory(tmp_path: Path) -> None:
+def test_the_first_loss_equals_transformers_from_the_same_directory(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = {"vocab_size": 259, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.2}
@@ -259,7 +259,7 @@ def test_settings_that_cannot_be_used(settings: dict, problem: str, base: Path, 
     assert not (base.parent / "none").exists()
 
 
-def test_a_changed_base_or_other_records_are_not_gone_on_with(base: Path, tmp_path: Path) -> None:
+def test_a_changed_base_or_other_records_are_not_resumed(base: Path, tmp_path: Path) -> None:
     data = questions(tmp_path / "q.jsonl")
     tune(base, data)
     shutil.rmtree(base)

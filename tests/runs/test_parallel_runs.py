@@ -1,4 +1,4 @@
-"""Whole runs through torchrun: the same recipe, checkpoints for any number of ranks, and errors told once."""
+"""Whole runs through torchrun: the same recipe, checkpoints for any number of ranks, and errors reported once."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def farthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_checkpoint_of_four_ranks_goes_on_on_one_on_two_and_on_four(kind: str, cats: Path) -> None:
+def test_a_checkpoint_of_four_ranks_resumes_on_one_two_and_four(kind: str, cats: Path) -> None:
     argv = ["train", "cats.txt", *FLAGS, *RUN, "--train.sample-every", "10"]
     assert main([*argv, "--name", "whole", "--train.max-steps", "40"]) == 0
     argv += ["--name", "parts", "--parallel.kind", kind]
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_four_ranks_goes_on_on_one_on_two_and_on_four(kind: str,
     assert samples[0] == samples[1], "greedy or not, from the same weights and seed"
 
 
-def test_checkpoints_in_parts_are_read_by_any_number_of_ranks_and_made_whole(cats: Path) -> None:
+def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -> None:
     argv = ["train", "cats.txt", *FLAGS, *RUN, "--train.sample-every", "0"]
     assert main([*argv, "--name", "whole", "--train.max-steps", "40"]) == 0
     argv += ["--name", "parts", "--parallel.kind", "fsdp", "--parallel.sharded-checkpoints", "true"]
@@ -114,7 +114,7 @@ def test_checkpoints_in_parts_are_read_by_any_number_of_ranks_and_made_whole(cat
     ("kill", 0, r"minigpt: rank 1 on \S+ lost another rank"),
     ("stop", 1, r"minigpt: rank 0 on \S+ lost another rank, or waited 5 s.*--parallel.timeout-seconds"),
 ])  # fmt: skip
-def test_harm_to_one_rank_is_told_once_and_ends_all(how: str, rank: int, words: str, tmp_path: Path) -> None:
+def test_a_failure_of_one_rank_is_reported_once_and_ends_all(how: str, rank: int, words: str, tmp_path: Path) -> None:
     timeout = 5 if how == "stop" else 600
     asked = json.dumps({"fail": how, "rank": rank, "timeout": timeout})
     done = launch(2, SCRIPT, asked, folder=tmp_path, timeout=120)
@@ -125,7 +125,7 @@ def test_harm_to_one_rank_is_told_once_and_ends_all(how: str, rank: int, words: 
     assert done.stderr.count("minigpt: ") + done.stderr.count("KeyError: ") == 1, done.stderr
 
 
-def test_a_mistake_in_the_settings_is_told_once(cats: Path) -> None:
+def test_a_mistake_in_the_settings_is_reported_once(cats: Path) -> None:
     for flags, words in (
         (["--train.batch-size", "9"], "minigpt: --train.batch-size: 9 is not a multiple of the 2 ranks; 8 or 10 is"),
         (["--train.batch-siez", "9"], "minigpt: --train.batch-siez: no such setting"),

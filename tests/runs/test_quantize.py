@@ -190,7 +190,7 @@ def test_a_kernel_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPa
     prepare._int4_kernel.cache_clear()
 
 
-def test_a_model_too_narrow_for_int4_is_told_and_left_as_it_was() -> None:
+def test_a_model_too_narrow_for_int4_is_reported_and_left_unchanged() -> None:
     model = GPT(SHAPE.model_copy(update={"ff_dim": 50}), seed=4)
     right = logits(model)
     with pytest.raises(ConfigError, match=r"feed_forward\.down have 50; use int8"):
@@ -309,7 +309,7 @@ def test_int4_decoding_uses_the_integers_on_the_disk(trained: Path, tmp_path: Pa
     assert run(capsys, "generate", done.path, "--precision", "int4", "--prompt", "the cat").startswith("the cat")
 
 
-def test_packing_a_loaded_run_anew_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+def test_packing_a_loaded_run_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     for bits, embedding_bits in ((8, 8), (4, 8), (4, 4)):
         done = quantize_run(trained, bits, 32, tmp_path / f"{bits}{embedding_bits}", embedding_bits)
         again = pack_weights(GPT.from_pretrained(done.path).weights(), bits, 32, embedding_bits)

@@ -52,9 +52,7 @@ def spoil(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps, before = run / "checkpoints", (run / "checkpoints/step-00000012/model.safetensors").read_bytes()
     spoil(steps / "step-00000012/optimizer.safetensors")
     said = fails(capsys, ["eval", str(run)], "optimizer.safetensors: damaged")
@@ -72,7 +70,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
     assert again(run) == 0 and (steps / "damaged-step-00000012-1").is_dir()
 
 
-def test_no_whole_checkpoint_means_from_the_beginning_and_another_format_is_no_damage(run: Path) -> None:
+def test_without_a_whole_checkpoint_the_run_starts_over(run: Path) -> None:
     said: list[str] = []
     steps = run / "checkpoints"
     before = load_file(steps / "step-00000012/model.safetensors")
@@ -106,9 +104,7 @@ def test_torn_pointers_and_lines_and_what_kills_left_are_passed_over(run: Path, 
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "receipt.json", "tokenizer.json", "metrics.jsonl"])
-def test_a_file_of_the_run_that_is_no_longer_what_it_was_is_one_clear_error(
-    run: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_file_of_the_run_is_one_clear_error(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (run / name).read_bytes()
     config = str(shutil.copy(run / "config.yaml", run.parent / "recipe.yaml"))
     (run / name).write_bytes(b'{"x": \x00' + whole[len(whole) // 2 :])
@@ -149,7 +145,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: p
     fails(capsys, [*argv[:-1], str(tmp_path / "file")], "cannot be written", "--logging.runs-dir")
 
 
-def test_a_full_disk_tears_no_line_that_matters(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_every_needed_line_whole(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     with pytest.raises(StorageError, match="the disk is full"):

@@ -1,4 +1,4 @@
-"""minigpt sweep: the grid, going on, failures, signals, devices; with a tiny stand-in for the training but once."""
+"""minigpt sweep: the grid, resuming, failures, signals, devices; all but one test use a tiny stand-in for training."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_names_say_the_values_and_differ() -> None:
     ]
 
 
-def test_every_mistake_is_told_before_anything_runs(tmp_path: Path, capsys) -> None:
+def test_every_mistake_is_reported_before_anything_runs(tmp_path: Path, capsys) -> None:
     (tmp_path / "cats.txt").write_text(text())
     argv = ["sweep", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path / "runs")]
     grid = ["--train.seed", "1,x", "--train.max-stepz", "3,4", "--model.embed-dim", "32,33"]
@@ -152,7 +152,9 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "runs/q-sweep").exists()
 
 
-def test_a_sweep_goes_on_after_a_failure_and_the_same_command_mends_it(stand_in: Path, tmp_path: Path, capsys) -> None:
+def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
+    stand_in: Path, tmp_path: Path, capsys
+) -> None:
     (tmp_path / "fail").touch()
     assert main([*command(tmp_path), "--json"]) == 1
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Memory: the estimate against what torch's profiler and the kernel count, what is free, and runs that meet the end."""
+"""Memory: the estimate agrees with torch's profiler and the kernel, and a run that is out of memory continues."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def cramped(room: int, hooks=(), shape: ModelConfig = TINY, **settings) -> Train
     return trainer
 
 
-def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches_as_if_it_had_begun_so(tmp_path: Path) -> None:
+def test_out_of_memory_the_run_continues_with_smaller_micro_batches(tmp_path: Path) -> None:
     lines: list[str] = []
     small, ample = cramped(room=2, hooks=[MicroBatches(lines.append)]), cramped(room=8, micro_batch_size=2)
     states = small.run(), ample.run()
@@ -202,7 +202,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_micro_batches_as_if_it_had_beg
     assert lines == []
 
 
-def test_evaluation_out_of_memory_takes_smaller_batches_and_training_goes_on_in_its_mode() -> None:
+def test_out_of_memory_evaluation_takes_smaller_batches() -> None:
     trainer = cramped(room=4, shape=TINY.model_copy(update={"dropout": 0.2}))
     trainer.model.only_evaluating = True
     modes: list[bool] = []
@@ -222,7 +222,7 @@ def test_no_memory_at_all_is_one_clear_error() -> None:
     assert out_of_memory(RuntimeError("std::bad_alloc"))
 
 
-def test_a_tried_pass_tells_seconds_or_that_memory_ended_and_leaves_nothing() -> None:
+def test_a_trial_pass_gives_seconds_or_out_of_memory_and_leaves_nothing() -> None:
     trainer = cramped(room=4)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     assert (try_pass(trainer.model, trainer.batches.batch(0), 4, CPU) or 0) > 0

@@ -1,4 +1,4 @@
-"""Training by several ranks: the same as by one, and an end together when one comes to harm."""
+"""Several ranks train as one does, and all end together when one fails."""
 
 import json
 import socket
@@ -59,7 +59,7 @@ def test_fifty_steps_lose_what_one_process_loses(count: int, tmp_path: Path) -> 
     assert [result["sent"] for result in results] == [1.0, 1.0, 3.0, 3.0]
 
 
-def test_a_block_computed_again_gives_the_same_gradients_though_dropout_is_random() -> None:
+def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
     config = ModelConfig.model_validate(MODEL | {"dropout": 0.3})
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     gradients, kept = [], []
@@ -125,7 +125,7 @@ def test_settings_that_do_not_fit_are_named_before_anything_starts(monkeypatch: 
         load_config(None, {"parallel.cpu_offload": True})
 
 
-def test_in_one_process_nothing_is_joined_and_fsdp_says_that_it_does_nothing(
+def test_one_process_joins_no_group_and_fsdp_says_it_does_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for world in ("", "1"):

@@ -108,7 +108,7 @@ def wait(until: Callable[[], bool], what: str, hosts: Hosts, seconds: float = 18
 
 
 @pytest.mark.slow
-def test_a_cut_cable_and_a_killed_host_cost_the_steps_since_the_last_checkpoint(tmp_path: Path, hosts: Hosts) -> None:
+def test_a_cut_cable_or_killed_host_costs_only_unsaved_steps(tmp_path: Path, hosts: Hosts) -> None:
     def reach(step: int, what: str) -> None:
         wait(lambda: bool(found := steps(tmp_path)) and found[-1] >= step, what, hosts)
 

@@ -80,7 +80,7 @@ def test_is_its_source_with_clean_outputs_and_answered_exercises(source: Path):
     target = source.with_suffix(".ipynb")
     built = nbformat.read(target, as_version=4)
     nbformat.validate(built)
-    assert problems(build.read(source), built) == [], f"make notebooks writes {target.name} anew"
+    assert problems(build.read(source), built) == [], f"make notebooks writes {target.name} again"
     assert target.stat().st_size < MOST_BYTES
 
 

@@ -124,7 +124,7 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
 
 
 def becomes(page: Any, expression: str) -> bool:
-    """Whether it is true within three seconds: the page draws its pictures anew a moment after a change."""
+    """Whether it is true within three seconds: the page draws its pictures again a moment after a change."""
     for _ in range(60):
         if page.evaluate(expression):
             return True
@@ -137,7 +137,7 @@ def test_light_and_dark_by_the_system_and_by_the_button(page):
     pixel = "[...document.querySelector('#grid canvas').getContext('2d').getImageData(0, 0, 1, 1).data]"
     ink = page.evaluate(pixel)
     page.emulate_media(color_scheme="dark")
-    assert becomes(page, f"{pixel}.join() !== '{','.join(map(str, ink))}'"), "the pictures are drawn anew"
+    assert becomes(page, f"{pixel}.join() !== '{','.join(map(str, ink))}'"), "the pictures are drawn again"
     dark = paper(page)
     assert dark != light
     page.locator("#theme").click()
@@ -175,7 +175,7 @@ def test_text_is_legible_on_every_colour(page, scheme: str):
     page.emulate_media(color_scheme=scheme)
     coloured = [".surprising", ".looked", "#lens tbody td", ".kinds button"]
     full = "(all) => document.querySelectorAll(all).forEach((each) => each.style.setProperty('--v', 1))"
-    page.wait_for_timeout(600)  # the change of scheme draws the detail anew
+    page.wait_for_timeout(600)  # the change of scheme draws the detail again
     page.evaluate(full, ", ".join(coloured))
     plain = [".lead p", ".facts", ".note", "footer"]
     ratios = {selector: round(contrast(page, selector), 1) for selector in plain + coloured}
@@ -193,7 +193,7 @@ def test_nothing_is_wider_than_the_screen(page, width: int):
 @pytest.mark.parametrize("width", [420, 1280])
 def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
     page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(600)  # drawn anew
+    page.wait_for_timeout(600)  # drawn again
     sizes = page.evaluate(
         """() => [...document.querySelectorAll("svg")].flatMap((svg) => {
           const scale = svg.getBoundingClientRect().width / Number(svg.getAttribute("width"));

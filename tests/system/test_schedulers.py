@@ -161,7 +161,7 @@ def gap(one: Path, two: Path) -> float:
 
 
 @pytest.mark.slow
-def test_ray_train_learns_what_one_process_learns_though_a_worker_is_killed(tmp_path: Path):
+def test_ray_train_equals_one_process_after_a_worker_is_killed(tmp_path: Path):
     ray = pytest.importorskip("ray", reason='needs pip install "ray[train]"')
     pytest.importorskip("ray.train", reason='needs pip install "ray[train]"', exc_type=ImportError)
     file = recipe(tmp_path, steps=60)

@@ -131,7 +131,7 @@ def test_saved_and_loaded_is_the_same_tokenizer(name: str, tmp_path: Path) -> No
     assert load(tmp_path).to_json() == ours.to_json()
 
 
-def test_fingerprints_tell_tokenizers_apart_and_do_not_change_between_versions() -> None:
+def test_fingerprints_differ_by_tokenizer_and_not_by_version() -> None:
     assert len({tokenizer.fingerprint for tokenizer in ALL.values()}) == len(ALL)
     # Token files and checkpoints carry it: whoever changes the canonical form orphans them.
     assert ByteTokenizer().fingerprint == "20fd8b8c5a81f1e14a40631df964457e4af31dd6b413ea44d8facc1c959c147e"
@@ -164,7 +164,7 @@ def test_an_unknown_character_is_unk_and_shows_as_a_replacement(stranger: str) -
     assert tokenizer.token_bytes(ids[1]) == b""
 
 
-def test_an_unknown_character_is_an_error_on_request_naming_it_and_its_place() -> None:
+def test_an_unknown_character_can_be_an_error_that_names_it_and_its_place() -> None:
     tokenizer = CharTokenizer("ab", unknown="error")
     assert tokenizer.special_tokens == {EOS: 0}
     with pytest.raises(TokenizerError, match=r"'é' at position 3 .*tokenizer\.unknown token"):
@@ -213,7 +213,7 @@ def test_a_stream_of_any_ids_adds_up_to_their_decoding(data: st.DataObject, name
 
 @settings(max_examples=100)
 @given(text=unicode_text, name=st.sampled_from(["byte", "bpe, gpt4", "bpe, no merges"]))
-def test_a_stream_emits_each_character_with_its_last_byte_and_never_a_part(text: str, name: str) -> None:
+def test_a_stream_emits_a_character_with_its_last_byte_never_a_part(text: str, name: str) -> None:
     tokenizer = ALL[name]
     stream, done = TextStream(tokenizer), b""
     for id_ in tokenizer.encode(text):
@@ -317,7 +317,7 @@ def test_a_vocabulary_too_small_for_the_bytes_is_an_error() -> None:
         build(TokenizerConfig(kind="bpe", vocab_size=259), ["abc"])
 
 
-def test_a_text_too_small_for_the_vocabulary_gives_what_there_is_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_too_small_for_the_vocabulary_gives_less_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=1000), ["abab abab"])
     assert [tokenizer.token_bytes(id_) for id_ in range(260, tokenizer.vocab_size)] == [b"ab", b"abab"]

@@ -176,7 +176,7 @@ def test_a_malformed_chat_is_named(name: str, tmp_path: Path) -> None:
         read_records(write(tmp_path / "x.jsonl", {"messages": CHAT}, {"messages": messages}))
 
 
-def test_records_are_told_from_texts(tmp_path: Path) -> None:
+def test_records_are_distinguished_from_texts(tmp_path: Path) -> None:
     records = write(tmp_path / "x.jsonl", "", GOOD)
     texts = write(tmp_path / "t.jsonl", {"text": "hello"})
     plain = write(tmp_path / "p.txt", GOOD)
@@ -196,7 +196,7 @@ def test_cleaning_and_unknown_characters(tmp_path: Path) -> None:
         record_row(bad, Template(), tokenizers()["char"])
 
 
-def test_what_is_cut_or_unknown_is_counted_and_told() -> None:
+def test_cut_and_unknown_tokens_are_counted_and_reported() -> None:
     tokenizer = CharTokenizer.from_texts([TEXT])
     rows = [
         record_row(
@@ -269,7 +269,7 @@ def test_packing_keeps_every_token_and_mask_and_wastes_little() -> None:
     )
 
 
-def test_a_batch_is_a_pure_function_of_the_step_and_the_ranks_slices_make_it() -> None:
+def test_a_batch_depends_on_the_step_alone_and_ranks_share_it_out() -> None:
     source, other = (RowBatches(rows(23, 17), 8, 16, seed=5) for _ in range(2))
     for step in (9, 2, 0, 40):
         inputs, targets = source.batch(step)

@@ -1,4 +1,4 @@
-"""Fine-tuning by other losses than the next token's: a teacher's, and preferences (DPO)."""
+"""Fine-tuning with other losses than the next token's: a teacher's, and preferences (DPO)."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Path:
     return make_base(tmp_path / "runs" / "base")
 
 
-def test_distilling_is_its_definition_and_the_pupil_comes_near_the_teacher(base: Path, tmp_path: Path) -> None:
+def test_distilling_equals_its_definition_and_nears_the_teacher(base: Path, tmp_path: Path) -> None:
     shape = ModelConfig(**SHAPE.model_dump() | {"vocab_size": 20, "num_layers": 1})
     model, teacher = GPT(shape, seed=1), GPT(shape, seed=2)
     tokens = torch.arange(20).reshape(2, 10)

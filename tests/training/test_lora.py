@@ -202,7 +202,7 @@ def test_merged_equals_adapted_and_going_back_is_exact_to_the_bit(shape: ModelCo
     assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-def test_merging_is_exact_but_for_rounding_and_subtracting_would_not_go_back() -> None:
+def test_merging_is_exact_up_to_rounding_and_not_undone_by_subtracting() -> None:
     model, _ = adapted()
     wanted = logits(model.double())
     name = "blocks.0.attention.qkv"
@@ -302,7 +302,7 @@ def test_a_base_is_known_again_after_hugging_face_and_by_every_bit() -> None:
     assert fingerprint(GPT(MODERN, seed=4).bfloat16()) != fingerprint(base)
 
 
-def test_what_is_no_adapter_or_damaged_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_adapter_or_another_file_is_refused(tmp_path: Path) -> None:
     model, config = adapted()
     save_adapter(tmp_path / "a", model, config)
     data = bytearray((tmp_path / "a" / "adapter.safetensors").read_bytes())

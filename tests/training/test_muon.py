@@ -44,7 +44,7 @@ def test_steps_equal_torchs_muon() -> None:
     assert rest.abs().min() > 0, "the others are AdamW's"
 
 
-def test_every_matrix_of_the_blocks_is_muons_and_its_stacked_parts_are_apart() -> None:
+def test_muon_takes_each_block_matrix_and_splits_stacked_ones() -> None:
     model = GPT(SHAPE)
     pieces = {name: hidden_matrices(model).get(p) for name, p in model.named_parameters()}
     assert pieces["blocks.0.attention.qkv.weight"] == [32, 16, 16]

@@ -1,4 +1,4 @@
-"""When training goes wrong: bad steps are skipped, a run that came apart goes back, and all of it exactly."""
+"""When training goes wrong: bad steps are skipped, a run that diverged goes back, and all of it exactly."""
 
 import json
 import math
@@ -125,7 +125,7 @@ class Watch(Hook):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_one_bad_batch_is_skipped_told_and_harms_nothing(tmp_path: Path, where: str) -> None:
+def test_one_bad_batch_is_skipped_and_reported_and_harms_nothing(tmp_path: Path, where: str) -> None:
     watch = Watch()
     trainer, said = make(tmp_path, lambda batch: batch == 7, where, (watch,))
     state = trainer.run()
@@ -218,7 +218,7 @@ def test_a_run_stopped_within_trouble_goes_on_exactly(tmp_path: Path, stop_at: i
     assert (tmp_path / "whole/incidents.jsonl").read_text() == (tmp_path / "parts/incidents.jsonl").read_text()
 
 
-def test_broken_weights_and_a_validation_loss_that_is_no_number_go_back_too(tmp_path: Path) -> None:
+def test_broken_weights_or_a_nan_validation_loss_roll_back_too(tmp_path: Path) -> None:
     class Fault(Hook):
         """A device that errs twice: it will not do so when the steps are taken again."""
 

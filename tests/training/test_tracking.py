@@ -4,67 +4,22 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_run import SMALL, fails, text
-from tuned_run import StopAt, make_base, questions, tune
+from tracked_run import QUIET, by_key, cut_and_resumed, forget_trackers, say
+from tuned_run import make_base, questions, tune
 
 from minigpt.cli import main
 from minigpt.files import read_lines
-from minigpt.runs import train as assembly
 from minigpt.training.hooks import trackers, tracking
-
-QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-every", "4", "--train.max-steps", "8"]
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, place or server of the person who runs the tests."""
-    for name in list(os.environ):
-        if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", "/nowhere")
-    for name in ("TRACKIO_DIR", "MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
-        monkeypatch.delenv(name)
-
-
-def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str) -> Path:
-    """A run tracked by the tool, stopped at step 4 and gone on with to step 8; tracking.json is kept."""
-    (folder / "cats.txt").write_text(text())
-    argv = ["train", str(folder / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(folder / "runs")]
-    argv += ["--logging.track", track]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "Signals", StopAt)
-        assert main(argv) == 143
-    run = folder / "runs/cats"
-    ids = run / "tracking.json"
-    before = ids.read_text() if ids.is_file() else ""
-    time.sleep(1)  # W&B names its folder by the second
-    assert main(argv) == 0
-    assert (ids.read_text() if ids.is_file() else "") == before
-    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [2, 4, 6, 8]
-    err = capsys.readouterr().err.replace("\n", " ")
-    assert err.count(f"{track}: ") == 2, "where it is, each time, and no failure"
-    return run
-
-
-def by_key(run: Path) -> dict[str, dict[int, float]]:
-    """metrics.jsonl as {key: {step: value}}."""
-    found: dict[str, dict[int, float]] = {}
-    for line in read_lines(run / "metrics.jsonl"):
-        for key, value in line.items():
-            if key != "step":
-                found.setdefault(key, {})[line["step"]] = value
-    return found
-
-
-def say(capsys: pytest.CaptureFixture[str], tool: str, expected: dict[str, dict[int, float]], exact: str) -> None:
-    with capsys.disabled():
-        print(f"\n{tool}: {sum(map(len, expected.values()))} values of {len(expected)} metrics, {exact}")
+    forget_trackers(monkeypatch)
 
 
 def test_tensorboard_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
@@ -124,22 +79,6 @@ def test_mlflow_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> N
     say(capsys, "MLflow", expected, "equal to the last bit, in one run through one resume")
 
 
-@pytest.mark.slow  # importing trackio takes seconds
-def test_trackio_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("trackio", reason="needs the trackio extra")
-    run = cut_and_resumed(tmp_path, capsys, "trackio")
-    from trackio.sqlite_storage import SQLiteStorage
-
-    [name] = SQLiteStorage.get_runs("minigpt")
-    assert name == json.loads((run / "tracking.json").read_text())["trackio"]
-    expected, found = by_key(run), {}
-    for row in SQLiteStorage.get_logs("minigpt", name):
-        for key in expected.keys() & row.keys():
-            found.setdefault(key, {})[row["step"]] = row[key]
-    assert found == expected
-    say(capsys, "Trackio", expected, "equal to the last bit, in one run through one resume")
-
-
 class Fake:
     """A tool that fails at a step, and notes what it was told."""
 
@@ -180,7 +119,7 @@ def test_a_finetuning_is_tracked_too(tmp_path: Path, monkeypatch) -> None:
     assert fake.told == [("start", "tuned", 0), *lines, "finish"]
 
 
-def test_what_is_missing_or_misspelled_is_told_before_anything_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_missing_or_misspelled_tracker_fails_before_any_file_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--logging.track", "wandb,tensorbord"], "logging.track.1", "did you mean tensorboard")

@@ -182,7 +182,7 @@ class Slow(Hook):
             time.sleep(1.3)
 
 
-def test_a_run_whose_time_is_up_between_two_steps_ends_with_an_evaluated_one() -> None:
+def test_a_run_out_of_time_ends_with_an_evaluated_step() -> None:
     trainer = make_trainer(max_minutes=0.02, eval_every=1000)
     trainer.hooks.append(Slow())
     state = trainer.run()
@@ -238,7 +238,7 @@ def scripted(losses: list[float], schedule: ScheduleConfig, **settings) -> Scrip
     return trainer
 
 
-def test_plateau_cuts_the_rate_when_validation_stalls_and_goes_on_to_its_limit() -> None:
+def test_plateau_cuts_the_rate_at_each_stall_down_to_its_limit() -> None:
     schedule = ScheduleConfig(
         kind="cosine+plateau", warmup_steps=0, min_lr_ratio=0.5, plateau_patience=2, plateau_max_steps=20
     )
@@ -307,7 +307,7 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -
             assert torch.equal(tensor, second.tensors()[part][name]), f"{part} {name}"
 
 
-def test_an_error_gives_back_what_hooks_took_and_a_broken_model_is_not_saved(tmp_path) -> None:
+def test_after_an_error_hooks_are_closed_and_no_broken_model_is_saved(tmp_path) -> None:
     import signal
 
     from minigpt.errors import MiniGPTError

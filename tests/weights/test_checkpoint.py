@@ -1,8 +1,6 @@
 """Checkpoints: whole or not there, refused when damaged, and the previous one survives whatever happens."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,28 +100,7 @@ def test_saving_the_same_step_again_replaces_it_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["last", "step-00000001"]
 
 
-def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        first = save(small, 1)
-        with pytest.raises(StorageError, match="the disk is full"):
-            save(small, 2, model={"w": torch.zeros(2_000_000)})
-        assert checkpoint.resolve(small) == first
-        assert torch.equal(checkpoint.load(small).tensors["model"]["w"], TENSORS["model"]["w"])
-        assert sorted(p.name for p in first.parent.iterdir()) == ["last", "step-00000001"]
-    finally:
-        subprocess.run(["umount", small], check=True)
-
-
-def test_an_unwritable_directory_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     with pytest.raises(StorageError, match="cannot be written"):
         save(tmp_path, 1)

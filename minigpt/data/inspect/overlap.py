@@ -6,7 +6,7 @@ chunk's border (one in a million characters) are left out.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,7 +18,16 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 _FILTER_BITS = 24
 
 
-def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> dict[str, Any]:
+class Grams(TypedDict):
+    """How many grams of val there are, and which share of them train has too (None: there are no grams)."""
+
+    unit: str
+    grams: int
+    seen: int
+    share: float | None
+
+
+def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> Grams:
     """unit ("13 words" or "50 characters"), grams of val, those seen in train, and their share (None: no gram)."""
     grams: list[np.ndarray] = []
     by_words = True

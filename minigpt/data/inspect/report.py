@@ -8,7 +8,7 @@ VAL_CHARS characters of validation with the first TRAIN_CHARS of training; `samp
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -27,6 +27,97 @@ BATCH = 1 << 20  # characters counted at a time
 BINS = 30  # of a histogram of lengths
 
 
+class SplitFigures(TypedDict):
+    """One split; tokens are null without a tokenizer, and estimated where the text is longer than was encoded."""
+
+    bytes: int
+    chars: int
+    words: int
+    documents: int
+    sha256: str
+    lines: int
+    tokens: int | None
+
+
+class Histogram(TypedDict):
+    """Bin i is edges[i] <= length < edges[i+1]."""
+
+    edges: list[int]
+    counts: list[int]
+
+
+class Lengths(TypedDict):
+    """Lengths in characters; bins of edges and counts double, those of the histogram are finer, without length 0."""
+
+    mean: float
+    longest: int
+    edges: list[int]
+    counts: list[int]
+    histogram: Histogram
+
+
+class Characters(TypedDict):
+    """The top is a list of [character, count]."""
+
+    distinct: int
+    non_ascii: int
+    top: list[list[Any]]
+
+
+class Tokens(TypedDict):
+    """The top is a list of [text, id, count], ranks some 60 of [n, count of the n-th most frequent]."""
+
+    kind: str
+    vocab_size: int
+    used: int
+    bytes_per_token: float
+    sampled: bool
+    top: list[list[Any]]
+    ranks: list[list[int]]
+
+
+class Duplicates(TypedDict):
+    """Lines that are not blank; the top is a list of [line, count]."""
+
+    lines: int
+    repeated: int
+    share: float
+    sampled: bool
+    top: list[list[Any]]
+
+
+class Overlap(TypedDict):
+    """The share of validation's 13-word sequences that training holds too; null for a shorter text.
+
+    The unit is 50 characters where words have no spaces between them.
+    """
+
+    unit: str
+    grams: int
+    seen: int
+    share: float | None
+    sampled: bool
+
+
+class TextReport(TypedDict):
+    """Figures of a text, in the order that `minigpt data inspect --json` prints.
+
+    `skipped` are files of a directory that are not text, `examples` up to 3 excerpts, chosen at random with a fixed
+    seed, and `tokens` is null without a tokenizer.
+    """
+
+    source: str
+    skipped: list[str]
+    splits: dict[str, SplitFigures]
+    line_length: Lengths
+    document_length: Lengths
+    characters: Characters
+    tokens: Tokens | None
+    duplicates: Duplicates
+    overlap: Overlap
+    examples: list[str]
+
+
 class Reader(Protocol):
     """What inspecting needs of a tokenizer."""
 
@@ -42,24 +133,8 @@ class Reader(Protocol):
         ...
 
 
-def inspect_data(
-    config: DataConfig, tokenizer: Reader | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def inspect_data(config: DataConfig, tokenizer: Reader | None = None, progress: Progress | None = None) -> TextReport:
     """Figures of a text.
-
-    Returns:
-        source, skipped (files of a directory that are no text);
-        splits: {name: {bytes, chars, words, documents, sha256, lines, tokens}} (tokens: null without a tokenizer,
-            estimated from bytes_per_token where the text is longer than was encoded);
-        line_length, document_length: {mean, longest, edges, counts, histogram: {edges, counts}}, in characters; bin i
-            is edges[i] <= length < edges[i+1], and doubles with i; those of the histogram are finer, without length 0;
-        characters: {distinct, non_ascii, top: [[character, count], ...]};
-        tokens: null, or {kind, vocab_size, used, bytes_per_token, sampled, top: [[text, id, count], ...],
-            ranks: [[n, count of the n-th most frequent], ...], some 60};
-        duplicates: {lines, repeated, share, sampled, top: [[line, count], ...]}, of lines that are not blank;
-        overlap: {unit, grams, seen, share, sampled}: share of validation's 13-word sequences (50 characters where
-            words have no spaces between) that training holds too; share is null for a shorter text;
-        examples: up to 3 excerpts, chosen at random with a fixed seed.
 
     Raises:
         DataError: see `open_corpus`.
@@ -86,7 +161,7 @@ def inspect_data(
         done += len(piece.text)
         if progress:
             progress(f"counting {corpus.source.name}", done, corpus.survey.chars)
-    counted = {}
+    counted: dict[str, SplitFigures] = {}
     for name, (statistics, lengths) in splits.items():
         ids = tokens.estimate(name, statistics) if tokens else None
         counted[name] = {**statistics.figures(), "lines": lengths.number, "tokens": ids}
@@ -104,7 +179,7 @@ def inspect_data(
     }
 
 
-def _overlap(corpus: Corpus, progress: Progress | None) -> dict[str, Any]:
+def _overlap(corpus: Corpus, progress: Progress | None) -> Overlap:
     sampled = []
 
     def first(split: str, limit: int) -> Iterator[Piece]:
@@ -118,7 +193,8 @@ def _overlap(corpus: Corpus, progress: Progress | None) -> dict[str, Any]:
                 progress("comparing the splits", done, None)
             yield piece
 
-    return overlap(first("val", VAL_CHARS), first("train", TRAIN_CHARS)) | {"sampled": bool(sampled)}
+    grams = overlap(first("val", VAL_CHARS), first("train", TRAIN_CHARS))
+    return {**grams, "sampled": bool(sampled)}
 
 
 class _Lengths:
@@ -141,7 +217,7 @@ class _Lengths:
             whole.seen += part.seen
         return whole
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Lengths:
         longest = max(self.seen, default=0)
         counts = [0] * (longest.bit_length() + 1)  # 0, 1, 2-3, 4-7, 8-15, ...
         for length, count in self.seen.items():
@@ -154,7 +230,7 @@ class _Lengths:
             "histogram": self._histogram(),
         }
 
-    def _histogram(self) -> dict[str, list[int]]:
+    def _histogram(self) -> Histogram:
         """At most 30 bins from the shortest length above 0 on: even, or by ratio where the longest is 10 times that."""
         lengths = np.array(sorted(length for length in self.seen if length), np.int64)
         if not len(lengths):
@@ -186,7 +262,7 @@ class _Characters:
         self.counts[: len(found)] += found
         self.held, self.size = [], 0
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Characters:
         self._count()
         order = np.argsort(-self.counts, kind="stable")[:TOP]
         return {
@@ -219,7 +295,7 @@ class _Duplicates:
             if count == 2:
                 self.texts[key] = stripped[:80]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Duplicates:
         repeated = self.lines - len(self.counts)
         top = sorted(self.texts, key=lambda key: (-self.counts[key], self.texts[key]))[:TOP]
         return {
@@ -261,7 +337,7 @@ class _Tokens:
     def _bytes_per_token(self) -> float:
         return self.bytes / max(1, int(self.counts.sum()))
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Tokens:
         order = np.argsort(-self.counts, kind="stable")[:TOP]
         top = [
             [self.tokenizer.token_bytes(int(id_)).decode("utf-8", "replace"), int(id_), int(self.counts[id_])]

@@ -3,26 +3,60 @@
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypedDict
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig
 from minigpt.data import Batches, Prepared, prepare, text_chunks
 from minigpt.errors import storage_error
-from minigpt.machine.bench.timing import Spread, Tell, rounded, stopwatch
+from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, rounded, stopwatch
 
 BATCHES = 200
 """Batches of a round."""
 
 
-def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: None) -> dict[str, Any]:
+class TokenizerUsed(TypedDict):
+    """The tokenizer that was timed."""
+
+    kind: str
+    vocab_size: int
+
+
+class PrepareFigures(TypedDict):
+    """Speed of preparing."""
+
+    seconds: SpreadFigures
+    mb_per_second: float
+    tokens_per_second: float
+
+
+class BatchFigures(TypedDict):
+    """Speed of drawing batches."""
+
+    batch_size: int
+    seq_len: int
+    microseconds_per_batch: SpreadFigures
+    batches_per_second: float
+    tokens_per_second: float
+
+
+class DataReport(TypedDict):
+    """What `minigpt bench data --json` prints."""
+
+    source: str
+    bytes: int
+    tokens: int
+    tokenizer: TokenizerUsed
+    rounds: int
+    prepare: PrepareFigures
+    batches: BatchFigures
+
+
+def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: None) -> DataReport:
     """Measure preparing config.data.source with the config's tokenizer, and drawing the config's batches from it.
 
     The text is first written to a plain file of a temporary directory, and the tokenizer made; neither is timed, so
     that of the stories it is not the grammar that is measured. Each round then reads, splits, encodes and writes anew.
-
-    Returns:
-        What the help of `minigpt bench data --json` lists.
 
     Raises:
         DataError: no such text, or one too short for a window.
@@ -69,7 +103,7 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
         }
 
 
-def batch_figures(prepared: Prepared, config: RunConfig, rounds: int) -> dict[str, Any]:
+def batch_figures(prepared: Prepared, config: RunConfig, rounds: int) -> BatchFigures:
     """Speed of `Batches` over the training split, for the config's batch size and context."""
     size, length = config.train.batch_size, config.model.max_seq_len
     batches = Batches(prepared.splits["train"].tokens, size, length, config.train.seed)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.machine.bench.machine import about, enough_memory, peak_memory, read_bandwidth, start_memory
-from minigpt.machine.bench.profile import check_profile, profiled
+from minigpt.machine.bench.profile import Profile, check_profile, profiled
 from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
-from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio
+from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate, rounded, speed_ratio
 from minigpt.model import GPT
 from minigpt.runtime.device import DTYPES, Runtime
 
@@ -65,6 +65,40 @@ class Writer:
     write: Callable[[int], Decoding]
 
 
+class GenerateSide(TypedDict):
+    """One side's figures; ratio is our speed / theirs, None for ours."""
+
+    name: str
+    precision: str
+    parameters: int
+    weight_bytes: int
+    ms_to_first_token: SpreadFigures
+    ms_per_token: SpreadFigures
+    tokens_per_second: float
+    bound_ms_per_token: float
+    share_of_bound: float
+    ratio: float | None
+
+
+class GenerateReport(TypedDict):
+    """What `minigpt bench generate --json` prints."""
+
+    model: dict[str, Any]
+    source: str | None
+    prompt_tokens: int
+    new_tokens: int
+    batch_size: int
+    device: str
+    device_name: str
+    threads: int
+    bandwidth_gb_per_second: float
+    peak_memory_bytes: int | None
+    rounds: int
+    sides: list[GenerateSide]
+    notes: list[str]
+    profile: Profile | None
+
+
 def bench_generate(
     model: GPT,
     *,
@@ -76,7 +110,7 @@ def bench_generate(
     vs_hf: bool = False,
     profile: Path | None = None,
     tell: Tell = lambda what: None,
-) -> dict[str, Any]:
+) -> GenerateReport:
     """Measure greedy generation from random ids.
 
     Args:
@@ -88,9 +122,6 @@ def bench_generate(
         rounds: generations, in turn.
         vs_hf: measure transformers' `generate` beside us, in fp32 and bf16.
         profile: where to write a trace of the first 16 tokens of ours.
-
-    Returns:
-        What the help of `minigpt bench generate --json` lists.
 
     Raises:
         UserError: the tokens do not fit into the context, transformers is not there, memory ran out.
@@ -121,7 +152,7 @@ def bench_generate(
         "peak_memory_bytes": memory,
         "rounds": rounds,
         "sides": [side_row(s, timings[s.name], timings[ours.name], batch_size, bandwidth) for s in writers],
-        "notes": twin.notes if twin else [],
+        "notes": list(twin.notes) if twin else [],
         "profile": trace,
     }
 
@@ -155,7 +186,7 @@ def _fitting(prompt_tokens: int, new_tokens: int | None, context: int) -> int:
 
 def side_row(
     writer: Writer, rounds: list[Decoding], ours: list[Decoding], batch_size: int, bandwidth: float
-) -> dict[str, Any]:
+) -> GenerateSide:
     """One side's figures, the speed at its median token.
 
     Args:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -53,7 +53,15 @@ def start_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def about(device: torch.device) -> dict[str, Any]:
+class Machine(TypedDict):
+    """What every report of a model says about the machine."""
+
+    device: str
+    device_name: str
+    threads: int
+
+
+def about(device: torch.device) -> Machine:
     """device, device_name and threads, as every report has them."""
     return {"device": str(device), "device_name": device_name(device), "threads": torch.get_num_threads()}
 

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -40,11 +40,33 @@ def check_profile(path: Path | None) -> None:
         raise StorageError(f"--profile {path}: there is no directory {path.parent}; make it first")
 
 
-def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> dict[str, Any]:
-    """Run the job under the profiler and write its Chrome trace, packed if the file's name ends in .gz.
+class Operation(TypedDict):
+    """One of the operations that took the most time."""
 
-    Returns:
-        file, groups {group: share of the time}, operations: the dearest, each {name, group, share, ms, calls}.
+    name: str
+    group: str
+    share: float
+    ms: float
+    calls: int
+
+
+class Shares(TypedDict):
+    """Each group's share of the time, and the operations that took the most."""
+
+    groups: dict[str, float]
+    operations: list[Operation]
+
+
+class Profile(TypedDict):
+    """A trace, and the figures of it."""
+
+    file: str
+    groups: dict[str, float]
+    operations: list[Operation]
+
+
+def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> Profile:
+    """Run the job under the profiler and write its Chrome trace, packed if the file's name ends in .gz.
 
     Raises:
         StorageError: the file cannot be written.
@@ -72,8 +94,8 @@ def _rows(trace: profile, cuda: bool) -> list[tuple[str, float, int]]:
     return [(event.key, event.self_cpu_time_total, event.count) for event in events]
 
 
-def table(rows: list[tuple[str, float, int]]) -> dict[str, Any]:
-    """groups and operations, as `profiled` returns them, of (name, microseconds, calls)."""
+def table(rows: list[tuple[str, float, int]]) -> Shares:
+    """The shares of (name, microseconds, calls)."""
     total = sum(microseconds for _, microseconds, _ in rows) or 1.0
     groups: dict[str, float] = defaultdict(float)
     for name, microseconds, _ in rows:

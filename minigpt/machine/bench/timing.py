@@ -3,12 +3,22 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypeVar
+from dataclasses import astuple, dataclass
+from typing import TypedDict, TypeVar
 
 Measured = TypeVar("Measured")
 Tell = Callable[[str], None]
 """Called with what begins now, for the person who waits."""
+
+
+class SpreadFigures(TypedDict):
+    """A spread in a report."""
+
+    median: float
+    q1: float
+    q3: float
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
@@ -27,9 +37,10 @@ class Spread:
         q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
         return cls(statistics.median(values), q1, q3, min(values), max(values))
 
-    def figures(self, scale: float = 1.0) -> dict[str, float]:
+    def figures(self, scale: float = 1.0) -> SpreadFigures:
         """As plain values, each times `scale` (1e3: seconds to milliseconds)."""
-        return {name: rounded(value * scale) for name, value in asdict(self).items()}
+        median, q1, q3, low, high = (rounded(value * scale) for value in astuple(self))
+        return {"median": median, "q1": q1, "q3": q3, "min": low, "max": high}
 
 
 def rounded(value: float) -> float:

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypedDict
 
 import tiktoken
 
-from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
+from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.tokenizers import BPETokenizer, safe_cut
 from minigpt.tokenizers.bpe import SPECIALS
 from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
@@ -22,9 +22,41 @@ BLOCK = 1 << 17  # characters, for the threads of Rust's trainers
 OURS = "minigpt"
 
 
+class TrainingSide(TypedDict):
+    """Time of one trainer; ratio is our speed / theirs, None for ours."""
+
+    name: str
+    seconds: SpreadFigures
+    ratio: float | None
+
+
+class EncodingSide(TypedDict):
+    """Speed of one encoder; ratio is our speed / theirs, None for ours."""
+
+    name: str
+    mb_per_second: SpreadFigures
+    ratio: float | None
+
+
+class TokenizerReport(TypedDict):
+    """What `minigpt bench tokenizer --json` prints after the source."""
+
+    bytes: int
+    vocab_size: int
+    pattern: str
+    rounds: int
+    cores: int | None
+    rayon_threads: str
+    training: list[TrainingSide]
+    encoding: list[EncodingSide]
+    same_merges: bool | None
+    same_ids: bool
+    notes: list[str]
+
+
 def bench_tokenizer(
     text: str, vocab_size: int = 8192, pattern: str = "gpt4", rounds: int = 3, tell: Tell = lambda what: None
-) -> dict[str, Any]:
+) -> TokenizerReport:
     """Measure learning and encoding of one text, which is held in memory.
 
     Args:
@@ -32,9 +64,6 @@ def bench_tokenizer(
         vocab_size: ids to learn, special tokens included; a small text gives fewer, and then all sides learn those.
         pattern: gpt2 or gpt4.
         rounds: repetitions, in turn.
-
-    Returns:
-        What the help of `minigpt bench tokenizer --json` lists, but for `source`.
 
     Raises:
         TokenizerError: vocab_size below 260, or no text.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
-from minigpt.machine.bench.machine import about, ceilings, enough_memory, peak_memory, start_memory
-from minigpt.machine.bench.profile import check_profile, profiled
+from minigpt.machine.bench.machine import Machine, about, ceilings, enough_memory, peak_memory, start_memory
+from minigpt.machine.bench.profile import Profile, check_profile, profiled
 from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
 from minigpt.machine.bench.shape import with_vocabulary
-from minigpt.machine.bench.timing import Spread, Tell, alternate, rounded, speed_ratio, stopwatch
+from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runtime.autotune import Choice, choose
@@ -34,6 +34,44 @@ from minigpt.training import accumulate, make_optimizer, update
 PROFILED_STEPS = 2
 MicroBatches = list[tuple[Tensor, Tensor]]
 Warm = Callable[["Side"], "Side"]
+
+
+class Setting(TypedDict):
+    """What is trained."""
+
+    model: dict[str, Any]
+    batch_size: int
+    micro_batch_size: int
+    tokens_per_step: int
+    flops_per_token: int
+
+
+class TrainSide(TypedDict):
+    """One side's figures; ratio is our speed / theirs, None for ours."""
+
+    name: str
+    precision: str
+    compiled: bool
+    parameters: int
+    ms_per_step: SpreadFigures
+    tokens_per_second: float
+    gflops_per_second: float
+    mfu: float
+    first_step_seconds: float
+    ratio: float | None
+
+
+class TrainReport(Setting, Machine):
+    """What `minigpt bench train --json` prints."""
+
+    ceilings_gflops: dict[str, float]
+    peak_memory_bytes: int | None
+    steps: int
+    warmup: int
+    rounds: int
+    sides: list[TrainSide]
+    notes: list[str]
+    profile: Profile | None
 
 
 @dataclass
@@ -61,7 +99,7 @@ def bench_train(
     vs_hf: bool = False,
     profile: Path | None = None,
     tell: Tell = lambda what: None,
-) -> dict[str, Any]:
+) -> TrainReport:
     """Measure optimizer steps of the config's shape on random ids.
 
     Args:
@@ -72,9 +110,6 @@ def bench_train(
         rounds: repetitions in turn; without a rival there is one.
         vs_hf: measure transformers beside us, eager in fp32 and compiled in bf16; all then step by AdamW.
         profile: where to write a trace of two of our steps.
-
-    Returns:
-        What the help of `minigpt bench train --json` lists.
 
     Raises:
         UserError: transformers is not there, memory ran out, the trace cannot be written.
@@ -107,7 +142,9 @@ def bench_train(
         **about(runtime.device),
         "ceilings_gflops": {name: rounded(value / 1e9) for name, value in peaks.items()},
         "peak_memory_bytes": memory,
-        **{"steps": steps, "warmup": warmup, "rounds": rounds if twin else 1},
+        "steps": steps,
+        "warmup": warmup,
+        "rounds": rounds if twin else 1,
         "sides": [side_row(s, seconds[s.name], seconds[ours.name], tokens, flops, peaks[s.precision]) for s in sides],
         "notes": notes,
         "profile": trace,
@@ -134,7 +171,7 @@ def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
     return config.model_copy(update={"optimizer": optimizer}), notes
 
 
-def _setting(config: RunConfig, tokens: int, flops: int) -> dict[str, Any]:
+def _setting(config: RunConfig, tokens: int, flops: int) -> Setting:
     return {
         "model": config.model.model_dump(mode="json"),
         "batch_size": config.train.batch_size,
@@ -155,7 +192,7 @@ def warm_up(side: Side, warmup: int, tell: Tell) -> Side:
 
 def side_row(
     side: Side, rounds: list[list[float]], ours: list[list[float]], tokens: int, flops: int, ceiling: float
-) -> dict[str, Any]:
+) -> TrainSide:
     """One side's figures, the speeds at its median step.
 
     Args:

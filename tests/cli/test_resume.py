@@ -1,0 +1,82 @@
+"""A run that stopped continues with the same command, and never with other settings or another text."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cli_run import SMALL, fails, text
+
+from minigpt.cli import main
+from minigpt.runtime import device
+
+
+def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path, capsys) -> None:
+    before = (broken / "metrics.jsonl").read_text()
+    base = ["train", str(broken / "config.yaml"), "--logging.runs-dir", str(broken.parent)]
+    assert main([*base, "--name", "broken"]) == 0, "same settings: finished, nothing to do"
+    assert (broken / "metrics.jsonl").read_text() == before
+    fails(capsys, [*base, "--name", "broken", "--train.seed", "1"], "exists with another train.seed", "--resume")
+    fails(
+        capsys,
+        [*base, "--name", "broken", "--train.seed", "1", "--resume"],
+        "cannot be continued with another train.seed",
+    )
+    fails(capsys, [*base, "--name", "nowhere", "--resume"], "nothing to resume")
+    assert main([*base, "--name", "broken", "--resume", "--train.max-steps", "50"]) == 0
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [10, 20, 30, 40, 50]
+    assert main([*base, "--train.seed", "1", "--train.max-steps", "2"]) == 0, "a derived name moves on to the next"
+    assert (broken.parent / "broken-2" / "config.yaml").is_file()
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = [sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
+    process = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs/cats/metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size > 0:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted by SIGINT" in err
+    assert "Traceback" not in err
+    last = (tmp_path / "runs/cats/checkpoints/last").read_text().strip()
+    step = int(last.split("-")[1])
+    assert step > 0
+    state = json.loads((tmp_path / f"runs/cats/checkpoints/{last}/state.json").read_text())
+    assert state["train"]["finished"] is False
+
+
+def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
+    argv += ["--train.precision", "auto"]
+
+    monkeypatch.setattr(device, "_best_precision", lambda device: "bf16")
+    assert main([*argv, "--train.max-steps", "4"]) == 0
+    monkeypatch.setattr(device, "_best_precision", lambda device: "fp32")
+    assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
+    states = [
+        json.loads(path.read_text()) for path in sorted((tmp_path / "runs/cats").glob("checkpoints/*/state.json"))
+    ]
+    assert states[-1]["train"]["step"] == 6
+    assert states[-1]["precision"] == "bf16"
+
+
+def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, capsys) -> None:
+    source = tmp_path / "cats.txt"
+    source.write_text(text())
+    base = ["train", str(source), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "mine"]
+    assert main([*base, "--train.max-steps", "4"]) == 0
+    longer = [*base, "--train.max-steps", "8", "--resume"]
+    fails(capsys, [*longer, "--optimizer.kind", "adamw"], "cannot be continued with another optimizer.kind")
+    source.write_text(text().replace("cat", "cow"))
+    fails(capsys, longer, "was trained on another text", "--name")
+    source.write_text(text())
+    assert main(longer) == 0
