@@ -18,41 +18,14 @@ This is the order of Hugging Face's `generate`, which has no counterpart of 3: s
 ban every token, and then it raises; `probabilities` always keeps at least one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.generation.sampling.processors import (
-    TINY,
-    bad_words,
-    frequency_penalty,
-    logit_bias,
-    min_new_tokens,
-    min_p,
-    no_repeat_ngram,
-    presence_penalty,
-    repetition_penalty,
-    top_k,
-    top_p,
-    typical_p,
-)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the settings say in words, in a tokenizer's ids."""
-
-    eos_id: int | None = None
-    """What min_new_tokens holds back."""
-    bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these tokens; -inf bans one."""
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Runs of ids, none of them empty, that are not written."""
-
+from minigpt.generation.sampling.processors import ADJUSTMENTS, CUTS, TINY, Rules, Written
 
 NO_RULES = Rules()
 
@@ -69,13 +42,9 @@ def adjust(logits: Tensor, history: Sequence[Tensor], new: int, config: Generati
         GenerationError: a row in which no token is left, a bias or penalty that overflows, or an id that is not there.
     """
     start = changed = logits.float()
-    changed = logit_bias(changed, rules.bias)
-    changed = repetition_penalty(changed, history, config.repetition_penalty)
-    changed = frequency_penalty(changed, history, new, config.frequency_penalty)
-    changed = presence_penalty(changed, history, new, config.presence_penalty)
-    changed = no_repeat_ngram(changed, history, config.no_repeat_ngram_size)
-    changed = bad_words(changed, history, rules.bad_words)
-    changed = min_new_tokens(changed, new, config.min_new_tokens, rules.eos_id)
+    written = Written(history, new, config, rules)
+    for change in ADJUSTMENTS.values():
+        changed = change(changed, written)
     if changed is not start:
         _check(changed.amax(-1))
     return changed
@@ -103,8 +72,9 @@ def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = logits - logits.amax(-1, keepdim=True)  # the largest is 0, which no divisor makes infinite
     logits = logits / max(config.temperature, TINY)
-    logits = top_p(top_k(logits, config.top_k), config.top_p)
-    return typical_p(min_p(logits, config.min_p), config.typical_p).softmax(-1)
+    for name, cut in CUTS.items():
+        logits = cut(logits, getattr(config, name))
+    return logits.softmax(-1)
 
 
 def sample(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]) -> Tensor:

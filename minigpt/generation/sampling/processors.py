@@ -5,13 +5,38 @@ logit of -inf is banned: no function brings it back.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the settings say in words, in a tokenizer's ids."""
+
+    eos_id: int | None = None
+    """What min_new_tokens holds back."""
+    bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens; -inf bans one."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of ids, none of them empty, that are not written."""
+
+
+class Written(NamedTuple):
+    """What the adjustments look at: each row's tokens so far, prompt first; how many were generated; the settings."""
+
+    history: Sequence[Tensor]
+    new: int
+    config: GenerationConfig
+    rules: Rules
+
 
 BANNED = float("-inf")
 TINY = 1e-30  # in float32, a setting of 1e-50 would be 0: divide by nothing, or keep nothing
@@ -160,6 +185,26 @@ def _keep_first(logits: Tensor, index: Tensor, chances: Tensor, p: float) -> Ten
     before = chances.cumsum(-1) - chances  # probability of all tokens that come first
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
     return logits.masked_fill(dropped, BANNED)
+
+
+ADJUSTMENTS: dict[str, Callable[[Tensor, Written], Tensor]] = {
+    "logit_bias": lambda logits, w: logit_bias(logits, w.rules.bias),
+    "repetition_penalty": lambda logits, w: repetition_penalty(logits, w.history, w.config.repetition_penalty),
+    "frequency_penalty": lambda logits, w: frequency_penalty(logits, w.history, w.new, w.config.frequency_penalty),
+    "presence_penalty": lambda logits, w: presence_penalty(logits, w.history, w.new, w.config.presence_penalty),
+    "no_repeat_ngram_size": lambda logits, w: no_repeat_ngram(logits, w.history, w.config.no_repeat_ngram_size),
+    "bad_words": lambda logits, w: bad_words(logits, w.history, w.rules.bad_words),
+    "min_new_tokens": lambda logits, w: min_new_tokens(logits, w.new, w.config.min_new_tokens, w.rules.eos_id),
+}
+"""What is allowed, by setting, in the order in which it acts, before the temperature."""
+CUTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "top_k": lambda logits, k: top_k(logits, int(k)),
+    "top_p": top_p,
+    "min_p": min_p,
+    "typical_p": typical_p,
+}
+"""Which tokens are kept, by setting, in the order in which it acts, after the temperature. To add a rule: a function, a
+row here or above, and its setting in `config.generation.GenerationConfig`."""
 
 
 def occurrences(rows: Sequence[Tensor], vocab_size: int) -> Tensor:
