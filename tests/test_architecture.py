@@ -45,7 +45,7 @@ INSIDE = {
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
     "weights": "huggingface quantized sharded state / checkpoint / damage pretrained",
-    "model": "activations cache learner loss / kernels / reference / norms / parts / gpt / cost",
+    "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
     "model.kernels": "attention chunked_loss dropout",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",

@@ -7,6 +7,7 @@ other formulas than the model's.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from rich.console import Group, RenderableType
@@ -93,10 +94,13 @@ def _embedding(model: GPT, trace: Trace, ids: Sequence[int], at: int) -> Stage:
     x, row = trace.stream[0][0, at].float(), model.embedding(tokens)[0, at].float()
     made = [Step("embedding", f"E[{id_}]", row, f"row {id_} of a table with a row for each token")]
     summed, rest = "E", x - row
-    if model.bigrams is not None:
-        index = int(model.pairs(tokens, None, slice(None))[0, at])
-        row, summed = model.bigrams.weight[index].detach().float(), "E + B"
-        made.append(Step("bigram", f"B[{index}]", row, "row of this token and the one before it, in a second table"))
+    for table in (cast(Any, model.get_submodule(name)) for name in model.inputs):
+        if not table.looks_back:
+            continue
+        name, letter, words = table.step
+        index = int(table.rows(tokens, slice(None))[0, at])
+        row, summed = table.weight[index].detach().float(), f"{summed} + {letter}"
+        made.append(Step(name, f"{letter}[{index}]", row, words))
         rest = rest - row
     if model.config.position != "rope":
         summed += " + P"

@@ -29,13 +29,19 @@ class KVCache:
         shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not touched yet
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        columns = shape[3] if config.bigrams else 0
-        self.tokens = torch.empty(batch, columns, dtype=torch.long, device=device)  # [B, S], which only bigrams read
+        self.tokens: Tensor | None = None  # [B, S], for an input that looks back
         self.length = 0
+
+    def kept_tokens(self) -> Tensor:
+        """Room for the ids [B, S] of all positions, made when it is first asked for."""
+        if self.tokens is None:
+            batch, size = self.keys.shape[1], self.keys.shape[3]
+            self.tokens = torch.empty(batch, size, dtype=torch.long, device=self.keys.device)
+        return self.tokens
 
     def select(self, rows: Tensor) -> None:
         """Let row i hold what row rows[i] held: beams that live on, or, longer than B, copies of a prompt."""
-        self.tokens = self.tokens[rows]
+        self.tokens = None if self.tokens is None else self.tokens[rows]
         if len(rows) == self.keys.shape[1]:  # in place, and only what is filled
             for held in (self.keys[..., : self.length, :], self.values[..., : self.length, :]):
                 held.copy_(held[:, rows])

@@ -8,6 +8,7 @@ which the trainer seeds anew for each step; the weights are drawn from a generat
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, cast
 
@@ -17,9 +18,38 @@ from torch import Tensor, nn
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.cache import KVCache
+from minigpt.model.inputs import Places, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import dropout
-from minigpt.model.parts import ATTENTION, Attention, Block, Norm, Rotary, rotary_tables, sinusoids
+from minigpt.model.parts import ATTENTION, Attention, Block, Norm, Rotary, rotary_tables
+
+Reader = Callable[["GPT", Tensor, KVCache | None, Tensor | None], Tensor]
+"""(model, tokens [B, T], cache, pads) -> hidden [B, T, C]."""
+
+
+def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
+    """`GPT.hidden`: through the embedding, all blocks and the last norm."""
+    length, start = tokens.shape[1], cache.length if cache is not None else 0
+    end = start + length
+    if end > model.config.max_seq_len:
+        raise ValueError(f"{end} positions, but max_seq_len is {model.config.max_seq_len}")
+    places: Places = slice(start, end)
+    visible = None
+    if pads is not None:
+        column, pads = torch.arange(end, device=tokens.device), pads[:, None]
+        places = (column[start:] - pads).clamp(min=0)  # [B, T]
+        query, key = column[start:, None], column[None]
+        # A column before its row's beginning sees itself alone: nothing at all would make nan.
+        visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
+        visible = visible[:, None]
+    x = model.embed(tokens, places, cache)  # [B, T] -> [B, T, C]
+    rotary = model.rotary(places)
+    x = dropout(x, model.config.dropout, model.training)
+    for layer, block in enumerate(model.blocks):
+        x = block(x, rotary, cache.layer(layer) if cache is not None else None, visible)
+    if cache is not None:
+        cache.length = end
+    return model.norm(x)
 
 
 class GPT(nn.Module):
@@ -32,7 +62,6 @@ class GPT(nn.Module):
 
     cos: Tensor  # [T, D], rope only
     sin: Tensor
-    sinusoids: Tensor  # [T, C], sinusoidal only
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -40,8 +69,11 @@ class GPT(nn.Module):
         self.source: Path | None = None  # the run or directory it was loaded from
         self.loss_terms: Terms | None = None  # compiled, in a compiled view
         self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
-        self.bigrams = nn.Embedding(config.bigrams, config.embed_dim) if config.bigrams else None
-        self.positions = nn.Embedding(config.max_seq_len, config.embed_dim) if config.position == "learned" else None
+        inputs = make_inputs(config)
+        for name, module in inputs.items():
+            self.add_module(name, module)
+        self.inputs = tuple(inputs)
+        self.reader: Reader = read  # of a model prepared for CUDA: its graphs
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config, config.embed_dim)
         self.head = nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
@@ -51,8 +83,6 @@ class GPT(nn.Module):
             cos, sin = rotary_tables(config.max_seq_len, config.head_size, config.rope_theta)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        elif config.position == "sinusoidal":
-            self.register_buffer("sinusoids", sinusoids(config.max_seq_len, config.embed_dim), persistent=False)
         self.initialise(seed)
 
     @torch.no_grad()
@@ -77,46 +107,16 @@ class GPT(nn.Module):
 
         Row i begins after pads[i] columns (those of the cache counted), which no token sees; default: all at once.
         """
-        length, start = tokens.shape[1], cache.length if cache is not None else 0
-        end = start + length
-        if end > self.config.max_seq_len:
-            raise ValueError(f"{end} positions, but max_seq_len is {self.config.max_seq_len}")
-        places: Tensor | slice = slice(start, end)
-        visible = None
-        if pads is not None:
-            column, pads = torch.arange(end, device=tokens.device), pads[:, None]
-            places = (column[start:] - pads).clamp(min=0)  # [B, T]
-            query, key = column[start:, None], column[None]
-            # A column before its row's beginning sees itself alone: nothing at all would make nan.
-            visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
-            visible = visible[:, None]
-        x = self.embedding(tokens)  # [B, T] -> [B, T, C]
-        if self.bigrams is not None:
-            x = x + self.bigrams(self.pairs(tokens, cache, places))
-        if self.positions is not None:
-            x = x + self.positions.weight[places]
-        elif self.config.position == "sinusoidal":
-            x = x + self.sinusoids[places]
-        rotary = self.rotary(places)
-        x = dropout(x, self.config.dropout, self.training)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, cache.layer(layer) if cache is not None else None, visible)
-        if cache is not None:
-            cache.length = end
-        return self.norm(x)
+        return self.reader(self, tokens, cache, pads)
 
-    def pairs(self, tokens: Tensor, cache: KVCache | None, places: Tensor | slice) -> Tensor:
-        """Rows [B, T] of the bigrams: of each token with the one before it, of which the first token has none."""
-        none = cast(int, self.config.vocab_size)
-        before = nn.functional.pad(tokens, (1, -1), value=none)  # one place to the right
-        if cache is not None:
-            before[:, 0] = cache.tokens[:, cache.length - 1] if cache.length else none
-            cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
-        if isinstance(places, Tensor):
-            before = before.masked_fill(places == 0, none)
-        return (before * none + tokens) % self.config.bigrams
+    def embed(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, T] at their positions -> [B, T, C], what the first block reads."""
+        x = self.embedding(tokens)
+        for name in self.inputs:
+            x = x + self.get_submodule(name)(tokens, places, cache)
+        return x
 
-    def rotary(self, places: Tensor | slice) -> Rotary | None:
+    def rotary(self, places: Places) -> Rotary | None:
         """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""
         if self.config.position != "rope":
             return None

@@ -4,8 +4,6 @@ Notable: one matrix makes queries, keys and values; grouped-query heads; rotary 
 the layout that Hugging Face models use; the readable form of each fast path is in `reference.py`.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -34,13 +32,6 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
         return self.normalise(x, self.weight, self.bias, self.eps)
-
-
-def sinusoids(length: int, size: int) -> Tensor:
-    """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
-    wavelengths = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
-    angles = torch.arange(length)[:, None] * wavelengths  # [T, C/2]
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
 
 
 def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

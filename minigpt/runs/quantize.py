@@ -28,8 +28,6 @@ from minigpt.weights import checkpoint, quantized
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
 from minigpt.weights.state import CheckpointState
 
-TABLES = ("embedding.weight", "bigrams.weight", "positions.weight", "head.weight")
-
 
 @dataclass(frozen=True)
 class QuantizedRun:
@@ -96,7 +94,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
         ConfigError: a group that does not divide a matrix, naming one that does.
         CheckpointError: weights that are not finite.
     """
-    kinds = {name: (embedding_bits if name in TABLES else bits) if bits == 4 else 8 for name in weights}
+    kinds = {name: (bits if name.startswith("blocks.") else embedding_bits) if bits == 4 else 8 for name in weights}
     columns = {name: w.shape[1] for name, w in weights.items() if w.dim() == 2 and kinds[name] == 4}
     for name, count in columns.items():
         if count % group:

@@ -12,6 +12,7 @@ from minigpt.generation.fast import cuda_graphs
 from minigpt.generation.fast.cuda_graphs import PATIENCE, Replay
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
+from minigpt.model.gpt import read
 
 CUDA = torch.cuda.is_available()
 SHAPE = ModelConfig(
@@ -47,7 +48,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GP
 
     monkeypatch.setattr(cuda_graphs, "record", record)
     monkeypatch.setattr(cuda_graphs, "SPAN", 8)
-    fast.hidden = Replay(fast)
+    fast.reader = Replay()
     return plain, fast, replays
 
 
@@ -115,7 +116,7 @@ def test_prepared_models_write_by_graphs_what_they_write_without(precision: str,
     plain, fast, replays = replayed(monkeypatch)
     prepare_decoding(fast, precision)
     wanted = write(prepare_decoding(plain, precision), [[1, 2, 3]])
-    assert replays and isinstance(fast.hidden, Replay)
-    del plain.hidden
+    assert replays and isinstance(fast.reader, Replay)
+    plain.reader = read
     if precision == "fp32":
         assert write(plain, [[1, 2, 3]]) == wanted == write(fast, [[1, 2, 3]])

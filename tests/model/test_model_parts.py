@@ -10,8 +10,9 @@ from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model import GPT, reference
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
+from minigpt.model.inputs import sinusoids
 from minigpt.model.kernels.attention import scored
-from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate, sinusoids
+from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate
 from minigpt.runtime.memory_estimate import inference_memory, training_memory
 
 VARIANTS = {
@@ -125,10 +126,10 @@ def test_each_bigram_has_its_own_row_where_there_is_room() -> None:
         model(pairs)
         both = seen[0] - model.embedding(pairs)  # [4900, 2, C]
     rows = model.bigrams.weight
-    assert torch.equal(model.pairs(pairs, None, slice(None)).unique(), torch.arange(71 * 70)), "every row, by one pair"
+    assert torch.equal(model.bigrams.rows(pairs, slice(None)).unique(), torch.arange(71 * 70)), "every row, by one pair"
     torch.testing.assert_close(both[:, 1], rows[:4900])
     torch.testing.assert_close(both[:, 0], rows[4900 + pairs[:, 0]])
-    shared = GPT(small(bigrams=97)).pairs(pairs, None, slice(None))[:, 1].bincount(minlength=97)
+    shared = GPT(small(bigrams=97)).bigrams.rows(pairs, slice(None))[:, 1].bincount(minlength=97)
     assert shared.min() > 40 and shared.max() < 61, "they share 97 rows evenly"
 
 

@@ -8,7 +8,6 @@ A graph reads the first S positions of the cache and hides those not written yet
 for each length would be a recording for every token, one for the whole context would read all of it for a short text.
 """
 
-import copy
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from minigpt.model import GPT, KVCache
 from minigpt.model.cache import LayerCache
+from minigpt.model.gpt import read
 
 SPAN = 256
 """Positions by which graphs differ."""
@@ -43,24 +43,23 @@ def record(step: Callable[[], Tensor]) -> Recorded:
 
 
 class Replay:
-    """`GPT.hidden`, with graphs where a cache gets one more token of each row; all else goes through the model.
+    """The reader of a model on a CUDA device: graphs where a cache gets one more token of each row, else `gpt.read`.
 
-    Args:
-        model: on a CUDA device, in evaluation mode; one with bigrams is not recorded.
+    A model in evaluation mode; one with an input that looks back is not recorded.
     """
 
-    def __init__(self, model: GPT):
-        self.model = model
+    def __init__(self) -> None:
         self.cache: Callable[[], KVCache | None] = lambda: None
         self._forget(())
 
-    def __call__(self, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
+    def __call__(self, model: GPT, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
         """As `GPT.hidden`: [B, T] -> [B, T, C]."""
-        config = self.model.config
+        config = model.config
+        looks_back = any(model.get_submodule(name).looks_back for name in model.inputs)
         graph = cache is not None and tokens.shape[1] == 1 and 0 < cache.length < config.max_seq_len
-        if cache is None or not graph or config.bigrams or torch.is_grad_enabled():
-            return GPT.hidden(self.model, tokens, cache, pads)
-        held = (self.model.embedding.weight, cache.keys, cache.values)  # weights may have moved, too
+        if cache is None or not graph or looks_back or torch.is_grad_enabled():
+            return read(model, tokens, cache, pads)
+        held = (model.embedding.weight, cache.keys, cache.values)  # weights may have moved, too
         memory = (*(tensor.data_ptr() for tensor in held), cache.keys.shape, cache.keys.stride())
         if memory != self.memory:
             self._forget(memory)
@@ -70,9 +69,9 @@ class Replay:
             self.cache = weakref.ref(cache)
         self.count += 1
         if self.count <= PATIENCE:
-            return GPT.hidden(self.model, tokens, cache, pads)
+            return read(model, tokens, cache, pads)
         with torch.inference_mode():
-            replay, out = self._graph(tokens, cache)
+            replay, out = self._graph(model, tokens, cache)
             self.tokens.copy_(tokens)
             self.position.fill_(cache.length)
             if self.padded or pads is not None:
@@ -87,7 +86,7 @@ class Replay:
         self.memory, self.count, self.padded = memory, 0, False
         self.graphs: dict[int, Recorded] = {}
 
-    def _graph(self, tokens: Tensor, cache: KVCache) -> Recorded:
+    def _graph(self, model: GPT, tokens: Tensor, cache: KVCache) -> Recorded:
         """The graph for the cache's next position, recorded if it is the first of its span."""
         if not self.graphs:
             self.tokens, self.position = torch.zeros_like(tokens), tokens.new_zeros(1)
@@ -96,27 +95,23 @@ class Replay:
         if size not in self.graphs:
             self.position.fill_(cache.length)  # recording runs the step, which writes here
             with torch.cuda.device_of(tokens):  # it need not be the current one
-                self.graphs[size] = record(lambda: self._step(cache, size))
+                self.graphs[size] = record(lambda: self._step(model, cache, size))
         return self.graphs[size]
 
-    def _step(self, cache: KVCache, size: int) -> Tensor:
+    def _step(self, model: GPT, cache: KVCache, size: int) -> Tensor:
         """`GPT.hidden` of one token a row at `position`, which reads no number on the host: [B, 1] -> [B, 1, C]."""
-        model, column = self.model, torch.arange(size, device=self.tokens.device)
+        column = torch.arange(size, device=self.tokens.device)
         seen = (column <= self.position) & (column >= self.pads[:, None])  # [B, S]
         hidden = torch.zeros(seen.shape, dtype=model.compute_dtype, device=seen.device).masked_fill(~seen, -torch.inf)
         places = (self.position - self.pads)[:, None]  # [B, 1]
-        x = model.embedding(self.tokens)
-        if model.positions is not None:
-            x = x + model.positions.weight[places]
-        elif model.config.position == "sinusoidal":
-            x = x + model.sinusoids[places]
+        x = model.embed(self.tokens, places)
         rotary = model.rotary(places)
         for keys, values, block in zip(cache.keys, cache.values, model.blocks, strict=True):
             x = block(x, rotary, cast(LayerCache, _Place(keys, values, self.position, size)), hidden[:, None, None])
         return model.norm(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Replay":
-        return Replay(copy.deepcopy(self.model, memo))  # a copy records its own
+        return Replay()  # a copy records its own
 
 
 class _Place:

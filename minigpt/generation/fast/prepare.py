@@ -66,7 +66,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     if device.type != "cpu":
         model.to(DTYPES[precision])
         if device.type == "cuda":
-            model.hidden = Replay(model)
+            model.reader = Replay()
         return model
     model.float()
     if precision != "fp32":

@@ -46,4 +46,4 @@ def _layers_above(name: str, num_layers: int) -> int:
     part, _, rest = name.partition(".")
     if part == "blocks":
         return num_layers - int(rest.split(".")[0])
-    return num_layers + 1 if part in ("embedding", "bigrams", "positions") else 0
+    return 0 if part in ("norm", "head") else num_layers + 1  # embedding, positions
