@@ -138,7 +138,7 @@ def shapes(text: str) -> str:
 @cache
 def command_help(*words: str) -> str:
     """What `minigpt WORDS --help` prints, 100 columns wide."""
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws its frames by the encoding
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # rich draws frames by the encoding
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*words, "--help"])
     printed.seek(0)

@@ -1,7 +1,10 @@
-"""What a person is told on stderr, and progress bars for work that is counted: fetching, reading, encoding."""
+"""What a person is told: results on stdout; messages, and progress bars for work that is counted, on stderr."""
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -12,6 +15,19 @@ Report = Callable[[str, int, "int | None"], None]
 def messages(quiet: bool = False) -> Console:
     """A console on stderr that breaks no line, so that a log has them whole and a path can be copied."""
     return Console(stderr=True, quiet=quiet, soft_wrap=True)
+
+
+console = messages()
+
+
+def out(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def out_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    out(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 @contextmanager

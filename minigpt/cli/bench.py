@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from rich.markup import escape
 
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
+from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
 from minigpt.layout import RunFolder
 
@@ -39,7 +39,7 @@ class Train:
     median counts; MFU is the share of the speed of a large matrix product here, in the precision used.
     """
 
-    recipe: tyro.conf.Positional[str | None] = None
+    recipe: Positional[str | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
     """Timed steps; with a rival, of each round."""
@@ -71,7 +71,7 @@ class Generate:
     from memory; a model that fits into the processor's caches can pass it.
     """
 
-    what: tyro.conf.Positional[str | None] = None
+    what: Positional[str | None] = None
     """A recipe, or a run, a checkpoint or a Hugging Face directory (default: the default shape)."""
     prompt_tokens: int = 16
     """Ids of the prompt."""
@@ -105,7 +105,7 @@ class Tokenizer:
     Rust's trainers use all cores, the others one; RAYON_NUM_THREADS=1 makes all alike.
     """
 
-    file: tyro.conf.Positional[str] = "stories"
+    file: Positional[str] = "stories"
     """A text, read into memory."""
     vocab_size: int = 8192
     """Ids to learn; a small text gives fewer, and then all sides learn those."""
@@ -130,7 +130,7 @@ class Data:
     The tokenizer is made beforehand, and all is written below a temporary directory.
     """
 
-    file: tyro.conf.Positional[str] = "stories"
+    file: Positional[str] = "stories"
     """A text."""
     rounds: int = 3
     """Preparations."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
-from minigpt.cli.console import console, out, parse
+from minigpt.cli.arguments import Positional, parse
 from minigpt.cli.generate import asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
+from minigpt.console import console, out
 from minigpt.errors import RunError, UserError
 
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -33,7 +32,7 @@ class _Chat:
     longer read.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     session: str | None = None
     """A file to go on from, if it is there, and to keep the conversation in, answer by answer."""

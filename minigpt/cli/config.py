@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
-
-from minigpt.cli.console import config_from, out, out_json, parse
+from minigpt.cli.arguments import Positional, config_from, parse
 from minigpt.config import dump_config, recipes, schema
+from minigpt.console import out, out_json
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,9 @@ class Config:
     minigpt config recipes
     """
 
-    what: tyro.conf.Positional[Literal["schema", "show", "recipes"]]
+    what: Positional[Literal["schema", "show", "recipes"]]
     """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped ones."""
-    recipe: tyro.conf.Positional[str | None] = None
+    recipe: Positional[str | None] = None
     """show: a recipe (default: none, just the defaults)."""
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.console import config_from, console, out, out_json, parse
-from minigpt.console import progress_bars
+from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.console import console, out, out_json, progress_bars
 from minigpt.errors import UserError
 
 
@@ -32,9 +31,9 @@ class Data:
     and leaks between the first 20 million characters of validation and the first 100 million of training.
     """
 
-    action: tyro.conf.Positional[Literal["inspect", "questions"]]
+    action: Positional[Literal["inspect", "questions"]]
     """inspect; or questions: chats about the openings of stories, as JSON lines."""
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[str, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
     count: int = 1000
     """questions: how many, none twice."""

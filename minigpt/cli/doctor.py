@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import parse
+from minigpt.console import console, out, out_json
 
 
 @dataclass(frozen=True)

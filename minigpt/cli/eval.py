@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
+from minigpt.console import console, out, out_json
 from minigpt.errors import UserError, storage_error
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Eval:
     bootstrap's over blocks of text.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     data: str | None = None
     """Other data to evaluate on: a named source or a file, split as for training (default: the run's own)."""

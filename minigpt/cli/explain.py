@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
+from minigpt.console import console, out, out_json
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Explain:
     key of --json holds and how each picture is read stands in docs/explain.md.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to read; - reads standard input (default: the run's sample prompt). Of one that is longer than the

@@ -3,9 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import tyro
-
-from minigpt.cli.console import as_run, out, out_json, parse
+from minigpt.cli.arguments import Positional, as_run, parse
+from minigpt.console import out, out_json
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Export:
     installed, it loads what was written, and logits and ids are compared with ours before the directory gets its name.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory or a checkpoint."""
     out: str | None = None
     """The directory to write (default: RUN-hf, beside the run)."""

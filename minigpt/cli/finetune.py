@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import tyro
-
-from minigpt.cli.console import as_run, out, parse, report_run
+from minigpt.cli.arguments import Positional, as_run, parse
+from minigpt.cli.finished import report_run
+from minigpt.console import out
 from minigpt.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Finetune:
     where it was or moved together with it. What --merge writes needs nothing.
     """
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[str, ...]] = ()
     """The base (a run, a checkpoint, a Hugging Face directory), then the data; or a recipe (.yaml) that names them."""
     name: str | None = None
     """Name of the run: runs/NAME (default: from base and data)."""

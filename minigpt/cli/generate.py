@@ -4,13 +4,12 @@ import dataclasses
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from minigpt.cli.console import out_json, parse, unreadable
+from minigpt.cli.arguments import Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
+from minigpt.console import out_json
 from minigpt.errors import GenerationError
 
 
@@ -26,7 +25,7 @@ class _Generate:
     full, the older half is dropped and the newer half read again.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to continue; - reads standard input (default: the run's sample prompt)."""
@@ -58,7 +57,7 @@ def with_settings(base: type) -> type:
     return dataclasses.make_dataclass(
         base.__name__.lstrip("_"),
         [
-            (name, Annotated[info.annotation | None, tyro.conf.arg(help=info.description)], None)  # pyright: ignore
+            (name, info.annotation | None, dataclasses.field(default=None, metadata={"help": info.description}))  # pyright: ignore
             for name, info in GenerationConfig.model_fields.items()
         ],
         bases=(base,),

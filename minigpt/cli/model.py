@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from rich.table import Table
 
-from minigpt.cli.console import config_from, out_json, parse
+from minigpt.cli.arguments import Positional, config_from, parse
 from minigpt.config import ModelConfig, RunConfig
+from minigpt.console import out_json
 from minigpt.layout import RunFolder
 
 
@@ -21,9 +21,9 @@ class Model:
     minigpt model inspect --model.embed-dim 768 --model.num-layers 12 --model.num-heads 12 --model.vocab-size 50257
     """
 
-    action: tyro.conf.Positional[Literal["inspect"]]
+    action: Positional[Literal["inspect"]]
     """inspect."""
-    what: tyro.conf.Positional[str | None] = None
+    what: Positional[str | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
     """Print one JSON object: config, parameters, flops_per_token, training_memory, inference_memory, shapes."""

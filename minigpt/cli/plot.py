@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
+from minigpt.console import console, out, out_json
 from minigpt.errors import UserError
 from minigpt.layout import RunFolder
 
@@ -32,7 +31,7 @@ class Plot:
     tokenizer inspect --plot.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Positional[tuple[str, ...]]
     """Run directories, or folders of runs such as a sweep's."""
     what: str = DEFAULT
     """Panels, with commas between: loss, perplexity, bpb (bits per byte), learning-rate, gradient-norm, throughput; or

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.table import Table
 
-from minigpt.cli.console import config_from, console, out, out_json, parse
-from minigpt.console import progress_bars
+from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.console import console, out, out_json, progress_bars
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Prepare:
     The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
     """
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[str, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, stories, shakespeare, wikitext-2,
     hf:NAME, - for standard input), or both."""
     out: Path | None = None

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.cli.console import console, unreadable
+from minigpt.cli.arguments import unreadable
 from minigpt.config import GenerationConfig
-from minigpt.console import progress_bars
+from minigpt.console import console, progress_bars
 from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError, storage_error
 from minigpt.generation.text import Writing

@@ -4,9 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import tyro
-
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
+from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, UserError
 
 
@@ -22,7 +21,7 @@ class Quantize:
     the disk; all else computes with them in fp32. Training does not go on from it; fine-tuning does.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     bits: Literal["8", "4"] = "4"
     """Of the matrices in the blocks; 8 loses next to nothing."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
+from minigpt.console import console, out, out_json
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class List:
     minigpt runs list "shakespeare*" --sort best_val_loss
     """
 
-    pattern: tyro.conf.Positional[str] = "*"
+    pattern: Positional[str] = "*"
     """Names to list, with * and ?; a sweep's name stands for all its runs. Quote it."""
     runs_dir: str = "runs"
     """The folder of the runs."""
@@ -60,7 +60,7 @@ class Show:
     minigpt runs show runs/my
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory."""
     json: bool = False
     """Print one JSON object: the keys of list, and settings (the fewest that make its config), receipt, metrics (the
@@ -74,9 +74,9 @@ class Diff:
     minigpt runs diff runs/my runs/my-2
     """
 
-    one: tyro.conf.Positional[str]
+    one: Positional[str]
     """A run directory."""
-    two: tyro.conf.Positional[str]
+    two: Positional[str]
     """Another."""
     json: bool = False
     """Print one JSON object: settings, data, versions, results: each {name: [value of one, value of two]}."""
@@ -94,7 +94,7 @@ class Compare:
     different tokenizers are drawn by bits per byte. Other pictures: minigpt plot.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Positional[tuple[str, ...]]
     """Run directories, or folders of runs such as a sweep's."""
     out: str | None = None
     """Picture to write, .png or .svg (default: compare.png beside the first run)."""
@@ -115,7 +115,7 @@ class Receipt:
     minigpt runs receipt runs/my --flags > repeat.sh
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory."""
     flags: bool = False
     """Every setting on the line in place of the path of the run's config: for a machine that has only the data."""
@@ -132,7 +132,7 @@ class Consolidate:
     Every command reads such checkpoints as they are, too; other programs want model.safetensors whole.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """A run directory, or a checkpoint."""
     json: bool = False
     """Print one JSON object: checkpoints (a list of paths)."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from minigpt.cli.console import console, out, out_json, parse, recipe_and_data
+from minigpt.cli.arguments import Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
+from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
 
@@ -34,7 +33,7 @@ class SweepArgs:
     tried again. A run that fails is noted and the sweep goes on; the exit code is then 1. Ctrl-C saves and stops.
     """
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[str, ...]] = ()
     """As for train: a recipe, data, or both. As for finetune: a run, checkpoint or Hugging Face directory, and data."""
     name: str | None = None
     """Name of the sweep: runs/NAME (default: from the recipe or the data, with -sweep)."""

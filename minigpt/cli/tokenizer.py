@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.console import console, out, out_json, parse
+from minigpt.cli.arguments import Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
+from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -46,7 +46,7 @@ class Train:
     How the text is read is set by the data settings (--data.text-field, --data.encoding, --data.clean, ...).
     """
 
-    source: tyro.conf.Positional[str | None] = None
+    source: Positional[str | None] = None
     """Named source, file, directory, glob, .jsonl, .gz, or - (byte and gpt2 need none)."""
     kind: Literal["char", "byte", "bpe", "gpt2"] = "bpe"
     """char, byte, bpe, or gpt2 (OpenAI's, fetched once)."""
@@ -74,7 +74,7 @@ class Inspect:
     minigpt tokenizer inspect runs/my --plot vocabulary.svg
     """
 
-    tokenizer: tyro.conf.Positional[str]
+    tokenizer: Positional[str]
     """tokenizer.json, a directory that holds one (a run), gpt2, or byte."""
     text: str | None = None
     """A text to show token by token."""
@@ -91,7 +91,7 @@ class Compare:
     minigpt tokenizer compare tokenizer.json gpt2 byte --text my.txt --plot compression.svg
     """
 
-    tokenizers: tyro.conf.Positional[tuple[str, ...]]
+    tokenizers: Positional[tuple[str, ...]]
     """Two or more of: tokenizer.json, a directory that holds one, gpt2, byte."""
     text: str = "stories"
     """Text to encode: a named source, file, directory, glob, .jsonl, .gz, or -."""

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
-from minigpt.cli.console import config_from, console, out, out_json, parse, recipe_and_data, report_run
+from minigpt.cli.arguments import Positional, config_from, parse, recipe_and_data
+from minigpt.cli.finished import report_run
+from minigpt.console import console, out, out_json
 from minigpt.errors import UserError
 
 
@@ -24,7 +24,7 @@ class Train:
     --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.
     """
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[str, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
     name: str | None = None
     """Name of the run: runs/NAME."""
