@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ def out(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
-def out_json(value: dict[str, Any]) -> None:
+def out_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     out(json.dumps(value, ensure_ascii=False, indent=2))
 

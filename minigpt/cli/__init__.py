@@ -84,7 +84,12 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend.
+
+    Args:
+        argv: the words (default: those that this process was started with).
+    """
+    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -100,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         share_the_cores()
         with warnings.catch_warnings():
             warnings.showwarning = _tell
-            return importlib.import_module(f"minigpt.cli.{argv[0]}").main(argv[1:])
+            command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
+            return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
     except MiniGPTError as error:
         if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, the first tells it
             time.sleep(30)  # torchrun ends all as soon as one has ended

@@ -1,5 +1,6 @@
 """minigpt demo."""
 
+import shlex
 from dataclasses import dataclass
 
 from minigpt.cli.arguments import parse
@@ -33,12 +34,14 @@ def main(argv: list[str]) -> int:
     from minigpt.evals import evaluate_run
     from minigpt.generation.text import generate_text
     from minigpt.runs.load import load_run
+    from minigpt.runs.task import FromNothing
     from minigpt.runs.train import train
 
     recipe = find_recipe("demo")
     console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories, character by character")
     config = load_config(recipe, {"train.max_minutes": MOST_MINUTES} | overrides)
-    run = train(config, name=args.name, recipe=str(recipe))
+    task = FromNothing({"command": shlex.join(["minigpt", "demo", *argv])})
+    run = train(config, name=args.name, recipe=str(recipe), task=task)
     settings = run.config.generation.model_dump() | {"num_samples": 3, "max_new_tokens": 420}
     prompt = run.config.train.sample_prompt
     samples = [prompt + text for text in generate_text(run.model, prompt, run.tokenizer, **settings)]

@@ -1,5 +1,6 @@
 """minigpt finetune."""
 
+import shlex
 from dataclasses import dataclass
 
 from minigpt.cli.arguments import Positional, as_run, parse
@@ -65,5 +66,6 @@ def main(argv: list[str]) -> int:
     base, data = [*words, None, None][:2]
     if base and data:
         base = as_run(base, "finetune")
-    run = fine_tune(base, data, overrides, args.name, args.resume, yamls[0] if yamls else None)
+    command = shlex.join(["minigpt", "finetune", *argv])
+    run = fine_tune(base, data, overrides, args.name, args.resume, yamls[0] if yamls else None, command=command)
     return report_run(run, args.json)

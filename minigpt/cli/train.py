@@ -1,6 +1,6 @@
 """minigpt train."""
 
-import sys
+import shlex
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +44,13 @@ class Train:
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs."""
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    began = time.perf_counter()
+def main(argv: list[str], own_process: bool = False) -> int:
+    """Run the command. `own_process`: this process was started for it, so that its start counts too."""
+    began = None if own_process else time.perf_counter()
+    command = shlex.join(["minigpt", "train", *argv])
     args, overrides = parse(Train, argv, "train", with_config=True)
     if args.budget is not None:
-        return _within_budget(args, args.budget, overrides, None if sys.argv[2:] == argv else began)
+        return _within_budget(args, args.budget, overrides, began, command)
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
         console.print("no text is named, so it trains on the built-in stories; on yours: minigpt train my.txt")
     from minigpt.runs.data import make_tokenizer, prepare_data
     from minigpt.runs.plan import default_name
+    from minigpt.runs.task import FromNothing
     from minigpt.runs.tiny_run import tiny
     from minigpt.runs.train import train
 
@@ -70,11 +72,11 @@ def main(argv: list[str]) -> int:
         console.print(f"{counts['train']} tokens to train on, {counts['val']} to validate", highlight=False)
         out(str(prepared.directory))
         return 0
-    run = train(config, name=name, resume=args.resume, recipe=recipe)
+    run = train(config, name=name, resume=args.resume, recipe=recipe, task=FromNothing({"command": command}))
     return report_run(run, args.json)
 
 
-def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: float | None) -> int:
+def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: float | None, command: str) -> int:
     """`began`: when the command did, by time.perf_counter; None if this process was started for it."""
     flags = {"--resume": args.resume, "--tiny-run": args.tiny_run, "--prepare-only": args.prepare_only}
     if given := [flag for flag, on in flags.items() if on]:
@@ -89,4 +91,5 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
         found = plan_within(budget, settings, recipe, started=started)
         out_json(found.report) if args.json else out(found.explain())
         return 0
-    return report_run(train_within(budget, settings, recipe, args.name, started=started), args.json)
+    run = train_within(budget, settings, recipe, args.name, started=started, command=command)
+    return report_run(run, args.json)

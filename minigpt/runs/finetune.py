@@ -47,6 +47,7 @@ def fine_tune(
     resume: bool = False,
     recipe: str | None = None,
     quiet: bool = False,
+    command: str = "minigpt.fine_tune(...), called from Python",
 ) -> TrainedRun:
     """Train a model further, or continue a fine-tuning of the same name and settings.
 
@@ -57,6 +58,7 @@ def fine_tune(
         data: any text that `train` takes, or JSON lines of records: see minigpt.training.finetune.records.
         settings: dotted paths to values, over the recipe's and over `tuned_defaults`.
         name, resume, recipe, quiet: as in `train`.
+        command: for the receipt, what was called.
 
     Raises:
         UserError: see minigpt.errors; nothing is lost.
@@ -70,7 +72,7 @@ def fine_tune(
     given = settings_of(recipe) | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (placement, console):
-        return _tune(start, config, given, name, resume, recipe, placement, console)
+        return _tune(start, config, given, name, resume, recipe, command, placement, console)
 
 
 def _tune(
@@ -80,6 +82,7 @@ def _tune(
     name: str | None,
     resume: bool,
     recipe: str | None,
+    command: str,
     placement: Placement,
     console: Console,
 ) -> TrainedRun:
@@ -101,9 +104,9 @@ def _tune(
     stem = default_name(fitted, None)
     own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
     with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, teller(console))) as plan:
-        task = FineTuning(fitted, start, template)
+        task = FineTuning(fitted, start, template, command)
         if plan.saved:
-            _check_same_start(plan.path, task.receipt)
+            _check_same_start(plan.path, task.origins)
         return execute(plan, fitted, tokenizer, feed, task, placement, console, resume)
 
 
@@ -194,20 +197,22 @@ class FineTuning:
         config: of the run.
         base: the model to begin with; its weights are copied.
         template: how chats are written, if the records are chats.
+        command: what the receipt says that the run was started with.
 
     Raises ConfigError: a teacher that does not fit the base.
     """
 
     command = "finetune"
 
-    def __init__(self, config: RunConfig, base: LoadedRun, template: Template | None):
+    def __init__(self, config: RunConfig, base: LoadedRun, template: Template | None, command: str):
         self.settings, self.lora, self.base = config.finetune, config.lora, base
         self.teacher = _teacher(self.settings.teacher, base, self.settings.seq_len or config.model.max_seq_len)
-        self.receipt = {name: _origin(run) for name, run in (("base", base), ("teacher", self.teacher)) if run}
+        self.origins = {name: _origin(run) for name, run in (("base", base), ("teacher", self.teacher)) if run}
+        self.receipt = {"command": command, **self.origins}
         self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
         self.judged = self.settings.dpo_beta > 0
-        adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.receipt["base"]}
+        adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.origins["base"]}
         self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
 
     def model(self, config: RunConfig) -> GPT:

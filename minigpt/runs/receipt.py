@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ def read_receipt(path: Path) -> dict[str, Any]:
 def make_receipt(
     config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
 ) -> dict[str, Any]:
-    """Command, versions, hardware, seed, sha256 of the data."""
+    """Versions, hardware, seed, sha256 of the data; and the command, in whose place the command line puts its own."""
     return {
-        "command": " ".join(sys.argv),
+        "command": "minigpt.train(...), called from Python",
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {"machine": platform.machine(), "system": platform.platform(), **machine},
         "seed": config.train.seed,

@@ -250,12 +250,13 @@ def train_within(
     name: str | None = None,
     quiet: bool = False,
     started: float | None = None,
+    command: str = "minigpt.train_within(...), called from Python",
 ) -> TrainedRun:
     """Plan, then train; the same call continues a run that was cut off, under its first plan.
 
     train_within("10m", {"data.source": "my.txt"})
 
-    Args as `plan_within`; name is the run's. Raises as `plan_within` and `train`.
+    Args as `plan_within`; name is the run's, command stands in its receipt. Raises as `plan_within` and `train`.
     """
     started = time.perf_counter() if started is None else started
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
@@ -263,11 +264,11 @@ def train_within(
     name, derived = name or config.logging.name, default_name(config, recipe)
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
-        task = FromNothing({"budget": _receipt(earlier)})
+        task = FromNothing({"command": command, "budget": _receipt(earlier)})
         return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     messages(quiet).print(found.explain(), markup=False, highlight=False)
-    task = FromNothing({"budget": found.report})
+    task = FromNothing({"command": command, "budget": found.report})
     run = train(found.config(), name=name, recipe=recipe, quiet=quiet, task=task)
     if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
         messages(quiet).print(line, markup=False, highlight=False)
