@@ -183,7 +183,7 @@ def _positionals(kind: type, arguments: Sequence[_Argument], words: list[str], c
     extra = [word for word in words if re.match(r"-[A-Za-z]\S*$", word)]  # -v
     rest = [word for word in words if word not in extra]
     for argument in (argument for argument in arguments if argument.positional):
-        if rest:
+        if rest or (argument.many and argument.default is dataclasses.MISSING):
             count = len(rest) if argument.many else 1
             values[argument.name] = _value(argument, rest[:count], command)
             rest = rest[count:]
@@ -201,12 +201,12 @@ def _positionals(kind: type, arguments: Sequence[_Argument], words: list[str], c
 
 def _value(argument: _Argument, words: list[str], command: str) -> Any:
     """The value that the words stand for. Raises UserError."""
-    kind, text = argument.kind, words[0]
-    see = f"; see minigpt {command} --help"
     if argument.optional and words == ["None"]:
         return None
-    if get_origin(kind) is tuple:
+    if get_origin(argument.kind) is tuple:
         return tuple(words)
+    kind, text = argument.kind, words[0]
+    see = f"; see minigpt {command} --help"
     choices = ["True", "False"] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else []
     if choices:
         if text not in choices:

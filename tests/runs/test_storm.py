@@ -153,7 +153,7 @@ def goes_on_from(log: Path) -> int | None:
 @pytest.mark.slow
 def test_a_hundred_disturbances_change_no_bit(tmp_path: Path) -> None:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["minigpt.runs.train", "minigpt.cli.train", "torch._dynamo", "typeguard"])
+    context.set_forkserver_preload(["minigpt.runs.train", "minigpt.cli.train", "torch._dynamo"])
     chance, log, began = random.Random(SEED), tmp_path / "stderr", time.perf_counter()
     counts, lost, resumed = Counter[str](), Counter[str](), 0
 

@@ -1,0 +1,92 @@
+"""The command line's own parser: each type of argument, mistakes as one line, and the help."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from minigpt.cli.arguments import Positional, parse
+from minigpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy a file.
+
+    minigpt copy a b
+    """
+
+    source: Positional[str]
+    """What to copy."""
+    targets: Positional[tuple[str, ...]] = ()
+    """Where to."""
+    times: int = 1
+    """How often."""
+    speed: float | None = None
+    """Bytes a second."""
+    mode: Literal["fast", "safe"] = "safe"
+    """How."""
+    tags: tuple[str, ...] | None = None
+    """Words to add."""
+    weights: dict[str, float] | None = None
+    """Words with numbers."""
+    log: Path | None = None
+    """A file."""
+    sure: bool | None = None
+    """Whether to ask."""
+    draw: bool = True
+    """Show a bar."""
+    json: bool = False
+    """Print an object."""
+
+
+def copy(*words: str) -> Any:
+    return parse(Copy, list(words), "copy")[0]
+
+
+def test_every_kind_of_argument():
+    found = copy(
+        "a", "--times=3", "--speed", "1e3", "b", "--mode", "fast", "--draw", "--weights", "x", "1", "y", "-2.5",
+        "--log", "log.txt", "--sure", "False", "--json", "c", "--tags", "-", "e",
+    )  # fmt: skip
+    assert found == Copy(
+        "a", ("b", "c"), 3, 1000.0, "fast", ("-", "e"), {"x": 1.0, "y": -2.5}, Path("log.txt"), False, True, True
+    )
+    assert copy("a", "--no-draw", "--speed", "None") == Copy("a", draw=False)
+    assert copy("a", "--times", "-1", "--times", "2").times == 2
+    assert copy("a", "--", "b").targets == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name SOURCE, for example: minigpt copy a b"),
+        (["a", "--times", "x"], "--times: give a whole number, not 'x'; see minigpt copy --help"),
+        (["a", "--weights", "x", "1", "y"], "--weights: give texts, each with a number, not 'x', '1', 'y'"),
+        (["a", "--mode", "slow"], "--mode: choose fast or safe, not slow"),
+        (["a", "--sure", "yes"], "--sure: choose True or False, not yes"),
+        (["a", "--json=1"], "--json: takes no value; write --json"),
+        (["a", "--tags"], "--tags: needs a value; write --tags VALUE"),
+        (["a", "--no-json"], "no such option: --no-json; did you mean --json?"),
+        (["a", "-v"], "-v: one word too many"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mistake_is_one_line(words: list[str], message: str):
+    with pytest.raises(UserError) as failed:
+        copy(*words)
+    assert message in str(failed.value)
+
+
+def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        copy("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "usage: minigpt copy [-h] [OPTIONS] SOURCE [TARGETS ...]\n\nCopy a file.\n\n    minigpt copy"
+    )
+    for words in ("--times INT", "How often. (default: 1)", "--mode {fast,safe}", "--no-draw", "--weights STR FLOAT"):
+        assert words in shown
