@@ -68,8 +68,8 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "cli": "arguments finished presets / bench config data demo doctor eval explain export finetune model plot prepare prompts"
-    " quantize runs tokenizer train / generate sweep / chat",
+    "cli": "arguments finished presets / bench config data demo doctor eval explain export finetune model plot prepare"
+    " prompts quantize runs tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "
@@ -288,7 +288,7 @@ ALLOWED = [
     (
         bad_imports,
         "cli/train.py",
-        "def main():\n    from minigpt.runs import train\n    from minigpt.cli import console",
+        "def main():\n    from minigpt.runs import train\n    from minigpt.cli import arguments",
     ),
     (bad_imports, "training/loop.py", "from minigpt.training.step import step\nfrom .optim import make\nimport torch"),
     (bad_imports, "model/gpt.py", "from minigpt.config import ModelConfig\nfrom ..errors import UserError"),

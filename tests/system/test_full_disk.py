@@ -12,6 +12,7 @@ from cli_run import SMALL, fails, text
 from minigpt.cli import main
 from minigpt.errors import StorageError
 from minigpt.weights import checkpoint
+from minigpt.weights.state import CheckpointState
 
 
 @pytest.fixture
@@ -42,11 +43,12 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(
 @pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(small_disk: Path) -> None:
     saved = {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}
-    first = checkpoint.save(small_disk / "checkpoints/step-00000001", {"model": saved, "ema": {}}, {"step": 1})
+    state = CheckpointState(model={})
+    first = checkpoint.save(small_disk / "checkpoints/step-00000001", {"model": saved, "ema": {}}, state)
     checkpoint.point(first.parent, "last", first)
     large = {"model": {"w": torch.zeros(2_000_000)}, "ema": {}}
     with pytest.raises(StorageError, match="the disk is full"):
-        checkpoint.save(small_disk / "checkpoints/step-00000002", large, {"step": 2})
+        checkpoint.save(small_disk / "checkpoints/step-00000002", large, state)
     assert checkpoint.resolve(small_disk) == first
     assert torch.equal(checkpoint.load(small_disk).tensors["model"]["w"], saved["w"])
     assert sorted(path.name for path in first.parent.iterdir()) == ["last", "step-00000001"]
