@@ -44,12 +44,12 @@ INSIDE = {
     " / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
-    "weights": "huggingface quantized sharded state / checkpoint / damage pretrained",
+    "weights": "checkpoint_state huggingface quantized sharded / checkpoint / damage pretrained",
     "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
     "model.kernels": "attention chunked_loss dropout",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
-    "training": "muon objective schedule / optim step / loop / finetune hooks micro_batch",
+    "training": "muon objective schedule / optim step / loop / finetune hooks memory",
     "training.hooks": "average checkpoints epochs metrics samples screen signals stalls trackers"
     " / guard sharded_checkpoints tracking",
     "training.finetune": "distill freeze lora records row_batches / adapters preference",
@@ -59,7 +59,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram score text / floors / report",
+    "evals": "ngram perplexity token_text / floors / report",
     "explanation": "canvas html metrics trace / heads recording run_plots / analysis data_plots over_time scaling"
     " / dataset figures tables walk",
     "machine": "bench doctor",

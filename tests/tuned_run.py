@@ -11,7 +11,7 @@ from minigpt.runs.finetune import fine_tune
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState, TrainState
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 TEXT = "User: Assistant: the cat sat on a mat and saw 0123456789 dogs, who ran by an old jug of quartz vex?\n" * 30
 SHAPE = ModelConfig(embed_dim=32, num_heads=2, num_layers=2, max_seq_len=64, init_std=0.3)

@@ -2,9 +2,9 @@
 
 from minigpt.evals.floors import compute_floors, run_floors
 from minigpt.evals.ngram import NGram
+from minigpt.evals.perplexity import Score, evaluate
 from minigpt.evals.report import REPORT_KEYS, bootstrap, evaluate_run, report
-from minigpt.evals.score import Score, evaluate
-from minigpt.evals.text import TokenText
+from minigpt.evals.token_text import TokenText
 
 __all__ = [
     "REPORT_KEYS",

@@ -23,7 +23,7 @@ from minigpt.data import Prepared
 from minigpt.data.stories import generator
 from minigpt.errors import DataError
 from minigpt.evals.ngram import NGram
-from minigpt.evals.text import Bytes, TokenText
+from minigpt.evals.token_text import Bytes, TokenText
 from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from minigpt.data import Prepared
 from minigpt.errors import DataError, UserError, nearest
 from minigpt.evals.floors import run_floors
-from minigpt.evals.score import Score, evaluate
-from minigpt.evals.text import TokenText
+from minigpt.evals.perplexity import Score, evaluate
+from minigpt.evals.token_text import TokenText
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import Tokenizer

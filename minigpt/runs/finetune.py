@@ -33,7 +33,7 @@ from minigpt.training.finetune.preference import Preference
 from minigpt.training.finetune.records import holds_records
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
-from minigpt.weights.state import read_state
+from minigpt.weights.checkpoint_state import read_state
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
 _MODEL_MAY_CHANGE = ("dropout", "attention")

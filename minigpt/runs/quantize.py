@@ -25,8 +25,8 @@ from minigpt.errors import CheckpointError, ConfigError
 from minigpt.files import new_folder, refuse_existing, write_text
 from minigpt.layout import LAST, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
 from minigpt.weights import checkpoint, quantized
+from minigpt.weights.checkpoint_state import CheckpointState
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
-from minigpt.weights.state import CheckpointState
 
 
 @dataclass(frozen=True)

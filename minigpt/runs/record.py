@@ -16,7 +16,7 @@ from minigpt.errors import CheckpointError, RunError
 from minigpt.files import read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.receipt import read_receipt
-from minigpt.weights.state import read_state
+from minigpt.weights.checkpoint_state import read_state
 
 State = Literal["finished", "interrupted", "running"]
 

@@ -20,9 +20,9 @@ from minigpt.runtime.precision import self_test
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
-from minigpt.training.micro_batch import Prospect, choose_micro_batch
+from minigpt.training.memory import Prospect, choose_micro_batch
 from minigpt.training.objective import Objective
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 
 @dataclass(frozen=True)

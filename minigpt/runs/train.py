@@ -40,10 +40,10 @@ from minigpt.training.hooks.screen import Screen
 from minigpt.training.hooks.signals import Signals
 from minigpt.training.hooks.stalls import EarlyStopping, Plateau
 from minigpt.training.hooks.tracking import Tracking
-from minigpt.training.micro_batch import MicroBatches, memory_errors
+from minigpt.training.memory import MicroBatches, memory_errors
 from minigpt.training.objective import Objective
 from minigpt.training.step import Batch
-from minigpt.weights.state import CheckpointState, TrainState
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
 from minigpt.weights.checkpoint import Checkpoint
-from minigpt.weights.state import CheckpointState, TrainState
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 
 class BatchSource(Protocol):

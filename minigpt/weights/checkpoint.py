@@ -29,7 +29,7 @@ from minigpt.errors import CheckpointError, DamagedError, storage_error
 from minigpt.files import file_sha256, replace_folder, sync, write_text
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, whole_steps
 from minigpt.weights import sharded
-from minigpt.weights.state import CheckpointState, TrainState, read_state
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]

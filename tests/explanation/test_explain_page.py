@@ -28,7 +28,7 @@ from minigpt.model import GPT
 from minigpt.runs.load import load_run
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 PROMPT = "the cat sat on a mat and saw the cat"
 

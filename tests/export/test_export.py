@@ -17,7 +17,7 @@ from minigpt.export import huggingface
 from minigpt.tokenizers import build
 from minigpt.tokenizers.chat_template import Template
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 TEXT = "The cat sat on a mat, said Zoë’s dog; “why?” 42 times!\nAnd the old mill went round.\n" * 30
 SHAPES = {

@@ -19,7 +19,7 @@ from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
 from minigpt.runtime.memory_estimate import training_memory
 from minigpt.training import Trainer, accumulate, make_optimizer, update
-from minigpt.training.micro_batch import MicroBatches, divisors, fastest, memory_errors, try_pass
+from minigpt.training.memory import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.weights import checkpoint
 
 CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
@@ -239,14 +239,14 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
 
     from minigpt.cli import main
     from minigpt.config import load_config
-    from minigpt.training import micro_batch
+    from minigpt.training import memory
 
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cats.txt").write_text(text(100))
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--name", "cats"]
     argv += ["--train.micro-batch-size", "auto", "--train.compile", "off", "--train.sample-every", "0"]
     monkeypatch.setattr(
-        micro_batch, "try_pass", lambda learner, batch, size, runtime: {1: 1.0, 2: 1.1, 4: 1.2, 8: 4.0}[size]
+        memory, "try_pass", lambda learner, batch, size, runtime: {1: 1.0, 2: 1.1, 4: 1.2, 8: 4.0}[size]
     )
     assert main([*argv, "--train.max-steps", "4"]) == 0
     said = " ".join(capsys.readouterr().err.split())
@@ -255,11 +255,11 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
     saved = checkpoint.load(tmp_path / "cats" / "checkpoints" / "last")
     assert saved.state.micro_batch_size == 4
-    monkeypatch.setattr(micro_batch, "find", lambda *_: pytest.fail("it was found before"))
+    monkeypatch.setattr(memory, "find", lambda *_: pytest.fail("it was found before"))
     assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
     assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
     # what does not fit is told, with a number that does
-    monkeypatch.setattr(micro_batch, "free_memory", lambda device: 151_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 151_000_000)
     capsys.readouterr()
     assert main([*argv[:-6], "--train.max-steps", "1", "--name", "large"]) == 0
     assert "this may not fit; set --train.micro-batch-size" in " ".join(capsys.readouterr().err.split())

@@ -18,7 +18,7 @@ from minigpt.runtime.placement import make_placement
 from minigpt.runtime.precision import BOUNDS, MasterWeights, self_test, with_masters
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16)

@@ -12,7 +12,7 @@ from cli_run import SMALL, fails, text
 from minigpt.cli import main
 from minigpt.errors import StorageError
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 
 @pytest.fixture

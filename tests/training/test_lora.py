@@ -31,8 +31,8 @@ from minigpt.training.finetune import (
     unmerge,
 )
 from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint_state import CheckpointState
 from minigpt.weights.huggingface import config_to_hf, weights_from_hf, weights_to_hf
-from minigpt.weights.state import CheckpointState
 
 GPT2 = ModelConfig(
     shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=24, ff_dim=72, init_std=0.2

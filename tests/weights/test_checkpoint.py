@@ -9,7 +9,7 @@ import torch
 from minigpt.errors import CheckpointError, StorageError
 from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState, TrainState
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
 

@@ -22,7 +22,7 @@ from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
-from minigpt.evals.text import TokenText
+from minigpt.evals.token_text import TokenText
 from minigpt.layout import RunFolder
 from minigpt.runs.budget.amount import Amount, parse_amount
 from minigpt.runs.budget.law import LAWS, Text

@@ -24,8 +24,8 @@ from minigpt.layout import ADAPTERS
 from minigpt.model import GPT
 from minigpt.training.finetune.lora import PARTS, adapter, load_adapter, remove
 from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint_state import CheckpointState
 from minigpt.weights.huggingface import architecture
-from minigpt.weights.state import CheckpointState
 
 
 @dataclass(frozen=True)

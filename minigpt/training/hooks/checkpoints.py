@@ -13,7 +13,7 @@ from minigpt.errors import DivergedError
 from minigpt.layout import BEST, LAST, POINTERS, step_name, step_of
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState, RecoveryState
+from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
 
 
 class Checkpoints(Hook):

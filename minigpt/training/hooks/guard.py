@@ -25,8 +25,8 @@ from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.loop import Hook, Trainer, batch_number
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
+from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState, TrainState
 from minigpt.weights.damage import PARTS, set_aside
-from minigpt.weights.state import CheckpointState, RecoveryState, TrainState
 
 
 def spike_limit(losses: Sequence[float], chance: float, start: float, deviations: float, window: int) -> float:

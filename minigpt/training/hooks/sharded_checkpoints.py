@@ -14,7 +14,7 @@ from minigpt.errors import storage_error
 from minigpt.training.hooks.checkpoints import Checkpoints, check_finite
 from minigpt.training.loop import Trainer
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState
 
 
 @dataclass

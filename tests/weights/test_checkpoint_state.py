@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.errors import CheckpointError
 from minigpt.weights import checkpoint
-from minigpt.weights.state import CheckpointState, RecoveryState, TrainState, read_state
+from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState, TrainState, read_state
 
 FULL = CheckpointState(
     model={"embed_dim": 8, "norm": "layernorm"},
