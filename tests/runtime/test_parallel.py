@@ -16,7 +16,8 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
 from minigpt.runtime.parallel.group import join
-from minigpt.runtime.parallel.wrap import Recomputed, with_blocks
+from minigpt.runtime.device import evaluating
+from minigpt.runtime.parallel.wrap import Recomputed, Sharded, with_blocks
 from minigpt.runtime.placement import joined, make_placement
 from minigpt.runtime.ranks import ALONE, Ranks
 
@@ -82,6 +83,19 @@ def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
     assert kept[1] < kept[0] / 3, "numbers kept for the backward pass"
     with torch.no_grad():
         view.eval()(tokens)  # what needs no gradient is not recomputed
+
+
+def test_a_sharded_model_is_evaluated_without_dropout() -> None:
+    model = GPT(ModelConfig.model_validate(MODEL | {"dropout": 0.5}), seed=1)
+    view = with_blocks(model, Recomputed)
+    view.reshard = lambda: None  # all that FSDP adds to what is called here
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
+    learner = Sharded(model, view)
+    with torch.no_grad(), evaluating(model):
+        expected = model.loss(tokens, tokens, valid=32)
+        assert [learner.loss(tokens, tokens, valid=32).item() for _ in range(3)] == [expected.item()] * 3
+    with torch.no_grad():
+        assert learner.loss(tokens, tokens, valid=32) != expected, "and trained with it again"
 
 
 def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:

@@ -68,10 +68,14 @@ class Sharded:
     """A model divided over the ranks, as steps and evaluations call it: each block is gathered when it is used.
 
     After a pass without gradients the root's weights are let go: no backward pass comes that would do it.
+
+    Args:
+        model: decides whether this is training; `model.eval()` does not reach a view.
+        view: of it, which FSDP gathers.
     """
 
-    def __init__(self, view: nn.Module):
-        self.view = view
+    def __init__(self, model: nn.Module, view: nn.Module):
+        self.model, self.view = model, view
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This rank's parts."""
@@ -79,6 +83,7 @@ class Sharded:
 
     def loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the model's own; all ranks call it."""
+        self.view.training = self.model.training
         out = cast(Callable[..., Tensor], self.view.loss)(*args, **kwargs)
         if not torch.is_grad_enabled():
             cast(FSDPModule, self.view).reshard()
@@ -115,7 +120,7 @@ def shard(
         for module in view.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
-    return Sharded(view)
+    return Sharded(model, view)
 
 
 def with_blocks(model: Model, wrap: Callable[[nn.Module], nn.Module]) -> Model:
