@@ -6,17 +6,20 @@ checkpoint, since to resume exactly is to compute alike.
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
+import torch
 from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.errors import ConfigError
+from minigpt.model import GPT
 from minigpt.model.learner import Learner
 from minigpt.runs.task import Task
 from minigpt.runtime.autotune import Choice, choose
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.runtime.placement import Placement
-from minigpt.runtime.precision import self_test
+from minigpt.runtime.precision import self_test, use_fp8
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
@@ -64,9 +67,10 @@ def resolve(
     config, runtime = pick_kernels(config, batches, before, console, placement)
 
     def make() -> Learner:
-        model = task.model(config).to(runtime.device).train()
-        loss = task.objective(runtime)
-        return model if loss is None else Objective(model, loss)
+        model, stepped, _ = make_learner(config, replace(runtime, compile=False), placement, task)
+        if runtime.precision == "bf16-pure":  # as the run's own weights are, once it has its optimizer
+            model.to(torch.bfloat16)
+        return stepped
 
     run = Prospect(config, runtime, batches, task.share(config), placement.shards, make)
     size = choose_micro_batch(
@@ -74,6 +78,20 @@ def resolve(
     )
     train = config.train.model_copy(update={"micro_batch_size": size})
     return Resolved(config.model_copy(update={"train": train}), runtime, placement)
+
+
+def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task: Task) -> tuple[GPT, Learner, Learner]:
+    """The model with its first weights, where it belongs; what a step calls; what an evaluation calls."""
+    model = task.model(config)
+    model.use_attention(config.model.attention)
+    if runtime.precision == "fp8":
+        use_fp8(model)
+    model, stepped = placement.place(model, runtime)
+    evaluated = placement.evaluated(model, stepped)
+    if loss := task.objective(runtime):
+        stepped = Objective(cast(GPT, stepped), loss)  # no objective goes with a sharded model
+        evaluated = Objective(model, loss) if task.judged else evaluated
+    return model, stepped, evaluated
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:

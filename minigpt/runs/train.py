@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
@@ -23,11 +23,11 @@ from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt
-from minigpt.runs.resolve import Resolved, resolve
+from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.task import FromNothing, Task
 from minigpt.runtime.device import hardware
 from minigpt.runtime.placement import Placement, joined
-from minigpt.runtime.precision import use_fp8, with_masters
+from minigpt.runtime.precision import with_masters
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.training.hooks.average import Average
@@ -41,7 +41,6 @@ from minigpt.training.hooks.signals import Signals
 from minigpt.training.hooks.stalls import EarlyStopping, Plateau
 from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.memory import MicroBatches, memory_errors
-from minigpt.training.objective import Objective
 from minigpt.training.step import Batch
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
@@ -171,16 +170,8 @@ def build(
 ) -> Trainer:
     """The trainer with all its parts, writing below `path`; `before` is the state of the checkpoint to go on from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
-    model = task.model(config)
-    model.use_attention(config.model.attention)
-    if runtime.precision == "fp8":
-        use_fp8(model)
-    model, view = placement.place(model, runtime)
-    evaluated = placement.evaluated(model, view)
+    model, stepped, evaluated = make_learner(config, runtime, placement, task)
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)
-    if loss := task.objective(runtime):
-        view = Objective(cast(GPT, view), loss)  # no objective goes with a sharded model
-        evaluated = Objective(model, loss) if task.judged else evaluated
 
     def validation() -> Iterable[Batch]:
         size, count = placement.eval_size(config.train, trainer.state.micro_batch_size)
@@ -196,7 +187,7 @@ def build(
         runtime,
         config.optimizer.learning_rate,
         make_hooks(resolved, model, path, tokenizer, feed, task, console, before),
-        placement.learner(model, view),
+        placement.learner(model, stepped),
         evaluated,
         task.saved,
     )

@@ -15,8 +15,8 @@ from parallel_run import MODEL, SCRIPT, launch
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
-from minigpt.runtime.parallel.group import join
 from minigpt.runtime.device import evaluating
+from minigpt.runtime.parallel.group import join
 from minigpt.runtime.parallel.wrap import Recomputed, Sharded, with_blocks
 from minigpt.runtime.placement import joined, make_placement
 from minigpt.runtime.ranks import ALONE, Ranks
