@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
+from graph_stand_in import CUDA, replayed
 
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.generation import generate
 from minigpt.generation.engine import Reader
-from minigpt.generation.fast import cuda_graphs
 from minigpt.generation.fast.cuda_graphs import PATIENCE, Replay
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.model.gpt import read
 
-CUDA = torch.cuda.is_available()
 SHAPE = ModelConfig(
     vocab_size=70, embed_dim=40, num_heads=4, num_kv_heads=2, num_layers=3, max_seq_len=24, init_std=0.3
 )
@@ -26,36 +25,16 @@ VARIANTS = [
 ]
 
 
-def replayed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GPT, list[int]]:
+def make(monkeypatch: pytest.MonkeyPatch, **fields: object) -> tuple[GPT, GPT, list[int]]:
     """The model, itself with graphs, and a list that grows by one at each replay; on a GPU if one is here."""
     plain = GPT(ModelConfig.model_validate(SHAPE.model_dump() | fields), seed=4).eval().to("cuda" if CUDA else "cpu")
-    fast, replays, make = copy.deepcopy(plain), [], cuda_graphs.record
-
-    def stand_in(step) -> cuda_graphs.Recorded:
-        out = step().clone()
-        return lambda: out.copy_(step()), out
-
-    def record(step) -> cuda_graphs.Recorded:
-        replay, out = (make if CUDA else stand_in)(step)
-        home = fast.embedding.weight.data_ptr()
-
-        def again() -> None:
-            assert fast.embedding.weight.data_ptr() == home, "a graph would read where the weights lay"
-            replay()
-            replays.append(1)
-
-        return again, out
-
-    monkeypatch.setattr(cuda_graphs, "record", record)
-    monkeypatch.setattr(cuda_graphs, "SPAN", 8)
-    fast.reader = Replay()
-    return plain, fast, replays
+    return plain, *replayed(plain, monkeypatch)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 @pytest.mark.parametrize("pads", [[0], [0, 0, 0], [3, 0, 2]], ids=str)
 def test_a_recorded_step_gives_the_models_logits(fields: dict[str, object], pads: list[int], monkeypatch) -> None:
-    plain, fast, replays = replayed(monkeypatch, **fields)
+    plain, fast, replays = make(monkeypatch, **fields)
     tokens = torch.randint(70, (len(pads), 24), generator=torch.Generator().manual_seed(1)).to(plain.head.weight.device)
     with torch.inference_mode():
         right, ours = Reader(plain, pads), Reader(fast, pads)
@@ -70,14 +49,14 @@ def write(gpt: GPT, prompts: list[list[int]], new: int = 40) -> list[list[int]]:
 
 
 def test_texts_across_the_limit_and_one_after_another_are_the_same(monkeypatch) -> None:
-    plain, fast, replays = replayed(monkeypatch)
+    plain, fast, replays = make(monkeypatch)
     for prompts in ([[1, 2]], [[1, 2], [3, 4, 5, 6]], [[7]], [[1, 2]]):
         assert write(fast, prompts) == write(plain, prompts)
     assert replays
 
 
 def test_two_texts_in_turn_do_not_mix(monkeypatch) -> None:
-    plain, fast, _ = replayed(monkeypatch)
+    plain, fast, _ = make(monkeypatch)
     config = GenerationConfig(max_new_tokens=12, temperature=0)
     both = [generate(fast, [[1, 2]], config), generate(fast, [[9, 3, 4]], config)]
     pairs = list(zip(*both, strict=True))
@@ -86,7 +65,7 @@ def test_two_texts_in_turn_do_not_mix(monkeypatch) -> None:
 
 
 def test_a_copy_is_a_model_of_its_own_and_gradients_go_through_the_model(monkeypatch) -> None:
-    plain, fast, replays = replayed(monkeypatch)
+    plain, fast, replays = make(monkeypatch)
     other = copy.deepcopy(fast)
     other.embedding.weight.data += 1
     assert write(fast, [[1, 2]]) == write(plain, [[1, 2]]) != write(other, [[1, 2]])
@@ -97,7 +76,7 @@ def test_a_copy_is_a_model_of_its_own_and_gradients_go_through_the_model(monkeyp
 
 
 def test_weights_that_have_moved_are_read_where_they_are(monkeypatch) -> None:
-    plain, fast, replays = replayed(monkeypatch)
+    plain, fast, replays = make(monkeypatch)
     cache, right = fast.make_cache(), plain.make_cache()
     with torch.inference_mode():
         for token in range(8):
@@ -113,7 +92,7 @@ def test_weights_that_have_moved_are_read_where_they_are(monkeypatch) -> None:
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_prepared_models_write_by_graphs_what_they_write_without(precision: str, monkeypatch) -> None:
-    plain, fast, replays = replayed(monkeypatch)
+    plain, fast, replays = make(monkeypatch)
     prepare_decoding(fast, precision)
     wanted = write(prepare_decoding(plain, precision), [[1, 2, 3]])
     assert replays and isinstance(fast.reader, Replay)

@@ -1,0 +1,39 @@
+"""CUDA graphs without CUDA: the recorded step is run again in place of a graph. On a GPU it is a real graph."""
+
+import copy
+
+import pytest
+import torch
+
+from minigpt.generation.fast import cuda_graphs
+from minigpt.generation.fast.cuda_graphs import Replay
+from minigpt.model import GPT
+
+CUDA = torch.cuda.is_available()
+
+
+def stand_in(step) -> cuda_graphs.Recorded:
+    """What `cuda_graphs.record` returns: replay, and the tensor into which it writes."""
+    out = step().clone()
+    return lambda: out.copy_(step()), out
+
+
+def replayed(plain: GPT, monkeypatch: pytest.MonkeyPatch) -> tuple[GPT, list[int]]:
+    """A copy of the model that decodes by graphs, and a list that grows by one at each replay."""
+    fast, replays, make = copy.deepcopy(plain), [], cuda_graphs.record
+
+    def record(step) -> cuda_graphs.Recorded:
+        replay, out = (make if CUDA else stand_in)(step)
+        home = fast.embedding.weight.data_ptr()
+
+        def again() -> None:
+            assert fast.embedding.weight.data_ptr() == home, "a graph would read where the weights lay"
+            replay()
+            replays.append(1)
+
+        return again, out
+
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "SPAN", 8)
+    fast.reader = Replay()
+    return fast, replays
