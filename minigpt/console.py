@@ -1,4 +1,4 @@
-"""What a person is told: results on stdout; messages, and progress bars for work that is counted, on stderr."""
+"""Print for a person: results to stdout; messages, and progress bars for work that is counted, to stderr."""
 
 import json
 import sys
@@ -15,6 +15,11 @@ Report = Callable[[str, int, "int | None"], None]
 def messages(quiet: bool = False) -> Console:
     """A console on stderr that breaks no line, so that a log has them whole and a path can be copied."""
     return Console(stderr=True, quiet=quiet, soft_wrap=True)
+
+
+def teller(console: Console) -> Callable[[str], object]:
+    """Prints a message as it is, on one line where there is room."""
+    return lambda text: console.print(text, markup=False, highlight=False)
 
 
 console = messages()

@@ -2,7 +2,7 @@
 
     runs/NAME/
         config.yaml, receipt.json, tokenizer.json, template.json (of a run that was tuned on chats)
-        metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, plots/loss.png
+        metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, eval.json, plots/loss.png
         checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
         adapters/NAME/, .lock
 
@@ -23,6 +23,7 @@ STATE, MANIFEST = "state.json", "manifest.json"
 """Of a checkpoint; the second is written last, so a directory without it is not a whole one."""
 CONFIG, RECEIPT, TOKENIZER, TEMPLATE = "config.yaml", "receipt.json", "tokenizer.json", "template.json"
 METRICS, METRICS_CSV, SAMPLES, INCIDENTS = "metrics.jsonl", "metrics.csv", "samples.jsonl", "incidents.jsonl"
+EVALUATION = "eval.json"
 CHECKPOINTS, ADAPTERS, PLOTS, LOCK = "checkpoints", "adapters", "plots", ".lock"
 
 
@@ -86,6 +87,11 @@ class RunFolder:
     def incidents(self) -> Path:
         """What went wrong and what was done; not there if nothing did."""
         return self.path / INCIDENTS
+
+    @property
+    def evaluation(self) -> Path:
+        """The report of `minigpt eval --save`."""
+        return self.path / EVALUATION
 
     @property
     def lock(self) -> Path:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import Positional, parse
 from minigpt.console import console, out, out_json
-from minigpt.errors import UserError, storage_error
+from minigpt.errors import UserError
+from minigpt.files import write_text
 
 if TYPE_CHECKING:
     from minigpt.data import Prepared
@@ -125,11 +126,7 @@ def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
 def _save(report: Mapping[str, Any], asked: Path) -> None:
     from minigpt.layout import RunFolder
 
-    path = RunFolder.of(asked).path / "eval.json"
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise storage_error(path, error, "leave --save out") from None
+    write_text(RunFolder.of(asked).evaluation, json.dumps(report, indent=2) + "\n", "leave --save out")
 
 
 def _show(report: Mapping[str, Any], name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.arguments import Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
-from minigpt.console import console, out, out_json
+from minigpt.console import console, out, out_json, teller
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     check_devices([device for device in devices if device])
     if args.dry_run:
         return _dry_run(sweep, Progress(sweep), args.json)
-    progress, stopped = run_sweep(sweep, devices, lambda line: console.print(line, markup=False, highlight=False))
+    progress, stopped = run_sweep(sweep, devices, teller(console))
     _report(sweep, progress, args.json)
     if stopped:
         console.print("stopped; the same command continues")

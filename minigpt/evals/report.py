@@ -200,18 +200,16 @@ def _intervals(score: Score, text_bytes: int, context: int) -> Interval | None:
 def bootstrap(
     numerators: npt.NDArray[Any],
     denominators: npt.NDArray[Any],
-    resamples: int = _RESAMPLES,
-    seed: int = _SEED,
 ) -> npt.NDArray[np.float64]:
     """95 % percentile interval [low, high] of sum(numerators) / sum(denominators), blocks [K] drawn with replacement.
 
-    The draws depend on the seed and K alone, so that two models on the same windows are resampled alike.
+    The draws depend on K alone, so that two models on the same windows are resampled alike.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     count = len(numerators)
     rows = max(1, _MOST_DRAWS // count)
     ratios = []
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(count, size=(min(rows, resamples - start), count))
+    for start in range(0, _RESAMPLES, rows):
+        drawn = rng.integers(count, size=(min(rows, _RESAMPLES - start), count))
         ratios.append(numerators[drawn].sum(1) / denominators[drawn].sum(1))
     return np.percentile(np.concatenate(ratios), [2.5, 97.5])

@@ -16,8 +16,6 @@ from minigpt.layout import METRICS, RunFolder, no_such_run
 
 Array = npt.NDArray[np.float64]
 
-REPORT = "eval.json"
-
 
 def read_metrics(run: str | Path) -> dict[str, Array]:
     """The metrics of a run, by key, all of one length, in the order of "step"; NaN where a line has no such key.
@@ -64,7 +62,7 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
     Raises:
         RunError: the file is damaged.
     """
-    path = Path(run) / REPORT
+    path = RunFolder(Path(run)).evaluation
     if not path.is_file():
         return {}
     try:

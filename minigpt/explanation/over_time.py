@@ -16,7 +16,6 @@ from minigpt.files import read_lines
 from minigpt.layout import RunFolder, step_of
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.weights import checkpoint
 
 TIMELINE_KEYS = ("run", "ids", "steps", "samples")
 
@@ -42,7 +41,7 @@ def timeline(
         RunError: no checkpoint is kept.
         CheckpointError: one is damaged, or holds an adapter only.
     """
-    kept = checkpoint.steps(RunFolder(Path(run)).checkpoints)
+    kept = RunFolder(Path(run)).steps()
     if not kept:
         raise RunError(f"{run}: keeps no checkpoints; name a run directory, such as runs/my")
     found = []

@@ -47,7 +47,7 @@ def up_rows(config: ModelConfig) -> int:
     return config.hidden_dim * config.gates
 
 
-def shape_walk(config: ModelConfig, batch: int = 1) -> list[tuple[str, str, str]]:
+def shape_walk(config: ModelConfig) -> list[tuple[str, str, str]]:
     """(module, input shape, output shape) in order of execution, observed in a real forward pass without numbers.
 
     Only the first block is walked; the others are alike.
@@ -64,7 +64,7 @@ def shape_walk(config: ModelConfig, batch: int = 1) -> list[tuple[str, str, str]
     for name, module in model.named_modules():
         if name and not isinstance(module, nn.ModuleList) and (not name.startswith("blocks.") or ".0" in name):
             module.register_forward_hook(watch(name))
-    tokens = torch.zeros(batch, config.max_seq_len, dtype=torch.long, device="meta")
+    tokens = torch.zeros(1, config.max_seq_len, dtype=torch.long, device="meta")
     logits = model(tokens)
     rows.append(("logits", str(list(tokens.shape)), str(list(logits.shape))))
     return rows

@@ -113,7 +113,7 @@ class GPT(nn.Module):
         """Token ids [B, T] at their positions -> [B, T, C], what the first block reads."""
         x = self.embedding(tokens)
         for name in self.inputs:
-            x = x + self.get_submodule(name)(tokens, places, cache)
+            x = x + getattr(self, name)(tokens, places, cache)
         return x
 
     def rotary(self, places: Places) -> Rotary | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minigpt.errors import RunError
-from minigpt.layout import RunFolder
+from minigpt.layout import RunFolder, whole_steps
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
 from minigpt.weights.sharded import in_parts
@@ -19,7 +19,7 @@ def consolidate(run: str | Path) -> list[Path]:
     """
     path = Path(run)
     folder = RunFolder(path).checkpoints
-    found = checkpoint.steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
+    found = whole_steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
     divided = [step for step in found if in_parts(step)]
     if not divided:
         raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")

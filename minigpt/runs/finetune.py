@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
+from minigpt.console import teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
@@ -19,7 +20,7 @@ from minigpt.runs.feeds import Feed, read_sides, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
-from minigpt.runs.train import TrainedRun, execute, teller
+from minigpt.runs.train import TrainedRun, execute
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.ranks import Ranks

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
+from minigpt.console import teller
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.learner import Learner
@@ -73,9 +74,7 @@ def resolve(
         return stepped
 
     run = Prospect(config, runtime, batches, task.share(config), placement.shards, make)
-    size = choose_micro_batch(
-        run, before.micro_batch_size, lambda text: console.print(text, markup=False, highlight=False)
-    )
+    size = choose_micro_batch(run, before.micro_batch_size, teller(console))
     train = config.train.model_copy(update={"micro_batch_size": size})
     return Resolved(config.model_copy(update={"train": train}), runtime, placement)
 

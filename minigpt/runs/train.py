@@ -1,7 +1,7 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig
-from minigpt.console import progress_bars
+from minigpt.console import progress_bars, teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import generate_text
@@ -104,11 +104,6 @@ def _tokenizer(plan: Plan, config: RunConfig, console: Console) -> Tokenizer:
         return tokenizers.load(plan.path)
     with progress_bars(console) as report:
         return make_tokenizer(config, report)
-
-
-def teller(console: Console) -> Callable[[str], object]:
-    """Prints a message as it is, on one line where there is room."""
-    return lambda text: console.print(text, markup=False, highlight=False)
 
 
 def execute(

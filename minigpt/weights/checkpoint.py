@@ -126,7 +126,7 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
 def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
     manifest = _read_manifest(directory)
-    others = [str(other) for other in steps(directory.parent) if other != directory]
+    others = [str(other) for other in whole_steps(directory.parent) if other != directory]
     hint = f"use another checkpoint of the run (minigpt train goes on by itself): {(others or ['none'])[-1]}"
     for name, entry in manifest["files"].items():
         file = directory / name
@@ -166,18 +166,13 @@ def resolve(path: Path) -> Path:
             aside.rename(target)
         if target.exists():
             return target
-    if found := steps(folder):
+    if found := whole_steps(folder):
         return found[-1]
     if not path.exists():
         raise CheckpointError(f"no such run or checkpoint: {path}; `ls {path.parent}` shows what is there")
     raise CheckpointError(
         f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
     )
-
-
-def steps(folder: Path) -> list[Path]:
-    """The checkpoints in a `checkpoints` directory, oldest first."""
-    return whole_steps(folder)
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:

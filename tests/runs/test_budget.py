@@ -22,6 +22,7 @@ from scipy.optimize import nnls
 from minigpt.cli import main
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.errors import ConfigError
+from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runs.budget import rule
@@ -288,7 +289,7 @@ def test_the_same_command_continues_a_run_that_was_killed(cats: Path, capsys: py
     command = ["train", "cats.txt", "--budget", "25s", "--model.embed-dim", "32", "--train.save-every", "5", *QUIET]
     first = subprocess.Popen([sys.executable, "-m", "minigpt", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
     folder, deadline = cats / "runs/cats/checkpoints", time.monotonic() + 120
-    while not checkpoint.steps(folder) and time.monotonic() < deadline:
+    while not whole_steps(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from minigpt.errors import CheckpointError
 from minigpt.files import read_lines
+from minigpt.layout import whole_steps
 from minigpt.weights import checkpoint
 
 DISTURBANCES = 100
@@ -65,8 +66,8 @@ def stamp(file: Path) -> int:
 def saved(run: Path) -> int:
     """The step that the run must go on from: what `last` names, else the newest; of those that are whole."""
     folder = run / "checkpoints"
-    newest = reversed(checkpoint.steps(folder))
-    for path in [checkpoint.resolve(folder / "last"), *newest] if checkpoint.steps(folder) else []:
+    newest = reversed(whole_steps(folder))
+    for path in [checkpoint.resolve(folder / "last"), *newest] if whole_steps(folder) else []:
         try:
             checkpoint.verify(path)
             return int(path.name[5:])
@@ -101,7 +102,7 @@ def fill(folder: Path) -> Path:
 
 def flip(chance: random.Random, run: Path) -> bool:
     """Flip one bit of the last checkpoint, if it is whole and another is left."""
-    if len(checkpoint.steps(run / "checkpoints")) < 2:
+    if len(whole_steps(run / "checkpoints")) < 2:
         return False
     step = checkpoint.resolve(run / "checkpoints" / "last")
     if int(step.name[5:]) != saved(run):

@@ -15,6 +15,7 @@ from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.tree import default_rate
 from minigpt.errors import DivergedError
 from minigpt.files import read_lines
+from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
@@ -273,7 +274,7 @@ def test_skipped_lines_of_a_killed_run_are_written_once(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, lambda batch: batch in (3, 6))
     trainer.run()
     before = read_lines(tmp_path / "incidents.jsonl")
-    saved = checkpoint.steps(tmp_path / "checkpoints")[0]  # as if killed after step 15
+    saved = whole_steps(tmp_path / "checkpoints")[0]  # as if killed after step 15
     checkpoint.point(saved.parent, "last", saved)
     with (tmp_path / "incidents.jsonl").open("a") as file:
         file.write('{"step": 99, "what": "torn')

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
@@ -325,7 +326,7 @@ def test_after_an_error_hooks_are_closed_and_no_broken_model_is_saved(tmp_path) 
     with pytest.raises(MiniGPTError, match=r"model norm\.weight is not finite after step 3; not saved"):
         trainer.run()
     assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert [path.name for path in whole_steps(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
 def test_stalls_are_counted_by_the_plateau_schedule_only() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt.errors import CheckpointError, StorageError
+from minigpt.layout import whole_steps
 from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
@@ -57,7 +58,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     paths = [save(tmp_path, step) for step in range(1, 6)]
     checkpoint.point(paths[0].parent, "best", paths[1])
     prune(paths[0].parent, keep=2)
-    assert checkpoint.steps(paths[0].parent) == [paths[1], paths[3], paths[4]]
+    assert whole_steps(paths[0].parent) == [paths[1], paths[3], paths[4]]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])

@@ -55,7 +55,7 @@ class Replay:
     def __call__(self, model: GPT, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
         """As `GPT.hidden`: [B, T] -> [B, T, C]."""
         config = model.config
-        looks_back = any(model.get_submodule(name).looks_back for name in model.inputs)
+        looks_back = any(getattr(model, name).looks_back for name in model.inputs)
         graph = cache is not None and tokens.shape[1] == 1 and 0 < cache.length < config.max_seq_len
         if cache is None or not graph or looks_back or torch.is_grad_enabled():
             return read(model, tokens, cache, pads)

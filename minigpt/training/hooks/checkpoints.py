@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from minigpt.errors import DivergedError
-from minigpt.layout import BEST, LAST, POINTERS, step_name, step_of
+from minigpt.layout import BEST, LAST, POINTERS, step_name, step_of, whole_steps
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
@@ -100,7 +100,7 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 def prune(folder: Path, keep: int, every: int = 1) -> None:
     """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
     named = {(folder / name).read_text("utf-8", "replace").strip() for name in POINTERS if (folder / name).is_file()}
-    kept = [path for path in checkpoint.steps(folder) if step_of(path) % every == 0][-keep:]
-    for old in checkpoint.steps(folder):
+    kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
+    for old in whole_steps(folder):
         if old not in kept and old.name not in named:
             shutil.rmtree(old)

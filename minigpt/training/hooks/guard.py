@@ -19,7 +19,7 @@ from statistics import median
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DamagedError, DivergedError
 from minigpt.files import append_line, read_lines, write_lines
-from minigpt.layout import LAST, step_of
+from minigpt.layout import LAST, step_of, whole_steps
 from minigpt.model import GPT
 from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.loop import Hook, Trainer, batch_number
@@ -153,7 +153,7 @@ class Guard(Hook):
         """
         ranks, saved = trainer.runtime.ranks, None
         if ranks.rank == 0:
-            found = [path for path in checkpoint.steps(self.saver.folder) if step_of(path) % self.saver.every == 0]
+            found = [path for path in whole_steps(self.saver.folder) if step_of(path) % self.saver.every == 0]
             older = found[:1] if len(found) >= self.saver.keep else []  # else nothing was pruned: that is the first
             found = [path for path in found if step_of(path) <= onset] or older
             while found and not saved:
@@ -180,7 +180,7 @@ class Guard(Hook):
         ranks.largest(0.0)  # until every rank has read what it needs
         if ranks.rank == 0 and self.saver.directory(step).exists():
             checkpoint.point(folder, LAST, self.saver.directory(step))
-        for path in checkpoint.steps(folder) if ranks.rank == 0 else []:
+        for path in whole_steps(folder) if ranks.rank == 0 else []:
             if step_of(path) > step:
                 shutil.rmtree(path)
 
