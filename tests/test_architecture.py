@@ -50,7 +50,7 @@ INSIDE = {
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
     "training": "muon objective schedule / optim step / loop / finetune hooks memory",
-    "training.hooks": "average checkpoints epochs metrics samples screen signals stalls trackers"
+    "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen signals trackers"
     " / guard sharded_checkpoints tracking",
     "training.finetune": "distill freeze lora records row_batches / adapters preference",
     "generation": "sampling / engine / fast search / text / chat",

@@ -32,13 +32,14 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.training.hooks.average import Average
 from minigpt.training.hooks.checkpoints import Checkpoints
+from minigpt.training.hooks.early_stopping import EarlyStopping
 from minigpt.training.hooks.epochs import epoch_table, render_epochs
 from minigpt.training.hooks.guard import Guard
 from minigpt.training.hooks.metrics import Metrics
+from minigpt.training.hooks.plateau import Plateau
 from minigpt.training.hooks.samples import Samples
 from minigpt.training.hooks.screen import Screen
 from minigpt.training.hooks.signals import Signals
-from minigpt.training.hooks.stalls import EarlyStopping, Plateau
 from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.memory import MicroBatches, memory_errors
 from minigpt.training.step import Batch

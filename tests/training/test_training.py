@@ -15,7 +15,8 @@ from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
 from minigpt.training.hooks.average import Average
-from minigpt.training.hooks.stalls import EarlyStopping, Plateau
+from minigpt.training.hooks.early_stopping import EarlyStopping
+from minigpt.training.hooks.plateau import Plateau
 from minigpt.training.schedule import context_parts
 from minigpt.weights import checkpoint
 

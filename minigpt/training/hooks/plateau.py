@@ -1,4 +1,4 @@
-"""Hooks for a validation loss that no longer falls: cut the learning rate, or end the run (early stopping)."""
+"""The hook that cuts the learning rate when the validation loss no longer falls."""
 
 from minigpt.config import ScheduleConfig
 from minigpt.training.loop import Hook, Trainer
@@ -31,15 +31,3 @@ class Plateau(Hook):
         """Up to `plateau_max_steps` past a budget of steps."""
         total = trainer.budget.total_steps
         return total is not None and trainer.state.step < total + self.config.plateau_max_steps
-
-
-class EarlyStopping(Hook):
-    """Ends the run after `patience` evaluations without a better validation loss."""
-
-    def __init__(self, patience: int):
-        self.patience = patience
-
-    def on_evaluation(self, trainer: Trainer) -> None:
-        """Count, and ask for the end."""
-        if trainer.state.evals_since_best >= self.patience:
-            trainer.stop(f"no better validation loss in {trainer.state.evals_since_best} evaluations")
