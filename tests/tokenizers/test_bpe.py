@@ -1,6 +1,7 @@
 """The trainer against its textbook reference and Hugging Face's; the encoder against tiktoken and Hugging Face."""
 
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
 
 from minigpt.errors import TokenizerError
-from minigpt.tokenizers import BPETokenizer, learn, load
+from minigpt.tokenizers import BPETokenizer, CharTokenizer, learn, load
 from minigpt.tokenizers.bpe import SPECIALS
 from minigpt.tokenizers.learn import count_words, learn_merges, learn_merges_reference
 from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
@@ -112,7 +113,7 @@ def test_a_word_of_300000_letters_takes_seconds_and_tells_progress(letters: str)
 def test_learning_ends_at_an_interrupt_that_comes_at_a_merge() -> None:
     def press(what: str, done: int, total: int | None) -> None:
         if done == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
 
     with pytest.raises(KeyboardInterrupt):
         learn_merges({"abcabcabc": 3}, 10, progress=press)
@@ -255,3 +256,23 @@ def test_merges_and_ids_equal_theirs_on_wikitext_validation(mirror: Path, patter
 def test_merges_and_ids_equal_theirs_on_the_whole_of_wikitext_train(mirror: Path, pattern: str) -> None:
     text = (mirror / "wikitext-2" / "train.txt").read_text(encoding="utf-8")
     _agree_on(text, text, 8192, pattern)
+
+
+@pytest.mark.parametrize(
+    ("specials", "message"),
+    [
+        ({"<x>": -1}, "'<x>' has the id -1, outside"),
+        ({"<x>": 261}, "'<x>' has the id 261, outside"),
+        ({"<x>": 260, "<y>": 260}, "'<x>' shares its id 260"),
+        ({"<x>": 97}, "'<x>' shares its id 97"),
+    ],
+)
+def test_a_special_token_has_an_id_of_its_own(specials: dict[str, int], message: str) -> None:
+    pieces = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc", b"abcd", b"", b""]
+    with pytest.raises(TokenizerError, match=message):
+        BPETokenizer(pieces, [(97, 98), (256, 99), (257, 100)], "gpt2", specials)
+
+
+def test_a_char_tokenizer_is_made_of_single_characters() -> None:
+    with pytest.raises(TokenizerError, match="'no' is not one character"):
+        CharTokenizer(["a", "no"])
