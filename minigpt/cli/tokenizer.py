@@ -12,7 +12,7 @@ from rich.text import Text
 
 from minigpt.cli.arguments import Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import console, out, out_json
+from minigpt.console import Report, console, out, out_json, progress_bars
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -134,8 +134,8 @@ def _train(args: Train, data: DataConfig) -> int:
     if args.kind in ("char", "bpe") and args.source is None:
         raise TokenizerError(f"a {args.kind} tokenizer is made from a text; name a source, as in `train my.txt`")
     start = time.perf_counter()
-    with console.status(f"making a {args.kind} tokenizer"):
-        tokenizer = build(config, _chunks(args.source, data, "train") if args.source else ())
+    with progress_bars(console) as report:
+        tokenizer = build(config, _chunks(args.source, data, "train", report) if args.source else (), report)
         tokenizer.save(target)
     summary = {"path": str(target), **_summary(tokenizer), "seconds": round(time.perf_counter() - start, 3)}
     if args.json:
@@ -277,9 +277,11 @@ def _facts(facts: dict[str, Any]) -> Table:
     return grid
 
 
-def _chunks(source: str, data: DataConfig, split: str | None) -> Iterator[str]:
-    from minigpt.data import text_chunks
+def _chunks(source: str, data: DataConfig, split: str | None, report: Report | None = None) -> Iterator[str]:
+    from minigpt.data import open_corpus, text_chunks
 
+    if report:
+        open_corpus(data.model_copy(update={"source": source}), report)  # the next line finds the text surveyed
     return text_chunks(source, data, split)
 
 

@@ -17,7 +17,7 @@ def make_tokenizer(config: RunConfig, report: Report | None = None) -> Tokenizer
     if report:
         open_corpus(config.data, report)  # fetches and surveys the text, which the next line then finds done
     split = None if config.tokenizer.kind in ("char", "auto") else "train"
-    return tokenizers.build(config.tokenizer, text_chunks(config.data.source, config.data, split))
+    return tokenizers.build(config.tokenizer, text_chunks(config.data.source, config.data, split), report)
 
 
 def prepare_data(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from minigpt.config import TokenizerConfig
+from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
@@ -16,12 +17,13 @@ from minigpt.tokenizers.utf8_stream import TextStream
 log = logging.getLogger(__name__)
 
 
-def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def build(config: TokenizerConfig, texts: Iterable[str], progress: Progress | None = None) -> Tokenizer:
     """The tokenizer that a config asks for.
 
     Args:
         config: with `path`, that file is loaded and the other fields are not looked at.
         texts: chunks of one text, in any sizes; read at most once, and only by char and bpe.
+        progress: called with (what, how much is done, of how much) while bpe learns.
 
     Raises:
         TokenizerError: what cannot be loaded, learned or fetched.
@@ -38,7 +40,7 @@ def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
                 raise
             log.warning("tokenizer auto: taking char in place of gpt2, since %s", error)
     if config.kind == "bpe":
-        return BPETokenizer.train(texts, config.vocab_size, config.pattern, config.max_train_bytes)
+        return BPETokenizer.train(texts, config.vocab_size, config.pattern, config.max_train_bytes, progress=progress)
     return CharTokenizer.from_texts(texts, config.unknown)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,17 @@ class Tokenizer(ABC):
     kind: str
 
     def __init__(self, pieces: Sequence[bytes], special_tokens: Mapping[str, int]):
-        """`pieces[id]` is the text that an id stands for, b"" for special tokens."""
+        """`pieces[id]` is the text that an id stands for, b"" for special tokens.
+
+        Raises:
+            TokenizerError: a special token whose id is outside of the vocabulary, or another token's too.
+        """
+        uses = Counter(special_tokens.values())
+        for name, id_ in special_tokens.items():
+            if not 0 <= id_ < len(pieces):
+                raise TokenizerError(f"the special token {name!r} has the id {id_}, outside of the vocabulary")
+            if pieces[id_] or uses[id_] > 1:
+                raise TokenizerError(f"the special token {name!r} shares its id {id_} with another token")
         self._pieces = list(pieces)
         self.vocab_size = len(self._pieces)
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))

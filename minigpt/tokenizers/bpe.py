@@ -16,6 +16,7 @@ import numpy as np
 import regex
 import tiktoken
 
+from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
 from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge
@@ -78,6 +79,7 @@ class BPETokenizer(Tokenizer):
         pattern: str = "gpt4",
         max_train_bytes: int | None = None,
         min_count: int = 2,
+        progress: Progress | None = None,
     ) -> "BPETokenizer":
         """Learn a tokenizer.
 
@@ -88,6 +90,7 @@ class BPETokenizer(Tokenizer):
             pattern: "gpt2" or "gpt4".
             max_train_bytes: learn from so many bytes of the text's beginning.
             min_count: a pair that occurs less often is not merged.
+            progress: called with (what, how much is done, of how much).
 
         Raises:
             TokenizerError: vocab_size below 260, or no text.
@@ -98,10 +101,10 @@ class BPETokenizer(Tokenizer):
                 f"vocab_size {vocab_size} is too small for bpe: 256 bytes and {len(SPECIALS)} special tokens "
                 f"need {base}; raise it, or take kind byte or char"
             )
-        words = count_words(texts, pattern, max_train_bytes)
+        words = count_words(texts, pattern, max_train_bytes, progress)
         if not words:
             raise TokenizerError("no text to learn merges from; give a text that is not empty")
-        merges = learn_merges(words, vocab_size - base, min_count)
+        merges = learn_merges(words, vocab_size - base, min_count, progress)
         if len(merges) < vocab_size - base:
             log.warning(
                 "the text is too small for %d tokens: vocab_size is %d (no further pair occurs %d times)",

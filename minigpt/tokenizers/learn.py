@@ -2,21 +2,24 @@
 
 Text is split into pre-tokens, equal ones are counted once, and the most frequent adjacent pair of symbols
 is merged again and again. Notable choices:
-- A word is a `str` of symbols, chr(symbol number): a merge is then `split` and `join` at C speed, left to
-  right and without overlap, just as BPE wants it, and a pair is a 2-character string.
-- Counts of pairs change only in the words that a merge touches, and a heap with lazy invalidation finds
-  the next pair: seconds where recounting everything (`learn_merges_reference`) takes hours.
+- All words stand in one row of places, one for each byte. A symbol of n bytes is written at the first and at
+  the last of its n places, so its neighbours are found without a search, however long the word is.
+- A merge visits only the places of its pair, from left to right, and changes the counts of their neighbours. A
+  heap with lazy invalidation finds the next pair. Seconds, where counting everything again for each merge
+  (`learn_merges_reference`) takes hours.
 - Ties go to the smallest pair of symbol numbers, as in Hugging Face's BpeTrainer: bytes are numbered in the
   order of their spelling (`byte_order`), merges in the order they were made. So merges equal theirs.
 """
 
 import heapq
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import regex
 
+from minigpt.download import Progress
 from minigpt.tokenizers.base import valid_unicode
 from minigpt.tokenizers.cutter import CHUNK, Cutter
 from minigpt.tokenizers.patterns import byte_order, expression, safe_cut
@@ -25,20 +28,29 @@ Pair = tuple[int, int]
 
 BLOCK = CHUNK
 """Characters to split at a time."""
+END = -1
+"""Stands between words, where no pair is."""
 
 
-def count_words(texts: Iterable[str], pattern: str, max_bytes: int | None = None) -> Counter[str]:
+def count_words(
+    texts: Iterable[str], pattern: str, max_bytes: int | None = None, progress: Progress | None = None
+) -> Counter[str]:
     """Pre-tokens of a stream of text, counted. Where the stream is cut into chunks does not matter.
 
     Args:
         texts: chunks of one text, read once.
         pattern: "gpt2", "gpt4" or an expression.
         max_bytes: stop after so many bytes (UTF-8) of text.
+        progress: called with (what, characters done, None).
     """
     find = regex.compile(expression(pattern)).findall
     counts: Counter[str] = Counter()
+    done = 0
     for block in _blocks(_head(texts, max_bytes)):
         counts.update(find(block))
+        done += len(block)
+        if progress:
+            progress("counting words", done, None)
     return counts
 
 
@@ -72,80 +84,79 @@ def to_symbols(words: Mapping[str, int]) -> dict[str, int]:
     return {word.encode().decode("latin-1").translate(table): count for word, count in words.items()}
 
 
-def learn_merges(words: Mapping[str, int], num_merges: int, min_count: int = 2) -> list[Pair]:
+def learn_merges(
+    words: Mapping[str, int], num_merges: int, min_count: int = 2, progress: Progress | None = None
+) -> list[Pair]:
     """The merges that these counted words teach, in order; merge k makes symbol 256 + k.
 
     learn_merges({"aab": 3}, 2) -> [(number of a, number of a), (256, number of b)]
 
-    Stops early when no pair is left that occurs min_count times.
+    Stops early when no pair is left that occurs min_count times. `progress` is called after each merge.
     """
-    symbols = to_symbols(words)
-    spelt, counts = list(symbols), list(symbols.values())
-    pair_counts: dict[str, int] = defaultdict(int)
-    where: dict[str, list[int]] = defaultdict(list)  # words that hold a pair, or held it once
-    for index, (word, count) in enumerate(zip(spelt, counts, strict=True)):
-        for pair in map(str.__add__, word, word[1:]):
-            pair_counts[pair] += count
-            where[pair].append(index)
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    symbols, weights = _in_a_row(words)
+    lengths = [1] * 256  # bytes of each symbol
+    counts: dict[Pair, int] = defaultdict(int)
+    where: dict[Pair, array[int]] = defaultdict(_positions)  # places that hold a pair, or held it once, ascending
+    for place, (left, right) in enumerate(pairwise(symbols)):
+        if left != END != right:
+            counts[left, right] += weights[place]
+            where[left, right].append(place)
+    heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
 
     merges: list[Pair] = []
     while heap and len(merges) < num_merges:
         minus_count, pair = heapq.heappop(heap)
-        count = pair_counts[pair]
+        count = counts[pair]
         if count < min_count:
             continue
         if count != -minus_count:  # rarer than when it was pushed (no pair but a new one becomes more frequent)
             heapq.heappush(heap, (-count, pair))
             continue
-        new = chr(256 + len(merges))
-        merges.append((ord(pair[0]), ord(pair[1])))
-        born: set[str] = set()
-        for index in where.pop(pair):
-            parts = spelt[index].split(pair)
-            if len(parts) > 1:
-                spelt[index] = new.join(parts)
-                _recount(pair, new, parts, counts[index], pair_counts)
-                for neighbour in _pairs_of(new, spelt[index]):
-                    where[neighbour].append(index)
-                    born.add(neighbour)
-        del pair_counts[pair]
-        for neighbour in born:
-            if pair_counts[neighbour] >= min_count:
-                heapq.heappush(heap, (-pair_counts[neighbour], neighbour))
+        left, right = pair
+        new = 256 + len(merges)
+        merges.append(pair)
+        middle, length = lengths[left], lengths[left] + lengths[right]
+        lengths.append(length)
+        born: dict[Pair, array[int]] = defaultdict(_positions)
+        for place in where.pop(pair):
+            if symbols[place] != left or symbols[place + middle] != right:
+                continue  # another merge took one of the two
+            before, after, weight = symbols[place - 1], symbols[place + length], weights[place]
+            if before != END:
+                counts[before, left] -= weight
+                counts[before, new] += weight
+                born[before, new].append(place - lengths[before])
+            if after != END:
+                counts[right, after] -= weight
+                counts[new, after] += weight
+                born[new, after].append(place)
+            symbols[place] = symbols[place + middle] = symbols[place + length - 1] = new
+        del counts[pair]
+        where.update(born)
+        for neighbours in born:
+            if counts[neighbours] >= min_count:
+                heapq.heappush(heap, (-counts[neighbours], neighbours))
+        if progress:
+            progress("learning byte pairs", len(merges), num_merges)
     return merges
 
 
-def _pairs_of(symbol: str, word: str) -> Iterator[str]:
-    """The pairs of a word that hold this symbol."""
-    place = word.find(symbol)
-    while place >= 0:
-        if place and word[place - 1] != symbol:
-            yield word[place - 1 : place + 1]
-        if place + 1 < len(word):
-            yield word[place : place + 2]
-        place = word.find(symbol, place + 1)
+def _in_a_row(words: Mapping[str, int]) -> tuple["array[int]", "array[int]"]:
+    """The symbols of all words with END around each, and for each place the count of its word."""
+    symbols, weights = array("i", [END]), array("q", [0])
+    for word, count in to_symbols(words).items():
+        symbols.extend([*map(ord, word), END])
+        weights.extend([count] * (len(word) + 1))
+    return symbols, weights
 
 
-def _recount(pair: str, new: str, parts: list[str], count: int, pair_counts: dict[str, int]) -> None:
-    """Change the counts of pairs for a word parts[0] + pair + parts[1] + ... whose pairs become `new`."""
-    if len(parts) == 2:  # nearly always: only the neighbours change
-        left, right = parts
-        if left:
-            pair_counts[left[-1] + pair[0]] -= count
-            pair_counts[left[-1] + new] += count
-        if right:
-            pair_counts[pair[1] + right[0]] -= count
-            pair_counts[new + right[0]] += count
-        return
-    for word, change in ((pair.join(parts), -count), (new.join(parts), count)):
-        for each in map(str.__add__, word, word[1:]):
-            pair_counts[each] += change
+def _positions() -> "array[int]":
+    return array("I")
 
 
 def learn_merges_reference(words: Mapping[str, int], num_merges: int, min_count: int = 2) -> list[Pair]:
-    """The textbook loop, which counts all pairs anew for every merge. Same result as `learn_merges`."""
+    """The textbook loop, which counts all pairs again for every merge. Same result as `learn_merges`."""
     spelt = [([ord(symbol) for symbol in word], count) for word, count in to_symbols(words).items()]
     merges: list[Pair] = []
     while len(merges) < num_merges:

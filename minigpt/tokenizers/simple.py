@@ -25,6 +25,8 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: Iterable[str], unknown: Literal["token", "error"] = "token"):
         names = [UNK, EOS] if unknown == "token" else [EOS]
         self.characters = sorted(set(characters))
+        if longer := [char for char in self.characters if len(char) != 1]:
+            raise TokenizerError(f"{longer[0]!r} is not one character; make the tokenizer again from its text")
         self.unknown = unknown
         pieces = [b""] * len(names) + [char.encode() for char in self.characters]
         super().__init__(pieces, {name: id_ for id_, name in enumerate(names)})

@@ -1,10 +1,14 @@
 """The trainer against its textbook reference and Hugging Face's; the encoder against tiktoken and Hugging Face."""
 
 import json
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
+from string import ascii_letters, digits
 
 import numpy as np
 import pytest
@@ -16,11 +20,12 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
 
 from minigpt.errors import TokenizerError
-from minigpt.tokenizers import BPETokenizer, learn, load
+from minigpt.tokenizers import BPETokenizer, CharTokenizer, learn, load
 from minigpt.tokenizers.bpe import SPECIALS
 from minigpt.tokenizers.learn import count_words, learn_merges, learn_merges_reference
 from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
 
+LETTERS = {"dna": "ACGT", "base64": ascii_letters + digits + "+/", "one letter": "a"}
 few_letters = st.dictionaries(st.text("ab é", min_size=1, max_size=8), st.integers(1, 4), max_size=8)
 
 
@@ -64,6 +69,54 @@ def test_the_trainer_learns_what_the_textbook_loop_learns(
     merges = learn_merges(words, num_merges, min_count)
     assert merges == learn_merges_reference(words, num_merges, min_count)
     assert len(merges) <= num_merges
+
+
+runs = st.tuples(st.sampled_from(["a", "b", "ab", "aab", "é"]), st.integers(1, 40)).map(lambda run: run[0] * run[1])
+
+
+@settings(max_examples=200)
+@given(
+    words=st.dictionaries(st.lists(runs, min_size=1, max_size=6).map("".join), st.integers(1, 3), max_size=4),
+    num_merges=st.integers(0, 60),
+    min_count=st.integers(1, 3),
+)
+def test_runs_and_overlaps_in_long_words_teach_what_the_textbook_says(
+    words: dict[str, int], num_merges: int, min_count: int
+) -> None:
+    assert learn_merges(words, num_merges, min_count) == learn_merges_reference(words, num_merges, min_count)
+
+
+@pytest.mark.parametrize("letters", LETTERS.values(), ids=LETTERS)
+def test_one_long_word_gives_the_merges_and_ids_of_hugging_face(letters: str) -> None:
+    text = "".join(Random(1).choices(letters, k=5000))
+    everything = r"[\s\S]+"
+    ours = BPETokenizer.train([text], 400, everything, min_count=1)
+    theirs = train_theirs([text], 400, everything, min_frequency=1)
+    assert_same_model(ours, theirs)
+    other = "".join(Random(2).choices(letters, k=4999))
+    assert ours.encode(other) == theirs.encode(other).ids
+
+
+@pytest.mark.parametrize("letters", LETTERS.values(), ids=LETTERS)
+def test_a_word_of_300000_letters_takes_seconds_and_tells_progress(letters: str) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    text = "".join(Random(1).choices(letters, k=300_000))
+    start = time.process_time()
+    ours = BPETokenizer.train([text], 1000, "[^ ]+", progress=lambda *what: told.append(what))
+    ids = ours.encode_array(text)
+    assert time.process_time() - start < 10  # 1 s; minutes if a merge read the whole word
+    assert ours.decode(ids.tolist()) == text
+    merges = len(ours.merges)
+    assert told == [("counting words", 300_000, None), *(("learning byte pairs", k + 1, 740) for k in range(merges))]
+
+
+def test_learning_ends_at_an_interrupt_that_comes_at_a_merge() -> None:
+    def press(what: str, done: int, total: int | None) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_merges({"abcabcabc": 3}, 10, progress=press)
 
 
 @settings(max_examples=60)
@@ -203,3 +256,23 @@ def test_merges_and_ids_equal_theirs_on_wikitext_validation(mirror: Path, patter
 def test_merges_and_ids_equal_theirs_on_the_whole_of_wikitext_train(mirror: Path, pattern: str) -> None:
     text = (mirror / "wikitext-2" / "train.txt").read_text(encoding="utf-8")
     _agree_on(text, text, 8192, pattern)
+
+
+@pytest.mark.parametrize(
+    ("specials", "message"),
+    [
+        ({"<x>": -1}, "'<x>' has the id -1, outside"),
+        ({"<x>": 261}, "'<x>' has the id 261, outside"),
+        ({"<x>": 260, "<y>": 260}, "'<x>' shares its id 260"),
+        ({"<x>": 97}, "'<x>' shares its id 97"),
+    ],
+)
+def test_a_special_token_has_an_id_of_its_own(specials: dict[str, int], message: str) -> None:
+    pieces = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc", b"abcd", b"", b""]
+    with pytest.raises(TokenizerError, match=message):
+        BPETokenizer(pieces, [(97, 98), (256, 99), (257, 100)], "gpt2", specials)
+
+
+def test_a_char_tokenizer_is_made_of_single_characters() -> None:
+    with pytest.raises(TokenizerError, match="'no' is not one character"):
+        CharTokenizer(["a", "no"])
