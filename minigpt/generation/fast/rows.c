@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum { FP32, BF16, INT8 };                     /* kinds of numbers */
-enum { GELU, GELU_TANH, RELU2, SWIGLU };       /* activations */
+enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU };       /* activations */
 enum { MOST = 32 };                            /* vectors at a time */
 enum { ALONE = 1 << 16 };                      /* multiplications for which one thread is as fast as several */
 
@@ -262,6 +262,9 @@ static void activate(float *x, long size, long activation)
     else if (activation == RELU2)
         for (long i = 0; i < size; i++)
             x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+    else if (activation == RELU)
+        for (long i = 0; i < size; i++)
+            x[i] = x[i] > 0 ? x[i] : 0;
     else
         for (long i = 0; i < size; i++)
             x[i] = x[i] / (1 + fast_exp(-x[i])) * x[size + i];
