@@ -1,5 +1,8 @@
 """Write text, JSON lines and whole folders so that a kill leaves the old one or the new one.
 
+Work that is not finished has a name of its own, .NAME.HOST-PID-RANDOM.tmp: no two processes share one, and the next
+write in that folder deletes what a dead process left.
+
 A JSON lines file holds one object per line. In those of a run each object has a `step`.
 """
 
@@ -7,7 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +23,60 @@ from safetensors import SafetensorError
 from minigpt.errors import RunError, StorageError, storage_error
 
 
+def beside(path: Path) -> Path:
+    """A new name in the same folder for work on `path`; what dead processes left in that folder is deleted."""
+    sweep(path.parent)
+    name = path.name[:40]  # the whole could be too long for the system
+    return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Delete the unfinished work of processes of this machine that have ended."""
+    for left in folder.glob(".*.tmp"):
+        owner = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", left.name)
+        if owner and owner[1] == _host() and not _is_alive(int(owner[2])):
+            with contextlib.suppress(OSError):  # another process is deleting it too, or may and we may not
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _host() -> str:
+    """This machine's name, without the dots that separate the parts of a temporary name."""
+    return socket.gethostname().replace(".", "_")
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that number; where one cannot ask (Windows), it is taken to be alive."""
+    if os.name != "posix":  # elsewhere os.kill(pid, 0) does not ask, it kills
+        return True
+    try:
+        os.kill(pid, 0)
+        return True
+    except PermissionError:  # another person's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder so that a kill leaves the whole of it, or what `sweep` deletes. Raises OSError."""
+    work = beside(folder)
+    folder.rename(work)
+    shutil.rmtree(work)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
-    work = path.with_name(f".{path.name}-{os.getpid()}")
+    work = beside(path)
     try:
         with work.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
-    finally:
-        work.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what is told is the first error
+            work.unlink()
+        raise
 
 
 def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool = False) -> None:
@@ -38,6 +87,14 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
         write_bytes(path, text.encode())
     except OSError as error:
         raise storage_error(path, error, fix) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -64,7 +121,9 @@ def replace_folder(work: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     work.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        with contextlib.suppress(OSError):  # the new one is in place
+            delete_folder(aside)
     sync(folder.parent)
 
 
@@ -80,7 +139,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises StorageError: it cannot be written.
     """
-    work = out.with_name(f".{out.name}-{os.getpid()}")
+    work = beside(out)
     try:
         work.mkdir(parents=True)
         yield work
@@ -126,7 +185,7 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found += [check(json.loads(line))] if line.strip() else []
+            found += [check(parse_json(line))] if line.strip() else []
         except ValueError as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None

@@ -118,14 +118,19 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train") -> None:
-    """config.yaml and receipt.json; the command repeats the run. Raises StorageError."""
+def write_run_files(
+    path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train", final: Path | None = None
+) -> None:
+    """config.yaml and receipt.json; the command repeats the run. Raises StorageError.
+
+    `final`: where the run will stand, if that is not where it is written.
+    """
     folder = RunFolder(path)
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
-    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {folder.config}\n"
+    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {RunFolder(final or path).config}\n"
     write_text(folder.config, header + dump_config(config))
     write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
 

@@ -14,7 +14,6 @@ This module knows files, not models: it stands below the model so that `GPT.from
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
-from minigpt.files import file_sha256, replace_folder, sync, write_text
+from minigpt.files import beside, delete_folder, file_sha256, replace_folder, sync, write_text
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
@@ -67,9 +66,8 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState
     Raises:
         StorageError: disk full or unwritable; what stood there before is whole.
     """
-    work = directory.with_name(f".{directory.name}-{os.getpid()}")
+    work = beside(directory)
     try:
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         for part, named in tensors.items():
             cpu = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in named.items()}
@@ -173,6 +171,14 @@ def resolve(path: Path) -> Path:
     raise CheckpointError(
         f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
     )
+
+
+def delete(directory: Path) -> None:
+    """Delete a checkpoint; a kill leaves it whole or swept by the next save. Raises StorageError."""
+    try:
+        delete_folder(directory)
+    except OSError as error:
+        raise storage_error(directory, error) from None
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:

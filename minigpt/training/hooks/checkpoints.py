@@ -98,9 +98,12 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 
 
 def prune(folder: Path, keep: int, every: int = 1) -> None:
-    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
+    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name.
+
+    Raises StorageError.
+    """
     named = {(folder / name).read_text("utf-8", "replace").strip() for name in POINTERS if (folder / name).is_file()}
     kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
     for old in whole_steps(folder):
         if old not in kept and old.name not in named:
-            shutil.rmtree(old)
+            checkpoint.delete(old)

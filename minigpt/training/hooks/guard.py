@@ -10,7 +10,6 @@ each checkpoint, so a resumed run decides as the undisturbed one.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -182,7 +181,7 @@ class Guard(Hook):
             checkpoint.point(folder, LAST, self.saver.directory(step))
         for path in whole_steps(folder) if ranks.rank == 0 else []:
             if step_of(path) > step:
-                shutil.rmtree(path)
+                checkpoint.delete(path)
 
     def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
         """One line for the file, one for the person."""
