@@ -36,7 +36,12 @@ def sweep(folder: Path) -> None:
         owner = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", left.name)
         if owner and owner[1] == _host() and not _is_alive(int(owner[2])):
             with contextlib.suppress(OSError):  # another process is deleting it too, or may and we may not
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                delete_path(left)
+
+
+def delete_path(path: Path) -> None:
+    """Delete a file, a link or a whole folder. Raises OSError."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _host() -> str:
@@ -61,7 +66,7 @@ def delete_folder(folder: Path) -> None:
     """Delete a folder so that a kill leaves the whole of it, or what `sweep` deletes. Raises OSError."""
     work = beside(folder)
     folder.rename(work)
-    shutil.rmtree(work)
+    delete_path(work)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,6 @@
 """The hook that saves checkpoints."""
 
 import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +31,7 @@ class Checkpoints(Hook):
     def on_start(self, trainer: Trainer) -> None:
         """Clear away what kills left half-written; let `best` follow a checkpoint after which one came too soon."""
         if trainer.runtime.ranks.rank == 0:
-            for left in self.folder.glob(".*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            checkpoint.sweep(self.folder)
             self.on_rollback(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
