@@ -16,7 +16,7 @@ import contextlib
 import json
 import lzma
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -34,7 +34,8 @@ XZ_BYTES = 4 << 20
 VERSION = 1  # of the cached figures: raise it when a definition above changes
 
 Floors = dict[str, float]
-_KEPT = TypeAdapter(dict[Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"], float])
+_NAMES = Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"]
+_KEPT: TypeAdapter[Any] = TypeAdapter(dict[_NAMES, float])
 
 
 def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
@@ -73,7 +74,7 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
     """
     cached = prepared.directory / f"floors-{split}-v{VERSION}.json"
     with contextlib.suppress(OSError, ValueError):  # missing, unreadable or of another form: computed again
-        return dict(_KEPT.validate_python(parse_json(cached.read_bytes())))
+        return _KEPT.validate_python(parse_json(cached.read_bytes()))
     told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
     floors: Floors = {}
     if told or split != "train":
