@@ -164,6 +164,7 @@ class Guard(Hook):
         if step >= 0:
             return saved or checkpoint.load(self.saver.directory(step), PARTS)
         weights, state = self.first().weights(), trainer.optimizer.state
+        first = TrainState(decay_after_warmup=trainer.state.decay_after_warmup)
         masters = [name for name, p in trainer.model.named_parameters() if "master" in state.get(p, {})]
         state.clear()
         tensors = {
@@ -171,7 +172,7 @@ class Guard(Hook):
             "adapter": weights,
             "optimizer": {f"master:{name}": weights[name] for name in masters},
         }
-        return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=TrainState()))
+        return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=first))
 
     def _forget_later(self, trainer: Trainer, step: int) -> None:
         """Delete the checkpoints of steps that will be taken again."""
