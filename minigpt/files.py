@@ -182,16 +182,19 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     end that cannot be read is still being written, or a kill cut it short: it is left out.
 
     Raises:
-        RunError: another damaged line, by its number.
+        RunError: the file cannot be read; another damaged line, by its number.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+    try:
+        lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions, or delete it") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found += [check(parse_json(line))] if line.strip() else []
-        except ValueError as error:  # UnicodeDecodeError is one
+        except (ValueError, OverflowError) as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
     return found

@@ -3,13 +3,13 @@
 No torch here: listing runs reads states too.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from minigpt.errors import CheckpointError, nearest
+from minigpt.files import parse_json
 from minigpt.layout import STATE
 
 
@@ -38,7 +38,7 @@ class TrainState:
 
 
 _LATER = ("decay_after_warmup", "unlogged")
-"""Fields of `TrainState` that older versions do not have: in the file only where they are set."""
+"""Fields of `TrainState` that older versions refuse: in the file only where they are set."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class CheckpointState:
 def read_state(checkpoint: Path) -> CheckpointState:
     """The state of a checkpoint directory. Raises OSError or ValueError: unreadable; CheckpointError: foreign."""
     file = checkpoint / STATE
-    return CheckpointState.from_json(json.loads(file.read_text(encoding="utf-8")), file)
+    return CheckpointState.from_json(parse_json(file.read_bytes()), file)
 
 
 def _check(given: Any, kind: Any, where: Path | str, prefix: str) -> None:
