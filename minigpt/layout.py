@@ -126,8 +126,9 @@ class RunFolder:
         return whole_steps(self.checkpoints)
 
     def in_use(self) -> bool:
-        """Whether something of a run, the lock aside, is in the directory."""
-        return self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
+        """Whether something of a run is in the directory, beside the lock and what a kill left of its first file."""
+        names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+        return any(name != LOCK and not (name.startswith(".") and name.endswith(".tmp")) for name in names)
 
 
 def whole_steps(checkpoints: Path) -> list[Path]:

@@ -3,28 +3,36 @@
 torch reads a matrix for one vector at a third of memory's speed on a CPU; these read it at nearly all of it. They use
 torch's OpenMP threads: the library is linked against none, and finds the one that torch has loaded.
 
-What is compiled stays in the cache directory, its name a hash of source, flags and processor, and of its own bytes, so
-that a torn file is seen. Before it is used its results are compared with torch's.
+What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
+library is code, so it is only loaded if nobody else can have written it: it and its folder belong to this user, no one
+else may write there, and its bytes have the sha256 that stands in kernels.json, outside of the folder. Else it is
+compiled again: in the folder, or, where others may write there, in one of its own that is deleted once it is loaded.
+Before a library is used its results are compared with torch's.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import itertools
+import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.download import cache_root
+from minigpt.files import file_sha256, parse_json, write_bytes
 
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -195,7 +203,7 @@ def _load() -> Kernels:
         flags = [*_ALWAYS, *openmp, *native]
         key = hashlib.sha256(b"\0".join([source, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
         try:
-            kernels = Kernels(_kept(folder, key) or _compile(folder, key, [*flags, *_LINK]))
+            kernels = _kept(folder, key) or _compiled(folder, key, [*flags, *_LINK])
             kernels.check()
             return kernels
         except (KernelError, OSError) as error:
@@ -222,27 +230,61 @@ def _compiler() -> str | None:
     return next((path for path in found if path), None)
 
 
-def _kept(folder: Path, key: str) -> Path | None:
-    """A library compiled earlier whose bytes are all there."""
-    for path in sorted(folder.glob(f"{key}-*.so")):
-        if path.stem == f"{key}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}":
-            return path
-        path.unlink(missing_ok=True)
+def _kept(folder: Path, key: str) -> Kernels | None:
+    """A library compiled earlier, if it is this user's own and its bytes are those that were written."""
+    path = folder / f"{key}.so"
+    with contextlib.suppress(OSError):
+        if _is_ours(folder) and _is_ours(path) and _is_ours(_hashes(folder)):
+            if file_sha256(path) == _known(folder).get(key):
+                return Kernels(path)
     return None
 
 
-def _compile(folder: Path, key: str, flags: list[str]) -> Path:
-    """Compile in a directory of its own, then move: others may do the same now. Raises KernelError, OSError."""
+def _is_ours(path: Path) -> bool:
+    """Whether it belongs to this user, and only this user may write it; a link is not ours. Raises OSError."""
+    found = path.lstat()
+    return found.st_uid == os.getuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
+
+
+def _hashes(folder: Path) -> Path:
+    """The file of the sha256 of each library, by its key."""
+    return folder.with_suffix(".json")
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(parse_json(_hashes(folder).read_bytes()))
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: compile again
+        return {}
+
+
+def _compiled(folder: Path, key: str, flags: list[str]) -> Kernels:
+    """Compile in a folder of this user alone, load, and keep it for later if that is possible.
+
+    Raises KernelError, OSError.
+    """
     compiler = _compiler()
     if compiler is None:
         raise KernelError("no C compiler (cc, gcc or clang) is here")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / "rows.so"
+    with tempfile.TemporaryDirectory(prefix="minigpt-") as scratch:  # its mode is 0700
+        made = Path(scratch) / f"{key}.so"
         words = [compiler, *flags, "-o", str(made), str(SOURCE)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
-        path = folder / f"{key}-{hashlib.sha256(made.read_bytes()).hexdigest()[:16]}.so"
-        made.replace(path)
-    return path
+        kernels = Kernels(made)
+        _keep(folder, key, made.read_bytes())
+    return kernels
+
+
+def _keep(folder: Path, key: str, library: bytes) -> None:
+    """Write a library for later; where that cannot be, or others could change it, one warning says so."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(folder):
+            raise PermissionError(0, f"it is another user's, or others may write in it; delete {folder}")
+        write_bytes(folder / f"{key}.so", library, 0o600)
+        hashes = _known(folder) | {key: hashlib.sha256(library).hexdigest()}
+        write_bytes(_hashes(folder), (json.dumps(hashes, indent=1) + "\n").encode(), 0o600)
+    except OSError as error:  # compiling again costs a second or two at each start, no more
+        warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)

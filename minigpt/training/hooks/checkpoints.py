@@ -29,10 +29,8 @@ class Checkpoints(Hook):
         self.recovery: RecoveryState | None = None  # the guard's, where there is one
 
     def on_start(self, trainer: Trainer) -> None:
-        """Clear away what kills left half-written; let `best` follow a checkpoint after which one came too soon."""
-        if trainer.runtime.ranks.rank == 0:
-            checkpoint.sweep(self.folder)
-            self.on_rollback(trainer)
+        """Let `best` follow a checkpoint after which a kill came too soon."""
+        self.on_rollback(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
         """Let `best` be that of the state."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from minigpt.config.recovery import RecoveryConfig
-from minigpt.errors import DamagedError, DivergedError
+from minigpt.errors import DamagedError, DivergedError, StorageError
 from minigpt.files import append_line, read_lines, write_lines
 from minigpt.layout import LAST, step_of, whole_steps
 from minigpt.model import GPT
@@ -190,7 +190,10 @@ class Guard(Hook):
         self.memory.incidents += 1
         if trainer.runtime.ranks.rank == 0:
             line = {"step": state.step, "what": what, "batches": batches, "action": action}
-            append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+            try:
+                append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+            except StorageError as error:  # the trouble itself is told, and the next save ends the run
+                self.say(str(error))
             self.say(f"step {state.step}: {what}; {outcome}")
 
     def _advice(self, trainer: Trainer, error: DivergedError) -> str:
