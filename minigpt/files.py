@@ -69,14 +69,11 @@ def delete_folder(folder: Path) -> None:
     delete_path(work)
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one.
-
-    `mode`: who may read and write it, less the umask.
-    """
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
     work = beside(path)
     try:
-        with open(work, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with work.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -6,23 +6,24 @@ torch's OpenMP threads: the library is linked against none, and finds the one th
 What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
 library is code, so it is only loaded if nobody else can have written it: it and its folder belong to this user, no one
 else may write there, and its bytes have the sha256 that stands in kernels.json, outside of the folder. Else it is
-compiled again: in the folder, or, where others may write there, in one of its own that is deleted once it is loaded.
+compiled again, in a private folder: where the cache cannot have one, in one that is deleted once the library is loaded.
 Before a library is used its results are compared with torch's.
 """
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import itertools
 import json
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.download import cache_root
-from minigpt.files import file_sha256, parse_json, write_bytes
+from minigpt.files import beside, delete_folder, file_sha256, parse_json, write_bytes
 
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -203,9 +204,7 @@ def _load() -> Kernels:
         flags = [*_ALWAYS, *openmp, *native]
         key = hashlib.sha256(b"\0".join([source, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
         try:
-            kernels = _kept(folder, key) or _compiled(folder, key, [*flags, *_LINK])
-            kernels.check()
-            return kernels
+            return _kept(folder, key) or _compiled(folder, key, [*flags, *_LINK])
         except (KernelError, OSError) as error:
             reason = error
             if _compiler() is None:
@@ -231,60 +230,69 @@ def _compiler() -> str | None:
 
 
 def _kept(folder: Path, key: str) -> Kernels | None:
-    """A library compiled earlier, if it is this user's own and its bytes are those that were written."""
+    """A library compiled earlier, if it is this user's own and its bytes are those that were written.
+
+    Raises KernelError: it computes wrongly.
+    """
     path = folder / f"{key}.so"
     with contextlib.suppress(OSError):
-        if _is_ours(folder) and _is_ours(path) and _is_ours(_hashes(folder)):
-            if file_sha256(path) == _known(folder).get(key):
-                return Kernels(path)
+        if _is_ours(folder) and _is_ours(path) and file_sha256(path) == _hashes(folder).get(key):
+            kernels = Kernels(path)
+            kernels.check()
+            return kernels
     return None
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it belongs to this user, and only this user may write it; a link is not ours. Raises OSError."""
-    found = path.lstat()
-    return found.st_uid == os.getuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
+    """Whether it belongs to this user, and nobody else may write it. Raises OSError."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def _hashes(folder: Path) -> Path:
-    """The file of the sha256 of each library, by its key."""
-    return folder.with_suffix(".json")
-
-
-def _known(folder: Path) -> dict[str, Any]:
+def _hashes(folder: Path) -> dict[str, Any]:
+    """The sha256 of each library, by its key."""
     try:
-        return dict(parse_json(_hashes(folder).read_bytes()))
+        return dict(parse_json(folder.with_suffix(".json").read_bytes()))
     except (OSError, ValueError, TypeError):  # none yet, or damaged: compile again
         return {}
 
 
 def _compiled(folder: Path, key: str, flags: list[str]) -> Kernels:
-    """Compile in a folder of this user alone, load, and keep it for later if that is possible.
-
-    Raises KernelError, OSError.
-    """
+    """Compile, load and check a library, and keep it if the folder is private. Raises KernelError, OSError."""
     compiler = _compiler()
     if compiler is None:
         raise KernelError("no C compiler (cc, gcc or clang) is here")
-    with tempfile.TemporaryDirectory(prefix="minigpt-") as scratch:  # its mode is 0700
-        made = Path(scratch) / f"{key}.so"
+    with _private(folder) as scratch:
+        made = scratch / "rows.so"
         words = [compiler, *flags, "-o", str(made), str(SOURCE)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
         kernels = Kernels(made)
-        _keep(folder, key, made.read_bytes())
+        kernels.check()
+        if scratch.parent == folder:
+            made.chmod(0o700)
+            hashes = _hashes(folder) | {key: file_sha256(made)}
+            write_bytes(folder.with_suffix(".json"), (json.dumps(hashes, indent=1) + "\n").encode())
+            made.replace(folder / f"{key}.so")
     return kernels
 
 
-def _keep(folder: Path, key: str, library: bytes) -> None:
-    """Write a library for later; where that cannot be, or others could change it, one warning says so."""
+@contextlib.contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """A folder that only this user can write, deleted at the end: in `folder`; elsewhere if that cannot be private."""
     try:
+        if folder.exists() and not _is_ours(folder):
+            if folder.stat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "it is another user's")
+            delete_folder(folder)  # others may have written in it
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(folder):
-            raise PermissionError(0, f"it is another user's, or others may write in it; delete {folder}")
-        write_bytes(folder / f"{key}.so", library, 0o600)
-        hashes = _known(folder) | {key: hashlib.sha256(library).hexdigest()}
-        write_bytes(_hashes(folder), (json.dumps(hashes, indent=1) + "\n").encode(), 0o600)
+        scratch = beside(folder / "rows.so")
+        scratch.mkdir(mode=0o700)
     except OSError as error:  # compiling again costs a second or two at each start, no more
         warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)
+        scratch = Path(tempfile.mkdtemp(prefix="minigpt-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
