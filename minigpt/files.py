@@ -7,6 +7,7 @@ A JSON lines file holds one object per line. In those of a run each object has a
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -67,6 +68,24 @@ def delete_folder(folder: Path) -> None:
     work = beside(folder)
     folder.rename(work)
     delete_path(work)
+
+
+def only_ours(path: Path) -> bool:
+    """Whether it is this user's and nobody else may write it; on Windows it is taken to be so. Raises OSError."""
+    found = path.stat()
+    return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder for compiled code, which only this user may write; one where others could is deleted first.
+
+    Raises OSError: it is another user's, or it cannot be made.
+    """
+    if folder.exists() and not only_ours(folder):
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it is another user's")
+        delete_folder(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

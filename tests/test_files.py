@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from minigpt.errors import StorageError
-from minigpt.files import append_line, beside, keep_lines, new_folder, read_lines, write_bytes, write_text
+from minigpt.files import (
+    append_line,
+    beside,
+    keep_lines,
+    new_folder,
+    private_folder,
+    read_lines,
+    write_bytes,
+    write_text,
+)
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
@@ -70,3 +79,18 @@ def test_the_first_error_of_a_write_is_the_one_that_is_told(tmp_path: Path, monk
     monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(StorageError, match="the disk is full"):
         write_text(tmp_path / "a.json", "{}")
+
+
+def test_a_folder_that_others_could_write_is_made_again_for_this_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "inductor"
+    private_folder(folder)
+    (folder / "mine").write_text("")
+    private_folder(folder)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    folder.chmod(0o770)
+    private_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+        with pytest.raises(PermissionError, match="another user's"):
+            private_folder(folder)

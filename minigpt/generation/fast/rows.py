@@ -12,7 +12,6 @@ Before a library is used its results are compared with torch's.
 
 import contextlib
 import ctypes
-import errno
 import hashlib
 import itertools
 import json
@@ -33,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.download import cache_root
-from minigpt.files import beside, delete_folder, file_sha256, parse_json, write_bytes
+from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
 
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -236,17 +235,11 @@ def _kept(folder: Path, key: str) -> Kernels | None:
     """
     path = folder / f"{key}.so"
     with contextlib.suppress(OSError):
-        if _is_ours(folder) and _is_ours(path) and file_sha256(path) == _hashes(folder).get(key):
+        if only_ours(folder) and only_ours(path) and file_sha256(path) == _hashes(folder).get(key):
             kernels = Kernels(path)
             kernels.check()
             return kernels
     return None
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether it belongs to this user, and nobody else may write it. Raises OSError."""
-    found = path.stat()
-    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _hashes(folder: Path) -> dict[str, Any]:
@@ -282,11 +275,7 @@ def _compiled(folder: Path, key: str, flags: list[str]) -> Kernels:
 def _private(folder: Path) -> Iterator[Path]:
     """A folder that only this user can write, deleted at the end: in `folder`; elsewhere if that cannot be private."""
     try:
-        if folder.exists() and not _is_ours(folder):
-            if folder.stat().st_uid != os.getuid():
-                raise PermissionError(errno.EPERM, "it is another user's")
-            delete_folder(folder)  # others may have written in it
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         scratch = beside(folder / "rows.so")
         scratch.mkdir(mode=0o700)
     except OSError as error:  # compiling again costs a second or two at each start, no more
