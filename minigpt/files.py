@@ -188,7 +188,14 @@ def keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
     if not path.exists():
         return
-    write_lines(path, [line for line in read_lines(path) if line["step"] <= last_step])
+    write_lines(path, [line for line in read_lines(path, _of_a_step) if line["step"] <= last_step])
+
+
+def _of_a_step(line: Any) -> dict[str, Any]:
+    """The line of a run. Raises ValueError for another form."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+        raise ValueError('no number "step"')
+    return line
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

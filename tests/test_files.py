@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.errors import StorageError
+from minigpt.errors import RunError, StorageError
 from minigpt.files import (
     append_line,
     beside,
@@ -30,6 +30,14 @@ def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Pat
     assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
     keep_lines(path, 2)
     assert [line["text"] for line in read_lines(path)] == ["a\u2028b\u2029c\x85d\n"] * 2
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"step": "x"}', "[" * 100_000])
+def test_a_line_of_another_form_is_named_by_its_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(RunError, match="line 2: damaged"):
+        keep_lines(path, 2)
 
 
 def dead_work(path: Path) -> Path:

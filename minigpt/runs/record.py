@@ -193,7 +193,7 @@ def _is_run(path: Path) -> bool:
         return True
 
 
-def _figures(line: Any) -> dict[str, float]:
+def _figures(line: Any) -> dict[str, Any]:
     """The numbers of a line of metrics.jsonl. Raises ValueError for another form, OverflowError."""
     if not isinstance(line, dict):
         raise ValueError("not a JSON object")
