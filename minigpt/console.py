@@ -1,6 +1,9 @@
 """Print for a person: results to stdout; messages, and progress bars for work that is counted, to stderr."""
 
+import errno
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,3 +51,29 @@ def progress_bars(console: Console) -> Iterator[Report]:
             bars.update(tasks[label], completed=done, total=total)
 
         yield report
+
+
+def ending_signals() -> list[int]:
+    """The signals that ask to save and end: Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) but under nohup."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return [int(number) for number in found]
+
+
+def leave_terminal() -> bool:
+    """Let output go nowhere where its terminal was closed, so that writing to it does not fail; whether one was."""
+    closed = [number for number in (1, 2) if _is_closed_terminal(number)]
+    for number in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(closed)
+
+
+def _is_closed_terminal(number: int) -> bool:
+    try:
+        os.ttyname(number)
+    except AttributeError:  # Windows, where no signal tells of it
+        return False
+    except OSError as error:  # ENOTTY: a file or a pipe
+        return error.errno == errno.EIO
+    return False

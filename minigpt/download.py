@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +76,8 @@ def fetch(
                 os.fsync(file.fileno())
         found = file_sha256(part)
         if found not in sha256:
-            part.unlink()
+            with suppress(OSError):  # what is told is the first error
+                part.unlink()
             raise DataError(
                 f"{url}: what came has sha256 {found[:16]}…, not {next(iter(sha256))[:16]}…; it was thrown away, "
                 "try again, or fetch it by other means" + hint

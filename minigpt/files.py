@@ -1,13 +1,20 @@
 """Write text, JSON lines and whole folders so that a kill leaves the old one or the new one.
 
+Work that is not finished has a name of its own, .NAME.HOST-PID-RANDOM.tmp: no two processes share one, and the next
+write in that folder deletes what a dead process left.
+
 A JSON lines file holds one object per line. In those of a run each object has a `step`.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +24,83 @@ from safetensors import SafetensorError
 from minigpt.errors import RunError, StorageError, storage_error
 
 
+def beside(path: Path) -> Path:
+    """A new name in the same folder for work on `path`; what dead processes left in that folder is deleted."""
+    sweep(path.parent)
+    name = path.name[:40]  # the whole could be too long for the system
+    return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Delete the unfinished work of processes of this machine that have ended."""
+    for left in folder.glob(".*.tmp"):
+        owner = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", left.name)
+        if owner and owner[1] == _host() and not _is_alive(int(owner[2])):
+            with contextlib.suppress(OSError):  # another process is deleting it too, or may and we may not
+                delete_path(left)
+
+
+def delete_path(path: Path) -> None:
+    """Delete a file, a link or a whole folder. Raises OSError."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _host() -> str:
+    """This machine's name, without the dots that separate the parts of a temporary name."""
+    return socket.gethostname().replace(".", "_")
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that number; where one cannot ask (Windows), it is taken to be alive."""
+    if os.name != "posix":  # elsewhere os.kill(pid, 0) does not ask, it kills
+        return True
+    try:
+        os.kill(pid, 0)
+        return True
+    except PermissionError:  # another person's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder so that a kill leaves the whole of it, or what `sweep` deletes. Raises OSError."""
+    work = beside(folder)
+    folder.rename(work)
+    delete_path(work)
+
+
+def only_ours(path: Path) -> bool:
+    """Whether it is this user's and nobody else may write it; on Windows it is taken to be so. Raises OSError."""
+    found = path.stat()
+    return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder for compiled code, which only this user may write; one where others could is deleted first.
+
+    Raises OSError: it is another user's, or it cannot be made.
+    """
+    if folder.exists() and not only_ours(folder):
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it is another user's")
+        delete_folder(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
-    work = path.with_name(f".{path.name}-{os.getpid()}")
+    work = beside(path)
     try:
         with work.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
-    finally:
-        work.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what is told is the first error
+            work.unlink()
+        raise
 
 
 def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool = False) -> None:
@@ -38,6 +111,14 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
         write_bytes(path, text.encode())
     except OSError as error:
         raise storage_error(path, error, fix) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -64,7 +145,9 @@ def replace_folder(work: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     work.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        with contextlib.suppress(OSError):  # the new one is in place
+            delete_folder(aside)
     sync(folder.parent)
 
 
@@ -80,7 +163,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises StorageError: it cannot be written.
     """
-    work = out.with_name(f".{out.name}-{os.getpid()}")
+    work = beside(out)
     try:
         work.mkdir(parents=True)
         yield work
@@ -105,7 +188,14 @@ def keep_lines(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
     if not path.exists():
         return
-    write_lines(path, [line for line in read_lines(path) if line["step"] <= last_step])
+    write_lines(path, [line for line in read_lines(path, _of_a_step) if line["step"] <= last_step])
+
+
+def _of_a_step(line: Any) -> dict[str, Any]:
+    """The line of a run. Raises ValueError for another form."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+        raise ValueError('no number "step"')
+    return line
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -118,16 +208,19 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     end that cannot be read is still being written, or a kill cut it short: it is left out.
 
     Raises:
-        RunError: another damaged line, by its number.
+        RunError: the file cannot be read; another damaged line, by its number.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+    try:
+        lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions, or delete it") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found += [check(json.loads(line))] if line.strip() else []
-        except ValueError as error:  # UnicodeDecodeError is one
+            found += [check(parse_json(line))] if line.strip() else []
+        except (ValueError, OverflowError) as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
     return found

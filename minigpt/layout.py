@@ -10,6 +10,7 @@ What is in a checkpoint's own directory stands in `weights.checkpoint`.
 """
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -125,13 +126,15 @@ class RunFolder:
         return whole_steps(self.checkpoints)
 
     def in_use(self) -> bool:
-        """Whether something of a run, the lock aside, is in the directory."""
-        return self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
+        """Whether something of a run is in the directory, beside the lock and what a kill left of its first file."""
+        names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+        return any(name != LOCK and not (name.startswith(".") and name.endswith(".tmp")) for name in names)
 
 
 def whole_steps(checkpoints: Path) -> list[Path]:
-    """The whole checkpoints in such a directory, oldest first."""
-    return sorted(path for path in checkpoints.glob("step-*") if (path / MANIFEST).is_file())
+    """The whole checkpoints in such a directory, oldest first. A copy under another name is not one of the run's."""
+    found = (path for path in checkpoints.glob("step-*") if is_step(path.name) and (path / MANIFEST).is_file())
+    return sorted(found, key=step_of)
 
 
 def step_name(step: int) -> str:
@@ -139,9 +142,15 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def is_step(name: str) -> bool:
+    """Whether `step_name` gives that name to a step."""
+    return re.fullmatch(r"step-([0-9]{8}|[1-9][0-9]{8,})", name) is not None
+
+
 def step_of(checkpoint: Path) -> int:
-    """checkpoints/step-00000500 -> 500, also where it was set aside as damaged-step-00000500."""
-    return int(checkpoint.name.split("-")[-1])
+    """step-00000500 -> 500, also of damaged-step-00000500-1 and of a copy; 0 where the name has no step."""
+    found = re.search(r"step-([0-9]+)", checkpoint.name)
+    return int(found[1]) if found else 0
 
 
 def is_pointer(path: Path) -> bool:

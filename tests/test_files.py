@@ -1,8 +1,24 @@
-"""Files of lines survive odd separators and a cut inside a character."""
+"""Files of lines survive odd separators and cuts; unfinished work has a name of its own, and that of the dead goes."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from minigpt.files import append_line, keep_lines, read_lines
+import pytest
+
+from minigpt.errors import RunError, StorageError
+from minigpt.files import (
+    append_line,
+    beside,
+    keep_lines,
+    new_folder,
+    private_folder,
+    read_lines,
+    write_bytes,
+    write_text,
+)
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
@@ -14,3 +30,75 @@ def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Pat
     assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
     keep_lines(path, 2)
     assert [line["text"] for line in read_lines(path)] == ["a\u2028b\u2029c\x85d\n"] * 2
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"step": "x"}', "[" * 100_000])
+def test_a_line_of_another_form_is_named_by_its_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(RunError, match="line 2: damaged"):
+        keep_lines(path, 2)
+
+
+def dead_work(path: Path) -> Path:
+    """The name that a process which has ended gave to its work on a path."""
+    code = "import sys, minigpt.files, pathlib; print(minigpt.files.beside(pathlib.Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def test_two_writers_of_one_file_never_share_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    assert len({beside(path) for _ in range(100)}) == 100
+    contents = [bytes([65 + number]) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: [write_bytes(path, content) for _ in range(20)], contents))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_work_of_the_dead_is_swept_and_that_of_the_living_and_of_others_stays(tmp_path: Path) -> None:
+    left, file = dead_work(tmp_path / "model"), dead_work(tmp_path / "a.json")
+    left.mkdir()
+    (left / "model.safetensors").write_text("weights")
+    file.write_text("{}")
+    living = beside(tmp_path / "b.json")
+    living.write_text("{}")
+    other_host = tmp_path / f".c.json.elsewhere-{2**22 + 1}-01234567.tmp"
+    mine = tmp_path / ".mine.tmp"
+    for path in (other_host, mine):
+        path.write_text("{}")
+    with new_folder(tmp_path / "other") as work:
+        (work / "config.json").write_text("{}")
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, other_host.name, mine.name, "other"}
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250 + ".json")
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+
+
+def test_the_first_error_of_a_write_is_the_one_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(StorageError, match="the disk is full"):
+        write_text(tmp_path / "a.json", "{}")
+
+
+def test_a_folder_that_others_could_write_is_made_again_for_this_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "inductor"
+    private_folder(folder)
+    (folder / "mine").write_text("")
+    private_folder(folder)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    folder.chmod(0o770)
+    private_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+        with pytest.raises(PermissionError, match="another user's"):
+            private_folder(folder)

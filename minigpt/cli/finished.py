@@ -1,5 +1,6 @@
 """What `train` and `finetune` print once the run has ended."""
 
+import signal
 from typing import TYPE_CHECKING
 
 from minigpt.console import console, out, out_json
@@ -38,5 +39,5 @@ def report_run(run: "TrainedRun", json: bool) -> int:
         )  # fmt: skip
     if stopped:
         console.print("saved; the same command continues")
-        return 130 if "SIGINT" in state.stop_reason else 143
+        return 128 + getattr(signal, state.stop_reason.split()[-1], signal.SIGTERM)
     return 0

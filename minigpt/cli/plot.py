@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.cli.arguments import Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import console, out, out_json, teller
 from minigpt.errors import UserError
 from minigpt.layout import RunFolder
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     what = _what(args)
     from minigpt.explanation import draw_scaling, drawable, last_values, measure_scaling, plot_runs
     from minigpt.runs.compare import seeds_together
-    from minigpt.runs.record import run_folders
+    from minigpt.runs.record import readable, run_folders
 
     paths = run_folders(args.runs)
     named = [Path(word) for word in args.runs]
@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
     if new and len(new) < len(paths):  # of a sweep that is still under way
         console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False)
         paths = [path for path in paths if path not in new]
+    paths = readable(paths, teller(console))
     name = what.replace(",", "-")
     if what == DEFAULT:
         name = "loss" if len(paths) == 1 else "compare"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minigpt.cli.arguments import Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import console, out, out_json, teller
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
 def _list(args: List) -> None:
     from minigpt.runs.record import find_runs
 
-    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern)]
+    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern, teller(console))]
     known = sorted((row for row in rows if row[args.sort] is not None), key=lambda row: row[args.sort])
     rows = known[:: -1 if args.reverse else 1] + [row for row in rows if row[args.sort] is None]
     if args.json:
@@ -247,9 +247,9 @@ def _diff(args: Diff) -> None:
 
 def _compare(args: Compare) -> None:
     from minigpt.runs.compare import cautions, grouped
-    from minigpt.runs.record import read_run, run_folders
+    from minigpt.runs.record import read_run, readable, run_folders
 
-    runs = [read_run(folder) for folder in run_folders(args.runs)]
+    runs = [read_run(folder) for folder in readable(run_folders(args.runs), teller(console))]
     if len(runs) < 2:
         raise UserError("name two runs or more, or a folder of them, for example: minigpt runs compare runs/sweep")
     groups, warned, picture = grouped(runs), cautions(runs), None

@@ -226,7 +226,7 @@ class ScheduleConfig(Section):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Final rate, as a share of learning_rate."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """trapezoidal: last share of the budget over which the rate falls."""
+    """trapezoidal: last share of what follows the warm-up, over which the rate falls."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """cosine+plateau: the rate is multiplied by this at each stall."""
     plateau_patience: Positive = 2

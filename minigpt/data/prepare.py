@@ -17,10 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError, storage_error
+from minigpt.files import beside, delete_folder, parse_json
 from minigpt.layout import TOKENIZER
 
 VERSION = 1
@@ -96,17 +94,18 @@ def load_prepared(directory: str | Path, fingerprint: str | None = None) -> Prep
     """A directory that `prepare` wrote. Raises TokenFileError if it is damaged or of another tokenizer."""
     directory = Path(directory)
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        names, version = list(meta["splits"]), meta["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        meta = parse_json((directory / "meta.json").read_bytes())
+        counts = {str(name): split["tokens"] for name, split in meta["splits"].items()}
+        version, *_ = (meta[name] for name in ("version", "key", "source", "clean", "skipped", "tokenizer"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenFileError(
             f"{directory}: holds no whole preparation ({error}); prepare the data again: minigpt prepare SOURCE"
         ) from None
     if version != VERSION:
         raise TokenFileError(f"{directory}: is of format version {version}, not {VERSION}; prepare the data again")
-    splits = {name: TokenFile(directory / f"{name}.tokens", fingerprint) for name in names}
+    splits = {name: TokenFile(directory / f"{name}.tokens", fingerprint) for name in counts}
     for name, file in splits.items():
-        if len(file) != meta["splits"][name]["tokens"]:
+        if len(file) != counts[name]:
             raise TokenFileError(f"{file.path}: is not the file that meta.json describes; prepare the data again")
     return Prepared(directory, meta, splits)
 
@@ -157,34 +156,15 @@ def _meta(corpus: Corpus, tokenizer: Encoder, key: str, counted: Mapping[str, An
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A directory beside the target, gone at the end unless it was renamed. OSErrors become StorageErrors."""
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    folder = target.parent / f".{target.name}.{owner}-{secrets.token_hex(4)}.tmp"
+    folder = beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
         folder.mkdir()
         yield folder
     except OSError as error:
         raise storage_error(error.filename or target, error, ANOTHER_CACHE) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what processes of this machine that are no more left half-written."""
-    if os.name != "posix":  # elsewhere os.kill(pid, 0) does not ask, it kills
-        return
-    for folder in parent.glob(".*.tmp"):
-        owner = re.search(r"\.([^.].*)-(\d+)-[0-9a-f]{8}\.tmp$", folder.name)
-        if owner is None or not owner[1].endswith(socket.gethostname()):
-            continue
-        pid = int(owner[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:  # alive, and another person's
-            continue
 
 
 def _publish(folder: Path, target: Path, fingerprint: str) -> None:
@@ -201,6 +181,5 @@ def _publish(folder: Path, target: Path, fingerprint: str) -> None:
             return
         except TokenFileError:  # damaged: out of the way with it
             with contextlib.suppress(OSError):  # or another process is doing so
-                target.rename(folder.with_name(f"{folder.name}.old"))
-            shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+                delete_folder(target)
     folder.rename(target)

@@ -9,6 +9,7 @@ The header's checksum and the file's size are checked whenever a file is opened,
 altered header never pass. The ids' checksum (4 GB/s here) is checked on opening up to 256 MiB, above that by `verify`.
 """
 
+import contextlib
 import os
 import secrets
 import struct
@@ -94,7 +95,8 @@ class TokenWriter:
         except OSError as failure:
             raise storage_error(self.path, failure, ANOTHER_CACHE) from None
         finally:
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is told is the first error
+                self._temporary.unlink(missing_ok=True)
 
 
 class TokenFile:

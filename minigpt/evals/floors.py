@@ -16,14 +16,17 @@ import contextlib
 import json
 import lzma
 import math
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from minigpt.data import Prepared
 from minigpt.data.stories import generator
 from minigpt.errors import DataError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.token_text import Bytes, TokenText
+from minigpt.files import parse_json, write_bytes
 from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
@@ -31,6 +34,8 @@ XZ_BYTES = 4 << 20
 VERSION = 1  # of the cached figures: raise it when a definition above changes
 
 Floors = dict[str, float]
+_NAMES = Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"]
+_KEPT: TypeAdapter[Any] = TypeAdapter(dict[_NAMES, float])
 
 
 def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
@@ -68,8 +73,8 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
         split: val, test or train.
     """
     cached = prepared.directory / f"floors-{split}-v{VERSION}.json"
-    with contextlib.suppress(OSError, ValueError):  # missing or unreadable: computed anew
-        return json.loads(cached.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):  # missing, unreadable or of another form: computed again
+        return _KEPT.validate_python(parse_json(cached.read_bytes()))
     told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
     floors: Floors = {}
     if told or split != "train":
@@ -81,7 +86,7 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
         if told:
             floors |= stories_floors(text)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the evaluation
-        cached.write_text(json.dumps(floors), encoding="utf-8")
+        write_bytes(cached, json.dumps(floors).encode())
     return floors
 
 

@@ -13,6 +13,7 @@ from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
 from minigpt.console import teller
 from minigpt.errors import ConfigError, RunError
+from minigpt.files import new_folder
 from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
@@ -299,14 +300,17 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
     loaded, out = load_run(run, "cpu"), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is there already; give --out a new directory")
-    written = RunFolder(out)
     kept = replace(read_state(loaded.checkpoint), lora=None, base=None)
-    step = checkpoint.save(written.checkpoint(loaded.step), {"model": loaded.model.weights(), "optimizer": {}}, kept)
-    checkpoint.point(step.parent, LAST, step)
     folder = RunFolder.of(loaded.path)
     receipt = read_receipt(folder.path) | {"merged": str(loaded.checkpoint)}
-    write_run_files(out, loaded.config.model_copy(update={"lora": AdapterConfig()}), receipt, "finetune")
-    loaded.tokenizer.save(written.tokenizer)
-    if folder.template.is_file():
-        load_template(folder.path).save(out)
+    with new_folder(out) as work:
+        written = RunFolder(work)
+        tensors = {"model": loaded.model.weights(), "optimizer": {}}
+        step = checkpoint.save(written.checkpoint(loaded.step), tensors, kept)
+        checkpoint.point(step.parent, LAST, step)
+        config = loaded.config.model_copy(update={"lora": AdapterConfig()})
+        write_run_files(work, config, receipt, "finetune", final=out)
+        loaded.tokenizer.save(written.tokenizer)
+        if folder.template.is_file():
+            load_template(folder.path).save(work)
     return out

@@ -3,6 +3,7 @@
 The file says who holds it. On a network file system it holds across hosts where that system's flock does.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -37,13 +38,19 @@ def run_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.name != "nt" and [entry.name for entry in path.iterdir()] == [LOCK]:
-                file.unlink()
-                for folder in (path, *made):
-                    if not any(folder.iterdir()):
-                        folder.rmdir()
+            with contextlib.suppress(OSError):  # it may be gone, or read-only: what is told is why the block ended
+                _take_away(path, made)
     finally:
         os.close(handle)
+
+
+def _take_away(path: Path, made: list[Path]) -> None:
+    """Delete the lock of a directory that holds nothing else, and the directories that were made for it."""
+    if os.name != "nt" and [entry.name for entry in path.iterdir()] == [LOCK]:
+        (path / LOCK).unlink()
+        for folder in (path, *made):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _take(handle: int) -> bool:
@@ -77,5 +84,5 @@ def _holder(file: Path) -> str:
     try:
         owner = json.loads(file.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError):  # it has not written it yet
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
         return "another process"

@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
-from minigpt.files import write_text
+from minigpt.files import sweep, write_text
 from minigpt.layout import CONFIG, RunFolder
 from minigpt.runs.lock import run_lock
 from minigpt.runtime.ranks import Ranks
@@ -62,7 +62,11 @@ def plan_run(
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         say(f"{first} was trained with another {', '.join(others[:3])}{more}: this run is {path}")
     with run_lock(path):
-        yield Plan(path, newest_whole(RunFolder(path).checkpoints, say))
+        folder = RunFolder(path).checkpoints
+        saved = newest_whole(folder, say)
+        sweep(path)
+        checkpoint.sweep(folder)
+        yield Plan(path, saved)
 
 
 def pick_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Path:
@@ -118,16 +122,21 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train") -> None:
-    """config.yaml and receipt.json; the command repeats the run. Raises StorageError."""
+def write_run_files(
+    path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train", final: Path | None = None
+) -> None:
+    """config.yaml and receipt.json; the command repeats the run. Raises StorageError.
+
+    `final`: where the run will stand, if that is not where it is written.
+    """
     folder = RunFolder(path)
+    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {RunFolder(final or path).config}\n"
+    write_text(folder.config, header + dump_config(config), parents=True)  # the first file: with it, it is a run
+    write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
     try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
-    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {folder.config}\n"
-    write_text(folder.config, header + dump_config(config))
-    write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
 
 
 @contextmanager

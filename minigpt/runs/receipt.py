@@ -1,6 +1,5 @@
 """The receipt of a run: with what, on what and from what data it was trained."""
 
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from minigpt.config import RunConfig
 from minigpt.errors import RunError
+from minigpt.files import parse_json
 from minigpt.layout import RunFolder
 
 
@@ -15,9 +15,14 @@ def read_receipt(path: Path) -> dict[str, Any]:
     """The receipt of the run at `path`; {} if it has none. Raises RunError if it is damaged."""
     file = RunFolder(path).receipt
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except ValueError as error:
-        raise RunError(f"{file}: damaged ({error}); delete it to go on without comparing what it says") from None
+        receipt = parse_json(file.read_bytes()) if file.is_file() else {}
+        parts = [receipt["data"]["sha256"], receipt.get("versions", {})] if receipt else []
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError
+        return dict(receipt)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = error if isinstance(error, OSError | ValueError) else "not a receipt"
+        raise RunError(f"{file}: damaged ({why}); delete it to go on without comparing what it says") from None
 
 
 def make_receipt(

@@ -1,9 +1,8 @@
 """One run as its directory tells it. Only files are read: no model is built."""
 
-import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from minigpt.config import RunConfig, load_config
-from minigpt.errors import CheckpointError, RunError
-from minigpt.files import read_lines
+from minigpt.errors import CheckpointError, RunError, UserError
+from minigpt.files import parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.receipt import read_receipt
 from minigpt.weights.checkpoint_state import read_state
@@ -36,8 +35,8 @@ class RunRecord:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """metrics.jsonl."""
-        return read_lines(self.folder.metrics)
+        """The figures of metrics.jsonl. Raises RunError for a damaged line."""
+        return read_lines(self.folder.metrics, _figures)
 
     @cached_property
     def receipt(self) -> dict[str, Any]:
@@ -99,16 +98,22 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     """The run in a directory. Raises RunError, ConfigError."""
     path = Path(path)
     folder = RunFolder(path)
-    if not folder.is_run:
+    try:
+        is_run = folder.is_run
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
+    if not is_run:
         raise no_such_run(path)
     return RunRecord(path, name or path.name, load_config(folder.config))
 
 
-def find_runs(folder: str | Path, pattern: str = "*") -> list[RunRecord]:
+def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], object] | None = None) -> list[RunRecord]:
     """The runs in a folder of runs and in its sweeps (SWEEP/NAME), whose name the pattern matches, by name.
 
+    `say` is told of each that is damaged, and it is left out; without it:
+
     Raises:
-        RunError: no such folder.
+        RunError: no such folder; a damaged run.
         ConfigError: a config.yaml that this version cannot read.
     """
     folder = Path(folder)
@@ -116,14 +121,55 @@ def find_runs(folder: str | Path, pattern: str = "*") -> list[RunRecord]:
         raise RunError(f"no such folder: {folder.absolute()}; cd to where you trained, or name it with --runs-dir")
     found = {path: path.relative_to(folder).as_posix() for path in _directories(folder)}
     wanted = [path for path, name in found.items() if Path(name).match(pattern) or path.parent.match(pattern)]
+    if say is not None:
+        wanted, damaged = _sorted_out(wanted)
+        for error in damaged:
+            say(f"left out: {error}")
     return [read_run(path, found[path]) for path in sorted(wanted)]
+
+
+def readable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
+    """Those of some run directories that can be read; `say` is told of the others. Raises RunError where all cannot."""
+    whole, damaged = _sorted_out(paths)
+    if damaged and not whole:
+        raise damaged[0]
+    for error in damaged:
+        say(f"left out: {error}")
+    return whole
+
+
+def _sorted_out(paths: Sequence[Path]) -> tuple[list[Path], list[RunError]]:
+    """The run directories that can be read, and what is wrong with the others."""
+    whole: list[Path] = []
+    damaged: list[RunError] = []
+    for path in paths:
+        try:
+            _read_all(path)
+            whole.append(path)
+        except (UserError, OSError) as error:
+            what = str(error)
+            damaged.append(RunError(what if what.startswith(str(path)) else f"{path}: {what}"))
+    return whole, damaged
+
+
+def _read_all(path: Path) -> None:
+    """Read what lists and pictures need of a run. Raises UserError, OSError."""
+    folder = RunFolder(path)
+    if _is_run(path):
+        read_run(path).summary()
+    else:
+        read_lines(folder.metrics, _figures)
+    if folder.evaluation.is_file():
+        from minigpt.explanation.metrics import read_floors  # few runs have them
+
+        read_floors(path)
 
 
 def run_folders(words: Sequence[str | Path]) -> list[Path]:
     """The run directories that are named, and in their place those inside a folder that is no run, such as a sweep."""
     found = []
     for path in map(Path, words):
-        is_run = RunFolder(path).is_run or RunFolder(path).metrics.is_file()
+        is_run = _is_run(path) or RunFolder(path).metrics.is_file()
         found += [path] if is_run else _directories(path) or [path]
     return list(dict.fromkeys(found))
 
@@ -132,17 +178,35 @@ def _directories(folder: Path) -> list[Path]:
     """Run directories in a folder, and in those folders of it that are no run themselves."""
     found = []
     for path in sorted(folder.glob("*/")):
-        if RunFolder(path).is_run:
+        if _is_run(path):
             found.append(path)
         else:
             found += [file.parent for file in sorted(path.glob(f"*/{CONFIG}"))]
     return found
 
 
+def _is_run(path: Path) -> bool:
+    """Whether there is a run; a directory that may not be read is taken for one, so that it is named."""
+    try:
+        return RunFolder(path).is_run
+    except OSError:
+        return True
+
+
+def _figures(line: Any) -> dict[str, Any]:
+    """The numbers of a line of metrics.jsonl. Raises ValueError for another form, OverflowError."""
+    if not isinstance(line, dict):
+        raise ValueError("not a JSON object")
+    found = {key: value for key, value in line.items() if isinstance(value, int | float) and abs(float(value)) >= 0}
+    if "step" not in found:
+        raise ValueError('no number "step"')
+    return found
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """A damaged file tells nothing, so that its run is listed all the same."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
 

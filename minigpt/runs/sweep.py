@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from minigpt.config import RunConfig, load_config
+from minigpt.console import ending_signals, leave_terminal
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import write_text
 from minigpt.layout import RunFolder
@@ -203,7 +204,7 @@ def check_devices(devices: Sequence[str]) -> None:
 def run_sweep(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object]) -> tuple[Progress, int]:
     """Run every trial that is not finished, one at a time on each device; nothing that fails ends the others.
 
-    Ctrl-C and SIGTERM go on to the processes, which save; what waits then stays waiting.
+    Ctrl-C, SIGTERM and SIGHUP go on to the processes, which save; what waits then stays waiting.
 
     Args:
         sweep: from `plan_sweep`.
@@ -234,6 +235,7 @@ def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], o
     def stop(number: int, _frame: object) -> None:
         nonlocal stopped
         stopped = number
+        leave_terminal()
         for process in running:
             process.send_signal(number)  # does nothing to one that has ended
 
@@ -253,7 +255,7 @@ def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], o
         finally:
             free.put(device)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         with ThreadPoolExecutor(len(devices)) as pool:
             for future in wait([pool.submit(trial, name) for name in todo]).done:
@@ -289,7 +291,7 @@ def _run_one(
             say(line.rstrip("\n"))
             last = line.strip() or last
     code = process.wait()
-    if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
+    if code in {each for number in ending_signals() for each in (128 + number, -number)}:
         progress.note(name, "interrupted")
     elif code:
         progress.note(name, "failed", last.removeprefix("minigpt: ") or f"ended with exit code {code}")

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.download import cache_root
 from minigpt.errors import first_line
-from minigpt.files import write_bytes
+from minigpt.files import parse_json, write_bytes
 from minigpt.model import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
@@ -92,8 +93,8 @@ def choose(
     """
     measure = measure or time_kernels
     store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
-    known = _read(store).get(key)
-    timings = Timings(**known) if known else measure(shape, runtime, batch, _kernels(shape, batch), [])
+    kernels = _kernels(shape, batch)
+    timings = _known(store, key, kernels) or measure(shape, runtime, batch, kernels, [])
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type != "mps":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
@@ -227,9 +228,18 @@ def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
 
 def _read(store: Path) -> dict[str, Any]:
     try:
-        return json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: measure again
+        return dict(parse_json(store.read_bytes()))
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: measure again
         return {}
+
+
+def _known(store: Path, key: str, kernels: list[str]) -> Timings | None:
+    """What was measured of these kernels; None if nothing was, or if it has another form."""
+    try:
+        found = TypeAdapter(Timings).validate_python(_read(store).get(key))
+    except ValidationError:
+        return None
+    return found if found.eager.keys() == set(kernels) >= found.compiled.keys() else None
 
 
 def _write(store: Path, key: str, timings: Timings) -> None:

@@ -1,14 +1,18 @@
 """Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
 
+import atexit
 import importlib.util
 import os
 import platform
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -16,6 +20,7 @@ from torch import nn
 
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, first_line
+from minigpt.files import private_folder
 from minigpt.runtime.ranks import ALONE, Ranks
 
 DTYPES = {
@@ -99,7 +104,8 @@ class Runtime:
 
 @cache
 def _compiler_works(device: str) -> bool:
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))  # /tmp is empty after a reboot
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_compiled_folder())
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.precision says how products are made
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
@@ -107,6 +113,18 @@ def _compiler_works(device: str) -> bool:
         warnings.warn(f"torch.compile does not work here, running eager: {first_line(error)}", stacklevel=4)
         return False
     return True
+
+
+def _compiled_folder() -> Path:
+    """Where torch keeps what it compiles, and loads it from: only this user may write there."""
+    folder = cache_root() / "inductor"  # not /tmp, which is empty after a reboot
+    try:
+        private_folder(folder)
+    except OSError as error:
+        warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=5)
+        folder = Path(tempfile.mkdtemp(prefix="minigpt-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:

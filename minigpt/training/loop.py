@@ -132,7 +132,7 @@ class Trainer:
         self.learner: Learner = model if learner is None else learner  # not `or`: a compiled module has no truth value
         self.evaluated: Learner = model if evaluated is None else evaluated
         self.saved = saved
-        self.state = TrainState()
+        self.state = TrainState(decay_after_warmup=True)
         self.scaler = GradScaler(runtime.device.type) if runtime.precision == "fp16" else None
         self.budget = Budget(config, batches.steps_per_epoch, batches.tokens_per_step)
         self.loss = self.grad_norm = torch.zeros(())
@@ -186,7 +186,8 @@ class Trainer:
     def _one_step(self) -> None:
         state, ranks = self.state, self.runtime.ranks
         factor = math.prod(hook.rate_factor(self) for hook in self.hooks)
-        self.lr = self.learning_rate * factor * lr_factor(state.step, self.progress, self.schedule)
+        share = lr_factor(state.step, self.progress, self.schedule, state.decay_after_warmup)
+        self.lr = self.learning_rate * factor * share
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         batch = self.batches.batch(batch_number(state.step, state.skipped), ranks.rank, ranks.world)

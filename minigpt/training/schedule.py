@@ -40,18 +40,23 @@ SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
 `config.tree.ScheduleConfig.kind`."""
 
 
-def lr_factor(step: int, progress: float, config: ScheduleConfig) -> float:
+def lr_factor(step: int, progress: float, config: ScheduleConfig, after_warmup: bool = True) -> float:
     """The rate at a step as a share of its peak.
 
     Args:
         step: steps done; the first `warmup_steps` climb linearly, the first step already above 0.
         progress: share of the budget used up, 0 to 1 (past 1 it stays at the floor).
         config: kind, floor (`min_lr_ratio`) and, for trapezoidal (warm-up, stable, decay), `decay_fraction`.
+        after_warmup: the schedule begins where warm-up ends, so that the rate does not jump there. False: it begins
+            at step 0, as in runs that began before it did.
 
-    With warmup_steps=2, cosine to 0 over 10 steps: 0.5, 1.0, 0.90, 0.79, ... 0.02.
+    With warmup_steps=2, cosine to 0 over 10 steps: 0.5, 1.0, 1.0, 0.96, 0.85, ... 0.04.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
+    if after_warmup and progress < 1:
+        start = progress * (config.warmup_steps / max(step, 1))  # what warm-up used up; of a clock, at the mean speed
+        progress = (progress - start) / (1 - start)
     return SCHEDULES[config.kind](min(progress, 1.0), config)
 
 

@@ -14,7 +14,6 @@ This module knows files, not models: it stands below the model so that `GPT.from
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import CheckpointError, DamagedError, storage_error
-from minigpt.files import file_sha256, replace_folder, sync, write_text
-from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, whole_steps
+from minigpt.files import beside, delete_folder, delete_path, file_sha256, replace_folder, sync, write_text
+from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
 
@@ -67,9 +66,8 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState
     Raises:
         StorageError: disk full or unwritable; what stood there before is whole.
     """
-    work = directory.with_name(f".{directory.name}-{os.getpid()}")
+    work = beside(directory)
     try:
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         for part, named in tensors.items():
             cpu = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in named.items()}
@@ -160,10 +158,16 @@ def resolve(path: Path) -> Path:
     if is_pointer(path):
         folder, pointers = path.parent, (path.name,)
     for pointer in (folder / name for name in pointers if (folder / name).is_file()):
-        target = folder / (pointer.read_text(encoding="utf-8", errors="replace").strip() or "?")
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if not is_step(name):  # torn, or changed by hand
+            continue
+        target = folder / name
         aside = target.with_name(f".{target.name}-old")
         if aside.exists() and not target.exists():  # a kill fell between the two renames of `save`
-            aside.rename(target)
+            try:
+                aside.rename(target)
+            except OSError as error:
+                raise storage_error(target, error) from None
         if target.exists():
             return target
     if found := whole_steps(folder):
@@ -173,6 +177,26 @@ def resolve(path: Path) -> Path:
     raise CheckpointError(
         f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
     )
+
+
+def delete(directory: Path) -> None:
+    """Delete a checkpoint; a kill leaves it whole or swept by the next save. Raises StorageError."""
+    try:
+        delete_folder(directory)
+    except OSError as error:
+        raise storage_error(directory, error) from None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what kills left unfinished among the checkpoints of a run that no other process trains.
+
+    Raises StorageError.
+    """
+    for left in folder.glob(".*"):
+        try:
+            delete_path(left)
+        except OSError as error:
+            raise storage_error(left, error) from None
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:

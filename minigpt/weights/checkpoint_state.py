@@ -3,13 +3,13 @@
 No torch here: listing runs reads states too.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from minigpt.errors import CheckpointError, nearest
+from minigpt.files import parse_json
 from minigpt.layout import STATE
 
 
@@ -33,6 +33,12 @@ class TrainState:
     micro_batch_size: int | None = None  # where memory was too small for the config's
     skipped: list[int] = field(default_factory=list)  # batches never to be used, in order
     rate_scale: float = 1.0
+    decay_after_warmup: bool = False  # whether the rate's schedule begins where warm-up ends; not in older runs
+    unlogged: list[list[float]] = field(default_factory=list)  # [loss, gradient norm] of each step since the last line
+
+
+_LATER = ("decay_after_warmup", "unlogged")
+"""Fields of `TrainState` that older versions refuse: in the file only where they are set."""
 
 
 @dataclass
@@ -77,6 +83,10 @@ class CheckpointState:
     def to_json(self) -> dict[str, Any]:
         """The object of the file."""
         told = {name: value for name, value in asdict(self).items() if value is not None}
+        if train := told.get(
+            "train"
+        ):  # so that an older minigpt, which refuses what it does not know, reads most files
+            told["train"] = {name: value for name, value in train.items() if value or name not in _LATER}
         if self.precision is not None:  # then micro_batch_size was decided too, be it that there is none
             told.setdefault("micro_batch_size", None)
         return {each.name: told[each.name] for each in fields(self) if each.name in told}
@@ -101,7 +111,7 @@ class CheckpointState:
 def read_state(checkpoint: Path) -> CheckpointState:
     """The state of a checkpoint directory. Raises OSError or ValueError: unreadable; CheckpointError: foreign."""
     file = checkpoint / STATE
-    return CheckpointState.from_json(json.loads(file.read_text(encoding="utf-8")), file)
+    return CheckpointState.from_json(parse_json(file.read_bytes()), file)
 
 
 def _check(given: Any, kind: Any, where: Path | str, prefix: str) -> None:

@@ -1,12 +1,18 @@
 """A run that stopped continues with the same command, and never with other settings or another text."""
 
+import fcntl
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from cli_run import SMALL, fails, text
 
 from minigpt.cli import main
@@ -32,25 +38,64 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
     assert (broken.parent / "broken-2" / "config.yaml").is_file()
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
-    (tmp_path / "cats.txt").write_text(text())
-    argv = [sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
-    process = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    metrics = tmp_path / "runs/cats/metrics.jsonl"
+def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
+    """A process that trains, and has begun to."""
+    (folder / "cats.txt").write_text(text())
+    argv = [*before, sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
+    process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, text=True, **how)
+    metrics = folder / "runs/cats/metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and metrics.stat().st_size > 0:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    return process
+
+
+def assert_saved(run: Path) -> None:
+    """At its last step, unfinished, and nothing is left over."""
+    last = (run / "checkpoints/last").read_text().strip()
+    state = json.loads((run / "checkpoints" / last / "state.json").read_text())["train"]
+    assert state["step"] > 0 and state["finished"] is False
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, number: signal.Signals) -> None:
+    process = training(tmp_path, stderr=subprocess.PIPE)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "interrupted by SIGINT" in err
+    assert process.returncode == 128 + number, err
+    assert f"interrupted by {number.name}" in err
+    assert "saved; the same command continues" in err
     assert "Traceback" not in err
-    last = (tmp_path / "runs/cats/checkpoints/last").read_text().strip()
-    step = int(last.split("-")[1])
-    assert step > 0
-    state = json.loads((tmp_path / f"runs/cats/checkpoints/{last}/state.json").read_text())
-    assert state["train"]["finished"] is False
+    assert_saved(tmp_path / "runs/cats")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = training(tmp_path, stdin=theirs, stderr=theirs, preexec_fn=own_terminal)
+    os.close(theirs)
+    os.close(ours)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert_saved(tmp_path / "runs/cats")
+
+
+@pytest.mark.slow
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path) -> None:
+    process = training(tmp_path, "nohup", stderr=subprocess.PIPE)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
 
 
 def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeypatch) -> None:

@@ -227,6 +227,12 @@ def test_a_damaged_cache_is_refused_when_loaded_and_healed_when_prepared(tmp_pat
             load_prepared(first.directory)
         assert prepare(config, tokenizer, safe_cut).directory == first.directory
         assert path.read_bytes() == good
+    meta = first.directory / "meta.json"
+    good = meta.read_bytes()
+    for form in ("[]", "3", "[" * 100_000, '{"version": 1}', '{"version": 1, "key": 2, "splits": {"train": 3}}'):
+        meta.write_text(form)
+        assert prepare(config, tokenizer, safe_cut).directory == first.directory
+        assert meta.read_bytes() == good
     assert cached(config) == [first.directory]
 
 

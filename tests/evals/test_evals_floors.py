@@ -143,8 +143,9 @@ def test_floors_of_a_run_are_those_of_its_text_and_are_kept_beside_it(prepared):
     (kept,) = prepared.directory.glob("floors-val-*.json")
     kept.write_text(json.dumps({"uniform": 5.0}))
     assert run_floors(prepared, ByteTokenizer(), "val") == {"uniform": 5.0}
-    kept.write_text('{"unif')
-    assert run_floors(prepared, ByteTokenizer(), "val") == pytest.approx(expected)
+    for form in ('{"unif', "[]", "3", '{"KEY": 3}', '{"xz": "x"}', "[" * 100_000):
+        kept.write_text(form)
+        assert run_floors(prepared, ByteTokenizer(), "val") == pytest.approx(expected)
     assert json.loads(kept.read_text()) == pytest.approx(expected)
 
 

@@ -1,5 +1,7 @@
 """The C kernels equal torch's forms; they are compiled once, safely, and where they cannot be, torch's ops serve."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -166,6 +168,73 @@ def test_compiling_at_once_is_safe_and_a_torn_file_is_made_again(kernels, tmp_pa
     library.write_bytes(whole[: len(whole) // 2])
     assert finish(start(tmp_path)) == results[0]
     assert [path.read_bytes() == whole for path in (tmp_path / "kernels").iterdir()] == [True]
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) static void ran(void) { fclose(fopen("%s", "w")); }
+"""
+
+
+def plant(folder: Path, marker: Path) -> None:
+    """Put a library that writes a file when it is loaded in place of each that is there."""
+    source = folder.parent / "planted.c"
+    source.write_text(PLANTED % marker)
+    for library in folder.iterdir():
+        mode = library.stat().st_mode
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        library.chmod(mode)
+
+
+def load_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[str]:
+    """Load the kernels as a new process does; the warnings."""
+    monkeypatch.setenv("MINIGPT_CACHE", str(cache))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert rows.library.__wrapped__() is not None
+    return [str(warning.message) for warning in told]
+
+
+def test_a_library_is_kept_where_nobody_else_can_write(kernels, tmp_path: Path, monkeypatch) -> None:
+    before = os.umask(0o002)
+    assert load_again(monkeypatch, tmp_path) == []
+    os.umask(before)
+    (library,) = (tmp_path / "kernels").iterdir()
+    assert [path.stat().st_mode & 0o777 for path in (library.parent, library)] == [0o700, 0o700]
+    compiled = library.stat().st_mtime_ns
+    assert load_again(monkeypatch, tmp_path) == []
+    assert library.stat().st_mtime_ns == compiled, "found again"
+
+
+@pytest.mark.parametrize("way", ["bytes", "no hash", "file mode", "folder mode", "file owner", "folder owner"])
+def test_a_library_that_another_could_have_written_is_never_loaded(
+    kernels, tmp_path: Path, monkeypatch, way: str
+) -> None:
+    load_again(monkeypatch, tmp_path)
+    folder, marker = tmp_path / "kernels", tmp_path / "ran"
+    hashes = tmp_path / "kernels.json"
+    (library,) = folder.iterdir()
+    if way.endswith("owner") and os.geteuid():
+        pytest.skip("only root can give files away")
+    if way == "no hash":
+        hashes.write_text("[]")
+    else:
+        plant(folder, marker)
+    if way not in ("bytes", "no hash"):  # whoever did it changed the hash too
+        hashes.write_text(json.dumps({library.stem: hashlib.sha256(library.read_bytes()).hexdigest()}))
+    target = folder if way.startswith("folder") else library
+    if way.endswith("mode"):
+        target.chmod(0o777)
+    elif way.endswith("owner"):
+        os.chown(target, 65534, 65534)
+    told = load_again(monkeypatch, tmp_path)
+    assert not marker.exists()
+    if way == "folder owner":
+        assert told == [f"compiled kernels are not kept: {folder}: it is another user's"]
+        return
+    assert told == [] and folder.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_uid for path in folder.iterdir()] == [os.geteuid()]
+    assert load_again(monkeypatch, tmp_path) == [] and not marker.exists()
 
 
 def test_kernels_that_compute_wrongly_are_not_used(kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

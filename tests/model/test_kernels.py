@@ -222,10 +222,27 @@ def test_a_kernel_asked_for_by_name_is_taken(clocks: Clocks) -> None:
     assert clocks
 
 
-def test_a_damaged_memory_is_measured_again(clocks: Clocks, tmp_path: Path) -> None:
-    (tmp_path / "tuning.json").write_text("{")
+OTHER_FORMS = [
+    "{",
+    "[]",
+    "3",
+    "[" * 100_000,
+    '{"KEY": 3}',
+    '{"KEY": {"eager": {}}}',
+    '{"KEY": {"eager": {"nonsense": 1.0}, "eager_loss": 0.0}}',
+    '{"KEY": {"eager": {"reference": [], "sdpa": "x"}, "eager_loss": null}}',
+]
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_memory_of_another_form_is_measured_again(clocks: Clocks, tmp_path: Path, form: str) -> None:
+    pick(clocks, 100)
+    store = tmp_path / "tuning.json"
+    (key,) = whole = json.loads(store.read_text())
+    store.write_text(form.replace("KEY", key))
     assert pick(clocks, 100) == ("reference", False)
-    assert clocks["asked"] == 1
+    assert clocks["asked"] == 2
+    assert json.loads(store.read_text()) == whole
 
 
 def test_timings_that_cannot_be_written_cost_a_warning(clocks: Clocks, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """minigpt finetune, from the base to the run that is loaded again; tiny models on the CPU."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, que
 
 from minigpt.cli import main
 from minigpt.config import GenerationConfig, OptimizerConfig, load_config
-from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
+from minigpt.errors import CheckpointError, ConfigError, DataError, RunError, StorageError
 from minigpt.files import read_lines
 from minigpt.generation import generate
 from minigpt.generation.text import generate_text
@@ -20,7 +21,7 @@ from minigpt.runs import train as assembly
 from minigpt.runs.finetune import fine_tune, merge_run
 from minigpt.runs.load import load_run
 from minigpt.runs.train import train
-from minigpt.tokenizers import ByteTokenizer
+from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import encode_question, load_template
 from minigpt.training import make_optimizer
 from minigpt.training.finetune import Adapters
@@ -142,7 +143,12 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
         assert torch.equal(served.use("small")(ids), run.model(ids)), "a run is an adapter that can be switched to"
     with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
         GPT.from_pretrained(run.path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="merged cannot be written"):
+        patch.setattr(Tokenizer, "save", lambda *_: os.open(tmp_path / "no/such/folder", os.O_CREAT))
+        merge_run(run.path, tmp_path / "runs" / "merged")
+    assert not [path for path in (tmp_path / "runs").iterdir() if "merged" in path.name], "whole or not there"
     merged = merge_run(run.path, tmp_path / "runs" / "merged")
+    assert str(merged / "config.yaml") in (merged / "config.yaml").read_text().splitlines()[0]
     assert load_run(merged, "cpu").config.lora.rank == 0
     assert same(load_run(merged, "cpu").model.weights(), load_run(run.path, "cpu").model.weights())
     assert (step.parent / "best").is_file()

@@ -72,10 +72,15 @@ def test_an_old_run_resumes_to_the_old_end_but_for_rounding(ended: Path, run: st
     assert steps[-1] == KEPT["ends"][run]["state"]["step"]
 
 
-def test_an_old_recipe_trains_from_nothing_to_the_same_bits(old: Path) -> None:
-    same_arithmetic()
+def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) -> None:
+    """Until warm-up ends, at step 10; the schedule then begins there, and not where it would be without a warm-up."""
+    before = [json.loads(line) for line in (old / "runs/cats/metrics.jsonl").read_text().splitlines()]
     assert main(["train", "cats.yaml", "--name", "again"]) == 0
-    assert bits(tensors_of(last(old / "runs/again"))) == KEPT["ends"]["cats"]["bits"]
+    after = [json.loads(line) for line in (old / "runs/again/metrics.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in after[:2]] == [line["lr"] for line in before[:2]] == [0.005, 0.01]
+    assert before[2]["lr"] < 0.0094 < 0.0099 < after[2]["lr"]
+    same_arithmetic()
+    assert [line["loss"] for line in after[:2]] == [line["loss"] for line in before[:2]]
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -168,3 +168,17 @@ def test_a_clock_that_jumps_changes_nothing(finished: Path, tmp_path: Path, monk
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     seconds = [line["seconds"] for line in read_lines(tmp_path / "jumping/metrics.jsonl")]
     assert seconds == sorted(seconds) and 0 < state.seconds < 600
+
+
+@pytest.mark.parametrize("name", ["step-00000012-copy", "step-12 (2)", "step-00000012.txt"])
+def test_a_copy_of_a_checkpoint_does_not_end_the_run(run: Path, name: str) -> None:
+    steps = run / "checkpoints"
+    if name.endswith("txt"):
+        (steps / name).write_text("a note")
+    else:
+        shutil.copytree(steps / "step-00000012", steps / name)
+    assert again(run, "--resume", "--train.max-steps", "20") == 0
+    assert (steps / name).exists()
+    assert main(["generate", str(steps / name), "--prompt", "the", "--max-new-tokens", "2"]) == (
+        2 if name.endswith("txt") else 0
+    )

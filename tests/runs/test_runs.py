@@ -147,6 +147,64 @@ def test_a_damaged_run_is_listed_and_shown(runs: Path, tmp_path: Path, capsys) -
     assert main(["runs", "show", str(tmp_path / "bad")]) == 0
 
 
+DEEP = "[" * 100_000
+DAMAGE = {
+    "config.yaml": ["model: [", "- 1", "no_such_section: {}", "\0"],
+    "metrics.jsonl": [
+        "3\n3\n",
+        "[]\n[]\n",
+        '{"loss": 1}\n{}\n',
+        f"{DEEP}\n{{}}\n",
+        f'{{"step": 1{"0" * 400}}}\n{{}}\n',
+    ],
+    "receipt.json": ["3", "[1]", '{"data": 3}', '{"data": {"sha256": []}}', DEEP],
+    "eval.json": ["3", "{}", DEEP],
+    "tokenizer.json": ["3", DEEP],
+    "checkpoints/step-00000004/state.json": ["3", DEEP, '{"train": {"step": []}}'],
+}
+UNLISTED = ("config.yaml", "metrics.jsonl", "eval.json")
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, each) for file, many in DAMAGE.items() for each in many])
+def test_a_damaged_run_is_named_and_the_others_are_listed(
+    runs: Path, tmp_path: Path, capsys, file: str, content: str
+) -> None:
+    for name in ("a-1", "a-2", "wide"):
+        shutil.copytree(runs / name, tmp_path / name)
+    (tmp_path / "a-2" / file).write_text(content)
+    assert main(["runs", "list", "--runs-dir", str(tmp_path), "--json"]) == 0
+    found = capsys.readouterr()
+    left_out = file in UNLISTED
+    assert [row["name"] for row in json.loads(found.out)["runs"]] == ["a-1", *([] if left_out else ["a-2"]), "wide"]
+    assert (str(tmp_path / "a-2") in found.err) == left_out
+    for argv in (["runs", "compare", "--no-plot"], ["plot", "--what", "bpb"]):
+        code = main([*argv, *(str(tmp_path / name) for name in ("a-1", "a-2", "wide"))])
+        assert code == 0, argv
+        assert (str(tmp_path / "a-2") in capsys.readouterr().err) == left_out
+    if left_out:
+        fails(capsys, ["plot", str(tmp_path / "a-2")], str(tmp_path / "a-2"))
+    assert main(["runs", "receipt", str(tmp_path / "a-2")]) == (2 if file == "config.yaml" else 0)
+
+
+def test_a_run_that_may_not_be_read_is_named(runs: Path, tmp_path: Path) -> None:
+    for name in ("a-1", "a-2"):
+        shutil.copytree(runs / name, tmp_path / name)
+    (tmp_path / "a-2").chmod(0)
+    tmp_path.chmod(0o755)
+    code = (
+        "import io, os, sys; from contextlib import redirect_stdout; from minigpt.cli import main\n"
+        "with redirect_stdout(io.StringIO()): main(sys.argv[1:])\n"  # all is imported before the rights are given up
+        "os.geteuid() or os.setuid(65534)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = [sys.executable, "-c", code, "runs", "list", "--runs-dir", ".", "--json"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "a-2").chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in json.loads(done.stdout)["runs"]] == ["a-1"]
+    assert "a-2: cannot be read (Permission denied)" in done.stderr
+
+
 def test_a_bare_name_is_a_run_in_runs_unless_it_is_there(runs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(runs.parent)
     assert read(capsys, "show", "wide")["path"] == str(Path("runs/wide"))

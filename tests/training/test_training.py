@@ -4,21 +4,26 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.files import read_lines
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
 from minigpt.training.hooks.average import Average
+from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.hooks.early_stopping import EarlyStopping
+from minigpt.training.hooks.metrics import Metrics
 from minigpt.training.hooks.plateau import Plateau
 from minigpt.training.schedule import context_parts
 from minigpt.weights import checkpoint
+from minigpt.weights.damage import PARTS
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, dropout=0.1)
@@ -132,6 +137,68 @@ def test_schedules_warm_up_stay_within_bounds_and_end_at_the_floor(kind: str) ->
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(1.0 if kind == "constant" else 0.1)
     assert lr_factor(500, 5.0, config) == rates[100]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"])
+@pytest.mark.parametrize("warmup", [0, 1, 20, 100, 159, 160, 200])
+def test_the_rate_never_jumps(kind: str, warmup: int) -> None:
+    """Of 160 steps, by their number; and by a clock whose steps take longer and longer."""
+    config = ScheduleConfig(kind=kind, warmup_steps=warmup, min_lr_ratio=0.1, decay_fraction=1.0)
+    for clock in (lambda step: step / 160, lambda step: (step / 160) ** 2):
+        rates = [lr_factor(step, clock(step), config) for step in range(161)]
+        if 0 < warmup <= 160:
+            assert rates[warmup - 1] == 1.0
+        if warmup < 160:
+            assert rates[warmup] == 1.0
+            assert rates[160] == pytest.approx(1.0 if kind == "constant" else 0.1)
+        longest = 4 / max(161 - warmup, 1)  # a cosine's steepest step is 1.6, that of the clock twice as long
+        assert all(b >= a - longest for a, b in itertools.pairwise(rates))
+        assert all(a >= b for a, b in itertools.pairwise(rates[warmup:]))
+
+
+def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(warmup_steps=4, min_lr_ratio=0.0)
+    rates = {}
+    for rule in (True, False):
+        trainer = make_trainer(schedule=schedule, max_steps=8)
+        assert trainer.state.decay_after_warmup, "a new run"
+        trainer.state.decay_after_warmup = rule
+        saver = Checkpoints(tmp_path / str(rule), 5, 3, {})
+        trainer.hooks.append(saver)
+        trainer.run()
+        again = make_trainer(schedule=schedule, max_steps=8)
+        again.resume(checkpoint.load(saver.directory(5), PARTS))
+        again.run()
+        assert again.lr == trainer.lr, "after a resume too"
+        rates[rule] = trainer.lr
+    assert rates[False] == pytest.approx(3e-3 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rates[True] == pytest.approx(3e-3 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
+
+
+def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
+    """A line each 7 steps, a checkpoint each 3, one broken step: each line is of the same steps wherever it goes on."""
+
+    class Break(Hook):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.state.step == 5:
+                trainer.grad_norm = torch.tensor(math.inf)
+
+    def run(name: str, after: int | None = None) -> list[dict]:
+        path = tmp_path / name / "metrics.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        saver = Checkpoints(path.parent / "checkpoints", 3, 9, {})
+        trainer = make_trainer([Break(), Metrics(path, 7, lambda parts: 1, None), saver], max_steps=20, eval_every=10)
+        if after:
+            trainer.resume(checkpoint.load(saver.directory(after), PARTS))
+        trainer.run()
+        timings = ("seconds", "tokens_per_second", "mfu")
+        return [{key: value for key, value in line.items() if key not in timings} for line in read_lines(path)]
+
+    whole = run("whole")
+    assert [line["step"] for line in whole] == [7, 10, 14, 20] and whole[0]["skipped"] == 1
+    run("cut")
+    for after in (15, 12, 9, 6, 3):
+        assert run("cut", after) == whole, f"killed after the checkpoint of step {after}"
 
 
 def test_cosine_and_linear_equal_torchs_schedulers() -> None:

@@ -1,16 +1,18 @@
 """Checkpoints: whole or not there, refused when damaged, and the previous one survives whatever happens."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from minigpt.errors import CheckpointError, StorageError
-from minigpt.layout import whole_steps
+from minigpt.layout import step_of, whole_steps
 from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
+from minigpt.weights.damage import newest_whole
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
 
@@ -52,6 +54,46 @@ def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path
     assert checkpoint.resolve(first.parent / "last") == second
     checkpoint.point(first.parent, "last", first.parent / "step-00000009")
     assert checkpoint.resolve(tmp_path) == second, "a pointer to nothing is passed over"
+
+
+@pytest.mark.parametrize("text", [".", "..", "/", "../..", "step-00000001-copy", "step-1", ""])
+def test_a_pointer_that_names_no_step_is_passed_over(tmp_path: Path, text: str) -> None:
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    shutil.copytree(first, first.with_name("step-00000001-copy"))
+    (first.parent / "last").write_text(text)
+    assert newest_whole(first.parent, lambda _: None).path == second  # type: ignore[union-attr]
+
+
+COPIES = ("step-00000002-copy", "step-00000002 (2)", "step-2 (2)", "step-00000002.bak", "step-2", "step-000000002",
+          "step-٠٠٠٠٠٠٠٢", "step-")  # fmt: skip
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone_and_can_be_named(tmp_path: Path) -> None:
+    paths = [save(tmp_path, step) for step in range(1, 4)]
+    copies = [Path(shutil.copytree(paths[1], paths[1].with_name(name))) for name in COPIES]
+    (paths[0].parent / "step-00000009").write_text("a file")
+    (paths[0].parent / "step-notes.txt").write_text("a file")
+    assert whole_steps(paths[0].parent) == paths
+    prune(paths[0].parent, keep=1)
+    assert all(checkpoint.load(copy).train.step == 2 for copy in copies)
+    assert whole_steps(paths[0].parent) == paths[2:]
+    assert [step_of(copy) for copy in copies] == [2, 2, 2, 2, 2, 2, 0, 0]
+
+
+def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
+    paths = [save(tmp_path, step) for step in (99_999_998, 99_999_999, 100_000_000)]
+    assert whole_steps(paths[0].parent) == paths
+
+
+def test_deleting_a_checkpoint_first_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = save(tmp_path, 1)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda _: seen.append(sorted(path.name for path in first.parent.iterdir())))
+    checkpoint.delete(first)
+    assert seen[0][0].startswith(".step-00000001.") and seen[0][1:] == ["last"], "what the next save or start sweeps"
+    monkeypatch.undo()
+    checkpoint.sweep(first.parent)
+    assert [path.name for path in first.parent.iterdir()] == ["last"]
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The hook that saves checkpoints."""
 
 import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +29,8 @@ class Checkpoints(Hook):
         self.recovery: RecoveryState | None = None  # the guard's, where there is one
 
     def on_start(self, trainer: Trainer) -> None:
-        """Clear away what kills left half-written; let `best` follow a checkpoint after which one came too soon."""
-        if trainer.runtime.ranks.rank == 0:
-            for left in self.folder.glob(".*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            self.on_rollback(trainer)
+        """Let `best` follow a checkpoint after which a kill came too soon."""
+        self.on_rollback(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
         """Let `best` be that of the state."""
@@ -98,9 +94,12 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 
 
 def prune(folder: Path, keep: int, every: int = 1) -> None:
-    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name."""
+    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name.
+
+    Raises StorageError.
+    """
     named = {(folder / name).read_text("utf-8", "replace").strip() for name in POINTERS if (folder / name).is_file()}
     kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
     for old in whole_steps(folder):
         if old not in kept and old.name not in named:
-            shutil.rmtree(old)
+            checkpoint.delete(old)

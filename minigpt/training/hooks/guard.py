@@ -10,14 +10,13 @@ each checkpoint, so a resumed run decides as the undisturbed one.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from minigpt.config.recovery import RecoveryConfig
-from minigpt.errors import DamagedError, DivergedError
+from minigpt.errors import DamagedError, DivergedError, StorageError
 from minigpt.files import append_line, read_lines, write_lines
 from minigpt.layout import LAST, step_of, whole_steps
 from minigpt.model import GPT
@@ -165,6 +164,7 @@ class Guard(Hook):
         if step >= 0:
             return saved or checkpoint.load(self.saver.directory(step), PARTS)
         weights, state = self.first().weights(), trainer.optimizer.state
+        first = TrainState(decay_after_warmup=trainer.state.decay_after_warmup)
         masters = [name for name, p in trainer.model.named_parameters() if "master" in state.get(p, {})]
         state.clear()
         tensors = {
@@ -172,7 +172,7 @@ class Guard(Hook):
             "adapter": weights,
             "optimizer": {f"master:{name}": weights[name] for name in masters},
         }
-        return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=TrainState()))
+        return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=first))
 
     def _forget_later(self, trainer: Trainer, step: int) -> None:
         """Delete the checkpoints of steps that will be taken again."""
@@ -182,7 +182,7 @@ class Guard(Hook):
             checkpoint.point(folder, LAST, self.saver.directory(step))
         for path in whole_steps(folder) if ranks.rank == 0 else []:
             if step_of(path) > step:
-                shutil.rmtree(path)
+                checkpoint.delete(path)
 
     def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
         """One line for the file, one for the person."""
@@ -190,7 +190,10 @@ class Guard(Hook):
         self.memory.incidents += 1
         if trainer.runtime.ranks.rank == 0:
             line = {"step": state.step, "what": what, "batches": batches, "action": action}
-            append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+            try:
+                append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+            except StorageError as error:  # the trouble itself is told, and the next save ends the run
+                self.say(str(error))
             self.say(f"step {state.step}: {what}; {outcome}")
 
     def _advice(self, trainer: Trainer, error: DivergedError) -> str:

@@ -19,7 +19,8 @@ class Metrics(Hook):
 
     Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
     evaluations val_loss and bits_per_byte too. Loss and grad_norm are of steps where they were finite, and left out if
-    there was none since the last line; `skipped` counts the others, which changed no weight.
+    there was none since the last line; `skipped` counts the others, which changed no weight. The steps that no line
+    has yet are saved with each checkpoint: after a kill the lines are those of the undisturbed run.
 
     Args:
         path: the file.
@@ -40,7 +41,6 @@ class Metrics(Hook):
     ):
         self.path, self.every, self.flops = path, every, flops_per_token
         self.bytes_per_token, self.listeners = val_bytes_per_token, listeners
-        self.steps: list[torch.Tensor] = []  # [loss, norm] of each since the last line
         self.clock = self.eval_seconds = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
@@ -56,17 +56,18 @@ class Metrics(Hook):
         self._restart(trainer)
 
     def _restart(self, trainer: Trainer) -> None:
-        self.steps, self.clock, self.first_step = [], time.perf_counter(), trainer.state.step
+        self.clock, self.first_step = time.perf_counter(), trainer.state.step
         self.eval_seconds = trainer.eval_seconds
 
     def on_step(self, trainer: Trainer) -> None:
         """Note the loss; write a line when one is due."""
         state = trainer.state
-        self.steps.append(torch.stack([trainer.loss.float(), trainer.grad_norm.to(trainer.loss.device).float()]))
+        state.unlogged.append([trainer.loss.item(), trainer.grad_norm.item()])
         evaluated = state.eval_step == state.step
         if state.step % self.every and not evaluated:
             return
-        steps = torch.stack(self.steps).double().cpu()
+        steps = torch.tensor(state.unlogged, dtype=torch.float64)
+        state.unlogged = []
         finite = steps[steps.isfinite().all(1)]
         trainer.runtime.synchronise()
         spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from minigpt.console import leave_terminal
 from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
@@ -45,7 +46,11 @@ class Screen(Hook):
             self.live.update(self.task, completed=min(trainer.progress, 1.0), description=text)
         now = time.perf_counter()
         if "val_loss" in line or (not self.live and now - self.printed > PLAIN_SECONDS):
-            (self.live.console if self.live else self.console).print(text, highlight=False)
+            try:
+                (self.live.console if self.live else self.console).print(text, highlight=False)
+            except OSError:
+                if not leave_terminal():  # else SIGHUP is on its way
+                    raise
             self.printed = now
 
     def _eta(self, trainer: Trainer) -> float | None:

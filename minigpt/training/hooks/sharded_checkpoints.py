@@ -1,6 +1,5 @@
 """Checkpoints of a model that the ranks hold in parts: each writes its own, while training goes on."""
 
-import shutil
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from minigpt.errors import storage_error
+from minigpt.files import beside
 from minigpt.training.hooks.checkpoints import Checkpoints, check_finite
 from minigpt.training.loop import Trainer
 from minigpt.weights import checkpoint
@@ -83,9 +83,8 @@ class ShardedCheckpoints(Checkpoints):
 
 def _empty(target: Path) -> Path:
     """A new directory for the parts. Raises StorageError."""
-    work = target.with_name(f".{target.name}-parts")
+    work = beside(target)
     try:
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     except OSError as error:
         raise storage_error(target, error) from None

@@ -1,14 +1,18 @@
-"""The hook for Ctrl-C and SIGTERM."""
+"""The hook for Ctrl-C, SIGTERM and SIGHUP."""
 
 import signal
 import threading
 from typing import Any
 
+from minigpt.console import ending_signals, leave_terminal
 from minigpt.training.loop import Hook, Trainer
 
 
 class Signals(Hook):
-    """Ctrl-C and SIGTERM end the run after the current step, saved; a second Ctrl-C ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP (the terminal was closed; not under nohup) end the run after the current step, saved.
+
+    A second Ctrl-C ends it at once.
+    """
 
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
@@ -20,9 +24,10 @@ class Signals(Hook):
 
         def handle(number: int, _frame: object) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            leave_terminal()
             trainer.stop(f"interrupted by {signal.Signals(number).name}")
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             self.before[number] = signal.signal(number, handle)
 
     def close(self) -> None:

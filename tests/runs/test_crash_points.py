@@ -1,0 +1,28 @@
+"""A run that ends, or that may no longer write, at any of its file operations goes on to the same bits, litter-free."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("kind", ["kill", "EROFS", "ENOSPC"])
+def test_every_file_operation_of_a_run_may_be_its_last(tmp_path: Path, kind: str) -> None:
+    """kill: SIGKILL just before it. Else: it and all after it fail, which is one line; then the same command goes on.
+
+    tests/crash_run.py says what is counted. The weights, the optimizer, the lines of metrics, the samples, and the
+    names of all files of the run and of the cache must be those of the undisturbed run.
+    """
+    argv = [sys.executable, str(TESTS / "crash_run.py"), str(tmp_path / "runs"), kind]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=900)
+    report = json.loads(done.stdout)
+    assert len(report["operations"]) > 80
+    assert report["wrong"] == {}
+    print(f"\n{kind}: {len(report['operations'])} operations, each tried; all ended as the undisturbed run")
