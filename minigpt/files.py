@@ -1,13 +1,17 @@
-"""Write text, JSON lines and whole folders so that a kill leaves the old one or the new one.
+"""Write text, JSON lines and whole folders so that a kill leaves the old one or the new one; read what a person names.
 
 A JSON lines file holds one object per line. In those of a run each object has a `step`.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,69 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minigpt.errors import RunError, StorageError, storage_error
+
+
+MOST = 1 << 28
+"""Bytes of a file that is read whole."""
+WAIT = 5.0
+"""Seconds that a named pipe may be without a writer."""
+
+
+def expand(path: str | Path) -> Path:
+    """A path as a person writes it: ~ is the home directory. A ~name that nobody has stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def find(path: str | Path) -> os.stat_result | None:
+    """What the system says of a path; None: nothing is there. Raises OSError where it refuses to look."""
+    try:
+        return Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # a zero byte, or half a surrogate pair
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def read_text(path: str | Path, most: int = MOST) -> str:
+    """A whole file of UTF-8, without a byte-order mark, line ends as \\n.
+
+    Raises:
+        OSError: not to be had; longer than `most` bytes; or a named pipe that nobody writes to.
+        UnicodeDecodeError: not UTF-8.
+    """
+    found = find(path)
+    if found and stat.S_ISFIFO(found.st_mode):
+        content = _read_pipe(path, most + 1)
+    else:
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most >> 20} MB")
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig").read()
+
+
+def _read_pipe(path: str | Path, most: int) -> bytes:
+    """What is written to a named pipe; opened in the common way, it would wait for a writer for ever."""
+    handle, end = os.open(path, os.O_RDONLY | os.O_NONBLOCK), time.monotonic() + WAIT
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        while (first := file.read(1)) == b"":  # None: there is a writer, who has written nothing yet
+            if time.monotonic() > end:
+                raise OSError(errno.EAGAIN, f"nobody wrote to this pipe for {WAIT:g} seconds")
+            time.sleep(0.01)
+        os.set_blocking(handle, True)
+        with io.BufferedReader(file) as rest:
+            return (first or b"") + rest.read(most - len(first or b""))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` that raises ValueError alone, for what is nested too deep too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -126,7 +193,7 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found += [check(json.loads(line))] if line.strip() else []
+            found += [check(parse_json(line))] if line.strip() else []
         except ValueError as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
