@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 
 from minigpt.errors import RunError, StorageError, storage_error
 
-
 MOST = 1 << 28
 """Bytes of a file that is read whole."""
 WAIT = 5.0

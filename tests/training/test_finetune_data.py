@@ -179,8 +179,25 @@ def test_a_malformed_chat_is_named(name: str, tmp_path: Path) -> None:
 def test_records_are_distinguished_from_texts(tmp_path: Path) -> None:
     records = write(tmp_path / "x.jsonl", "", GOOD)
     texts = write(tmp_path / "t.jsonl", {"text": "hello"})
-    plain = write(tmp_path / "p.txt", GOOD)
+    plain = write(tmp_path / "p.txt", "a text", GOOD)
     assert [holds_records(str(path), "utf-8", "text") for path in (records, texts, plain)] == [True, False, False]
+    for name in ("QA.JSONL", "qa.NDJSON", "qa.txt", "qa.json"):
+        assert holds_records(str(write(tmp_path / name, GOOD, GOOD)), "utf-8", "text"), name
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["x.json", "x.txt", "x.jsonl", "X.JSON"])
+def test_a_list_of_records_is_read_like_lines(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"prompt": f"é {n}", "completion": f"[{n}]"} for n in range(50)]
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    assert holds_records(str(tmp_path / name), "utf-8", "text")
+    records = read_records(tmp_path / name)
+    assert [record.fields for record in records] == rows
+    assert records[2].where == f"{tmp_path / name} item 3"
+    rows[1]["completion"] = ""
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    with pytest.raises(DataError, match=rf"{name} item 2: completion is empty"):
+        read_records(tmp_path / name)
     assert not holds_records("stories", "utf-8", "text")
     with pytest.raises(DataError, match="is empty"):
         read_records(write(tmp_path / "e.jsonl", ""))
