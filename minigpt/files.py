@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,15 @@ def read_text(path: str | Path, most: int = MOST) -> str:
     else:
         with Path(path).open("rb") as file:
             content = file.read(most + 1)
+    return _decoded(content, most)
+
+
+def read_piped(most: int = MOST) -> str:
+    """Standard input, as `read_text` gives a file. Raises alike."""
+    return _decoded(sys.stdin.buffer.read(most + 1) if sys.stdin else b"", most)
+
+
+def _decoded(content: bytes, most: int) -> str:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it holds more than {most >> 20} MB")
     return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig").read()

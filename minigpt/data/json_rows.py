@@ -27,7 +27,6 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 _OBJECT = re.compile(rf"[\[\s]*\{{\s*{_STRING}\s*:", re.S)
 _STRINGS = re.compile(rf'\[\s*{_STRING}\s*,\s*"', re.S)
 _SPACE = re.compile(r"[ \t\n\r]*")
-_FIX = 'give one object a line, like {"text": "..."}, or a list of such objects'
 
 
 def json_form(path: Path, encoding: str = "utf-8") -> Form | None:
@@ -67,24 +66,20 @@ def _value(text: str) -> Any:
 
 
 def json_rows(
-    path: Path,
-    encoding: str,
-    form: Form,
-    label: str | None = None,
-    line: str = "{label}:{number}",
-    example: str = "",
+    blocks: Blocks, form: Form, label: str, line: str = "{label}:{number}", example: str = ', like {"text": "..."}'
 ) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row: an object, or of a list also a text.
+    """(place, row) of every row of a text: an object, or of a list also a text.
 
     Args:
+        label: the text's name, for the places.
         line: how the place of a line is written.
         example: ends the hint of an error, ', like {"text": "..."}'.
 
     Raises:
-        EncodingError, DataError: not to be read, not JSON, or neither object nor text, by its place.
+        DataError: not JSON, or neither object nor text, by its place.
     """
-    blocks = decoded(path, encoding, label or str(path))
-    rows = _values(blocks, label or str(path)) if form == "values" else _lines(blocks, label or str(path), line)
+    fix = f"give one object a line{example}, or a list of such objects"
+    rows = _values(blocks, label, fix) if form == "values" else _lines(blocks, label, line, fix)
     for where, row in rows:
         if not isinstance(row, (dict, str) if form == "values" else dict):
             raise DataError(f"{where}: is not an object, but {type(row).__name__}; each row is one object{example}")
@@ -100,11 +95,12 @@ def read_documents(
         EncodingError: bytes that are not in the encoding, with the byte's offset.
         DataError: unreadable, a broken gzip, or a row that is no object with the field.
     """
+    label = label or str(path)
+    blocks, example = decoded(path, encoding, label), f', like {{"{field}": "..."}}'
     if form is None:
-        yield decoded(path, encoding, label or str(path))
+        yield blocks
         return
-    example = f', like {{"{field}": "..."}}'
-    for where, row in json_rows(path, encoding, form, label, "{label} line {number:,}", example):
+    for where, row in json_rows(blocks, form, label, "{label} line {number:,}", example):
         yield iter((valid_unicode(row) if isinstance(row, str) else text_of(row, field, where),))
 
 
@@ -121,26 +117,26 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
     return valid_unicode(text)  # JSON may hold half of a \ud83d\ude00 pair
 
 
-def _lines(blocks: Blocks, label: str, place: str) -> Iterator[tuple[str, Any]]:
+def _lines(blocks: Blocks, label: str, place: str, fix: str) -> Iterator[tuple[str, Any]]:
     """(place, what it holds) of each line that is not blank."""
-    for number, line in enumerate(_split(blocks, label), 1):
+    for number, line in enumerate(_split(blocks, label, fix), 1):
         if line and not line.isspace():
             where = place.format(label=label, number=number)
             try:
                 value = parse_json(line)
             except ValueError as error:
-                raise DataError(f"{where}: is not JSON ({error}); {_FIX}") from None
+                raise DataError(f"{where}: is not JSON ({error}); {fix}") from None
             yield where, value
 
 
-def _split(blocks: Blocks, label: str) -> Iterator[str]:
+def _split(blocks: Blocks, label: str, fix: str) -> Iterator[str]:
     """Lines without their \\n (only that ends a line: JSON may hold other line separators)."""
     parts: list[str] = []
     for block in blocks:
         first, *rest = block.split("\n")
         parts.append(first)
         if sum(map(len, parts)) > MOST:
-            raise DataError(f"{label}: a line is longer than {MOST >> 20} MB; {_FIX}")
+            raise DataError(f"{label}: a line is longer than {MOST >> 20} MB; {fix}")
         for line in rest:
             yield "".join(parts)
             parts = [line]
@@ -150,15 +146,15 @@ def _split(blocks: Blocks, label: str) -> Iterator[str]:
 class _Text:
     """A text that comes in blocks, read from a place that moves on; what lies before it is forgotten."""
 
-    def __init__(self, blocks: Blocks, label: str):
-        self.blocks, self.label, self.text, self.at = blocks, label, "", 0
+    def __init__(self, blocks: Blocks, label: str, fix: str):
+        self.blocks, self.label, self.fix, self.text, self.at = blocks, label, fix, "", 0
 
     def more(self) -> bool:
         """Hold twice as much as is held from here on. False: there is no more."""
         self.text, self.at = self.text[self.at :], 0
         size = len(self.text)
         if size > MOST:
-            raise DataError(f"{self.label}: one item is longer than {MOST >> 20} MB; {_FIX}")
+            raise DataError(f"{self.label}: one item is longer than {MOST >> 20} MB; {self.fix}")
         parts = [self.text]
         while size < 2 * len(self.text) + 1 and (block := next(self.blocks, "")):
             parts.append(block)
@@ -175,14 +171,14 @@ class _Text:
         return self.text[at]
 
 
-def _values(blocks: Blocks, label: str) -> Iterator[tuple[str, Any]]:
+def _values(blocks: Blocks, label: str, fix: str) -> Iterator[tuple[str, Any]]:
     """The items of a list, or values one after the other, held one at a time."""
-    text, decoder, number = _Text(blocks, label), json.JSONDecoder(), 1
+    text, decoder, number = _Text(blocks, label, fix), json.JSONDecoder(), 1
     listed = text.peek() == "["
     text.at += listed
 
     def bad(why: str) -> DataError:
-        return DataError(f"{label} item {number}: is not JSON ({why}); {_FIX}")
+        return DataError(f"{label} item {number}: is not JSON ({why}); {fix}")
 
     while (char := text.peek()) and not (listed and char == "]"):
         try:

@@ -9,6 +9,7 @@ import pytest
 from minigpt.config import DataConfig
 from minigpt.data import open_corpus
 from minigpt.data.json_rows import form_of, json_form, json_rows
+from minigpt.data.text_files import decoded
 from minigpt.errors import DataError
 
 ROWS = [{"text": f"é {n}: [{n}]", "id": {"n": n}} for n in range(40)]
@@ -97,7 +98,7 @@ def test_what_cannot_be_read_is_one_line_with_the_fix(tmp_path: Path, name: str,
 def test_a_long_list_is_read_in_a_stream(tmp_path: Path) -> None:
     rows = [{"text": "x" * (n % 5000)} for n in range(3000)]  # 7 MB, blocks of 1 MB
     (tmp_path / "x.json").write_text(json.dumps(rows, indent=1))
-    assert [row for _, row in json_rows(tmp_path / "x.json", "utf-8", "values")] == rows
+    assert [row for _, row in json_rows(decoded(tmp_path / "x.json", "utf-8", "x"), "values", "x")] == rows
 
 
 def test_a_folder_takes_json_that_holds_texts_and_names_the_rest(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import json_form, json_rows
-from minigpt.data.text_files import spool_stdin, unreadable
+from minigpt.data.text_files import decoded, spool_stdin, unreadable
 from minigpt.errors import DataError, nearest
 from minigpt.files import expand, find
 from minigpt.tokenizers.base import valid_unicode
@@ -68,7 +68,7 @@ def holds_records(source: str, encoding: str, text_field: str) -> bool:
     form = json_form(path, encoding) if path else None
     if path is None or form is None:
         return False
-    for _, row in json_rows(path, encoding, form):
+    for _, row in json_rows(decoded(path, encoding, source), form, source):
         return isinstance(row, dict) and (bool(_kinds(row)) or text_field not in row)
     return False
 
@@ -84,7 +84,8 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
     if path is None:
         raise DataError(f"{source}: is not a file; name one that holds records")
     label = "standard input" if source == "-" else str(path)
-    for where, row in json_rows(path, encoding, json_form(path, encoding) or "lines", label):
+    form, example = json_form(path, encoding) or "lines", ', like {"prompt": "...", "completion": "..."}'
+    for where, row in json_rows(decoded(path, encoding, label), form, label, example=example):
         kinds = _kinds(row) if isinstance(row, dict) else []
         if len(kinds) != 1:
             forms = "; or ".join(" and ".join(fields) for fields in KINDS.values())
