@@ -74,7 +74,7 @@ def tell_unknown(source: str, unknown: int, total: int, what: str, texts: Iterab
     told = f"{source}: {share} are characters that the tokenizer does not know: {listed(found, 8)}"
     if unknown > MOST_UNKNOWN * total:
         raise DataError(
-            f"{told}; give a text of the model's own characters (--data.clean ascii drops all beyond ASCII), or take a model "
-            "whose tokenizer knows all: byte, bpe or gpt2"
+            f"{told}; give a text of the model's own characters (--data.clean ascii drops all beyond ASCII), or take a "
+            "model whose tokenizer knows all: byte, bpe or gpt2"
         )
     return f"{told}; the model predicts only that one comes, not which, so bits per byte looks better than it is"

@@ -112,9 +112,11 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
     for split in ("train", "val"):
         count = prepared.splits[split].count
         if count < seq_len + 1:
+            what, more = ("training", "") if split == "train" else ("validation", ", hold out more of it with")
+            more += " a larger --data.val-fraction" if more else ""
             raise DataError(
-                f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
-                f"{seq_len + 1}; give more text, or set {flag} {max(1, count // 2)}"
+                f"the {what} text has {count} token{'s' * (count != 1)}, but one window needs {seq_len + 1}; give more "
+                f"text{more}, or set {flag} {max(1, count // 2)}"
             )
 
 
