@@ -187,6 +187,9 @@ class DataConfig(Section):
 
     _one_or_many = field_validator("clean", mode="before")(one_or_many)
 
+    split_at: str = ""
+    """A text between documents, such as <|endoftext|>: it is taken out, each part is a document, and the tokenizer's
+    end of text follows it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation where the source has no published split."""
     stories_count: Positive = 8000

@@ -13,7 +13,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -62,6 +62,14 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
         StorageError: a download cannot be stored.
     """
     check_encoding(config.encoding)
+    source, mark = _find(config, progress), config.split_at
+    if not mark:
+        return source
+    parts = {split: partial(_split_all, read, mark) for split, read in source.parts.items()}
+    return replace(source, identity=[source.identity, mark], parts=parts, single=False)
+
+
+def _find(config: DataConfig, progress: Progress | None) -> Source:
     name = config.source
     if name == "stories":
         return _stories(config)
@@ -77,6 +85,44 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
         read = partial(read_documents, path, config.encoding, config.text_field, "standard input", form)
         return Source(name, ["stdin", file_sha256(path), *_told(form)], {"train": read}, single=form is None)
     return _files(config)
+
+
+def _split_all(read: Reader, mark: str) -> Iterator[Blocks]:
+    """The documents, each cut at every mark; the marks are taken out."""
+    for blocks in read():
+        yield from _split(blocks, mark)
+
+
+def _split(blocks: Blocks, mark: str) -> Iterator[Blocks]:
+    pieces, more = _pieces(blocks, mark), True
+
+    def part() -> Blocks:
+        nonlocal more
+        for piece in pieces:
+            if piece is None:
+                return
+            yield piece
+        more = False
+
+    while more:
+        document = part()
+        yield document
+        for _ in document:  # what the reader did not take of it
+            continue
+
+
+def _pieces(blocks: Blocks, mark: str) -> Iterator[str | None]:
+    """The text in pieces, None in place of each mark, also of one that two blocks share."""
+    held = ""
+    for block in blocks:
+        *parts, last = (held + block).split(mark)
+        for part in parts:
+            yield from [part] if part else []
+            yield None
+        cut = max(0, len(last) - len(mark) + 1)
+        yield from [last[:cut]] if cut else []
+        held = last[cut:]
+    yield from [held] if held else []
 
 
 def _stories(config: DataConfig) -> Source:

@@ -16,6 +16,7 @@ copies of it too, whatever else the file holds.
 import hashlib
 import json
 import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from minigpt.data.json_rows import json_form, json_rows
 from minigpt.data.text_files import decoded, spool_stdin, unreadable
 from minigpt.errors import DataError, nearest
 from minigpt.files import expand, find
-from minigpt.tokenizers.base import valid_unicode
+from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
@@ -96,6 +97,13 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
             raise DataError(f"{where}: is a {kinds[0]}, but {records[0].where} a {records[0].kind}; one kind a file")
         fields = {name: row[name] for name in KINDS[kinds[0]]}
         records.append(Record(where, kinds[0], _checked(fields, where, clean)))
+    spelled = [record.where for record in records if EOS in json.dumps(record.fields)]
+    if spelled:
+        warnings.warn(
+            f"{spelled[0]}: spells {EOS}, as do {len(spelled):,} of {len(records):,} records; it is learned as plain "
+            "characters. Take it out: each answer is ended by the special token without it",
+            stacklevel=2,
+        )
     if not records:
         raise DataError(f"{label}: is empty; give at least two records")
     return records
