@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigpt.errors import DataError, storage_error
-from minigpt.files import expand, file_sha256, find
+from minigpt.files import expand_home, file_sha256, find
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -96,7 +96,7 @@ def fetch(
 
 def cache_root(cache_dir: str | None = None) -> Path:
     """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
-    return expand(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt")
+    return Path(expand_home(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt"))
 
 
 def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
@@ -108,7 +108,7 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     """
     mirror = os.environ.get("MINIGPT_DATA")
     cached = cache_root() / "datasets" / file.path
-    for path in ([expand(mirror) / file.path] if mirror else []) + [cached]:
+    for path in ([Path(expand_home(mirror)) / file.path] if mirror else []) + [cached]:
         try:
             there = find(path)
         except OSError as error:

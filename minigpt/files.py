@@ -19,20 +19,35 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from minigpt.errors import RunError, StorageError, storage_error
+from minigpt.errors import RunError, StorageError, UserError, storage_error
+
+
+def expand_home(text: str) -> str:
+    """A path that a person wrote, with ~ as the home folder; every setting and argument that is a path comes by here.
+
+    "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name comes back as an absolute path.
+
+    Raises:
+        UserError: ~name is neither a file nor a user's home.
+    """
+    if "\0" in text:
+        raise UserError(f"{text!r}: no path holds a NUL character")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        if os.path.lexists(text):
+            return str(Path(text).absolute())
+        name = text[1:].partition("/")[0]
+        problem = f"this computer has no user {name!r}" if name else "your home folder is not known"
+        raise UserError(f"{text}: {problem}; write the path in full") from None
+
 
 MOST = 1 << 28
 """Bytes of a file that is read whole."""
 WAIT = 5.0
 """Seconds that a named pipe may be without a writer."""
-
-
-def expand(path: str | Path) -> Path:
-    """A path as a person writes it: ~ is the home directory. A ~name that nobody has stays as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def find(path: str | Path) -> os.stat_result | None:
@@ -85,14 +100,6 @@ def _read_pipe(path: str | Path, most: int) -> bytes:
             return (first or b"") + rest.read(most - len(first or b""))
 
 
-def parse_json(text: str | bytes) -> Any:
-    """`json.loads` that raises ValueError alone, for what is nested too deep too."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
     work = path.with_name(f".{path.name}-{os.getpid()}")
@@ -114,6 +121,14 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
         write_bytes(path, text.encode())
     except OSError as error:
         raise storage_error(path, error, fix) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigpt import files
-from minigpt.files import append_line, expand, find, keep_lines, parse_json, read_lines, read_text
+from minigpt.files import append_line, find, keep_lines, parse_json, read_lines, read_text
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:
@@ -59,12 +59,11 @@ def test_a_pipe_is_read_once_somebody_writes_to_it(tmp_path: Path, monkeypatch: 
         ("/", errno.EISDIR),
         ("nowhere", errno.ENOENT),
         (f"{__file__}/x", errno.ENOTDIR),
-        ("~nosuchuser/x", errno.ENOENT),
     ],
 )
 def test_what_the_system_refuses_is_an_oserror_alone(path: str, number: int) -> None:
     with pytest.raises(OSError) as error:
-        read_text(expand(path), 1 << 20)
+        read_text(path, 1 << 20)
     assert error.value.errno == number
     assert error.value.strerror
 
@@ -78,5 +77,5 @@ def test_a_path_is_looked_at_without_exceptions_for_what_is_not_there() -> None:
 
 def test_json_that_is_nested_too_deep_is_a_value_error() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, b"[" * 100_000):
-        with pytest.raises(ValueError, match="nested too deep"):
+        with pytest.raises(ValueError, match="nested too deeply"):
             parse_json(text)

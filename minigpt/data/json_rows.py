@@ -184,7 +184,7 @@ def _values(blocks: Blocks, label: str, fix: str) -> Iterator[tuple[str, Any]]:
         try:
             value, text.at = decoder.raw_decode(text.text, text.at)
         except RecursionError:
-            raise bad("it is nested too deep") from None
+            raise bad("it is nested too deeply") from None
         except ValueError as error:
             if not text.more():
                 raise bad(str(getattr(error, "msg", error))) from None

@@ -26,7 +26,7 @@ from minigpt.data.named_datasets import NAMED
 from minigpt.data.text_files import Blocks, binary_reason, check_encoding, spool_stdin, unreadable
 from minigpt.download import Progress, locate
 from minigpt.errors import DataError, EncodingError, nearest
-from minigpt.files import expand, file_sha256, find
+from minigpt.files import expand_home, file_sha256, find
 
 STORIES_SEED = 0
 """Seed of the stories that everybody trains on; another seed gives stories nobody has seen."""
@@ -143,7 +143,7 @@ def _named(name: str, progress: Progress | None) -> Source:
 
 
 def _files(config: DataConfig) -> Source:
-    name, path = config.source, expand(config.source)
+    name, path = config.source, Path(expand_home(config.source))
     try:
         there = find(path)
     except OSError as error:

@@ -72,11 +72,9 @@ def test_prompts_in_json_are_read_by_content(run: str, tmp_path: Path, capsys, n
 @pytest.mark.parametrize("flag", ["--prompt-file", "--prompts"])
 def test_a_path_that_the_system_refuses(run: str, tmp_path: Path, capsys, flag: str) -> None:
     for path, why in {
-        "~nosuchuser/a.txt": "No such file",
         "x" * 300: "File name too long",
         str(tmp_path): "Is a directory",
         f"{__file__}/a.txt": "Not a directory",
-        "a\0b": "null byte",
         "/dev/zero": "more than",
     }.items():
         fails(capsys, ["generate", run, flag, path], "cannot be read", why)

@@ -81,9 +81,9 @@ def test_a_text_with_brackets_stays_a_text(tmp_path: Path, text: str) -> None:
         ("x.json", '[{"text": "a"}] {"text": "b"}', ("more after the list",)),
         ("x.json", "[1, 2]", ("item 1", "not an object, but int")),
         ("x.json", "some words, not JSON\n" * 9, ("item 1", "is not JSON")),
-        ("x.json", "[" * 100_000, ("nested too deep",)),
-        ("x.jsonl", '{"text": ' + "[" * 100_000, ("nested too deep",)),
-        ("x.txt", '{"text": ' + '{"a":' * 100_000, ("nested too deep",)),
+        ("x.json", "[" * 100_000, ("nested too deeply",)),
+        ("x.jsonl", '{"text": ' + "[" * 100_000, ("nested too deeply",)),
+        ("x.txt", '{"text": ' + '{"a":' * 100_000, ("nested too deeply",)),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_the_fix(tmp_path: Path, name: str, text: str, parts: tuple[str]) -> None:

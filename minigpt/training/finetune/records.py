@@ -26,7 +26,7 @@ from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import json_form, json_rows
 from minigpt.data.text_files import decoded, spool_stdin, unreadable
 from minigpt.errors import DataError, nearest
-from minigpt.files import expand, find
+from minigpt.files import expand_home, find
 from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
@@ -113,7 +113,7 @@ def _file(source: str | Path) -> Path | None:
     """The file that a source names, standard input as one; None if it names something else. Raises DataError."""
     if source == "-":
         return spool_stdin()
-    path = expand(source)
+    path = Path(expand_home(str(source)))
     try:
         there = find(path)
     except OSError as error:
