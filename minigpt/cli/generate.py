@@ -32,9 +32,9 @@ class _Generate:
     prompt_file: str | None = None
     """A file that holds the prompt."""
     prompts: str | None = None
-    """A file of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...}; answers are JSON lines."""
+    """A file of prompts, one a line, or JSON with {"prompt": ..., "seed": ...}; answers are JSON lines."""
     out: str | None = None
-    """With --prompts: the file for the answers (default: standard output)."""
+    """With --prompts: the file for the answers, written at the end (default: standard output)."""
     batch_size: int = 16
     """With --prompts: prompts that are continued together."""
     preset: str | None = None

@@ -179,7 +179,7 @@ class DataConfig(Section):
     source: str = "stories"
     """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
     text_field: str = "text"
-    """.jsonl and hf: the field that holds the text."""
+    """JSON and hf: the field that holds the text."""
     encoding: str = "utf-8"
     """Encoding of the files."""
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()

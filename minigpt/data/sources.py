@@ -163,7 +163,9 @@ def _files(config: DataConfig) -> Source:
     found = sorted(entry for entry in found if entry.is_file())
     texts = [entry for entry in found if entry.stat().st_size]
     skipped = {entry: reason for entry in texts if (reason := binary_reason(entry, config.encoding))}
-    forms = {entry: json_form(entry, config.encoding) for entry in texts if entry not in skipped}
+    forms: dict[Path, Form | None] = {
+        entry: json_form(entry, config.encoding) for entry in texts if entry not in skipped
+    }
     for entry, form in list(forms.items()):
         if form and not entry.name.lower().endswith(LINES) and (reason := _no_rows(entry, form, config)):
             left[entry] = reason
