@@ -407,3 +407,13 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError) as error:
         spool_stdin()
     one_line(error, "cat my.txt | minigpt train -")
+
+
+def test_standard_input_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool_stdin.cache_clear()
+    monkeypatch.setattr("minigpt.data.text_files.MOST_PIPED", 1 << 22)
+    with open("/dev/zero") as endless:  # noqa: PTH123  a file that has no end
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(DataError) as error:
+            spool_stdin()
+    one_line(error, "standard input: is longer than", "name a file, not -")
