@@ -24,7 +24,7 @@ Blocks = Iterator[str]
 
 BLOCK = 1 << 20  # bytes read at a time
 HEAD = 1 << 16  # bytes that tell what kind of file it is
-MOST_PIPED = 1 << 32  # bytes of standard input
+MOST_PIPED = 1 << 30  # bytes of standard input
 
 _SIGNATURES = {
     b"%PDF": "a PDF",
