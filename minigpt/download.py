@@ -3,6 +3,7 @@
 Bytes go to NAME.part beside the target. A broken transfer goes on where it stopped (HTTP Range),
 in this run (a few tries) or in the next. Only a file whose sha256 is known takes its final name,
 so whoever sees that name sees a whole file. Two processes wanting the same file take turns at a lock.
+A server may not send for ever: MOST bytes at most, at least SLOWEST bytes in any PATIENCE seconds.
 
 `locate` looks in $MINIGPT_DATA (a mirror somebody made) first, then in the cache ($MINIGPT_CACHE, else
 ~/.cache/minigpt), and downloads last. What lies there is checked by sha256 each time: it costs 1 ms a MB.
@@ -10,6 +11,9 @@ so whoever sees that name sees a whole file. Two processes wanting the same file
 
 import http.client
 import os
+import queue
+import stat
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +21,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minigpt.errors import DataError, storage_error
-from minigpt.files import file_sha256
+from minigpt.files import expand_home, file_sha256, find
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -28,6 +32,10 @@ Progress = Callable[[str, int, "int | None"], None]
 _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
+MOST = 1 << 30
+"""Bytes of a published file; the longest has 11 MB."""
+SLOWEST, PATIENCE = 1 << 14, 30.0
+"""Bytes that must come in so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def fetch(
 
 def cache_root(cache_dir: str | None = None) -> Path:
     """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
-    return Path(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt").expanduser()
+    return Path(expand_home(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt"))
 
 
 def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
@@ -101,8 +109,12 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     """
     mirror = os.environ.get("MINIGPT_DATA")
     cached = cache_root() / "datasets" / file.path
-    for path in ([Path(mirror) / file.path] if mirror else []) + [cached]:
-        if path.is_file():
+    for path in ([Path(expand_home(mirror)) / file.path] if mirror else []) + [cached]:
+        try:
+            there = find(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); fix MINIGPT_DATA or MINIGPT_CACHE") from None
+        if there and stat.S_ISREG(there.st_mode):
             return _checked(path, file, is_mirror=path != cached)
     hint = f"; put the file at {cached} by hand, or name a directory that holds {file.path} with MINIGPT_DATA"
     return fetch(file.url, cached, file.sha256, progress, hint=hint)
@@ -126,11 +138,11 @@ def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, w
         start = file.tell()
         try:
             return _request(url, file, label, progress)
-        except (_BrokenError, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            tries = 1 if file.tell() > start else tries + 1  # a try that brought bytes earns new ones
+        except (_BrokenError, http.client.HTTPException, OSError) as error:
+            tries = 1 if file.tell() - start >= SLOWEST else tries + 1  # a try that brought much earns new ones
             final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if final or tries >= _TRIES or (isinstance(error, urllib.error.URLError) and start == 0):
-                reason = getattr(error, "reason", None) or error
+                reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
                 raise DataError(f"{url}: cannot be fetched ({reason})" + hint) from None
             time.sleep(wait * 2 ** (tries - 1))
 
@@ -140,7 +152,7 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
     have = file.tell()
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = _answer(request)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing after what we have: it is whole, or of another file
             if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
@@ -153,9 +165,20 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
         if have and not resumed:  # the server knows no ranges and sends all of it again
             _empty(file)
             have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        while block := response.read(_BLOCK):
+        length = response.headers.get("Content-Length") or ""
+        total = have + int(length) if length.isdecimal() and len(length) < 20 else None
+        due, since = time.monotonic() + PATIENCE, have
+        while block := response.read1(_BLOCK):
+            if max(have + len(block), total or 0) > MOST:
+                _empty(file)
+                raise DataError(f"{url}: sends more than {MOST >> 20} MB, which no published file has; try again later")
+            if time.monotonic() > due:
+                if have - since < SLOWEST:
+                    came = f"{have - since:,} bytes in {PATIENCE:g} seconds"
+                    raise DataError(
+                        f"{url}: is too slow ({came}); the same command goes on from there, try again later"
+                    )
+                due, since = time.monotonic() + PATIENCE, have
             with _storage(Path(file.name)):
                 file.write(block)
                 file.flush()
@@ -164,6 +187,31 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
                 progress(label, have, total)
     if total is not None and have < total:
         raise _BrokenError(f"the connection broke after {have:,} of {total:,} bytes")
+
+
+def _answer(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """The beginning of an answer. Raises as urlopen, and _BrokenError if it does not come in time.
+
+    In a thread, since a server that drips the lines of its header keeps urlopen waiting for ever.
+    """
+    box: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            box.put(urllib.request.urlopen(request, timeout=_TIMEOUT))
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            box.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = box.get(timeout=PATIENCE)
+    except queue.Empty:
+        raise _BrokenError(f"no answer in {PATIENCE:g} seconds") from None
+    if isinstance(found, ValueError):  # an answer that is not HTTP
+        raise _BrokenError(str(found))
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _empty(file: BinaryIO) -> None:

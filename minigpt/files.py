@@ -1,4 +1,4 @@
-"""Write text, JSON lines and whole folders so that a kill leaves the old one or the new one.
+"""Write text, JSON lines and whole folders so that a kill leaves the old one or the new one; read what a person names.
 
 Work that is not finished has a name of its own, .NAME.HOST-PID-RANDOM.tmp: no two processes share one, and the next
 write in that folder deletes what a dead process left.
@@ -9,19 +9,101 @@ A JSON lines file holds one object per line. In those of a run each object has a
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from minigpt.errors import RunError, StorageError, storage_error
+from minigpt.errors import RunError, StorageError, UserError, storage_error
+
+
+def expand_home(text: str) -> str:
+    """A path that a person wrote, with ~ as the home folder; every setting and argument that is a path comes by here.
+
+    "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name comes back as an absolute path.
+
+    Raises:
+        UserError: ~name is neither a file nor a user's home.
+    """
+    if "\0" in text:
+        raise UserError(f"{text!r}: no path holds a NUL character")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        if os.path.lexists(text):
+            return str(Path(text).absolute())
+        name = text[1:].partition("/")[0]
+        problem = f"this computer has no user {name!r}" if name else "your home folder is not known"
+        raise UserError(f"{text}: {problem}; write the path in full") from None
+
+
+MOST = 1 << 28
+"""Bytes of a file that is read whole."""
+WAIT = 5.0
+"""Seconds that a named pipe may be without a writer."""
+
+
+def find(path: str | Path) -> os.stat_result | None:
+    """What the system says of a path; None: nothing is there. Raises OSError where it refuses to look."""
+    try:
+        return Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # a zero byte, or half a surrogate pair
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def read_text(path: str | Path, most: int = MOST) -> str:
+    """A whole file of UTF-8, without a byte-order mark, line ends as \\n.
+
+    Raises:
+        OSError: not to be had; longer than `most` bytes; or a named pipe that nobody writes to.
+        UnicodeDecodeError: not UTF-8.
+    """
+    found = find(path)
+    if found and stat.S_ISFIFO(found.st_mode):
+        content = _read_pipe(path, most + 1)
+    else:
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+    return _decoded(content, most)
+
+
+def read_piped(most: int = MOST) -> str:
+    """Standard input, as `read_text` gives a file. Raises alike."""
+    return _decoded(sys.stdin.buffer.read(most + 1) if sys.stdin else b"", most)
+
+
+def _decoded(content: bytes, most: int) -> str:
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most >> 20} MB")
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig").read()
+
+
+def _read_pipe(path: str | Path, most: int) -> bytes:
+    """What is written to a named pipe; opened in the common way, it would wait for a writer for ever."""
+    handle, end = os.open(path, os.O_RDONLY | os.O_NONBLOCK), time.monotonic() + WAIT
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        while (first := file.read(1)) == b"":  # None: there is a writer, who has written nothing yet
+            if time.monotonic() > end:
+                raise OSError(errno.EAGAIN, f"nobody wrote to this pipe for {WAIT:g} seconds")
+            time.sleep(0.01)
+        os.set_blocking(handle, True)
+        with io.BufferedReader(file) as rest:
+            return (first or b"") + rest.read(most - len(first or b""))
 
 
 def beside(path: Path) -> Path:

@@ -40,8 +40,8 @@ ROOMS = """
 INSIDE = {
     "config": "section / finetune generation parallel recovery / tree / load",
     "tokenizers": "base cutter patterns / learn simple utf8_stream / bpe / gpt2 / load / chat_template",
-    "data": "batches clean named_datasets statistics stories text_files token_file / huggingface / sources / corpus"
-    " / encode inspect / prepare",
+    "data": "batches clean named_datasets statistics stories text_files token_file / json_rows / huggingface / sources"
+    " / corpus / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
     "weights": "checkpoint_state huggingface quantized sharded / checkpoint / damage pretrained",

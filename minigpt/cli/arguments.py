@@ -333,11 +333,14 @@ def _plain(value: Any) -> str:
 
 def as_run(word: str, command: str) -> str:
     """The path of a run: my -> runs/my where only that is there. Raises UserError for a file that is none."""
-    path = Path(word)
-    if path.is_file() and not is_pointer(path):
+    path, inside = Path(word), Path("runs", word)
+    try:
+        is_file, only_inside = path.is_file(), inside.exists() and not path.exists()
+    except OSError:  # a path that the system refuses: loading it says why
+        return word
+    if is_file and not is_pointer(path):
         raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
-    inside = Path("runs", word)
-    return str(inside) if inside.exists() and not path.exists() else word
+    return str(inside) if only_inside else word
 
 
 def unreadable(file: str, error: Exception) -> UserError:

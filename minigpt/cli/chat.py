@@ -57,11 +57,12 @@ def main(argv: list[str]) -> int:
     asked = asked_settings(args)
     from minigpt.generation.chat import COMMANDS, Commands, load_session, save_session
     from minigpt.generation.chat.commands import SETTINGS
+    from minigpt.generation.chat.saved import is_there
     from minigpt.generation.chat.terminal import EditedLines, PlainLines
 
     session = _session(args, asked)
     file = Path(args.session) if args.session else None
-    if file and file.exists():
+    if file and is_there(file):
         load_session(file, session)
         session.update(asked)
     if args.system is not None:

@@ -12,7 +12,6 @@ from minigpt.errors import UserError
 from minigpt.files import write_text
 
 if TYPE_CHECKING:
-    from minigpt.data import Prepared
     from minigpt.runs.load import LoadedRun
 
 _NAMES = {
@@ -89,14 +88,16 @@ def _evaluate(args: Eval, run: "LoadedRun") -> Mapping[str, Any]:
     from rich.progress import Progress
 
     from minigpt.evals import evaluate_run
-    from minigpt.runs.data import prepare_data
+    from minigpt.runs.data import check_known, prepare_data
 
+    config = run.config
     if args.data is None:
         prepared = run.prepared()
     else:
-        data = run.config.data.model_copy(update={"source": args.data})
-        prepared = prepare_data(run.config.model_copy(update={"data": data}), run.tokenizer)
-    _tell_unknown(run, prepared, args.split)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"source": args.data})})
+        prepared = prepare_data(config, run.tokenizer)
+    if args.split in prepared.splits and (caveat := check_known(config, run.tokenizer, prepared, [args.split])):
+        console.print(caveat, markup=False, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
         return evaluate_run(
@@ -107,19 +108,6 @@ def _evaluate(args: Eval, run: "LoadedRun") -> Mapping[str, Any]:
             stride=args.stride,
             batch_size=args.batch_size,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-def _tell_unknown(run: "LoadedRun", prepared: "Prepared", split: str) -> None:
-    """A character that the tokenizer has never seen costs the model little: say so where there are any."""
-    if run.tokenizer.unk_id is None or split not in prepared.splits:
-        return
-    tokens = prepared.splits[split].tokens
-    unknown = int((tokens == run.tokenizer.unk_id).sum())
-    if unknown:
-        console.print(
-            f"{unknown:,} of {len(tokens):,} tokens are characters that this tokenizer does not know; it predicts only "
-            "that one comes, not which, so bits per byte looks better than it is"
         )
 
 

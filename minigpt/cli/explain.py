@@ -1,6 +1,5 @@
 """minigpt explain."""
 
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +109,10 @@ def _check(args: Explain) -> None:
 def _read(args: Explain, run: "LoadedRun") -> list[int]:
     """Ids of the prompt, of a long one the last; warnings say what is not read. Raises GenerationError if empty."""
     from minigpt.data.clean import clean_text
-    from minigpt.generation.text.prompts import encode_prompt
+    from minigpt.generation.text.prompts import encode_prompt, typed_prompt
 
-    prompt = run.config.train.sample_prompt if args.prompt is None else args.prompt
-    text = clean_text(sys.stdin.read() if prompt == "-" else str(prompt), run.config.data.clean)
+    prompt = run.config.train.sample_prompt if args.prompt is None else typed_prompt(args.prompt)
+    text = clean_text(prompt, run.config.data.clean)
     ids = encode_prompt(text, run.tokenizer, run.model.config.max_seq_len)
     if len(ids) > _MOST:
         warnings.warn(f"{len(ids)} tokens; the last {_MOST} are read, as many as a page shows", stacklevel=2)
@@ -143,6 +142,7 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
     from minigpt.explanation.dataset import survey
     from minigpt.explanation.tables import show_survey
     from minigpt.generation.text import generate_text
+    from minigpt.generation.text.prompts import typed_prompt
 
     splits = run.prepared().splits
     if args.prompt is None:
@@ -150,7 +150,7 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
         settings = {"max_new_tokens": 400, "temperature": 0.8, "stop_at_eos": False}
         text = prompt + str(generate_text(run.model, prompt, run.tokenizer, **settings))
     else:
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+        text = typed_prompt(args.prompt)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         found = survey(

@@ -32,9 +32,9 @@ class _Generate:
     prompt_file: str | None = None
     """A file that holds the prompt."""
     prompts: str | None = None
-    """A file of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...}; answers are JSON lines."""
+    """A file of prompts, one a line, or JSON with {"prompt": ..., "seed": ...}; answers are JSON lines."""
     out: str | None = None
-    """With --prompts: the file for the answers (default: standard output)."""
+    """With --prompts: the file for the answers, written at the end (default: standard output)."""
     batch_size: int = 16
     """With --prompts: prompts that are continued together."""
     preset: str | None = None
@@ -152,13 +152,19 @@ def _read_prompt(args: Any) -> str | None:
     ways = [f"--{field.name.replace('_', '-')}" for field in fields(_Generate) if field.name.startswith("prompt")]
     if sum(way is not None for way in (args.prompt, args.prompt_file, args.prompts)) > 1:
         raise GenerationError(f"{', '.join(ways)} exclude each other; give one")
-    if args.prompt_file is not None:
-        try:
-            return Path(args.prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(args.prompt_file, error) from None
-    if args.prompt == "-":
-        return sys.stdin.read()
     if args.prompt == "":
         raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
-    return args.prompt
+    from minigpt.data.json_rows import form_of
+    from minigpt.files import read_text
+    from minigpt.generation.text.prompts import MOST, typed_prompt
+
+    if args.prompt_file is None:
+        return None if args.prompt is None else typed_prompt(args.prompt)
+    try:
+        text = read_text(args.prompt_file, MOST)
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(args.prompt_file, error) from None
+    if form_of(Path(args.prompt_file).name, text):
+        hint = f"read its prompts with --prompts; or continue it as it is: --prompt - < {args.prompt_file}"
+        raise GenerationError(f"{args.prompt_file}: holds JSON; {hint}")
+    return text

@@ -1,9 +1,10 @@
 """Many prompts from a file, answers as JSON lines."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,44 +13,48 @@ from minigpt.cli.arguments import unreadable
 from minigpt.config import GenerationConfig
 from minigpt.console import console, progress_bars
 from minigpt.data.clean import clean_text
+from minigpt.data.json_rows import form_of, json_rows
 from minigpt.errors import GenerationError, storage_error
+from minigpt.files import find, read_text, write_text
 from minigpt.generation.text import Writing
 from minigpt.generation.text.prompts import encode_prompts
 from minigpt.model import GPT
 from minigpt.runs.load import LoadedRun
+from minigpt.tokenizers.base import valid_unicode
+
+MOST = 1 << 26
+"""Bytes of a file of prompts."""
+MOST_SEED = 2**62
+OTHER = "choose another --out"
 
 
 def read_prompts(file: str) -> list[dict[str, Any]]:
-    """[{"prompt": ..., more of the line's keys}] of a .jsonl, or of a text with a prompt a line; empty ones are none.
+    """[{"prompt": ..., more of the row's keys}] of a JSON file, or of a text with a prompt a line; empty ones are none.
 
-    Raises GenerationError with the line's number.
+    Raises UserError with the line's number.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        text = read_text(file, MOST)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(file, error) from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        record = _record(line, f"{file}:{number}") if file.endswith(".jsonl") else {"prompt": line.rstrip("\r")}
-        found.append(record)
+    if form := form_of(Path(file).name, text):
+        rows = json_rows(iter((text,)), form, file, example=', like {"prompt": "..."}')
+        found = [_record(row, where) for where, row in rows]
+    else:
+        found = [{"prompt": line} for line in text.split("\n") if line.strip()]
     if not found:
         raise GenerationError(f"{file}: holds no prompt; write one a line")
     return found
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise GenerationError(f"{where}: not JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"]:
+def _record(row: Any, where: str) -> dict[str, Any]:
+    record = {"prompt": row} if isinstance(row, str) else row
+    if not isinstance(record.get("prompt"), str) or not record["prompt"]:
         raise GenerationError(f'{where}: needs a text under "prompt"')
     seed = record.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise GenerationError(f'{where}: "seed" is {seed!r}; give a whole number from 0 on')
-    return record
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
+        raise GenerationError(f'{where}: "seed" is {seed!r}; give a whole number from 0 on, below 2^62')
+    return record | {"prompt": valid_unicode(record["prompt"])}
 
 
 def answer_all(
@@ -57,25 +62,38 @@ def answer_all(
 ) -> int:
     """Write {"prompt", "seed", "samples": [{"text", "reason", "tokens", ...}], other keys of the line} for each prompt.
 
-    Raises GenerationError, StorageError; what was answered before stays written.
+    Raises UserError. The file `out` is written whole at the end, or not at all.
     """
     if batch_size < 1:
         raise GenerationError(f"--batch-size {batch_size}: give 1 or more")
     records = read_prompts(file)
-    if out is not None and Path(out).exists():
-        raise GenerationError(f"{out} exists; choose another --out, or remove it")
-    place = Path(out).open("w", encoding="utf-8") if out else nullcontext(sys.stdout)  # noqa: SIM115
-    try:
-        with place as target, progress_bars(console) as report:
-            for done, line in enumerate(_answers(records, batch_size, run, config, draft), 1):
-                target.write(json.dumps(line, ensure_ascii=False) + "\n")
-                target.flush()
-                report("prompts", done, len(records))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise storage_error(Path(out or "standard output"), error) from None
+    target = Path(out) if out else None
+    if target:
+        _check_free(target)
+    lines: list[str] = []
+    with progress_bars(console) as report:
+        for done, answer in enumerate(_answers(records, batch_size, run, config, draft), 1):
+            line = valid_unicode(json.dumps(answer, ensure_ascii=False)) + "\n"
+            if target:
+                lines.append(line)
+            else:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+            report("prompts", done, len(records))
+    if target:
+        write_text(target, "".join(lines), OTHER)
     return 0
+
+
+def _check_free(target: Path) -> None:
+    """Raises UserError if the file is there, or cannot be made: said before the work."""
+    try:
+        if find(target):
+            raise GenerationError(f"{target} exists; choose another --out, or remove it")
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "its folder is not there or not yours")
+    except OSError as error:
+        raise storage_error(target, error, OTHER) from None
 
 
 def _answers(

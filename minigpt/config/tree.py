@@ -179,7 +179,7 @@ class DataConfig(Section):
     source: str = "stories"
     """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
     text_field: str = "text"
-    """.jsonl and hf: the field that holds the text."""
+    """JSON and hf: the field that holds the text."""
     encoding: str = "utf-8"
     """Encoding of the files."""
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
@@ -187,6 +187,9 @@ class DataConfig(Section):
 
     _one_or_many = field_validator("clean", mode="before")(one_or_many)
 
+    split_at: str = ""
+    """A text between documents, such as <|endoftext|>: it is taken out, each part is a document, and the tokenizer's
+    end of text follows it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation where the source has no published split."""
     stories_count: Positive = 8000

@@ -12,6 +12,7 @@ undecodable byte, a broken line) in seconds, before the minutes of encoding.
 
 import json
 import re
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from minigpt.data.clean import clean
 from minigpt.data.sources import Reader, Source, resolve
 from minigpt.download import Progress
 from minigpt.errors import DataError, nearest
+from minigpt.tokenizers.base import EOS
 from minigpt.tokenizers.cutter import CHUNK, Cutter
 
 FEW = 1000
@@ -194,15 +196,17 @@ def _mark_last(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Survey:
-    documents = chars = told = 0
+    documents = chars = told = spelled = 0
     survey = Survey(0, 0)
     for part, read in source.parts.items():
         sides = _Sides(config.val_fraction) if _to_split(source, part) and not source.single else None
         before, known = chars, documents
         for blocks in read():
-            start, digest = chars, blake2b(digest_size=8)
+            start, digest, end = chars, blake2b(digest_size=8), ""
             for text in clean(blocks, config.clean):
                 chars += len(text)
+                spelled += (end + text).count(EOS)
+                end = (end + text)[1 - len(EOS) :]
                 if sides:
                     digest.update(text.encode())
                 if progress and chars - told > CHUNK:
@@ -219,6 +223,12 @@ def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Su
             survey = Survey(0, 0, sides=sides.finish(source.name))
         elif _to_split(source, part):
             survey = Survey(0, 0, cut=_cut_at(source.name, count, config.val_fraction))
+    if spelled:
+        warnings.warn(
+            f"{source.name}: spells {EOS} {spelled:,} time{'s' * (spelled > 1)}, read as plain characters; with "
+            f"--data.split-at '{EOS}' it is the special token between documents",
+            stacklevel=2,
+        )
     return replace(survey, documents=documents, chars=chars)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
-from minigpt.data.text_files import Blocks, text_of
+from minigpt.data.json_rows import text_of
+from minigpt.data.text_files import Blocks
 from minigpt.errors import DataError
 
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "dev": "val", "test": "test"}

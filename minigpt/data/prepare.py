@@ -30,7 +30,7 @@ from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError, storage_error
-from minigpt.files import beside, delete_folder, parse_json
+from minigpt.files import beside, delete_folder, find, parse_json
 from minigpt.layout import TOKENIZER
 
 VERSION = 1
@@ -118,8 +118,11 @@ def _target(source: Source, config: DataConfig, fingerprint: str, out: Path | No
 
 def _reuse(target: Path, key: str, fingerprint: str, given: bool) -> Prepared | None:
     """What is at the target if it is what is wanted. A directory the person gave is never overwritten."""
-    if not target.exists():
-        return None
+    try:
+        if not find(target):
+            return None
+    except OSError as error:
+        raise storage_error(target, error, ANOTHER_CACHE) from None
     try:
         found = load_prepared(target, fingerprint)
         if found.meta["key"] == key:

@@ -7,9 +7,13 @@ of a directory each file is one, of JSON lines each line, of stories each story.
 Names come before paths: a file called `stories` is reached as ./stories.
 """
 
+import contextlib
 import glob
+import os
+import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,11 +21,12 @@ from typing import Any
 
 from minigpt.config import DataConfig
 from minigpt.data import huggingface
+from minigpt.data.json_rows import LINES, Form, json_form, read_documents
 from minigpt.data.named_datasets import NAMED
-from minigpt.data.text_files import Blocks, binary_reason, check_encoding, is_json_lines, read_documents, spool_stdin
+from minigpt.data.text_files import Blocks, binary_reason, check_encoding, spool_stdin, unreadable
 from minigpt.download import Progress, locate
-from minigpt.errors import DataError, nearest
-from minigpt.files import file_sha256
+from minigpt.errors import DataError, EncodingError, nearest
+from minigpt.files import expand_home, file_sha256, find
 
 STORIES_SEED = 0
 """Seed of the stories that everybody trains on; another seed gives stories nobody has seen."""
@@ -57,6 +62,14 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
         StorageError: a download cannot be stored.
     """
     check_encoding(config.encoding)
+    source, mark = _find(config, progress), config.split_at
+    if not mark:
+        return source
+    parts = {split: partial(_split_all, read, mark) for split, read in source.parts.items()}
+    return replace(source, identity=[source.identity, mark], parts=parts, single=False)
+
+
+def _find(config: DataConfig, progress: Progress | None) -> Source:
     name = config.source
     if name == "stories":
         return _stories(config)
@@ -68,9 +81,48 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
     if name == "-":
         path = spool_stdin()
         _check_file(path, config, "standard input")
-        read = partial(read_documents, path, config.encoding, config.text_field, "standard input")
-        return Source(name, ["stdin", file_sha256(path)], {"train": read}, single=True)
+        form = json_form(path, config.encoding)
+        read = partial(read_documents, path, config.encoding, config.text_field, "standard input", form)
+        return Source(name, ["stdin", file_sha256(path), *_told(form)], {"train": read}, single=form is None)
     return _files(config)
+
+
+def _split_all(read: Reader, mark: str) -> Iterator[Blocks]:
+    """The documents, each cut at every mark; the marks are taken out."""
+    for blocks in read():
+        yield from _split(blocks, mark)
+
+
+def _split(blocks: Blocks, mark: str) -> Iterator[Blocks]:
+    pieces, more = _pieces(blocks, mark), True
+
+    def part() -> Blocks:
+        nonlocal more
+        for piece in pieces:
+            if piece is None:
+                return
+            yield piece
+        more = False
+
+    while more:
+        document = part()
+        yield document
+        for _ in document:  # what the reader did not take of it
+            continue
+
+
+def _pieces(blocks: Blocks, mark: str) -> Iterator[str | None]:
+    """The text in pieces, None in place of each mark, also of one that two blocks share."""
+    held = ""
+    for block in blocks:
+        *parts, last = (held + block).split(mark)
+        for part in parts:
+            yield from [part] if part else []
+            yield None
+        cut = max(0, len(last) - len(mark) + 1)
+        yield from [last[:cut]] if cut else []
+        held = last[cut:]
+    yield from [held] if held else []
 
 
 def _stories(config: DataConfig) -> Source:
@@ -91,38 +143,95 @@ def _named(name: str, progress: Progress | None) -> Source:
 
 
 def _files(config: DataConfig) -> Source:
-    name, path = config.source, Path(config.source).expanduser()
-    if path.is_file():
+    name, path = config.source, Path(expand_home(config.source))
+    try:
+        there = find(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if there and stat.S_ISREG(there.st_mode):
         _check_file(path, config, name)
-        return _file_source(config, [path], single=not is_json_lines(path))
-    if path.is_dir():
-        found = [entry for entry in path.rglob("*") if not _hidden(entry.relative_to(path))]
-    elif glob.has_magic(name) and not path.exists():
-        found = [Path(entry) for entry in glob.glob(str(path), recursive=True)]  # noqa: PTH207  may be absolute
-    elif path.exists():
-        raise DataError(f"{name}: is no file or directory; pipe it in: cat {name} | minigpt train -")
+        form = json_form(path, config.encoding)
+        return _file_source(config, {path: form}, single=form is None)
+    if there and stat.S_ISDIR(there.st_mode):
+        found, left = _walk(path)
+    elif there:
+        raise DataError(f"{name}: is not a file or directory; pipe it in: cat {name} | minigpt train -")
+    elif glob.has_magic(name):
+        found, left = [Path(entry) for entry in glob.glob(str(path), recursive=True)], {}  # noqa: PTH207  may be absolute
     else:
         raise _missing(name, path)
     found = sorted(entry for entry in found if entry.is_file())
     texts = [entry for entry in found if entry.stat().st_size]
     skipped = {entry: reason for entry in texts if (reason := binary_reason(entry, config.encoding))}
-    texts = [entry for entry in texts if entry not in skipped]
-    if not texts:
-        binary = f", and of {len(found)} files the first {next(iter(skipped.values()))}" if skipped else ""
-        where = "is a directory without text files" if path.is_dir() else "matches no text file"
-        raise DataError(f"{name}: {where}{binary}; name files that hold text")
-    return _file_source(config, texts, skipped=tuple(map(str, skipped)))
+    forms: dict[Path, Form | None] = {
+        entry: json_form(entry, config.encoding) for entry in texts if entry not in skipped
+    }
+    for entry, form in list(forms.items()):
+        if form and not entry.name.lower().endswith(LINES) and (reason := _no_rows(entry, form, config)):
+            left[entry] = reason
+            del forms[entry]
+    if not forms:
+        why = next((f" {reason}" for reason in [*skipped.values(), *left.values()]), "")
+        many = f", and of {len(found)} files the first{why}" if why else ""
+        where = "is a directory without text files" if there else "matches no text file"
+        raise DataError(f"{name}: {where}{many}; name files that hold text")
+    if left:
+        some = ", ".join(f"{entry} {reason}" for entry, reason in list(left.items())[:5])
+        more = f", and {len(left) - 5} more" if len(left) > 5 else ""
+        warnings.warn(f"{name}: left out: {some}{more}", stacklevel=2)
+    return _file_source(config, forms, skipped=tuple(map(str, skipped)))
 
 
-def _file_source(config: DataConfig, paths: list[Path], single: bool = False, skipped: tuple[str, ...] = ()) -> Source:
+def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files of a folder and its folders, hidden ones left out; and what else is there, with the reason.
+
+    Raises DataError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error) from None
+
+    found: list[Path] = []
+    left: dict[Path, str] = {}
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if Path(place, name).is_symlink():
+                left[Path(place, name)] = f"(a link to a folder; to read it, name a glob: '{folder}/**/*')"
+        for entry in (Path(place, name) for name in files if not name.startswith(".")):
+            try:
+                is_file = entry.is_file()
+            except OSError as error:
+                raise unreadable(entry, error) from None
+            if is_file:
+                found.append(entry)
+            else:
+                left[entry] = "(a link to nothing)" if entry.is_symlink() else "(not a file)"
+    return found, left
+
+
+def _no_rows(path: Path, form: Form, config: DataConfig) -> str | None:
+    """Why the first row of a JSON file is not a text, None if it is."""
+    try:
+        next(read_documents(path, config.encoding, config.text_field, None, form), None)
+    except EncodingError:  # said where it is read
+        return None
+    except DataError as error:
+        return f"(JSON: {str(error).removeprefix(str(path)).lstrip(': ')})"
+    return None
+
+
+def _file_source(
+    config: DataConfig, paths: Mapping[Path, Form | None], single: bool = False, skipped: tuple[str, ...] = ()
+) -> Source:
     def read() -> Iterator[Blocks]:
-        for path in paths:
-            yield from read_documents(path, config.encoding, config.text_field)
+        for path, form in paths.items():
+            yield from read_documents(path, config.encoding, config.text_field, None, form)
 
     identity = []
-    for path in paths:
-        stat = path.stat()
-        identity.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    for path, form in paths.items():
+        there = path.stat()
+        identity.append([str(path.resolve()), there.st_size, there.st_mtime_ns, *_told(form)])
     return Source(config.source, ["files", identity], {"train": read}, single, skipped)
 
 
@@ -135,14 +244,15 @@ def _check_file(path: Path, config: DataConfig, label: str) -> None:
         raise DataError(f"{label}: is no text, it {reason}{fix}")
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _told(form: Form | None) -> list[str]:
+    """What a file's identity says of its form, so that no cache of another reading is taken."""
+    return [form] if form else []
 
 
 def _missing(name: str, path: Path) -> DataError:
     names = [*NAMED, "stories"]
     siblings = {}
-    if path.parent.is_dir():
+    with contextlib.suppress(OSError):  # a folder that is not there, or may not be looked into
         siblings = {entry.name: str(entry) for entry in path.parent.iterdir() if not entry.name.startswith(".")}
     hint = nearest(path.name, [*names, *siblings])
     if hint.startswith("did you mean"):

@@ -1,22 +1,20 @@
-"""Files -> documents, as streams of decoded blocks: plain text, JSON lines, gzip of either, standard input.
+"""Files -> streams of decoded blocks: text, gzip of it, standard input.
 
-Memory does not grow with the file: a plain text is one document read in blocks of 1 MiB; of JSON lines one line
-is held at a time. Gzip is told by its first bytes, not by its name. A byte-order mark at the start is dropped.
+Memory does not grow with the file: it is read in blocks of 1 MiB. Gzip is told by its first bytes, not by its name.
+A byte-order mark at the start is dropped.
 """
 
 import atexit
 import codecs
 import gzip
 import io
-import json
 import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from minigpt.errors import DataError, EncodingError, nearest, storage_error
 from minigpt.tokenizers.base import valid_unicode
@@ -25,7 +23,8 @@ Blocks = Iterator[str]
 """One document, as consecutive pieces of its text. Take all you want of it before the next document."""
 
 BLOCK = 1 << 20  # bytes read at a time
-JSON_LINES = (".jsonl", ".ndjson")
+HEAD = 1 << 16  # bytes that tell what kind of file it is
+MOST_PIPED = 1 << 30  # bytes of standard input
 
 _SIGNATURES = {
     b"%PDF": "a PDF",
@@ -50,54 +49,32 @@ def check_encoding(encoding: str) -> None:
         raise DataError(f"data.encoding: no such encoding: {encoding}; {nearest(encoding, common)}") from None
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether the name says JSON lines: x.jsonl, x.ndjson, x.jsonl.gz."""
-    names = path.suffixes[-2:]
-    return path.suffix in JSON_LINES or (len(names) == 2 and names[1] == ".gz" and names[0] in JSON_LINES)
+def head(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of a file, unpacked, and whether they are all. Raises DataError if it cannot be read."""
+    with _open(path) as file:
+        start = _read(file, HEAD, path)
+    return start, len(start) < HEAD
 
 
 def binary_reason(path: Path, encoding: str) -> str | None:
     """What makes a file look binary, or None for text. Raises DataError if it cannot be read."""
-    with _open(path) as file:
-        head = _read(file, 1 << 16, path)
+    data, _ = head(path)
     for signature, name in _SIGNATURES.items():
-        if head.startswith(signature):
+        if data.startswith(signature):
             return f"is {name}"
     if codecs.lookup(encoding).name.startswith(_WIDE):
         return None
     for mark, name in _MARKS.items():
-        if head.startswith(mark):
+        if data.startswith(mark):
             return f"starts with the mark of {name}; try --data.encoding {name}"
-    at = head.find(b"\0")
+    at = data.find(b"\0")
     for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every other byte of Latin text is zero there
-        if head[first::2].count(0) > 0.4 * len(head) > 20 * head[1 - first :: 2].count(0):
+        if data[first::2].count(0) > 0.4 * len(data) > 20 * data[1 - first :: 2].count(0):
             return f"looks like {name}; try --data.encoding {name}"
     if at >= 0:
         return f"has a zero byte at {at:,}"
-    odd = len(re.findall(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]", head))
-    return f"has {odd:,} control characters in its first {len(head):,} bytes" if odd > max(8, len(head) // 20) else None
-
-
-def read_documents(path: Path, encoding: str, field: str, label: str | None = None) -> Iterator[Blocks]:
-    """The documents of one file: one for a plain text, one a line for JSON lines.
-
-    Raises:
-        EncodingError: bytes that are not in the encoding, with the byte's offset.
-        DataError: unreadable, a broken gzip, or a line that is no object with the field.
-    """
-    label = label or str(path)
-    if not is_json_lines(path):
-        yield _decoded(path, encoding, label)
-        return
-    for number, line in numbered_lines(path, encoding, label):
-        yield iter((_field(line, field, f"{label} line {number:,}"),))
-
-
-def numbered_lines(path: Path, encoding: str, label: str | None = None) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of every line that is not blank. Raises as `read_documents`."""
-    for number, line in enumerate(_lines(_decoded(path, encoding, label or str(path))), 1):
-        if line and not line.isspace():
-            yield number, line
+    odd = len(re.findall(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]", data))
+    return f"has {odd:,} control characters in its first {len(data):,} bytes" if odd > max(8, len(data) // 20) else None
 
 
 @lru_cache(maxsize=1)
@@ -111,6 +88,8 @@ def spool_stdin() -> Path:
         try:
             while block := sys.stdin.buffer.read(BLOCK):
                 file.write(block)
+                if file.tell() > MOST_PIPED:
+                    raise DataError(f"standard input: is longer than {MOST_PIPED >> 30} GB; name a file, not -")
             file.flush()
         except OSError as error:
             raise storage_error(path, error, "name another place with TMPDIR") from None
@@ -124,7 +103,7 @@ def _open(path: Path) -> io.BufferedIOBase:
             file.close()
             return gzip.open(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if path.suffix == ".gz" and path.stat().st_size:
         file.close()
         raise DataError(f"{path}: is not gzip, whatever its name says; rename it, or compress it again")
@@ -137,14 +116,16 @@ def _read(file: io.BufferedIOBase, size: int, path: Path) -> bytes:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the gzip is broken ({error}); fetch or compress it again") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a path that the system refuses."""
     return DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
 
 
-def _decoded(path: Path, encoding: str, label: str) -> Blocks:
+def decoded(path: Path, encoding: str, label: str) -> Blocks:
+    """The text of a file. Raises EncodingError naming the byte; DataError if it cannot be read."""
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     before = 0  # bytes read in earlier blocks
     with _open(path) as file:
@@ -174,43 +155,3 @@ def _undecodable(label: str, at: int, error: UnicodeDecodeError, encoding: str) 
         f"{label}: byte {at:,} (0x{error.object[error.start]:02x}) is not {encoding}; name the file's encoding, "
         f"--data.encoding {other}"
     )
-
-
-def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    """Lines without their \\n (only that ends a line: JSON may hold other line separators)."""
-    open_: list[str] = []
-    for block in blocks:
-        first, *rest = block.split("\n")
-        open_.append(first)
-        for line in rest:
-            yield "".join(open_)
-            open_ = [line]
-    yield "".join(open_)
-
-
-def _field(line: str, field: str, where: str) -> str:
-    return text_of(json_object(line, where, f', like {{"{field}": "..."}}'), field, where)
-
-
-def json_object(line: str, where: str, example: str = "") -> dict[str, Any]:
-    """What a line of JSON lines holds. Raises DataError, whose hint ends with the example."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON ({error}); each line is one object{example}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is not an object, but {type(value).__name__}; each line is one object{example}")
-    return value
-
-
-def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The field that holds the text. Raises DataError naming the fields there are."""
-    if field not in row:
-        names = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: has no field {field!r}, but {names}; name one with --data.text-field")
-    text = row[field]
-    if not isinstance(text, str):
-        raise DataError(
-            f"{where}: the field {field!r} holds {type(text).__name__}, not text; name another with --data.text-field"
-        )
-    return valid_unicode(text)  # JSON may hold half of a \ud83d\ude00 pair

@@ -1,12 +1,21 @@
 """Text -> tokenizer and token files, for one config. No torch here: preparing text does not need it."""
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig
 from minigpt.console import Report
 from minigpt.data import Prepared, open_corpus, prepare, text_chunks
+from minigpt.errors import DataError
 from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.base import listed, unknown_characters
+
+MOST_UNKNOWN = 0.1
+"""Share of a text that may be characters that the tokenizer does not know."""
 
 
 def make_tokenizer(config: RunConfig, report: Report | None = None) -> Tokenizer:
@@ -25,3 +34,47 @@ def prepare_data(
 ) -> Prepared:
     """Token files of the config's data, from the cache if they are there; or in `out`."""
     return prepare(config.data, tokenizer, tokenizers.safe_cut, out, report)
+
+
+def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, splits: Iterable[str]) -> str:
+    """What to say of characters of these splits that the tokenizer does not know, "" if there are none.
+
+    Raises DataError if they are more than MOST_UNKNOWN of a split.
+    """
+    if tokenizer.unk_id is None:
+        return ""
+    ids = {split: prepared.splits[split].tokens for split in splits}
+    counts = {split: count_unknown([tokens], tokenizer) for split, tokens in ids.items()}
+    worst = max(ids, key=lambda split: counts[split] / max(1, len(ids[split])))
+    if not counts[worst]:
+        return ""
+    name = {"train": "training", "val": "validation"}.get(worst, worst)
+    chunks = text_chunks(config.data.source, config.data, worst)
+    return tell_unknown(config.data.source, counts[worst], len(ids[worst]), f"{name} tokens", chunks, tokenizer)
+
+
+def count_unknown(rows: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
+    """How many ids of the rows stand for a character that the tokenizer does not know."""
+    block = 1 << 24  # of a long text that lies in a file
+    starts = ((row, start) for row in rows for start in range(0, len(row), block))
+    return sum(int((row[start : start + block] == tokenizer.unk_id).sum()) for row, start in starts)
+
+
+def tell_unknown(source: str, unknown: int, total: int, what: str, texts: Iterable[str], tokenizer: Tokenizer) -> str:
+    """The line about unknown ids, with examples from the texts; `what` names the ids, "validation tokens".
+
+    Raises DataError if they are too many.
+    """
+    found: list[str] = []
+    for text in texts:
+        found = list(dict.fromkeys(chain(found, unknown_characters(text, tokenizer))))
+        if len(found) > 8:
+            break
+    share = f"{unknown:,} of {total:,} {what} ({100 * unknown / total:.2g} %)"
+    told = f"{source}: {share} are characters that the tokenizer does not know: {listed(found, 8)}"
+    if unknown > MOST_UNKNOWN * total:
+        raise DataError(
+            f"{told}; give a text of the model's own characters (--data.clean ascii drops all beyond ASCII), or take a "
+            "model whose tokenizer knows all: byte, bpe or gpt2"
+        )
+    return f"{told}; the model predicts only that one comes, not which, so bits per byte looks better than it is"

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from minigpt.config import RunConfig
 from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import DataError, TokenizerError
-from minigpt.runs.data import prepare_data
+from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unknown
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode
 from minigpt.training.finetune.preference import Pair, stack_pairs
@@ -33,6 +32,7 @@ class Feed(Protocol):
         bytes_per_token: source bytes of one validation target, for bits per byte; None if the loss is not of tokens.
         sha256: of each split, for the receipt.
         size: for the screen, "1,000 training tokens".
+        caveat: what must be said beside every figure of the run; "" for nothing.
     """
 
     @property
@@ -43,6 +43,8 @@ class Feed(Protocol):
     def sha256(self) -> Mapping[str, str]: ...
     @property
     def size(self) -> str: ...
+    @property
+    def caveat(self) -> str: ...
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Validation batches of `rows` rows, `count` of them (None: all), in runs of `together` (`batches.spread`)."""
@@ -59,6 +61,7 @@ class TextFeed:
     bytes_per_token: float | None
     sha256: Mapping[str, str]
     size: str
+    caveat: str
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Windows that do not overlap, of the text that is held out."""
@@ -76,6 +79,7 @@ class RecordFeed:
     bytes_per_token: float | None
     sha256: Mapping[str, str]
     size: str
+    caveat: str
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Every row that is held out once, or a part of them."""
@@ -89,6 +93,8 @@ def text_feed(
     with progress_bars(console) as report:
         prepared = prepare_data(config, tokenizer, report)
     check_lengths(prepared, seq_len, flag)
+    if caveat := check_known(config, tokenizer, prepared, ("train", "val")):
+        console.print(caveat, markup=False, highlight=False)
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     return TextFeed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
@@ -97,6 +103,7 @@ def text_feed(
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
         {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
         f"{len(train):,} training tokens",
+        caveat,
     )
 
 
@@ -105,9 +112,11 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
     for split in ("train", "val"):
         count = prepared.splits[split].count
         if count < seq_len + 1:
+            what, more = ("training", "") if split == "train" else ("validation", ", hold out more of it with")
+            more += " a larger --data.val-fraction" if more else ""
             raise DataError(
-                f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
-                f"{seq_len + 1}; give more text, or set {flag} {max(1, count // 2)}"
+                f"the {what} text has {count} token{'s' * (count != 1)}, but one window needs {seq_len + 1}; give more "
+                f"text{more}, or set {flag} {max(1, count // 2)}"
             )
 
 
@@ -119,12 +128,12 @@ def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -
 def read_sides(config: RunConfig) -> Sides:
     """Records to learn from, and to validate on. Raises DataError."""
     data, held = config.data, config.finetune.val_source
-    train = read_records(Path(data.source).expanduser(), data.encoding, data.clean)
+    train = read_records(data.source, data.encoding, data.clean)
     if config.finetune.dpo_beta and train[0].kind != "preference":
         raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
     if not held:
         return split_records(train, data.val_fraction)
-    val = read_records(Path(held).expanduser(), data.encoding, data.clean)
+    val = read_records(held, data.encoding, data.clean)
     if val[0].kind != train[0].kind:
         raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
     return train, val
@@ -149,15 +158,18 @@ def record_feed(
     chosen, chosen_val = rows(train), rows(val)
     if config.finetune.dpo_beta:
         rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
-        _tell_losses(chosen + chosen_val + rejected + rejected_val, seq_len + 1, tokenizer, console)
+        every = chosen + chosen_val + rejected + rejected_val
+        _tell_losses(every, seq_len + 1, console)
+        caveat = _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
         learn, check = (
             [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
             for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
         size = f"{len(train):,} pairs to learn and {len(val):,} to validate"
-        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size)
-    _tell_losses(chosen + chosen_val, seq_len + 1, tokenizer, console)
+        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, caveat)
+    _tell_losses(chosen + chosen_val, seq_len + 1, console)
+    caveat = _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
     learn, check = cut(chosen), cut(chosen_val)
     learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
     targets = np.concatenate([row.ids[row.learned] for row in check])
@@ -165,7 +177,7 @@ def record_feed(
     learn = pack(learn, seq_len + 1) if config.finetune.pack else learn
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
     size = f"{len(train):,} records to learn ({learned:,} of {tokens:,} tokens) and {len(val):,} to validate"
-    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size)
+    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, caveat)
 
 
 def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
@@ -176,7 +188,7 @@ def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer:
         raise TokenizerError(f"{record.where}: {error}") from None
 
 
-def _tell_losses(rows: list[Row], capacity: int, tokenizer: Tokenizer, console: Console) -> None:
+def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
     """Say what of the records the model will not see."""
     long = sum(len(row.ids) > capacity for row in rows)
     cut = sum(bool(row.learned[: max(0, len(row.ids) - capacity)].any()) for row in rows)
@@ -185,8 +197,26 @@ def _tell_losses(rows: list[Row], capacity: int, tokenizer: Tokenizer, console: 
         console.print(
             f"{long:,} of {len(rows):,} records are longer than a row of {capacity - 1} tokens, so begin later{answers}"
         )
-    if tokenizer.unk_id is not None and (unknown := sum(int((row.ids == tokenizer.unk_id).sum()) for row in rows)):
-        console.print(f"{unknown:,} characters are unknown to the base's tokenizer; it sees each as <|unk|>")
+
+
+def _tell_unknown(
+    source: str, sides: Sides, rows: list[Row], template: Template, tokenizer: Tokenizer, console: Console
+) -> str:
+    """Say which characters of the records the tokenizer does not know. Raises DataError for too many."""
+    ids = [row.ids for row in rows]
+    if tokenizer.unk_id is None or not (unknown := count_unknown(ids, tokenizer)):
+        return ""
+    answers = ("chosen", "rejected") if sides[0][0].kind == "preference" else ("",)
+    texts = (
+        piece.text
+        for side in sides
+        for record in side
+        for answer in answers
+        for piece in record.pieces(template, True, answer)
+    )
+    caveat = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer)
+    console.print(caveat, markup=False, highlight=False)
+    return caveat
 
 
 def _digest(records: list[Record]) -> str:

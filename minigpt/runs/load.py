@@ -7,7 +7,8 @@ from pathlib import Path
 from minigpt import tokenizers
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
-from minigpt.errors import CheckpointError, DataError
+from minigpt.errors import CheckpointError, DataError, RunError
+from minigpt.files import find
 from minigpt.layout import RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
@@ -55,7 +56,11 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
         RunError: no such run.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        there = find(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if not there:
         raise no_such_run(path)
     runtime = make_runtime(device, precision)
     folder = path if is_huggingface(path) else RunFolder.of(path).path

@@ -131,7 +131,7 @@ def execute(
         if not resume and plan.finished:
             trainer.state = saved.train
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
-            return _finish(trainer, plan.path, tokenizer, resolved, console)
+            return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task)
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -141,7 +141,7 @@ def execute(
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
-    return _finish(trainer, plan.path, tokenizer, resolved, console)
+    return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
 
 
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
@@ -262,9 +262,13 @@ def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
         raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
 
 
-def _finish(trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, console: Console) -> TrainedRun:
+def _finish(
+    trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, caveat: str, console: Console
+) -> TrainedRun:
     config, ranks = resolved.config, resolved.placement.ranks
     rows = ranks.share(lambda: _summary(path, config, console))
+    if caveat:
+        teller(console)(caveat)
     model = resolved.placement.whole(trainer.model)
     model.source = path
     model.eval()

@@ -143,6 +143,19 @@ def valid_unicode(text: str) -> str:
     return text
 
 
+def unknown_characters(text: str, tokenizer: Tokenizer) -> list[str]:
+    """Characters of a text that the tokenizer does not know, each once, in their order."""
+    if tokenizer.unk_id is None:
+        return []
+    return [char for char in dict.fromkeys(text) if tokenizer.unk_id in tokenizer.encode(char)]
+
+
+def listed(characters: Sequence[str], most: int = 20) -> str:
+    """Characters as they can be shown, the first of many: "\u2603 '\\t' ..."."""
+    shown = " ".join(char if char.isprintable() and not char.isspace() else repr(char) for char in characters[:most])
+    return shown + " ..." * (len(characters) > most)
+
+
 def file_tree(
     tokenizer: Tokenizer, model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]
 ) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from cli_run import SMALL, fails
         (b"\x00\x01\x02\xff" * 500, ("no text", "zero byte")),
         (b"caf\xe9 au lait\n" * 300, ("utf-8", "--data.encoding")),
         (b"short\n", ("--model.max-seq-len",)),
-        (b"a few words, but no window of validation text\n" * 6, ("validation", "--model.max-seq-len")),
+        (
+            b"a few words, but no window of validation text\n" * 6,
+            ("validation", "--model.max-seq-len", "--data.val-fraction"),
+        ),
     ],
     ids=["missing", "empty", "binary", "undecodable", "tiny", "no validation window"],
 )

@@ -55,7 +55,7 @@ def test_json_lines_carry_seeds_and_other_keys(run: str, tmp_path: Path, capsys)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"prompt": "a"}\n{"prompt": }\n', "in.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n{"prompt": }\n', "in.jsonl:2: is not JSON"),
         ('{"prompt": "a"}\n\n{"text": "b"}\n', 'in.jsonl:3: needs a text under "prompt"'),
         ('{"prompt": "a", "seed": -1}\n', 'in.jsonl:1: "seed" is -1'),
         ("\n\n", "holds no prompt"),

@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback end whole when they are cut, resumed, refused or run twice at once."""
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt import download
 from minigpt.config import DataConfig
 from minigpt.data.named_datasets import NAMED
 from minigpt.data.sources import resolve
@@ -27,6 +29,8 @@ class Server(ThreadingHTTPServer):
         self.ranges: list[str | None] = []
         self.knows_ranges = True
         self.status: list[int] = []
+        self.odd = ""
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
@@ -39,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
+        if self.server.odd:
+            getattr(self, f"send_{self.server.odd}")()
+            return
         if self.server.status:
             self.send_error(self.server.status.pop(0))
             return
@@ -56,6 +63,42 @@ class Handler(BaseHTTPRequestHandler):
         end = start + self.server.breaks.pop(0) if self.server.breaks else len(BODY)
         self.wfile.write(BODY[start:end])
 
+    def drip(self, piece: bytes, pause: float) -> None:
+        """The piece again and again, until the test is over or the other side has gone."""
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(pause):
+                self.wfile.write(piece)
+
+    def send_endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.drip(bytes(1 << 18), 0)
+
+    def send_slow(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.drip(b"x", 0.02)
+
+    def send_header_slowly(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        self.drip(b"x", 0.02)
+
+    def send_huge(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(10**15))
+        self.end_headers()
+        self.wfile.write(b"x")
+
+    def send_garbage(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "a lot")
+        self.end_headers()
+        self.wfile.write(b"not the file")
+
+    def send_no_http(self) -> None:
+        self.wfile.write(b"\xff\x00 hello?\r\n\r\n")
+
     def log_message(self, format: str, *args: object) -> None:
         """Be quiet."""
 
@@ -66,6 +109,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
+        server.over.set()
         server.shutdown()
         thread.join()
 
@@ -155,6 +199,37 @@ def test_many_who_want_the_same_file_fetch_it_once(server: Server, tmp_path: Pat
         thread.join()
     assert found == [BODY] * 5
     assert len(server.ranges) == 2
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("endless", "sends more than 2 MB"),
+        ("huge", "sends more than 2 MB"),
+        ("slow", "is too slow"),
+        ("header_slowly", "no answer in 0.2 seconds"),
+        ("garbage", "sha256"),
+        ("no_http", "cannot be fetched"),
+    ],
+)
+def test_a_server_that_misbehaves_is_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str, words: str
+) -> None:
+    monkeypatch.setattr(download, "MOST", 2 << 20)
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    server.odd = odd
+    with pytest.raises(DataError) as error:
+        fetch(server.url, tmp_path / "file.txt", [SHA], wait=0.001)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "file.txt").exists()
+
+
+def test_a_server_that_breaks_after_each_byte_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1] * 50
+    with pytest.raises(DataError, match="cannot be fetched"):
+        fetch(server.url, tmp_path / "file.txt", [SHA], wait=0.001)
+    assert len(server.ranges) < 10
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(server: Server, tmp_path: Path) -> None:

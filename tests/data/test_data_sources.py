@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from split_text import split_of
 from minigpt.config import DataConfig
 from minigpt.data import huggingface, open_corpus, text_chunks
 from minigpt.data.text_files import spool_stdin
-from minigpt.errors import DataError, EncodingError
+from minigpt.errors import DataError, EncodingError, UserError
 
 
 def config(source: str | Path, **fields: Any) -> DataConfig:
@@ -31,7 +32,7 @@ def whole(source: str | Path, **fields: Any) -> str:
     return "".join(text_chunks(str(source), config(source, **fields), None))
 
 
-def one_line(error: pytest.ExceptionInfo[DataError], *parts: str) -> None:
+def one_line(error: pytest.ExceptionInfo[Any], *parts: str) -> None:
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -97,6 +98,69 @@ def test_a_directory_is_read_in_order_without_hidden_or_binary_files(tmp_path: P
     (tmp_path / "lines.jsonl").write_text('{"text": "line 1"}\n{"text": "line 2"}\n')
     assert read(tmp_path) == ["first", "second", "line 1", "line 2", "third"]
     assert open_corpus(config(tmp_path)).source.skipped == (str(tmp_path / "picture.png"),)
+
+
+def test_what_a_directory_leaves_out_is_named(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.txt").write_text("behind a link")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("in the folder")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "data" / "up").symlink_to(tmp_path)
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data" / "loop")
+    os.mkfifo(tmp_path / "data" / "pipe")
+    with pytest.warns(UserWarning) as told:
+        assert "".join(read(tmp_path / "data")) == "in the folder"
+    message = str(told[0].message)
+    for part in (
+        "linked (a link to a folder; to read it",
+        "up (a link",
+        "loop (a link to nothing)",
+        "pipe (not a file)",
+    ):
+        assert part in message
+    (tmp_path / "data" / "up").unlink()
+    assert sorted(read(f"{tmp_path / 'data'}/**/*.txt")) == ["behind a link", "in the folder"]
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:  # as root, whom the tests may run as, everything may be read
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    one_line(error, "closed: cannot be read (Permission denied)", "permissions")
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/a.txt", "x" * 300, "a\0b", "/dev/zero", f"{__file__}/a.txt", "*" * 300])
+def test_a_path_that_the_system_refuses_is_one_line(path: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(path)
+    one_line(error, path[:20].partition("\0")[0])
+
+
+@pytest.mark.parametrize("block", [1, 5, 13, 1 << 20])
+def test_a_spelled_end_of_text_is_told_and_splits_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    mark, texts = "<|endoftext|>", [f"story {n} é<|endof\n" for n in range(12)]
+    monkeypatch.setattr("minigpt.data.text_files.BLOCK", block)
+    (tmp_path / "my.txt").write_text(mark.join(texts) + mark)
+    with pytest.warns(UserWarning, match=r"my.txt: spells <\|endoftext\|> 12 times.*--data.split-at"):
+        assert "".join(read(tmp_path / "my.txt")) == mark.join(texts) + mark
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path / "my.txt", split_at=mark) == texts
+        sides = [read(tmp_path / "my.txt", split, split_at=mark) for split in ("train", "val")]
+    assert sorted(sides[0] + sides[1]) == sorted(texts)
+    assert sides[1]
 
 
 def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
@@ -343,3 +407,13 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError) as error:
         spool_stdin()
     one_line(error, "cat my.txt | minigpt train -")
+
+
+def test_standard_input_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool_stdin.cache_clear()
+    monkeypatch.setattr("minigpt.data.text_files.MOST_PIPED", 1 << 22)
+    with open("/dev/zero") as endless:  # noqa: PTH123  a file that has no end
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(DataError) as error:
+            spool_stdin()
+    one_line(error, "standard input: is longer than", "name a file, not -")

@@ -179,8 +179,25 @@ def test_a_malformed_chat_is_named(name: str, tmp_path: Path) -> None:
 def test_records_are_distinguished_from_texts(tmp_path: Path) -> None:
     records = write(tmp_path / "x.jsonl", "", GOOD)
     texts = write(tmp_path / "t.jsonl", {"text": "hello"})
-    plain = write(tmp_path / "p.txt", GOOD)
+    plain = write(tmp_path / "p.txt", "a text", GOOD)
     assert [holds_records(str(path), "utf-8", "text") for path in (records, texts, plain)] == [True, False, False]
+    for name in ("QA.JSONL", "qa.NDJSON", "qa.txt", "qa.json"):
+        assert holds_records(str(write(tmp_path / name, GOOD, GOOD)), "utf-8", "text"), name
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["x.json", "x.txt", "x.jsonl", "X.JSON"])
+def test_a_list_of_records_is_read_like_lines(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"prompt": f"é {n}", "completion": f"[{n}]"} for n in range(50)]
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    assert holds_records(str(tmp_path / name), "utf-8", "text")
+    records = read_records(tmp_path / name)
+    assert [record.fields for record in records] == rows
+    assert records[2].where == f"{tmp_path / name} item 3"
+    rows[1]["completion"] = ""
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    with pytest.raises(DataError, match=rf"{name} item 2: completion is empty"):
+        read_records(tmp_path / name)
     assert not holds_records("stories", "utf-8", "text")
     with pytest.raises(DataError, match="is empty"):
         read_records(write(tmp_path / "e.jsonl", ""))
@@ -196,7 +213,7 @@ def test_cleaning_and_unknown_characters(tmp_path: Path) -> None:
         record_row(bad, Template(), tokenizers()["char"])
 
 
-def test_cut_and_unknown_tokens_are_counted_and_reported() -> None:
+def test_cut_records_are_counted_and_reported() -> None:
     tokenizer = CharTokenizer.from_texts([TEXT])
     rows = [
         record_row(
@@ -205,13 +222,12 @@ def test_cut_and_unknown_tokens_are_counted_and_reported() -> None:
         for size in (2, 4, 7, 30)
     ]
     console = Console(record=True, width=300, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    _tell_losses(rows, 9, tokenizer, console)
+    _tell_losses(rows, 9, console)
     told = console.export_text()
     assert "2 of 4 records are longer than a row of 8 tokens, so begin later\n" in told
-    assert "1 characters are unknown" in told
     cut = fit(rows[2], 9)
     assert tokenizer.decode(cut.ids) == "ww two \ufffd"
-    _tell_losses(rows, 4, tokenizer, console)
+    _tell_losses(rows, 4, console)
     assert "4 of 4 records are longer than a row of 3 tokens, so begin later, 4 of them within an answer" in (
         console.export_text()
     )

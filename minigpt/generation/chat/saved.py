@@ -8,12 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import GenerationError
-from minigpt.files import write_text
+from minigpt.errors import GenerationError, storage_error
+from minigpt.files import find, parse_json, read_text, write_text
 from minigpt.generation.chat.conversation import ROLES, Message
 from minigpt.generation.chat.session import Session
 
 FORMAT = 1
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file of that name. Raises StorageError for a name that the system refuses."""
+    try:
+        return find(path) is not None
+    except OSError as error:
+        raise storage_error(path, error, "choose another file") from None
 
 
 def save_session(path: Path, session: Session, run: str = "") -> None:
@@ -23,7 +31,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
         StorageError: it cannot be written.
         GenerationError: the file there is something else.
     """
-    if path.exists():
+    if is_there(path):
         try:
             _read(path)
         except GenerationError:
@@ -47,7 +55,7 @@ def load_session(path: Path, session: Session) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree: Any = json.loads(path.read_text(encoding="utf-8"))
+        tree: Any = parse_json(read_text(path))
     except FileNotFoundError:
         raise GenerationError(f"no such file: {path}; /save writes one") from None
     except (OSError, ValueError) as error:

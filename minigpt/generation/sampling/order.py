@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig
-from minigpt.errors import GenerationError
+from minigpt.errors import CheckpointError, GenerationError
 from minigpt.generation.sampling.processors import ADJUSTMENTS, CUTS, TINY, Rules, Written
 
 NO_RULES = Rules()
@@ -40,8 +40,15 @@ def adjust(logits: Tensor, history: Sequence[Tensor], new: int, config: Generati
 
     Raises:
         GenerationError: a row in which no token is left, a bias or penalty that overflows, or an id that is not there.
+        CheckpointError: logits that are not numbers.
     """
     start = changed = logits.float()
+    low, high = start.aminmax()
+    if not (high - low).isfinite():
+        raise CheckpointError(
+            "the model's logits are not finite numbers: its weights are damaged, or its training blew up; take another "
+            "checkpoint of the run"
+        )
     written = Written(history, new, config, rules)
     for change in ADJUSTMENTS.values():
         changed = change(changed, written)
@@ -59,7 +66,9 @@ def _check(largest: Tensor) -> None:
             "no token is left to write: logit_bias, no_repeat_ngram_size, bad_words and min_new_tokens together ban "
             "them all; loosen one"
         )
-    raise GenerationError("a logit is infinite or not a number: logit_bias or a penalty is too large, or the weights")
+    raise GenerationError(
+        "a logit is infinite or not a number: logit_bias or a penalty is too large; give a smaller one"
+    )
 
 
 def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:

@@ -4,7 +4,25 @@ import warnings
 from collections.abc import Sequence
 
 from minigpt.errors import GenerationError
-from minigpt.tokenizers import Tokenizer
+from minigpt.files import read_piped
+from minigpt.tokenizers import EOS, Tokenizer
+from minigpt.tokenizers.base import listed, unknown_characters, valid_unicode
+
+MOST = 1 << 24
+"""Bytes of one prompt that is read from a file or a pipe."""
+
+
+def typed_prompt(given: str) -> str:
+    """A prompt of the command line; - is standard input. Raises GenerationError for what is not UTF-8."""
+    if given == "-":
+        try:
+            return read_piped(MOST)
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise GenerationError(f"standard input: cannot be read ({why}); pipe UTF-8 text") from None
+    if valid_unicode(given) != given:
+        raise GenerationError("the prompt is not UTF-8; write it into a UTF-8 file and give that with --prompt-file")
+    return given
 
 
 def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
@@ -23,6 +41,8 @@ def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer,
         who = "the prompt has" if len(found) == 1 else f"{len(sizes)} of {len(found)} prompts have up to"
         told = f"{who} {max(sizes):,} tokens; the last {limit:,} are read, the model's context"
         warnings.warn(told, stacklevel=3)
+    if any(isinstance(prompt, str) and EOS in prompt for prompt in prompts):
+        warnings.warn(f"{EOS} in a prompt is read as {len(EOS)} characters, not as the end of a text", stacklevel=3)
     if told := tell_unknown("".join(prompt for prompt in prompts if isinstance(prompt, str)), tokenizer):
         warnings.warn(told, stacklevel=3)
     return [ids[-limit:] for ids in found]
@@ -35,9 +55,5 @@ def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int)
 
 def tell_unknown(text: str, tokenizer: Tokenizer) -> str:
     """What to say of characters that the tokenizer does not know (the model reads them all alike); "" if none."""
-    if tokenizer.unk_id is None:
-        return ""
-    found = [char for char in dict.fromkeys(text) if tokenizer.unk_id in tokenizer.encode(char)]
-    shown = " ".join(char if char.isprintable() and not char.isspace() else repr(char) for char in found[:20])
-    more = " ..." if len(found) > 20 else ""
-    return f"{len(found)} character{'s' * (len(found) > 1)} that the model never saw: {shown}{more}" if found else ""
+    found = unknown_characters(text, tokenizer)
+    return f"{len(found)} character{'s' * (len(found) > 1)} that the model never saw: {listed(found)}" if found else ""

@@ -1,4 +1,4 @@
-"""Records to fine-tune on: a JSON lines file of one kind, every line checked.
+"""Records to fine-tune on: a JSON file (lines, or a list) of one kind, every line checked.
 
     completion   {"prompt": "2 + 2 =", "completion": " 4"}
     chat         {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}
@@ -15,15 +15,19 @@ copies of it too, whatever else the file holds.
 
 import hashlib
 import json
+import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt.data.clean import clean_text
-from minigpt.data.text_files import is_json_lines, json_object, numbered_lines
+from minigpt.data.json_rows import json_form, json_rows
+from minigpt.data.text_files import decoded, spool_stdin, unreadable
 from minigpt.errors import DataError, nearest
-from minigpt.tokenizers.base import valid_unicode
+from minigpt.files import expand_home, find
+from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
@@ -60,39 +64,61 @@ class Record:
 
 
 def holds_records(source: str, encoding: str, text_field: str) -> bool:
-    """Whether the source is a JSON lines file of records, by its first line; else it is a text. Raises DataError."""
-    path = Path(source).expanduser()
-    if not path.is_file() or not is_json_lines(path):
+    """Whether the source is a JSON file of records, by its first row; else it is a text. Raises DataError."""
+    path = _file(source)
+    form = json_form(path, encoding) if path else None
+    if path is None or form is None:
         return False
-    for number, line in numbered_lines(path, encoding):
-        row = json_object(line, f"{path}:{number}")
-        return bool(_kinds(row)) or text_field not in row
+    for _, row in json_rows(decoded(path, encoding, source), form, source):
+        return isinstance(row, dict) and (bool(_kinds(row)) or text_field not in row)
     return False
 
 
-def read_records(path: Path, encoding: str = "utf-8", clean: Sequence[str] = ()) -> list[Record]:
-    """All records of a JSON lines file, cleaned as the base's texts were.
+def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[str] = ()) -> list[Record]:
+    """All records of a JSON file, or of standard input (-), cleaned as the base's texts were.
 
     Raises:
-        DataError: no record; a line that is none, or of another kind than the first, by file and line.
+        DataError: no record; a row that is none, or of another kind than the first, by file and line.
     """
     records: list[Record] = []
-    for number, line in numbered_lines(path, encoding):
-        where = f"{path}:{number}"
-        row = json_object(line, where)
-        kinds = _kinds(row)
+    path = _file(source)
+    if path is None:
+        raise DataError(f"{source}: is not a file; name one that holds records")
+    label = "standard input" if source == "-" else str(path)
+    form, example = json_form(path, encoding) or "lines", ', like {"prompt": "...", "completion": "..."}'
+    for where, row in json_rows(decoded(path, encoding, label), form, label, example=example):
+        kinds = _kinds(row) if isinstance(row, dict) else []
         if len(kinds) != 1:
             forms = "; or ".join(" and ".join(fields) for fields in KINDS.values())
-            has = ", ".join(map(str, row)) or "nothing"
+            has = (", ".join(map(str, row)) if isinstance(row, dict) else "a text") or "nothing"
             problem = f"is {' and '.join(kinds)} at once" if kinds else f"holds {has}"
             raise DataError(f"{where}: {problem}; a record has the fields {forms}")
         if records and kinds[0] != records[0].kind:
             raise DataError(f"{where}: is a {kinds[0]}, but {records[0].where} a {records[0].kind}; one kind a file")
         fields = {name: row[name] for name in KINDS[kinds[0]]}
         records.append(Record(where, kinds[0], _checked(fields, where, clean)))
+    spelled = [record.where for record in records if EOS in json.dumps(record.fields)]
+    if spelled:
+        warnings.warn(
+            f"{spelled[0]}: spells {EOS}, as do {len(spelled):,} of {len(records):,} records; it is learned as plain "
+            "characters. Take it out: each answer is ended by the special token without it",
+            stacklevel=2,
+        )
     if not records:
-        raise DataError(f"{path}: is empty; give at least two records")
+        raise DataError(f"{label}: is empty; give at least two records")
     return records
+
+
+def _file(source: str | Path) -> Path | None:
+    """The file that a source names, standard input as one; None if it names something else. Raises DataError."""
+    if source == "-":
+        return spool_stdin()
+    path = Path(expand_home(str(source)))
+    try:
+        there = find(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return path if there and stat.S_ISREG(there.st_mode) else None
 
 
 def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[Record], list[Record]]:
