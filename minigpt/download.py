@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minigpt.errors import DataError, storage_error
-from minigpt.files import file_sha256
+from minigpt.files import expand_home, file_sha256
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
@@ -88,7 +88,7 @@ def fetch(
 
 def cache_root(cache_dir: str | None = None) -> Path:
     """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
-    return Path(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt").expanduser()
+    return Path(expand_home(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt"))
 
 
 def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
@@ -100,7 +100,7 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     """
     mirror = os.environ.get("MINIGPT_DATA")
     cached = cache_root() / "datasets" / file.path
-    for path in ([Path(mirror) / file.path] if mirror else []) + [cached]:
+    for path in ([Path(expand_home(mirror)) / file.path] if mirror else []) + [cached]:
         if path.is_file():
             return _checked(path, file, is_mirror=path != cached)
     hint = f"; put the file at {cached} by hand, or name a directory that holds {file.path} with MINIGPT_DATA"

@@ -14,7 +14,27 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from minigpt.errors import RunError, StorageError, storage_error
+from minigpt.errors import RunError, StorageError, UserError, storage_error
+
+
+def expand_home(text: str) -> str:
+    """A path that a person wrote, with ~ as the home folder; every setting and argument that is a path comes by here.
+
+    "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name comes back as an absolute path.
+
+    Raises:
+        UserError: ~name is neither a file nor a user's home.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        if os.path.lexists(text):
+            return str(Path(text).absolute())
+        name = text[1:].partition("/")[0]
+        problem = f"this computer has no user {name!r}" if name else "your home folder is not known"
+        raise UserError(f"{text}: {problem}; write the path in full") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

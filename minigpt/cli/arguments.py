@@ -8,9 +8,10 @@
         max_len: int | None = None
         '''Help of --max-len.'''
 
-A field is a positional word or a flag; its type says which words it takes: str, int, float, Path, bool (`--json`, or
-`--no-plot` where the default is True), Literal, tuple[str, ...] (one or more words), dict[str, float] (pairs of words),
-or one of these or None. The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
+A field is a positional word or a flag; its type says which words it takes: str, PathText (where ~ is the home folder),
+Name, int, float, Path, bool (`--json`, or `--no-plot` where the default is True), Literal, tuple[str, ...] (one or
+more words), dict[str, float] (pairs of words), or one of these or None.
+The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
 """
 
 import ast
@@ -21,7 +22,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -32,12 +33,29 @@ from rich.text import Text
 
 from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
 from minigpt.errors import UserError, nearest
-from minigpt.layout import is_pointer
+from minigpt.files import expand_home
+from minigpt.layout import check_name, is_pointer
 
 Args = TypeVar("Args")
 Kind = TypeVar("Kind")
 Positional = Annotated[Kind, "positional"]
 """The type of an argument that is given by its place."""
+
+
+class PathText(str):
+    """The path of a file or folder, the name of a data set or recipe, or - for standard input; ~ is the home folder."""
+
+
+class Name(str):
+    """The name of a run that is to be made; none that leaves the folder of the runs."""
+
+
+READERS: dict[Any, Callable[[str], Any]] = {
+    PathText: expand_home,
+    Path: lambda word: Path(expand_home(word)),
+    Name: check_name,
+}
+"""What makes a value of a word, where the type itself does not."""
 
 RUNS = ("run", "runs", "one", "two", "draft")
 """Arguments that name runs."""
@@ -204,7 +222,8 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
     if argument.optional and words == ["None"]:
         return None
     if get_origin(argument.kind) is tuple:
-        return tuple(words)
+        read = READERS.get(get_args(argument.kind)[0], str)
+        return tuple(read(word) for word in words)
     kind, text = argument.kind, words[0]
     see = f"; see minigpt {command} --help"
     choices = ["True", "False"] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else []
@@ -218,7 +237,7 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
         if get_origin(kind) is dict:
             pairs = zip(words[::2], words[1::2], strict=True)
             return {key: float(number) for key, number in pairs}
-        return kind(text)
+        return READERS.get(kind, kind)(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}.get(kind, "texts, each with a number")
         raise UserError(f"{argument.shown}: give {wanted}, not {', '.join(map(repr, words))}{see}") from None
@@ -313,7 +332,7 @@ def metavar(kind: Any) -> str:
         return f"{inner} [{inner} ...]"
     if get_origin(kind) in (Union, types.UnionType):
         return "|".join(map(metavar, get_args(kind)))
-    return "{True,False}" if kind is bool else kind.__name__.upper()
+    return "{True,False}" if kind is bool else kind.__name__.removesuffix("Text").upper()
 
 
 def _choices(place: _Argument) -> str:

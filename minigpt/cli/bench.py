@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
 from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
@@ -39,7 +39,7 @@ class Train:
     median counts; MFU is the share of the speed of a large matrix product here, in the precision used.
     """
 
-    recipe: Positional[str | None] = None
+    recipe: Positional[PathText | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
     """Timed steps; with a rival, of each round."""
@@ -50,7 +50,7 @@ class Train:
     vs: Literal["hf"] | None = None
     """hf: the same shape in Hugging Face transformers, eager in fp32 and compiled with bf16, on the same batch and
     AdamW."""
-    profile: str | None = None
+    profile: PathText | None = None
     """Write a trace of two of our steps, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
     """Print one JSON object: model, batch_size, micro_batch_size, tokens_per_step, flops_per_token, device,
@@ -71,7 +71,7 @@ class Generate:
     from memory; a model that fits into the processor's caches can pass it.
     """
 
-    what: Positional[str | None] = None
+    what: Positional[PathText | None] = None
     """A recipe, or a run, a checkpoint or a Hugging Face directory (default: the default shape)."""
     prompt_tokens: int = 16
     """Ids of the prompt."""
@@ -85,7 +85,7 @@ class Generate:
     """Generations of each side, in turn."""
     vs: Literal["hf"] | None = None
     """hf: the generate of Hugging Face transformers on the same shape, in fp32 and bf16."""
-    profile: str | None = None
+    profile: PathText | None = None
     """Write a trace of 16 tokens of ours, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
     """Print one JSON object: model, source (or null), prompt_tokens, new_tokens, batch_size, device, device_name,
@@ -105,7 +105,7 @@ class Tokenizer:
     Rust's trainers use all cores, the others one; RAYON_NUM_THREADS=1 makes all alike.
     """
 
-    file: Positional[str] = "stories"
+    file: Positional[PathText] = PathText("stories")
     """A text, read into memory."""
     vocab_size: int = 8192
     """Ids to learn; a small text gives fewer, and then all sides learn those."""
@@ -130,7 +130,7 @@ class Data:
     The tokenizer is made beforehand, and all is written below a temporary directory.
     """
 
-    file: Positional[str] = "stories"
+    file: Positional[PathText] = PathText("stories")
     """A text."""
     rounds: int = 3
     """Preparations."""

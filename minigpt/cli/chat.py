@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
 from minigpt.console import console, out
@@ -32,15 +32,15 @@ class _Chat:
     longer read.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
-    session: str | None = None
+    session: PathText | None = None
     """A file to go on from, if it is there, and to keep the conversation in, answer by answer."""
     system: str | None = None
     """What the model is told before all turns; for runs that were fine-tuned on chats."""
     preset: str | None = None
     """Settings saved by minigpt generate --save-preset; other flags go before them."""
-    draft: str | None = None
+    draft: PathText | None = None
     """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""

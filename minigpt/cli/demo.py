@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from minigpt.cli.arguments import parse
+from minigpt.cli.arguments import Name, parse
 from minigpt.console import console, out, out_json
 from minigpt.layout import RunFolder
 
@@ -20,7 +20,7 @@ class Demo:
     is written by a small grammar whose exact entropy is known: the loss that no model can beat.
     """
 
-    name: str = "demo"
+    name: Name = Name("demo")
     """Name of the run: runs/NAME."""
     json: bool = False
     """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per character), stride, samples."""

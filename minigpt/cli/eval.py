@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.console import console, out, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
@@ -39,9 +39,9 @@ class Eval:
     bootstrap's over blocks of text.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
-    data: str | None = None
+    data: PathText | None = None
     """Other data to evaluate on: a named source or a file, split as for training (default: the run's own)."""
     split: Literal["val", "test", "train"] = "val"
     """Which part of the data; floors are fitted on train, so that train itself has none."""

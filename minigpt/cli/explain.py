@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.console import console, out, out_json
 from minigpt.errors import UserError
 
@@ -34,7 +34,7 @@ class Explain:
     key of --json holds and how each picture is read stands in docs/explain.md.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to read; - reads standard input (default: the run's sample prompt). Of one that is longer than the
@@ -47,11 +47,11 @@ class Explain:
     over: Literal["prompt", "data", "training"] = "prompt"
     """What to look at: a prompt; the run's own data (loss by place and by frequency, surprises, neighbours in the
     embedding, what it knows word for word); or the kept checkpoints (how heads and samples changed)."""
-    out: str | None = None
+    out: PathText | None = None
     """Where to write the page (default: plots/explain.html in the run)."""
-    png: str | None = None
+    png: PathText | None = None
     """Draw --picture to this file in place of the page (pip install 'minigpt[plot]')."""
-    svg: str | None = None
+    svg: PathText | None = None
     """The same as SVG."""
     picture: Literal["attention", "surprise", "lens", "stream"] = "attention"
     """With --png or --svg: what to draw."""

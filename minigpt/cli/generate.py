@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse, unreadable
+from minigpt.cli.arguments import PathText, Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
 from minigpt.console import out_json
@@ -25,15 +25,15 @@ class _Generate:
     full, the older half is dropped and the newer half read again.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to continue; - reads standard input (default: the run's sample prompt)."""
-    prompt_file: str | None = None
+    prompt_file: PathText | None = None
     """A file that holds the prompt."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A file of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...}; answers are JSON lines."""
-    out: str | None = None
+    out: PathText | None = None
     """With --prompts: the file for the answers (default: standard output)."""
     batch_size: int = 16
     """With --prompts: prompts that are continued together."""
@@ -41,7 +41,7 @@ class _Generate:
     """Settings saved under this name; other flags go before them."""
     save_preset: str | None = None
     """Save the settings given here under this name, in ~/.config/minigpt/generation.yaml."""
-    draft: str | None = None
+    draft: PathText | None = None
     """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""

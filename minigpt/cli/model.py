@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import out_json
 from minigpt.layout import RunFolder
@@ -23,7 +23,7 @@ class Model:
 
     action: Positional[Literal["inspect"]]
     """inspect."""
-    what: Positional[str | None] = None
+    what: Positional[PathText | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
     """Print one JSON object: config, parameters, flops_per_token, training_memory, inference_memory, shapes."""

@@ -8,11 +8,12 @@ import yaml
 
 from minigpt.config import parse_yaml
 from minigpt.errors import ConfigError, nearest
+from minigpt.files import expand_home
 
 
 def presets_file() -> Path:
     """$MINIGPT_CONFIG, else ~/.config/minigpt, holds generation.yaml."""
-    return Path(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt").expanduser() / "generation.yaml"
+    return Path(expand_home(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt")) / "generation.yaml"
 
 
 def read_presets() -> dict[str, dict[str, Any]]:

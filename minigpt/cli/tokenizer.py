@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
 from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
@@ -46,7 +46,7 @@ class Train:
     How the text is read is set by the data settings (--data.text-field, --data.encoding, --data.clean, ...).
     """
 
-    source: Positional[str | None] = None
+    source: Positional[PathText | None] = None
     """Named source, file, directory, glob, .jsonl, .gz, or - (byte and gpt2 need none)."""
     kind: Literal["char", "byte", "bpe", "gpt2"] = "bpe"
     """char, byte, bpe, or gpt2 (OpenAI's, fetched once)."""
@@ -58,7 +58,7 @@ class Train:
     """char: what becomes of a character outside the vocabulary."""
     max_train_bytes: int = DEFAULTS.max_train_bytes
     """bpe: bytes of text to learn from."""
-    out: str = TOKENIZER
+    out: PathText = PathText(TOKENIZER)
     """File (.json), or directory for tokenizer.json."""
     overwrite: bool = False
     """Replace the file if it exists."""
@@ -74,7 +74,7 @@ class Inspect:
     minigpt tokenizer inspect runs/my --plot vocabulary.svg
     """
 
-    tokenizer: Positional[str]
+    tokenizer: Positional[PathText]
     """tokenizer.json, a directory that holds one (a run), gpt2, or byte."""
     text: str | None = None
     """A text to show token by token."""
@@ -91,9 +91,9 @@ class Compare:
     minigpt tokenizer compare tokenizer.json gpt2 byte --text my.txt --plot compression.svg
     """
 
-    tokenizers: Positional[tuple[str, ...]]
+    tokenizers: Positional[tuple[PathText, ...]]
     """Two or more of: tokenizer.json, a directory that holds one, gpt2, byte."""
-    text: str = "stories"
+    text: PathText = PathText("stories")
     """Text to encode: a named source, file, directory, glob, .jsonl, .gz, or -."""
     max_bytes: int = 10_000_000
     """Bytes of it to encode."""

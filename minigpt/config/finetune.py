@@ -8,6 +8,7 @@ from minigpt.config.section import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    OptionalPath,
     Positive,
     PositiveFloat,
     Section,
@@ -49,7 +50,7 @@ class AdapterConfig(LoRAConfig):
 class FinetuneConfig(Section):
     """Training that goes on from a model."""
 
-    base: str | None = None
+    base: OptionalPath = None
     """The run, checkpoint or Hugging Face directory to start from."""
     freeze: tuple[str, ...] = ()
     """Parameters or parts that stay as they are, by name, with * and ?: embedding,blocks.0,blocks.*.norm? (a tied head
@@ -60,18 +61,18 @@ class FinetuneConfig(Section):
     """Tokens of a row (default: the model's context)."""
     pack: bool = False
     """Fill rows with several records each: faster where records are short, but a record sees those before it."""
-    val_source: str | None = None
+    val_source: OptionalPath = None
     """Records to validate on (default: a share of the data, data.val_fraction)."""
     dpo_beta: NonNegativeFloat = 0.0
     """Learn from rejected answers too, by DPO, held to the base with this strength: 0.1 is usual (0: the chosen answers
     alone are learned). A row is then a pair, and losses are of pairs."""
-    teacher: str | None = None
+    teacher: OptionalPath = None
     """A run, checkpoint or Hugging Face directory of the same vocabulary whose probabilities are learned too."""
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the teacher in the loss; the rest is the data's."""
     teacher_temperature: PositiveFloat = 1.0
     """Divides both models' logits before they are compared; 2 shows more of what the teacher holds for unlikely."""
-    template: str | None = None
+    template: OptionalPath = None
     """A template.json that says how chats are spelled (default: the base's own, else User: and Assistant:)."""
 
     @field_validator("freeze", mode="before")

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from minigpt.config.tree import RunConfig
 from minigpt.errors import ConfigError, nearest
+from minigpt.files import expand_home
 
 Tree = dict[str, Any]
 
@@ -54,7 +55,7 @@ def recipes() -> dict[str, Path]:
 
 def find_recipe(name: str) -> Path:
     """A path as it is, else a shipped recipe by its name. Raises ConfigError naming the nearest."""
-    path = Path(name)
+    path = Path(expand_home(name))
     if path.is_file():
         return path
     shipped = recipes()

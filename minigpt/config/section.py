@@ -1,8 +1,13 @@
 """What every section of the configuration is, and the kinds of numbers in it."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from minigpt.errors import UserError
+from minigpt.files import expand_home
+from minigpt.layout import check_name
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -11,6 +16,24 @@ Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def _checked(check: Callable[[str], str]) -> AfterValidator:
+    """The check of a text that may be None, as pydantic wants it."""
+
+    def validate(text: str | None) -> str | None:
+        try:
+            return None if text is None else check(text)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    return AfterValidator(validate)
+
+
+PathText = Annotated[str, _checked(expand_home)]
+OptionalPath = Annotated[str | None, _checked(expand_home)]
+"""Paths of files and folders, where ~ is the home folder."""
+RunName = Annotated[str | None, _checked(check_name)]
 
 
 def one_or_many(given: Any) -> Any:

@@ -16,8 +16,11 @@ from minigpt.config.section import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    OptionalPath,
+    PathText,
     Positive,
     PositiveFloat,
+    RunName,
     Section,
     Seed,
     one_or_many,
@@ -169,14 +172,14 @@ class TokenizerConfig(Section):
     """char: a character outside the vocabulary becomes the unk token, or is an error."""
     max_train_bytes: Positive = 200_000_000
     """bpe: bytes of text to learn merges from; the rest of a larger text is only encoded."""
-    path: str | None = None
+    path: OptionalPath = None
     """A tokenizer.json to use as it is, in place of making one."""
 
 
 class DataConfig(Section):
     """Which text, and how it is cleaned and split."""
 
-    source: str = "stories"
+    source: PathText = "stories"
     """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
     text_field: str = "text"
     """.jsonl and hf: the field that holds the text."""
@@ -191,7 +194,7 @@ class DataConfig(Section):
     """Share held out for validation where the source has no published split."""
     stories_count: Positive = 8000
     """stories: how many to write."""
-    cache_dir: str | None = None
+    cache_dir: OptionalPath = None
     """Where prepared token files go (default: $MINIGPT_CACHE, else ~/.cache/minigpt)."""
 
 
@@ -313,9 +316,9 @@ class TrainConfig(Section):
 class LoggingConfig(Section):
     """What a run writes and prints."""
 
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     """Directory of all runs."""
-    name: str | None = None
+    name: RunName = None
     """Name of this run (default: from the data, or the recipe)."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""

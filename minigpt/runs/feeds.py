@@ -119,12 +119,12 @@ def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -
 def read_sides(config: RunConfig) -> Sides:
     """Records to learn from, and to validate on. Raises DataError."""
     data, held = config.data, config.finetune.val_source
-    train = read_records(Path(data.source).expanduser(), data.encoding, data.clean)
+    train = read_records(Path(data.source), data.encoding, data.clean)
     if config.finetune.dpo_beta and train[0].kind != "preference":
         raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
     if not held:
         return split_records(train, data.val_fraction)
-    val = read_records(Path(held).expanduser(), data.encoding, data.clean)
+    val = read_records(Path(held), data.encoding, data.clean)
     if val[0].kind != train[0].kind:
         raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
     return train, val

@@ -61,7 +61,7 @@ class Record:
 
 def holds_records(source: str, encoding: str, text_field: str) -> bool:
     """Whether the source is a JSON lines file of records, by its first line; else it is a text. Raises DataError."""
-    path = Path(source).expanduser()
+    path = Path(source)
     if not path.is_file() or not is_json_lines(path):
         return False
     for number, line in numbered_lines(path, encoding):
