@@ -25,6 +25,8 @@ def expand_home(text: str) -> str:
     Raises:
         UserError: ~name is neither a file nor a user's home.
     """
+    if "\0" in text:
+        raise UserError(f"{text!r}: no path holds a NUL character")
     if not text.startswith("~"):
         return text
     try:

@@ -9,8 +9,8 @@
         '''Help of --max-len.'''
 
 A field is a positional word or a flag; its type says which words it takes: str, PathText (where ~ is the home folder),
-Name, int, float, Path, bool (`--json`, or `--no-plot` where the default is True), Literal, tuple[str, ...] (one or
-more words), dict[str, float] (pairs of words), or one of these or None.
+Name, int, float, Path, bool (`--json`, or `--no-plot` where the default is True; true or false may follow), Literal,
+tuple[str, ...] (one or more words), dict[str, float] (pairs of words), or one of these or None.
 The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
 """
 
@@ -59,6 +59,9 @@ READERS: dict[Any, Callable[[str], Any]] = {
 
 RUNS = ("run", "runs", "one", "two", "draft")
 """Arguments that name runs."""
+
+BOOLEANS = ("true", "false")
+"""Values that a switch may have, in any case: --json, --json true, --plot=false."""
 
 
 def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = False) -> tuple[Args, dict[str, Any]]:
@@ -181,18 +184,25 @@ def _flags(arguments: Sequence[_Argument], words: Sequence[str], command: str) -
             rest.append(word)
             continue
         argument = flags.get(name) or flags[f"--{name[5:]}"]  # --no-plot is plot
-        if argument.switch:
-            if equals:
-                raise UserError(f"{name}: takes no value; write {name}")
-            values[argument.name] = name == argument.flag
-            continue
+        if equals and argument.switch and text.lower() not in BOOLEANS:
+            raise UserError(f"{name}: takes no value; write {name}")
         taken = [text] if equals else []
-        while not equals and queue and not queue[0].startswith("--") and (argument.many or not taken):
+        while not equals and queue and _takes(argument, taken, queue[0]):
             taken.append(queue.pop(0))
+        if not taken and argument.kind is bool:
+            taken = ["True"]
         if not taken:
             raise UserError(f"{name}: needs a value; write {name} VALUE")
-        values[argument.name] = _value(argument, taken, command)
+        value = _value(argument, taken, command)
+        values[argument.name] = value if name == argument.flag else not value
     return values, rest
+
+
+def _takes(argument: _Argument, taken: Sequence[str], word: str) -> bool:
+    """Whether the next word is a value of the flag: of a switch, only true or false."""
+    if argument.switch:
+        return not taken and word.lower() in BOOLEANS
+    return not word.startswith("--") and (argument.many or not taken)
 
 
 def _positionals(kind: type, arguments: Sequence[_Argument], words: list[str], command: str) -> dict[str, Any]:
@@ -227,12 +237,14 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
     kind, text = argument.kind, words[0]
     see = f"; see minigpt {command} --help"
     choices = ["True", "False"] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else []
+    if kind is bool and text.lower() in BOOLEANS:
+        return text.lower() == "true"
     if choices:
         if text not in choices:
             *most, last = choices
             either = f"{', '.join(most)} or {last}" if most else last
             raise UserError(f"{argument.shown}: choose {either}, not {text}{see}")
-        return text == "True" if kind is bool else text
+        return text
     try:
         if get_origin(kind) is dict:
             pairs = zip(words[::2], words[1::2], strict=True)

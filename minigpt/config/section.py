@@ -1,9 +1,9 @@
 """What every section of the configuration is, and the kinds of numbers in it."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from minigpt.errors import UserError
 from minigpt.files import expand_home
@@ -47,3 +47,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_boolean(cls, given: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1; a person who writes it means something else."""
+        found = [each for each in (given.values() if isinstance(given, dict) else [given]) if isinstance(each, bool)]
+        if found and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"give a number, not {str(found[0]).lower()}")
+        return given
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether a type is a number, one or None, or holds some."""
+    return kind in (int, float) or any(map(_is_number, get_args(kind)))

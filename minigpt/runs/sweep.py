@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from minigpt.config import RunConfig, load_config
+from minigpt.config import RunConfig, load_config, recipe_settings
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import write_text
 from minigpt.layout import RunFolder
@@ -313,13 +313,13 @@ def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
 
 def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
     """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
-    from minigpt.runs.finetune import finetune_config, settings_of
+    from minigpt.runs.finetune import finetune_config
     from minigpt.runs.load import load_run
 
     start = load_run(base, "cpu")
 
     def resolve(settings: Settings) -> RunConfig:
         load_config(recipe, settings)
-        return finetune_config(start, {**settings_of(recipe), **settings})
+        return finetune_config(start, {**recipe_settings(recipe), **settings})
 
     return resolve
