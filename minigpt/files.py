@@ -62,6 +62,14 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
         raise storage_error(path, error, fix) from None
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
@@ -148,7 +156,7 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found += [check(json.loads(line))] if line.strip() else []
+            found += [check(parse_json(line))] if line.strip() else []
         except ValueError as error:  # UnicodeDecodeError is one
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None

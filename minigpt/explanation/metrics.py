@@ -1,7 +1,6 @@
 """A run's numbers as arrays: what every picture is drawn from. No drawing here, and no matplotlib."""
 
 import functools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.errors import RunError
-from minigpt.files import read_lines
+from minigpt.files import parse_json, read_lines
 from minigpt.layout import METRICS, RunFolder, no_such_run
 
 Array = npt.NDArray[np.float64]
@@ -66,7 +65,7 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_bytes())
+        report = parse_json(path.read_bytes())
         unit = 1 if bits else math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
         return {name: level * unit for name, level in report["floors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):

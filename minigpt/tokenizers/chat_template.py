@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt.errors import DataError, RunError, nearest
-from minigpt.files import write_text
+from minigpt.files import parse_json, write_text
 from minigpt.layout import TEMPLATE, RunFolder
 from minigpt.tokenizers.base import Tokenizer
 
@@ -105,7 +105,7 @@ class Template:
 def read_template(path: Path) -> Template:
     """The template of a template.json. Raises DataError for what is none."""
     try:
-        tree: Any = json.loads(path.read_text(encoding="utf-8"))
+        tree: Any = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a template ({error}); give a template.json") from None
     if not isinstance(tree, dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import GenerationError
-from minigpt.files import write_text
+from minigpt.files import parse_json, write_text
 from minigpt.generation.chat.conversation import ROLES, Message
 from minigpt.generation.chat.session import Session
 
@@ -47,7 +47,7 @@ def load_session(path: Path, session: Session) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree: Any = json.loads(path.read_text(encoding="utf-8"))
+        tree: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GenerationError(f"no such file: {path}; /save writes one") from None
     except (OSError, ValueError) as error:
