@@ -5,13 +5,13 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from minigpt.config.section import (
+    MOST_SIZE,
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
     OptionalPath,
-    Positive,
     PositiveFloat,
     Section,
+    Size,
     one_or_many,
 )
 
@@ -19,7 +19,7 @@ from minigpt.config.section import (
 class LoRAConfig(Section):
     """A low-rank update of frozen matrices: W x + scale B A x (Hu et al., 2021)."""
 
-    rank: Positive = 8
+    rank: Size = 8
     """Rows of A and columns of B."""
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank; kept when the rank changes, as the learning rate then may be (Hu et
@@ -43,7 +43,7 @@ class LoRAConfig(Section):
 class AdapterConfig(LoRAConfig):
     """The LoRA adapter of a fine-tuning, if it has one."""
 
-    rank: NonNegativeInt = 0
+    rank: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
     """Rows of A and columns of B; 0 trains the weights themselves, without an adapter."""
 
 
@@ -57,7 +57,7 @@ class FinetuneConfig(Section):
     is the embedding)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer learns at this times the rate of the one above it; the head and last norm at the full rate."""
-    seq_len: Positive | None = None
+    seq_len: Size | None = None
     """Tokens of a row (default: the model's context)."""
     pack: bool = False
     """Fill rows with several records each: faster where records are short, but a record sees those before it."""

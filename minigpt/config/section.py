@@ -9,9 +9,12 @@ from minigpt.errors import UserError
 from minigpt.files import expand_home
 from minigpt.layout import check_name
 
-Positive = Annotated[int, Field(gt=0)]
+MOST, MOST_SIZE = 2**53, 2**24
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
+"""Of something that takes memory: widths, vocabularies, batches. Whether it fits into this machine is asked later."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
