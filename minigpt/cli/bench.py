@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
 from minigpt.layout import RunFolder
 
@@ -354,7 +354,6 @@ def _show_notes(report: Mapping[str, Any]) -> None:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
     """A table on stdout whose first `left` columns are words."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -362,7 +361,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
         table.add_column(head, no_wrap=True, justify="left" if place < left else "right")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
+    SafeConsole(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
 
 
 SUBJECTS: dict[str, tuple[Any, Callable[..., Mapping[str, Any]], Callable[[Mapping[str, Any]], None]]] = {

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, config_from, parse
-from minigpt.console import console, out, out_json, progress_bars
+from minigpt.console import SafeConsole, console, out, out_json, progress_bars
 from minigpt.errors import UserError
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         out_json(report)
     else:
-        _show(report, Console(highlight=False))
+        _show(report, SafeConsole(highlight=False))
     return 0
 
 

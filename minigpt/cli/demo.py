@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
     out(
         f"loss {loss:.3f} nats per character (each with at least {stride} before it); the grammar's own entropy is "
         f"{floor:.3f}: {loss - floor:.3f} is left to learn.\nTrained in {seconds:.0f} s. Next:\n"
-        f'  minigpt generate {run.path} --prompt "Once upon a time"\n'
-        f"  minigpt eval {run.path}\n"
+        f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
+        f"  minigpt eval {shlex.quote(str(run.path))}\n"
         f"  minigpt train my.txt"
     )
     return 0

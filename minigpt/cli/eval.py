@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -130,10 +130,9 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 
 
 def _show(report: Mapping[str, Any], name: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = SafeConsole(highlight=False, soft_wrap=True)
     stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
     screen.print(
         f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "

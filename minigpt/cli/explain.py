@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -186,9 +186,8 @@ def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 
 
 def _show(parts: "Iterable[RenderableType]") -> None:
-    from rich.console import Console
 
-    screen = Console()
+    screen = SafeConsole()
     screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no lines to break
     for part in parts:
         screen.print(part)

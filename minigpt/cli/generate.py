@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minigpt.cli.arguments import PathText, Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
-from minigpt.console import out_json
+from minigpt.console import out_json, write
 from minigpt.errors import GenerationError
 
 
@@ -123,7 +123,7 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
     for pieces in writing:
         if stream:
-            sys.stdout.write(unseen + pieces[0])
+            write(unseen + pieces[0])
             sys.stdout.flush()
             unseen = ""
     samples = writing.completions[0]
@@ -144,7 +144,7 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     else:
         for number, sample in enumerate(samples, 1):
             score = "" if sample.score is None else f" (score {sample.score:.3f})"
-            sys.stdout.write(f"--- {number}{score} ---\n{text}{sample.text}\n")
+            write(f"--- {number}{score} ---\n{text}{sample.text}\n")
     return 0
 
 

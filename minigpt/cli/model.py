@@ -8,7 +8,7 @@ from rich.table import Table
 
 from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.config import ModelConfig, RunConfig
-from minigpt.console import out_json
+from minigpt.console import SafeConsole, out_json
 from minigpt.layout import RunFolder
 
 
@@ -77,9 +77,8 @@ def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     total = report["parameters"]["total"]
     table = Table("part", "parameters", "share", box=None, title="parameters")
     for part, count in report["parameters"].items():

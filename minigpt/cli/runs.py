@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -329,7 +328,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) ->
         table.add_column(escape(name), justify="left" if place < text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(table)
+    SafeConsole(highlight=False).print(table)
 
 
 def titled(title: str, values: dict[str, Any]) -> None:

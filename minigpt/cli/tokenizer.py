@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -141,7 +140,7 @@ def _train(args: Train, data: DataConfig) -> int:
     if args.json:
         out_json(summary)
     else:
-        Console().print(_facts(summary))
+        SafeConsole().print(_facts(summary))
     return 0
 
 
@@ -159,7 +158,7 @@ def _inspect(args: Inspect) -> int:
         tokens = None if ids is None else [{"id": id_, "text": _label(tokenizer, id_)} for id_ in ids]
         out_json({**summary, "longest_tokens": longest, "tokens": tokens})
         return 0
-    results = Console(highlight=False)
+    results = SafeConsole(highlight=False)
     shown = [repr(item["text"][:SHOWN]) for item in longest]
     results.print(_facts({**summary, "longest_tokens": "  ".join(shown)}))
     if ids is not None and args.text is not None:
@@ -215,7 +214,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "kind") else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    Console().print(table)
+    SafeConsole().print(table)
     return 0
 
 
