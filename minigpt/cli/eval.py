@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, out, out_json
+from minigpt.console import SafeConsole, console, counted, out, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -136,8 +136,8 @@ def _show(report: Mapping[str, Any], name: str) -> None:
     stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
     screen.print(
         f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "
-        f"{report['tokens']:,} tokens, {report['bytes']:,} bytes, {report['words']:,} words; "
-        f"context {report['context']:,}, {stride}\n"
+        f"{counted(report['tokens'], 'token')}, {counted(report['bytes'], 'byte')}, "
+        f"{counted(report['words'], 'word')}; context {report['context']:,}, {stride}\n"
     )
     for rows in (_figures(report), _scale(report)):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))

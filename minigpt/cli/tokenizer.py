@@ -11,7 +11,7 @@ from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import SafeConsole, console, out, out_json
+from minigpt.console import SafeConsole, console, counted, out, out_json
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -165,7 +165,10 @@ def _inspect(args: Inspect) -> int:
         results.print()
         results.print(token_view(tokenizer, ids, colour=results.color_system is not None and not results.no_color))
         size = len(args.text.encode(errors="replace"))
-        results.print(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes per token", style="dim")
+        results.print(
+            f"{counted(len(ids), 'token')}, {counted(size, 'byte')}, {size / max(1, len(ids)):.2f} bytes per token",
+            style="dim",
+        )
         results.print(" ".join(map(str, ids)), style="dim")
     return 0
 
