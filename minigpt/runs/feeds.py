@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from minigpt.config import RunConfig
-from minigpt.console import counted, progress_bars
+from minigpt.console import progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import DataError, TokenizerError
 from minigpt.runs.data import prepare_data
@@ -106,7 +106,7 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
         count = prepared.splits[split].count
         if count < seq_len + 1:
             raise DataError(
-                f"the {'training' if split == 'train' else 'validation'} text has {counted(count, 'token')}, but one window needs "
+                f"the {'training' if split == 'train' else 'validation'} text has {count} tokens, but one window needs "
                 f"{seq_len + 1}; give more text, or set {flag} {max(1, count // 2)}"
             )
 
