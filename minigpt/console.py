@@ -1,23 +1,75 @@
-"""Print for a person: results to stdout; messages, and progress bars for work that is counted, to stderr."""
+"""Print for a person: results to stdout; messages, and progress bars for work that is counted, to stderr.
 
+Texts come from models, files and names, so none may steer the terminal: control characters, and those that turn the
+direction of a line, are shown as \\x1b or \\u202e. Messages and tables are always escaped, results where they meet a
+terminal. A result that goes into a pipe or a file stays as it is, byte for byte, since a program reads it.
+"""
+
+import codecs
 import errno
+import io
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 Report = Callable[[str, int, "int | None"], None]
+
+
+def harmless(text: str) -> str:
+    """The text with what steers a terminal made visible: ESC as \\x1b. Line ends and tabs stay."""
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+class SafeConsole(Console):
+    """Rich's console, whose texts are all harmless; colours and cursor are its own."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of anything that is printed."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        """A text that is printed; escaped here too, so that its width is right."""
+        return super().render_str(harmless(text), **more)
 
 
 def messages(quiet: bool = False) -> Console:
     """A console on stderr that breaks no line, so that a log has them whole and a path can be copied."""
-    return Console(stderr=True, quiet=quiet, soft_wrap=True)
+    return SafeConsole(stderr=True, quiet=quiet, soft_wrap=True)
+
+
+def counted(number: int, what: str) -> str:
+    """counted(1, "token") -> "1 token"; counted(2000, "token") -> "2,000 tokens"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def open_streams() -> None:
+    """Let any text be written: in UTF-8 where nobody asked for another encoding, else what it lacks as \\u4f60.
+
+    Such an escape is right in JSON too. Terminals keep their encoding.
+    """
+    codecs.register_error("minigpt", _as_json)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            own = stream.isatty() or "PYTHONIOENCODING" in os.environ
+            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt")
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
 
 
 def teller(console: Console) -> Callable[[str], object]:
@@ -28,9 +80,14 @@ def teller(console: Console) -> Callable[[str], object]:
 console = messages()
 
 
+def write(text: str) -> None:
+    """Print a part of a result as it is; on a terminal, harmless."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+
+
 def out(text: str) -> None:
     """Print a result."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    write(text if text.endswith("\n") else text + "\n")
 
 
 def out_json(value: Mapping[str, Any]) -> None:

@@ -137,6 +137,14 @@ def whole_steps(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def check_name(name: str) -> str:
+    """The name that a person gives a run, if a folder below runs/ can have it: "my", "try/2". Raises RunError."""
+    path = Path(name)
+    if not path.parts or path.anchor or ".." in path.parts or not name.isprintable() or len(name.encode()) > 200:
+        raise RunError(f"a run cannot be named {name!r}; use letters, digits, - and _, for example --name my-run")
+    return name
+
+
 def step_name(step: int) -> str:
     """step_name(500) -> "step-00000500"."""
     return f"step-{step:08d}"

@@ -3,13 +3,18 @@
 import importlib
 import os
 import re
+import shlex
 import sys
+import tempfile
 import time
+import traceback
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import ConfigError, MiniGPTError, UserError, nearest
+from minigpt.console import harmless, open_streams
+from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
 COMMANDS = {
     "demo": "train the embedded default for about two minutes, then write stories with it",
@@ -51,7 +56,12 @@ def usage() -> str:
 
 def _tell(message: Any, *place: Any, **more: Any) -> None:
     """A warning as one line, without the place in the program."""
-    print(message, file=sys.stderr)
+    print(harmless(str(message)), file=sys.stderr)
+
+
+def _complain(text: str) -> None:
+    """One line, whatever the names in it hold."""
+    print("minigpt: " + harmless(text).replace("\n", "\\n"), file=sys.stderr)
 
 
 def _as_typed(problem: str, argv: list[str]) -> str:
@@ -91,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
@@ -112,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(30)  # torchrun ends all as soon as one has ended
             return error.exit_code
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            print(f"minigpt: {_as_typed(line, argv)}", file=sys.stderr)
+            _complain(_as_typed(line, argv))
         return error.exit_code
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,3 +131,32 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("minigpt: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:  # a path that the system refuses, wherever it was given
+        place = error.filename if error.filename is not None else "the system refuses"
+        _complain(f"{os.fsdecode(place) if isinstance(place, str | bytes) else place}: {error.strerror or error}")
+        return UserError.exit_code
+    except Exception as error:  # noqa: BLE001  the net for what nobody thought of
+        _complain(_last_word(error, argv))
+        return 1
+
+
+def _last_word(error: Exception, argv: list[str]) -> str:
+    """What is said of an error that should not be: its kind, and where its details were written."""
+    torch = sys.modules.get("torch")
+    allocation = isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error)) is not None
+    if isinstance(error, MemoryError) or (torch is not None and allocation):
+        return "memory ended; make the model, the batch or the text smaller, or end other programs"
+    if isinstance(error, RecursionError):
+        return "what was given is nested too deeply to be read; give something flatter"
+    text = "".join(traceback.format_exception(error))
+    about = [f"python {sys.version}", *(f"{name} {metadata.version(name)}" for name in ("minigpt", "torch"))]
+    words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]
+    said = f"this is a bug in minigpt ({type(error).__name__}: {first_line(error)[:200]})"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="minigpt-bug-", suffix=".txt", delete=False,
+                                         encoding="utf-8", errors="backslashreplace") as file:  # fmt: skip
+            file.write("\n".join([shlex.join(["minigpt", *words]), *about, text]))
+    except OSError as unwritten:
+        print(text, file=sys.stderr)
+        return f"{said}; its details stand above, since they cannot be written ({unwritten.strerror})"
+    return f"{said}; its details are in {file.name}: please report it with that file"

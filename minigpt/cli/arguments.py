@@ -8,9 +8,10 @@
         max_len: int | None = None
         '''Help of --max-len.'''
 
-A field is a positional word or a flag; its type says which words it takes: str, int, float, Path, bool (`--json`, or
-`--no-plot` where the default is True), Literal, tuple[str, ...] (one or more words), dict[str, float] (pairs of words),
-or one of these or None. The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
+A field is a positional word or a flag; its type says which words it takes: str, PathText (where ~ is the home folder),
+Name, int, float, Path, bool (`--json`, or `--no-plot` where the default is True; true or false may follow), Literal,
+tuple[str, ...] (one or more words), dict[str, float] (pairs of words), or one of these or None.
+The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
 """
 
 import ast
@@ -21,7 +22,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -32,15 +33,35 @@ from rich.text import Text
 
 from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
 from minigpt.errors import UserError, nearest
-from minigpt.layout import is_pointer
+from minigpt.files import expand_home
+from minigpt.layout import check_name, is_pointer
 
 Args = TypeVar("Args")
 Kind = TypeVar("Kind")
 Positional = Annotated[Kind, "positional"]
 """The type of an argument that is given by its place."""
 
+
+class PathText(str):
+    """The path of a file or folder, the name of a data set or recipe, or - for standard input; ~ is the home folder."""
+
+
+class Name(str):
+    """The name of a run that is to be made; none that leaves the folder of the runs."""
+
+
+READERS: dict[Any, Callable[[str], Any]] = {
+    PathText: expand_home,
+    Path: lambda word: Path(expand_home(word)),
+    Name: check_name,
+}
+"""What makes a value of a word, where the type itself does not."""
+
 RUNS = ("run", "runs", "one", "two", "draft")
 """Arguments that name runs."""
+
+BOOLEANS = ("true", "false")
+"""Values that a switch may have, in any case: --json, --json true, --plot=false."""
 
 
 def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = False) -> tuple[Args, dict[str, Any]]:
@@ -163,18 +184,25 @@ def _flags(arguments: Sequence[_Argument], words: Sequence[str], command: str) -
             rest.append(word)
             continue
         argument = flags.get(name) or flags[f"--{name[5:]}"]  # --no-plot is plot
-        if argument.switch:
-            if equals:
-                raise UserError(f"{name}: takes no value; write {name}")
-            values[argument.name] = name == argument.flag
-            continue
+        if equals and argument.switch and text.lower() not in BOOLEANS:
+            raise UserError(f"{name}: takes no value; write {name}")
         taken = [text] if equals else []
-        while not equals and queue and not queue[0].startswith("--") and (argument.many or not taken):
+        while not equals and queue and _takes(argument, taken, queue[0]):
             taken.append(queue.pop(0))
+        if not taken and argument.kind is bool:
+            taken = ["True"]
         if not taken:
             raise UserError(f"{name}: needs a value; write {name} VALUE")
-        values[argument.name] = _value(argument, taken, command)
+        value = _value(argument, taken, command)
+        values[argument.name] = value if name == argument.flag else not value
     return values, rest
+
+
+def _takes(argument: _Argument, taken: Sequence[str], word: str) -> bool:
+    """Whether the next word is a value of the flag: of a switch, only true or false."""
+    if argument.switch:
+        return not taken and word.lower() in BOOLEANS
+    return not word.startswith("--") and (argument.many or not taken)
 
 
 def _positionals(kind: type, arguments: Sequence[_Argument], words: list[str], command: str) -> dict[str, Any]:
@@ -204,21 +232,24 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
     if argument.optional and words == ["None"]:
         return None
     if get_origin(argument.kind) is tuple:
-        return tuple(words)
+        read = READERS.get(get_args(argument.kind)[0], str)
+        return tuple(read(word) for word in words)
     kind, text = argument.kind, words[0]
     see = f"; see minigpt {command} --help"
     choices = ["True", "False"] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else []
+    if kind is bool and text.lower() in BOOLEANS:
+        return text.lower() == "true"
     if choices:
         if text not in choices:
             *most, last = choices
             either = f"{', '.join(most)} or {last}" if most else last
             raise UserError(f"{argument.shown}: choose {either}, not {text}{see}")
-        return text == "True" if kind is bool else text
+        return text
     try:
         if get_origin(kind) is dict:
             pairs = zip(words[::2], words[1::2], strict=True)
             return {key: float(number) for key, number in pairs}
-        return kind(text)
+        return READERS.get(kind, kind)(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}.get(kind, "texts, each with a number")
         raise UserError(f"{argument.shown}: give {wanted}, not {', '.join(map(repr, words))}{see}") from None
@@ -313,7 +344,7 @@ def metavar(kind: Any) -> str:
         return f"{inner} [{inner} ...]"
     if get_origin(kind) in (Union, types.UnionType):
         return "|".join(map(metavar, get_args(kind)))
-    return "{True,False}" if kind is bool else kind.__name__.upper()
+    return "{True,False}" if kind is bool else kind.__name__.removesuffix("Text").upper()
 
 
 def _choices(place: _Argument) -> str:

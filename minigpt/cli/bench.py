@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
-from minigpt.console import console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
 from minigpt.layout import RunFolder
 
@@ -39,7 +39,7 @@ class Train:
     median counts; MFU is the share of the speed of a large matrix product here, in the precision used.
     """
 
-    recipe: Positional[str | None] = None
+    recipe: Positional[PathText | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
     """Timed steps; with a rival, of each round."""
@@ -50,7 +50,7 @@ class Train:
     vs: Literal["hf"] | None = None
     """hf: the same shape in Hugging Face transformers, eager in fp32 and compiled with bf16, on the same batch and
     AdamW."""
-    profile: str | None = None
+    profile: PathText | None = None
     """Write a trace of two of our steps, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
     """Print one JSON object: model, batch_size, micro_batch_size, tokens_per_step, flops_per_token, device,
@@ -71,7 +71,7 @@ class Generate:
     from memory; a model that fits into the processor's caches can pass it.
     """
 
-    what: Positional[str | None] = None
+    what: Positional[PathText | None] = None
     """A recipe, or a run, a checkpoint or a Hugging Face directory (default: the default shape)."""
     prompt_tokens: int = 16
     """Ids of the prompt."""
@@ -85,7 +85,7 @@ class Generate:
     """Generations of each side, in turn."""
     vs: Literal["hf"] | None = None
     """hf: the generate of Hugging Face transformers on the same shape, in fp32 and bf16."""
-    profile: str | None = None
+    profile: PathText | None = None
     """Write a trace of 16 tokens of ours, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
     """Print one JSON object: model, source (or null), prompt_tokens, new_tokens, batch_size, device, device_name,
@@ -105,7 +105,7 @@ class Tokenizer:
     Rust's trainers use all cores, the others one; RAYON_NUM_THREADS=1 makes all alike.
     """
 
-    file: Positional[str] = "stories"
+    file: Positional[PathText] = PathText("stories")
     """A text, read into memory."""
     vocab_size: int = 8192
     """Ids to learn; a small text gives fewer, and then all sides learn those."""
@@ -130,7 +130,7 @@ class Data:
     The tokenizer is made beforehand, and all is written below a temporary directory.
     """
 
-    file: Positional[str] = "stories"
+    file: Positional[PathText] = PathText("stories")
     """A text."""
     rounds: int = 3
     """Preparations."""
@@ -354,7 +354,6 @@ def _show_notes(report: Mapping[str, Any]) -> None:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
     """A table on stdout whose first `left` columns are words."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -362,7 +361,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
         table.add_column(head, no_wrap=True, justify="left" if place < left else "right")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
+    SafeConsole(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
 
 
 SUBJECTS: dict[str, tuple[Any, Callable[..., Mapping[str, Any]], Callable[[Mapping[str, Any]], None]]] = {

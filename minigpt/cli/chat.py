@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
-from minigpt.console import console, out
+from minigpt.console import console, counted, out, write
 from minigpt.errors import RunError, UserError
-
-CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""What a model writes must not steer the terminal."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,15 @@ class _Chat:
     longer read.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
-    session: str | None = None
+    session: PathText | None = None
     """A file to go on from, if it is there, and to keep the conversation in, answer by answer."""
     system: str | None = None
     """What the model is told before all turns; for runs that were fine-tuned on chats."""
     preset: str | None = None
     """Settings saved by minigpt generate --save-preset; other flags go before them."""
-    draft: str | None = None
+    draft: PathText | None = None
     """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -80,8 +77,8 @@ def main(argv: list[str]) -> int:
     kind = "answers" if session.spelling.roles else "continues what you type, and on an empty line goes on"
     _note(f"{args.run} {kind}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if session.messages:
-        _note(f"{len(session.messages)} messages so far; the last:")
-        out(_harmless(session.messages[-1].content.strip()))
+        _note(f"{counted(len(session.messages), 'message')} so far; the last:")
+        out(session.messages[-1].content.strip())
     words = {f"/{name}": SETTINGS if name == "set" else () for name in COMMANDS} | {"/help": [*COMMANDS, *SETTINGS]}
     return _converse(commands, EditedLines(presets_file().parent / "chat_history", words), keep, interactive)
 
@@ -141,7 +138,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
                 _note(told)
             reply = commands.take(line)
             if reply.text:
-                out(_harmless(reply.text) if interactive else reply.text)
+                out(reply.text)
             if reply.answer:
                 _show(commands.session, reply.answer, interactive)
                 if commands.session.is_cut and not cut:
@@ -170,7 +167,7 @@ def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
     try:
         with closing(answer):
             for piece in answer:
-                sys.stdout.write(_harmless(piece) if interactive else piece)
+                write(piece)
                 sys.stdout.flush()
                 last = piece or last
     except KeyboardInterrupt:
@@ -182,11 +179,7 @@ def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
     ended = session.ended
     if interactive and ended is not None:
         rate = ended.tokens / max(ended.seconds, 1e-9)
-        _note(f"[{ended.tokens} tokens, {rate:.1f} tokens/s, {ended.reason}]")
-
-
-def _harmless(text: str) -> str:
-    return text.translate(CONTROL)
+        _note(f"[{counted(ended.tokens, 'token')}, {rate:.1f} tokens/s, {ended.reason}]")
 
 
 def _note(text: str) -> None:

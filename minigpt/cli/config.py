@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.config import dump_config, recipes, schema
 from minigpt.console import out, out_json
 
@@ -19,7 +19,7 @@ class Config:
 
     what: Positional[Literal["schema", "show", "recipes"]]
     """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped ones."""
-    recipe: Positional[str | None] = None
+    recipe: Positional[PathText | None] = None
     """show: a recipe (default: none, just the defaults)."""
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import Positional, config_from, parse
-from minigpt.console import console, out, out_json, progress_bars
+from minigpt.cli.arguments import PathText, Positional, config_from, parse
+from minigpt.console import SafeConsole, console, out, out_json, progress_bars
 from minigpt.errors import UserError
 
 
@@ -33,7 +33,7 @@ class Data:
 
     action: Positional[Literal["inspect", "questions"]]
     """inspect; or questions: chats about the openings of stories, as JSON lines."""
-    what: Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
     count: int = 1000
     """questions: how many, none twice."""
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         out_json(report)
     else:
-        _show(report, Console(highlight=False))
+        _show(report, SafeConsole(highlight=False))
     return 0
 
 

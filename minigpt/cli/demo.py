@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from minigpt.cli.arguments import parse
+from minigpt.cli.arguments import Name, parse
 from minigpt.console import console, out, out_json
 from minigpt.layout import RunFolder
 
@@ -20,7 +20,7 @@ class Demo:
     is written by a small grammar whose exact entropy is known: the loss that no model can beat.
     """
 
-    name: str = "demo"
+    name: Name = Name("demo")
     """Name of the run: runs/NAME."""
     json: bool = False
     """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per character), stride, samples."""
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
     out(
         f"loss {loss:.3f} nats per character (each with at least {stride} before it); the grammar's own entropy is "
         f"{floor:.3f}: {loss - floor:.3f} is left to learn.\nTrained in {seconds:.0f} s. Next:\n"
-        f'  minigpt generate {run.path} --prompt "Once upon a time"\n'
-        f"  minigpt eval {run.path}\n"
+        f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
+        f"  minigpt eval {shlex.quote(str(run.path))}\n"
         f"  minigpt train my.txt"
     )
     return 0

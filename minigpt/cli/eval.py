@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.console import SafeConsole, console, counted, out, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -38,9 +38,9 @@ class Eval:
     bootstrap's over blocks of text.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
-    data: str | None = None
+    data: PathText | None = None
     """Other data to evaluate on: a named source or a file, split as for training (default: the run's own)."""
     split: Literal["val", "test", "train"] = "val"
     """Which part of the data; floors are fitted on train, so that train itself has none."""
@@ -118,15 +118,14 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 
 
 def _show(report: Mapping[str, Any], name: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = SafeConsole(highlight=False, soft_wrap=True)
     stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
     screen.print(
         f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "
-        f"{report['tokens']:,} tokens, {report['bytes']:,} bytes, {report['words']:,} words; "
-        f"context {report['context']:,}, {stride}\n"
+        f"{counted(report['tokens'], 'token')}, {counted(report['bytes'], 'byte')}, "
+        f"{counted(report['words'], 'word')}; context {report['context']:,}, {stride}\n"
     )
     for rows in (_figures(report), _scale(report)):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))

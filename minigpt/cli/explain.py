@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.console import SafeConsole, console, out, out_json
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Explain:
     key of --json holds and how each picture is read stands in docs/explain.md.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to read; - reads standard input (default: the run's sample prompt). Of one that is longer than the
@@ -46,11 +46,11 @@ class Explain:
     over: Literal["prompt", "data", "training"] = "prompt"
     """What to look at: a prompt; the run's own data (loss by place and by frequency, surprises, neighbours in the
     embedding, what it knows word for word); or the kept checkpoints (how heads and samples changed)."""
-    out: str | None = None
+    out: PathText | None = None
     """Where to write the page (default: plots/explain.html in the run)."""
-    png: str | None = None
+    png: PathText | None = None
     """Draw --picture to this file in place of the page (pip install 'minigpt[plot]')."""
-    svg: str | None = None
+    svg: PathText | None = None
     """The same as SVG."""
     picture: Literal["attention", "surprise", "lens", "stream"] = "attention"
     """With --png or --svg: what to draw."""
@@ -186,9 +186,8 @@ def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 
 
 def _show(parts: "Iterable[RenderableType]") -> None:
-    from rich.console import Console
 
-    screen = Console()
+    screen = SafeConsole()
     screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no lines to break
     for part in parts:
         screen.print(part)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, as_run, parse
+from minigpt.cli.arguments import PathText, Positional, as_run, parse
 from minigpt.console import out, out_json
 
 
@@ -19,9 +19,9 @@ class Export:
     installed, it loads what was written, and logits and ids are compared with ours before the directory gets its name.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory or a checkpoint."""
-    out: str | None = None
+    out: PathText | None = None
     """The directory to write (default: RUN-hf, beside the run)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the weights in the file."""

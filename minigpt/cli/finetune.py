@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from minigpt.cli.arguments import Positional, as_run, parse
+from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse
 from minigpt.cli.finished import report_run
 from minigpt.console import out
 from minigpt.errors import UserError
@@ -32,15 +32,15 @@ class Finetune:
     where it was or moved together with it. What --merge writes needs nothing.
     """
 
-    what: Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[PathText, ...]] = ()
     """The base (a run, a checkpoint, a Hugging Face directory), then the data; or a recipe (.yaml) that names them."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the run: runs/NAME (default: from base and data)."""
     resume: bool = False
     """Continue a run although settings such as the budget differ."""
-    merge: str | None = None
+    merge: PathText | None = None
     """A run to write as an ordinary one into --out, its adapter made part of the weights; trains nothing."""
-    out: str | None = None
+    out: PathText | None = None
     """merge: the directory to write."""
     json: bool = False
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs."""

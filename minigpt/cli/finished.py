@@ -1,5 +1,6 @@
 """What `train` and `finetune` print once the run has ended."""
 
+import shlex
 import signal
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,11 @@ def report_run(run: "TrainedRun", json: bool) -> int:
     stopped = state.stop_reason.startswith("interrupted")
     if not json and not stopped:
         prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
+        path = shlex.quote(str(run.path))
+        quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
         console.print(
-            f'Next: minigpt generate {run.path} --prompt "{prompt}"\n'
-            f"      minigpt eval {run.path}, minigpt explain {run.path}, minigpt chat {run.path}",
+            f"Next: minigpt generate {path} --prompt {quoted}\n"
+            f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}",
             markup=False, highlight=False,
         )  # fmt: skip
     if stopped:

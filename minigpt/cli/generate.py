@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse, unreadable
+from minigpt.cli.arguments import PathText, Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
-from minigpt.console import out_json
+from minigpt.console import out_json, write
 from minigpt.errors import GenerationError
 
 
@@ -25,15 +25,15 @@ class _Generate:
     full, the older half is dropped and the newer half read again.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
     """The text to continue; - reads standard input (default: the run's sample prompt)."""
-    prompt_file: str | None = None
+    prompt_file: PathText | None = None
     """A file that holds the prompt."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A file of prompts, one a line, or JSON with {"prompt": ..., "seed": ...}; answers are JSON lines."""
-    out: str | None = None
+    out: PathText | None = None
     """With --prompts: the file for the answers, written at the end (default: standard output)."""
     batch_size: int = 16
     """With --prompts: prompts that are continued together."""
@@ -41,7 +41,7 @@ class _Generate:
     """Settings saved under this name; other flags go before them."""
     save_preset: str | None = None
     """Save the settings given here under this name, in ~/.config/minigpt/generation.yaml."""
-    draft: str | None = None
+    draft: PathText | None = None
     """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -123,7 +123,7 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
     for pieces in writing:
         if stream:
-            sys.stdout.write(unseen + pieces[0])
+            write(unseen + pieces[0])
             sys.stdout.flush()
             unseen = ""
     samples = writing.completions[0]
@@ -144,7 +144,7 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     else:
         for number, sample in enumerate(samples, 1):
             score = "" if sample.score is None else f" (score {sample.score:.3f})"
-            sys.stdout.write(f"--- {number}{score} ---\n{text}{sample.text}\n")
+            write(f"--- {number}{score} ---\n{text}{sample.text}\n")
     return 0
 
 

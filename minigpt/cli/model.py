@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.config import ModelConfig, RunConfig
-from minigpt.console import out_json
+from minigpt.console import SafeConsole, out_json
 from minigpt.layout import RunFolder
 
 
@@ -23,7 +23,7 @@ class Model:
 
     action: Positional[Literal["inspect"]]
     """inspect."""
-    what: Positional[str | None] = None
+    what: Positional[PathText | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
     """Print one JSON object: config, parameters, flops_per_token, training_memory, inference_memory, shapes."""
@@ -77,9 +77,8 @@ def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     total = report["parameters"]["total"]
     table = Table("part", "parameters", "share", box=None, title="parameters")
     for part, count in report["parameters"].items():

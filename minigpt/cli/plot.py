@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.console import console, out, out_json, teller
 from minigpt.errors import UserError
 from minigpt.layout import RunFolder
@@ -31,12 +31,12 @@ class Plot:
     tokenizer inspect --plot.
     """
 
-    runs: Positional[tuple[str, ...]]
+    runs: Positional[tuple[PathText, ...]]
     """Run directories, or folders of runs such as a sweep's."""
     what: str = DEFAULT
     """Panels, with commas between: loss, perplexity, bpb (bits per byte), learning-rate, gradient-norm, throughput; or
     all; or scaling."""
-    out: str | None = None
+    out: PathText | None = None
     """File to write, .png or .svg (default: plots/WHAT.png in the run or folder that is named first; plots/compare.png
     for the loss of several)."""
     format: Literal["png", "svg"] | None = None

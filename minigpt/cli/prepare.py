@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from minigpt.cli.arguments import Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.console import console, out, out_json, progress_bars
 
 
@@ -23,7 +23,7 @@ class Prepare:
     The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
     """
 
-    what: Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, stories, shakespeare, wikitext-2,
     hf:NAME, - for standard input), or both."""
     out: Path | None = None

@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from minigpt.config import parse_yaml
+from minigpt.config import dump_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
+from minigpt.files import expand_home
 
 
 def presets_file() -> Path:
     """$MINIGPT_CONFIG, else ~/.config/minigpt, holds generation.yaml."""
-    return Path(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt").expanduser() / "generation.yaml"
+    return Path(expand_home(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt")) / "generation.yaml"
 
 
 def read_presets() -> dict[str, dict[str, Any]]:
@@ -20,7 +19,7 @@ def read_presets() -> dict[str, dict[str, Any]]:
     file = presets_file()
     if not file.is_file():
         return {}
-    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file)) or {}
+    tree = read_yaml(file) or {}
     if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):
         raise ConfigError(f"{file}: must map names to settings, like `bold: {{temperature: 1.1}}`")
     return tree
@@ -39,7 +38,7 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     """Keep the settings under the name, in place of what it meant before. Raises StorageError."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
-    text = yaml.safe_dump(read_presets() | {name: plain}, allow_unicode=True)
+    text = dump_yaml(read_presets() | {name: plain})
     from minigpt.files import write_text
 
     write_text(file, text, parents=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.console import console, out, out_json
 from minigpt.errors import ConfigError, UserError
 
@@ -21,7 +21,7 @@ class Quantize:
     the disk; all else computes with them in fp32. Training does not go on from it; fine-tuning does.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     bits: Literal["8", "4"] = "4"
     """Of the matrices in the blocks; 8 loses next to nothing."""
@@ -29,7 +29,7 @@ class Quantize:
     """With 4 bits: numbers that share a scale. Fewer are more exact, at 16/group bits a number."""
     embedding_bits: Literal["8", "4"] = "8"
     """With 4 bits: of the embedding, the positions and the head, which suffer more from 4."""
-    out: str | None = None
+    out: PathText | None = None
     """The run to write (default: RUN-int4 or RUN-int8, beside the run)."""
     tokens: int = 16384
     """Tokens of the validation text to measure bits per byte on, before and after; 0: do not measure."""

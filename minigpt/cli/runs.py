@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from minigpt.cli.arguments import Positional, parse
-from minigpt.console import console, out, out_json, teller
+from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.console import SafeConsole, console, out, out_json, teller
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class List:
 
     pattern: Positional[str] = "*"
     """Names to list, with * and ?; a sweep's name stands for all its runs. Quote it."""
-    runs_dir: str = "runs"
+    runs_dir: PathText = PathText("runs")
     """The folder of the runs."""
     sort: Column = "name"
     """Column to sort by, the smallest first."""
@@ -60,7 +59,7 @@ class Show:
     minigpt runs show runs/my
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory."""
     json: bool = False
     """Print one JSON object: the keys of list, and settings (the fewest that make its config), receipt, metrics (the
@@ -74,9 +73,9 @@ class Diff:
     minigpt runs diff runs/my runs/my-2
     """
 
-    one: Positional[str]
+    one: Positional[PathText]
     """A run directory."""
-    two: Positional[str]
+    two: Positional[PathText]
     """Another."""
     json: bool = False
     """Print one JSON object: settings, data, versions, results: each {name: [value of one, value of two]}."""
@@ -94,9 +93,9 @@ class Compare:
     different tokenizers are drawn by bits per byte. Other pictures: minigpt plot.
     """
 
-    runs: Positional[tuple[str, ...]]
+    runs: Positional[tuple[PathText, ...]]
     """Run directories, or folders of runs such as a sweep's."""
-    out: str | None = None
+    out: PathText | None = None
     """Picture to write, .png or .svg (default: compare.png beside the first run)."""
     plot: bool = True
     """Draw the curves (needs the plot extra)."""
@@ -115,7 +114,7 @@ class Receipt:
     minigpt runs receipt runs/my --flags > repeat.sh
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory."""
     flags: bool = False
     """Every setting on the line in place of the path of the run's config: for a machine that has only the data."""
@@ -132,7 +131,7 @@ class Consolidate:
     Every command reads such checkpoints as they are, too; other programs want model.safetensors whole.
     """
 
-    run: Positional[str]
+    run: Positional[PathText]
     """A run directory, or a checkpoint."""
     json: bool = False
     """Print one JSON object: checkpoints (a list of paths)."""
@@ -329,7 +328,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) ->
         table.add_column(escape(name), justify="left" if place < text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(table)
+    SafeConsole(highlight=False).print(table)
 
 
 def titled(title: str, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.arguments import Positional, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
 from minigpt.console import console, out, out_json, teller
@@ -33,9 +33,9 @@ class SweepArgs:
     tried again. A run that fails is noted and the sweep goes on; the exit code is then 1. Ctrl-C saves and stops.
     """
 
-    what: Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[PathText, ...]] = ()
     """As for train: a recipe, data, or both. As for finetune: a run, checkpoint or Hugging Face directory, and data."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the sweep: runs/NAME (default: from the recipe or the data, with -sweep)."""
     devices: str | None = None
     """Devices to use at once, one run on each: cuda:0,cuda:1, or cpu,cpu (default: one run after another)."""

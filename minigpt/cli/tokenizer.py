@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import Report, console, out, out_json, progress_bars
+from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -46,7 +45,7 @@ class Train:
     How the text is read is set by the data settings (--data.text-field, --data.encoding, --data.clean, ...).
     """
 
-    source: Positional[str | None] = None
+    source: Positional[PathText | None] = None
     """Named source, file, directory, glob, .jsonl, .gz, or - (byte and gpt2 need none)."""
     kind: Literal["char", "byte", "bpe", "gpt2"] = "bpe"
     """char, byte, bpe, or gpt2 (OpenAI's, fetched once)."""
@@ -58,7 +57,7 @@ class Train:
     """char: what becomes of a character outside the vocabulary."""
     max_train_bytes: int = DEFAULTS.max_train_bytes
     """bpe: bytes of text to learn from."""
-    out: str = TOKENIZER
+    out: PathText = PathText(TOKENIZER)
     """File (.json), or directory for tokenizer.json."""
     overwrite: bool = False
     """Replace the file if it exists."""
@@ -74,7 +73,7 @@ class Inspect:
     minigpt tokenizer inspect runs/my --plot vocabulary.svg
     """
 
-    tokenizer: Positional[str]
+    tokenizer: Positional[PathText]
     """tokenizer.json, a directory that holds one (a run), gpt2, or byte."""
     text: str | None = None
     """A text to show token by token."""
@@ -91,9 +90,9 @@ class Compare:
     minigpt tokenizer compare tokenizer.json gpt2 byte --text my.txt --plot compression.svg
     """
 
-    tokenizers: Positional[tuple[str, ...]]
+    tokenizers: Positional[tuple[PathText, ...]]
     """Two or more of: tokenizer.json, a directory that holds one, gpt2, byte."""
-    text: str = "stories"
+    text: PathText = PathText("stories")
     """Text to encode: a named source, file, directory, glob, .jsonl, .gz, or -."""
     max_bytes: int = 10_000_000
     """Bytes of it to encode."""
@@ -141,7 +140,7 @@ def _train(args: Train, data: DataConfig) -> int:
     if args.json:
         out_json(summary)
     else:
-        Console().print(_facts(summary))
+        SafeConsole().print(_facts(summary))
     return 0
 
 
@@ -159,14 +158,17 @@ def _inspect(args: Inspect) -> int:
         tokens = None if ids is None else [{"id": id_, "text": _label(tokenizer, id_)} for id_ in ids]
         out_json({**summary, "longest_tokens": longest, "tokens": tokens})
         return 0
-    results = Console(highlight=False)
+    results = SafeConsole(highlight=False)
     shown = [repr(item["text"][:SHOWN]) for item in longest]
     results.print(_facts({**summary, "longest_tokens": "  ".join(shown)}))
     if ids is not None and args.text is not None:
         results.print()
         results.print(token_view(tokenizer, ids, colour=results.color_system is not None and not results.no_color))
         size = len(args.text.encode(errors="replace"))
-        results.print(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes per token", style="dim")
+        results.print(
+            f"{counted(len(ids), 'token')}, {counted(size, 'byte')}, {size / max(1, len(ids)):.2f} bytes per token",
+            style="dim",
+        )
         results.print(" ".join(map(str, ids)), style="dim")
     return 0
 
@@ -215,7 +217,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "kind") else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    Console().print(table)
+    SafeConsole().print(table)
     return 0
 
 

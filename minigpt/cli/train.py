@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.cli.arguments import Positional, config_from, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
 from minigpt.cli.finished import report_run
-from minigpt.console import console, out, out_json
+from minigpt.console import console, counted, out, out_json
 from minigpt.errors import UserError
 
 
@@ -24,9 +24,9 @@ class Train:
     --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.
     """
 
-    what: Positional[tuple[str, ...]] = ()
+    what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the run: runs/NAME."""
     resume: bool = False
     """Continue a run although settings such as the budget differ."""
@@ -68,8 +68,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
         name = name or f"{default_name(config, recipe)}-tiny"
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
-        counts = {name: f"{split.count:,}" for name, split in prepared.splits.items()}
-        console.print(f"{counts['train']} tokens to train on, {counts['val']} to validate", highlight=False)
+        counts = {name: counted(split.count, "token") for name, split in prepared.splits.items()}
+        console.print(f"{counts['train']} to train on, {counts['val']} to validate", highlight=False)
         out(str(prepared.directory))
         return 0
     run = train(config, name=name, resume=args.resume, recipe=recipe, task=FromNothing({"command": command}))

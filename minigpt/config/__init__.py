@@ -7,7 +7,7 @@ from minigpt.config.load import (
     flag_texts,
     flag_value,
     load_config,
-    parse_yaml,
+    recipe_settings,
     recipes,
     schema,
     split_flags,
@@ -22,6 +22,7 @@ from minigpt.config.tree import (
     TokenizerConfig,
     TrainConfig,
 )
+from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "DataConfig",
@@ -33,11 +34,14 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "dump_config",
+    "dump_yaml",
     "find_recipe",
     "flag_texts",
     "flag_value",
     "load_config",
     "parse_yaml",
+    "read_yaml",
+    "recipe_settings",
     "recipes",
     "schema",
     "split_flags",

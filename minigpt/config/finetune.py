@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from minigpt.config.section import (
+    MOST_SIZE,
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
-    Positive,
+    OptionalPath,
     PositiveFloat,
     Section,
+    Size,
     one_or_many,
 )
 
@@ -18,7 +19,7 @@ from minigpt.config.section import (
 class LoRAConfig(Section):
     """A low-rank update of frozen matrices: W x + scale B A x (Hu et al., 2021)."""
 
-    rank: Positive = 8
+    rank: Size = 8
     """Rows of A and columns of B."""
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank; kept when the rank changes, as the learning rate then may be (Hu et
@@ -42,36 +43,36 @@ class LoRAConfig(Section):
 class AdapterConfig(LoRAConfig):
     """The LoRA adapter of a fine-tuning, if it has one."""
 
-    rank: NonNegativeInt = 0
+    rank: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
     """Rows of A and columns of B; 0 trains the weights themselves, without an adapter."""
 
 
 class FinetuneConfig(Section):
     """Training that goes on from a model."""
 
-    base: str | None = None
+    base: OptionalPath = None
     """The run, checkpoint or Hugging Face directory to start from."""
     freeze: tuple[str, ...] = ()
     """Parameters or parts that stay as they are, by name, with * and ?: embedding,blocks.0,blocks.*.norm? (a tied head
     is the embedding)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer learns at this times the rate of the one above it; the head and last norm at the full rate."""
-    seq_len: Positive | None = None
+    seq_len: Size | None = None
     """Tokens of a row (default: the model's context)."""
     pack: bool = False
     """Fill rows with several records each: faster where records are short, but a record sees those before it."""
-    val_source: str | None = None
+    val_source: OptionalPath = None
     """Records to validate on (default: a share of the data, data.val_fraction)."""
     dpo_beta: NonNegativeFloat = 0.0
     """Learn from rejected answers too, by DPO, held to the base with this strength: 0.1 is usual (0: the chosen answers
     alone are learned). A row is then a pair, and losses are of pairs."""
-    teacher: str | None = None
+    teacher: OptionalPath = None
     """A run, checkpoint or Hugging Face directory of the same vocabulary whose probabilities are learned too."""
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the teacher in the loss; the rest is the data's."""
     teacher_temperature: PositiveFloat = 1.0
     """Divides both models' logits before they are compared; 2 shows more of what the teacher holds for unlikely."""
-    template: str | None = None
+    template: OptionalPath = None
     """A template.json that says how chats are spelled (default: the base's own, else User: and Assistant:)."""
 
     @field_validator("freeze", mode="before")

@@ -1,5 +1,7 @@
 """Settings of generation: from logits to text."""
 
+import math
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -45,11 +47,11 @@ class GenerationConfig(Section):
     """Keep tokens at least p times as likely as the likeliest."""
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep the fewest tokens of near-average surprise whose probabilities sum to p."""
-    num_samples: Positive = 1
+    num_samples: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Continuations per prompt; with num_beams, the best so many beams."""
-    best_of: Positive = 1
+    best_of: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Write so many for each sample, and keep the one whose tokens are likeliest on average."""
-    num_beams: Positive = 1
+    num_beams: Annotated[int, Field(gt=0, le=1000)] = 1
     """Beam search: hypotheses kept at each step (1: off); they are sampled unless temperature is 0."""
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Beam search: a hypothesis' log-probability is divided by its length to this power."""
@@ -90,11 +92,19 @@ class GenerationConfig(Section):
     def _compiles(cls, text: str | None) -> str | None:
         import regex
 
+        if text is None:
+            return None
+        repeats = [max(map(int, re.findall(r"\d+", counts)), default=1) for counts in re.findall(r"\{[\d,]+\}", text)]
+        if len(text) > 1000 or math.prod(max(1, count) for count in repeats) > 10_000:
+            raise ValueError("too large: 1000 characters are most, and 10,000 for all its repeats {n} multiplied")
+        if re.search(r"\(\?(R|&|P>|[+-]?\d)", text):
+            raise ValueError(f"{text!r} calls itself or a group, which may never end; write the group again")
         try:
-            if text is not None and regex.compile(text).search(""):
-                raise ValueError(f"{text!r} matches the empty text, so nothing would be written")
-        except regex.error as error:
+            found = regex.compile(text).search("", timeout=1)
+        except (regex.error, OverflowError, TimeoutError) as error:
             raise ValueError(f"{text!r} is not a regular expression ({error})") from None
+        if found:
+            raise ValueError(f"{text!r} matches the empty text, so nothing would be written")
         return text
 
     @model_validator(mode="after")
@@ -103,6 +113,10 @@ class GenerationConfig(Section):
             raise ValueError(f"num_beams {self.num_beams} is not a multiple of num_beam_groups {self.num_beam_groups}")
         if self.num_beams > 1 and self.num_samples > self.num_beams:
             raise ValueError(f"num_samples {self.num_samples} is more than num_beams {self.num_beams}")
+        if self.num_samples * self.best_of > 10_000:
+            raise ValueError(
+                f"num_samples {self.num_samples} x best_of {self.best_of} are more than 10,000 texts at once"
+            )
         searches = [name for name, on in (
             ("num_beams", self.num_beams > 1), ("penalty_alpha", self.penalty_alpha > 0),
             ("prompt_lookup", self.prompt_lookup > 0), ("best_of", self.best_of > 1)) if on]  # fmt: skip

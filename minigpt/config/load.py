@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from minigpt.config.tree import RunConfig
+from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
+from minigpt.files import expand_home
 
 Tree = dict[str, Any]
 
@@ -20,33 +21,6 @@ _RECIPE_DIRS = (
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string and on as true; everyone means a number, and `compile: on` a word."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  the name and the shape are PyYAML's
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|[Ff]alse)$"), list("tTfF"))
-
-
-def parse_yaml(text: str, name: str = "the YAML text") -> Any:
-    """Read YAML, where 1e-3 is a number. Raises ConfigError with line and column."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
-
-
 def recipes() -> dict[str, Path]:
     """The recipes that come with minigpt, by name."""
     return {path.stem: path for folder in _RECIPE_DIRS for path in sorted(folder.glob("*.yaml"))}
@@ -54,7 +28,7 @@ def recipes() -> dict[str, Path]:
 
 def find_recipe(name: str) -> Path:
     """A path as it is, else a shipped recipe by its name. Raises ConfigError naming the nearest."""
-    path = Path(name)
+    path = Path(expand_home(name))
     if path.is_file():
         return path
     shipped = recipes()
@@ -62,6 +36,23 @@ def find_recipe(name: str) -> Path:
     if stem in shipped and path.parent in (Path(), Path("recipes")):
         return shipped[stem]
     raise ConfigError(f"no such recipe: {name}; {nearest(stem, shipped)}")
+
+
+def read_recipe(path: Path) -> Tree:
+    """The sections that a recipe gives, not yet checked. Raises ConfigError for a file that is no such mapping."""
+    tree = read_yaml(path)
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
+    return tree or {}
+
+
+def recipe_settings(recipe: str | None) -> Tree:
+    """{"train.max_steps": 10} of a recipe; {} of None. Raises ConfigError."""
+    tree = read_recipe(find_recipe(recipe)) if recipe else {}
+    if wrong := [f"{section}: holds settings, so it cannot be {part!r}" for section, part in tree.items()
+                 if not isinstance(part, dict)]:  # fmt: skip
+        raise ConfigError(wrong)
+    return {f"{section}.{name}": value for section, part in tree.items() for name, value in part.items()}
 
 
 def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -76,14 +67,7 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
     """
     tree: Tree = {}
     if recipe is not None:
-        path = find_recipe(str(recipe))
-        try:
-            loaded = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
-        tree = loaded or {}
+        tree = read_recipe(find_recipe(str(recipe)))
     for path_, value in (overrides or {}).items():
         section, _, field = path_.partition(".")
         branch = tree.get(section)
@@ -141,9 +125,13 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(flag, dotted path, value as it was written) of each config flag, and the other words. Raises ConfigError."""
+    """(flag, dotted path, value as it was written) of each config flag, and the other words.
+
+    Raises ConfigError for a flag without its value, or one that comes twice with two values.
+    """
     flags: list[tuple[str, str, str]] = []
     rest: list[str] = []
+    seen: dict[str, str] = {}
     queue = list(argv)
     while queue:
         word = queue.pop(0)
@@ -159,6 +147,8 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
                 raise ConfigError(f"{flag}: needs a value; write {flag} VALUE")
             else:
                 text = queue.pop(0)
+        if seen.setdefault(path, text) != text:
+            raise ConfigError(f"{flag}: is given twice, as {seen[path]} and as {text}; keep one of them")
         flags.append((flag, path, text))
     return flags, rest
 
@@ -185,7 +175,7 @@ def _is_bool(path: str) -> bool:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal tree."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def schema() -> Tree:

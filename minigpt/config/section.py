@@ -1,16 +1,42 @@
 """What every section of the configuration is, and the kinds of numbers in it."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from minigpt.errors import UserError
+from minigpt.files import expand_home
+from minigpt.layout import check_name
+
+MOST, MOST_SIZE = 2**53, 2**24
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
+"""Of something that takes memory: widths, vocabularies, batches. Whether it fits into this machine is asked later."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def _checked(check: Callable[[str], str]) -> AfterValidator:
+    """The check of a text that may be None, as pydantic wants it."""
+
+    def validate(text: str | None) -> str | None:
+        try:
+            return None if text is None else check(text)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    return AfterValidator(validate)
+
+
+PathText = Annotated[str, _checked(expand_home)]
+OptionalPath = Annotated[str | None, _checked(expand_home)]
+"""Paths of files and folders, where ~ is the home folder."""
+RunName = Annotated[str | None, _checked(check_name)]
 
 
 def one_or_many(given: Any) -> Any:
@@ -24,3 +50,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_boolean(cls, given: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1; a person who writes it means something else."""
+        found = [each for each in (given.values() if isinstance(given, dict) else [given]) if isinstance(each, bool)]
+        if found and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"give a number, not {str(found[0]).lower()}")
+        return given
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether a type is a number, one or None, or holds some."""
+    return kind in (int, float) or any(map(_is_number, get_args(kind)))

@@ -13,13 +13,18 @@ from minigpt.config.generation import GenerationConfig
 from minigpt.config.parallel import ParallelConfig
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.section import (
+    MOST_SIZE,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    OptionalPath,
+    PathText,
     Positive,
     PositiveFloat,
+    RunName,
     Section,
     Seed,
+    Size,
     one_or_many,
 )
 
@@ -52,21 +57,21 @@ GATED = ("swiglu",)
 class ModelConfig(Section):
     """The Transformer's shape."""
 
-    vocab_size: Positive | None = None
+    vocab_size: Size | None = None
     """Number of token ids; taken from the tokenizer when left out."""
-    max_seq_len: Positive = 128
+    max_seq_len: Size = 128
     """Context length T, in tokens."""
-    embed_dim: Positive = 128
+    embed_dim: Size = 128
     """Width C of the residual stream."""
-    num_heads: Positive = 4
+    num_heads: Size = 4
     """Attention (query) heads H."""
-    num_kv_heads: Positive | None = None
+    num_kv_heads: Size | None = None
     """Key/value heads; fewer than num_heads is grouped-query attention (default: num_heads)."""
-    head_dim: Positive | None = None
+    head_dim: Size | None = None
     """Size D of one head (default: embed_dim / num_heads)."""
-    num_layers: Positive = 4
+    num_layers: Annotated[int, Field(gt=0, le=1000)] = 4
     """Transformer blocks."""
-    ff_dim: Positive | None = None
+    ff_dim: Size | None = None
     """Hidden width of the feed-forward part (default: 4 x embed_dim; swiglu: 8/3 of it, to a multiple of 64)."""
     dropout: Fraction = 0.0
     """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
@@ -88,7 +93,7 @@ class ModelConfig(Section):
     """Biases in linear layers and norms."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head too."""
-    bigrams: NonNegativeInt = 0
+    bigrams: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
     """Rows of a second embedding, of each token with the one before it; where the pairs are more, they share rows by a
     hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
     init_std: PositiveFloat = 0.02
@@ -118,6 +123,8 @@ class ModelConfig(Section):
             problems.append(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.position == "rope" and self.head_size % 2:
             problems.append(f"rope needs an even head size, not {self.head_size}; set head_dim")
+        if self.num_heads * self.head_size > MOST_SIZE:
+            problems.append(f"num_heads {self.num_heads} x head size {self.head_size} is more than {MOST_SIZE}")
         if self.position == "sinusoidal" and self.embed_dim % 2:
             problems.append(f"sinusoidal positions need an even embed_dim, not {self.embed_dim}")
         if problems:
@@ -161,7 +168,7 @@ class TokenizerConfig(Section):
 
     kind: Literal["char", "byte", "bpe", "gpt2", "auto"] = "char"
     """char, byte, bpe (trained on your text), gpt2 (OpenAI's), or auto (gpt2 when it can be had, else char)."""
-    vocab_size: Positive = 4096
+    vocab_size: Size = 4096
     """bpe: number of ids to reach, special tokens included."""
     pattern: Literal["gpt2", "gpt4"] = "gpt4"
     """bpe: how text is split before merging."""
@@ -169,14 +176,14 @@ class TokenizerConfig(Section):
     """char: a character outside the vocabulary becomes the unk token, or is an error."""
     max_train_bytes: Positive = 200_000_000
     """bpe: bytes of text to learn merges from; the rest of a larger text is only encoded."""
-    path: str | None = None
+    path: OptionalPath = None
     """A tokenizer.json to use as it is, in place of making one."""
 
 
 class DataConfig(Section):
     """Which text, and how it is cleaned and split."""
 
-    source: str = "stories"
+    source: PathText = "stories"
     """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
     text_field: str = "text"
     """JSON and hf: the field that holds the text."""
@@ -192,9 +199,9 @@ class DataConfig(Section):
     end of text follows it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation where the source has no published split."""
-    stories_count: Positive = 8000
+    stories_count: Size = 8000
     """stories: how many to write."""
-    cache_dir: str | None = None
+    cache_dir: OptionalPath = None
     """Where prepared token files go (default: $MINIGPT_CACHE, else ~/.cache/minigpt)."""
 
 
@@ -252,9 +259,9 @@ class TrainConfig(Section):
     """Training tokens."""
     max_minutes: PositiveFloat | None = None
     """Minutes of training; the schedule follows the clock."""
-    batch_size: Positive = 32
+    batch_size: Size = 32
     """Sequences per optimizer step, over all ranks."""
-    micro_batch_size: Positive | Literal["auto"] | None = None
+    micro_batch_size: Size | Literal["auto"] | None = None
     """Sequences per forward pass; less than batch_size accumulates gradients (default: batch_size). auto: on a GPU the
     most that fit in memory, on a CPU the fastest that fit; what is computed stays the same but for rounding."""
     grad_clip: NonNegativeFloat = 1.0
@@ -316,9 +323,9 @@ class TrainConfig(Section):
 class LoggingConfig(Section):
     """What a run writes and prints."""
 
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     """Directory of all runs."""
-    name: str | None = None
+    name: RunName = None
     """Name of this run (default: from the data, or the recipe)."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, RunConfig
 from minigpt.errors import ConfigError, DataError, MiniGPTError
-from minigpt.files import new_folder, refuse_existing
+from minigpt.files import new_folder, parse_json, refuse_existing
 from minigpt.layout import TEMPLATE, TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
@@ -125,7 +125,7 @@ def _template(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        return {"chat_template": str(json.loads(file.read_text(encoding="utf-8"))["chat_template"])}
+        return {"chat_template": str(parse_json(file.read_text(encoding="utf-8"))["chat_template"])}
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{file}: is damaged; copy that of the run's base, or delete it to go without") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from torch.optim import Optimizer
 
-from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
+from minigpt.config import RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.tree import default_rate
 from minigpt.console import teller
@@ -71,7 +71,7 @@ def fine_tune(
     if source is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
     start = load_run(source, "cpu")
-    given = settings_of(recipe) | given
+    given = recipe_settings(recipe) | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (placement, console):
         return _tune(start, config, given, name, resume, recipe, command, placement, console)
@@ -143,12 +143,6 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
     for section, part in (("model", shape), ("generation", base.config.generation)):
         out |= {f"{section}.{field}": value for field, value in part.model_dump().items()}
     return out | {"model.attention": "auto"}
-
-
-def settings_of(recipe: str | None) -> dict[str, Any]:
-    """The settings of a recipe that `load_config` has read, by dotted paths."""
-    tree = parse_yaml(find_recipe(recipe).read_text(encoding="utf-8")) or {} if recipe else {}
-    return {f"{section}.{field}": value for section, part in tree.items() for field, value in part.items()}
 
 
 def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:

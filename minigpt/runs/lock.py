@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
+from minigpt.files import parse_json
 from minigpt.layout import LOCK
 
 
@@ -82,7 +83,7 @@ def _sign(handle: int, path: Path) -> None:
 def _holder(file: Path) -> str:
     """process 123 on a host, as its lock says."""
     try:
-        owner = json.loads(file.read_text(encoding="utf-8"))
+        owner = parse_json(file.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
         return "another process"

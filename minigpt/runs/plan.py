@@ -11,7 +11,7 @@ from typing import Any
 from minigpt.config import RunConfig, dump_config, load_config
 from minigpt.errors import RunError, storage_error
 from minigpt.files import sweep, write_text
-from minigpt.layout import CONFIG, RunFolder
+from minigpt.layout import CONFIG, RunFolder, check_name
 from minigpt.runs.lock import run_lock
 from minigpt.runtime.ranks import Ranks
 from minigpt.weights import checkpoint
@@ -72,7 +72,7 @@ def plan_run(
 def pick_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Path:
     """The directory that `plan_run` means, without touching it. Raises RunError."""
     base = Path(config.logging.runs_dir)
-    path = base / (name or default_name)
+    path = base / check_name(name or default_name)
     number = 2
     while (folder := RunFolder(path)).in_use():
         if not folder.is_run:

@@ -19,6 +19,8 @@ from minigpt.model.learner import Learner
 from minigpt.runs.task import Task
 from minigpt.runtime.autotune import Choice, choose
 from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.memory import too_large
+from minigpt.runtime.memory_estimate import least_memory
 from minigpt.runtime.placement import Placement
 from minigpt.runtime.precision import self_test, use_fp8
 from minigpt.tokenizers import Tokenizer
@@ -65,6 +67,7 @@ def resolve(
     """
     config = resolve_vocabulary(config, tokenizer)
     check_sample_prompt(config, tokenizer)
+    _refuse_what_never_fits(config, placement)
     config, runtime = pick_kernels(config, batches, before, console, placement)
 
     def make() -> Learner:
@@ -91,6 +94,19 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
         stepped = Objective(cast(GPT, stepped), loss)  # no objective goes with a sharded model
         evaluated = Objective(model, loss) if task.judged else evaluated
     return model, stepped, evaluated
+
+
+def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:
+    """Raises ConfigError, before anything is made, for a model or batch that is larger than this machine."""
+    weights, rows = least_memory(config.model, placement.rows(config.train))
+    ids = 16 * config.train.batch_size * config.model.max_seq_len
+    problems = [
+        (too_large(weights // placement.shards, "the weights"), "lower model.embed_dim or another size"),
+        (too_large(rows, "a batch of this size"), "set train.micro_batch_size or lower train.batch_size"),
+        (too_large(ids, "a batch of this size"), "lower train.batch_size"),
+    ]
+    if found := next((f"{problem}; {fix}" for problem, fix in problems if problem), None):
+        raise ConfigError(found)
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:

@@ -19,11 +19,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from minigpt.config import RunConfig, load_config
+from minigpt.config import RunConfig, load_config, recipe_settings
 from minigpt.console import ending_signals, leave_terminal
 from minigpt.errors import ConfigError, RunError, UserError
-from minigpt.files import write_text
-from minigpt.layout import RunFolder
+from minigpt.files import parse_json, write_text
+from minigpt.layout import RunFolder, check_name
 from minigpt.runs.lock import run_lock
 from minigpt.runs.record import RunRecord, find_runs
 from minigpt.runs.settings import as_flag, flat
@@ -125,15 +125,23 @@ def plan_sweep(
         if not path.startswith("logging.") and all(table[path] == value for table in tables)
     }
     folder, number = Path(tables[0]["logging.runs_dir"]), 2
-    path = folder / (name or default_name)
+    path = folder / check_name(name or default_name)
     while RunFolder(path).in_use():
-        there = json.loads((path / FILE).read_text(encoding="utf-8")) if (path / FILE).is_file() else None
-        if there and (there["command"], there["grid"], there["base"]) == (command, _plain(grid), base):
+        there = _written(path / FILE) if (path / FILE).is_file() else None
+        if there and [there.get(key) for key in ("command", "grid", "base")] == [command, _plain(grid), base]:
             break
         if name is not None:
             raise RunError(f"{path} exists and is {'another sweep' if there else 'no sweep'}; choose a new --name")
         path, number = folder / f"{default_name}-{number}", number + 1
     return Sweep(path, command, tuple(words), dict(fixed), _plain(grid), trials, base)
+
+
+def _written(file: Path) -> dict[str, Any]:
+    """What a sweep's folder says of it. Raises RunError."""
+    try:
+        return dict(parse_json(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file}: damaged ({error}); delete its folder, or choose another --name") from None
 
 
 def _plain(value: Any) -> Any:
@@ -315,13 +323,13 @@ def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
 
 def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
     """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
-    from minigpt.runs.finetune import finetune_config, settings_of
+    from minigpt.runs.finetune import finetune_config
     from minigpt.runs.load import load_run
 
     start = load_run(base, "cpu")
 
     def resolve(settings: Settings) -> RunConfig:
         load_config(recipe, settings)
-        return finetune_config(start, {**settings_of(recipe), **settings})
+        return finetune_config(start, {**recipe_settings(recipe), **settings})
 
     return resolve

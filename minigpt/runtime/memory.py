@@ -25,6 +25,14 @@ def free_memory(device: "torch.device") -> int | None:
     return free if total else None
 
 
+def too_large(needed: int, what: str) -> str | None:
+    """Why this machine can never hold so many bytes; None where it can, or where its size is not known."""
+    total, _ = host_memory()
+    if not total or needed <= total:
+        return None
+    return f"{what} would take {needed / 1e9:,.1f} GB of memory or more, and this machine has {total / 1e9:,.1f} GB"
+
+
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
     """(total, free) bytes: the least of the machine's, the control groups' and the limit on address space.
 

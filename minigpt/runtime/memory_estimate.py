@@ -128,6 +128,20 @@ def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int
     return sum(kept.values()) - sum(kept.pop(part.untyped_storage().data_ptr(), 0) for part in ours)
 
 
+def least_memory(config: ModelConfig, rows: int) -> tuple[int, int]:
+    """Bytes that training cannot do without: (weights and their gradients, what enters the blocks). Takes no time."""
+    one, two = (parameter_table(config.model_copy(update={"num_layers": layers}))["total"] for layers in (1, 2))
+    weights = one + (config.num_layers - 1) * (two - one)
+    return 8 * weights, 8 * rows * config.max_seq_len * config.embed_dim
+
+
+def row_memory(config: ModelConfig) -> int:
+    """Bytes of one text that is written: its keys and values in half precision at the least, and its logits."""
+    return (
+        4 * config.num_layers * config.kv_heads * config.max_seq_len * config.head_size + 4 * config.padded_vocab_size
+    )
+
+
 def inference_memory(config: ModelConfig) -> Memory:
     """Weights, and a key/value cache of full context for one sequence, in fp32."""
     cache = 2 * config.num_layers * config.kv_heads * config.max_seq_len * config.head_size

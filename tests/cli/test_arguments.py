@@ -79,6 +79,17 @@ def test_a_mistake_is_one_line(words: list[str], message: str):
     assert message in str(failed.value)
 
 
+def test_booleans_may_have_a_value_and_a_file_may_follow_a_switch():
+    assert copy("--json", "true", "a").json and copy("--json", "a").json
+    assert not copy("a", "--json", "false").json and not copy("a", "--json=False").json
+    assert copy("a", "--no-draw=false").draw and not copy("a", "--draw", "false").draw
+    assert [copy("a", *words).sure for words in (["--sure"], ["--sure", "false"], ["--sure=TRUE"])] == [
+        True,
+        False,
+        True,
+    ]
+
+
 def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:

@@ -1,12 +1,14 @@
 """Configuration is merged and typed, and every mistake is reported at once with its path and the nearest name."""
 
 import json
+import re
 
 import jsonschema
 import pytest
 import yaml
 
-from minigpt.config import dump_config, load_config, parse_yaml, schema, split_flags, validate
+from minigpt.config import dump_config, dump_yaml, load_config, parse_yaml, schema, split_flags, validate
+from minigpt.config.tree import RunConfig
 from minigpt.errors import ConfigError
 
 
@@ -124,3 +126,93 @@ def test_json_schema_describes_every_field_and_judges_recipes_as_we_do() -> None
     for wrong in ({"train": {"max_stepz": 3}}, {"model": {"norm": "x"}}, {"train": {"max_steps": 0}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, document)
+
+
+def test_a_key_given_twice_is_an_error_that_names_both_lines(tmp_path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("train:\n  max_steps: 3\n  seed: 1\n  max_steps: 2000\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml, line 4, .*max_steps is given twice, in lines 2 and 4"):
+        load_config(recipe)
+    for text in ("a: 1\nb: 2\n'a': 3", "{a: 1, a: 1}", 'x: {a: 1, "a": 1}'):
+        with pytest.raises(ConfigError, match="a is given twice"):
+            parse_yaml(text)
+    with pytest.raises(ConfigError, match=r"--train\.max_steps: is given twice|--train\.max-steps: is given twice"):
+        split_flags(["--train.max-steps", "3", "--train.max_steps=2000"])
+    assert split_flags(["--train.seed", "3", "--train.seed=3"])[0] == {"train.seed": 3}
+
+
+@pytest.mark.parametrize("word", ["1:30", "1:30:15.5", "190:20", "2024-13-45", "2001-12-14t21:59:43.10-05:00", "="])
+def test_words_of_yaml_1_1_stay_words(word: str) -> None:
+    assert parse_yaml(f"a: {word}") == {"a": word}
+    assert "should be a valid" in problems({"train.max_steps": parse_yaml(word)})[0]
+
+
+def test_numbers_are_as_they_are_read_aloud() -> None:
+    assert parse_yaml("[010, 0x1F, -0b11, 1_000, 1., .5, -1.5e3, 1e400]") == [
+        10,
+        31,
+        -3,
+        1000,
+        1.0,
+        0.5,
+        -1500.0,
+        float("inf"),
+    ]
+    for given, steps in ((1000, 1000), (1e3, 1000), ("1_000", 1000), ("7", 7)):
+        assert load_config(None, {"train.max_steps": given}).train.max_steps == steps
+
+
+def test_no_number_is_a_boolean() -> None:
+    """Of every setting that is a number, and of the numbers in a mapping."""
+    for name, section in RunConfig.model_fields.items():
+        for field, info in type(section.default).model_fields.items():
+            if re.search(r"\b(int|float)\b", kind := str(info.annotation)):
+                value = {"a": True} if "dict" in kind else True
+                assert "give a number, not true" in problems({f"{name}.{field}": value})[0], field
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x", "aliases such as .name are not read; write the value again"),
+        ("a: !!python/object:os.system x", "tags such as !!name are not read"),
+        ("a: !!timestamp 2024-13-45", "tags such as !!name are not read"),
+        ("a: !mine x", "tags such as !!name are not read"),
+        ("[" * 90_000, "nested deeper than 20"),
+        ("- " * 40_000, "nested deeper than 20"),
+        ("a" * 100_001, "longer than the 100,000 characters"),
+        ("1" * 5000, "not a number"),
+        ("? [a]\n: b", "a key must be a plain word"),
+        ("a: \x00", "special characters are not allowed"),
+        ("a: \udc80", "special characters are not allowed"),
+    ],
+)
+def test_yaml_that_could_hurt_is_one_error(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_yaml(text)
+
+
+def test_every_text_survives_the_disk() -> None:
+    texts = [
+        "1e3",
+        "010",
+        "0x1F",
+        "1:30",
+        "on",
+        "true",
+        "~",
+        "",
+        "null",
+        ".inf",
+        "2024-01-02",
+        "a: b",
+        "*a",
+        "&a",
+        "!a",
+        "\x1b",
+    ]
+    for text in texts:
+        config = load_config(None, {"train.sample_prompt": text, "generation.stop": [text] if text else []})
+        assert validate(parse_yaml(dump_config(config))) == config
+    shared = [1]
+    assert parse_yaml(dump_yaml({"a": shared, "b": shared})) == {"a": [1], "b": [1]}

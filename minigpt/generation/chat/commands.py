@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from minigpt.config import GenerationConfig, parse_yaml
 from minigpt.errors import ConfigError, GenerationError, nearest
+from minigpt.files import expand_home
 from minigpt.generation.chat.saved import load_session, save_session
 from minigpt.generation.chat.session import Session
 
@@ -182,7 +183,7 @@ def _nothing(rest: str, name: str) -> None:
 def _path(rest: str, name: str) -> Path:
     if not rest:
         raise GenerationError(f"/{name} FILE, for example /{name} chat.json")
-    return Path(rest).expanduser()
+    return Path(expand_home(rest))
 
 
 def _json(value: Any) -> str:

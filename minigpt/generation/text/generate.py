@@ -18,6 +18,8 @@ from minigpt.generation.text.prompts import encode_prompts
 from minigpt.generation.text.stops import Stops
 from minigpt.model import GPT
 from minigpt.runtime.device import evaluating
+from minigpt.runtime.memory import too_large
+from minigpt.runtime.memory_estimate import row_memory
 from minigpt.tokenizers import TextStream, Tokenizer, load
 
 GUESSES = 4
@@ -126,6 +128,10 @@ class Writing:
             raise GenerationError("a draft guesses for sampling only; leave num_beams, penalty_alpha and best_of alone")
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
+        beside = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
+        rows = len(prompts) * max(self.copies, config.num_beams, beside)
+        if problem := too_large(rows * row_memory(model.config), f"{rows:,} texts at once"):
+            raise GenerationError(f"{problem}; lower num_samples, best_of, num_beams or the batch")
         self.rows = [Row(tokenizer, config) for _ in range(len(prompts) * self.copies)]
         self.eos_id = self.rows[0].eos_id if self.rows else None
         self.deadline = time.monotonic() + config.max_seconds if config.max_seconds else None

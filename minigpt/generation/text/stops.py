@@ -3,6 +3,10 @@
 import regex
 
 from minigpt.config import GenerationConfig
+from minigpt.errors import GenerationError
+
+SECONDS = 5
+"""An expression such as (a|a)*$ can take for ever."""
 
 
 class Stops:
@@ -26,10 +30,13 @@ class Stops:
         if self._pattern is None or self.hit:
             return "" if self.hit else text
         self._held += text
-        if found := self._pattern.search(self._held):
-            self.hit = True
-            return self._release(found.start())
-        begun = self._pattern.search(self._held, partial=True)
+        try:
+            if found := self._pattern.search(self._held, timeout=SECONDS):
+                self.hit = True
+                return self._release(found.start())
+            begun = self._pattern.search(self._held, partial=True, timeout=SECONDS)
+        except TimeoutError:
+            raise GenerationError(f"stop_regex: looks for longer than {SECONDS} s in a text; make it simpler") from None
         return self._release(begun.start() if begun else len(self._held))
 
     def flush(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minigpt.data.named_datasets import NAMED
 from minigpt.download import cache_root
-from minigpt.files import file_sha256
+from minigpt.files import expand_home, file_sha256
 from minigpt.machine.doctor.check import Check, reason
 from minigpt.runtime.memory import host_memory
 
@@ -94,6 +94,7 @@ def data() -> Check:
     from minigpt.tokenizers import gpt2
 
     named, base = os.environ.get("MINIGPT_DATA"), cache_root()
+    named = expand_home(named) if named else None
     if named and not Path(named).is_dir():
         return Check("data", False, f"MINIGPT_DATA={named} is no directory", "correct MINIGPT_DATA, or unset it")
     files = {name: {file.path: file.sha256 for file in parts.values()} for name, parts in NAMED.items()}

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt.config import RunConfig, find_recipe, load_config, parse_yaml
+from minigpt.config import RunConfig, load_config, recipe_settings
 from minigpt.console import messages, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
@@ -128,9 +128,7 @@ class _Settings:
         if given := [name for name in LENGTHS if settings.get(name) is not None]:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
         load_config(recipe, settings)  # all mistakes at once
-        tree = parse_yaml(find_recipe(recipe).read_text(encoding="utf-8"), recipe) if recipe else {}
-        own = {f"{section}.{name}": value for section, fields in (tree or {}).items() for name, value in fields.items()}
-        self.own: dict[str, Any] = own | dict(settings) | dict.fromkeys(LENGTHS)
+        self.own: dict[str, Any] = recipe_settings(recipe) | dict(settings) | dict.fromkeys(LENGTHS)
         self.vocab_size: int | None = None
 
     def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:

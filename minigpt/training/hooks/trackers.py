@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from minigpt.errors import UserError
-from minigpt.files import write_text
+from minigpt.errors import RunError, UserError
+from minigpt.files import parse_json, write_text
 
 PROJECT = "minigpt"
 
@@ -52,9 +52,12 @@ def make_tracker(name: str) -> Tracker:
 
 
 def kept_id(folder: Path, tool: str, make: Callable[[], str]) -> str:
-    """The id of the tool's record in the run's tracking.json; a new one is written there. Raises StorageError."""
+    """The id of the tool's record in the run's tracking.json, new where it has none. Raises StorageError, RunError."""
     path = folder / "tracking.json"
-    ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        ids = dict(parse_json(path.read_bytes())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); delete it, and {tool} starts a new record") from None
     if tool not in ids:
         ids[tool] = make()
         write_text(path, json.dumps(ids, indent=2) + "\n")

@@ -1,0 +1,136 @@
+"""Every path of config, command line and environment knows ~; the name of a run stays below the folder of the runs."""
+
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli.arguments import Name, PathText, Positional, parse
+from minigpt.config import find_recipe, load_config
+from minigpt.config.section import OptionalPath, RunName
+from minigpt.config.section import PathText as ConfigPath
+from minigpt.config.tree import RunConfig
+from minigpt.download import cache_root
+from minigpt.errors import ConfigError, UserError
+from minigpt.layout import check_name
+
+PATHS = [
+    "data.source", "data.cache_dir", "tokenizer.path", "logging.runs_dir", "finetune.base", "finetune.val_source",
+    "finetune.teacher", "finetune.template",
+]  # fmt: skip
+BAD_NAMES = [
+    "../x",
+    "../../x",
+    "a/../../x",
+    "/tmp/x",
+    "a\nb",
+    "a\rb",
+    "\x1b[31mred",
+    "a\x9bb",
+    "a\u202eb",
+    "",
+    ".",
+    "x" * 300,
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder, and another folder to work in."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("setting", PATHS)
+def test_paths_of_the_config_know_home(setting: str, home: Path) -> None:
+    section, field = setting.split(".")
+    assert getattr(getattr(load_config(None, {setting: "~/x"}), section), field) == str(home / "x")
+    recipe = home / "r.yaml"
+    recipe.write_text(f"{section}: {{{field}: ~/x}}\n")
+    assert getattr(getattr(load_config("~/r.yaml"), section), field) == str(home / "x")
+
+
+def test_every_setting_that_is_a_path_is_declared_as_one() -> None:
+    """A setting whose name says path or folder, or that is in the list above, and no other, has the type."""
+    kinds = {id(kind.__metadata__[0]) for kind in (ConfigPath, OptionalPath)}
+    declared = {
+        f"{name}.{field}"
+        for name, section in RunConfig.model_fields.items()
+        for field, info in type(section.default).model_fields.items()
+        if kinds & {id(each) for each in info.metadata}
+    }
+    assert declared == set(PATHS)
+
+
+def test_paths_of_the_command_line_know_home(home: Path) -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Words:
+        """Help."""
+
+        what: Positional[tuple[PathText, ...]] = ()
+        out: PathText | None = None
+        plot: Path | None = None
+        prompt: str | None = None
+
+    args, _ = parse(Words, ["~/a", "~", "b~", "--out", "~/o", "--plot=~/p.png", "--prompt", "~/p"], "words")
+    assert args == Words((str(home / "a"), str(home), "b~"), str(home / "o"), home / "p.png", "~/p")  # pyright: ignore
+
+
+@pytest.mark.parametrize("variable", ["MINIGPT_CACHE", "MINIGPT_CONFIG"])
+def test_variables_know_home(variable: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt.cli.presets import presets_file
+
+    monkeypatch.setenv(variable, "~/there")
+    found = cache_root() if variable == "MINIGPT_CACHE" else presets_file().parent
+    assert found == home / "there"
+
+
+def test_mirror_knows_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt.machine.doctor.machine import data
+
+    monkeypatch.setenv("MINIGPT_DATA", "~/mirror")
+    monkeypatch.setenv("MINIGPT_CACHE", str(home / "cache"))
+    (home / "mirror").mkdir()
+    assert data().figures["mirror_path"] == str(home / "mirror")
+
+
+def test_home_of_nobody_is_an_error_that_names_it(home: Path) -> None:
+    with pytest.raises(ConfigError, match="no user 'nosuchuser'; write the path in full"):
+        load_config(None, {"logging.runs_dir": "~nosuchuser/x"})
+    with pytest.raises(UserError, match="no user 'nosuchuser'"):
+        find_recipe("~nosuchuser/x.yaml")
+    Path("~really").write_text("a file")
+    assert load_config(None, {"data.source": "~really"}).data.source == str(Path("~really").absolute())
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_leave_the_folder_or_steer_a_terminal_are_refused(name: str) -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Words:
+        """Help."""
+
+        name: Name | None = None
+
+    with pytest.raises(UserError, match="cannot be named"):
+        parse(Words, [f"--name={name}"], "words")
+    with pytest.raises(ConfigError, match=r"logging\.name: a run cannot be named"):
+        load_config(None, {"logging.name": name})
+
+
+def test_usual_names_stay() -> None:
+    assert [check_name(name) for name in ("my", "my run", "a.b-2", "été", "sweep/1")]
+    assert RunName.__metadata__  # the config's type is checked too
+
+
+def test_library_refuses_such_a_name_too(tmp_path: Path) -> None:
+    from minigpt.runs.plan import pick_run
+
+    config = load_config(None, {"logging.runs_dir": str(tmp_path)})
+    with pytest.raises(UserError, match="cannot be named"):
+        pick_run(config, "../x", "run", resume=False)
