@@ -80,7 +80,7 @@ class ModelConfig(Section):
     """How positions enter: a learned table, fixed sinusoids, or rotated queries and keys."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary wavelengths."""
-    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "swiglu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "swiglu"
     """Non-linearity of the feed-forward part."""
     qk_norm: bool = True
     """Normalise queries and keys per head before their product."""

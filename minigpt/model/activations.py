@@ -55,6 +55,7 @@ def _readable_swiglu(x: Tensor) -> Tensor:
 ACTIVATIONS = {
     "gelu": Activation(_readable_gelu, F.gelu, 0, "gelu(W₁n)"),
     "gelu_tanh": Activation(_readable_gelu_tanh, lambda x: F.gelu(x, approximate="tanh"), 1, "gelu_tanh(W₁n)"),
+    "relu": Activation(lambda x: x.clamp(min=0), F.relu, None, "relu(W₁n)"),
     "relu2": Activation(lambda x: x.clamp(min=0) ** 2, lambda x: F.relu(x).square(), 2, "relu2(W₁n)"),
     "swiglu": Activation(_readable_swiglu, _swiglu, 3, "silu(W₁n) · W₂n"),
 }

@@ -1,111 +1,21 @@
-"""Names and layouts of the two Hugging Face architectures whose twins we are: GPT2LMHeadModel and Qwen3ForCausalLM.
+"""Names and layouts of the weights of GPT2LMHeadModel and Qwen3ForCausalLM, the two architectures that we can be.
 
 Pure functions between dicts; nothing of transformers is imported. GPT-2 stores its projections as [in, out]
 (Conv1D), we as [out, in]; Qwen3 has q, k, v and gate, up as matrices of their own, ours are stacked.
 """
 
-from typing import Any
+import re
 
 import torch
 from torch import Tensor
 
 from minigpt.config import ModelConfig
-from minigpt.errors import CheckpointError, nearest
+from minigpt.errors import CheckpointError
+from minigpt.weights.huggingface_config import architecture, config_from_hf, config_to_hf
+
+__all__ = ["architecture", "config_from_hf", "config_to_hf", "cut_vocabulary", "weights_from_hf", "weights_to_hf"]
 
 Weights = dict[str, Tensor]
-
-
-def architecture(config: ModelConfig) -> str:
-    """ "gpt2" or "qwen3". Raises CheckpointError naming the fields that neither has."""
-    gpt2 = {"norm": "layernorm", "position": "learned", "activation": "gelu_tanh", "qk_norm": False, "bias": True}
-    qwen3 = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True, "bias": False}
-    if config.bigrams:
-        raise CheckpointError(
-            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
-        )
-    for name, fields in (("gpt2", gpt2), ("qwen3", qwen3)):
-        if all(getattr(config, field) == value for field, value in fields.items()) and (
-            name == "qwen3" or (config.kv_heads == config.num_heads and config.tie_embeddings)
-        ):
-            return name
-    raise CheckpointError("only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields")
-
-
-def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, Any]:
-    """config.json of the twin."""
-    common = {
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "dtype": "float32",
-    }
-    if architecture(config) == "gpt2":
-        return common | {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.max_seq_len,
-            "n_embd": config.embed_dim,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_inner": config.hidden_dim,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": config.norm_eps,
-            "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
-            "resid_pdrop": config.dropout,
-        }
-    return common | {
-        "model_type": "qwen3",
-        "architectures": ["Qwen3ForCausalLM"],
-        "max_position_embeddings": config.max_seq_len,
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.hidden_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_dropout": config.dropout,
-        "attention_bias": False,
-    }
-
-
-def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """Our fields of a config.json. Raises CheckpointError for another architecture."""
-    kind = hf.get("model_type", "")
-    if kind == "gpt2":
-        return ModelConfig(
-            shape="gpt2",
-            vocab_size=hf["vocab_size"],
-            max_seq_len=hf["n_positions"],
-            embed_dim=hf["n_embd"],
-            num_layers=hf["n_layer"],
-            num_heads=hf["n_head"],
-            ff_dim=hf.get("n_inner") or 4 * hf["n_embd"],
-            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        )
-    if kind == "qwen3":
-        rope = hf.get("rope_parameters") or {}
-        return ModelConfig(
-            shape="modern",
-            vocab_size=hf["vocab_size"],
-            max_seq_len=hf["max_position_embeddings"],
-            embed_dim=hf["hidden_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=hf["num_attention_heads"],
-            num_kv_heads=hf["num_key_value_heads"],
-            head_dim=hf["head_dim"],
-            ff_dim=hf["intermediate_size"],
-            norm_eps=hf["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
-            tie_embeddings=hf.get("tie_word_embeddings", False),
-        )
-    raise CheckpointError(f"architecture {kind!r} is not one we can read; {nearest(kind, ['gpt2', 'qwen3'])}")
 
 
 # ours -> GPT-2's, per block; the flag marks matrices that GPT-2 stores transposed
@@ -130,11 +40,17 @@ _QWEN3 = (
 )
 
 
+# what older files hold beside the weights: the causal mask, and wavelengths that follow from the config
+_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
     """State dict of the twin; padded vocabulary rows are cut off."""
     embedding = ours["embedding.weight"][: config.vocab_size]
+    head = {} if config.tie_embeddings else {"lm_head.weight": ours["head.weight"][: config.vocab_size]}
     if architecture(config) == "gpt2":
-        out = {"transformer.wte.weight": embedding, "transformer.wpe.weight": ours["positions.weight"]}
+        out = head | {"transformer.wte.weight": embedding, "transformer.wpe.weight": ours["positions.weight"]}
         for kind in ("weight", "bias"):
             out[f"transformer.ln_f.{kind}"] = ours[f"norm.{kind}"]
             for i in range(config.num_layers):
@@ -143,47 +59,110 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
                     flip = transposed and kind == "weight"
                     out[f"transformer.h.{i}.{theirs}.{kind}"] = tensor.T.contiguous() if flip else tensor
         return out
-    out = {"model.embed_tokens.weight": embedding, "model.norm.weight": ours["norm.weight"]}
-    if not config.tie_embeddings:
-        out["lm_head.weight"] = ours["head.weight"][: config.vocab_size]
+    out = head | {"model.embed_tokens.weight": embedding, "model.norm.weight": ours["norm.weight"]}
     for i in range(config.num_layers):
         for mine, theirs in _QWEN3:
-            pieces = ours[f"blocks.{i}.{mine}.weight"].split(_sizes(config, mine, len(theirs)), dim=0)
+            pieces = ours[f"blocks.{i}.{mine}.weight"].split(_rows(config, mine, len(theirs)), dim=0)
             for name, piece in zip(theirs, pieces, strict=True):
                 out[f"model.layers.{i}.{name}.weight"] = piece.contiguous()
     return out
 
 
-def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
-    """Our state dict of the twin's; the vocabulary is padded with zero rows.
+class _Reading:
+    """The weights of a file, each taken once, in the shape that config.json says: what nothing takes is refused."""
 
-    Raises CheckpointError naming a missing one.
-    """
-    try:
-        if architecture(config) == "gpt2":
-            named = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
-            out = {"embedding.weight": _pad(config, named["wte.weight"]), "positions.weight": named["wpe.weight"]}
-            for kind in ("weight", "bias"):
-                out[f"norm.{kind}"] = named[f"ln_f.{kind}"]
-                for i in range(config.num_layers):
-                    for mine, name, transposed in _GPT2:
-                        tensor = named[f"h.{i}.{name}.{kind}"]
-                        flip = transposed and kind == "weight"
-                        out[f"blocks.{i}.{mine}.{kind}"] = tensor.T.contiguous() if flip else tensor
-            return out
-        named = {name.removeprefix("model."): tensor for name, tensor in theirs.items()}
-        out = {"embedding.weight": _pad(config, named["embed_tokens.weight"]), "norm.weight": named["norm.weight"]}
+    def __init__(self, prefix: str, theirs: Weights):
+        self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a bare model has none
+        self.left = dict(theirs)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A weight in fp32. Raises CheckpointError for one that is missing, or of another shape or kind."""
+        tensor = self.left.pop(self.prefix + name, None)
+        if tensor is None:
+            raise CheckpointError(f"the Hugging Face weights lack {self.prefix + name}")
+        if tuple(tensor.shape) != shape:
+            found = tuple(tensor.shape)
+            raise CheckpointError(f"{self.prefix + name} is {found}, but by config.json it is {shape}")
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(f"{self.prefix + name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
+        return tensor.float()
+
+    def head(self, config: ModelConfig, embedding: Tensor) -> Weights:
+        """The head of an untied model; of a tied one a copy of the embedding may be in the file."""
+        self.prefix = ""
+        if config.tie_embeddings and "lm_head.weight" not in self.left:
+            return {}
+        head = self.take("lm_head.weight", *embedding.shape)
         if not config.tie_embeddings:
-            out["head.weight"] = _pad(config, named["lm_head.weight"])
+            return {"head.weight": head}
+        if torch.equal(head, embedding):
+            return {}
+        raise CheckpointError(
+            "lm_head.weight is not the embedding, though the model is tied; set tie_word_embeddings to false "
+            "in config.json if this head is the right one, else delete it from the weights"
+        )
+
+    def end(self) -> None:
+        """Raises CheckpointError naming what is left."""
+        left = sorted(name for name in self.left if not _BUFFERS.fullmatch(name))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise CheckpointError(
+                f"nothing here reads the weights {', '.join(left[:3])}{more}; this is another model than config.json says"
+            )
+
+
+def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
+    """Our state dict of the twin's, in fp32; `config.vocab_size` rows of the vocabulary.
+
+    Raises CheckpointError naming a weight that is missing, of another shape, or that nothing reads.
+    """
+    width, hidden = config.embed_dim, config.hidden_dim
+    if architecture(config) == "gpt2":
+        reading = _Reading("transformer.", theirs)
+        embedding = reading.take("wte.weight", config.vocab_size or 0, width)
+        out = {"positions.weight": reading.take("wpe.weight", config.max_seq_len, width)}
+        wide = {"attention.qkv": (width, 3 * width), "feed_forward.up": (width, hidden)}
+        shapes = wide | {"attention.out": (width, width), "feed_forward.down": (hidden, width)}
+        for kind in ("weight", "bias"):
+            out[f"norm.{kind}"] = reading.take(f"ln_f.{kind}", width)
+            for i in range(config.num_layers):
+                for mine, name, transposed in _GPT2:
+                    shape = shapes.get(mine, (width,))
+                    tensor = reading.take(f"h.{i}.{name}.{kind}", *(shape if kind == "weight" else shape[-1:]))
+                    flip = transposed and kind == "weight"
+                    out[f"blocks.{i}.{mine}.{kind}"] = tensor.T.contiguous() if flip else tensor
+    else:
+        reading = _Reading("model.", theirs)
+        embedding = reading.take("embed_tokens.weight", config.vocab_size or 0, width)
+        out = {"norm.weight": reading.take("norm.weight", width)}
+        heads = config.num_heads * config.head_size
+        columns = {
+            "attention.qkv": width,
+            "feed_forward.up": width,
+            "attention.out": heads,
+            "feed_forward.down": hidden,
+        }
         for i in range(config.num_layers):
             for mine, names in _QWEN3:
-                out[f"blocks.{i}.{mine}.weight"] = torch.cat([named[f"layers.{i}.{name}.weight"] for name in names])
-        return out
-    except KeyError as error:
-        raise CheckpointError(f"the Hugging Face weights lack {error.args[0]}") from None
+                row = (columns[mine],) if mine in columns else ()
+                sizes = zip(names, _rows(config, mine, len(names)), strict=True)
+                parts = [reading.take(f"layers.{i}.{name}.weight", rows, *row) for name, rows in sizes]
+                out[f"blocks.{i}.{mine}.weight"] = torch.cat(parts)
+    head = reading.head(config, embedding)
+    reading.end()
+    return out | {name: _pad(config, rows) for name, rows in ({"embedding.weight": embedding} | head).items()}
 
 
-def _sizes(config: ModelConfig, name: str, count: int) -> list[int]:
+def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:
+    """The model without the rows that no token has: published models pad their vocabularies, and no such row is drawn."""
+    config = config.model_copy(update={"vocab_size": tokens})
+    rows = {name: ours[name][:tokens] for name in ("embedding.weight", "head.weight") if name in ours}
+    return config, ours | {name: _pad(config, tensor) for name, tensor in rows.items()}
+
+
+def _rows(config: ModelConfig, name: str, count: int) -> list[int]:
+    """Rows of each of Qwen3's matrices that are stacked in ours."""
     if name == "attention.qkv":
         key = config.kv_heads * config.head_size
         return [config.num_heads * config.head_size, key, key]
@@ -195,5 +174,5 @@ def _sizes(config: ModelConfig, name: str, count: int) -> list[int]:
 
 
 def _pad(config: ModelConfig, rows: Tensor) -> Tensor:
-    """[vocab_size, C] -> [padded_vocab_size, C]."""
+    """[vocab_size, C] -> [padded_vocab_size, C], the rest zeros."""
     return torch.cat([rows, rows.new_zeros(config.padded_vocab_size - rows.shape[0], rows.shape[1])])
