@@ -108,7 +108,7 @@ class _Reading:
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise CheckpointError(
-                f"nothing here reads the weights {', '.join(left[:3])}{more}; this is another model than config.json says"
+                f"nothing here reads the weights {', '.join(left[:3])}{more}; config.json is of another model"
             )
 
 
@@ -155,7 +155,7 @@ def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
 
 
 def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:
-    """The model without the rows that no token has: published models pad their vocabularies, and no such row is drawn."""
+    """The model without the rows that no token has: published models pad their vocabularies; no such row is drawn."""
     config = config.model_copy(update={"vocab_size": tokens})
     rows = {name: ours[name][:tokens] for name in ("embedding.weight", "head.weight") if name in ours}
     return config, ours | {name: _pad(config, tensor) for name, tensor in rows.items()}
