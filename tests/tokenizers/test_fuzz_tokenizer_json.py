@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import TokenizerError
@@ -80,7 +80,13 @@ def compare(file: Path, tree: dict, text: str) -> None:
 def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     COUNTS.clear()
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(tree=trees(), text=TEXTS)
     def run(tree, text):
         compare(tmp_path / "tokenizer.json", tree, text)

@@ -159,3 +159,17 @@ def test_what_is_not_weights_is_said(tmp_path):
     (path / "ckpt.pt").write_bytes(b"1")
     refused(path, "pickle", "safetensors")
     refused(path / "ckpt.pt", "pickle")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+def test_a_padded_vocabulary_loads_without_its_padding(tmp_path, kind):
+    from minigpt import load_run
+    from minigpt.tokenizers import CharTokenizer
+
+    tokenizer = CharTokenizer("abcdefghij")
+    tokenizer.save(make(tmp_path, kind))
+    run = load_run(tmp_path)
+    ids = torch.arange(10)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits
+    assert run.model.config.vocab_size == tokenizer.vocab_size
+    assert (run.model(ids) - theirs[..., : tokenizer.vocab_size]).abs().max() < 1e-4
