@@ -44,7 +44,7 @@ INSIDE = {
     " / corpus / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
-    "weights": "checkpoint_state huggingface quantized sharded / checkpoint / damage pretrained",
+    "weights": "checkpoint_state huggingface_config quantized sharded / checkpoint huggingface / damage pretrained",
     "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
     "model.kernels": "attention chunked_loss dropout",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",

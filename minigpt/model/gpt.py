@@ -168,17 +168,15 @@ class GPT(nn.Module):
         return weight.dtype
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu", vocab_size: int | None = None) -> Self:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
         """The model of a run, a checkpoint, or a Hugging Face directory (GPT-2 or Qwen3), in evaluation mode.
-
-        A Hugging Face model may have more rows than there are tokens; with `vocab_size`, those are left out.
 
         Raises:
             CheckpointError: nothing there, damaged, or of another architecture.
         """
         from minigpt.weights.pretrained import read_pretrained
 
-        config, weights = read_pretrained(Path(path), vocab_size)
+        config, weights = read_pretrained(Path(path))
         model = cls(config)
         model.load_weights(weights)
         model.source = Path(path)

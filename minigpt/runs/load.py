@@ -66,7 +66,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     folder = path if is_huggingface(path) else RunFolder.of(path).path
     tokenizer = tokenizers.load(folder)
     if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
-        model = GPT.from_pretrained(path, str(runtime.device), tokenizer.vocab_size)
+        model = GPT.from_pretrained(path, str(runtime.device))
     else:
         model = _adapted(path, device)
     check_vocabulary(tokenizer, model.config, path)

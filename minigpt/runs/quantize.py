@@ -74,7 +74,7 @@ def quantize_run(
     folder = path if foreign else RunFolder.of(path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
     refuse_existing(out)
-    config, weights = read_pretrained(path, tokenizers.load(path).vocab_size if foreign else None)
+    config, weights = read_pretrained(path)
     packed = pack_weights(weights, bits, group, embedding_bits)
     done: dict[str, Any] = {"bits": 8, "group": None, "embedding_bits": 8}
     if bits == 4:

@@ -157,7 +157,11 @@ def listed(characters: Sequence[str], most: int = 20) -> str:
 
 
 def file_tree(
-    tokenizer: Tokenizer, model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]
+    tokenizer: Tokenizer,
+    model: dict[str, Any],
+    pre_tokenizer: dict[str, Any],
+    decoder: dict[str, Any],
+    normalizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The frame of tokenizer.json around its parts.
 
@@ -170,7 +174,7 @@ def file_tree(
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in tokenizer.special_tokens.items()],
-        "normalizer": None,
+        "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": decoder,

@@ -7,20 +7,20 @@ is the same for merges that were learned in the order of their ids, and only suc
 """
 
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import regex
 import tiktoken
 
 from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
 from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge
-from minigpt.tokenizers.patterns import byte_level, byte_order, expression, pre_tokenizer_tree, spell
+from minigpt.tokenizers.patterns import PATTERNS, byte_level, byte_order, expression, pre_tokenizer_tree, spell, split
 from minigpt.tokenizers.simple import bpe_model
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class BPETokenizer(Tokenizer):
         pattern: str,
         special_tokens: Mapping[str, int],
         kind: str = "bpe",
+        nfc: bool = False,
     ):
         """
         Args:
@@ -54,13 +55,14 @@ class BPETokenizer(Tokenizer):
             pattern: "gpt2", "gpt4", or an expression.
             special_tokens: name to id.
             kind: bpe, or gpt2 for OpenAI's.
+            nfc: whether a text is brought into Unicode's form NFC first (others' files).
 
         Raises:
             TokenizerError: pieces and merges that do not fit together, or not in the order of their ids.
         """
         super().__init__(pieces, special_tokens)
         self.kind = kind
-        self.pattern = pattern
+        self.pattern, self.nfc = pattern, nfc
         self.merges = list(merges)
         specials = set(self.special_tokens.values())
         self._ids = {piece: id_ for id_, piece in enumerate(pieces) if piece and id_ not in specials}
@@ -135,19 +137,18 @@ class BPETokenizer(Tokenizer):
         return np.array(self._encode(text), dtype=self.dtype)
 
     def _encode(self, text: str) -> list[int]:
-        text = valid_unicode(text)
-        if not _has_gap(text):
+        text = self._normal(text)
+        if self.pattern in PATTERNS and not _has_gap(text):
             return self._encoding.encode_ordinary(text)
-        words = regex.findall(expression(self.pattern), text)
-        return [id_ for word in words for id_ in self._unsplit.encode_ordinary(word)]
+        return [id_ for word in split(self.pattern, text) for id_ in self._unsplit.encode_ordinary(word)]
+
+    def _normal(self, text: str) -> str:
+        text = valid_unicode(text)
+        return unicodedata.normalize("NFC", text) if self.nfc else text
 
     def encode_reference(self, text: str) -> list[int]:
         """The textbook encoder, to read and to test against; same ids as `encode`."""
-        return [
-            id_
-            for word in regex.findall(expression(self.pattern), valid_unicode(text))
-            for id_ in self.merge_word(word.encode())
-        ]
+        return [id_ for word in split(self.pattern, self._normal(text)) for id_ in self.merge_word(word.encode())]
 
     def merge_word(self, word: bytes) -> list[int]:
         """Ids of one pre-token: merge the pair learned first, everywhere, until no pair is known."""
@@ -160,6 +161,11 @@ class BPETokenizer(Tokenizer):
             ids = merge(ids, first, self._ranks[first])
         return ids
 
+    def unreached(self) -> bytes | None:
+        """A token that its own merges do not make: tiktoken would take it where they do not. None: there is none."""
+        tokens = (self._pieces[id_] for id_ in self._ranks.values())
+        return next((piece for piece in tokens if len(self.merge_word(piece)) > 1), None)
+
     def to_tree(self) -> dict[str, Any]:
         spelt = {id_: spell(piece) for piece, id_ in self._ids.items()}
         names = spelt | {id_: name for name, id_ in self.special_tokens.items()}
@@ -169,6 +175,7 @@ class BPETokenizer(Tokenizer):
             model=bpe_model(vocab, [f"{spelt[left]} {spelt[right]}" for left, right in self.merges]),
             pre_tokenizer=pre_tokenizer_tree(self.pattern),
             decoder=byte_level(use_regex=True),
+            normalizer={"type": "NFC"} if self.nfc else None,
         )
 
 

@@ -6,16 +6,16 @@ that others made (GPT-2's, Llama 3's family) load too, with any split expression
 the same ids (a normalizer, another model, added start tokens) is refused by name.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from minigpt.errors import TokenizerError
+from minigpt.files import parse_json
 from minigpt.layout import TOKENIZER
 from minigpt.tokenizers.base import UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
-from minigpt.tokenizers.patterns import PUBLISHED, expression, unspell
+from minigpt.tokenizers.patterns import PUBLISHED, check, expression, unspell
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 
@@ -28,8 +28,16 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path)
     file = path / TOKENIZER if path.is_dir() else path
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("version https://git-lfs"):
+            raise TokenizerError(f"{file}: a git-lfs pointer, not the tokenizer; get it with `git lfs pull`")
+        tree = parse_json(text)
     except FileNotFoundError:
+        if (file.parent / "vocab.json").is_file() and (file.parent / "merges.txt").is_file():
+            raise TokenizerError(
+                f"{file.parent}: has vocab.json and merges.txt but no tokenizer.json; make one with transformers: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            ) from None
         raise TokenizerError(
             f"no such tokenizer: {file}; give a tokenizer.json, or make one with `minigpt tokenizer train`"
         ) from None
@@ -50,33 +58,61 @@ def load(path: str | Path) -> Tokenizer:
 
 def from_tree(tree: dict[str, Any]) -> Tokenizer:
     """The tokenizer that the content of a tokenizer.json describes. Raises TokenizerError, or KeyError and such."""
-    post = tree.get("post_processor")
-    if tree.get("normalizer"):
-        raise TokenizerError(f"its normalizer ({tree['normalizer']['type']}) is not supported by minigpt")
+    post, normalizer = tree.get("post_processor"), tree.get("normalizer")
+    if normalizer and normalizer != {"type": "NFC"}:
+        raise TokenizerError(f"its normalizer ({normalizer['type']}) is not supported by minigpt")
     if post and post["type"] != "ByteLevel":
         raise TokenizerError(f"its post-processor ({post['type']}) is not supported by minigpt")
+    for option in ("truncation", "padding"):
+        if tree.get(option):
+            raise TokenizerError(f"its {option} is not supported by minigpt; set it to null")
     model, split = tree["model"], tree["pre_tokenizer"]
-    specials = {token["content"]: int(token["id"]) for token in tree["added_tokens"]}
+    specials = {token["content"]: token["id"] for token in tree["added_tokens"]}
     if model["type"] == "WordLevel":
         tokenizer: Tokenizer = CharTokenizer(
             [word for word in model["vocab"] if word not in specials],
             unknown="token" if UNK in model["vocab"] else "error",
         )
-    elif model["type"] == "BPE" and not model["merges"] and split["type"] == "ByteLevel" and not split["use_regex"]:
+    elif (
+        model["type"] == "BPE"
+        and not model["merges"]
+        and split["type"] == "ByteLevel"
+        and split.get("use_regex") is False
+    ):
         tokenizer = ByteTokenizer()
     elif model["type"] == "BPE":
-        return _bpe(model, _pattern(split), specials)
+        return _bpe(model, _pattern(split), _added(model["vocab"], tree["added_tokens"]), bool(normalizer))
     else:
         raise TokenizerError(f"its model ({model['type']}) is not supported by minigpt")
     # Their ids follow from their characters, so any other numbering is somebody else's file.
     theirs = model["vocab"] | specials
     ours = tokenizer.to_tree()
-    if theirs != ours["model"]["vocab"] or split != ours["pre_tokenizer"]:
+    same = all(model.get(name) == value for name, value in ours["model"].items())
+    if normalizer or theirs != ours["model"]["vocab"] or split != ours["pre_tokenizer"] or not same:
         raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it anew")
     return tokenizer
 
 
-def _bpe(model: dict[str, Any], pattern: str, specials: dict[str, int]) -> BPETokenizer:
+def _added(vocab: dict[str, int], added: list[dict[str, Any]]) -> dict[str, int]:
+    """Name to id of the added tokens. Raises TokenizerError unless all ids are 0, 1, 2, ..., as their order says."""
+    specials: dict[str, int] = {}
+    for token in added:
+        name, id_ = token["content"], token["id"]
+        follows = vocab.get(name, len(vocab.keys() | specials))
+        if not isinstance(name, str) or not name or name in specials or id_ != follows:
+            raise TokenizerError(f"its added token {name!r} has the id {id_!r}, not {follows}; make it again")
+        if flag := next((flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)), None):
+            raise TokenizerError(f"its added token {name!r} has {flag}, which is not supported by minigpt")
+        specials[name] = id_
+    if len({bool(token.get("normalized", True)) for token in added}) > 1:
+        raise TokenizerError("some of its added tokens are normalized and some are not; minigpt cannot run it")
+    ids = [*(vocab | specials).values()]
+    if any(type(id_) is not int for id_ in ids) or sorted(ids) != list(range(len(ids))):
+        raise TokenizerError("its ids are not 0, 1, 2 and so on without a hole; minigpt cannot run it")
+    return specials
+
+
+def _bpe(model: dict[str, Any], pattern: str, specials: dict[str, int], nfc: bool) -> BPETokenizer:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(option):
             raise TokenizerError(f"its BPE option {option} is not supported by minigpt")
@@ -87,9 +123,11 @@ def _bpe(model: dict[str, Any], pattern: str, specials: dict[str, int]) -> BPETo
             pieces[id_] = unspell(word)
     pairs = (item.split(" ") if isinstance(item, str) else item for item in model["merges"])
     merges = [(vocab[left], vocab[right]) for left, right in pairs]
-    tokenizer = BPETokenizer(pieces, merges, pattern, specials)
-    if is_gpt2(tokenizer):
+    tokenizer = BPETokenizer(pieces, merges, pattern, specials, nfc=nfc)
+    if not nfc and is_gpt2(tokenizer):
         tokenizer.kind = "gpt2"
+    elif piece := tokenizer.unreached():
+        raise TokenizerError(f"its merges do not make its token {piece!r}; minigpt cannot run it")
     return tokenizer
 
 
@@ -99,9 +137,15 @@ def _pattern(split: dict[str, Any]) -> str:
     *before, last = parts
     if last["type"] != "ByteLevel" or last["add_prefix_space"] or any(part["type"] != "Split" for part in before):
         raise TokenizerError("its pre-tokenizer is not a split before byte-level; minigpt cannot run it")
-    if not before and last["use_regex"]:
+    by_gpt2 = last.get("use_regex", True)  # older files leave it out
+    if not before and by_gpt2:
         return "gpt2"
-    if len(before) != 1 or last["use_regex"] or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
+    if len(before) != 1 or by_gpt2 or before[0]["behavior"] != "Isolated" or before[0]["invert"]:
         raise TokenizerError("its pre-tokenizer is not one split before byte-level; minigpt cannot run it")
     text = before[0]["pattern"]["Regex"]
-    return next((name for name, published in PUBLISHED.items() if text in (published, expression(name))), text)
+    name = next(
+        (name for name, published in PUBLISHED.items() if text != name and text in (published, expression(name))), None
+    )
+    if name is None:
+        check(text)
+    return name or (f"(?:{text})" if text in PUBLISHED else text)  # "gpt2" may be an expression too

@@ -11,8 +11,13 @@ of Unicode 16; a letter that a newer `regex` knows already (Unicode 17) may spli
 which can change what is learned from such text, never what is encoded.
 """
 
+import re
 from functools import cache
 from typing import Any
+
+import regex
+
+from minigpt.errors import TokenizerError
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+",
@@ -36,6 +41,51 @@ PUBLISHED = {
 def expression(pattern: str) -> str:
     """The expression of a named pattern; any other text is an expression itself (a foreign file's)."""
     return PATTERNS.get(pattern, pattern)
+
+
+_KNOWN = re.compile(
+    r"""(?: \\[pP]\{[A-Z][a-z]?\} | \\[sSrnt] | \\[^A-Za-z0-9\s] | [^\\\[\](){}?*+|^$.]  # a character or a kind of it
+          | \[\^?(?: \\[pP]\{[A-Z][a-z]?\} | \\[sSrnt] | \\[^A-Za-z0-9\s] | [^\\\[\]^&~|-]
+                  | (?<=[A-Za-z0-9])-(?=[A-Za-z0-9]) )+\]
+          | \(\?[:=!] | \((?!\?) | \(\?i:(?=['|a-z]+\))(?![^)]*(?:ff|fi|fl|ss|st)) | \) | \|
+          | (?<![(|?*+])[?*+]\+? | \{\d+(?:,\d*)?\}(?![?+*{])
+        )*""",
+    re.VERBOSE,
+)
+"""What our engine and that of Hugging Face read alike: \\w, ^, lazy and nested ones are among the rest."""
+_PROBE = "a A1 é漢'll\n\n  \t.-_ x\u0301\u00a0🙂 "
+SECONDS = 5.0
+
+
+def check(pattern: str) -> None:
+    """Raises TokenizerError for an expression of others that we cannot run to the same pieces."""
+    if not _KNOWN.fullmatch(pattern):
+        raise TokenizerError(f"its split expression {pattern[:60]!r} has parts that minigpt cannot run alike")
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise TokenizerError(f"its split expression {pattern[:60]!r} is not valid ({error})") from None
+    for text in ("", _PROBE):
+        split(pattern, text)
+
+
+def split(pattern: str, text: str) -> list[str]:
+    """The pre-tokens of a text; what an expression of others does not match is a piece too, as with Hugging Face.
+
+    Raises TokenizerError for an expression that matches nothing at some place, or takes too long.
+    """
+    pieces, end = [], 0
+    try:
+        for match in regex.finditer(expression(pattern), text, timeout=SECONDS + len(text) / 100_000):
+            start = match.start()
+            if start == match.end():
+                raise TokenizerError(f"the tokenizer's split expression {pattern[:60]!r} can match nothing at all")
+            pieces += [text[end:start]] if end < start else []
+            pieces.append(match[0])
+            end = match.end()
+    except TimeoutError:
+        raise TokenizerError(f"the tokenizer's split expression {pattern[:60]!r} takes too long") from None
+    return [*pieces, text[end:]] if end < len(text) else pieces
 
 
 def safe_cut(text: str) -> int:

@@ -1,6 +1,5 @@
 """Read the weights of a run, a checkpoint or a Hugging Face directory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +7,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from minigpt import tokenizers
 from minigpt.config import ModelConfig
-from minigpt.errors import CheckpointError, first_line
+from minigpt.errors import CheckpointError, TokenizerError, first_line
+from minigpt.files import parse_json
+from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST
 from minigpt.weights import checkpoint
-from minigpt.weights.huggingface import config_from_hf, narrowed, weights_from_hf
+from minigpt.weights.huggingface import config_from_hf, cut_vocabulary, weights_from_hf
 from minigpt.weights.quantized import unpack_all
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LFS = b"version https://git-lfs"
 
 
-def read_pretrained(path: Path, vocab_size: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """(shape, state dict); of a quantised run the fp32 numbers that its integers stand for.
 
-    Args:
-        path: what to read.
-        vocab_size: of a Hugging Face directory, the ids that there are tokens for; rows beyond them are left out.
-
-    Raises CheckpointError: nothing there, damaged, another architecture, or a part of it that minigpt does not have.
+    Raises CheckpointError: nothing there, damaged, or another architecture.
     """
     if is_huggingface(path):
-        config, weights = _read_huggingface(path)
-        spare = vocab_size is not None and config.vocab_size is not None and vocab_size < config.vocab_size
-        return narrowed(config, weights, vocab_size) if spare and vocab_size else (config, weights)
+        return _read_huggingface(path)
     loaded = checkpoint.load(path)
     if (loaded.path / "adapter.safetensors").is_file():
         raise CheckpointError(
@@ -49,53 +47,90 @@ def read_pretrained(path: Path, vocab_size: int | None = None) -> tuple[ModelCon
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether the directory looks like an exported Hugging Face model."""
-    return (path / "config.json").is_file() and any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    """Whether this is somebody else's model: a directory with a config.json, or with weights but nothing of a run."""
+    if (path / "config.json").is_file() or path.suffix in _PICKLES:
+        return True
+    ours = any((path / name).exists() for name in (MANIFEST, CONFIG, CHECKPOINTS)) or not path.is_dir()
+    return not ours and ((path / _WHOLE).exists() or bool(_pickles(path)))
 
 
 def _read_huggingface(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    config = config_from_hf(_json(path / "config.json"))
-    weights: dict[str, torch.Tensor] = {}
-    for file in _weight_files(path):
-        try:
-            weights |= load_file(file)
-        except (OSError, ValueError, SafetensorError) as error:
-            if _is_pointer(file):
-                raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` there") from None
-            raise CheckpointError(f"{file}: not weights that we can read ({first_line(error)})") from None
+    if path.suffix in _PICKLES:
+        raise _pickle(path)
     try:
-        return config, weights_from_hf(config, weights)
+        files = _weight_files(path)
+        config = config_from_hf(_json(path / "config.json"))
+        weights: dict[str, torch.Tensor] = {}
+        for file, names in files.items():
+            held = _load(file)
+            if names is not None and names != held.keys():
+                odd = sorted(names ^ held.keys())[0]
+                raise CheckpointError(f"{odd} is in one of {_INDEX} and {file.name} alone; download both again")
+            weights |= held
+        ours = weights_from_hf(config, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        tokens = tokenizers.load(path).vocab_size
+    except TokenizerError:  # said where text comes in; numbers need none
+        return config, ours
+    return cut_vocabulary(config, ours, tokens) if tokens < (config.vocab_size or 0) else (config, ours)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """model.safetensors, else the files of the index; others in the folder are not the model's."""
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    index = _json(path / INDEX)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{path / INDEX}: names no files; copy it again")
-    files = sorted(set(names.values()))
-    for name in files:
-        if Path(name).name != name or not (path / name).is_file():
-            raise CheckpointError(f"{path / INDEX}: names {name}, which is not in that folder; copy it there")
-    return [path / name for name in files]
+def _weight_files(path: Path) -> dict[Path, set[str] | None]:
+    """The files of the weights, each with the names that the index expects there. Raises CheckpointError."""
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError("holds an adapter_config.json, and minigpt runs no adapter of others; merge it first")
+    if not (path / "config.json").is_file() and (path / _WHOLE).is_file():
+        raise CheckpointError("has no config.json; copy the one that belongs to the weights")
+    if (path / _WHOLE).is_file():
+        return {path / _WHOLE: None}
+    if not (path / _INDEX).is_file():
+        if found := _pickles(path):
+            raise _pickle(found[0])
+        raise CheckpointError(f"has neither {_WHOLE} nor {_INDEX}; download the weights too")
+    index = _json(path / _INDEX)
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{_INDEX} has no weight_map; download it again")
+    for file in table.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{_INDEX}: {file!r} is not a file of this folder; download it again")
+    return {path / file: {name for name in table if table[name] == file} for file in dict.fromkeys(table.values())}
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError, OSError."""
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS)) == _LFS:
+            raise CheckpointError(f"{file.name} is a git-lfs pointer, not the weights; get them with `git lfs pull`")
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file.name} is damaged ({first_line(error)}); download it again") from None
 
 
 def _json(file: Path) -> Any:
-    """The content of a JSON file. Raises CheckpointError."""
+    """Raises CheckpointError, OSError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError):
-        if _is_pointer(file):
-            raise CheckpointError(f"{file}: a git-lfs pointer, not the file; run `git lfs pull` there") from None
-        raise CheckpointError(f"{file}: not JSON; it is damaged: copy it again") from None
+        return parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file.name} is damaged ({first_line(error)}); download it again") from None
 
 
-def _is_pointer(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(24) == b"version https://git-lfs."
+def _pickles(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.suffix in _PICKLES) if path.is_dir() else []
+
+
+def _pickle(file: Path) -> CheckpointError:
+    how = (
+        "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
+        if file.name.startswith("pytorch_model")
+        else "torch.load it, and safetensors.torch.save_file its weights as model.safetensors beside a config.json"
+    )
+    return CheckpointError(
+        f"{file.name} is a pickle, which can run any code, so minigpt does not open it; if you trust it, "
+        f"make safetensors of it ({how})"
+    )

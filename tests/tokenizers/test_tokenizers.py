@@ -264,7 +264,7 @@ MERGES = BPE.to_tree()["model"]["merges"]
         ("[]", "not a tokenizer.json"),
         ('{"model": {}}', "not a tokenizer.json"),
         (ByteTokenizer().to_json()[:-200], "not JSON"),
-        (_changed(BPE, normalizer={"type": "NFC"}), r"normalizer \(NFC\)"),
+        (_changed(BPE, normalizer={"type": "NFKC"}), r"normalizer \(NFKC\)"),
         (_changed(BPE, post_processor={"type": "TemplateProcessing"}), r"post-processor \(TemplateProcessing\)"),
         (_changed(BPE, pre_tokenizer={"type": "Whitespace"}), "pre-tokenizer"),
         (_with_model(BPE, type="Unigram"), r"model \(Unigram\)"),

@@ -1,0 +1,227 @@
+"""config.json of the two Hugging Face architectures that we can be: GPT2LMHeadModel and Qwen3ForCausalLM.
+
+Pure functions between dicts. What is read is read whole: a setting that we do not have is refused by its name, unless
+it stands at its family's default or cannot change what the model computes.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from minigpt.config import ModelConfig, validate
+from minigpt.errors import CheckpointError, ConfigError, nearest
+
+
+class _Field(NamedTuple):
+    """One setting of config.json: our field, and the default of transformers."""
+
+    ours: str
+    default: Any
+    null: bool = False
+    """Whether null is a value too; for us it is a field left out."""
+
+
+# what we express; the type of a value is that of the default
+_GPT2 = {
+    "vocab_size": _Field("vocab_size", 50257),
+    "n_positions": _Field("max_seq_len", 1024),
+    "n_embd": _Field("embed_dim", 768),
+    "n_layer": _Field("num_layers", 12),
+    "n_head": _Field("num_heads", 12),
+    "n_inner": _Field("ff_dim", 0, null=True),
+    "layer_norm_epsilon": _Field("norm_eps", 1e-5),
+    "activation_function": _Field("activation", "gelu_new"),
+    "tie_word_embeddings": _Field("tie_embeddings", True),
+}
+_QWEN3 = {
+    "vocab_size": _Field("vocab_size", 151936),
+    "max_position_embeddings": _Field("max_seq_len", 32768),
+    "hidden_size": _Field("embed_dim", 4096),
+    "num_hidden_layers": _Field("num_layers", 32),
+    "num_attention_heads": _Field("num_heads", 32),
+    "num_key_value_heads": _Field("num_kv_heads", 32, null=True),
+    "head_dim": _Field("head_dim", 128),
+    "intermediate_size": _Field("ff_dim", 22016),
+    "rms_norm_eps": _Field("norm_eps", 1e-6),
+    "hidden_act": _Field("activation", "silu"),
+    "tie_word_embeddings": _Field("tie_embeddings", False),
+}
+_FAMILIES = {"gpt2": ("gpt2", _GPT2), "qwen3": ("modern", _QWEN3)}
+"""model_type to our shape and the settings."""
+_ACTIVATIONS = {
+    "gpt2": {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
+    | dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"), "gelu_tanh"),
+    "qwen3": {"silu": "swiglu", "swish": "swiglu"},
+}
+# what changes the numbers, and that we have at these values alone
+_FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gpt2": {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False,),
+        "add_cross_attention": (False,),
+        "is_encoder_decoder": (False,),
+        "chunk_size_feed_forward": (0,),
+        "pruned_heads": ({}, None),
+    },
+    "qwen3": {
+        "attention_bias": (False,),
+        "use_sliding_window": (False, None),
+        "is_encoder_decoder": (False,),
+        "chunk_size_feed_forward": (0,),
+        "pruned_heads": ({}, None),
+    },
+}
+# what cannot change the logits of a text, by reason; prefixes of names
+_HARMLESS = (
+    *("_name_or_path", "architectures", "model_type", "transformers_version"),  # where the file is from
+    *("torch_dtype", "dtype"),  # how the weights are stored; we compute in fp32 or as --precision says
+    *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "_attn_implementation"),  # how it is run
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "gradient_checkpointing"),  # training alone
+    "initializer_range",  # training from the beginning alone
+    *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params"),  # generation; tokenizer.json says it
+    *("summary_", "id2label", "label2id", "problem_type"),  # other heads than the one that predicts tokens
+    *("n_ctx", "sliding_window", "max_window_layers"),  # read by no one, the last two without use_sliding_window
+)
+MOST_POSITIONS = 1 << 20
+"""Longest context that is read: the tables of rotary angles are made for all of it."""
+
+
+def architecture(config: ModelConfig) -> str:
+    """ "gpt2" or "qwen3". Raises CheckpointError naming the fields that neither has."""
+    gpt2 = {"norm": "layernorm", "position": "learned", "qk_norm": False, "bias": True}
+    gpt2 |= {"num_kv_heads": (None, config.num_heads), "head_dim": (None, config.embed_dim / config.num_heads)}
+    qwen3 = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "bias": False}
+    if config.bigrams:
+        raise CheckpointError(
+            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
+        )
+    for name, fields in (("gpt2", gpt2), ("qwen3", qwen3)):
+        fields["activation"] = tuple(_ACTIVATIONS[name].values())
+        found = {field: getattr(config, field) for field in fields}
+        if all(found[f] in value if isinstance(value, tuple) else found[f] == value for f, value in fields.items()):
+            return name
+    raise CheckpointError("only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields")
+
+
+def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, Any]:
+    """config.json of the twin."""
+    kind = architecture(config)
+    activation = next(name for name, ours in _ACTIVATIONS[kind].items() if ours == config.activation)
+    common = {
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "dtype": "float32",
+    }
+    if kind == "gpt2":
+        return common | {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "n_positions": config.max_seq_len,
+            "n_embd": config.embed_dim,
+            "n_layer": config.num_layers,
+            "n_head": config.num_heads,
+            "n_inner": config.hidden_dim,
+            "activation_function": activation,
+            "layer_norm_epsilon": config.norm_eps,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+        }
+    return common | {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "max_position_embeddings": config.max_seq_len,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.hidden_dim,
+        "hidden_act": activation,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_dropout": config.dropout,
+        "attention_bias": False,
+    }
+
+
+def config_from_hf(hf: Any) -> ModelConfig:
+    """Our fields of a config.json.
+
+    Raises CheckpointError: another architecture, a setting that we do not have, or a value that is not possible.
+    """
+    if not isinstance(hf, dict):
+        raise CheckpointError("config.json holds no settings; copy the model's own")
+    kind = hf.get("model_type")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise CheckpointError(f"architecture {kind!r} is not one we can read; {nearest(str(kind), list(_FAMILIES))}")
+    shape, known = _FAMILIES[kind]
+    fields: dict[str, Any] = {"shape": shape} | {field.ours: _value(hf, name, field) for name, field in known.items()}
+    if fields["activation"] not in _ACTIVATIONS[kind]:
+        raise _refused(next(name for name in known if known[name].ours == "activation"), fields["activation"])
+    fields["activation"] = _ACTIVATIONS[kind][fields["activation"]]
+    rest = {name: value for name, value in hf.items() if name not in known}
+    if kind == "qwen3":
+        fields["rope_theta"] = _rope_theta(rest)
+        layers = rest.pop("layer_types", None)
+        plain = isinstance(layers, list) and all(layer == "full_attention" for layer in layers)
+        if layers is not None and not (plain and len(layers) == fields["num_layers"]):
+            raise _refused("layer_types", layers)
+    for name, value in rest.items():
+        if name in _FIXED[kind]:
+            if not any(type(value) is type(fixed) and value == fixed for fixed in _FIXED[kind][name]):
+                raise _refused(name, value)
+        elif not name.startswith(_HARMLESS):
+            raise _refused(name, value)
+    if fields["max_seq_len"] > MOST_POSITIONS:
+        raise CheckpointError(f"config.json: a context of {fields['max_seq_len']} is more than {MOST_POSITIONS}")
+    fields["ff_dim"] = fields["ff_dim"] if fields["ff_dim"] is not None else 4 * fields["embed_dim"]
+    try:
+        return validate({"model": fields}).model
+    except ConfigError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
+def _value(hf: dict[str, Any], name: str, field: _Field) -> Any:
+    """A setting's value, its default where it is left out. Raises CheckpointError for one of another type."""
+    value = hf.get(name, None if field.null else field.default)
+    if value is None and field.null:
+        return None
+    kind = type(field.default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise CheckpointError(f"config.json: {name} is {_short(value)}; {_TYPES[kind]} is needed")
+    return value
+
+
+_TYPES = {int: "a whole number", float: "a number", str: "a name", bool: "true or false"}
+
+
+def _rope_theta(rest: dict[str, Any]) -> float:
+    """The base of the rotary wavelengths, taken out of `rest`. Raises CheckpointError for any other rotary scheme."""
+    theta = _value(rest, "rope_theta", _Field("rope_theta", 10000.0))
+    rest.pop("rope_theta", None)
+    given = [(name, rest.pop(name)) for name in ("rope_scaling", "rope_parameters") if name in rest]
+    given = [(name, value) for name, value in given if value is not None]
+    for name, value in given:
+        if len(given) > 1 or not isinstance(value, dict):
+            raise _refused(name, value)
+        for key, part in value.items():
+            if not (key == "rope_theta" or (key in ("rope_type", "type") and part == "default")):
+                raise _refused(f"{name}.{key}", part)
+        theta = _value(value, "rope_theta", _Field("rope_theta", float(theta)))
+    if not 0 < theta < math.inf:
+        raise CheckpointError(f"config.json: rope_theta is {theta}; a number above 0 is needed")
+    return theta
+
+
+def _refused(name: str, value: Any) -> CheckpointError:
+    return CheckpointError(f"config.json: minigpt cannot compute a model with {name} {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,123 @@
+"""Changed at random, a tokenizer.json is refused or gives the ids of the `tokenizers` library, nothing else."""
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers import BPETokenizer, load
+
+library = pytest.importorskip("tokenizers")
+TEXT = "the cat and the dog don't sit, they're 1234 strong;\n\n  Zoë's naïve “tea” costs $9.50 <|endoftext|> " * 20
+TREE = BPETokenizer.train([TEXT], 320).to_tree()
+PATTERNS = (
+    r"\p{L}+", r"\w+|\s+", "(", "x*", r"[a-z]+", r"\s+|\S+", r"(?=a)", r"(\p{L})+|\s", "gpt2", r"\p{N}|[^\p{N}]+", "'t",
+    r"(?i:'s|'t)| ?\p{L}+", r"^a", "a{1,2}+", r"\p{L}++", r"[[:alpha:]]+", r"\p{L}+?", "a|", r"(?R)", r"(?i:ss)", ".",
+    r" ?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+", r"[^\r\n\p{L}\p{N}]?\p{L}+", "[a-", "\\", r"\b", "(?m)a.b",
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [None, True, False, 0, 1, -1, 10**10, 2.5, "", "a", "the", "NFC", [], {}, [1], {"type": "NFC"}]
+)
+TEXTS = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(TEXT.split()), max_size=8).map(" ".join))
+COUNTS: Counter[str] = Counter()
+
+
+def split_by(pattern: str) -> dict[str, object]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split, level]}
+
+
+@st.composite
+def trees(draw):
+    tree = copy.deepcopy(TREE)
+    kind = draw(st.sampled_from(["split", "field", "merges", "added", "nfc", "model", "long"]))
+    if kind in ("split", "nfc"):
+        tree["pre_tokenizer"] = split_by(draw(st.sampled_from(PATTERNS)))
+    if kind in ("nfc", "long"):
+        tree["normalizer"] = {"type": "NFC"}
+    if kind == "field":
+        tree[draw(st.sampled_from(sorted(tree)))] = draw(VALUES)
+    if kind == "model":
+        tree["model"][draw(st.sampled_from(sorted(tree["model"])))] = draw(VALUES)
+    if kind == "merges":  # the same tokens, made of other parts
+        merges = tree["model"]["merges"]
+        place = draw(st.integers(0, len(merges) - 1))
+        whole = merges[place].replace(" ", "")
+        cut = draw(st.integers(1, len(whole) - 1))
+        merges[place] = f"{whole[:cut]} {whole[cut:]}"
+    if kind == "added":
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        token = {"content": draw(st.sampled_from(["<a>", "the", ""])), "id": draw(st.integers(318, 322)), **flags}
+        token[draw(st.sampled_from(sorted(token)))] = draw(VALUES)
+        tree["added_tokens"].append(token)
+    return tree
+
+
+def compare(file: Path, tree: dict, text: str) -> None:
+    file.write_text(json.dumps(tree))
+    try:
+        ours = load(file).encode(text, special=True)
+    except TokenizerError as error:
+        assert "\n" not in str(error)
+        COUNTS["refused"] += 1
+        return
+    try:
+        theirs = library.Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001 - the library raises no other class
+        COUNTS["we alone read it"] += 1
+        return
+    assert ours == theirs.encode(text, add_special_tokens=False).ids
+    COUNTS["equal"] += 1
+
+
+@pytest.mark.parametrize("examples", [300, pytest.param(6000, marks=pytest.mark.slow)])
+def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
+    COUNTS.clear()
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(tree=trees(), text=TEXTS)
+    def run(tree, text):
+        compare(tmp_path / "tokenizer.json", tree, text)
+
+    run()
+    print(f"\ntokenizer.json: {dict(COUNTS)}")
+    assert COUNTS["equal"] > examples // 20 and COUNTS["refused"] > examples // 20
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_expression_of_others_drops_no_text(pattern, tmp_path):
+    for text in ("don't stop 12ab\n\n x", "ſs 'T ﬆ ߀ Ⅷ a\u0301", TEXT):
+        compare(tmp_path / "tokenizer.json", TREE | {"pre_tokenizer": split_by(pattern)}, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "not JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (json.dumps(TREE | {"added_tokens": [{"content": "<a>", "id": 10**10}]}), "10000000000"),
+    ],
+)
+def test_what_is_no_tokenizer_is_said(content, words, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError, match=words):
+        load(tmp_path)
+
+
+def test_vocab_and_merges_alone_are_told_how_to_become_a_file(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(TokenizerError, match="save_pretrained"):
+        load(tmp_path)
