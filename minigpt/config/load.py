@@ -127,11 +127,10 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
     """(flag, dotted path, value as it was written) of each config flag, and the other words.
 
-    Raises ConfigError for a flag without its value, or one that comes twice with two values.
+    The last counts where a flag comes twice. Raises ConfigError for a flag without its value.
     """
     flags: list[tuple[str, str, str]] = []
     rest: list[str] = []
-    seen: dict[str, str] = {}
     queue = list(argv)
     while queue:
         word = queue.pop(0)
@@ -147,8 +146,6 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
                 raise ConfigError(f"{flag}: needs a value; write {flag} VALUE")
             else:
                 text = queue.pop(0)
-        if seen.setdefault(path, text) != text:
-            raise ConfigError(f"{flag}: is given twice, as {seen[path]} and as {text}; keep one of them")
         flags.append((flag, path, text))
     return flags, rest
 

@@ -15,6 +15,7 @@ import pytest
 from split_text import split_of
 
 from minigpt.config import DataConfig
+from minigpt.config.load import validate
 from minigpt.data import huggingface, open_corpus, text_chunks
 from minigpt.data.text_files import spool_stdin
 from minigpt.errors import DataError, EncodingError, UserError
@@ -142,7 +143,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("path", ["~nosuchuser/a.txt", "x" * 300, "a\0b", "/dev/zero", f"{__file__}/a.txt", "*" * 300])
 def test_a_path_that_the_system_refuses_is_one_line(path: str) -> None:
     with pytest.raises(UserError) as error:
-        read(path)
+        split_of(validate({"data": {"source": path}}).data, "train")
     one_line(error, path[:20].partition("\0")[0])
 
 

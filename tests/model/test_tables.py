@@ -140,7 +140,7 @@ def test_an_export_is_the_model_or_is_refused(shape: str, norm: str, activation:
     transformers = pytest.importorskip("transformers")
     family = {"gpt2": {"position": "learned", "qk_norm": False}, "modern": {"bias": False}}[shape]
     model = make(norm, activation, **family)
-    theirs = {"gpt2": ("layernorm", ("gelu", "gelu_tanh", "relu")), "modern": ("rmsnorm", ("swiglu",))}[shape]
+    theirs = {"gpt2": ("layernorm", ("gelu", "gelu_tanh", "relu", "relu2")), "modern": ("rmsnorm", ("swiglu",))}[shape]
     if norm != theirs[0] or activation not in theirs[1]:
         with pytest.raises(CheckpointError, match="only the shapes gpt2 and modern"):
             architecture(model.config)
