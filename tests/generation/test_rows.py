@@ -144,7 +144,7 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
     return out.splitlines()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_without_a_compiler_torch_gives_the_same_and_one_warning(kernels, tmp_path: Path, precision: str) -> None:
     ids, found = finish(start(tmp_path, precision, PATH=""))
     again, without = finish(start(tmp_path, precision))
@@ -160,6 +160,7 @@ def test_a_broken_compiler_costs_one_warning(tmp_path: Path) -> None:
     assert found == f"False|decoding by torch's own ops, which is slower: {compiler} failed: it is Sunday"
 
 
+@pytest.mark.slow
 def test_compiling_at_once_is_safe_and_a_torn_file_is_made_again(kernels, tmp_path: Path) -> None:
     results = [finish(process) for process in [start(tmp_path) for _ in range(4)]]
     assert all(result == results[0] and result[1] == "True" for result in results)

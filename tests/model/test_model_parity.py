@@ -68,6 +68,7 @@ def test_weights_and_config_survive_the_round_trip_to_hugging_face(name: str) ->
     assert torch.equal(model(tokens), back.eval()(tokens))
 
 
+@pytest.mark.slow
 def test_step_zero_loss_of_gpt2_124m_is_that_of_a_uniform_guess() -> None:
     config = load_config("gpt2-124m").model.model_copy(update={"vocab_size": 50257})
     model = GPT(config, seed=1).eval()
