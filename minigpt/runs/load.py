@@ -63,12 +63,12 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     if not there:
         raise no_such_run(path)
     runtime = make_runtime(device, precision)
-    folder = path if is_huggingface(path) else RunFolder.of(path).path
-    tokenizer = tokenizers.load(folder)
     if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
         model = GPT.from_pretrained(path, str(runtime.device))
     else:
         model = _adapted(path, device)
+    folder = path if is_huggingface(path) else RunFolder.of(path).path
+    tokenizer = tokenizers.load(folder)
     check_vocabulary(tokenizer, model.config, path)
     if is_huggingface(path):
         return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
