@@ -28,8 +28,9 @@ from minigpt.explanation.dataset import loss_by_position, token_losses
 from minigpt.explanation.figures import draw_explanation
 from minigpt.explanation.over_time import timeline
 from minigpt.files import read_lines
+from minigpt.layout import whole_steps
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
-from minigpt.weights.checkpoint import load, steps
+from minigpt.weights.checkpoint import load
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it
@@ -293,10 +294,10 @@ assert lens[-1] < lens[0] and lens[-1] < lens[-2]
 # %%
 killed = folder / "again" / "first"
 shutil.copytree(run.path, killed)
-for checkpoint in steps(killed / "checkpoints"):
+for checkpoint in whole_steps(killed / "checkpoints"):
     if int(checkpoint.name[5:]) > config.train.max_steps - 100:
         shutil.rmtree(checkpoint)
-print("last checkpoint:", steps(killed / "checkpoints")[-1].name)
+print("last checkpoint:", whole_steps(killed / "checkpoints")[-1].name)
 
 again = train(load_config(overrides=settings | {"logging.runs_dir": str(killed.parent)}), name="first", quiet=True)
 parts = ("model", "optimizer")
