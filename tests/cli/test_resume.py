@@ -38,8 +38,15 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
     assert (broken.parent / "broken-2" / "config.yaml").is_file()
 
 
+def heeds_signals() -> None:
+    """These tests may themselves run under nohup, or in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
     """A process that trains, and has begun to."""
+    how.setdefault("preexec_fn", heeds_signals)
     (folder / "cats.txt").write_text(text())
     argv = [*before, sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
     process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, text=True, **how)
@@ -76,6 +83,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
 
     def own_terminal() -> None:
+        heeds_signals()
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
