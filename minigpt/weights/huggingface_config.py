@@ -62,6 +62,7 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "is_encoder_decoder": (False,),
         "chunk_size_feed_forward": (0,),
         "pruned_heads": ({}, None),
+        "sliding_window": (None,),  # transformers' cache reads it, whatever the family
     },
     "qwen3": {
         "attention_bias": (False,),
