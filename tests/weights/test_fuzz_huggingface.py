@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_model import make
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -15,13 +16,6 @@ from minigpt import GPT
 from minigpt.errors import UserError
 
 transformers = pytest.importorskip("transformers")
-SMALL = {
-    "gpt2": {"vocab_size": 70, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2},
-    "qwen3": {
-        "vocab_size": 70, "max_position_embeddings": 16, "hidden_size": 8, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12,
-    },
-}  # fmt: skip
 VALUES = st.sampled_from(
     [None, True, False, 0, 1, 2, 4, 10**9, 10**20, 1e-3, 0.5, -1, "relu", "gelu", "gelu_fast", "silu", "x", [], {}, [1]]
 )
@@ -34,10 +28,7 @@ COUNTS: Counter[str] = Counter()
 def models(tmp_path_factory):
     made = {}
     for kind, tied in (("gpt2", True), ("gpt2", False), ("qwen3", True), ("qwen3", False)):
-        torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(kind, **SMALL[kind], tie_word_embeddings=tied, initializer_range=0.3)
-        path = tmp_path_factory.mktemp("hf")
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+        path = make(tmp_path_factory.mktemp("hf"), kind, tie_word_embeddings=tied)
         made[kind, tied] = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
     return made
 

@@ -6,26 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_model import make
 from safetensors.torch import load_file, save_file
 
 from minigpt import GPT
 from minigpt.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")
-SMALL = {
-    "gpt2": {"vocab_size": 70, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2},
-    "qwen3": {
-        "vocab_size": 70, "max_position_embeddings": 16, "hidden_size": 8, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12,
-    },
-}  # fmt: skip
-
-
-def make(path: Path, kind: str, **fields: object) -> Path:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **SMALL[kind], **fields, initializer_range=0.3)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return path
 
 
 def change(path: Path, **fields: object) -> None:
