@@ -135,21 +135,31 @@ def main(argv: list[str] | None = None) -> int:
         place = error.filename if error.filename is not None else "the system refuses"
         _complain(f"{os.fsdecode(place) if isinstance(place, str | bytes) else place}: {error.strerror or error}")
         return UserError.exit_code
-    except Exception as error:  # noqa: BLE001  the net for what nobody thought of
+    except Exception as error:  # noqa: BLE001  any error that nothing above expects
         _complain(_last_word(error, argv))
         return 1
 
 
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # minigpt may run from its folder
+        return "not installed"
+
+
 def _last_word(error: Exception, argv: list[str]) -> str:
     """What is said of an error that should not be: its kind, and where its details were written."""
-    torch = sys.modules.get("torch")
-    allocation = isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error)) is not None
-    if isinstance(error, MemoryError) or (torch is not None and allocation):
+    ended = isinstance(error, MemoryError)
+    if "torch" in sys.modules:
+        from minigpt.runtime.device import out_of_memory
+
+        ended = out_of_memory(error)
+    if ended:
         return "memory ended; make the model, the batch or the text smaller, or end other programs"
     if isinstance(error, RecursionError):
         return "what was given is nested too deeply to be read; give something flatter"
     text = "".join(traceback.format_exception(error))
-    about = [f"python {sys.version}", *(f"{name} {metadata.version(name)}" for name in ("minigpt", "torch"))]
+    about = [f"python {sys.version}", *(f"{name} {_version(name)}" for name in ("minigpt", "torch"))]
     words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]
     said = f"this is a bug in minigpt ({type(error).__name__}: {first_line(error)[:200]})"
     try:

@@ -77,7 +77,6 @@ def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-
     console = SafeConsole(highlight=False)
     total = report["parameters"]["total"]
     table = Table("part", "parameters", "share", box=None, title="parameters")
