@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from minigpt.config import DataConfig
+from minigpt.console import counted
 from minigpt.data.clean import clean
 from minigpt.data.sources import Reader, Source, resolve
 from minigpt.download import Progress
@@ -225,7 +226,7 @@ def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Su
             survey = Survey(0, 0, cut=_cut_at(source.name, count, config.val_fraction))
     if spelled:
         warnings.warn(
-            f"{source.name}: spells {EOS} {spelled:,} time{'s' * (spelled > 1)}, read as plain characters; with "
+            f"{source.name}: spells {EOS} {counted(spelled, 'time')}, read as plain characters; with "
             f"--data.split-at '{EOS}' it is the special token between documents",
             stacklevel=2,
         )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+from minigpt.console import counted
 from minigpt.errors import GenerationError
 from minigpt.files import read_piped
 from minigpt.tokenizers import EOS, Tokenizer
@@ -56,4 +57,4 @@ def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int)
 def tell_unknown(text: str, tokenizer: Tokenizer) -> str:
     """What to say of characters that the tokenizer does not know (the model reads them all alike); "" if none."""
     found = unknown_characters(text, tokenizer)
-    return f"{len(found)} character{'s' * (len(found) > 1)} that the model never saw: {listed(found)}" if found else ""
+    return f"{counted(len(found), 'character')} that the model never saw: {listed(found)}" if found else ""
