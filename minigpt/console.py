@@ -55,9 +55,9 @@ def counted(number: int, what: str) -> str:
 
 
 def open_streams() -> None:
-    """Let any text be written: in UTF-8 where nobody asked for another encoding, else what it lacks as \\u4f60.
+    """Let any text be written: output is UTF-8 unless the person asked for another encoding.
 
-    Such an escape is right in JSON too. Terminals keep their encoding.
+    A character that the encoding lacks becomes \\u4f60. JSON may hold such an escape. Terminals keep their encoding.
     """
     codecs.register_error("minigpt", _as_json)
     for stream in (sys.stdout, sys.stderr):

@@ -84,7 +84,7 @@ def fetch(
                 os.fsync(file.fileno())
         found = file_sha256(part)
         if found not in sha256:
-            with suppress(OSError):  # what is told is the first error
+            with suppress(OSError):  # only the first error is reported
                 part.unlink()
             raise DataError(
                 f"{url}: what came has sha256 {found[:16]}…, not {next(iter(sha256))[:16]}…; it was thrown away, "

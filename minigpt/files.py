@@ -180,7 +180,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         work.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # what is told is the first error
+        with contextlib.suppress(OSError):  # only the first error is reported
             work.unlink()
         raise
 

@@ -39,7 +39,7 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> Tree:
-    """The sections that a recipe gives, not yet checked. Raises ConfigError for a file that is no such mapping."""
+    """The sections that a recipe gives, not yet checked. Raises ConfigError if the file is not a mapping."""
     tree = read_yaml(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")

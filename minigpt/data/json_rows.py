@@ -93,7 +93,7 @@ def read_documents(
 
     Raises:
         EncodingError: bytes that are not in the encoding, with the byte's offset.
-        DataError: unreadable, a broken gzip, or a row that is no object with the field.
+        DataError: unreadable, a broken gzip, or a row that is not an object with the field.
     """
     label = label or str(path)
     blocks, example = decoded(path, encoding, label), f', like {{"{field}": "..."}}'
@@ -150,7 +150,7 @@ class _Text:
         self.blocks, self.label, self.fix, self.text, self.at = blocks, label, fix, "", 0
 
     def more(self) -> bool:
-        """Hold twice as much as is held from here on. False: there is no more."""
+        """Read on until the text from here is twice as long. False: the blocks have ended."""
         self.text, self.at = self.text[self.at :], 0
         size = len(self.text)
         if size > MOST:

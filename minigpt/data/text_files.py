@@ -1,7 +1,7 @@
 """Files -> streams of decoded blocks: text, gzip of it, standard input.
 
-Memory does not grow with the file: it is read in blocks of 1 MiB. Gzip is told by its first bytes, not by its name.
-A byte-order mark at the start is dropped.
+Memory does not grow with the file: it is read in blocks of 1 MiB.
+Gzip is recognised by its first bytes, not by its name. A byte-order mark at the start is dropped.
 """
 
 import atexit

@@ -95,7 +95,7 @@ class TokenWriter:
         except OSError as failure:
             raise storage_error(self.path, failure, ANOTHER_CACHE) from None
         finally:
-            with contextlib.suppress(OSError):  # what is told is the first error
+            with contextlib.suppress(OSError):  # only the first error is reported
                 self._temporary.unlink(missing_ok=True)
 
 
