@@ -1,5 +1,6 @@
 """minigpt train."""
 
+import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from minigpt.cli.finished import report_run
 from minigpt.console import console, counted, out, out_json
 from minigpt.errors import UserError
 
+USUAL = "5m"
+"""The time of a run whose length nobody named."""
+
 
 @dataclass(frozen=True)
 class Train:
     """Train a GPT from scratch.
 
-    minigpt train my.txt
-    minigpt train my.txt --budget 10m
+    minigpt train my.txt                   # five minutes, with the settings that suit the text and this machine
+    minigpt train my.txt --budget 1h
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 3e-3
 
@@ -35,9 +39,9 @@ class Train:
     prepare_only: bool = False
     """Stop once the text is tokenized."""
     budget: str | None = None
-    """Measure this machine for some seconds, then choose the size, context, batch, rates and steps with which a run
-    reaches the least loss within 90s, 10m, 2h or 1e15flops (what you set yourself stands); say what loss to expect and
-    when it will be done; train, and be done by then. The rule, and how good it is: docs/budget.md."""
+    """90s, 10m, 2h or 1e15flops: measure this machine, choose the tokenizer, size, context, batch, rates and steps that
+    reach the lowest loss in that time (what you set yourself stands), say what loss to expect and when it will be done,
+    train, and be done by then. A text without a recipe or a length gets 5m. The rule: docs/budget.md."""
     dry_run: bool = False
     """With --budget: only say what would be done; --json: what receipt.json would hold of it, as one object."""
     json: bool = False
@@ -49,8 +53,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
     began = None if own_process else time.perf_counter()
     command = shlex.join(["minigpt", "train", *argv])
     args, overrides = parse(Train, argv, "train", with_config=True)
-    if args.budget is not None:
-        return _within_budget(args, args.budget, overrides, began, command)
+    if budget := args.budget or _usual_budget(args, overrides):
+        return _within_budget(args, budget, overrides, began, command)
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
@@ -76,6 +80,15 @@ def main(argv: list[str], own_process: bool = False) -> int:
     return report_run(run, args.json)
 
 
+def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:
+    """USUAL for a text without a recipe or a length; None where the settings say how long the run is."""
+    recipe, data = recipe_and_data(args.what)
+    length = any(overrides.get(f"train.max_{unit}") is not None for unit in ("steps", "epochs", "tokens", "minutes"))
+    other = args.resume or args.tiny_run or args.prepare_only or int(os.environ.get("WORLD_SIZE") or 1) > 1
+    named = data is not None or "data.source" in overrides
+    return None if recipe or length or other or not named else USUAL
+
+
 def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: float | None, command: str) -> int:
     """`began`: when the command did, by time.perf_counter; None if this process was started for it."""
     flags = {"--resume": args.resume, "--tiny-run": args.tiny_run, "--prepare-only": args.prepare_only}
@@ -83,6 +96,7 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
     recipe, data = recipe_and_data(args.what)
     settings = overrides if data is None else {"data.source": data, **overrides}
+    console.print(f"reading {settings.get('data.source', recipe)}")  # at once: to load torch takes a second or two
     from minigpt.runs.budget.amount import process_start
     from minigpt.runs.budget.within import plan_within, train_within
 

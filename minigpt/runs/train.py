@@ -67,6 +67,7 @@ def train(
     recipe: str | None = None,
     quiet: bool = False,
     task: Task | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> TrainedRun:
     """Train a GPT as the config says, or continue an unfinished run of the same name and settings.
 
@@ -80,6 +81,7 @@ def train(
         recipe: path the config came from, for the default name.
         quiet: print nothing.
         task: the kind of training (default: from nothing).
+        tokenizer: the one of the config, where it was made before.
 
     Raises:
         UserError: see minigpt.errors; nothing is lost.
@@ -95,14 +97,16 @@ def train(
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)
         with planned(ranks, own) as plan:
             tell(f"{plan.path}: reading {config.data.source}")
-            tokenizer = ranks.share(lambda: _tokenizer(plan, config, console))
-            feed = ranks.in_turn(lambda: text_feed(config, tokenizer, console, config.model.max_seq_len))
-            return execute(plan, config, tokenizer, feed, task or FromNothing(), placement, console, resume)
+            known = ranks.share(lambda: _tokenizer(plan, config, console, tokenizer))
+            feed = ranks.in_turn(lambda: text_feed(config, known, console, config.model.max_seq_len))
+            return execute(plan, config, known, feed, task or FromNothing(), placement, console, resume)
 
 
-def _tokenizer(plan: Plan, config: RunConfig, console: Console) -> Tokenizer:
+def _tokenizer(plan: Plan, config: RunConfig, console: Console, made: Tokenizer | None) -> Tokenizer:
     if plan.saved:
         return tokenizers.load(plan.path)
+    if made:
+        return made
     with progress_bars(console) as report:
         return make_tokenizer(config, report)
 

@@ -7,29 +7,24 @@ in torch's own cache afterwards and is not wasted. What was found is kept in tun
 machine, torch, shape and batch. A run keeps its choice in its checkpoints: to resume exactly is to compute alike.
 """
 
-import hashlib
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from minigpt.config import ModelConfig
-from minigpt.download import cache_root
 from minigpt.errors import first_line
-from minigpt.files import parse_json, write_bytes
 from minigpt.model import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
 from minigpt.model.parts import ATTENTION
-from minigpt.runtime.device import Runtime, machine_name
+from minigpt.runtime.device import Runtime
+from minigpt.runtime.measured import keep, measured_key, recall
 
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
 """Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""
@@ -92,9 +87,9 @@ def choose(
         measure: what times the kernels (default: `time_kernels`).
     """
     measure = measure or time_kernels
-    store, key = cache_root() / "tuning.json", _key(shape, runtime, batch)
+    key = _key(shape, runtime, batch)
     kernels = _kernels(shape, batch)
-    timings = _known(store, key, kernels) or measure(shape, runtime, batch, kernels, [])
+    timings = _known(key, kernels) or measure(shape, runtime, batch, kernels, [])
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type != "mps":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
@@ -105,7 +100,7 @@ def choose(
             on = gain * passes > (WARM if tried else 0.0)
     used = timings.compiled if on and timings.compiled else timings.eager
     attention = min(used, key=used.__getitem__) if shape.attention == "auto" else shape.attention
-    _write(store, key, timings)
+    keep(key, asdict(timings))
     words = [f"{name} {_ms(seconds)}" for name, seconds in timings.eager.items()]
     words += [f"{name} compiled {_ms(seconds)}" for name, seconds in timings.compiled.items()]
     if timings.eager_loss:
@@ -221,30 +216,13 @@ def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) 
 
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
     fields = shape.model_dump(exclude={"num_layers", "tie_embeddings", "init_std", "zero_init_residual"})
-    machine = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision]
-    parts = [*machine, batch, fields, _kernels(shape, batch)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return measured_key(runtime, batch, fields, _kernels(shape, batch))
 
 
-def _read(store: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json(store.read_bytes()))
-    except (OSError, ValueError, TypeError):  # none yet, or damaged: measure again
-        return {}
-
-
-def _known(store: Path, key: str, kernels: list[str]) -> Timings | None:
+def _known(key: str, kernels: list[str]) -> Timings | None:
     """What was measured of these kernels; None if nothing was, or if it has another form."""
     try:
-        found = TypeAdapter(Timings).validate_python(_read(store).get(key))
+        found = TypeAdapter(Timings).validate_python(recall(key))
     except ValidationError:
         return None
     return found if found.eager.keys() == set(kernels) >= found.compiled.keys() else None
-
-
-def _write(store: Path, key: str, timings: Timings) -> None:
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(store, (json.dumps(_read(store) | {key: asdict(timings)}, indent=1) + "\n").encode())
-    except OSError as error:  # a read-only cache costs a second at each start, no more
-        warnings.warn(f"timings are not remembered: {store}: {error.strerror}", stacklevel=2)

@@ -214,7 +214,7 @@ def test_explicit_settings_are_kept_and_the_rest_is_chosen_around_them():
         (["--budget", "10m", "--train.max-minutes", "1"], ["--train.max-minutes: ", "one of the two"]),
         (["--budget", "10m", "--resume"], ["--resume", "--budget"]),
         (["--budget", "10m", "--tiny-run"], ["--tiny-run", "--budget"]),
-        (["--dry-run"], ["--dry-run", "--budget"]),
+        (["--dry-run", "--train.max-steps", "5"], ["--dry-run", "--budget"]),
         (["--budget", "10m", "--model.embed-dim", "x"], ["--model.embed-dim: "]),
     ],
 )
@@ -230,7 +230,7 @@ def cats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(cats: Path, capsys: pytest.CaptureFixture[str]):
-    flags = ["--model.max-seq-len", "32", "--model.num-layers", "1", *QUIET]
+    flags = ["--model.max-seq-len", "32", "--model.num-layers", "1", "--tokenizer.kind", "char", *QUIET]
     assert main(["train", "cats.txt", "--budget", "3s", "--dry-run", "--json", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
@@ -257,12 +257,41 @@ def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: 
     assert ended["stop_reason"] == "budget used up"
     assert ended["val_loss"] > 0
     with capsys.disabled():
-        print(f"\nbudget 4s: loss {receipt['predicted_loss']:.3f} foretold, {ended['val_loss']:.3f} reached", end=" ")
+        print(f"\nbudget 4s: loss {receipt['predicted_loss']:.3f} predicted, {ended['val_loss']:.3f} measured", end=" ")
 
     assert main([*command, "--json"]) == 0  # the same run, which is done
     assert json.loads(capsys.readouterr().out)["step"] == ended["step"]
     assert [path.name for path in (cats / "runs").iterdir()] == ["cats"]
     fails(capsys, ["train", "cats.txt", "--budget", "5s", "--name", "cats"], "another budget", "--name")
+
+
+@pytest.mark.parametrize(("characters", "kind", "ids"), [(0, "char", 512), (99_999, "char", 512), (100_000, "bpe", 512),
+                                                         (1_115_394, "bpe", 1024), (10**7, "bpe", 2048),
+                                                         (10**9, "bpe", 4096)])  # fmt: skip
+def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: str, ids: int):
+    assert rule.tokenizer(characters) == {"tokenizer.kind": kind, "tokenizer.vocab_size": ids}
+
+
+def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.CaptureFixture[str]):
+    """And a length, a recipe, or --tiny-run makes the run as long as it says."""
+    assert main(["train", "cats.txt", "--dry-run", "--json", *QUIET]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["asked"]["budget"] == "5m"
+    assert main(["train", "cats.txt", "--dry-run", "--tokenizer.vocab-size", "300", *QUIET]) == 0
+    assert "5m allow" in (told := capsys.readouterr().out) and "300 ids" in told
+    for length in (["--train.max-steps", "3"], ["--tiny-run"], ["demo"]):
+        fails(capsys, ["train", "cats.txt", "--dry-run", *length], "give a --budget")
+
+
+def test_a_small_text_is_called_small(tmp_path: Path):
+    (tmp_path / "small.txt").write_text(text(100))
+    settings = {"data.source": str(tmp_path / "small.txt"), "train.device": "cpu", "train.precision": "fp32"}
+    found = plan_within("1m", settings)
+    assert found.text.vocab_size < 100  # characters
+    assert "the text is small" in found.explain()
+    assert found.plan.limited and "more would not help" in found.explain()
+    assert rule.rates(500, 3)["train.early_stopping"] is None
+    assert rule.rates(500, 20)["train.early_stopping"] == rule.PATIENCE
 
 
 def test_flops_become_steps(cats: Path):
@@ -280,7 +309,7 @@ def test_the_end_reports_what_a_different_speed_changed(cats: Path):
     told = {steps: found.explain_end(steps) or "" for steps in (planned // 2, 2 * planned)}
     for (steps, line), word in zip(told.items(), ("slower", "faster"), strict=True):
         assert line.startswith(f"{steps:,} steps where {planned:,} were planned: the machine became {word}")
-    lost, won = (float(line.rsplit(" ", 3)[-3]) for line in told.values())
+    lost, won = (float(line.rsplit(" ", 1)[-1]) for line in told.values())
     assert won < found.plan.loss < lost
 
 

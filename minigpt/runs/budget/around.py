@@ -7,8 +7,8 @@ from typing import Any
 from minigpt.config import RunConfig
 from minigpt.runs.budget.rule import Size
 
-EVALUATIONS, EVAL_SHARE = 3, 0.03
-"""Evaluations of a run, at two fifths, four fifths and the end; the most of the time that they take together."""
+EVALUATIONS, EVAL_SHARE = 10, 0.03
+"""Evaluations of a run; the most of the time that they take together."""
 SAVES, SAVE_SECONDS, SAVE_BYTES = 20, 30.0, 1e8
 """Checkpoints of a run at most, seconds between them at least; bytes of one that are written in a second."""
 SHOW_FROM = 60.0
@@ -51,11 +51,10 @@ class Around:
 
     def settings(self, steps: int, step: float) -> dict[str, Any]:
         """By dotted name, for a run of so many steps of `step` seconds."""
-        part = math.ceil(0.4 * steps)
         return {
             "train.eval_batches": self.eval_batches,
-            "train.eval_every": part if self.long else 2 * steps,  # the end is evaluated in any case
-            "train.sample_every": part if self.long else 0,
+            "train.eval_every": math.ceil(steps / EVALUATIONS) if self.long else 2 * steps,  # at its end in any case
+            "train.sample_every": math.ceil(0.4 * steps) if self.long else 0,
             "train.save_every": math.ceil(max(SAVE_SECONDS / step, steps / SAVES)),
             "logging.plots": self.long,
         }

@@ -1,9 +1,7 @@
 """The choice: of all sizes and batches that the rule allows, the one with the least loss that the law foretells."""
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
@@ -11,10 +9,7 @@ from minigpt.runs.budget import rule
 from minigpt.runs.budget.around import Around
 from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.rule import Size
-from minigpt.runs.budget.speed import Speed
-
-Configure = Callable[[Mapping[str, Any]], RunConfig]
-"""Settings by dotted name -> the config with them; where the person has set one, that one stands."""
+from minigpt.runs.budget.speed import Configure, Speed
 
 FEWEST = 100
 """Steps that a run keeps when its batch is made larger than the rule's."""

@@ -5,6 +5,8 @@
     batch        tokens in all / steps, where a run of D tokens has some 400 x (D / 200,000)^0.35 steps at most
     rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps up, then linearly to nothing
     weight decay 0.2 where the text is seen more than once, else none
+    tokenizer    characters below 100,000 of them, else byte pairs: 512 ids, 1,024, 2,048 or 4,096 by the text's size
+    early stop   after 4 evaluations without a better loss, where the text is seen more than 4 times
 
 Context and batch follow the experiments of docs/LOG.md: short runs want short contexts and small batches.
 """
@@ -22,6 +24,12 @@ LADDER = (
 )  # fmt: skip
 """(layers, width), each some 1.5 to 2 times as large as the one before."""
 
+CHARACTERS = 100_000
+"""Characters of a text from which on byte pairs are learned: a smaller one shows most pairs too rarely."""
+VOCABULARIES = ((500_000, 512), (5_000_000, 1024), (50_000_000, 2048))
+"""(characters of a text below which, ids of its byte pairs); 4,096 beyond (docs/LOG.md has the measurements)."""
+MANY_PASSES, PATIENCE = 4, 4
+"""Passes over a text from which on early stopping is on, and its evaluations without a better loss."""
 SMALL_VOCABULARY = 1024
 """Up to so many ids the head has weights of its own, which brings 0.035 nats a character for a few weights."""
 
@@ -76,6 +84,15 @@ def smallest_batch(tokens: float, seq_len: int) -> int:
     return max(4, 2 ** round(math.log2(max(1.0, tokens / steps / seq_len))))
 
 
+def tokenizer(characters: int) -> dict[str, Any]:
+    """The tokenizer's settings by dotted name for a text of so many characters.
+
+    tokenizer(1_115_394) -> {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 1024}
+    """
+    ids = next((ids for below, ids in VOCABULARIES if characters < below), 4096)
+    return {"tokenizer.kind": "char" if characters < CHARACTERS else "bpe", "tokenizer.vocab_size": ids}
+
+
 def shape(layers: int, width: int, seq_len: int, vocab_size: int) -> dict[str, Any]:
     """The model's settings by dotted name."""
     return {
@@ -96,4 +113,5 @@ def rates(steps: int, epochs: float) -> dict[str, Any]:
         "schedule.kind": "linear",
         "schedule.warmup_steps": min(20, max(1, steps // 10)),
         "schedule.min_lr_ratio": 0.0,
+        "train.early_stopping": PATIENCE if epochs > MANY_PASSES else None,
     }

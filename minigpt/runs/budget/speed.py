@@ -8,13 +8,15 @@ seemed twice as fast as they are (docs/LOG.md).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
@@ -22,7 +24,11 @@ from minigpt.model import GPT
 from minigpt.runs.budget import rule
 from minigpt.runs.budget.rule import Size
 from minigpt.runtime.device import Runtime
+from minigpt.runtime.measured import keep, measured_key, recall
 from minigpt.training import accumulate, make_optimizer, update
+
+Configure = Callable[[Mapping[str, Any]], RunConfig]
+"""Settings by dotted name -> the config with them; where the person has set one, that one stands."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +67,49 @@ def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Spe
 
 PROBES = ((2, 64), (4, 128), (6, 256), (8, 512), (12, 768), (16, 1024))
 """(layers, width) that are timed, as many as the time allows, in steps of 8 and of 64 sequences of 64 tokens."""
+TRUSTED = 1.5
+"""By what factor remembered prices may be wrong before they are measured again."""
 
 
-def measure_speed(
-    configure: Callable[[Mapping[str, Any]], RunConfig], runtime: Runtime, vocab_size: int, limit: float
-) -> Speed:
-    """The prices by some sizes, in about `limit` seconds. Raises ConfigError if none goes with the settings."""
-    points: list[tuple[tuple[float, float, float], float]] = []
-    problem, started = ConfigError("--budget: no size fits"), time.perf_counter()
+def known_speed(configure: Configure, runtime: Runtime, vocab_size: int, limit: float, again: bool = False) -> Speed:
+    """The prices as they were measured here before (unless `again`), else now, in about `limit` seconds.
+
+    Raises ConfigError if no size goes with the settings.
+    """
+    probes = _probes(configure, vocab_size)
+    first = probes[0]
+    key = measured_key(runtime, "prices", first.model.model_dump(), first.optimizer.model_dump(), first.train.rows)
+    with suppress(ValidationError):
+        if not again:
+            return TypeAdapter(Speed).validate_python(recall(key))
+    speed = _measure(probes, runtime, limit)
+    keep(key, asdict(speed))
+    return speed
+
+
+def _probes(configure: Configure, vocab_size: int) -> list[RunConfig]:
+    """The sizes that go with the settings. Raises ConfigError if none does."""
+    found, problem = [], ConfigError("--budget: no size fits")
     for (layers, width), batch in product(PROBES, (8, 64)):
         try:
-            config = configure(rule.shape(layers, width, 64, vocab_size) | {"train.batch_size": batch})
+            found.append(configure(rule.shape(layers, width, 64, vocab_size) | {"train.batch_size": batch}))
         except ConfigError as error:
             problem = error
-            continue
+    if not found:
+        raise problem
+    return found
+
+
+def _measure(probes: Sequence[RunConfig], runtime: Runtime, limit: float) -> Speed:
+    """The prices by three sizes at least, in about `limit` seconds."""
+    points: list[tuple[tuple[float, float, float], float]] = []
+    started = time.perf_counter()
+    for config in probes:
         size, seq_len, rows = Size.of(config.model), config.model.max_seq_len, config.train.batch_size
         left = limit - (time.perf_counter() - started)
         if len(points) > 2 and 4 * fit_speed(points).step(size, seq_len, rows) > left:
             break
         points.append((amounts(size, seq_len, rows), time_step(config, runtime, limit / 6)))
-    if not points:
-        raise problem
     return fit_speed(points)
 
 

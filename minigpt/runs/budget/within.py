@@ -18,16 +18,17 @@ from typing import Any
 from rich.console import Console
 
 from minigpt.config import RunConfig, load_config, recipe_settings
-from minigpt.console import messages, progress_bars
+from minigpt.console import counted, messages, progress_bars, teller
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.token_text import TokenText
 from minigpt.layout import RunFolder
+from minigpt.runs.budget import rule
 from minigpt.runs.budget.amount import Amount, parse_amount
 from minigpt.runs.budget.law import LAWS, Text
-from minigpt.runs.budget.plan import Chooser, Configure, Plan
-from minigpt.runs.budget.speed import Speed, measure_speed, time_step
+from minigpt.runs.budget.plan import Chooser, Plan
+from minigpt.runs.budget.speed import TRUSTED, Speed, known_speed, time_step
 from minigpt.runs.data import make_tokenizer, prepare_data
 from minigpt.runs.feeds import bytes_per_token
 from minigpt.runs.plan import default_name
@@ -40,14 +41,18 @@ from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import Tokenizer
 
 LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
-MEASURING, LONGEST = 0.1, 10.0
-"""The share of a budget, and the seconds, that measuring may take."""
+MEASURING, LONGEST = 0.1, 1.0
+"""The share of a budget, and the seconds, that measuring may take, about."""
+COMPILING = 0.05
+"""The share of a budget that a first compilation may take where nobody asked for it."""
+LITTLE = 50_000
+"""Bytes of a training text below which the plan says that they are few."""
 FLOOR_BYTES, SCORED_BYTES = 1_000_000, 200_000
 """Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores."""
 LEAST = 0.1
 """The share of a budget that is trained in any case, when reading and measuring took the rest."""
 BETWEEN = 0.25
-"""What `train` does before its clock begins (tokenizer aside), as a share of the time that Python and its imports took
+"""What `train` does before its clock begins, as a share of the time that Python and its imports took
 to start: a busy machine makes both slow (docs/budget.md)."""
 UNSTEADY = 0.15
 """How far the steps that there was time for may lie off the plan without a word at the end."""
@@ -65,6 +70,7 @@ class Budgeted:
         plan: what was chosen.
         report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
             predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits.
+        tokenizer: of the text.
         started: when the command began, by time.perf_counter.
         again: seconds of work that `train` will do before its clock begins.
     """
@@ -73,6 +79,7 @@ class Budgeted:
     text: Text
     plan: Plan
     report: dict[str, Any]
+    tokenizer: Tokenizer
     started: float
     again: float
 
@@ -94,19 +101,25 @@ class Budgeted:
         return config.model_copy(update={"train": config.train.model_copy(update=length)})
 
     def explain(self) -> str:
-        """Three lines for the screen."""
-        plan, report, shape = self.plan, self.report, self.plan.config.model
+        """What was chosen and why, and what to expect: four lines for the screen, five for a small text."""
+        plan, report, text, shape = self.plan, self.report, self.text, self.plan.config.model
         ends = datetime.now().astimezone() + timedelta(seconds=report["promised_seconds"] - self.elapsed)
-        small = "; the text is too small for more" if plan.limited else ""
-        return (
-            f"budget {self.amount.text}: {shape.num_layers} layers of {shape.embed_dim} "
-            f"({plan.size.parameters / 1e6:.2g} M weights in them), context {shape.max_seq_len}, "
-            f"{plan.config.train.batch_size} sequences a step\n"
-            f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s: {plan.tokens:,} tokens, "
-            f"{report['passes']:.2g} passes over the text{small}\n"
-            f"expected loss {plan.loss:.3f} ({report['predicted_bits_per_byte']:.3f} bits per byte), within "
-            f"{ERROR:.0%} on ordinary text; {report['promised_seconds']:.0f} s in all, done at {ends:%H:%M:%S}"
-        )
+        size = text.train_tokens * text.bytes_per_token
+        weights, batch = plan.size.parameters / 1e6, plan.config.train.batch_size
+        lines = [
+            f"plan: the lowest loss that {self.amount.text} allow on this machine (--budget 10m gives it more time)",
+            f"model: {shape.num_layers} layers of {shape.embed_dim} ({weights:.2g} M weights in them), "
+            f"context {shape.max_seq_len}, {text.vocab_size:,} ids",
+            f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s with {batch} sequences each: "
+            f"{report['passes']:.2g} passes over {size / 1e6:.2g} MB{'; more would not help' if plan.limited else ''}",
+            f"expected: {report['predicted_bits_per_byte']:.2f} bits per byte (loss {plan.loss:.3f}), "
+            f"within {ERROR:.0%} on ordinary text; done at {ends:%H:%M:%S}",
+        ]
+        if size < LITTLE:
+            lines.append(
+                "the text is small: a model learns it by heart, and little of how to write; 1 MB is a good size"
+            )
+        return "\n".join(lines)
 
     def explain_end(self, steps: int) -> str | None:
         """One line, where the machine did not keep the speed that was measured: what the law says of so many steps."""
@@ -117,7 +130,7 @@ class Budgeted:
         changed = "slower" if steps < plan.steps else "faster"
         return (
             f"{steps:,} steps where {plan.steps:,} were planned: the machine became {changed} than when it was "
-            f"measured; for {steps:,} steps a loss of {loss:.3f} is foretold"
+            f"measured; for {steps:,} steps the predicted loss is {loss:.3f}"
         )
 
 
@@ -129,12 +142,17 @@ class _Settings:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
         load_config(recipe, settings)  # all mistakes at once
         self.own: dict[str, Any] = recipe_settings(recipe) | dict(settings) | dict.fromkeys(LENGTHS)
-        self.vocab_size: int | None = None
+        self.tokenizer: dict[str, Any] = {}
+        self.ids: dict[str, Any] = {}
 
     def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:
         """The config with what was chosen, where the person has set nothing."""
-        ids = {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}
-        return load_config(None, {**chosen, **self.own, **ids})
+        return load_config(None, {**self.tokenizer, **chosen, **self.own, **self.ids})
+
+    def choose_tokenizer(self, characters: int) -> None:
+        """By the text's size, where the person names none."""
+        if self.own.get("tokenizer.path") is None:
+            self.tokenizer = rule.tokenizer(characters)
 
 
 def plan_within(
@@ -165,15 +183,18 @@ def plan_within(
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
     console = messages(quiet)
-    config = configure({})
+    config, say = configure({}), teller(console)
     with progress_bars(console) as progress:
-        open_corpus(config.data, progress)  # fetches and surveys the text, once a process
-        began = time.perf_counter()
+        characters = open_corpus(config.data, progress).survey.chars
+        configure.choose_tokenizer(characters)
+        config = configure({})
+        ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
+        say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
         tokenizer = make_tokenizer(config, progress)
-        again += time.perf_counter() - began  # `train` makes it once more
         prepared = prepare_data(config, tokenizer, progress)
-    configure.vocab_size = resolve_vocabulary(config, tokenizer).model.vocab_size
+    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
     text = describe(prepared, tokenizer)
+    say("measuring how fast this machine trains")
     began = time.perf_counter()
     plan = _measure_and_choose(amount, text, configure, started - again, console)
     measuring = time.perf_counter() - began
@@ -192,7 +213,7 @@ def plan_within(
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / nats_per_bit,
     }
-    return Budgeted(amount, text, plan, report, started, again)
+    return Budgeted(amount, text, plan, report, tokenizer, started, again)
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
@@ -212,33 +233,31 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
 
 
 def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, started: float, console: Console) -> Plan:
-    """The plan, after three sizes were timed, then the best by them, with the kernels that suit it."""
+    """The plan, after one that was chosen by the prices of steps was timed with the kernels that suit it."""
     seconds = amount.seconds or math.inf
     limit = min(LONGEST, MEASURING * seconds)
     settings = configure({}).train
     runtime = make_runtime(settings.device, settings.precision)
 
-    def best(speed: Speed, configure: Configure = configure, compiled: bool = False) -> Chooser:
-        left = max(seconds - (time.perf_counter() - started), LEAST * seconds)
-        return Chooser(text, speed, configure, left, amount.flops or math.inf, compiled)
+    def best(speed: Speed, compiled: bool | None = None) -> Plan:
+        def settled(chosen: Mapping[str, Any]) -> RunConfig:
+            return configure(chosen if compiled is None else {**chosen, "train.compile": "on" if compiled else "off"})
 
-    speed = measure_speed(configure, runtime, text.vocab_size, 0.5 * limit)
-    plan = best(speed).best()
-    speed = replace(speed, factor=time_step(plan.config, runtime, 0.2 * limit) / plan.step_seconds)
-    plan = best(speed).best()
-    # compiling takes half a minute: only where that is within what measuring may take, or the person asks for it
-    compile = settings.compile if settings.compile != "auto" or MEASURING * seconds >= COLD else "off"
+        left = max(seconds - (time.perf_counter() - started), LEAST * seconds)
+        return Chooser(text, speed, settled, left, amount.flops or math.inf, bool(compiled)).best()
+
+    speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit)
+    plan = best(speed)
+    # compiling takes half a minute: only in a long run, or if the person asks for it
+    compile = settings.compile if settings.compile != "auto" or COMPILING * seconds >= COLD else "off"
     shape, train = plan.config.model, plan.config.train
-    micro = train.micro_batch_size if isinstance(train.micro_batch_size, int) else train.batch_size
-    choice = choose(shape, runtime, compile, micro, plan.steps * train.batch_size / micro, console.print)
-    model = shape.model_copy(update={"attention": choice.attention})
-    trial = plan.config.model_copy(update={"model": model})
+    choice = choose(shape, runtime, compile, train.rows, plan.steps * train.batch_size / train.rows, console.print)
+    trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
-    speed = replace(speed, factor=speed.factor * taken / plan.step_seconds)
-    fixed = {f"model.{name}": getattr(shape, name) for name in ("num_layers", "embed_dim", "num_heads", "max_seq_len")}
-    fixed |= {"train.batch_size": train.batch_size, "train.compile": "on" if choice.compile else "off"}
-    final = best(speed, lambda chosen: configure({**chosen, **fixed}), choice.compile)
-    return final.plan(shape.num_layers, shape.embed_dim)
+    if not 1 / TRUSTED < taken / plan.step_seconds < TRUSTED:
+        speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit, again=True)
+    factor = taken / speed.step(plan.size, shape.max_seq_len, train.batch_size)
+    return best(replace(speed, factor=factor), choice.compile)
 
 
 def train_within(
@@ -265,11 +284,12 @@ def train_within(
         task = FromNothing({"command": command, "budget": _receipt(earlier)})
         return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
-    messages(quiet).print(found.explain(), markup=False, highlight=False)
+    say = teller(messages(quiet))
+    say(found.explain())
     task = FromNothing({"command": command, "budget": found.report})
-    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, task=task)
+    run = train(found.config(), name=name, recipe=recipe, quiet=quiet, task=task, tokenizer=found.tokenizer)
     if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
-        messages(quiet).print(line, markup=False, highlight=False)
+        say(line)
     return run
 
 
