@@ -84,6 +84,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home. Raises AttributeError."""
     if name not in _HOME:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    importlib.import_module("minigpt.before_torch").prepare()
     module = importlib.import_module(_HOME[name])
     value = getattr(module, "load" if name == "load_tokenizer" else name)
     globals()[name] = value

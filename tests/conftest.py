@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; threads that spin would halve each other
+os.environ.setdefault("MINIGPT_MKL", "usual")  # commands that tests start compute as the tests themselves do
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases always, on a busy machine too
 settings.load_profile("suite")

@@ -21,6 +21,8 @@ ROOMS = """
     errors
     files
     layout download console
+    measured mkl
+    before_torch
     config
     tokenizers
     data
@@ -47,7 +49,7 @@ INSIDE = {
     "weights": "checkpoint_state huggingface_config quantized sharded / checkpoint huggingface / damage pretrained",
     "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
     "model.kernels": "attention chunked_loss dropout",
-    "runtime": "memory ranks / device parallel / measured / autotune memory_estimate placement precision",
+    "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
     "training": "muon objective schedule / optim step / loop / finetune hooks memory",
     "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen signals trackers"

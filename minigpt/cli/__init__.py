@@ -10,9 +10,9 @@ import time
 import traceback
 import warnings
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from minigpt.before_torch import prepare
 from minigpt.console import harmless, open_streams
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
@@ -77,22 +77,6 @@ def _as_typed(problem: str, argv: list[str]) -> str:
     return f"{flag}: {rest}"
 
 
-def share_the_cores(load: Path = Path("/proc/loadavg")) -> None:
-    """Where another process computes now, let torch's threads sleep soon while they wait for each other.
-
-    They wait by spinning, which is a sixth to a quarter faster alone and up to ten times slower beside a busy process
-    (docs/LOG.md). The variable is read when torch is imported, so it must be set before; one that is set stays.
-    """
-    if not load.exists():  # not Linux, where OpenMP is another
-        return
-    looks = []
-    for _ in range(8):
-        looks.append(int(load.read_text().split()[3].partition("/")[0]) - 1)  # "0.00 0.01 0.05 2/300 123": 2 run
-        time.sleep(0.002)
-    if sorted(looks)[len(looks) // 2] >= 1:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend.
 
@@ -113,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS)}")
-        share_the_cores()
+        prepare()
         with warnings.catch_warnings():
             warnings.showwarning = _tell
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main

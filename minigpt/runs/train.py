@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from minigpt import tokenizers
+from minigpt.before_torch import SWITCH
 from minigpt.config import RunConfig
 from minigpt.console import progress_bars, teller
 from minigpt.errors import ConfigError, RunError
@@ -25,7 +26,7 @@ from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_f
 from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.task import FromNothing, Task
-from minigpt.runtime.device import hardware
+from minigpt.runtime.device import hardware, mkl_code
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.precision import with_masters
 from minigpt.tokenizers import Tokenizer
@@ -127,6 +128,10 @@ def execute(
         step = saved.train.step
         console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
         check_same_text(plan.path, feed.sha256)
+        if (code := read_receipt(plan.path).get("hardware", {}).get("mkl", "usual")) != mkl_code():
+            console.print(
+                f"products may differ in their last bits from the run's first part; {SWITCH}={code} repeats them"
+            )
     before = saved.state if saved else CheckpointState()
     resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)

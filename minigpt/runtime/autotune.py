@@ -19,12 +19,12 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.errors import first_line
+from minigpt.measured import keep, recall
 from minigpt.model import GPT
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
 from minigpt.model.parts import ATTENTION
-from minigpt.runtime.device import Runtime
-from minigpt.runtime.measured import keep, measured_key, recall
+from minigpt.runtime.device import Runtime, measured_key
 
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
 """Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""

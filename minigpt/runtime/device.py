@@ -1,7 +1,9 @@
 """Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
 
 import atexit
+import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -13,11 +15,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import nn
 
+from minigpt.before_torch import SWITCH
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, first_line
 from minigpt.files import private_folder
@@ -249,9 +252,20 @@ def machine_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def measured_key(runtime: Runtime, *parts: Any) -> str:
+    """A key for a measurement that depends on these parts, this machine, its threads, the precision, and torch."""
+    machine = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision]
+    return hashlib.sha256(json.dumps([*machine, *parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def mkl_code() -> str:
+    """Which of MKL's code this process runs: intel (that for Intel's processors, on another) or usual."""
+    return os.environ.get(SWITCH, "usual")
+
+
 def hardware() -> dict[str, object]:
     """What the receipt says of this machine."""
-    facts: dict[str, object] = {"cpu_cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts: dict[str, object] = {"cpu_cores": os.cpu_count(), "threads": torch.get_num_threads(), "mkl": mkl_code()}
     if torch.cuda.is_available():
         facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return facts

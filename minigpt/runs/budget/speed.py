@@ -20,11 +20,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
+from minigpt.measured import keep, recall
 from minigpt.model import GPT
 from minigpt.runs.budget import rule
 from minigpt.runs.budget.rule import Size
-from minigpt.runtime.device import Runtime
-from minigpt.runtime.measured import keep, measured_key, recall
+from minigpt.runtime.device import Runtime, measured_key
 from minigpt.training import accumulate, make_optimizer, update
 
 Configure = Callable[[Mapping[str, Any]], RunConfig]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli import share_the_cores
+from minigpt.before_torch import share_the_cores
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,13 @@
 A file that is damaged or has another form is as good as none: what stood in it is measured again.
 """
 
-import hashlib
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minigpt.download import cache_root
 from minigpt.files import parse_json, write_bytes
-from minigpt.runtime.device import Runtime, machine_name
-
-
-def measured_key(runtime: Runtime, *parts: Any) -> str:
-    """A key for a measurement that depends on these parts, this machine, its threads, the precision, and torch."""
-    machine = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision]
-    return hashlib.sha256(json.dumps([*machine, *parts], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def recall(key: str) -> Any:
