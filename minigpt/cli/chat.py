@@ -144,7 +144,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
                 if commands.session.is_cut and not cut:
                     cut = True
                     limit = commands.session.model.config.max_seq_len
-                    _note(f"the context of {limit} tokens is full: the oldest text is no longer read")
+                    _note(f"the context of {counted(limit, 'token')} is full: the oldest text is no longer read")
             keep()
         except UserError as error:
             console.print(f"minigpt: {error}", style="red", markup=False, highlight=False)

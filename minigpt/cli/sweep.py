@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
-from minigpt.console import console, out, out_json, teller
+from minigpt.console import console, counted, out, out_json, teller
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
 
@@ -170,7 +170,7 @@ def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
     if json:
         out_json({"sweep": str(sweep.path), "runs": rows})
         return 0
-    out(f"{sweep.path}: {len(rows)} runs, of which {sum(row['state'] == 'finished' for row in rows)} are finished")
+    out(f"{sweep.path}: {counted(len(rows), 'run')}, {sum(row['state'] == 'finished' for row in rows)} finished")
     for row in rows:
         out(f"\n{row['name']} ({row['state']})\n  {row['command']}")
     return 0

@@ -212,7 +212,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if args.json:
         out_json({"text": args.text, "bytes": size, "words": words, "tokenizers": rows})
         return 0
-    table = Table(title=f"{args.text}: {size:,} bytes, {words:,} words", box=None)
+    table = Table(title=f"{args.text}: {counted(size, 'byte')}, {counted(words, 'word')}", box=None)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "kind") else "right")
     for row in rows:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.config import GenerationConfig, parse_yaml
+from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError, nearest
 from minigpt.files import expand_home
 from minigpt.generation.chat.saved import load_session, save_session
@@ -138,7 +139,7 @@ class Commands:
 
     def _load(self, rest: str) -> Reply:
         load_session(_path(rest, "load"), self.session)
-        return Reply(f"loaded {rest}: {len(self.session.messages)} messages and the settings")
+        return Reply(f"loaded {rest}: {counted(len(self.session.messages), 'message')} and the settings")
 
     def _preset(self, rest: str) -> Reply:
         if not rest:

@@ -1,6 +1,7 @@
 """Settings in words -> rules in a tokenizer's ids."""
 
 from minigpt.config import GenerationConfig
+from minigpt.console import counted
 from minigpt.errors import GenerationError, TokenizerError
 from minigpt.generation.sampling import NO_RULES, Rules
 from minigpt.tokenizers import Tokenizer
@@ -29,7 +30,7 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode(text, special=True)
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
-        raise GenerationError(f"logit_bias: {text!r} is {len(ids)} tokens ({parts}); bias them one by one")
+        raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
     return ids[0]
 
 

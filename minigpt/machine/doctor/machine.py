@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from minigpt.console import counted
 from minigpt.data.named_datasets import NAMED
 from minigpt.download import cache_root
 from minigpt.files import expand_home, file_sha256
@@ -50,7 +51,7 @@ def system() -> Check:
         name = names[0] if names else name
     found = [flag for flag in wanted if flag in flags]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = ", ".join(filter(None, (f"{platform.system()} {platform.release()}", name, f"{cores} cores")))
+    detail = ", ".join(filter(None, (f"{platform.system()} {platform.release()}", name, counted(cores or 1, "core"))))
     figures = {"os": platform.platform(), "cpu": name, "cores": cores, "flags": found}
     return Check("system", True, detail + (f", {' '.join(found)}" if found else ""), figures=figures)
 
