@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fuzz_watch import Watch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +80,7 @@ def compare(file: Path, tree: dict, text: str) -> None:
 @pytest.mark.parametrize("examples", [300, pytest.param(6000, marks=pytest.mark.slow)])
 def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     COUNTS.clear()
+    watch = Watch()
 
     @settings(
         max_examples=examples,
@@ -89,10 +91,11 @@ def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     )
     @given(tree=trees(), text=TEXTS)
     def run(tree, text):
-        compare(tmp_path / "tokenizer.json", tree, text)
+        with watch.example():
+            compare(tmp_path / "tokenizer.json", tree, text)
 
     run()
-    print(f"\ntokenizer.json: {dict(COUNTS)}")
+    watch.end(f"tokenizer.json: {dict(COUNTS)}")
     assert COUNTS["equal"] > examples // 20 and COUNTS["refused"] > examples // 20
 
 
