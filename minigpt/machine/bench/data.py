@@ -81,7 +81,7 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
             seconds.append(
                 stopwatch(
                     lambda renamed=renamed, out=out: prepared.append(
-                        prepare(renamed, tokenizer, tokenizers.safe_cut, out)
+                        prepare(renamed, tokenizer, tokenizer.safe_cut, out)
                     )
                 )
             )
