@@ -81,6 +81,8 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     ):
         tokenizer = ByteTokenizer()
     elif model["type"] == "BPE":
+        if (tree.get("decoder") or {}).get("type") != "ByteLevel":
+            raise TokenizerError("its decoder is not byte-level; minigpt would show other text")
         _check_added(model["vocab"], tree["added_tokens"], bool(normalizer))
         return _bpe(model, _pattern(split), tree["added_tokens"], bool(normalizer))
     else:

@@ -147,6 +147,7 @@ def test_an_expression_of_others_drops_no_text(pattern, tmp_path):
         ("[" * 100_000, "not JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (json.dumps(TREE | {"added_tokens": [{"content": "<a>", "id": 10**10}]}), "10000000000"),
+        (json.dumps(TREE | {"decoder": None}), "its decoder is not byte-level"),
     ],
 )
 def test_what_is_no_tokenizer_is_said(content, words, tmp_path):
