@@ -11,7 +11,7 @@ from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars
+from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars, tell
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -149,7 +149,7 @@ def _inspect(args: Inspect) -> int:
     if args.plot:
         from minigpt.explanation import draw_tokenizer
 
-        console.print(f"drawn: {draw_tokenizer(tokenizer, args.plot)}", markup=False)
+        tell(f"drawn: {draw_tokenizer(tokenizer, args.plot)}")
     summary = _summary(tokenizer)
     by_length = sorted(range(tokenizer.vocab_size), key=lambda id_: (-len(tokenizer.token_bytes(id_)), id_))
     longest = [{"id": id_, "text": show(tokenizer.token_bytes(id_))} for id_ in by_length[:LONGEST]]
@@ -208,7 +208,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if args.plot:
         from minigpt.explanation import draw_tokenizers
 
-        console.print(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}", markup=False)
+        tell(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}")
     if args.json:
         out_json({"text": args.text, "bytes": size, "words": words, "tokenizers": rows})
         return 0

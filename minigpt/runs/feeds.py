@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from minigpt.config import RunConfig
-from minigpt.console import counted, progress_bars
+from minigpt.console import counted, progress_bars, teller
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import DataError, TokenizerError
 from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unknown
@@ -94,7 +94,7 @@ def text_feed(
         prepared = prepare_data(config, tokenizer, report)
     check_lengths(prepared, seq_len, flag)
     if caveat := check_known(config, tokenizer, prepared, ("train", "val")):
-        console.print(caveat, markup=False, highlight=False)
+        teller(console)(caveat)
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     return TextFeed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
@@ -217,7 +217,7 @@ def _tell_unknown(
         for piece in record.pieces(template, True, answer)
     )
     caveat = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer)
-    console.print(caveat, markup=False, highlight=False)
+    teller(console)(caveat)
     return caveat
 
 
