@@ -231,7 +231,7 @@ def open_tokenizer(name: str) -> "Tokenizer":
 
 
 def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
-    """A text token by token: on coloured grounds, or with | between where there are no colours."""
+    """A text token by token: on coloured grounds, or with | between where no colours can be shown."""
     view = Text()
     for index, id_ in enumerate(ids):
         if index and not colour:
@@ -249,7 +249,7 @@ def printable(text: str) -> str:
 
 
 def show(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are no UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
+    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
     text = piece.decode("utf-8", "surrogateescape")
     return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
 

@@ -162,7 +162,7 @@ def _read_all(path: Path, name: str | None = None) -> RunRecord | RunError | Non
 
 
 def run_folders(words: Sequence[str | Path]) -> list[Path]:
-    """The run directories that are named, and in their place those inside a folder that is no run, such as a sweep."""
+    """The run directories that are named; of a folder that is not a run, such as a sweep, those inside it."""
     found = []
     for path in map(Path, words):
         is_run = _is_run(path) or RunFolder(path).metrics.is_file()
@@ -171,7 +171,7 @@ def run_folders(words: Sequence[str | Path]) -> list[Path]:
 
 
 def _directories(folder: Path) -> list[Path]:
-    """Run directories in a folder, and in those folders of it that are no run themselves."""
+    """Run directories in a folder, and in those folders of it that are not runs themselves."""
     found = []
     for path in sorted(folder.glob("*/")):
         if _is_run(path):

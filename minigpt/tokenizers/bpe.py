@@ -67,7 +67,7 @@ class BPETokenizer(Tokenizer):
             special_tokens: name to id.
             kind: bpe, or gpt2 for OpenAI's.
             nfc: whether a text is brought into Unicode's form NFC first (others' files).
-            added_tokens: text to id of those that are no special tokens (others' files).
+            added_tokens: text to id of those that are not special tokens (others' files).
 
         Raises:
             TokenizerError: pieces and merges that do not fit together, or not in the order of their ids.

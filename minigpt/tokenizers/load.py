@@ -44,7 +44,7 @@ def load(path: str | Path) -> Tokenizer:
     except OSError as error:
         raise TokenizerError(f"{file}: cannot be read ({error.strerror or error})") from None
     except ValueError:  # not JSON, or not UTF-8
-        raise TokenizerError(f"{file}: not JSON; it is damaged or no tokenizer.json; make or copy it anew") from None
+        raise TokenizerError(f"{file}: not JSON, so not a whole tokenizer.json; make or copy it again") from None
     try:
         return from_tree(tree)
     except TokenizerError as error:
@@ -52,7 +52,7 @@ def load(path: str | Path) -> Tokenizer:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise TokenizerError(
             f"{file}: not a tokenizer.json in the Hugging Face format ({type(error).__name__}: {error}); "
-            "make or copy it anew"
+            "make or copy it again"
         ) from None
 
 
@@ -81,7 +81,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     ):
         tokenizer = ByteTokenizer()
     elif model["type"] == "BPE":
-        if (tree.get("decoder") or {}).get("type") != "ByteLevel":
+        if (tree.get("decoder") or {}).get("type", "ByteLevel") != "ByteLevel":  # without one, Hugging Face shows bytes
             raise TokenizerError("its decoder is not byte-level; minigpt would show other text")
         _check_added(model["vocab"], tree["added_tokens"], bool(normalizer))
         return _bpe(model, _pattern(split), tree["added_tokens"], bool(normalizer))
@@ -93,7 +93,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     same = all(model.get(name) == value for name, value in ours["model"].items())
     same = same and all(token.get("special", True) for token in tree["added_tokens"])
     if normalizer or theirs != ours["model"]["vocab"] or split != ours["pre_tokenizer"] or not same:
-        raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it anew")
+        raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it again")
     return tokenizer
 
 

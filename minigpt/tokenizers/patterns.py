@@ -96,9 +96,9 @@ def safe_cut(text: str) -> int:
     safe_cut("one  ") -> 3                           never inside a run of spaces
 
     Holds for char, byte, and the patterns of which `cuts_safely` says so. A cut is taken
-      A. between a character that is no whitespace and a space or tab,
+      A. between a character that is not whitespace and a space or tab,
       B. between a letter or digit and a line break,
-      C. after a single "\\n" that stands between two characters that are no whitespace
+      C. after a single "\\n" that stands between two characters that are not whitespace
          (text whose lines end in punctuation, such as Chinese, may have no A or B at all).
 
     Why that is safe: a regular expression without look-behind that is matched from a token's start gives

@@ -161,7 +161,7 @@ COMMANDS = {
     "help": Command("[NAME]", "this list; or what a command or a setting does", Commands._help),
     "set": Command("NAME VALUE", "change a setting; without VALUE, show it", Commands._set),
     "settings": Command("", "all settings; a * marks those that were changed", Commands._settings),
-    "regenerate": Command("", "write the last answer anew, with another seed", Commands._regenerate),
+    "regenerate": Command("", "write the last answer again, with another seed", Commands._regenerate),
     "continue": Command("", "go on with the last answer", Commands._continue),
     "undo": Command("", "take back the last turn, or the last change to it", Commands._undo),
     "alternatives": Command(

@@ -117,7 +117,7 @@ class Session:
         yield from self._write((*before, Message(last.role, last.content.rstrip(HALF))))
 
     def regenerate(self) -> Generator[str]:
-        """The last answer anew, with another seed. Raises GenerationError, TokenizerError."""
+        """The last answer again, with another seed. Raises GenerationError, TokenizerError."""
         messages = self._spoken("regenerate")
         yield from self._write(messages[:-1] if messages[-1].role == "assistant" else messages)
 

@@ -25,7 +25,7 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     """The id of "#13" or of a text that is one token."""
     if text[:1] == "#" and text[1:].isdecimal():
         if int(text[1:]) >= tokenizer.vocab_size:
-            raise GenerationError(f"logit_bias: {text} is no id; the tokenizer has {tokenizer.vocab_size}")
+            raise GenerationError(f"logit_bias: {text} is not an id; the tokenizer has {tokenizer.vocab_size}")
         return int(text[1:])
     ids = tokenizer.encode(text, special=True)
     if len(ids) != 1:

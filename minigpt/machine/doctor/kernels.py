@@ -37,7 +37,7 @@ def torch_itself() -> Check:
     try:
         import torch
     except Exception as error:  # noqa: BLE001  a broken build raises OSError, ImportError, RuntimeError, ...
-        return Check("torch", False, reason(error), "install it anew: pip install --force-reinstall torch")
+        return Check("torch", False, reason(error), "install it again: pip install --force-reinstall torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     capability = torch.backends.cpu.get_cpu_capability()
     detail = f"{torch.__version__} ({build}; CPU kernels {capability}; {counted(torch.get_num_threads(), 'thread')})"
