@@ -155,7 +155,7 @@ def commands_page() -> Iterator[str]:
     """Every command's help."""
     yield "# Commands\n"
     yield "Made from `minigpt COMMAND --help`. Exit codes: 0 done, 1 failed, 2 a mistake that the message says how to"
-    yield "mend. What starts with `--model.`, `--train.` and the like are [settings](settings.md).\n"
+    yield "fix. What starts with `--model.`, `--train.` and the like are [settings](settings.md).\n"
     for command, about in COMMANDS.items():
         yield f"## minigpt {command} {{#{command}}}\n\n{about[0].upper()}{about[1:]}.\n"
         for words in [(command,), *((command, sub) for sub in subcommands(command))]:

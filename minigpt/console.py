@@ -72,12 +72,13 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
 
 
-def teller(console: Console) -> Callable[[str], object]:
+def teller(console: Console, style: str | None = None) -> Callable[[str], object]:
     """Prints a message as it is, on one line where there is room."""
-    return lambda text: console.print(text, markup=False, highlight=False)
+    return lambda text: console.print(text, style=style, markup=False, highlight=False)
 
 
 console = messages()
+tell = teller(console)
 
 
 def write(text: str) -> None:

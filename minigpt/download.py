@@ -124,9 +124,9 @@ def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     if found not in file.sha256:
-        fix = "mend the mirror, or unset MINIGPT_DATA to download it" if is_mirror else "delete it, and it is fetched"
+        fix = "correct the mirror, or unset MINIGPT_DATA" if is_mirror else "delete it, so that it is fetched"
         raise DataError(f"{path}: sha256 {found[:16]}… is not the published {file.sha256[0][:16]}…; {fix}")
     return path
 

@@ -1,8 +1,8 @@
 """Every error that a person can cause, as one tree. The command prints it as one clear line and exits with 2.
 
     MiniGPTError                 anything minigpt raises on purpose (exit code 1 where nobody is to blame)
-    ├── DivergedError            a loss, gradient or weight that is no number any more
-    └── UserError                something the person can mend (exit code 2)
+    ├── DivergedError            a loss, gradient or weight that is not a number any more
+    └── UserError                something the person can fix (exit code 2)
         ├── ConfigError          wrong key, type or value in a recipe or on the command line; holds all of them
         ├── DataError            a text that is missing, empty, binary, too short, or that cannot be fetched
         │   ├── EncodingError    bytes that are not in the encoding asked for
@@ -36,7 +36,7 @@ class DivergedError(MiniGPTError):
 
 
 class UserError(MiniGPTError):
-    """A mistake that the person can mend; its message says how."""
+    """A mistake that the person can fix; its message says how."""
 
     exit_code = 2
 

@@ -281,7 +281,7 @@ def _of_a_step(line: Any) -> dict[str, Any]:
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """All objects anew, whole or not at all. Raises StorageError."""
+    """Write all objects again, whole or not at all. Raises StorageError."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -304,5 +304,5 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
             found += [check(parse_json(line))] if line.strip() else []
         except (ValueError, OverflowError) as error:  # UnicodeDecodeError is one
             if number < len(lines):
-                raise RunError(f"{path}, line {number}: damaged ({error}); mend or delete that line") from None
+                raise RunError(f"{path}, line {number}: damaged ({error}); correct or delete that line") from None
     return found

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ ROOMS = """
 # The same law inside the large rooms. A room's __init__.py stands above all that is in it.
 INSIDE = {
     "config": "section yaml_text / finetune generation parallel recovery / tree / load",
-    "tokenizers": "base cutter patterns / learn simple utf8_stream / bpe / gpt2 / load / chat_template",
+    "tokenizers": "cutter patterns / base / learn simple utf8_stream / bpe / gpt2 / load / chat_template",
     "data": "batches clean named_datasets statistics stories text_files token_file / json_rows / huggingface / sources"
     " / corpus / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
@@ -110,10 +111,21 @@ def is_module(root: Path, package: str, name: str) -> bool:
     return any(place.is_dir() or place.with_suffix(".py").is_file() for place in places)
 
 
+def called(function: ast.expr) -> str:
+    """The last name of what is called: importlib.import_module(...) -> "import_module"."""
+    return getattr(function, "attr", getattr(function, "id", ""))
+
+
+@cache
+def nodes(text: str) -> list[ast.AST]:
+    """All parts of a file; parsed once for all rules."""
+    return list(ast.walk(ast.parse(text)))
+
+
 def imports(path: Path, text: str, root: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of everything of minigpt that a file imports, in functions and under `if` too."""
     package = list(path.relative_to(root).parts[:-1])  # minigpt/model/gpt.py -> ["minigpt", "model"]
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -125,7 +137,7 @@ def imports(path: Path, text: str, root: Path) -> Iterator[tuple[int, str]]:
             whole = module == "minigpt"
             wanted = [alias.name for alias in node.names if not (whole and alias.name == "__version__")]
             names = [f"{module}.{name}" if is_module(root, module, name) else module for name in wanted]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and called(node.func) in ("import_module", "__import__"):
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         for name in names:
             if name.split(".")[0] == "minigpt":
@@ -174,7 +186,7 @@ def long_functions(root: Path) -> list[str]:
     found = []
     for path, text in sources(root, "minigpt"):
         lines = text.splitlines()
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -189,14 +201,14 @@ def unsafe_loading(root: Path) -> list[str]:
     modules = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     found = []
     for path, text in sources(root, "minigpt"):
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             used: list[str] = []
             if isinstance(node, ast.Import):
                 used = [alias.name for alias in node.names if alias.name.split(".")[0] in modules]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 used = [node.module] if node.module.split(".")[0] in modules else []
                 used += [f"torch.{a.name}" for a in node.names if node.module == "torch" and a.name in ("load", "save")]
-            elif isinstance(node, ast.Attribute):
+            elif isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
                 used = [name for name in ("torch.load", "torch.save") if ast.unparse(node) == name]
             elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 used = [] if isinstance(node.value, ast.Constant) and node.value.value is False else ["allow_pickle"]
@@ -208,7 +220,7 @@ def swallowed_errors(root: Path) -> list[str]:
     """`except` clauses that catch everything, or that do nothing at all with what they caught."""
     found = []
     for path, text in sources(root, "minigpt"):
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if not isinstance(node, ast.ExceptHandler):
                 continue
             idle = all(

@@ -35,7 +35,7 @@ COMMANDS = {
     "model": "inspect a model: parameters, FLOPs, memory, shapes",
     "bench": "measure training, generation, tokenizing and data, beside this machine's ceilings and rivals",
     "config": "print the JSON Schema, the defaults, or a recipe in full",
-    "doctor": "check this machine and say what to mend",
+    "doctor": "check this machine and say what to fix",
 }
 
 
@@ -78,7 +78,7 @@ def _as_typed(problem: str, argv: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can mend.
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can fix.
 
     Args:
         argv: the words (default: those that this process was started with).

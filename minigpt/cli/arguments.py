@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
+from minigpt.config.load import SWITCH_VALUES
 from minigpt.errors import UserError, nearest
 from minigpt.files import expand_home
 from minigpt.layout import check_name, is_pointer
@@ -184,8 +185,6 @@ def _flags(arguments: Sequence[_Argument], words: Sequence[str], command: str) -
             rest.append(word)
             continue
         argument = flags.get(name) or flags[f"--{name[5:]}"]  # --no-plot is plot
-        if equals and argument.switch and text.lower() not in BOOLEANS:
-            raise UserError(f"{name}: takes no value; write {name}")
         taken = [text] if equals else []
         while not equals and queue and _takes(argument, taken, queue[0]):
             taken.append(queue.pop(0))
@@ -194,14 +193,14 @@ def _flags(arguments: Sequence[_Argument], words: Sequence[str], command: str) -
         if not taken:
             raise UserError(f"{name}: needs a value; write {name} VALUE")
         value = _value(argument, taken, command)
-        values[argument.name] = value if name == argument.flag else not value
+        values[argument.name] = value if name == argument.flag or value is None else not value
     return values, rest
 
 
 def _takes(argument: _Argument, taken: Sequence[str], word: str) -> bool:
-    """Whether the next word is a value of the flag: of a switch, only true or false."""
+    """Whether the next word is a value of the flag: of a switch, only true, false and the like."""
     if argument.switch:
-        return not taken and word.lower() in BOOLEANS
+        return not taken and word.lower() in SWITCH_VALUES
     return not word.startswith("--") and (argument.many or not taken)
 
 
@@ -243,7 +242,7 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
         if text not in choices:
             *most, last = choices
             either = f"{', '.join(most)} or {last}" if most else last
-            raise UserError(f"{argument.shown}: choose {either}, not {text}{see}")
+            raise UserError(f"{argument.shown}: choose {either}, not {text or 'nothing'}{see}")
         return text
     try:
         if get_origin(kind) is dict:
@@ -257,7 +256,9 @@ def _value(argument: _Argument, words: list[str], command: str) -> Any:
 
 def _refuse_unknown(arguments: Sequence[_Argument], words: Sequence[str], sections: dict[str, Any]) -> None:
     known = {argument.flag for argument in arguments if not argument.positional} | {"--help", "-h"}
-    known |= {f"--no-{argument.flag[2:]}" for argument in arguments if argument.switch and argument.default is True}
+    known |= {
+        f"--no-{argument.flag[2:]}" for argument in arguments if argument.kind is bool and argument.default is not False
+    }
     for word in words:
         name = word.split("=")[0].replace("_", "-")
         if not name.startswith("--") or len(name) == 2 or name in known:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
-from minigpt.console import SafeConsole, console, out, out_json
+from minigpt.console import SafeConsole, console, counted, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
 from minigpt.layout import RunFolder
 
@@ -240,7 +240,7 @@ def _show_train(report: Mapping[str, Any]) -> None:
     shape = report["model"]
     out(
         f"{_layers(shape)}; {report['batch_size']} x {shape['max_seq_len']} tokens a step, "
-        f"{report['micro_batch_size']} sequences at a time; {_place(report)}\n"
+        f"{counted(report['micro_batch_size'], 'sequence')} at a time; {_place(report)}\n"
     )
     rows = [
         (
@@ -286,7 +286,7 @@ def _show_generate(report: Mapping[str, Any]) -> None:
 def _show_tokenizer(report: Mapping[str, Any]) -> None:
     out(
         f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['vocab_size']:,} ids, pattern "
-        f"{report['pattern']}; {report['cores']} cores, Rust's trainers on {report['rayon_threads']}\n"
+        f"{report['pattern']}; {counted(report['cores'], 'core')}, Rust's trainers on {report['rayon_threads']}\n"
     )
     for key, figure in (("training", "seconds"), ("encoding", "mb_per_second")):
         rows = [(side["name"], *_spread(side[figure]), _ratio(side["ratio"])) for side in report[key]]
@@ -300,8 +300,9 @@ def _show_tokenizer(report: Mapping[str, Any]) -> None:
 def _show_data(report: Mapping[str, Any]) -> None:
     made, drawn, tokenizer = report["prepare"], report["batches"], report["tokenizer"]
     out(
-        f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {report['tokens']:,} tokens of a {tokenizer['kind']} "
-        f"tokenizer of {tokenizer['vocab_size']:,} ids; batches of {drawn['batch_size']} x {drawn['seq_len']}\n"
+        f"{report['source']}: {report['bytes'] / 1e6:,.2f} MB, {counted(report['tokens'], 'token')} of a "
+        f"{tokenizer['kind']} tokenizer of {tokenizer['vocab_size']:,} ids; "
+        f"batches of {drawn['batch_size']} x {drawn['seq_len']}\n"
     )
     rows = [
         ("prepare", *_spread(made["seconds"]), "s", f"{made['tokens_per_second']:,.0f}"),
@@ -312,11 +313,11 @@ def _show_data(report: Mapping[str, Any]) -> None:
 
 
 def _layers(shape: dict[str, Any]) -> str:
-    return f"{shape['num_layers']} layers of width {shape['embed_dim']}, {shape['vocab_size']:,} ids"
+    return f"{counted(shape['num_layers'], 'layer')} of width {shape['embed_dim']}, {shape['vocab_size']:,} ids"
 
 
 def _place(report: Mapping[str, Any]) -> str:
-    return f"{report['device_name']}, {report['threads']} thread{'s' * (report['threads'] != 1)}"
+    return f"{report['device_name']}, {counted(report['threads'], 'thread')}"
 
 
 def _memory(report: Mapping[str, Any]) -> str:

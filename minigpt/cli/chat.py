@@ -11,7 +11,7 @@ from typing import Any, Literal
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
-from minigpt.console import console, counted, out, write
+from minigpt.console import console, counted, out, teller, write
 from minigpt.errors import RunError, UserError
 
 
@@ -144,10 +144,10 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
                 if commands.session.is_cut and not cut:
                     cut = True
                     limit = commands.session.model.config.max_seq_len
-                    _note(f"the context of {limit} tokens is full: the oldest text is no longer read")
+                    _note(f"the context of {counted(limit, 'token')} is full: the oldest text is no longer read")
             keep()
         except UserError as error:
-            console.print(f"minigpt: {error}", style="red", markup=False, highlight=False)
+            teller(console, "red")(f"minigpt: {error}")
             code = 0 if interactive else 2
         except KeyboardInterrupt:  # a command that takes long
             _note("stopped")
@@ -184,4 +184,4 @@ def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
 
 def _note(text: str) -> None:
     sys.stdout.flush()
-    console.print(text, style="dim", markup=False, highlight=False)
+    teller(console, "dim")(text)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, config_from, parse
-from minigpt.console import SafeConsole, console, out, out_json, progress_bars
+from minigpt.console import SafeConsole, console, out, out_json, progress_bars, tell
 from minigpt.errors import UserError
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         report = inspect_data(config.data, make_tokenizer(config, progress), progress)
     if args.plot:
         draw_text(report, args.plot)
-        console.print(f"drawn: {args.plot}", markup=False)
+        tell(f"drawn: {args.plot}")
     if args.json:
         out_json(report)
     else:

@@ -8,7 +8,7 @@ from minigpt.console import console, out, out_json
 
 @dataclass(frozen=True)
 class Doctor:
-    """Try everything that minigpt needs on this machine, and say what to mend. Takes half a minute.
+    """Try everything that minigpt needs on this machine, and say what to fix. Takes half a minute.
 
     minigpt doctor
     minigpt doctor --json

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, counted, out, out_json
+from minigpt.console import SafeConsole, console, counted, out, out_json, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -97,7 +97,7 @@ def _evaluate(args: Eval, run: "LoadedRun") -> Mapping[str, Any]:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": args.data})})
         prepared = prepare_data(config, run.tokenizer)
     if args.split in prepared.splits and (caveat := check_known(config, run.tokenizer, prepared, [args.split])):
-        console.print(caveat, markup=False, highlight=False)
+        tell(caveat)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
         return evaluate_run(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, out, out_json
+from minigpt.console import SafeConsole, console, out, out_json, tell
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         page = _write_page(args, run, explanation)
         out(str(page))
         hint = f"open it in a browser: {page.resolve().as_uri()}"
-        console.print(hint, highlight=False, markup=False)
+        tell(hint)
     return 0
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, as_run, parse
-from minigpt.console import out, out_json
+from minigpt.console import counted, out, out_json
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,6 @@ def main(argv: list[str]) -> int:
     compared = "not compared: transformers is not installed"
     if done.difference is not None:
         compared = f"transformers' logits are ours within {done.difference:.1g}, its ids are equal"
-    size = f"{done.weights:,} weights in {done.precision}, {done.bytes / 1e6:,.2f} MB"
+    size = f"{counted(done.weights, 'weight')} in {done.precision}, {done.bytes / 1e6:,.2f} MB"
     out(f"{done.path}: {done.architecture}, {size}; {compared}")
     return 0

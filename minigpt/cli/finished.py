@@ -4,7 +4,7 @@ import shlex
 import signal
 from typing import TYPE_CHECKING
 
-from minigpt.console import console, out, out_json
+from minigpt.console import out, out_json, tell
 
 if TYPE_CHECKING:
     from minigpt.runs.train import TrainedRun
@@ -35,12 +35,11 @@ def report_run(run: "TrainedRun", json: bool) -> int:
         prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
         path = shlex.quote(str(run.path))
         quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-        console.print(
+        tell(
             f"Next: minigpt generate {path} --prompt {quoted}\n"
-            f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}",
-            markup=False, highlight=False,
-        )  # fmt: skip
+            f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}"
+        )
     if stopped:
-        console.print("saved; the same command continues")
+        tell("saved; the same command continues")
         return 128 + getattr(signal, state.stop_reason.split()[-1], signal.SIGTERM)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, out, out_json, teller
+from minigpt.console import out, out_json, tell
 from minigpt.errors import UserError
 from minigpt.layout import RunFolder
 
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> int:
     named = [Path(word) for word in args.runs]
     new = [path for path in paths if path not in named and not RunFolder(path).metrics.is_file()]
     if new and len(new) < len(paths):  # of a sweep that is still under way
-        console.print(f"no metrics yet, left out: {', '.join(path.name for path in new)}", markup=False)
+        tell(f"no metrics yet, left out: {', '.join(path.name for path in new)}")
         paths = [path for path in paths if path not in new]
-    paths = readable(paths, teller(console))
+    paths = readable(paths, tell)
     name = what.replace(",", "-")
     if what == DEFAULT:
         name = "loss" if len(paths) == 1 else "compare"
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
             panels: Any = "all" if what == "all" else what.split(",")
             plot_runs(curves, target, what=panels, x=args.x or "step")
     for warning in left_out:
-        console.print(str(warning.message), markup=False)
+        tell(str(warning.message))
     if args.json:
         rows = [{"run": str(path)} | last_values(path) for path in paths]
         out_json({"path": str(target), "runs": rows, "scaling": scaling})

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from minigpt.cli.arguments import PathText, Positional, config_from, parse
-from minigpt.console import console, out, out_json, progress_bars
+from minigpt.console import console, out, out_json, progress_bars, tell
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _show(meta: dict[str, Any]) -> None:
         columns = ("tokens", "documents", "chars", "bytes", "words")
         table.add_row(name, *(f"{figures[column]:,}" for column in columns))
     tokenizer = meta["tokenizer"]
-    console.print(f"{meta['source']}, {tokenizer['kind']} tokenizer with {tokenizer['vocab_size']:,} ids", markup=False)
+    tell(f"{meta['source']}, {tokenizer['kind']} tokenizer with {tokenizer['vocab_size']:,} ids")
     console.print(table)
     if meta["skipped"]:
-        console.print(f"left out, since they are no text: {', '.join(meta['skipped'])}", markup=False)
+        tell(f"left out, since they are not text: {', '.join(meta['skipped'])}")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, out, out_json
+from minigpt.console import console, counted, out, out_json
 from minigpt.errors import ConfigError, UserError
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     sizes = f"{done.bytes_before / 1e6:,.2f} MB -> {done.bytes_after / 1e6:,.2f} MB"
     line = f"{done.path}: {sizes}, {done.bits_per_weight:.2f} bits a weight"
     if before is not None:
-        line += f"; bits per byte {before:.4f} -> {after:.4f} on {count:,} validation tokens"
+        line += f"; bits per byte {before:.4f} -> {after:.4f} on {counted(count, 'validation token')}"
     out(line)
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
 from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
-from minigpt.console import console, out, out_json, teller
+from minigpt.console import counted, out, out_json, tell
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
 
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> int:
     check_devices([device for device in devices if device])
     if args.dry_run:
         return _dry_run(sweep, Progress(sweep), args.json)
-    progress, stopped = run_sweep(sweep, devices, teller(console))
+    progress, stopped = run_sweep(sweep, devices, tell)
     _report(sweep, progress, args.json)
     if stopped:
-        console.print("stopped; the same command continues")
+        tell("stopped; the same command continues")
         return 128 + stopped
     return int("failed" in progress.states.values())
 
@@ -170,7 +170,7 @@ def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
     if json:
         out_json({"sweep": str(sweep.path), "runs": rows})
         return 0
-    out(f"{sweep.path}: {len(rows)} runs, of which {sum(row['state'] == 'finished' for row in rows)} are finished")
+    out(f"{sweep.path}: {counted(len(rows), 'run')}, {sum(row['state'] == 'finished' for row in rows)} finished")
     for row in rows:
         out(f"\n{row['name']} ({row['state']})\n  {row['command']}")
     return 0
@@ -202,7 +202,7 @@ def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
         text=2,
     )  # fmt: skip
     for name, error in progress.errors.items():
-        console.print(f"{name} failed: {error}", markup=False, highlight=False)
+        tell(f"{name} failed: {error}")
     if "train.seed" in sweep.grid and groups:
         out("")
         show_groups(groups)

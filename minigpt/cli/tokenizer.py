@@ -11,7 +11,7 @@ from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars
+from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars, tell
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -149,7 +149,7 @@ def _inspect(args: Inspect) -> int:
     if args.plot:
         from minigpt.explanation import draw_tokenizer
 
-        console.print(f"drawn: {draw_tokenizer(tokenizer, args.plot)}", markup=False)
+        tell(f"drawn: {draw_tokenizer(tokenizer, args.plot)}")
     summary = _summary(tokenizer)
     by_length = sorted(range(tokenizer.vocab_size), key=lambda id_: (-len(tokenizer.token_bytes(id_)), id_))
     longest = [{"id": id_, "text": show(tokenizer.token_bytes(id_))} for id_ in by_length[:LONGEST]]
@@ -208,11 +208,11 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if args.plot:
         from minigpt.explanation import draw_tokenizers
 
-        console.print(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}", markup=False)
+        tell(f"drawn: {draw_tokenizers(rows, args.plot, args.text)}")
     if args.json:
         out_json({"text": args.text, "bytes": size, "words": words, "tokenizers": rows})
         return 0
-    table = Table(title=f"{args.text}: {size:,} bytes, {words:,} words", box=None)
+    table = Table(title=f"{args.text}: {counted(size, 'byte')}, {counted(words, 'word')}", box=None)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "kind") else "right")
     for row in rows:
@@ -231,7 +231,7 @@ def open_tokenizer(name: str) -> "Tokenizer":
 
 
 def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
-    """A text token by token: on coloured grounds, or with | between where there are no colours."""
+    """A text token by token: on coloured grounds, or with | between where no colours can be shown."""
     view = Text()
     for index, id_ in enumerate(ids):
         if index and not colour:
@@ -249,7 +249,7 @@ def printable(text: str) -> str:
 
 
 def show(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are no UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
+    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
     text = piece.decode("utf-8", "surrogateescape")
     return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
 

@@ -15,6 +15,8 @@ from minigpt.files import expand_home
 
 Tree = dict[str, Any]
 
+SWITCH_VALUES = frozenset("true false yes no on off 1 0".split())
+"""Words after a switch that are its value, not the next argument."""
 _RECIPE_DIRS = (
     Path(__file__).parent.parent / "recipes",  # in an installed wheel
     Path(__file__).parent.parent.parent / "recipes",  # in a checkout
@@ -139,8 +141,11 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
             continue
         flag, equals, text = word.partition("=")
         path = flag[2:].replace("-", "_")
+        named = re.sub(r"(^|\.)no_", r"\1", path)
+        if named != path and _is_bool(named):
+            raise ConfigError(f"no such option: {flag}; write --{named.replace('_', '-')} false")
         if not equals:
-            if _is_bool(path) and (not queue or not set(queue[0].lower().split(",")) <= {"true", "false"}):
+            if _is_bool(path) and (not queue or not set(queue[0].lower().split(",")) <= SWITCH_VALUES):
                 text = "true"
             elif not queue or queue[0].startswith("--"):
                 raise ConfigError(f"{flag}: needs a value; write {flag} VALUE")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.console import counted
 from minigpt.errors import ConfigError, DataError
 
 IGNORE = -100
@@ -46,8 +47,8 @@ class Batches:
     def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int):
         if len(tokens) < seq_len + 1:
             raise DataError(
-                f"the training text has {len(tokens):,} tokens, but one window needs {seq_len + 1:,}; give more text, "
-                f"or set --model.max-seq-len {max(1, len(tokens) // 2)}"
+                f"the training text has {counted(len(tokens), 'token')}, but one window needs {seq_len + 1:,}; give "
+                f"more text, or set --model.max-seq-len {max(1, len(tokens) // 2)}"
             )
         self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
         self.windows = max(1, (len(tokens) - seq_len) // seq_len)

@@ -25,7 +25,7 @@ def _before_last_starter(text: str) -> int:
     """Hold back from the last character that never joins the one before it: marks after it may join it.
 
     Letters and marks outside the first plane, marks anywhere and Hangul vowels and finals may join;
-    everything else starts anew (checked against the whole decomposition table in the tests).
+    everything else starts again (checked against the whole decomposition table in the tests).
     """
     at = len(text) - 1
     while at > 0:

@@ -257,9 +257,10 @@ class _Sides:
     def finish(self, name: str) -> bytes:
         """A byte a document. Raises DataError if all are alike."""
         if len(self.sizes) == 1:
+            times = counted(len(self.sides) - self.sides.count(_EMPTY), "time")
             raise DataError(
-                f"{name}: its {len(self.sides) - self.sides.count(_EMPTY):,} documents are all the same text, so none "
-                "can be held out for validation; give more text"
+                f"{name}: it is all the same text, {times}, so no document can be held out for validation; "
+                "give more text"
             )
         if len(self.sizes) <= FEW:
             chosen = _choose_few(self.sizes, self.val_fraction)
@@ -273,7 +274,7 @@ def _cut_at(name: str, chars: int, val_fraction: float) -> int:
     cut = int((1 - val_fraction) * chars)
     if not 0 < cut < chars:
         raise DataError(
-            f"{name}: {chars} character{'s' if chars > 1 else ''} cannot be split into training and "
+            f"{name}: {counted(chars, 'character')} cannot be split into training and "
             f"{val_fraction:.0%} validation text; give more text"
         )
     return cut

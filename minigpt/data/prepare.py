@@ -4,7 +4,7 @@
 
 KEY is a hash of everything the ids depend on: the text's identity (path, size, time of change of each file, or the
 sha256 of a published one), cleaning, splitting, the tokenizer's fingerprint, the format's version. The same
-preparation is found again at once; a changed file is prepared anew.
+preparation is found again at once; a changed file is prepared again.
 
 All is written into a temporary directory that takes its name last. Of two processes that prepare the same, both
 write their own and the second to finish takes what the first left. What a killed process left is swept up by the next.

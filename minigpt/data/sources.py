@@ -44,7 +44,7 @@ class Source:
         identity: plain values that change whenever the text may have changed; part of the cache's key.
         parts: split name -> reader of its documents.
         single: every part is known to be one document, without reading it.
-        skipped: files of a directory or glob that are no text.
+        skipped: files of a directory or glob that are not text.
     """
 
     name: str
@@ -241,7 +241,7 @@ def _check_file(path: Path, config: DataConfig, label: str) -> None:
     reason = binary_reason(path, config.encoding)
     if reason:
         fix = "" if "--data.encoding" in reason else "; give plain text, .jsonl, or .gz of these"
-        raise DataError(f"{label}: is no text, it {reason}{fix}")
+        raise DataError(f"{label}: is not text, it {reason}{fix}")
 
 
 def _told(form: Form | None) -> list[str]:

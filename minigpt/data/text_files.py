@@ -41,7 +41,7 @@ _WIDE = ("utf-16", "utf-32")
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises DataError for a name that is no text encoding."""
+    """Raises DataError for a name that is not a text encoding."""
     try:
         "".encode(encoding)
     except (LookupError, ValueError):

@@ -123,7 +123,7 @@ class TokenFile:
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})") from None
         if not header.startswith(MAGIC):
-            raise self._error("is no token file")
+            raise self._error("is not a token file")
         if len(header) < _SIZE:
             raise self._error("is cut off in its header")
         _, version, width, self.count, self._crc, mark = _HEAD.unpack(header[: _HEAD.size])

@@ -1,12 +1,12 @@
 """Scores as figures that can be compared, each with its interval, beside the floors of the same text.
 
-    loss             nats per token, over all tokens of the split but the first, which nothing foretells
+    loss             nats per token, over all tokens of the split but the first, which nothing predicts
     perplexity       exp(loss)
     bits_per_byte    all nats / ln 2 / bytes of the source text that those tokens stand for, so that tokenizers can be
                      compared; an end-of-text token costs nats but has no bytes
     word_perplexity  exp(all nats / words); words as WikiText counts: what white space separates, and one a line end
 
-The interval is a bootstrap's (Efron, 1979): blocks of at least `context` tokens are drawn anew with replacement and
+The interval is a bootstrap's (Efron, 1979): blocks of at least `context` tokens are drawn again with replacement and
 the ratio of their sums taken. It says how much the figure depends on which text was in the split, not what another
 seed of training would give; and since blocks that follow each other in a document are alike, it is a little too narrow.
 """

@@ -17,7 +17,7 @@ CHUNK = 1 << 20  # tokens turned into bytes at a time
 class TokenText:
     """The text of a sequence of ids, a chunk at a time.
 
-    Special tokens are no text, so they have no bytes; except unk, which stands for a character that was there and
+    Special tokens are not text, so they have no bytes; except unk, which stands for a character that was there and
     is written as one "?".
 
     Args:

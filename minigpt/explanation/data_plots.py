@@ -22,7 +22,7 @@ WORDS = 200
 """Tokens from which a vocabulary has whole words, which Zipf's law is about."""
 LONG = 16
 """Bytes from which tokens share the last bar."""
-SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "bytes that are no text alone": QUIET}
+SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "bytes that are not text alone": QUIET}
 
 
 def draw_text(report: Mapping[str, Any], out: str | Path) -> Path:

@@ -69,7 +69,7 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
         unit = 1 if bits else math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
         return {name: level * unit for name, level in report["floors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-        raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it anew with --save") from None
+        raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it again with --save") from None
 
 
 def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:

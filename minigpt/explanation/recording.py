@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt.console import counted
 from minigpt.errors import CheckpointError, GenerationError
 from minigpt.explanation.trace import Trace, traced
 from minigpt.model import GPT
@@ -100,7 +101,7 @@ def check_tokens(model: GPT, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
     """Raises GenerationError if there is no token, or more than the context takes."""
     limit = model.config.max_seq_len
     if not 1 <= len(tokens) <= limit:
-        raise GenerationError(f"the text has {len(tokens)} tokens; this model takes 1 to {limit} at once")
+        raise GenerationError(f"the text has {counted(len(tokens), 'token')}; this model takes 1 to {limit} at once")
 
 
 def _predict(model: GPT, trace: Trace, layer: int, ids: npt.NDArray[np.int64], top: int) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from minigpt.console import counted
 from minigpt.explanation.analysis import token_text, visible
 from minigpt.explanation.heads import KINDS, NAMED_FROM
 from minigpt.tokenizers import Tokenizer
@@ -17,7 +18,7 @@ _ROWS = 10
 
 def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
     """Parts of an object of `dataset.survey`, each with a sentence on what it says."""
-    yield f"{survey['tokens']:,} tokens of the validation text, {survey['loss']:.4f} nats each\n"
+    yield f"{counted(survey['tokens'], 'token')} of the validation text, {survey['loss']:.4f} nats each\n"
     places = survey["loss_by_position"]
     starts = [start for start in (0, *(2**power for power in range(20))) if start < len(places)]
     rows = []
@@ -56,7 +57,7 @@ def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
     ]
     share = len({at for span in survey["spans"] for at in range(span["start"], span["start"] + span["length"])})
     yield _part(
-        f"Word for word in the training text: {share:,} tokens of the text below",
+        f"Word for word in the training text: {counted(share, 'token')} of the text below",
         ("tokens", "times", "first at", "text"), rows,
     )  # fmt: skip
     yield Text(survey["text"], "dim")

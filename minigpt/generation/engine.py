@@ -43,7 +43,7 @@ class Reader:
     Args:
         model: in evaluation mode.
         pads: columns before each row's first token.
-        use_cache: False reads the whole window anew at every step: slow, obvious, and equal.
+        use_cache: False reads the whole window again at every step: slow, obvious, and equal.
     """
 
     def __init__(self, model: GPT, pads: Sequence[int], use_cache: bool = True):

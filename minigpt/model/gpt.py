@@ -3,7 +3,7 @@
 Notable: the vocabulary is padded to a multiple of 64 inside (aligned matrix products), but logits have exactly
 vocab_size columns, so a padded id is never predicted, sampled or counted in the loss. Initialisation is GPT-2's:
 normal(0, init_std), residual projections divided by sqrt(2 x num_layers). Dropout draws from torch's generator,
-which the trainer seeds anew for each step; the weights are drawn from a generator that is passed in.
+which the trainer seeds again for each step; the weights are drawn from a generator that is passed in.
 """
 
 import copy
@@ -87,7 +87,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw the weights anew: normal(0, init_std), residual projections smaller, norms one, biases zero."""
+        """Draw the weights again: normal(0, init_std), residual projections smaller, norms one, biases zero."""
         if self.embedding.weight.is_meta:
             return
         generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from minigpt.weights.sharded import in_parts
 
 
 def consolidate(run: str | Path) -> list[Path]:
-    """Write the checkpoints of a run, or the one that is named, anew with whole tensors; those that had parts.
+    """Write the checkpoints of a run, or the one that is named, again with whole tensors; those that had parts.
 
     Raises:
         RunError: nothing is in parts.

@@ -33,7 +33,7 @@ def prepare_data(
     config: RunConfig, tokenizer: Tokenizer, report: Report | None = None, out: Path | None = None
 ) -> Prepared:
     """Token files of the config's data, from the cache if they are there; or in `out`."""
-    return prepare(config.data, tokenizer, tokenizers.safe_cut, out, report)
+    return prepare(config.data, tokenizer, tokenizer.safe_cut, out, report)
 
 
 def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, splits: Iterable[str]) -> str:

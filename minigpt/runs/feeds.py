@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from minigpt.config import RunConfig
-from minigpt.console import progress_bars
+from minigpt.console import counted, progress_bars, teller
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import DataError, TokenizerError
 from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unknown
@@ -94,7 +94,7 @@ def text_feed(
         prepared = prepare_data(config, tokenizer, report)
     check_lengths(prepared, seq_len, flag)
     if caveat := check_known(config, tokenizer, prepared, ("train", "val")):
-        console.print(caveat, markup=False, highlight=False)
+        teller(console)(caveat)
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     return TextFeed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
@@ -102,7 +102,7 @@ def text_feed(
         seq_len,
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
         {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
-        f"{len(train):,} training tokens",
+        counted(len(train), "training token"),
         caveat,
     )
 
@@ -115,7 +115,7 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
             what, more = ("training", "") if split == "train" else ("validation", ", hold out more of it with")
             more += " a larger --data.val-fraction" if more else ""
             raise DataError(
-                f"the {what} text has {count} token{'s' * (count != 1)}, but one window needs {seq_len + 1}; give more "
+                f"the {what} text has {counted(count, 'token')}, but one window needs {seq_len + 1}; give more "
                 f"text{more}, or set {flag} {max(1, count // 2)}"
             )
 
@@ -166,7 +166,7 @@ def record_feed(
             for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
-        size = f"{len(train):,} pairs to learn and {len(val):,} to validate"
+        size = f"{counted(len(train), 'pair')} to learn and {len(val):,} to validate"
         return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, caveat)
     _tell_losses(chosen + chosen_val, seq_len + 1, console)
     caveat = _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
@@ -176,7 +176,8 @@ def record_feed(
     ratio = sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))
     learn = pack(learn, seq_len + 1) if config.finetune.pack else learn
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
-    size = f"{len(train):,} records to learn ({learned:,} of {tokens:,} tokens) and {len(val):,} to validate"
+    size = f"{counted(len(train), 'record')} to learn ({learned:,} of {counted(tokens, 'token')})"
+    size += f" and {len(val):,} to validate"
     return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, caveat)
 
 
@@ -195,7 +196,8 @@ def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
     if long:
         answers = f", {cut:,} of them within an answer" if cut else ""
         console.print(
-            f"{long:,} of {len(rows):,} records are longer than a row of {capacity - 1} tokens, so begin later{answers}"
+            f"cut to fit a row of {counted(capacity - 1, 'token')}: the beginning of {long:,} of "
+            f"{counted(len(rows), 'record')}{answers}"
         )
 
 
@@ -215,7 +217,7 @@ def _tell_unknown(
         for piece in record.pieces(template, True, answer)
     )
     caveat = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer)
-    console.print(caveat, markup=False, highlight=False)
+    teller(console)(caveat)
     return caveat
 
 

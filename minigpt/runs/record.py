@@ -121,52 +121,48 @@ def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], objec
         raise RunError(f"no such folder: {folder.absolute()}; cd to where you trained, or name it with --runs-dir")
     found = {path: path.relative_to(folder).as_posix() for path in _directories(folder)}
     wanted = [path for path, name in found.items() if Path(name).match(pattern) or path.parent.match(pattern)]
-    if say is not None:
-        wanted, damaged = _sorted_out(wanted)
-        for error in damaged:
-            say(f"left out: {error}")
-    return [read_run(path, found[path]) for path in sorted(wanted)]
+    runs = []
+    for path in sorted(wanted):
+        run = _read_all(path, found[path]) if say else read_run(path, found[path])
+        if say and isinstance(run, RunError):
+            say(f"left out: {run}")
+        elif isinstance(run, RunRecord):
+            runs.append(run)
+    return runs
 
 
 def readable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
     """Those of some run directories that can be read; `say` is told of the others. Raises RunError where all cannot."""
-    whole, damaged = _sorted_out(paths)
-    if damaged and not whole:
+    tried = {path: _read_all(path) for path in paths}
+    damaged = [error for error in tried.values() if isinstance(error, RunError)]
+    if damaged and len(damaged) == len(tried):
         raise damaged[0]
     for error in damaged:
         say(f"left out: {error}")
-    return whole
+    return [path for path, run in tried.items() if not isinstance(run, RunError)]
 
 
-def _sorted_out(paths: Sequence[Path]) -> tuple[list[Path], list[RunError]]:
-    """The run directories that can be read, and what is wrong with the others."""
-    whole: list[Path] = []
-    damaged: list[RunError] = []
-    for path in paths:
-        try:
-            _read_all(path)
-            whole.append(path)
-        except (UserError, OSError) as error:
-            what = str(error)
-            damaged.append(RunError(what if what.startswith(str(path)) else f"{path}: {what}"))
-    return whole, damaged
+def _read_all(path: Path, name: str | None = None) -> RunRecord | RunError | None:
+    """The run, with all that lists and pictures need of it read; None for metrics alone; or what is wrong with it."""
+    folder, run = RunFolder(path), None
+    try:
+        if _is_run(path):
+            run = read_run(path, name)
+            run.summary()
+        else:
+            read_lines(folder.metrics, _figures)
+        if folder.evaluation.is_file():
+            from minigpt.explanation.metrics import read_floors  # few runs have them
 
-
-def _read_all(path: Path) -> None:
-    """Read what lists and pictures need of a run. Raises UserError, OSError."""
-    folder = RunFolder(path)
-    if _is_run(path):
-        read_run(path).summary()
-    else:
-        read_lines(folder.metrics, _figures)
-    if folder.evaluation.is_file():
-        from minigpt.explanation.metrics import read_floors  # few runs have them
-
-        read_floors(path)
+            read_floors(path)
+    except (UserError, OSError) as error:
+        what = str(error)
+        return RunError(what if what.startswith(str(path)) else f"{path}: {what}")
+    return run
 
 
 def run_folders(words: Sequence[str | Path]) -> list[Path]:
-    """The run directories that are named, and in their place those inside a folder that is no run, such as a sweep."""
+    """The run directories that are named; of a folder that is not a run, such as a sweep, those inside it."""
     found = []
     for path in map(Path, words):
         is_run = _is_run(path) or RunFolder(path).metrics.is_file()
@@ -175,7 +171,7 @@ def run_folders(words: Sequence[str | Path]) -> list[Path]:
 
 
 def _directories(folder: Path) -> list[Path]:
-    """Run directories in a folder, and in those folders of it that are no run themselves."""
+    """Run directories in a folder, and in those folders of it that are not runs themselves."""
     found = []
     for path in sorted(folder.glob("*/")):
         if _is_run(path):

@@ -139,7 +139,7 @@ def execute(
         trainer.resume(saved)
         if not resume and plan.finished:
             trainer.state = saved.train
-            console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
+            console.print("nothing left to do; --resume with a larger budget goes on, another --name starts again")
             return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task)

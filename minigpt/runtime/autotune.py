@@ -29,7 +29,7 @@ from minigpt.runtime.device import Runtime, measured_key
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
 """Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""
 LOGITS = 1 << 21
-"""Fewest logits of a micro-batch whose loss is timed; a smaller one is no part of a step to speak of."""
+"""Fewest logits of a micro-batch whose loss is timed; a smaller one takes too little of a step to matter."""
 SCORES = 1 << 31
 """Most attention weights, of all layers together, that a kernel may keep for its backward pass."""
 

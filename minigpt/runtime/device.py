@@ -167,7 +167,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"train.device: {name!r} is no device; choose from auto, {', '.join(here)}") from None
+        raise ConfigError(f"train.device: {name!r} is not a device here; choose from auto, {', '.join(here)}") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in here or (device.index or 0) >= count:
         raise ConfigError(f"train.device: {name} is not here; choose from auto, {', '.join(here)}")

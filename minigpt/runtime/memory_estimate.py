@@ -59,7 +59,7 @@ def training_memory(
         ema: whether a running average is kept.
         accumulates: whether gradients are there while the next micro-batch is at work.
         shards: ranks that divide weights, gradients, optimizer and average among them (FSDP).
-        checkpointing: blocks keep their input only, and are computed anew in the backward pass.
+        checkpointing: blocks keep their input only, and are computed again in the backward pass.
     """
     shapes = [(name, p.numel(), p.dim()) for name, p in build_meta(config).named_parameters()]
     total, muon = sum(count for _, count, _ in shapes), optimizer == "muon"

@@ -17,7 +17,7 @@ from torch import nn
 
 from minigpt.config import RunConfig, TrainConfig
 from minigpt.config.parallel import ParallelConfig
-from minigpt.console import messages
+from minigpt.console import counted, messages
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import loss_terms
@@ -183,5 +183,5 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
     local, here = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
     if local >= here:
-        raise ConfigError(f"train.device: this host has {here} GPUs; torchrun --nproc-per-node {here or 1}")
+        raise ConfigError(f"train.device: this host has {counted(here, 'GPU')}; torchrun --nproc-per-node {here or 1}")
     return torch.device("cuda", local)

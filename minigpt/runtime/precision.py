@@ -19,7 +19,7 @@ BOUNDS = {"fp32": 1e-3, "tf32": 0.01, "bf16": 0.05, "fp16": 0.01, "bf16-pure": 0
 a CPU, widths 64 to 768: bf16 and bf16-pure 0.005 to 0.016, fp16 0.002). tf32 has fp16's bits, fp8 4 fewer than bf16.
 """
 VOCABULARY, LENGTH, WIDE = 256, 64, 512
-SCALE = 1024.0  # of the loss, so that small gradients are no zeros in fp16
+SCALE = 1024.0  # of the loss, so that small gradients are not zero in fp16
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether to train with it; not if a figure is no number."""
+        """Whether to train with it; not if a figure is not a number."""
         bound = BOUNDS[self.precision]
         return self.gradient <= bound and self.loss <= bound / 2
 
@@ -71,7 +71,7 @@ def _try(model: GPT, ids: Tensor, runtime: Runtime) -> tuple[float, Tensor]:
 
 
 class MasterWeights(optim.Optimizer):
-    """Any optimizer, for a model whose weights are bf16: it works on fp32 copies, from which they are rounded anew.
+    """Any optimizer, for a model whose weights are bf16: it works on fp32 copies, from which they are rounded again.
 
     An update of less than 1/256 of a weight would vanish in bf16; in the copies it adds up (Micikevicius et al., 2018,
     3.1). The copies are part of the optimizer's state, "master", and so of every checkpoint.
@@ -116,7 +116,7 @@ def with_masters(optimizer: optim.Optimizer, model: nn.Module, runtime: Runtime)
 def use_fp8(model: GPT) -> None:
     """Let the blocks' linear layers multiply in fp8, in place, scaled by tensor (torchao.float8).
 
-    Sides that are no multiple of 16 stay as they are, and so do the weights: fp32, under their names.
+    Sides that are not a multiple of 16 stay as they are, and so do the weights: fp32, under their names.
     `minigpt.runtime.device.make_runtime` has seen that torchao and such a device are here.
     """
     from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]  an extra

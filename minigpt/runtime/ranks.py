@@ -14,7 +14,7 @@ class Ranks:
     """The processes that train one model together. This is one alone; `minigpt.runtime.parallel` has several."""
 
     rank, world = 0, 1
-    device: torch.device | None = None  # where this rank computes, if that is no choice of its own
+    device: torch.device | None = None  # where this rank computes, if it may not choose
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over the ranks."""

@@ -4,7 +4,8 @@ Notable choices:
 - A token stands for bytes, not characters: one character may be several tokens, so text that is
   streamed goes through `utf8_stream.TextStream`, which never emits half a character.
 - Text that looks like a special token ("<|endoftext|>") is ordinary text unless `special=True`:
-  a document must not be able to end itself.
+  a document must not be able to end itself. An added token of another's file that is not special
+  ("<think>" of Qwen3) is a piece of text like any other: it is always found in a text, and shown.
 - `fingerprint` is the sha256 of the canonical tokenizer.json; token files and checkpoints carry it.
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 from minigpt.errors import TokenizerError
 from minigpt.files import write_text
 from minigpt.layout import TOKENIZER
+from minigpt.tokenizers.patterns import safe_cut
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
 
@@ -34,31 +36,38 @@ class Tokenizer(ABC):
         kind: char, byte, bpe or gpt2.
         vocab_size: number of ids, special tokens included.
         special_tokens: name to id, {"<|endoftext|>": 50256}.
+        added_tokens: text to id of those that no merges make and that are not special (others' files).
         eos_id, bos_id, pad_id, unk_id: ids of those that exist, else None.
         dtype: smallest of uint16 and uint32 that holds every id; `encode_array` returns it.
     """
 
     kind: str
 
-    def __init__(self, pieces: Sequence[bytes], special_tokens: Mapping[str, int]):
-        """`pieces[id]` is the text that an id stands for, b"" for special tokens.
+    def __init__(
+        self, pieces: Sequence[bytes], special_tokens: Mapping[str, int], added_tokens: Mapping[str, int] | None = None
+    ):
+        """`pieces[id]` is the text that an id stands for, b"" for special and added tokens.
 
         Raises:
-            TokenizerError: a special token whose id is outside of the vocabulary, or another token's too.
+            TokenizerError: a special or added token whose id is outside of the vocabulary, or another token's too.
         """
-        uses = Counter(special_tokens.values())
-        for name, id_ in special_tokens.items():
+        self.added_tokens = dict(added_tokens or {})
+        named = [*special_tokens.items(), *self.added_tokens.items()]
+        uses = Counter(id_ for _, id_ in named)
+        for name, id_ in named:
+            kind = "added" if name in self.added_tokens else "special"
             if not 0 <= id_ < len(pieces):
-                raise TokenizerError(f"the special token {name!r} has the id {id_}, outside of the vocabulary")
+                raise TokenizerError(f"the {kind} token {name!r} has the id {id_}, outside of the vocabulary")
             if pieces[id_] or uses[id_] > 1:
-                raise TokenizerError(f"the special token {name!r} shares its id {id_} with another token")
+                raise TokenizerError(f"the {kind} token {name!r} shares its id {id_} with another token")
         self._pieces = list(pieces)
+        for name, id_ in self.added_tokens.items():
+            self._pieces[id_] = name.encode()
         self.vocab_size = len(self._pieces)
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
-        self.eos_id = special_tokens.get(EOS)
-        self.bos_id = special_tokens.get(BOS)
-        self.pad_id = special_tokens.get(PAD)
-        self.unk_id = special_tokens.get(UNK)
+        ids = dict(named)
+        self.eos_id, self.bos_id = ids.get(EOS), ids.get(BOS)
+        self.pad_id, self.unk_id = ids.get(PAD), ids.get(UNK)
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
         self._special_names = {id_: name.encode() for name, id_ in self.special_tokens.items()}
 
@@ -72,14 +81,19 @@ class Tokenizer(ABC):
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text. With special=True the names of special tokens in it become their ids."""
-        if not special or not self.special_tokens:
+        named = self.added_tokens | (self.special_tokens if special else {})
+        if not named:
             return self._encode(text)
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        longest_first = sorted(named, key=len, reverse=True)
         parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
         ids: list[int] = []
         for index, part in enumerate(parts):  # odd parts are the names themselves
-            ids.extend([self.special_tokens[part]] if index % 2 else self._encode(part))
+            ids.extend([named[part]] if index % 2 else self._encode(part))
         return ids
+
+    def safe_cut(self, text: str) -> int:
+        """Largest index where a text may be cut so that the ids stay those of the whole; 0 if none is known."""
+        return safe_cut(text)
 
     def _encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
@@ -168,12 +182,16 @@ def file_tree(
     The format has no place for extra keys (tokenizers 0.23 refuses the file), so everything that
     `load` needs is said by the parts themselves: see the docstrings of the kinds.
     """
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    named = tokenizer.special_tokens | tokenizer.added_tokens
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in tokenizer.special_tokens.items()],
+        "added_tokens": [
+            {"id": id_, "content": name, **flags, "special": name in tokenizer.special_tokens}
+            for name, id_ in sorted(named.items(), key=lambda item: item[1])
+        ],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,

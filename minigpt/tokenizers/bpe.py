@@ -20,7 +20,17 @@ from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
 from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge
-from minigpt.tokenizers.patterns import PATTERNS, byte_level, byte_order, expression, pre_tokenizer_tree, spell, split
+from minigpt.tokenizers.patterns import (
+    PATTERNS,
+    byte_level,
+    byte_order,
+    cuts_safely,
+    expression,
+    pre_tokenizer_tree,
+    safe_cut,
+    spell,
+    split,
+)  # fmt: skip
 from minigpt.tokenizers.simple import bpe_model
 
 log = logging.getLogger(__name__)
@@ -47,25 +57,26 @@ class BPETokenizer(Tokenizer):
         special_tokens: Mapping[str, int],
         kind: str = "bpe",
         nfc: bool = False,
+        added_tokens: Mapping[str, int] | None = None,
     ):
         """
         Args:
-            pieces: bytes of each id, b"" for special tokens.
+            pieces: bytes of each id, b"" for special and added tokens.
             merges: pairs of ids, in the order learned.
             pattern: "gpt2", "gpt4", or an expression.
             special_tokens: name to id.
             kind: bpe, or gpt2 for OpenAI's.
             nfc: whether a text is brought into Unicode's form NFC first (others' files).
+            added_tokens: text to id of those that are not special tokens (others' files).
 
         Raises:
             TokenizerError: pieces and merges that do not fit together, or not in the order of their ids.
         """
-        super().__init__(pieces, special_tokens)
+        super().__init__(pieces, special_tokens, added_tokens)
         self.kind = kind
         self.pattern, self.nfc = pattern, nfc
         self.merges = list(merges)
-        specials = set(self.special_tokens.values())
-        self._ids = {piece: id_ for id_, piece in enumerate(pieces) if piece and id_ not in specials}
+        self._ids = {piece: id_ for id_, piece in enumerate(pieces) if piece}
         products = [self._ids.get(pieces[left] + pieces[right], -1) for left, right in self.merges]
         if any(later <= earlier for earlier, later in pairwise([-1, *products])):
             raise TokenizerError("the merges are not in the order of their ids; minigpt cannot run it")
@@ -134,7 +145,14 @@ class BPETokenizer(Tokenizer):
     def encode_array(self, text: str) -> np.ndarray:
         # By way of a list: tiktoken 0.14's encode_to_numpy takes a slower path inside (0.76 s against 0.55 s of
         # processor time for WikiText-2 train).
-        return np.array(self._encode(text), dtype=self.dtype)
+        return np.array(self.encode(text), dtype=self.dtype)
+
+    def safe_cut(self, text: str) -> int:
+        return safe_cut(text) if self._may_cut else 0
+
+    @cached_property
+    def _may_cut(self) -> bool:
+        return cuts_safely(self.pattern) and not any(char.isspace() for name in self.added_tokens for char in name)
 
     def _encode(self, text: str) -> list[int]:
         text = self._normal(text)
@@ -168,7 +186,7 @@ class BPETokenizer(Tokenizer):
 
     def to_tree(self) -> dict[str, Any]:
         spelt = {id_: spell(piece) for piece, id_ in self._ids.items()}
-        names = spelt | {id_: name for name, id_ in self.special_tokens.items()}
+        names = spelt | {id_: name for name, id_ in (self.special_tokens | self.added_tokens).items()}
         vocab = {names[id_]: id_ for id_ in sorted(names)}
         return file_tree(
             self,

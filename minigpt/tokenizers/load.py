@@ -15,7 +15,7 @@ from minigpt.layout import TOKENIZER
 from minigpt.tokenizers.base import UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
-from minigpt.tokenizers.patterns import PUBLISHED, check, expression, unspell
+from minigpt.tokenizers.patterns import PUBLISHED, byte_chars, check, expression, unspell
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 
@@ -44,7 +44,7 @@ def load(path: str | Path) -> Tokenizer:
     except OSError as error:
         raise TokenizerError(f"{file}: cannot be read ({error.strerror or error})") from None
     except ValueError:  # not JSON, or not UTF-8
-        raise TokenizerError(f"{file}: not JSON; it is damaged or no tokenizer.json; make or copy it anew") from None
+        raise TokenizerError(f"{file}: not JSON, so not a whole tokenizer.json; make or copy it again") from None
     try:
         return from_tree(tree)
     except TokenizerError as error:
@@ -52,7 +52,7 @@ def load(path: str | Path) -> Tokenizer:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise TokenizerError(
             f"{file}: not a tokenizer.json in the Hugging Face format ({type(error).__name__}: {error}); "
-            "make or copy it anew"
+            "make or copy it again"
         ) from None
 
 
@@ -81,20 +81,24 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     ):
         tokenizer = ByteTokenizer()
     elif model["type"] == "BPE":
-        return _bpe(model, _pattern(split), _added(model["vocab"], tree["added_tokens"]), bool(normalizer))
+        if (tree.get("decoder") or {}).get("type", "ByteLevel") != "ByteLevel":  # without one, Hugging Face shows bytes
+            raise TokenizerError("its decoder is not byte-level; minigpt would show other text")
+        _check_added(model["vocab"], tree["added_tokens"], bool(normalizer))
+        return _bpe(model, _pattern(split), tree["added_tokens"], bool(normalizer))
     else:
         raise TokenizerError(f"its model ({model['type']}) is not supported by minigpt")
     # Their ids follow from their characters, so any other numbering is somebody else's file.
     theirs = model["vocab"] | specials
     ours = tokenizer.to_tree()
     same = all(model.get(name) == value for name, value in ours["model"].items())
+    same = same and all(token.get("special", True) for token in tree["added_tokens"])
     if normalizer or theirs != ours["model"]["vocab"] or split != ours["pre_tokenizer"] or not same:
-        raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it anew")
+        raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it again")
     return tokenizer
 
 
-def _added(vocab: dict[str, int], added: list[dict[str, Any]]) -> dict[str, int]:
-    """Name to id of the added tokens. Raises TokenizerError unless all ids are 0, 1, 2, ..., as their order says."""
+def _check_added(vocab: dict[str, int], added: list[dict[str, Any]], nfc: bool) -> None:
+    """Raises TokenizerError for added tokens that we cannot find or show as Hugging Face does, or ids with holes."""
     specials: dict[str, int] = {}
     for token in added:
         name, id_ = token["content"], token["id"]
@@ -103,27 +107,32 @@ def _added(vocab: dict[str, int], added: list[dict[str, Any]]) -> dict[str, int]
             raise TokenizerError(f"its added token {name!r} has the id {id_!r}, not {follows}; make it again")
         if flag := next((flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)), None):
             raise TokenizerError(f"its added token {name!r} has {flag}, which is not supported by minigpt")
+        if not name.isascii() and all(char in byte_chars() for char in name):  # the library shows other bytes
+            raise TokenizerError(f"its added token {name!r} spells bytes; minigpt cannot run it")
+        if nfc and token.get("normalized", True):
+            raise TokenizerError(f"its added token {name!r} is normalized; minigpt cannot run it with a normalizer")
         specials[name] = id_
     if len({bool(token.get("normalized", True)) for token in added}) > 1:
         raise TokenizerError("some of its added tokens are normalized and some are not; minigpt cannot run it")
     ids = [*(vocab | specials).values()]
     if any(type(id_) is not int for id_ in ids) or sorted(ids) != list(range(len(ids))):
         raise TokenizerError("its ids are not 0, 1, 2 and so on without a hole; minigpt cannot run it")
-    return specials
 
 
-def _bpe(model: dict[str, Any], pattern: str, specials: dict[str, int], nfc: bool) -> BPETokenizer:
+def _bpe(model: dict[str, Any], pattern: str, added: list[dict[str, Any]], nfc: bool) -> BPETokenizer:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(option):
             raise TokenizerError(f"its BPE option {option} is not supported by minigpt")
     vocab: dict[str, int] = model["vocab"]
-    pieces = [b""] * (1 + max([*vocab.values(), *specials.values()]))
+    specials = {token["content"]: token["id"] for token in added if token.get("special", True)}
+    others = {token["content"]: token["id"] for token in added if not token.get("special", True)}
+    pieces = [b""] * (1 + max([*vocab.values(), *specials.values(), *others.values()]))
     for word, id_ in vocab.items():
-        if word not in specials:
+        if word not in specials and word not in others:
             pieces[id_] = unspell(word)
     pairs = (item.split(" ") if isinstance(item, str) else item for item in model["merges"])
     merges = [(vocab[left], vocab[right]) for left, right in pairs]
-    tokenizer = BPETokenizer(pieces, merges, pattern, specials, nfc=nfc)
+    tokenizer = BPETokenizer(pieces, merges, pattern, specials, nfc=nfc, added_tokens=others)
     if not nfc and is_gpt2(tokenizer):
         tokenizer.kind = "gpt2"
     elif piece := tokenizer.unreached():

@@ -95,16 +95,16 @@ def safe_cut(text: str) -> int:
     safe_cut("one two\\nthree") -> 8                  after a single newline
     safe_cut("one  ") -> 3                           never inside a run of spaces
 
-    Holds for both split patterns, char and byte. A cut is taken
-      A. between a character that is no whitespace and a space or tab,
+    Holds for char, byte, and the patterns of which `cuts_safely` says so. A cut is taken
+      A. between a character that is not whitespace and a space or tab,
       B. between a letter or digit and a line break,
-      C. after a single "\\n" that stands between two characters that are no whitespace
+      C. after a single "\\n" that stands between two characters that are not whitespace
          (text whose lines end in punctuation, such as Chinese, may have no A or B at all).
 
     Why that is safe: a regular expression without look-behind that is matched from a token's start gives
     the same tokens on text[:i] if (1) a token ends at i in the whole text, and (2) no match that begins
     before i depends on what follows i.
-    (1) In no pattern does a token hold a non-space followed by a space or tab (A), or a letter or digit
+    (1) In none of ALTERNATIVES does a token hold a non-space followed by a space or tab (A), or a letter or digit
     followed by a line break (B: only punctuation takes line breaks along), or a line break followed by a
     non-space (C: the one leading character a token may take is never "\\r" or "\\n").
     (2) Only `\\s+(?!\\S)` looks ahead, from within a run of whitespace. In A and B that run ended before
@@ -119,6 +119,26 @@ def safe_cut(text: str) -> int:
         elif after in " \t" or (after in "\r\n" and before.isalnum()):
             return i
     return 0
+
+
+_CONTRACTIONS = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?:[sdmt]|ll|ve|re)"}
+_LETTERS = {r" ?\p{L}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{L}+"}
+_DIGITS = {r" ?\p{N}+", r"\p{N}{1,3}", r"\p{N}+", r"\p{N}"}
+_OTHERS = {r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}]+"}
+_SPACES = {r"\s+"}
+ALTERNATIVES = _CONTRACTIONS | _LETTERS | _DIGITS | _OTHERS | _SPACES | {r"\s*[\r\n]+", r"\s+(?!\S)"}
+"""Parts of a pattern for which `safe_cut` is proven. A possessive quantifier counts as the plain one."""
+
+
+@cache
+def cuts_safely(pattern: str) -> bool:
+    """Whether `safe_cut` holds for a pattern: it has no other parts than ALTERNATIVES, and they match any character.
+
+    A character that nothing matches would be one piece with its neighbours, across a cut.
+    """
+    text = re.sub(r"([+*?]|\{[\d,]+\})\+", r"\1", expression(pattern))
+    parts = set(re.findall(r"(?:\(\?[:i=!][^()]*\)|[^|()])+", text))
+    return parts <= ALTERNATIVES and all(parts & kind for kind in (_LETTERS, _DIGITS, _OTHERS, _SPACES))
 
 
 @cache

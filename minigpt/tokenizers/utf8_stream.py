@@ -24,5 +24,5 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.shown(int(id_), self._skip_special))
 
     def flush(self) -> str:
-        """What is left at the end (U+FFFD for an open character, else ""); the stream may then be used anew."""
+        """What is left at the end (U+FFFD for an open character, else ""); the stream may then be used again."""
         return self._decoder.decode(b"", final=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from minigpt.config import RunConfig
+from minigpt.console import counted
 from minigpt.errors import RunError
 from minigpt.model.learner import Learner
 from minigpt.runtime.device import Runtime, out_of_memory
@@ -92,11 +93,11 @@ def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None
     if asked == "auto":
         asked = found or find(run, free)
     size = min(asked or run.config.train.batch_size, rows)
-    need = run.needed(size)
+    need, many = run.needed(size), counted(size, "sequence")
     if free is None:
-        say(f"memory: about {need.total / 1e9:.2f} GB for {size} sequences at a time; what is free is not known here")
+        say(f"memory: about {need.total / 1e9:.2f} GB for {many} at a time; what is free is not known here")
         return asked
-    say(f"memory: about {need.total / 1e9:.2f} of {free / 1e9:.2f} GB, {size} sequences at a time")
+    say(f"memory: about {need.total / 1e9:.2f} of {free / 1e9:.2f} GB, {many} at a time")
     if need.total > free:
         less = (other for other in divisors(rows) if other < size)
         fits = next((other for other in less if run.needed(other).total <= SAFE * free), None)

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from minigpt.console import counted
 from minigpt.errors import CheckpointError, DamagedError, storage_error
 from minigpt.files import beside, delete_folder, delete_path, file_sha256, replace_folder, sync, write_text
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
@@ -132,7 +133,7 @@ def verify(directory: Path) -> None:
             raise DamagedError(f"{directory}: {name} is missing", hint)
         if file.stat().st_size != entry["bytes"]:
             size = file.stat().st_size
-            raise DamagedError(f"{file}: truncated ({size} of {entry['bytes']} bytes)", hint)
+            raise DamagedError(f"{file}: truncated ({size:,} of {counted(entry['bytes'], 'byte')})", hint)
         if file_sha256(file) != entry["sha256"]:
             raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
 

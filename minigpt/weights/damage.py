@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from minigpt.console import counted
 from minigpt.errors import CheckpointError, DamagedError, storage_error
 from minigpt.layout import LAST, step_of
 from minigpt.weights import checkpoint
@@ -37,7 +38,7 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
     if damaged:
         step = step_of(saved.path) if saved else 0
         where = saved.path.name if saved else "the beginning"
-        say(f"going on from {where}: {step_of(damaged[0]) - step} steps are lost and will be trained again")
+        say(f"going on from {where}: {counted(step_of(damaged[0]) - step, 'step')} will be trained again")
     return saved
 
 

@@ -5,7 +5,7 @@
             scale has the other sign than that number
 
 Scales are bf16: 16 bits a row, or 16 / group bits a number. An integer times such a scale is exact in fp32, hence
-`pack(unpack(p))` gives p back, bit for bit, and a model that is loaded and quantised anew is what was saved.
+`pack(unpack(p))` gives p back, bit for bit, and a model that is loaded and quantised again is what was saved.
 
 int4 has no zero points, and tries smaller scales: on a character model of 870k weights, trained on Shakespeare for 2
 minutes, its blocks packed, the mean KL divergence from fp32 on 12,800 tokens was, in 1/1000 bit a token,
@@ -87,7 +87,7 @@ def pack(weight: Tensor, bits: int, group: int = 64) -> dict[str, Tensor]:
         holds two numbers plus 8, the first in its lower half.
 
     Raises:
-        ValueError: what is no finite matrix, other bits, a group that does not divide K.
+        ValueError: what is not a finite matrix, other bits, a group that does not divide K.
     """
     if weight.dim() != 2 or bits not in (4, 8) or not weight.isfinite().all():
         raise ValueError("a matrix of finite numbers is packed, in 8 or 4 bits")
@@ -106,7 +106,7 @@ def unpack(packed: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(f"{kind} numbers and a scale are needed, not {' and '.join(sorted(packed))}")
     numbers, scale = packed[kind], packed["scale"]
     if numbers.dtype != (torch.int8 if kind == "int8" else torch.uint8) or scale.dtype != torch.bfloat16:
-        raise ValueError(f"{numbers.dtype} numbers and {scale.dtype} scales are no {kind}")
+        raise ValueError(f"{numbers.dtype} numbers and {scale.dtype} scales are not {kind}")
     rows, columns = [*numbers.shape, 0][:2]
     if kind == "int8" and numbers.dim() == 2 and scale.shape == (rows,):
         return numbers.float() * scale.float()[:, None]

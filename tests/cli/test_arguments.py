@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from minigpt.cli.arguments import Positional, parse
-from minigpt.errors import UserError
+from minigpt.config import load_config, split_flags
+from minigpt.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ def test_every_kind_of_argument():
         (["a", "--weights", "x", "1", "y"], "--weights: give texts, each with a number, not 'x', '1', 'y'"),
         (["a", "--mode", "slow"], "--mode: choose fast or safe, not slow"),
         (["a", "--sure", "yes"], "--sure: choose True or False, not yes"),
-        (["a", "--json=1"], "--json: takes no value; write --json"),
+        (["a", "--json=1"], "--json: choose True or False, not 1"),
+        (["a", "--json", "off"], "--json: choose True or False, not off"),
+        (["a", "--json="], "--json: choose True or False, not nothing"),
+        (["a", "--no-draw", "no"], "--draw: choose True or False, not no"),
         (["a", "--tags"], "--tags: needs a value; write --tags VALUE"),
         (["a", "--no-json"], "no such option: --no-json; did you mean --json?"),
         (["a", "-v"], "-v: one word too many"),
@@ -88,6 +92,26 @@ def test_booleans_may_have_a_value_and_a_file_may_follow_a_switch():
         False,
         True,
     ]
+    assert [copy("a", *words).sure for words in (["--no-sure"], ["--no-sure=false"], ["--no-sure", "None"])] == [
+        False,
+        True,
+        None,
+    ]
+    assert copy("--draw", "b").targets == () and copy("--draw", "--", "no").source == "no"
+
+
+def test_a_setting_that_is_true_or_false_takes_the_same_words():
+    def plots(*words: str) -> bool:
+        overrides, rest = split_flags([*words])
+        assert not rest
+        return load_config(None, overrides).logging.plots
+
+    assert plots("--logging.plots") and plots("--logging.plots", "true") and plots("--logging.plots=on")
+    assert not any(plots("--logging.plots", word) for word in ("false", "False", "no", "off", "0"))
+    assert split_flags(["--logging.plots", "off.txt"])[1] == ["off.txt"]
+    for flag in ("--no-logging.plots", "--logging.no-plots"):
+        with pytest.raises(ConfigError, match=f"no such option: {flag}; write --logging.plots false"):
+            split_flags([flag])
 
 
 def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from cli_run import SMALL, fails
     [
         (None, ("no such",)),
         (b"", ("empty",)),
-        (b"\x00\x01\x02\xff" * 500, ("no text", "zero byte")),
+        (b"\x00\x01\x02\xff" * 500, ("not text", "zero byte")),
         (b"caf\xe9 au lait\n" * 300, ("utf-8", "--data.encoding")),
         (b"short\n", ("--model.max-seq-len",)),
         (

@@ -5,11 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from minigpt import cli
-from minigpt.console import SafeConsole, counted, harmless, out
+from minigpt.console import SafeConsole, counted, harmless, messages, out
+from minigpt.data import Batches
+from minigpt.errors import DataError
+from minigpt.training.hooks.screen import Screen
 
 NASTY = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\r\x00"
 SHOWN = "a\\x1b[31mb\\x1b]0;title\\x07c\\x9b2Jd\\u202ee\\r\\x00"
@@ -102,3 +107,11 @@ def test_what_the_system_refuses_is_one_line(
 
 def test_counts_have_the_right_plural() -> None:
     assert [counted(number, "token") for number in (0, 1, 2000)] == ["0 tokens", "1 token", "2,000 tokens"]
+
+
+def test_a_run_of_one_step_and_a_text_of_one_token_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    state = SimpleNamespace(step=1, seconds=2.0, stop_reason="budget used up")
+    Screen(messages()).on_end(SimpleNamespace(state=state))  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().err == "finished: 1 step in 0:00:02\n"
+    with pytest.raises(DataError, match="the training text has 1 token, but"):
+        Batches(np.zeros(1, np.uint16), 1, 8, 0)

@@ -1,9 +1,9 @@
 """Random recipes and flags become a config or one ConfigError; never another error, never for long."""
 
-import time
 from collections.abc import Callable
 
 import pytest
+from fuzz_watch import Watch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -19,23 +19,25 @@ WORDS = [
 ]  # fmt: skip
 values = st.one_of(st.sampled_from(WORDS), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.sampled_from(WORDS))
-trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
-tried = {"config": 0, "error": 0}
-
-
-def check(make: Callable[[], object]) -> None:
-    start = time.monotonic()
-    try:
-        make()
-        tried["config"] += 1
-    except UserError as error:
-        assert str(error)
-        tried["error"] += 1
-    assert time.monotonic() - start < 10
+keys = st.text(max_size=5)
+trees = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
+)
 
 
 def run(examples: int) -> None:
+    tried = {"config": 0, "error": 0}
+    watch = Watch()
     quick = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+    def check(make: Callable[[], object]) -> None:
+        with watch.example():
+            try:
+                make()
+                tried["config"] += 1
+            except UserError as error:
+                assert str(error)
+                tried["error"] += 1
 
     @seed(22)
     @quick
@@ -62,7 +64,7 @@ def run(examples: int) -> None:
 
     for each in (yaml_texts, flags, recipes):
         each()
-    print(f"\nconfig fuzz: {tried['config']:,} configs, {tried['error']:,} errors of one line, 0 tracebacks")
+    watch.end(f"config fuzz: {tried['config']:,} configs, {tried['error']:,} errors of one line, 0 tracebacks")
 
 
 def test_random_recipes_and_flags_are_a_config_or_one_error() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.console import counted
 from minigpt.data import Batches, eval_batches, windows
 from minigpt.data.batches import spread
 from minigpt.data.token_file import TokenFile, TokenWriter
@@ -109,7 +110,7 @@ def test_a_memory_map_serves_as_well_as_an_array(tmp_path: Path) -> None:
 def test_too_few_tokens_name_the_setting(count: int) -> None:
     with pytest.raises(DataError) as error:
         Batches(ids(count), 1, 8, 0)
-    assert str(error.value).startswith(f"the training text has {count} tokens, but one window needs 9")
+    assert str(error.value).startswith(f"the training text has {counted(count, 'token')}, but one window needs 9")
     assert "--model.max-seq-len" in str(error.value)
     assert Batches(ids(9), 1, 8, 0).batch(5)[1].tolist() == [list(range(1001, 1009))]
 

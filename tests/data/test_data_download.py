@@ -283,7 +283,7 @@ def test_an_altered_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         resolve(DataConfig(source="shakespeare"))
     (tmp_path / "datasets").rename(tmp_path / "mirror")
     monkeypatch.setenv("MINIGPT_DATA", str(tmp_path / "mirror"))
-    with pytest.raises(DataError, match="mend the mirror"):
+    with pytest.raises(DataError, match="correct the mirror"):
         resolve(DataConfig(source="shakespeare"))
 
 

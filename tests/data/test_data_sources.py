@@ -308,7 +308,7 @@ def test_a_binary_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, r
     (tmp_path / "my.txt").write_bytes(data)
     with pytest.raises(DataError) as error:
         read(tmp_path / "my.txt")
-    one_line(error, "my.txt", "is no text", reason)
+    one_line(error, "my.txt", "is not text", reason)
 
 
 @pytest.mark.parametrize("before", [5, (1 << 20) - 1, (1 << 20) + 3, 3 << 20])

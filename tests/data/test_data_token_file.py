@@ -96,7 +96,7 @@ def test_another_tokenizers_file_is_refused(tmp_path: Path) -> None:
 
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY" + bytes(500))
-    with pytest.raises(TokenFileError, match="is no token file"):
+    with pytest.raises(TokenFileError, match="is not a token file"):
         TokenFile(tmp_path / "x.npy")
     with pytest.raises(TokenFileError, match="No such file"):
         TokenFile(tmp_path / "none")

@@ -38,7 +38,7 @@ def test_what_needs_an_answer_says_so_before_there_is_one(line: str) -> None:
 
 DAMAGED = {
     "not JSON": ("{", "cannot be read"),
-    "a list": ("[]", "is no saved chat"),
+    "a list": ("[]", "is not a saved chat"),
     "format": ({"format": 9}, "format"),
     "role": ({"messages": [{"role": "robot", "content": ""}]}, "message 1"),
     "late system": ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, "message 2"),
@@ -71,7 +71,7 @@ def test_saving_never_writes_over_something_else(tmp_path: Path) -> None:
     chat = commands(session())
     other = tmp_path / "novel.txt"
     other.write_text("chapter one")
-    with pytest.raises(GenerationError, match="is no saved chat"):
+    with pytest.raises(GenerationError, match="is not a saved chat"):
         type_(chat, f"/save {other}")
     assert other.read_text() == "chapter one"
     with pytest.raises(StorageError, match="cannot be written"):

@@ -152,7 +152,7 @@ def test_words_and_biases_are_spelled_by_the_tokenizer() -> None:
     assert generate_text(gpt, "abc", LETTERS, max_new_tokens=5, logit_bias={f"#{z}": 1e4}) == "zzzzz"
     with pytest.raises(GenerationError, match="'zz' is 2 tokens"):
         generate_text(gpt, "abc", LETTERS, logit_bias={"zz": 1.0})
-    with pytest.raises(GenerationError, match="#999 is no id"):
+    with pytest.raises(GenerationError, match="#999 is not an id"):
         generate_text(gpt, "abc", LETTERS, logit_bias={"#999": 1.0})
 
 

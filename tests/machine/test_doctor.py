@@ -67,11 +67,11 @@ def test_the_command_ends_well_and_compiles(capsys: pytest.CaptureFixture[str]):
 def test_something_broken_gives_exit_code_1_and_its_advice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    probes = [("good", lambda: Check("good", True, "fine")), ("bad", lambda: Check("bad", False, "gone", "mend it"))]
+    probes = [("good", lambda: Check("good", True, "fine")), ("bad", lambda: Check("bad", False, "gone", "fix it"))]
     monkeypatch.setattr("minigpt.machine.doctor.all_probes", lambda: iter(probes))
     assert main([]) == 1
     printed = capsys.readouterr().out
-    assert "-> mend it" in printed
+    assert "-> fix it" in printed
     assert "broken: bad" in printed
     assert main(["--json"]) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
@@ -166,7 +166,7 @@ def test_an_altered_file_is_reported(path: str, tmp_path: Path, monkeypatch: pyt
     check = machine.data()
     assert check.ok is False
     assert path in check.detail
-    assert "mend the mirror" in check.advice
+    assert "correct the mirror" in check.advice
 
 
 def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys:
     assert (
         "optimizer.safetensors: damaged (its sha256 is not the manifest's); set aside as damaged-step-00000012" in said
     )
-    assert "going on from step-00000008: 4 steps are lost and will be trained again" in said
+    assert "going on from step-00000008: 4 steps will be trained again" in said
     assert (steps / "step-00000012/model.safetensors").read_bytes() == before, "bit for bit as it was"
     assert (steps / "damaged-step-00000012").is_dir()
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [4, 8, 10, 12]
@@ -77,7 +77,7 @@ def test_without_a_whole_checkpoint_the_run_starts_over(run: Path) -> None:
     (steps / "step-00000012/manifest.json").write_text('{"format": 1, "fil')
     spoil(steps / "step-00000008/model.safetensors")
     whole = newest_whole(steps, said.append)
-    assert whole is None and "from the beginning: 12 steps are lost" in said[-1]
+    assert whole is None and "from the beginning: 12 steps will be trained again" in said[-1]
     assert again(run) == 0
     assert all(torch.equal(t, before[name]) for name, t in load_file(steps / "step-00000012/model.safetensors").items())
     manifest = steps / "step-00000012/manifest.json"

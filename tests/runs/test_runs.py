@@ -17,6 +17,7 @@ from tuned_run import make_base, questions, tune
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
 from minigpt.files import read_lines
+from minigpt.runs import record
 from minigpt.runs.compare import grouped
 from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
@@ -84,6 +85,13 @@ def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) 
     assert main(["runs", "list", *where]) == 0
     assert "group/inner" in capsys.readouterr().out
     fails(capsys, ["runs", "list", "--runs-dir", str(runs / "nowhere")], "no such folder")
+
+
+def test_a_list_reads_the_figures_of_each_run_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(record, "read_lines", lambda file, check: read.append(file) or read_lines(file, check))
+    listed = [run.summary() for run in record.find_runs(runs, say=print)]
+    assert len(read) == len(set(read)) == len(listed) > 1
 
 
 def test_a_state_is_finished_interrupted_or_running(runs: Path, tmp_path: Path) -> None:

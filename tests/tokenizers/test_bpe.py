@@ -247,7 +247,7 @@ def _gpt2_spelling() -> list[str]:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_merges_and_ids_equal_theirs_on_wikitext_validation(mirror: Path, pattern: str) -> None:
-    text = (mirror / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    text = (mirror / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")[:400_000]
     _agree_on(text, text, 1024, pattern)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fuzz_watch import Watch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +54,11 @@ def trees(draw):
         merges[place] = f"{whole[:cut]} {whole[cut:]}"
     if kind == "added":
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        token = {"content": draw(st.sampled_from(["<a>", "the", ""])), "id": draw(st.integers(318, 322)), **flags}
+        token = {
+            "content": draw(st.sampled_from(["<a>", "the", "cat and", "“", "é", ""])),
+            "id": draw(st.integers(318, 322)),
+            **flags,
+        }
         token[draw(st.sampled_from(sorted(token)))] = draw(VALUES)
         tree["added_tokens"].append(token)
     return tree
@@ -62,7 +67,7 @@ def trees(draw):
 def compare(file: Path, tree: dict, text: str) -> None:
     file.write_text(json.dumps(tree))
     try:
-        ours = load(file).encode(text, special=True)
+        ours = load(file)
     except TokenizerError as error:
         assert "\n" not in str(error)
         COUNTS["refused"] += 1
@@ -72,13 +77,20 @@ def compare(file: Path, tree: dict, text: str) -> None:
     except Exception:  # noqa: BLE001 - the library raises no other class
         COUNTS["we alone read it"] += 1
         return
-    assert ours == theirs.encode(text, add_special_tokens=False).ids
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, special=True) == ids
+    theirs.encode_special_tokens = True
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    every = [*ids, *range(ours.vocab_size)[-4:]]
+    for skip in (True, False) if tree["decoder"] else ():
+        assert ours.decode(every, skip) == theirs.decode(every, skip_special_tokens=skip)
     COUNTS["equal"] += 1
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(6000, marks=pytest.mark.slow)])
 def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     COUNTS.clear()
+    watch = Watch()
 
     @settings(
         max_examples=examples,
@@ -89,11 +101,38 @@ def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     )
     @given(tree=trees(), text=TEXTS)
     def run(tree, text):
-        compare(tmp_path / "tokenizer.json", tree, text)
+        with watch.example():
+            compare(tmp_path / "tokenizer.json", tree, text)
 
     run()
-    print(f"\ntokenizer.json: {dict(COUNTS)}")
+    watch.end(f"tokenizer.json: {dict(COUNTS)}")
     assert COUNTS["equal"] > examples // 20 and COUNTS["refused"] > examples // 20
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+@pytest.mark.parametrize("content", ["<think>", "cat and", "“tea”", "th", "<|endoftext|>x"])
+def test_an_added_token_is_found_and_shown_as_the_library_does(content, nfc, tmp_path):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    tree = TREE | {"added_tokens": [*TREE["added_tokens"], {"id": 320, "content": content, **flags}]}
+    tree["normalizer"] = {"type": "NFC"} if nfc else None
+    COUNTS.clear()
+    compare(tmp_path / "tokenizer.json", tree, text := f"{TEXT}{content}e\u0301{content} {content}")
+    assert COUNTS["equal"] == 1
+    tokenizer = load(tmp_path)
+    assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text) and 320 in tokenizer.encode(text)
+    assert tokenizer.token_bytes(320) == content.encode() and tokenizer.decode([320]) == content
+    tokenizer.save(tmp_path / "again.json")
+    assert load(tmp_path / "again.json").encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("change", [{"content": "é"}, {"normalized": True}])
+def test_an_added_token_that_would_be_shown_or_found_otherwise_is_refused(change, tmp_path):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    token = {"id": 320, "content": "<a>", **flags} | change
+    tree = TREE | {"added_tokens": [*TREE["added_tokens"], token], "normalizer": {"type": "NFC"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(TokenizerError, match="its added token"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -108,6 +147,7 @@ def test_an_expression_of_others_drops_no_text(pattern, tmp_path):
         ("[" * 100_000, "not JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (json.dumps(TREE | {"added_tokens": [{"content": "<a>", "id": 10**10}]}), "10000000000"),
+        (json.dumps(TREE | {"decoder": {"type": "Fuse"}}), "its decoder is not byte-level"),
     ],
 )
 def test_what_is_no_tokenizer_is_said(content, words, tmp_path):

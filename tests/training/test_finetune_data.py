@@ -224,11 +224,11 @@ def test_cut_records_are_counted_and_reported() -> None:
     console = Console(record=True, width=300, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     _tell_losses(rows, 9, console)
     told = console.export_text()
-    assert "2 of 4 records are longer than a row of 8 tokens, so begin later\n" in told
+    assert "cut to fit a row of 8 tokens: the beginning of 2 of 4 records\n" in told
     cut = fit(rows[2], 9)
     assert tokenizer.decode(cut.ids) == "ww two \ufffd"
     _tell_losses(rows, 4, console)
-    assert "4 of 4 records are longer than a row of 3 tokens, so begin later, 4 of them within an answer" in (
+    assert "cut to fit a row of 3 tokens: the beginning of 4 of 4 records, 4 of them within an answer" in (
         console.export_text()
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from foreign_model import make
+from fuzz_watch import Watch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,7 @@ def compare(path: Path) -> None:
 @pytest.mark.parametrize("examples", [150, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_changed_directory_is_refused_or_computes_the_same(examples, models, tmp_path):
     COUNTS.clear()
+    watch = Watch()
     healthy = {"suppress_health_check": list(HealthCheck), "deadline": None, "derandomize": True}
 
     @settings(max_examples=examples, phases=[Phase.generate], **healthy)
@@ -83,8 +85,9 @@ def test_a_changed_directory_is_refused_or_computes_the_same(examples, models, t
         change(data.draw, config, weights)
         (tmp_path / "config.json").write_text(json.dumps(config))
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-        compare(tmp_path)
+        with watch.example():
+            compare(tmp_path)
 
     run()
-    print(f"\nHugging Face directories: {dict(COUNTS)}")
+    watch.end(f"Hugging Face directories: {dict(COUNTS)}")
     assert COUNTS["equal"] > examples // 20 and COUNTS["refused"] > examples // 20

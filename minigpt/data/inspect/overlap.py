@@ -13,7 +13,7 @@ import numpy as np
 from minigpt.data.corpus import CHUNK, Piece
 
 WORDS, CHARACTERS = 13, 50
-_LONG_WORD = 20  # a mean above this is no text of words
+_LONG_WORD = 20  # a text with a longer mean is not made of words
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _FILTER_BITS = 24
 

@@ -6,7 +6,7 @@ grammar, and a learner sees how near the loss comes to that floor.
 
 How a story is written: choose a plot (an alternative of rule `story`); cast its roles once (the hero, the home, ...);
 write the plot's text out, choosing an alternative wherever it names a rule. A choice of probability p costs -ln p
-nats to foretell, and all the rest of the text nothing at all. For example
+nats to predict, and all the rest of the text nothing at all. For example
 
     story: "The {pet.noun} {rested}. Good {pet.noun}!"    pet: cat (3/4), dog (1/4)    rested: "sat" (1/2), "lay" (1/2)
 
@@ -39,7 +39,7 @@ class StoriesEntropy:
     """The least loss that any model can reach on stories, exactly.
 
     Stories are ASCII, so a character is a byte. The end-of-text token after a story costs no nats, since the story's
-    newline foretells it, but it is one token more to share them: `nats_per_token_char` is the floor of a
+    newline predicts it, but it is one token more to share them: `nats_per_token_char` is the floor of a
     character-level model's loss, `bits_per_byte` that of any model.
     """
 
@@ -65,7 +65,7 @@ class StoriesEntropy:
 
 
 class Phrase(NamedTuple):
-    """A slot that a rule fills anew: {when}."""
+    """A slot that a rule fills again: {when}."""
 
     rule: str
 

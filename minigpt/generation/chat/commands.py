@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.config import GenerationConfig, parse_yaml
+from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError, nearest
 from minigpt.files import expand_home
 from minigpt.generation.chat.saved import load_session, save_session
@@ -138,7 +139,7 @@ class Commands:
 
     def _load(self, rest: str) -> Reply:
         load_session(_path(rest, "load"), self.session)
-        return Reply(f"loaded {rest}: {len(self.session.messages)} messages and the settings")
+        return Reply(f"loaded {rest}: {counted(len(self.session.messages), 'message')} and the settings")
 
     def _preset(self, rest: str) -> Reply:
         if not rest:
@@ -160,7 +161,7 @@ COMMANDS = {
     "help": Command("[NAME]", "this list; or what a command or a setting does", Commands._help),
     "set": Command("NAME VALUE", "change a setting; without VALUE, show it", Commands._set),
     "settings": Command("", "all settings; a * marks those that were changed", Commands._settings),
-    "regenerate": Command("", "write the last answer anew, with another seed", Commands._regenerate),
+    "regenerate": Command("", "write the last answer again, with another seed", Commands._regenerate),
     "continue": Command("", "go on with the last answer", Commands._continue),
     "undo": Command("", "take back the last turn, or the last change to it", Commands._undo),
     "alternatives": Command(

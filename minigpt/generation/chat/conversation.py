@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from minigpt.console import counted
 from minigpt.errors import GenerationError
 from minigpt.tokenizers import Tokenizer
 
@@ -100,7 +101,9 @@ def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> l
     for place in range(len(head), len(kept)):
         kept[place] = _cut(kept, place, encode, limit - room)
     if len(encode(kept)) > limit:
-        raise GenerationError(f"the system text alone fills the context of {limit} tokens; /system sets a shorter one")
+        raise GenerationError(
+            f"the system text alone fills the context of {counted(limit, 'token')}; /system sets a shorter one"
+        )
     return kept
 
 

@@ -1,4 +1,4 @@
-"""A conversation as a JSON file that a person can read, and mend.
+"""A conversation as a JSON file that a person can read and correct.
 
 {"format": 1, "run": "runs/my", "messages": [{"role": "user", "content": ...}, ...], "settings": {...}, "answers": 3}
 """
@@ -35,7 +35,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
         try:
             _read(path)
         except GenerationError:
-            raise GenerationError(f"{path} exists and is no saved chat; choose another name") from None
+            raise GenerationError(f"{path} exists and is not a saved chat; choose another name") from None
     tree = {
         "format": FORMAT,
         "run": run,
@@ -61,7 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise GenerationError(f"{path}: cannot be read as a saved chat ({error})") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise GenerationError(f'{path}: is no saved chat (its "format" is not {FORMAT})')
+        raise GenerationError(f'{path}: is not a saved chat (its "format" is not {FORMAT})')
     if not isinstance(tree.get("settings"), dict):
         raise GenerationError(f'{path}: "settings" must be an object')
     answers, messages = tree.get("answers"), tree.get("messages")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig, validate
+from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError
 from minigpt.generation.chat.conversation import Message, Plain, Spelling, fit
 from minigpt.generation.engine import Reader
@@ -116,7 +117,7 @@ class Session:
         yield from self._write((*before, Message(last.role, last.content.rstrip(HALF))))
 
     def regenerate(self) -> Generator[str]:
-        """The last answer anew, with another seed. Raises GenerationError, TokenizerError."""
+        """The last answer again, with another seed. Raises GenerationError, TokenizerError."""
         messages = self._spoken("regenerate")
         yield from self._write(messages[:-1] if messages[-1].role == "assistant" else messages)
 
@@ -128,7 +129,7 @@ class Session:
         """
         choices = self.alternatives(place, max(rank, 1)).choices
         if not 1 <= rank <= len(choices):
-            raise GenerationError(f"there are {len(choices)} tokens; choose from 1 to {len(choices)}")
+            raise GenerationError(f"choose from 1 to {len(choices)}")
         id_, before = choices[rank - 1][0], self._answer_ids()[: place - 1]
         content = self.tokenizer.decode([*before, id_]).lstrip(self.spelling.begin)
         if content.endswith(HALF) and id_ != self.tokenizer.unk_id:
@@ -182,7 +183,7 @@ class Session:
         """
         ids = self._answer_ids()
         if not 1 <= place <= len(ids):
-            raise GenerationError(f"the last answer has {len(ids)} tokens; give a number from 1 to {len(ids)}")
+            raise GenerationError(f"the last answer has {counted(len(ids), 'token')}; choose from 1 to {len(ids)}")
         (scores,) = self._scores([place])
         values, likeliest = scores.topk(min(count, self.tokenizer.vocab_size))
         found = zip(likeliest.tolist(), values.exp().tolist(), strict=True)

@@ -82,7 +82,7 @@ class Replay:
             return out.clone()
 
     def _forget(self, memory: tuple[object, ...]) -> None:
-        """Start anew: graphs read the weights and write the cache where they lay."""
+        """Start again: graphs read the weights and write the cache where they lay."""
         self.memory, self.count, self.padded = memory, 0, False
         self.graphs: dict[int, Recorded] = {}
 

@@ -1,6 +1,7 @@
 """Settings in words -> rules in a tokenizer's ids."""
 
 from minigpt.config import GenerationConfig
+from minigpt.console import counted
 from minigpt.errors import GenerationError, TokenizerError
 from minigpt.generation.sampling import NO_RULES, Rules
 from minigpt.tokenizers import Tokenizer
@@ -24,12 +25,12 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     """The id of "#13" or of a text that is one token."""
     if text[:1] == "#" and text[1:].isdecimal():
         if int(text[1:]) >= tokenizer.vocab_size:
-            raise GenerationError(f"logit_bias: {text} is no id; the tokenizer has {tokenizer.vocab_size}")
+            raise GenerationError(f"logit_bias: {text} is not an id; the tokenizer has {tokenizer.vocab_size}")
         return int(text[1:])
     ids = tokenizer.encode(text, special=True)
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
-        raise GenerationError(f"logit_bias: {text!r} is {len(ids)} tokens ({parts}); bias them one by one")
+        raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
     return ids[0]
 
 

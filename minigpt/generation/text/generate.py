@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig, validate
+from minigpt.console import counted
 from minigpt.errors import GenerationError
 from minigpt.generation.engine import steps
 from minigpt.generation.search import LookupDrafter, ModelDrafter, beam_search, contrastive_search, speculate
@@ -130,7 +131,7 @@ class Writing:
         self.copies = config.num_samples * config.best_of
         beside = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
         rows = len(prompts) * max(self.copies, config.num_beams, beside)
-        if problem := too_large(rows * row_memory(model.config), f"{rows:,} texts at once"):
+        if problem := too_large(rows * row_memory(model.config), f"{counted(rows, 'text')} at once"):
             raise GenerationError(f"{problem}; lower num_samples, best_of, num_beams or the batch")
         self.rows = [Row(tokenizer, config) for _ in range(len(prompts) * self.copies)]
         self.eos_id = self.rows[0].eos_id if self.rows else None

@@ -56,7 +56,7 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
     """Measure preparing config.data.source with the config's tokenizer, and drawing the config's batches from it.
 
     The text is first written to a plain file of a temporary directory, and the tokenizer made; neither is timed, so
-    that of the stories it is not the grammar that is measured. Each round then reads, splits, encodes and writes anew.
+    that of the stories it is not the grammar that is measured. Each round then reads, splits, encodes and writes again.
 
     Raises:
         DataError: no such text, or one too short for a window.
@@ -81,7 +81,7 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
             seconds.append(
                 stopwatch(
                     lambda renamed=renamed, out=out: prepared.append(
-                        prepare(renamed, tokenizer, tokenizers.safe_cut, out)
+                        prepare(renamed, tokenizer, tokenizer.safe_cut, out)
                     )
                 )
             )

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config import ModelConfig
+from minigpt.console import counted
 from minigpt.errors import ConfigError
 from minigpt.machine.doctor.check import Check, reason
 
@@ -36,10 +37,10 @@ def torch_itself() -> Check:
     try:
         import torch
     except Exception as error:  # noqa: BLE001  a broken build raises OSError, ImportError, RuntimeError, ...
-        return Check("torch", False, reason(error), "install it anew: pip install --force-reinstall torch")
+        return Check("torch", False, reason(error), "install it again: pip install --force-reinstall torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     capability = torch.backends.cpu.get_cpu_capability()
-    detail = f"{torch.__version__} ({build}; CPU kernels {capability}; {torch.get_num_threads()} threads)"
+    detail = f"{torch.__version__} ({build}; CPU kernels {capability}; {counted(torch.get_num_threads(), 'thread')})"
     figures = {"version": str(torch.__version__), "cuda": torch.version.cuda, "cpu_capability": capability}
     return Check("torch", True, detail, figures=figures | {"threads": torch.get_num_threads()})
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from minigpt.console import counted
 from minigpt.data.named_datasets import NAMED
 from minigpt.download import cache_root
 from minigpt.files import expand_home, file_sha256
@@ -24,7 +25,7 @@ def python() -> Check:
     """The interpreter."""
     ok = sys.version_info >= (3, 11)
     detail = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
-    advice = "" if ok else "minigpt needs Python 3.11 or newer; make .venv anew with it"
+    advice = "" if ok else "minigpt needs Python 3.11 or newer; make .venv again with it"
     return Check("python", ok, detail, advice, {"version": platform.python_version()})
 
 
@@ -50,7 +51,7 @@ def system() -> Check:
         name = names[0] if names else name
     found = [flag for flag in wanted if flag in flags]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = ", ".join(filter(None, (f"{platform.system()} {platform.release()}", name, f"{cores} cores")))
+    detail = ", ".join(filter(None, (f"{platform.system()} {platform.release()}", name, counted(cores or 1, "core"))))
     figures = {"os": platform.platform(), "cpu": name, "cores": cores, "flags": found}
     return Check("system", True, detail + (f", {' '.join(found)}" if found else ""), figures=figures)
 
@@ -96,7 +97,7 @@ def data() -> Check:
     named, base = os.environ.get("MINIGPT_DATA"), cache_root()
     named = expand_home(named) if named else None
     if named and not Path(named).is_dir():
-        return Check("data", False, f"MINIGPT_DATA={named} is no directory", "correct MINIGPT_DATA, or unset it")
+        return Check("data", False, f"MINIGPT_DATA={named} is not a directory", "correct MINIGPT_DATA, or unset it")
     files = {name: {file.path: file.sha256 for file in parts.values()} for name, parts in NAMED.items()}
     files["gpt2 tokenizer"] = {f"{gpt2.FOLDER}/{name}": (digest,) for name, digest in gpt2.SHA256.items()}
     held: dict[str, list[str]] = {"mirror": [], "cache": []}
@@ -114,7 +115,7 @@ def data() -> Check:
     words += [f"to download when asked for: {', '.join(missing)}"] if missing else []
     figures = {"mirror_path": named, **held, "missing": missing, "altered": altered}
     if altered:
-        advice = "not as published, so it will be refused: delete it, or mend the mirror"
+        advice = "not as published, so it will be refused: delete it, or correct the mirror"
         return Check("data", False, f"altered: {', '.join(altered)}", advice, figures)
     return Check("data", True if named else None, "; ".join(words), figures=figures)
 

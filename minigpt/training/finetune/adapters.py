@@ -102,8 +102,8 @@ class Adapters:
     adapters.use("pirate")
     adapters.use(None)  # the base
 
-    A switch copies A and B only. It is no thing to do while the model writes, and a `compiled()` view made before it
-    is compiled anew.
+    A switch copies A and B only. Do not switch while the model writes. A `compiled()` view made before it
+    is compiled again.
     """
 
     def __init__(self, model: GPT):

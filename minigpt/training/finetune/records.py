@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt.console import counted
 from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import json_form, json_rows
 from minigpt.data.text_files import decoded, spool_stdin, unreadable
@@ -100,8 +101,8 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
     spelled = [record.where for record in records if EOS in json.dumps(record.fields)]
     if spelled:
         warnings.warn(
-            f"{spelled[0]}: spells {EOS}, as do {len(spelled):,} of {len(records):,} records; it is learned as plain "
-            "characters. Take it out: each answer is ended by the special token without it",
+            f"{spelled[0]}: spells {EOS} (as {len(spelled):,} of {counted(len(records), 'record')}); it is learned as "
+            "plain characters. Take it out: each answer is ended by the special token without it",
             stacklevel=2,
         )
     if not records:

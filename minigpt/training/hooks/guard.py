@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from minigpt.config.recovery import RecoveryConfig
+from minigpt.console import counted
 from minigpt.errors import DamagedError, DivergedError, StorageError
 from minigpt.files import append_line, read_lines, write_lines
 from minigpt.layout import LAST, step_of, whole_steps
@@ -96,7 +97,7 @@ class Guard(Hook):
         memory.bad.append((state.step, batch))
         what = f"loss {loss:.4g}, gradient norm {norm:.4g}"
         if memory.streak >= config.patience:
-            raise DivergedError(f"{memory.streak} bad steps in a row ({what})")
+            raise DivergedError(f"{counted(memory.streak, 'bad step')} in a row ({what})")
         if not finite:
             self._note(trainer, what, [batch], "skipped", f"batch {batch} is skipped, the weights are unharmed")
 
@@ -115,7 +116,8 @@ class Guard(Hook):
         """Go back. Raises DivergedError, saying what to change, once that was done too often."""
         memory, state = self.memory, trainer.state
         if memory.rollbacks >= self.config.max_rollbacks:
-            batches, outcome = [batch for _, batch in memory.bad], f"set back {memory.rollbacks} times before: the end"
+            batches = [batch for _, batch in memory.bad]
+            outcome = f"set back {counted(memory.rollbacks, 'time')} before: the end"
             self._note(trainer, str(error), batches, "stopped", outcome)
             raise DivergedError(self._advice(trainer, error)) from error
         onset = state.step - memory.streak  # the last step before the trouble

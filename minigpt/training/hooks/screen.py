@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from minigpt.console import leave_terminal
+from minigpt.console import counted, leave_terminal
 from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
@@ -69,7 +69,7 @@ class Screen(Hook):
         state = trainer.state
         whole = state.stop_reason == "budget used up"
         how = "finished" if whole else f"stopped, {state.stop_reason}"
-        self.console.print(f"{how}: {state.step:,} steps in {timedelta(seconds=round(state.seconds))}")
+        self.console.print(f"{how}: {counted(state.step, 'step')} in {timedelta(seconds=round(state.seconds))}")
 
 
 def describe(line: dict[str, Any], trainer: Trainer, eta: float | None) -> str:

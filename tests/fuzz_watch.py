@@ -1,0 +1,43 @@
+"""What a fuzz test may cost: 10 seconds an example, 2 GB for all of them. For the tests named test_fuzz_*."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SLOWEST = 10.0  # seconds of one example
+MOST = 2e9  # bytes by which a process may grow
+
+
+def peak() -> int:
+    """The most bytes that this process ever held."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+class Watch:
+    """Times examples; `end` asserts both limits and says what was measured."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):  # Linux forgets what the tests before this one needed; others compare with it
+            Path("/proc/self/clear_refs").write_text("5")
+        self.start, self.slowest = peak(), 0.0
+
+    @contextmanager
+    def example(self) -> Iterator[None]:
+        """Time one example. One that takes too long fails at once."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.slowest = max(self.slowest, time.monotonic() - start)
+            assert self.slowest < SLOWEST, f"an example took {self.slowest:.0f} s"
+
+    def end(self, counts: str) -> None:
+        """Print the counts with the slowest example and the growth of memory. Fails if it grew too much."""
+        grown = peak() - self.start
+        print(f"\n{counts}; slowest {self.slowest:.2f} s, memory grew by {grown / 1e6:,.0f} MB")
+        assert self.slowest > 0, "no example was watched"
+        assert grown < MOST, f"memory grew by {grown / 1e9:.1f} GB"
