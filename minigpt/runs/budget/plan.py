@@ -1,4 +1,4 @@
-"""The choice: of all sizes and batches that the rule allows, the one with the least loss that the law foretells."""
+"""The choice: of all sizes and batches that the rule allows, the one for which the law predicts the lowest loss."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Plan:
         step_seconds: of one step here.
         train_seconds: by the trainer's clock: all steps, and the evaluations and checkpoints between them.
         after_seconds: for the last evaluation and checkpoint, the plot, and leaving.
-        loss: foretold on the validation text, nats a token.
+        loss: predicted on the validation text, nats a token.
         limited: it ends before the budget, since more passes over so small a text would not help.
     """
 

@@ -57,7 +57,7 @@ to start: a busy machine makes both slow (docs/budget.md)."""
 UNSTEADY = 0.15
 """How far the steps that there was time for may lie off the plan without a word at the end."""
 ERROR = 0.05
-"""How far the loss may lie off what is foretold, on ordinary text (docs/budget.md)."""
+"""How far the loss may lie off the prediction, on ordinary text (docs/budget.md)."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def plan_within(
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
-    """What the law wants to know of a text: its sizes, and how well a 5-gram model foretells it (some 0.2 s)."""
+    """What the law wants to know of a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
     head, scored = table.head(train, FLOOR_BYTES), table.head(val, SCORED_BYTES)
