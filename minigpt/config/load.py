@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from minigpt.config.rates import with_one_rate
+from minigpt.config.section import MOST_SIZE
 from minigpt.config.tree import ModelConfig, OptimizerConfig, RunConfig
 from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
@@ -49,8 +50,8 @@ def read_recipe(path: Path) -> Tree:
     if not isinstance(optimizer, dict):  # nothing to translate, or a mistake that `validate` reports
         return tree
     width = model.get("embed_dim") if isinstance(model, dict) else None
-    known = isinstance(width, int) and width > 0
-    return tree | {"optimizer": with_one_rate(optimizer, width if known else ModelConfig().embed_dim)}
+    width = width if isinstance(width, int) and 0 < width < MOST_SIZE else ModelConfig().embed_dim
+    return tree | {"optimizer": with_one_rate(optimizer, width)}
 
 
 def recipe_settings(recipe: str | None) -> Tree:

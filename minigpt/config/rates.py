@@ -41,7 +41,7 @@ def _beside_muon(embed_dim: int) -> float:
 
 
 def _is_rate(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and 0 < value < 1e300
 
 
 def _two_digits(rate: float) -> float:
