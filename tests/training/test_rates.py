@@ -75,7 +75,12 @@ def test_a_file_with_muon_learning_rate_keeps_its_meaning(
 
 @pytest.mark.parametrize(
     "written",
-    ["{adamw_ratio: 0.2, muon_learning_rate: 0.03}", "{muon_learning_rate: fast}", "{muon_learning_rate: -1}", f"{{muon_learning_rate: {10**400}}}"],
+    [
+        "{adamw_ratio: 0.2, muon_learning_rate: 0.03}",
+        "{muon_learning_rate: fast}",
+        "{muon_learning_rate: -1}",
+        f"{{muon_learning_rate: {10**400}}}",
+    ],
 )
 def test_a_mixture_of_the_forms_is_refused(tmp_path: Path, written: str) -> None:
     with pytest.raises(ConfigError, match=r"optimizer.muon_learning_rate: no such setting; did you mean learning_rate"):
