@@ -46,9 +46,10 @@ class Accuracy(Hook):
 
 config = TrainConfig(max_steps=600, eval_every=600)
 model = GPT(ModelConfig(vocab_size=NUMBERS, max_seq_len=LENGTH, embed_dim=64, num_layers=2, num_heads=4))
-optimizer = make_optimizer(model, OptimizerConfig())
+rates = OptimizerConfig()
+optimizer = make_optimizer(model, rates)
 data, runtime = Progressions(), make_runtime("cpu", "fp32")
 schedule = ScheduleConfig(kind="constant", warmup_steps=10)
-trainer = Trainer(model, optimizer, data, list, config, schedule, runtime, 4e-3, hooks=[Accuracy()])
+trainer = Trainer(model, optimizer, data, list, config, schedule, runtime, rates.learning_rate, hooks=[Accuracy()])
 state = trainer.run()
 print(f"stopped at step {state.step}: {state.stop_reason}")

@@ -28,7 +28,7 @@ def small_run(folder: Path) -> Path:
     code = main(
         ["train", str(folder / "cats.txt"), *SMALL, "--logging.runs-dir", str(folder), "--name", "cats"]
         + ["--train.max-steps", "40", "--train.eval-every", "20", "--train.save-every", "20", "--logging.csv", "true"]
-        + ["--optimizer.learning-rate", "1e-2", "--train.sample-every", "20"]
+        + ["--optimizer.learning-rate", "2e-2", "--train.sample-every", "20"]
     )
     assert code == 0
     return folder / "cats"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SweepArgs:
     """Train under every combination of the values given: several to a setting, with commas between.
 
-    minigpt sweep recipe.yaml --optimizer.learning-rate 1e-3,3e-3 --train.seed 1,2,3
+    minigpt sweep recipe.yaml --optimizer.learning-rate 0.01,0.02,0.04 --train.seed 1,2,3
     minigpt sweep my.txt --model.num-layers 2,4 --train.max-steps 500 --devices cuda:0,cuda:1
     minigpt sweep runs/my questions.jsonl --lora.rank 4,16
     minigpt sweep my.txt --data.clean "[nfc,lower],[]" --train.sample-prompt '"Oh, "'
@@ -126,7 +126,7 @@ def _repeated(values: list[Any]) -> list[Any]:
 def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any]) -> "Sweep":
     """What to run. Raises ConfigError with every mistake."""
     if not grid:
-        raise UserError("nothing to sweep; give a setting several values, such as --optimizer.learning-rate 1e-3,3e-3")
+        raise UserError("nothing to sweep; give a setting several values, such as --optimizer.learning-rate 0.01,0.02")
     if "logging.name" in fixed:
         raise UserError("logging.name: a sweep's runs are named by their values; name the sweep itself with --name")
     if "-" in args.what:

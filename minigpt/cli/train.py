@@ -22,7 +22,7 @@ class Train:
     minigpt train my.txt                   # five minutes, with the settings that suit the text and this machine
     minigpt train my.txt --budget 1h
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
-    minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 3e-3
+    minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 0.03
 
     The same command continues a run that was cut off. Ctrl-C saves and stops. Most used: --train.max-minutes,
     --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from minigpt.config.tree import RunConfig
+from minigpt.config.rates import with_one_rate
+from minigpt.config.section import MOST_SIZE
+from minigpt.config.tree import ModelConfig, OptimizerConfig, RunConfig
 from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
 from minigpt.files import expand_home
@@ -45,7 +47,13 @@ def read_recipe(path: Path) -> Tree:
     tree = read_yaml(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
-    return tree or {}
+    tree = tree or {}
+    optimizer, model = tree.get("optimizer"), tree.get("model")
+    if not isinstance(optimizer, dict):  # nothing to translate, or a mistake that `validate` reports
+        return tree
+    width = model.get("embed_dim") if isinstance(model, dict) else None
+    width = width if isinstance(width, int) and 0 < width < MOST_SIZE else ModelConfig().embed_dim
+    return tree | {"optimizer": with_one_rate(optimizer, width)}
 
 
 def recipe_settings(recipe: str | None) -> Tree:
@@ -69,12 +77,21 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
     """
     tree: Tree = {}
     if recipe is not None:
-        tree = read_recipe(find_recipe(str(recipe)))
+        tree = _for_kind(read_recipe(find_recipe(str(recipe))), (overrides or {}).get("optimizer.kind"))
     for path_, value in (overrides or {}).items():
         section, _, field = path_.partition(".")
         branch = tree.get(section)
         tree[section] = {**(branch if isinstance(branch, dict) else {}), field: value}
     return validate(tree)
+
+
+def _for_kind(tree: Tree, kind: Any) -> Tree:
+    """A recipe for the optimizer that a flag names: a rate is right for one kind only, so another starts at its own."""
+    optimizer = tree.get("optimizer")
+    if not isinstance(optimizer, dict) or kind in (None, optimizer.get("kind", OptimizerConfig().kind)):
+        return tree
+    rates = ("learning_rate", "adamw_ratio")
+    return tree | {"optimizer": {name: value for name, value in optimizer.items() if name not in rates}}
 
 
 def validate(tree: Tree) -> RunConfig:

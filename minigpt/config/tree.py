@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.parallel import ParallelConfig
+from minigpt.config.rates import default_rate, default_ratio
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.config.section import (
     MOST_SIZE,
@@ -210,10 +211,12 @@ class OptimizerConfig(Section):
 
     kind: Literal["adamw", "muon"] = "muon"
     """muon for the blocks' matrices and adamw for embeddings, head, norms and biases; or adamw for all."""
-    learning_rate: PositiveFloat = 4e-3
-    """Peak learning rate of adamw (a run's default: by width, 4e-3 x sqrt(256 / embed_dim), with kind adamw half)."""
-    muon_learning_rate: PositiveFloat = 0.02
-    """Peak learning rate of muon, the spectral size of one update of a square matrix."""
+    learning_rate: PositiveFloat = 0.02
+    """Peak learning rate, of which all weights' rates are multiples: muon's, the spectral size of one update of a
+    square matrix; with kind adamw its own (a run's default: by width, 2e-3 x sqrt(256 / embed_dim))."""
+    adamw_ratio: PositiveFloat = 0.2
+    """muon: rate of what adamw updates beside it, as a share of learning_rate (a run's default: by width,
+    0.2 x sqrt(256 / embed_dim))."""
     momentum: Fraction = 0.95
     """muon: decay of the gradient's running sum."""
     weight_decay: NonNegativeFloat = 0.1
@@ -342,14 +345,6 @@ class LoggingConfig(Section):
         return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
 
-def default_rate(kind: str, embed_dim: int) -> float:
-    """AdamW's peak rate, by measurement at widths 64 and 128 (docs/LOG.md): wider wants smaller.
-
-    Muon's needs no such rule: its updates have one size at any width.
-    """
-    return float(f"{(2e-3 if kind == 'adamw' else 4e-3) * (256 / embed_dim) ** 0.5:.2g}")
-
-
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -377,14 +372,17 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_by_width(cls, given: Any) -> Any:
+    def _rates_by_width(cls, given: Any) -> Any:
         model, optimizer = (
             (given.get(name, {}) for name in ("model", "optimizer")) if isinstance(given, dict) else ({}, None)
         )
-        if not isinstance(optimizer, dict) or not isinstance(model, dict) or "learning_rate" in optimizer:
+        if not isinstance(optimizer, dict) or not isinstance(model, dict):
             return given
         width = model.get("embed_dim", ModelConfig().embed_dim)
         if not isinstance(width, int) or width <= 0:  # reported by the model's own check
             return given
-        rate = default_rate(optimizer.get("kind", "muon"), width)
-        return given | {"optimizer": optimizer | {"learning_rate": rate}}
+        rates = {
+            "learning_rate": default_rate(optimizer.get("kind", "muon"), width),
+            "adamw_ratio": default_ratio(width),
+        }
+        return given | {"optimizer": rates | optimizer}

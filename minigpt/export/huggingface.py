@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, RunConfig
 from minigpt.errors import ConfigError, DataError, MiniGPTError
@@ -28,6 +27,7 @@ from minigpt.files import new_folder, parse_json, refuse_existing
 from minigpt.layout import TEMPLATE, TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
+from minigpt.weights.checkpoint import write_tensors
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,8 +102,8 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
             (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         for name in (TOKENIZER, TEMPLATE):
             if (folder / name).is_file():
-                shutil.copy(folder / name, work)
-        save_file(weights, work / "model.safetensors", metadata={"format": "pt"})  # transformers asks for the format
+                shutil.copyfile(folder / name, work / name)
+        write_tensors(work / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
         difference = _compare(work, run.tokenizer) if importlib.util.find_spec("transformers") else None
         size = (work / "model.safetensors").stat().st_size
     return Exported(out, kind, precision, sum(w.numel() for w in weights.values()), size, difference)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from minigpt.config import RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
-from minigpt.config.tree import default_rate
+from minigpt.config.rates import default_rate
 from minigpt.console import teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import new_folder
@@ -117,18 +117,17 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
 
     - 3 epochs, if no budget is given; 16 rows a step; no weight decay;
     - 10 steps of warm-up, a fifth of the run at most, then a cosine to 0;
-    - adamw at a tenth of the rate from nothing at this width (for width 768: 1.2e-4), so that little is forgotten; an
-      adapter learns at ten times that, whatever its rank (Schulman et al., 2025, "LoRA Without Regret"); DPO takes a
-      tenth of either;
+    - adamw (or muon) at a tenth of its rate from nothing at this width (for width 768: 1.2e-4), so that little is
+      forgotten; an adapter learns at ten times that, whatever its rank (Schulman et al., 2025, "LoRA Without Regret");
+      DPO takes a tenth of either;
     - no compilation, since rows have several widths and runs are short.
     """
     shape, adapter = base.model.config, bool(given.get("lora.rank"))
     kind = given.get("optimizer.kind", "adamw")
-    rate = default_rate("muon" if kind == "muon" else "adamw", shape.embed_dim)
+    rate = default_rate(kind, shape.embed_dim)
     out: dict[str, Any] = {
         "optimizer.kind": "adamw",
         "optimizer.learning_rate": rate / (1 if adapter else 10) / (10 if given.get("finetune.dpo_beta") else 1),
-        "optimizer.muon_learning_rate": 0.002,
         "optimizer.weight_decay": 0.0,
         "schedule.warmup_steps": 10,
         "schedule.min_lr_ratio": 0.0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import RunConfig, dump_config, load_config
+from minigpt.config import RunConfig, dump_config, load_config, read_yaml
 from minigpt.errors import RunError, storage_error
 from minigpt.files import sweep, write_text
 from minigpt.layout import CONFIG, RunFolder, check_name
@@ -24,7 +24,7 @@ _MAY_CHANGE = {
         "max_steps", "max_epochs", "max_tokens", "max_minutes", "eval_every", "eval_batches", "early_stopping",
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
-    "optimizer": {"learning_rate", "muon_learning_rate", "weight_decay", "momentum", "beta1", "beta2", "eps"},
+    "optimizer": {"learning_rate", "adamw_ratio", "weight_decay", "momentum", "beta1", "beta2", "eps"},
     "schedule": None, "generation": None, "logging": None, "recovery": None,
 }  # fmt: skip
 
@@ -77,6 +77,7 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     while (folder := RunFolder(path)).in_use():
         if not folder.is_run:
             raise RunError(f"{path} is not a run, and is not empty; choose another name with --name")
+        _check_rates(folder, config)
         differences = compare(load_config(folder.config), config, strict=not resume)
         if not differences:
             return path
@@ -90,6 +91,21 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     if resume:
         raise RunError(f"nothing to resume: no run at {path}; leave --resume out to start it")
     return path
+
+
+def _check_rates(folder: RunFolder, config: RunConfig) -> None:
+    """Raises RunError: the run is of the time when learning_rate was AdamW's alone, and would go on at another rate,
+    which the person who repeats the old command does not mean.
+    """
+    old, new = load_config(folder.config).optimizer, config.optimizer
+    same = (new.learning_rate, new.adamw_ratio) == (old.learning_rate, old.adamw_ratio)
+    written = read_yaml(folder.config) or {}
+    if not same and old.kind == new.kind == "muon" and "muon_learning_rate" in written.get("optimizer", {}):
+        raise RunError(
+            f"{folder.path} began when learning_rate was adamw's alone, and now it is muon's; to go on as it began: "
+            f"--optimizer.learning-rate {old.learning_rate} --optimizer.adamw-ratio {old.adamw_ratio}; "
+            "or choose a new --name"
+        )
 
 
 def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:

@@ -62,8 +62,8 @@ class Sweep:
 def combine(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """All combinations, by names that say their values; the last setting varies fastest.
 
-    combine({"optimizer.learning_rate": [1e-3, 3e-3], "train.seed": [1]})
-        -> {"learning_rate=0.001,seed=1": {"optimizer.learning_rate": 0.001, "train.seed": 1}, ...}
+    combine({"optimizer.learning_rate": [0.01, 0.03], "train.seed": [1]})
+        -> {"learning_rate=0.01,seed=1": {"optimizer.learning_rate": 0.01, "train.seed": 1}, ...}
     """
     trials: dict[str, dict[str, Any]] = {}
     short = [path.split(".")[-1] for path in grid]

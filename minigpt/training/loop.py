@@ -104,7 +104,7 @@ class Trainer:
         validation: called for an iterable of validation batches.
         config, schedule: budget, accumulation, clipping, evaluation; and the rate over time.
         runtime: device and precision.
-        learning_rate: the peak.
+        learning_rate: the peak; a group of the optimizer has its `lr_scale` times that.
         hooks: called in order.
         learner: what a training step calls (default: the model; a compiled view, or the model under another loss).
         evaluated: what an evaluation calls (default: the model).

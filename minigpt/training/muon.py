@@ -36,8 +36,8 @@ class Muon(optim.Optimizer):
     Args:
         pieces: parameter [rows, columns] -> rows of the matrices stacked in it.
         adamw: over all other parameters.
+        lr: Muon's rate.
         momentum, weight_decay: decay of the gradient's running sum; decoupled decay.
-        lr_scale: Muon's rate as a multiple of the trainer's, which is AdamW's.
         dtype: of the orthogonalisation, which bf16 serves well where it is fast.
         ranks: where each has a part of a matrix, all make the whole update, and take their part of it.
     """
@@ -46,14 +46,13 @@ class Muon(optim.Optimizer):
         self,
         pieces: dict[Tensor, list[int]],
         adamw: optim.AdamW,
+        lr: float,
         momentum: float,
         weight_decay: float,
-        lr_scale: float,
         dtype: torch.dtype = torch.bfloat16,
         ranks: Ranks = ALONE,
     ):
-        group = {"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay, "lr_scale": lr_scale}
-        super().__init__([group], {"lr": adamw.defaults["lr"] * lr_scale})
+        super().__init__([{"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay}], {"lr": lr})
         self.pieces, self.adamw, self.dtype, self.ranks = pieces, adamw, dtype, ranks
         adamw.state = self.state  # one account of state and of rates, for checkpoints and schedules
         self.param_groups += adamw.param_groups

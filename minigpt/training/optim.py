@@ -15,20 +15,22 @@ from minigpt.training.muon import Muon
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, precision: str = "bf16", ranks: Ranks = ALONE
 ) -> optim.Optimizer:
-    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks'."""
+    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks' matrices, with
+    AdamW at a share of its rate for the rest."""
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
+    share = config.adamw_ratio if config.kind == "muon" else 1.0
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay, "lr_scale": share},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, "lr_scale": share},
     ]
     groups = [group for group in groups if group["params"]]
-    adamw = optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    rate = config.learning_rate * share
+    adamw = optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if not pieces:
         return adamw
-    scale = config.muon_learning_rate / config.learning_rate
     dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # as the run's products
-    return Muon(pieces, adamw, config.momentum, config.weight_decay, scale, dtype, ranks)
+    return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, dtype, ranks)
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

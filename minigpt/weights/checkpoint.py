@@ -72,12 +72,23 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState
         work.mkdir(parents=True)
         for part, named in tensors.items():
             cpu = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in named.items()}
-            save_file(cpu, work / f"{part}.safetensors")
+            write_tensors(work / f"{part}.safetensors", cpu)
         seal(work, directory, state)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(directory, error) from None
     return directory
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions of any new file (the umask's): safetensors makes it 0600.
+
+    Raises OSError or SafetensorError.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def seal(work: Path, directory: Path, state: CheckpointState) -> None:

@@ -17,6 +17,8 @@ WANTED = {
     "demo",
     "shakespeare-char",
     "shakespeare-char-cpu",
+    "nanogpt-shakespeare-char",
+    "nanogpt-shakespeare-char-cpu",
     "wikitext2-22m",
     "tiny-6.7m",
     "small-25m",
@@ -105,6 +107,23 @@ def test_the_size_in_its_name_is_the_size_of_its_model(name: str, millions: floa
     assert parameters(ALL[name]) / 1e6 == pytest.approx(millions, rel=0.035)
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "dropout"),
+    [("nanogpt-shakespeare-char", 64, 5000, 0.2), ("nanogpt-shakespeare-char-cpu", 12, 2000, 0.0)],
+)
+def test_the_nanogpt_recipes_have_nanogpts_settings(name: str, batch: int, steps: int, dropout: float):
+    """Of config/train_shakespeare_char.py, train.py and model.py, and of the README's flags for a CPU."""
+    config = load_config(name)
+    model, optimizer, schedule = config.model, config.optimizer, config.schedule
+    assert (model.norm, model.norm_eps, model.position, model.activation) == ("layernorm", 1e-5, "learned", "gelu")
+    assert (model.bias, model.qk_norm, model.tie_embeddings, model.init_std) == (False, False, True, 0.02)
+    assert (optimizer.kind, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 1e-3, 0.1)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.99, 1e-8)
+    assert (schedule.kind, schedule.warmup_steps, schedule.min_lr_ratio) == ("cosine", 100, 0.1)
+    assert (model.dropout, config.train.batch_size, config.train.max_steps) == (dropout, batch, steps)
+    assert (config.train.grad_clip, config.train.eval_every, config.data.val_fraction) == (1.0, 250, 0.1)
+
+
 def test_gpt2_124m_has_the_parameters_of_openais():
     """124,439,808 in transformers' GPT2LMHeadModel; ours has 47 more rows, which pad the vocabulary to 64."""
     assert parameters(ALL["gpt2-124m"]) == 124_439_808 + (50304 - 50257) * 768
@@ -115,6 +134,8 @@ def test_gpt2_124m_has_the_parameters_of_openais():
     [
         ("shakespeare-char", 4, 2, 128, 256, 384, "char"),
         ("shakespeare-char-cpu", 2, 2, 128, 256, 384, "char"),
+        ("nanogpt-shakespeare-char", 6, 6, 384, 256, 1536, "char"),
+        ("nanogpt-shakespeare-char-cpu", 4, 4, 128, 64, 512, "char"),
         ("wikitext2-22m", 4, 8, 256, 128, 1024, "gpt2"),
         ("tiny-6.7m", 2, 4, 128, 512, 512, "gpt2"),
         ("small-25m", 6, 8, 512, 1024, 2048, "bpe"),

@@ -68,7 +68,7 @@ def test_excluded_ids_are_not_drawn_and_a_tiny_model_is_an_error():
 def test_an_induction_head_is_found_in_a_model_trained_to_have_one():
     shape = SMALL.model_copy(update={"vocab_size": 16, "embed_dim": 32, "num_heads": 2, "tie_embeddings": False})
     model, generator = GPT(shape, seed=1), torch.Generator().manual_seed(0)
-    settings = OptimizerConfig(kind="muon", learning_rate=5e-3, muon_learning_rate=0.02)
+    settings = OptimizerConfig(kind="muon", learning_rate=0.02, adamw_ratio=0.25)
     optimizer, scores = make_optimizer(model, settings, "fp32"), []
     for step in range(1, 301):
         # Random tokens that repeat after 4 to 15: no place tells what follows, only an earlier copy does

@@ -87,7 +87,7 @@ def test_a_trained_run_reports_the_loss_of_its_prefixes(tmp_path: Path) -> None:
     flags = (
         "train stories --data.stories-count 60 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 "
         "--model.max-seq-len 16 --train.max-steps 60 --train.eval-every 60 --train.sample-every 0 --train.device cpu "
-        "--train.precision fp32 --train.compile off --logging.plots false --name run --optimizer.learning-rate 1e-2"
+        "--train.precision fp32 --train.compile off --logging.plots false --name run --optimizer.learning-rate 2e-2"
     ).split()
     assert main([*flags, "--logging.runs-dir", str(tmp_path)]) == 0
     run = load_run(tmp_path / "run")

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from cli_run import fails
 from old_arithmetic import arithmetic, bits, last, state_of, tensors_of
 from safetensors.torch import load_file
 
 from minigpt import load_run
 from minigpt.cli import main
+from minigpt.config import load_config
 
 OLD = Path(__file__).parent / "old_runs"
 RUNS = ("cats", "pets")
+RATES = ["--optimizer.learning-rate", "0.02", "--optimizer.adamw-ratio", "0.5"]
+"""Those of cats.yaml, which is of the time when learning_rate was AdamW's alone and Muon's 0.02."""
 KEPT = json.loads((OLD / "ends.json").read_text())
 
 
@@ -35,7 +39,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("MINIGPT_CACHE", str(folder / "cache"))
         assert main(["finetune", "pets.yaml", "--resume", "--train.max-steps", "24"]) == 0  # before its base goes on
-        assert main(["train", "cats.yaml"]) == 0
+        assert main(["train", "cats.yaml", *RATES]) == 0
     return folder / "runs"
 
 
@@ -72,13 +76,23 @@ def test_an_old_run_resumes_to_the_old_end_but_for_rounding(ended: Path, run: st
     assert steps[-1] == KEPT["ends"][run]["state"]["step"]
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--optimizer.learning-rate", "0.005"]])
+def test_an_old_rate_is_never_taken_for_muons(old: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    """Its own config.yaml says what the run meant; the recipe's learning_rate alone would mean another rate today."""
+    fails(capsys, ["train", "cats.yaml", *more], "runs/cats began when learning_rate was adamw's alone", *RATES)
+    assert load_config("runs/cats/config.yaml").optimizer.learning_rate == 0.02
+    assert load_config("runs/cats/config.yaml").optimizer.adamw_ratio == 0.5
+    assert "muon_learning_rate" in (old / "runs/cats/config.yaml").read_text(), "nothing was written"
+
+
 def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) -> None:
     """Until warm-up ends, at step 10; the schedule then begins there, and not where it would be without a warm-up."""
     before = [json.loads(line) for line in (old / "runs/cats/metrics.jsonl").read_text().splitlines()]
-    assert main(["train", "cats.yaml", "--name", "again"]) == 0
+    assert main(["train", "cats.yaml", "--name", "again", *RATES]) == 0
     after = [json.loads(line) for line in (old / "runs/again/metrics.jsonl").read_text().splitlines()]
-    assert [line["lr"] for line in after[:2]] == [line["lr"] for line in before[:2]] == [0.005, 0.01]
-    assert before[2]["lr"] < 0.0094 < 0.0099 < after[2]["lr"]
+    assert [line["lr"] for line in before[:2]] == [0.005, 0.01], "AdamW's"
+    assert [line["lr"] for line in after[:2]] == [0.01, 0.02], "Muon's"
+    assert before[2]["lr"] < 0.0094 < 0.0099 < after[2]["lr"] / 2
     same_arithmetic()
     assert [line["loss"] for line in after[:2]] == [line["loss"] for line in before[:2]]
 

@@ -24,7 +24,7 @@ FLAGS = (
 ).split()
 RUN = (
     "--train.batch-size 8 --schedule.kind constant --schedule.warmup-steps 5 --train.eval-every 10 "
-    "--train.save-every 1000 --train.ema-decay 0.9 --optimizer.learning-rate 4e-3 --optimizer.muon-learning-rate 0.01"
+    "--train.save-every 1000 --train.ema-decay 0.9 --optimizer.learning-rate 0.01 --optimizer.adamw-ratio 0.4"
 ).split()
 
 

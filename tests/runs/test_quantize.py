@@ -212,7 +212,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = ["train", folder / "cats.txt", "--logging.runs-dir", folder, "--name", "cats", "--logging.plots", "false"]
     argv += "--model.embed-dim 64 --model.num-heads 2 --model.num-layers 2 --model.max-seq-len 32".split()
     argv += "--train.batch-size 8 --train.max-steps 40 --train.device cpu --train.precision fp32".split()
-    argv += "--train.compile off --schedule.warmup-steps 5 --optimizer.learning-rate 1e-2".split()
+    argv += "--train.compile off --schedule.warmup-steps 5 --optimizer.learning-rate 2e-2".split()
     assert main([str(word) for word in argv]) == 0
     return folder / "cats"
 

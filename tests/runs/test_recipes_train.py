@@ -16,6 +16,7 @@ LESS = {
     "wikitext2-22m": ["--train.batch-size", "4"],
     "tiny-6.7m": ["--train.batch-size", "2"],
     "shakespeare-char": ["--train.batch-size", "8"],
+    "nanogpt-shakespeare-char": ["--train.batch-size", "4"],
 }
 
 

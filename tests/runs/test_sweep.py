@@ -128,7 +128,7 @@ def test_every_mistake_is_reported_before_anything_runs(tmp_path: Path, capsys) 
     for part in ("train.seed", "'x'", "--train.max-stepz: no such", "did you mean --train.max-steps?", "embed_dim 33"):
         assert part in err
     assert len(err.splitlines()) == 3, err
-    fails(capsys, argv, "nothing to sweep", "1e-3,3e-3")
+    fails(capsys, argv, "nothing to sweep", "0.01,0.02")
     fails(capsys, [*argv, "--lora.rank", "2,4"], "lora.rank: is for finetuning")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "gpu"], "--devices gpu", "cuda:0")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cuda:99"], "CUDA devices")

@@ -29,7 +29,7 @@ def test_steps_equal_torchs_muon() -> None:
         matrix.requires_grad_()
     rest = torch.zeros(2, requires_grad=True)
     adamw = torch.optim.AdamW([rest], lr=1e-3, fused=True)
-    mine = Muon({matrix: [matrix.shape[0]] for matrix in ours}, adamw, 0.95, 0.1, 20.0)
+    mine = Muon({matrix: [matrix.shape[0]] for matrix in ours}, adamw, 0.02, 0.95, 0.1)
     reference = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1)
     for step in range(5):
         for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):

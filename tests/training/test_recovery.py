@@ -11,8 +11,8 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.config.rates import default_rate
 from minigpt.config.recovery import RecoveryConfig
-from minigpt.config.tree import default_rate
 from minigpt.errors import DivergedError
 from minigpt.files import read_lines
 from minigpt.layout import whole_steps

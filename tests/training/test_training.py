@@ -27,6 +27,7 @@ from minigpt.weights.damage import PARTS
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, dropout=0.1)
+RATES = OptimizerConfig(adamw_ratio=0.15)
 
 
 @dataclass
@@ -53,13 +54,13 @@ def make_trainer(hooks=(), schedule=None, shape=SHAPE, **settings) -> Trainer:
     own += [EarlyStopping(config.early_stopping)] if config.early_stopping else []
     return Trainer(
         model,
-        make_optimizer(model, OptimizerConfig(learning_rate=3e-3)),
+        make_optimizer(model, RATES),
         source,
         lambda: [source.batch(10_000)],
         config,
         schedule,
         CPU,
-        3e-3,
+        RATES.learning_rate,
         [*own, *hooks],
     )
 
@@ -100,7 +101,7 @@ def test_loss_equals_torchs_and_smoothing_its_definition() -> None:
 def test_overfitting_one_batch_reaches_a_loss_below_a_hundredth() -> None:
     model = GPT(SHAPE.model_copy(update={"dropout": 0.0}))
     rows = torch.randint(20, (4, 17), generator=torch.Generator().manual_seed(0))
-    optimizer = make_optimizer(model, OptimizerConfig(learning_rate=3e-3, weight_decay=0.0))
+    optimizer = make_optimizer(model, OptimizerConfig(adamw_ratio=0.15, weight_decay=0.0))
     for step in range(200):
         loss = accumulate(model, [(rows[:, :-1], rows[:, 1:])], runtime=CPU, step=step)
         update(model, optimizer, runtime=CPU)
@@ -171,8 +172,8 @@ def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: P
         again.run()
         assert again.lr == trainer.lr, "after a resume too"
         rates[rule] = trainer.lr
-    assert rates[False] == pytest.approx(3e-3 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
-    assert rates[True] == pytest.approx(3e-3 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
+    assert rates[False] == pytest.approx(RATES.learning_rate * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rates[True] == pytest.approx(RATES.learning_rate * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
 
 
 def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
@@ -199,6 +200,20 @@ def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_
     run("cut")
     for after in (15, 12, 9, 6, 3):
         assert run("cut", after) == whole, f"killed after the checkpoint of step {after}"
+
+
+def test_the_logged_rate_is_the_one_that_moved_the_matrices(tmp_path: Path) -> None:
+    applied = []
+
+    class Note(Hook):
+        def on_update(self, trainer: Trainer) -> None:
+            matrix = trainer.model.blocks[0].attention.qkv.weight
+            groups = trainer.optimizer.param_groups
+            applied.extend(group["lr"] for group in groups if any(matrix is each for each in group["params"]))
+
+    make_trainer([Note(), Metrics(tmp_path / "metrics.jsonl", 1, lambda parts: 1, None)], max_steps=6).run()
+    assert [line["lr"] for line in read_lines(tmp_path / "metrics.jsonl")] == applied
+    assert max(applied) == RATES.learning_rate, "the peak is the setting"
 
 
 def test_cosine_and_linear_equal_torchs_schedulers() -> None:
@@ -315,7 +330,7 @@ def test_plateau_cuts_the_rate_at_each_stall_down_to_its_limit() -> None:
     state = trainer.run()
     assert state.step == 30
     assert state.cuts == 2
-    assert trainer.lr == pytest.approx(3e-3 * 0.5 * 0.5), "the second cut came after the last step"
+    assert trainer.lr == pytest.approx(RATES.learning_rate * 0.5 * 0.5), "the second cut came after the last step"
 
 
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best_step() -> None:

@@ -165,9 +165,11 @@ def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell:
 def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
     """The config with the optimizer that all sides share, and what the report must say of the comparison."""
     kind, notes = config.optimizer.kind, list(twin.notes)
-    if kind != "adamw":
-        notes.append(f"all sides step by AdamW, not by the recipe's {kind}")
-    optimizer = config.optimizer.model_copy(update={"kind": "adamw"})
+    if kind == "adamw":
+        return config, notes
+    notes.append(f"all sides step by AdamW, not by the recipe's {kind}")
+    rate = config.optimizer.learning_rate * config.optimizer.adamw_ratio
+    optimizer = config.optimizer.model_copy(update={"kind": "adamw", "learning_rate": rate})
     return config.model_copy(update={"optimizer": optimizer}), notes
 
 

@@ -205,7 +205,7 @@ class Guard(Hook):
         kept = f"{last.read_text(encoding='utf-8').strip()} is whole" if last.is_file() else "nothing was saved yet"
         precision = "" if trainer.runtime.precision == "fp32" else ", --train.precision fp32"
         return (
-            f"training came apart: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g}, "
-            f"muon's in proportion, or more --schedule.warmup-steps{precision}; look at the batches in {self.path}; "
+            f"training came apart: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g} "
+            f"or more --schedule.warmup-steps{precision}; look at the batches in {self.path}; "
             f"or try on: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}"
         )
