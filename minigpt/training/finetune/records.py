@@ -7,10 +7,11 @@
     preference   {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
 
 The keys of a row say its layout; other fields are left unread. An Alpaca row becomes a chat: the user says the
-instruction, and the input on the next line; the assistant replies with the output. What is learned: the completion, or every reply of the assistant, each with
-the end of text after it; of a preference the chosen answer, and by DPO that it is better than the rejected one. A
-prompt is encoded by itself, as it will be when it is asked, so write the space between prompt and answer where the
-tokenizer wants it: at the answer's beginning.
+instruction, and the input on the next line; the assistant replies with the output.
+
+What is learned: the completion, or every reply of the assistant, each with the end of text after it; of a preference
+the chosen answer, and by DPO that it is better than the rejected one. A prompt is encoded by itself, as it will be when
+it is asked, so write the space between prompt and answer where the tokenizer wants it: at the answer's beginning.
 
 Validation is a share of the records picked by the hash of each, so that the same record is always on the same side,
 copies of it too, whatever else the file holds.
