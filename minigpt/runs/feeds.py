@@ -16,12 +16,9 @@ from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unk
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode
 from minigpt.training.finetune.preference import Pair, stack_pairs
-from minigpt.training.finetune.records import Record, read_records, split_records
+from minigpt.training.finetune.records import Record, Sides
 from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.training.loop import BatchSource
-
-Sides = tuple[list[Record], list[Record]]
-"""Records to learn from, and to validate on."""
 
 
 class Feed(Protocol):
@@ -123,20 +120,6 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
 def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
     """Source bytes of one predicted token: the first token of the split is not predicted."""
     return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
-
-
-def read_sides(config: RunConfig) -> Sides:
-    """Records to learn from, and to validate on. Raises DataError."""
-    data, held = config.data, config.finetune.val_source
-    train = read_records(data.source, data.encoding, data.clean)
-    if config.finetune.dpo_beta and train[0].kind != "preference":
-        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
-    if not held:
-        return split_records(train, data.val_fraction)
-    val = read_records(held, data.encoding, data.clean)
-    if val[0].kind != train[0].kind:
-        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
-    return train, val
 
 
 def record_feed(

@@ -17,7 +17,7 @@ from minigpt.files import new_folder
 from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
-from minigpt.runs.feeds import Feed, read_sides, record_feed, text_feed
+from minigpt.runs.feeds import Feed, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
@@ -32,7 +32,7 @@ from minigpt.training.finetune.distill import Distillation
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
 from minigpt.training.finetune.lora import adapter
 from minigpt.training.finetune.preference import Preference
-from minigpt.training.finetune.records import holds_records
+from minigpt.training.finetune.records import holds_records, read_sides
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state

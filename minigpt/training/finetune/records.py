@@ -23,9 +23,11 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from minigpt.config import RunConfig
 from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import json_form, json_rows
 from minigpt.data.text_files import decoded, spool_stdin, unreadable
@@ -34,6 +36,8 @@ from minigpt.files import expand_home, find
 from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
+Sides = tuple[list["Record"], list["Record"]]
+"""Records to learn from, and to validate on."""
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
 LAYOUTS = {
     ("prompt", "completion"): "completion",
@@ -75,6 +79,13 @@ class Record:
         messages = self.fields["messages"]
         first = next(at for at, message in enumerate(messages) if message["role"] == "assistant")
         return template.prompt(messages[:first])
+
+    def asked(self) -> list[str]:
+        """What stands right before each answer: the prompt, or the message before a reply ("" before the first)."""
+        if self.kind != "chat":
+            return [self.fields["prompt"]]
+        messages = [{"role": "", "content": ""}, *self.fields["messages"]]
+        return [before["content"] for before, m in pairwise(messages) if m["role"] == "assistant"]
 
 
 def holds_records(source: str, encoding: str, text_field: str) -> bool:
@@ -156,6 +167,20 @@ def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[
 def listing(names: Sequence[Any]) -> str:
     """listing(["prompt", "chosen", "rejected"]) -> "prompt, chosen and rejected"."""
     return " and ".join(filter(None, (", ".join(map(str, names[:-1])), *map(str, names[-1:]))))
+
+
+def read_sides(config: RunConfig) -> Sides:
+    """Records to learn from, and to validate on. Raises DataError."""
+    data, held = config.data, config.finetune.val_source
+    train = read_records(data.source, data.encoding, data.clean)
+    if config.finetune.dpo_beta and train[0].kind != "preference":
+        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
+    if not held:
+        return split_records(train, data.val_fraction)
+    val = read_records(held, data.encoding, data.clean)
+    if val[0].kind != train[0].kind:
+        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
+    return train, val
 
 
 def _layouts(row: dict[str, Any]) -> list[tuple[str, ...]]:
