@@ -143,16 +143,16 @@ def record_feed(
         rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
         every = chosen + chosen_val + rejected + rejected_val
         _tell_losses(every, seq_len + 1, console)
-        caveat = _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
+        _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
         learn, check = (
             [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
             for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
         size = f"{len(train):,} pairs to learn and {len(val):,} to validate"
-        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, caveat)
+        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, "")
     _tell_losses(chosen + chosen_val, seq_len + 1, console)
-    caveat = _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
+    _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
     learn, check = cut(chosen), cut(chosen_val)
     learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
     targets = np.concatenate([row.ids[row.learned] for row in check])
@@ -160,7 +160,7 @@ def record_feed(
     learn = pack(learn, seq_len + 1) if config.finetune.pack else learn
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
     size = f"{len(train):,} records to learn ({learned:,} of {tokens:,} tokens) and {len(val):,} to validate"
-    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, caveat)
+    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, "")
 
 
 def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
@@ -184,11 +184,11 @@ def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
 
 def _tell_unknown(
     source: str, sides: Sides, rows: list[Row], template: Template, tokenizer: Tokenizer, console: Console
-) -> str:
+) -> None:
     """Say which characters of the records the tokenizer does not know. Raises DataError for too many."""
     ids = [row.ids for row in rows]
     if tokenizer.unk_id is None or not (unknown := count_unknown(ids, tokenizer)):
-        return ""
+        return
     answers = ("chosen", "rejected") if sides[0][0].kind == "preference" else ("",)
     texts = (
         piece.text
@@ -197,9 +197,9 @@ def _tell_unknown(
         for answer in answers
         for piece in record.pieces(template, True, answer)
     )
-    caveat = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer)
-    console.print(caveat, markup=False, highlight=False)
-    return caveat
+    effect = "the model reads them all as one, and cannot write them"
+    told = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer, effect)
+    console.print(told, markup=False, highlight=False)
 
 
 def _digest(records: list[Record]) -> str:
