@@ -1,52 +1,35 @@
 """What `eval` prints of records: the figures, and a table of prompt, expected answer and what the model wrote."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
 from minigpt.console import SafeConsole, console, counted, harmless, out, out_json
-from minigpt.errors import UserError
 
 SHOWN = 10
 """Rows of the table."""
 
 
-class Asked(Protocol):
-    """The words and flags of `eval`."""
-
-    run: Any
-    data: Any
-    split: str
-    context: int | None
-    stride: int | None
-    batch_size: int | None
-    ask: int | None
-    save: bool
-    json: bool
-
-
-def report_records(args: Asked, run: Any) -> None:
-    """Answer the records of a loaded run, and print how well."""
+def report_records(run: Any, name: str, source: str | None, split: str, ask: int | None, json: bool) -> None:
+    """Answer the records of a loaded run, and print how well; the rest are the words and flags of `eval`."""
     from rich.progress import Progress
 
     from minigpt.evals.records import ASK, evaluate_records
 
-    if args.save or any(flag is not None for flag in (args.context, args.stride, args.batch_size)):
-        raise UserError("--context, --stride, --batch-size and --save are for a text, not for records; leave them out")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("answering", total=None)
         report = evaluate_records(
             run,
-            source=args.data,
-            split=args.split,
-            ask=ASK if args.ask is None else args.ask,
+            source=source,
+            split=split,
+            ask=ASK if ask is None else ask,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if args.json:
+    if json:
         out_json(report)
     else:
-        show(report, args.run)
+        show(report, name)
 
 
 def show(report: Mapping[str, Any], name: str, width: int | None = None) -> None:

@@ -86,7 +86,10 @@ def main(argv: list[str]) -> int:
     if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     if scores_records(run, args.data):
-        report_records(args, run)
+        if args.save or any(flag is not None for flag in (args.context, args.stride, args.batch_size)):
+            flags = "--context, --stride, --batch-size and --save"
+            raise UserError(f"{flags} are for a text, not for records; leave them out")
+        report_records(run, args.run, args.data, args.split, args.ask, args.json)
         return 0
     if args.ask is not None:
         raise UserError("--ask is for records (.jsonl), not for a text; leave it out")

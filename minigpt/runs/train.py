@@ -209,7 +209,7 @@ def make_hooks(
         whole = placement.whole(trainer.model)
         if ranks.rank:
             return None
-        fields = config.generation.model_dump() | {"num_samples": 1}
+        fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}
         with trainer.runtime.autocast():
             return complete(whole, [prompt], tokenizer, **fields)[0][0].text
 
