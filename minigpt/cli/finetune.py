@@ -28,7 +28,7 @@ class Finetune:
 
     Left out, these settings suit fine-tuning: 16 rows a step, adamw, 10 steps of warm-up, a cosine to 0, no weight
     decay, no compilation; all else of the model is the base's. Records teach a small model (width 512 at most) a new
-    skill: it learns at the rate of a training from nothing, for some 1,000 steps (3 to 30 epochs). A text, a wider
+    skill: it learns at the rate of a training from nothing, for some 1,200 steps (3 to 30 epochs). A text, a wider
     model and DPO take a tenth of the rate and 3 epochs; an adapter takes the whole rate. The same command continues a
     run that was cut off. Ctrl-C saves and stops.
 

@@ -38,7 +38,7 @@ from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state
 
-SKILL_STEPS, MOST_PASSES = 1000, 30
+SKILL_STEPS, MOST_PASSES = 1200, 30
 """Steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); but not more passes than these."""
 SKILL_WIDTH = 512
 """Widest model to which answering is a new skill; wider ones are taken for pretrained, which are easily spoilt."""

@@ -236,7 +236,7 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
     skill = tune(base, data, "skill", **unbounded).config
     assert (skill.train.max_epochs, skill.train.max_steps) == (30, None), "more passes, as there are ten records"
     assert skill.optimizer.learning_rate == pytest.approx(fresh), "answering is new to a small model"
-    assert [passes(steps) for steps in (0.5, 250, 251, 10_000)] == [30, 4, 4, 3]
+    assert [passes(steps) for steps in (0.5, 225, 300, 10_000)] == [30, 6, 4, 3]
     wide = tuned_defaults(load_run(make_base(base.parent / "wide", embed_dim=1024), "cpu"), {"data.source": str(data)})
     assert wide["optimizer.learning_rate"] == pytest.approx(fresh / 10 * (32 / 1024) ** 0.5, rel=0.1)
     assert wide["train.max_epochs"] == 3, "a wide model is taken for pretrained"
