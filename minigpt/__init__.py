@@ -22,6 +22,7 @@ _HOME = {
     "load_run": "minigpt.runs.load",
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
+    "evaluate_records": "minigpt.evals",
     "explain": "minigpt.explanation",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.generation.text",
@@ -44,6 +45,7 @@ __all__ = [
     "RunConfig",
     "UserError",
     "__version__",
+    "evaluate_records",
     "evaluate_run",
     "explain",
     "export_huggingface",
@@ -64,7 +66,7 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
-    from minigpt.evals import evaluate_run
+    from minigpt.evals import evaluate_records, evaluate_run
     from minigpt.explanation import explain
     from minigpt.export import export_huggingface
     from minigpt.generation import generate

@@ -62,7 +62,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram perplexity token_text / floors / report",
+    "evals": "ngram perplexity token_text / floors / report / records",
     "explanation": "canvas html metrics trace / heads recording run_plots / analysis data_plots over_time scaling"
     " / dataset figures tables walk",
     "machine": "bench doctor",
@@ -71,8 +71,8 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "cli": "arguments finished presets / bench config data demo doctor eval explain export finetune model plot prepare"
-    " prompts quantize runs tokenizer train / generate sweep / chat",
+    "cli": "answers arguments finished presets / bench config data demo doctor eval explain export finetune model plot"
+    " prepare prompts quantize runs tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

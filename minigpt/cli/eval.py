@@ -31,11 +31,16 @@ class Eval:
     minigpt eval runs/my
     minigpt eval runs/my --stride 32
     minigpt eval runs/my --data other.txt --json
+    minigpt eval runs/answers
+    minigpt eval runs/my --data questions.jsonl
 
     By default windows of the model's full context follow each other without overlap: the same figure that training
     reports as val_loss. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
     is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
     bootstrap's over blocks of text.
+
+    Records (.jsonl), a fine-tuned run's own or those of --data, are answered: the loss of the expected answers, how
+    many the model writes exactly, and a table of prompt, expected answer and what it wrote.
     """
 
     run: Positional[PathText]
@@ -51,6 +56,8 @@ class Eval:
     scores (default: the context, no overlap)."""
     batch_size: int | None = None
     """Windows at a time; only speed and memory depend on it (default: by memory)."""
+    ask: int | None = None
+    """Records: how many answers are written, at most (default: 200); 0 computes the loss alone."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -60,7 +67,9 @@ class Eval:
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
-    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data."""
+    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data. Of records:
+    loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]), split, checkpoint, step,
+    data."""
 
 
 def main(argv: list[str]) -> int:
@@ -68,12 +77,22 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Eval, argv, "eval")
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
+    from minigpt.cli.answers import report_records
+    from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device, args.precision)
     if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
+    if scores_records(run, args.data):
+        if args.save or any(flag is not None for flag in (args.context, args.stride, args.batch_size)):
+            flags = "--context, --stride, --batch-size and --save"
+            raise UserError(f"{flags} are for a text, not for records; leave them out")
+        report_records(run, args.run, args.data, args.split, args.ask, args.json)
+        return 0
+    if args.ask is not None:
+        raise UserError("--ask is for records (.jsonl), not for a text; leave it out")
     report = _evaluate(args, run)
     if args.save:
         _save(report, Path(args.run))

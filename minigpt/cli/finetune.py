@@ -14,19 +14,23 @@ class Finetune:
     """Train a model further, on a text or on questions and answers.
 
     minigpt finetune runs/my more.txt
-    minigpt finetune runs/my chats.jsonl --name chat --train.max-epochs 5
+    minigpt finetune runs/my chats.jsonl --name chat
     minigpt finetune gpt2-directory answers.jsonl --lora.rank 8
     minigpt finetune runs/chat pairs.jsonl --finetune.dpo-beta 0.1
     minigpt finetune runs/small more.txt --finetune.teacher runs/large
     minigpt finetune runs/chat/config.yaml --name again
     minigpt finetune --merge runs/answers --out runs/whole
 
-    Data: any text that train takes; or JSON lines of {"prompt", "completion"}, of {"messages": [{"role", "content"}]}
-    with roles system, user and assistant, or of {"prompt", "chosen", "rejected"}. Only their answers are learned.
+    Data: any text that train takes; or JSON records, of which only the answers are learned. The keys say the layout:
+    {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant; ShareGPT's
+    {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
+    "rejected"}. minigpt eval scores the run on the records that are held out.
 
-    Left out, these settings suit fine-tuning: 3 epochs of 16 rows a step, adamw at a tenth of the rate that training
-    from nothing takes (an adapter: at that rate), 10 steps of warm-up, a cosine to 0, no weight decay, no compilation;
-    all else of the model is the base's. The same command continues a run that was cut off. Ctrl-C saves and stops.
+    Left out, these settings suit fine-tuning: 16 rows a step, adamw, 10 steps of warm-up, a cosine to 0, no weight
+    decay, no compilation; all else of the model is the base's. Records teach a small model (width 512 at most) a new
+    skill: it learns at the rate of a training from nothing, for some 1,200 steps (3 to 30 epochs). A text, a wider
+    model and DPO take a tenth of the rate and 3 epochs; an adapter takes the whole rate. The same command continues a
+    run that was cut off. Ctrl-C saves and stops.
 
     A run with --lora.rank holds the adapter alone: to be loaded it needs the checkpoint that it began from, unchanged,
     where it was or moved together with it. What --merge writes needs nothing.

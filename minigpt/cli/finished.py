@@ -5,6 +5,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from minigpt.console import out, out_json, tell
+from minigpt.layout import RunFolder
 
 if TYPE_CHECKING:
     from minigpt.runs.train import TrainedRun
@@ -32,14 +33,21 @@ def report_run(run: "TrainedRun", json: bool) -> int:
         out(str(run.path))
     stopped = state.stop_reason.startswith("interrupted")
     if not json and not stopped:
-        prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
-        path = shlex.quote(str(run.path))
-        quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-        tell(
-            f"Next: minigpt generate {path} --prompt {quoted}\n"
-            f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}"
-        )
+        tell(_next(run))
     if stopped:
         tell("saved; the same command continues")
         return 128 + getattr(signal, state.stop_reason.split()[-1], signal.SIGTERM)
     return 0
+
+
+def _next(run: "TrainedRun") -> str:
+    """What can be done with a run; a run that learned chats is talked to first."""
+    path = shlex.quote(str(run.path))
+    if RunFolder(run.path).template.is_file():
+        return f"Next: minigpt chat {path}\n      minigpt eval {path}, minigpt explain {path}"
+    prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
+    quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
+    return (
+        f"Next: minigpt generate {path} --prompt {quoted}\n"
+        f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}"
+    )

@@ -3,10 +3,12 @@
 from minigpt.evals.floors import compute_floors, run_floors
 from minigpt.evals.ngram import NGram
 from minigpt.evals.perplexity import Score, evaluate
+from minigpt.evals.records import RECORD_KEYS, evaluate_records, scores_records
 from minigpt.evals.report import REPORT_KEYS, bootstrap, evaluate_run, report
 from minigpt.evals.token_text import TokenText
 
 __all__ = [
+    "RECORD_KEYS",
     "REPORT_KEYS",
     "NGram",
     "Score",
@@ -14,7 +16,9 @@ __all__ = [
     "bootstrap",
     "compute_floors",
     "evaluate",
+    "evaluate_records",
     "evaluate_run",
     "report",
     "run_floors",
+    "scores_records",
 ]

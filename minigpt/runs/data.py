@@ -60,7 +60,15 @@ def count_unknown(rows: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
     return sum(int((row[start : start + block] == tokenizer.unk_id).sum()) for row, start in starts)
 
 
-def tell_unknown(source: str, unknown: int, total: int, what: str, texts: Iterable[str], tokenizer: Tokenizer) -> str:
+def tell_unknown(
+    source: str,
+    unknown: int,
+    total: int,
+    what: str,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    effect: str = "the model predicts only that one comes, not which, so bits per byte looks better than it is",
+) -> str:
     """The line about unknown ids, with examples from the texts; `what` names the ids, "validation tokens".
 
     Raises DataError if they are too many.
@@ -77,4 +85,4 @@ def tell_unknown(source: str, unknown: int, total: int, what: str, texts: Iterab
             f"{told}; give a text of the model's own characters (--data.clean ascii drops all beyond ASCII), or take a "
             "model whose tokenizer knows all: byte, bpe or gpt2"
         )
-    return f"{told}; the model predicts only that one comes, not which, so bits per byte looks better than it is"
+    return f"{told}; {effect}"

@@ -16,12 +16,9 @@ from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unk
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode
 from minigpt.training.finetune.preference import Pair, stack_pairs
-from minigpt.training.finetune.records import Record, read_records, split_records
+from minigpt.training.finetune.records import Record, Sides
 from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.training.loop import BatchSource
-
-Sides = tuple[list[Record], list[Record]]
-"""Records to learn from, and to validate on."""
 
 
 class Feed(Protocol):
@@ -125,20 +122,6 @@ def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -
     return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
 
 
-def read_sides(config: RunConfig) -> Sides:
-    """Records to learn from, and to validate on. Raises DataError."""
-    data, held = config.data, config.finetune.val_source
-    train = read_records(data.source, data.encoding, data.clean)
-    if config.finetune.dpo_beta and train[0].kind != "preference":
-        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
-    if not held:
-        return split_records(train, data.val_fraction)
-    val = read_records(held, data.encoding, data.clean)
-    if val[0].kind != train[0].kind:
-        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
-    return train, val
-
-
 def record_feed(
     config: RunConfig, sides: Sides, tokenizer: Tokenizer, template: Template, console: Console
 ) -> RecordFeed:
@@ -160,16 +143,16 @@ def record_feed(
         rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
         every = chosen + chosen_val + rejected + rejected_val
         _tell_losses(every, seq_len + 1, console)
-        caveat = _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
+        _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
         learn, check = (
             [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
             for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
         size = f"{counted(len(train), 'pair')} to learn and {len(val):,} to validate"
-        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, caveat)
+        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, "")
     _tell_losses(chosen + chosen_val, seq_len + 1, console)
-    caveat = _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
+    _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
     learn, check = cut(chosen), cut(chosen_val)
     learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
     targets = np.concatenate([row.ids[row.learned] for row in check])
@@ -178,7 +161,7 @@ def record_feed(
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
     size = f"{counted(len(train), 'record')} to learn ({learned:,} of {counted(tokens, 'token')})"
     size += f" and {len(val):,} to validate"
-    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, caveat)
+    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, "")
 
 
 def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
@@ -203,11 +186,11 @@ def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
 
 def _tell_unknown(
     source: str, sides: Sides, rows: list[Row], template: Template, tokenizer: Tokenizer, console: Console
-) -> str:
+) -> None:
     """Say which characters of the records the tokenizer does not know. Raises DataError for too many."""
     ids = [row.ids for row in rows]
     if tokenizer.unk_id is None or not (unknown := count_unknown(ids, tokenizer)):
-        return ""
+        return
     answers = ("chosen", "rejected") if sides[0][0].kind == "preference" else ("",)
     texts = (
         piece.text
@@ -216,9 +199,8 @@ def _tell_unknown(
         for answer in answers
         for piece in record.pieces(template, True, answer)
     )
-    caveat = tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer)
-    teller(console)(caveat)
-    return caveat
+    effect = "the model reads them all as one, and cannot write them"
+    teller(console)(tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer, effect))
 
 
 def _digest(records: list[Record]) -> str:

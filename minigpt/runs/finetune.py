@@ -1,5 +1,6 @@
 """Fine-tune: the assembly of training, from a model that is there, on text or on records of questions and answers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch.optim import Optimizer
 
-from minigpt.config import RunConfig, load_config, recipe_settings
+from minigpt.config import DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.rates import default_rate
 from minigpt.console import teller
@@ -17,7 +18,7 @@ from minigpt.files import new_folder
 from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
-from minigpt.runs.feeds import Feed, read_sides, record_feed, text_feed
+from minigpt.runs.feeds import Feed, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
@@ -32,11 +33,15 @@ from minigpt.training.finetune.distill import Distillation
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
 from minigpt.training.finetune.lora import adapter
 from minigpt.training.finetune.preference import Preference
-from minigpt.training.finetune.records import holds_records
+from minigpt.training.finetune.records import holds_records, read_sides
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state
 
+SKILL_STEPS, MOST_PASSES = 1200, 30
+"""Steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); but not more passes than these."""
+SKILL_WIDTH = 512
+"""Widest model to which answering is a new skill; wider ones are taken for pretrained, which are easily spoilt."""
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
 _MODEL_MAY_CHANGE = ("dropout", "attention")
 
@@ -120,14 +125,16 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
     - adamw (or muon) at a tenth of its rate from nothing at this width (for width 768: 1.2e-4), so that little is
       forgotten; an adapter learns at ten times that, whatever its rank (Schulman et al., 2025, "LoRA Without Regret");
       DPO takes a tenth of either;
+    - for a new skill (`_is_new_skill`) the rate from nothing, and as many epochs as `passes` says;
     - no compilation, since rows have several widths and runs are short.
     """
     shape, adapter = base.model.config, bool(given.get("lora.rank"))
+    fast = adapter or _is_new_skill(shape.embed_dim, given)
     kind = given.get("optimizer.kind", "adamw")
     rate = default_rate(kind, shape.embed_dim)
     out: dict[str, Any] = {
         "optimizer.kind": "adamw",
-        "optimizer.learning_rate": rate / (1 if adapter else 10) / (10 if given.get("finetune.dpo_beta") else 1),
+        "optimizer.learning_rate": rate / (1 if fast else 10) / (10 if given.get("finetune.dpo_beta") else 1),
         "optimizer.weight_decay": 0.0,
         "schedule.warmup_steps": 10,
         "schedule.min_lr_ratio": 0.0,
@@ -137,11 +144,32 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
         "data.clean": base.config.data.clean,
         "tokenizer.kind": base.tokenizer.kind,
     }
-    if all(given.get(f"train.{budget}") is None for budget in _BUDGETS):
+    if _without_budget(given):
         out["train.max_epochs"] = 3
     for section, part in (("model", shape), ("generation", base.config.generation)):
         out |= {f"{section}.{field}": value for field, value in part.model_dump().items()}
     return out | {"model.attention": "auto"}
+
+
+def _without_budget(given: Mapping[str, Any]) -> bool:
+    return all(given.get(f"train.{budget}") is None for budget in _BUDGETS)
+
+
+def _is_new_skill(embed_dim: int, given: Mapping[str, Any]) -> bool:
+    """Whether a small model learns to answer records: new to it, and it has little to forget. Raises DataError."""
+    if embed_dim > SKILL_WIDTH or given.get("finetune.dpo_beta"):
+        return False
+    data = DataConfig()
+    source, encoding, field = (
+        str(given.get(f"data.{name}", default))
+        for name, default in (("source", ""), ("encoding", data.encoding), ("text_field", data.text_field))
+    )
+    return bool(source) and holds_records(source, encoding, field)
+
+
+def passes(steps_per_epoch: float) -> int:
+    """How often records are learned, if no budget is given: for SKILL_STEPS steps, but 3 to MOST_PASSES times."""
+    return min(MOST_PASSES, max(3, math.ceil(SKILL_STEPS / steps_per_epoch)))
 
 
 def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
@@ -273,8 +301,10 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
 
 
 def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str) -> RunConfig:
-    """The config with what follows from the data where it is not given: a sample's prompt, and a shorter warm-up."""
+    """The config with what follows from the data where it is not given: a sample's prompt, passes, shorter warm-up."""
     train, schedule = config.train, config.schedule
+    if _without_budget(given) and _is_new_skill(config.model.embed_dim, given):
+        train = train.model_copy(update={"max_epochs": float(passes(feed.batches.steps_per_epoch))})
     if prompt and "train.sample_prompt" not in given:
         train = train.model_copy(update={"sample_prompt": prompt})
     steps = Budget(train, feed.batches.steps_per_epoch, feed.batches.tokens_per_step).total_steps

@@ -39,7 +39,9 @@ class LoadedRun:
         """The run's own data as token files (made again if the cache was cleared). Raises DataError for records."""
         data = self.config.data
         if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
-            raise DataError(f"{data.source}: holds records, not a text to score whole; name a text with --data")
+            raise DataError(
+                f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"
+            )
         return prepare_data(self.config, self.tokenizer)
 
     @cached_property

@@ -16,7 +16,7 @@ from minigpt.config import RunConfig
 from minigpt.console import progress_bars, teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import read_lines, write_text
-from minigpt.generation.text import generate_text
+from minigpt.generation.text import complete
 from minigpt.layout import RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
@@ -212,15 +212,15 @@ def make_hooks(
     """Everything optional of a run, in the order in which it is called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, teller(console)
-    folder = RunFolder(path)
+    folder, prompt = RunFolder(path), tokenizer.encode(settings.sample_prompt)
 
     def write_sample(trainer: Trainer) -> str | None:
         whole = placement.whole(trainer.model)
         if ranks.rank:
             return None
-        fields = config.generation.model_dump() | {"num_samples": 1}
+        fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}
         with trainer.runtime.autocast():
-            return str(generate_text(whole, settings.sample_prompt, tokenizer, **fields))
+            return complete(whole, [prompt], tokenizer, **fields)[0][0].text
 
     found = {
         "precision": settings.precision,

@@ -7,7 +7,9 @@ from pathlib import Path
 from cli_run import fails
 
 from minigpt.cli import main
+from minigpt.data.stories.generator import generate_stories
 from minigpt.data.stories.questions import questions
+from minigpt.tokenizers.chat_template import Template
 
 
 def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -29,6 +31,13 @@ def test_none_comes_twice_and_a_seed_repeats_itself() -> None:
     assert len(set(asked)) == 3000
     assert pairs(50) == asked[:50]
     assert len(set(pairs(500, seed=1)) & set(asked)) < 25
+
+
+def test_the_stories_hold_every_character_of_the_questions_and_digits() -> None:
+    known = set("".join(generate_stories(1500, seed=1)))
+    template = Template()
+    spelled = "".join(piece.text for chat in questions(1000) for piece in template.pieces(chat["messages"]))
+    assert set(spelled + template.system + "0123456789") - known <= {"{", "}"}
 
 
 def test_the_command_writes_json_lines_and_overwrites_nothing(tmp_path: Path, capsys) -> None:

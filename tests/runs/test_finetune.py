@@ -18,7 +18,7 @@ from minigpt.generation import generate
 from minigpt.generation.text import generate_text
 from minigpt.model import GPT
 from minigpt.runs import train as assembly
-from minigpt.runs.finetune import fine_tune, merge_run
+from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
 from minigpt.runs.load import load_run
 from minigpt.runs.train import train
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
@@ -227,13 +227,21 @@ def test_text_is_learned_as_train_learns_it_with_the_bases_tokenizer(base: Path,
 
 def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: Path) -> None:
     data = questions(tmp_path / "q.jsonl")
-    full = tune(base, data, "full", train__max_steps=None, train__batch_size=16).config
+    (tmp_path / "more.txt").write_text(TEXT)
+    unbounded = {"train__max_steps": None, "train__batch_size": 16}
+    fresh = load_config(None, {"model.embed_dim": 32, "optimizer.kind": "adamw"}).optimizer.learning_rate
+    full = tune(base, tmp_path / "more.txt", "full", **unbounded).config
     assert (full.train.max_epochs, full.train.max_steps, full.optimizer.kind) == (3, None, "adamw")
-    assert full.optimizer.learning_rate == pytest.approx(
-        load_config(None, {"model.embed_dim": 32, "optimizer.kind": "adamw"}).optimizer.learning_rate / 10
-    )
+    assert full.optimizer.learning_rate == pytest.approx(fresh / 10)
+    skill = tune(base, data, "skill", **unbounded).config
+    assert (skill.train.max_epochs, skill.train.max_steps) == (30, None), "more passes, as there are ten records"
+    assert skill.optimizer.learning_rate == pytest.approx(fresh), "answering is new to a small model"
+    assert [passes(steps) for steps in (0.5, 225, 300, 10_000)] == [30, 6, 4, 3]
+    wide = tuned_defaults(load_run(make_base(base.parent / "wide", embed_dim=1024), "cpu"), {"data.source": str(data)})
+    assert wide["optimizer.learning_rate"] == pytest.approx(fresh / 10 * (32 / 1024) ** 0.5, rel=0.1)
+    assert wide["train.max_epochs"] == 3, "a wide model is taken for pretrained"
     adapter = tune(base, data, "adapter", lora__rank=1).config
-    assert adapter.optimizer.learning_rate == pytest.approx(10 * full.optimizer.learning_rate)
+    assert adapter.optimizer.learning_rate == pytest.approx(fresh)
     assert adapter.schedule.warmup_steps == 1, "a fifth of six steps"
     given = tune(base, data, "given", optimizer__kind="muon", schedule__warmup_steps=4, optimizer__learning_rate=1e-5)
     assert (given.config.optimizer.kind, given.config.optimizer.learning_rate) == ("muon", 1e-5)

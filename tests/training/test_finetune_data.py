@@ -146,11 +146,18 @@ GOOD = {"prompt": "a", "completion": "b"}
 BAD = {
     "json": ('{"prompt": ', "is not JSON"),
     "list": ("[1]", "is not an object, but list"),
-    "fields": ({"prompt": "a", "answer": "b"}, "holds prompt, answer; a record has the fields prompt and completion"),
+    "fields": (
+        {"prompt": "a", "answer": "b"},
+        "holds prompt and answer; a record has the fields of one layout: prompt and completion; or",
+    ),
     "empty": ({"prompt": "a", "completion": ""}, "completion is empty"),
     "type": ({"prompt": "a", "completion": 4}, "completion is int, not text"),
-    "both": ({**GOOD, "messages": []}, "is completion and chat at once"),
-    "mixed": ({"messages": CHAT}, r"is a chat, but .*x.jsonl:1 a completion; one kind a file"),
+    "both": ({**GOOD, "messages": []}, "holds prompt, completion and messages; a record has the fields of one"),
+    "mixed": (
+        {"messages": CHAT},
+        r"has messages, but .*x.jsonl:1 has prompt and completion; write every row of a file",
+    ),
+    "foreign": ({"instruction": "a", "output": "b"}, r"has instruction and output, but .*x.jsonl:1 has prompt and com"),
 }
 BAD_CHATS = {
     "no list": ("hello", "messages is str, not a list"),
@@ -167,6 +174,45 @@ def test_a_malformed_line_is_named(name: str, tmp_path: Path) -> None:
     row, problem = BAD[name]
     with pytest.raises(DataError, match=rf"x\.jsonl:4: {problem}"):
         read_records(write(tmp_path / "x.jsonl", GOOD, "", {**GOOD, "id": 3}, row, GOOD))
+
+
+BAD_FOREIGN = {
+    "no list": ({"conversations": {}}, "conversations is dict, not a list"),
+    "no speaker": ({"conversations": [{"text": "x"}]}, "message 1 is not an object with from and value"),
+    "speaker": (
+        {"conversations": [{"from": "tool", "value": "x"}]},
+        "message 1 has the role 'tool'; choose from system, user",
+    ),
+    "no text": ({"conversations": [{"from": "human", "value": 3}]}, "message 1's value is int, not text"),
+    "silent": ({"conversations": [{"from": "human", "value": "x"}]}, "no message of the assistant"),
+    "empty": ({"instruction": "a", "input": "b", "output": ""}, "output is empty"),
+    "input": ({"instruction": "a", "input": 4, "output": "b"}, "input is int, not text"),
+}
+
+
+def test_foreign_layouts_become_chats(tmp_path: Path) -> None:
+    speakers = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": speakers[turn["role"]], "value": turn["content"]} for turn in CHAT]
+    alpaca = [
+        {"instruction": "Add.", "input": "1 + 1", "output": "2", "text": "x"},
+        {"instruction": "Hi", "output": "Ho"},
+    ]
+    ours, theirs = ([{name: CHAT}] for name in ("messages", "conversations"))
+    for rows in (ours, theirs, [{"conversations": turns, "id": 1}]):
+        [record] = read_records(write(tmp_path / "chat.json", *rows))
+        assert (record.kind, record.fields) == ("chat", {"messages": CHAT})
+    alpaca.append({"instruction": "Hi", "input": None, "output": "Ho"})
+    path = write(tmp_path / "alpaca.jsonl", *alpaca)
+    assert holds_records(str(path), "utf-8", "text"), "though its rows have a field text too"
+    asked = [[message["content"] for message in record.fields["messages"]] for record in read_records(path)]
+    assert asked == [["Add.\n1 + 1", "2"], ["Hi", "Ho"], ["Hi", "Ho"]]
+
+
+@pytest.mark.parametrize("name", BAD_FOREIGN)
+def test_a_malformed_foreign_row_is_named(name: str, tmp_path: Path) -> None:
+    row, problem = BAD_FOREIGN[name]
+    with pytest.raises(DataError, match=rf"x\.jsonl:1: {problem}"):
+        read_records(write(tmp_path / "x.jsonl", row))
 
 
 @pytest.mark.parametrize("name", BAD_CHATS)

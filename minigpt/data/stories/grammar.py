@@ -8,6 +8,7 @@ being may not play together.
 
 To add to it, keep three things (tests prove each): nearly every story is 250 to 450 characters, all on one line; no
 text can be derived twice, so no alternative of a rule may mimic another; a plot names every role it has cast.
+Questions, times and counts stand in it so that a model of characters knows `?`, `:` and digits, which chats need.
 """
 
 NAMES = """
@@ -301,11 +302,14 @@ RULES: dict[str, dict[str, float]] = {
     "mood": {
         '"{oh}!" {cried} {hero.name}{sadly}.': 5, '"{oh}," {he} {sighed}{sadly}.': 3,
         "{hero.name} felt {sad}{and_low}.": 4, "{He} {sat} and {wept}{sadly}.": 2,
+        '"{ask}?" {asked} {hero.name}{sadly}.': 3,
     },
     "oh": {
-        "Oh no": 5, "Oh dear": 4, "Dear me": 2, "What now": 2, "Poor me": 2, "What a pity": 2, "I give up": 2,
+        "Oh no": 5, "Oh dear": 4, "Dear me": 2, "Poor me": 2, "What a pity": 2, "I give up": 2,
         "It is no good": 1, "Bad luck": 1, "I need help": 2,
     },
+    "ask": {"What now": 3, "What can I do": 4, "Who can help me": 3, "Can no one help": 2, "Must I give up": 1},
+    "asked": {"asked": 5, "wondered": 2, "cried": 2, "sighed": 2},
     "cried": {"cried": 5, "sobbed": 2, "wailed": 2, "said": 3, "moaned": 1, "groaned": 1, "called": 1},
     "sighed": {"sighed": 5, "said": 3, "whispered": 3, "sniffed": 2, "murmured": 1, "mumbled": 1},
     "sadly": {
@@ -333,7 +337,7 @@ RULES: dict[str, dict[str, float]] = {
     "offer": {
         "I can help": 4, "Let me help": 4, "Do not cry": 4, "Cheer up": 3, "Never mind": 2, "Do not worry": 3,
         "I have an idea": 3, "We can do it": 2, "Come with me": 2, "Two can do more": 1, "Wipe your eyes": 1,
-        "I know what to do": 2,
+        "I know what to do": 2, "I have a plan: we do it together": 2,
     },
     "called_out": {"said": 4, "called": 4, "cried": 2, "laughed": 2, "shouted": 2, "sang": 1},
     "kindly": {
@@ -354,8 +358,10 @@ RULES: dict[str, dict[str, float]] = {
     "and_treat": {"and {treat.noun}": 3, "with {treat.noun}": 2},
     "later": {
         "That night": 4, "Afterwards": 3, "Then": 3, "After that": 2, "Later": 2, "In the end": 2, "At last": 2,
-        "To celebrate,": 1,
+        "To celebrate,": 1, "At {hour}:{minutes}": 3,
     },
+    "hour": {"4": 1, "5": 2, "6": 3, "7": 3, "8": 2, "9": 1},
+    "minutes": {"00": 3, "15": 2, "20": 1, "30": 3, "45": 2},
     "they": {
         "they": 5, "the two friends": 4, "the new friends": 2, "both of them": 2, "{hero.name} and {pal.name}": 4,
         "the happy pair": 1,
@@ -368,6 +374,8 @@ RULES: dict[str, dict[str, float]] = {
     "from_then": {"From that day on": 5, "From then on": 3, "Ever after": 2, "After that day": 1},
     "met": {"met": 4, "played": 4, "had tea": 2, "sang songs": 2, "were best friends": 2, "went for walks": 1},
     "shared": {"shared": 5, "ate": 4, "enjoyed": 2, "had": 2, "feasted on": 2, "tasted": 1},
-    "often": {"": 3, " every day": 4, " every week": 2, " each evening": 2, " on Sundays": 1, " all year": 2},
+    "few": {"2": 3, "3": 3, "4": 1, "5": 1, "6": 1},
+    "often": {"": 3, " every day": 4, " every week": 2, " each evening": 2, " on Sundays": 1, " all year": 2,
+              " {few} times a week": 2},
 }
 # fmt: on

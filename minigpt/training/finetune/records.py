@@ -1,13 +1,17 @@
-"""Records to fine-tune on: a JSON file (lines, or a list) of one kind, every line checked.
+"""Records to fine-tune on: a JSON file (lines, or a list) of one layout, every line checked.
 
     completion   {"prompt": "2 + 2 =", "completion": " 4"}
-    chat         {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}
+    chat         {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}         OpenAI
+                 {"conversations": [{"from": "system" | "human" | "gpt", "value": "..."}, ...]}           ShareGPT
+                 {"instruction": "Add.", "input": "2 + 2", "output": "4"}, input may be left out          Alpaca
     preference   {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
 
-Other fields of a line are left unread. What is learned: the completion, or every reply of the assistant, each with
-the end of text after it; of a preference the chosen answer, and by DPO that it is better than the rejected one. A
-prompt is encoded by itself, as it will be when it is asked, so write the space between prompt and answer where the
-tokenizer wants it: at the answer's beginning.
+The keys of a row say its layout; other fields are left unread. An Alpaca row becomes a chat: the user says the
+instruction, and the input on the next line; the assistant replies with the output.
+
+What is learned: the completion, or every reply of the assistant, each with the end of text after it; of a preference
+the chosen answer, and by DPO that it is better than the rejected one. A prompt is encoded by itself, as it will be when
+it is asked, so write the space between prompt and answer where the tokenizer wants it: at the answer's beginning.
 
 Validation is a share of the records picked by the hash of each, so that the same record is always on the same side,
 copies of it too, whatever else the file holds.
@@ -19,9 +23,11 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from minigpt.config import RunConfig
 from minigpt.console import counted
 from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import json_form, json_rows
@@ -31,7 +37,19 @@ from minigpt.files import expand_home, find
 from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
+Sides = tuple[list["Record"], list["Record"]]
+"""Records to learn from, and to validate on."""
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
+LAYOUTS = {
+    ("prompt", "completion"): "completion",
+    ("messages",): "chat",
+    ("conversations",): "chat",
+    ("instruction", "output"): "chat",
+    ("prompt", "chosen", "rejected"): "preference",
+}
+"""The fields that a row must have -> the kind of record that it becomes."""
+SPEAKERS = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
+"""What a message may call who speaks -> the role."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,13 @@ class Record:
         first = next(at for at, message in enumerate(messages) if message["role"] == "assistant")
         return template.prompt(messages[:first])
 
+    def asked(self) -> list[str]:
+        """What stands right before each answer: the prompt, or the message before a reply ("" before the first)."""
+        if self.kind != "chat":
+            return [self.fields["prompt"]]
+        messages = [{"role": "", "content": ""}, *self.fields["messages"]]
+        return [before["content"] for before, m in pairwise(messages) if m["role"] == "assistant"]
+
 
 def holds_records(source: str, encoding: str, text_field: str) -> bool:
     """Whether the source is a JSON file of records, by its first row; else it is a text. Raises DataError."""
@@ -71,7 +96,7 @@ def holds_records(source: str, encoding: str, text_field: str) -> bool:
     if path is None or form is None:
         return False
     for _, row in json_rows(decoded(path, encoding, source), form, source):
-        return isinstance(row, dict) and (bool(_kinds(row)) or text_field not in row)
+        return isinstance(row, dict) and (bool(_layouts(row)) or text_field not in row)
     return False
 
 
@@ -79,25 +104,28 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
     """All records of a JSON file, or of standard input (-), cleaned as the base's texts were.
 
     Raises:
-        DataError: no record; a row that is none, or of another kind than the first, by file and line.
+        DataError: no record; a row that is none, or of another layout than the first, by file and line.
     """
     records: list[Record] = []
+    first: tuple[str, ...] = ()
     path = _file(source)
     if path is None:
         raise DataError(f"{source}: is not a file; name one that holds records")
     label = "standard input" if source == "-" else str(path)
     form, example = json_form(path, encoding) or "lines", ', like {"prompt": "...", "completion": "..."}'
     for where, row in json_rows(decoded(path, encoding, label), form, label, example=example):
-        kinds = _kinds(row) if isinstance(row, dict) else []
-        if len(kinds) != 1:
-            forms = "; or ".join(" and ".join(fields) for fields in KINDS.values())
-            has = (", ".join(map(str, row)) if isinstance(row, dict) else "a text") or "nothing"
-            problem = f"is {' and '.join(kinds)} at once" if kinds else f"holds {has}"
-            raise DataError(f"{where}: {problem}; a record has the fields {forms}")
-        if records and kinds[0] != records[0].kind:
-            raise DataError(f"{where}: is a {kinds[0]}, but {records[0].where} a {records[0].kind}; one kind a file")
-        fields = {name: row[name] for name in KINDS[kinds[0]]}
-        records.append(Record(where, kinds[0], _checked(fields, where, clean)))
+        layouts = _layouts(row) if isinstance(row, dict) else []
+        if len(layouts) != 1:
+            forms = "; or ".join(map(listing, LAYOUTS))
+            has = listing(list(row)) if isinstance(row, dict) else "a text"
+            raise DataError(f"{where}: holds {has or 'nothing'}; a record has the fields of one layout: {forms}")
+        first = first or layouts[0]
+        if layouts[0] != first:
+            raise DataError(
+                f"{where}: has {listing(layouts[0])}, but {records[0].where} has {listing(first)}; "
+                f"write every row of a file with {listing(first)}"
+            )
+        records.append(Record(where, LAYOUTS[first], _checked(row, first, where, clean)))
     spelled = [record.where for record in records if EOS in json.dumps(record.fields)]
     if spelled:
         warnings.warn(
@@ -137,29 +165,60 @@ def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[
     return train, [record for record in records if record.digest in held]
 
 
-def _kinds(row: dict[str, Any]) -> list[str]:
-    return [kind for kind, fields in KINDS.items() if all(field in row for field in fields)]
+def listing(names: Sequence[Any]) -> str:
+    """listing(["prompt", "chosen", "rejected"]) -> "prompt, chosen and rejected"."""
+    return " and ".join(filter(None, (", ".join(map(str, names[:-1])), *map(str, names[-1:]))))
 
 
-def _checked(fields: dict[str, Any], where: str, clean: Sequence[str]) -> dict[str, Any]:
-    """The fields with every text checked and cleaned."""
-    if "messages" in fields:
-        return {"messages": _messages(fields["messages"], where, clean)}
-    return {name: _text(value, name, where, clean, empty=name == "prompt") for name, value in fields.items()}
+def read_sides(config: RunConfig) -> Sides:
+    """Records to learn from, and to validate on. Raises DataError."""
+    data, held = config.data, config.finetune.val_source
+    train = read_records(data.source, data.encoding, data.clean)
+    if config.finetune.dpo_beta and train[0].kind != "preference":
+        raise DataError(f"{train[0].where}: is a {train[0].kind}, but DPO needs prompt, chosen and rejected")
+    if not held:
+        return split_records(train, data.val_fraction)
+    val = read_records(held, data.encoding, data.clean)
+    if val[0].kind != train[0].kind:
+        raise DataError(f"{val[0].where}: is a {val[0].kind}, but {train[0].where} a {train[0].kind}")
+    return train, val
 
 
-def _messages(given: Any, where: str, clean: Sequence[str]) -> list[dict[str, str]]:
+def _layouts(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [fields for fields in LAYOUTS if all(field in row for field in fields)]
+
+
+def _checked(row: dict[str, Any], layout: tuple[str, ...], where: str, clean: Sequence[str]) -> dict[str, Any]:
+    """The fields of the record's kind, with every text checked and cleaned."""
+    if len(layout) == 1:
+        return {"messages": _messages(row[layout[0]], layout[0], where, clean)}
+    given = {"input": row.get("input") or ""} if layout[0] == "instruction" else {}
+    given |= {name: row[name] for name in layout}
+    optional = ("prompt", "input")
+    texts = {name: _text(value, name, where, clean, empty=name in optional) for name, value in given.items()}
+    if layout[0] != "instruction":
+        return texts
+    asked = texts["instruction"] + ("\n" + texts["input"] if texts["input"] else "")
+    spoken = (("user", asked), ("assistant", texts["output"]))
+    return {"messages": [{"role": role, "content": content} for role, content in spoken]}
+
+
+def _messages(given: Any, field: str, where: str, clean: Sequence[str]) -> list[dict[str, str]]:
+    wanted = ("from", "value") if field == "conversations" else ("role", "content")
     if not isinstance(given, list):
-        raise DataError(f"{where}: messages is {type(given).__name__}, not a list")
+        raise DataError(f"{where}: {field} is {type(given).__name__}, not a list")
     out = []
     for number, message in enumerate(given, 1):
         name = f"message {number}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{where}: {name} is not an object with role and content")
-        role = message["role"]
-        if role not in ROLES:
-            raise DataError(f"{where}: {name} has the role {role!r}; {nearest(str(role), ROLES)}")
-        content = _text(message["content"], f"{name}'s content", where, clean, empty=role != "assistant")
+        pairs = (("role", "content"), ("from", "value"))  # some files call a list of messages conversations
+        keys = next((keys for keys in pairs if isinstance(message, dict) and {*keys} <= message.keys()), None)
+        if keys is None:
+            raise DataError(f"{where}: {name} is not an object with {listing(wanted)}")
+        speaker = message[keys[0]]
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise DataError(f"{where}: {name} has the role {speaker!r}; {nearest(str(speaker), SPEAKERS)}")
+        role = SPEAKERS[speaker]
+        content = _text(message[keys[1]], f"{name}'s {keys[1]}", where, clean, empty=role != "assistant")
         out.append({"role": role, "content": content})
     if all(message["role"] != "assistant" for message in out):
         raise DataError(f"{where}: no message of the assistant, so nothing to learn")

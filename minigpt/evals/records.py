@@ -1,0 +1,185 @@
+"""How well a model answers records: the loss of the expected answers, and how many it writes to the letter.
+
+    loss          nats per token of the expected answers, ends of text included: what fine-tuning reports as val_loss
+    exact_match   share of the answers that greedy decoding writes exactly; white space around an answer is left out
+
+Every reply of a chat is one answer, asked with all that truly stands before it. Of a preference the chosen answer is
+the expected one. The loss is of all records; only the first `ask` answers are written, since that takes longer.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol, TypedDict
+
+import numpy as np
+
+from minigpt.config import RunConfig
+from minigpt.errors import CheckpointError, UserError, nearest
+from minigpt.evals.report import Run
+from minigpt.generation.text import complete
+from minigpt.generation.text.prompts import tell_unknown
+from minigpt.layout import RunFolder
+from minigpt.model.loss import IGNORE
+from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.chat_template import Template, encode, load_template
+from minigpt.training.finetune.records import Record, holds_records, read_sides
+from minigpt.training.finetune.row_batches import Row, fit, row_eval_batches
+from minigpt.training.step import target_losses
+
+ASK = 200
+"""Answers that are written, unless told otherwise."""
+BATCH = 32
+ROOM = 16  # tokens that an answer may be longer than the longest expected one of its batch
+
+
+class Answer(TypedDict):
+    """One answer: the prompt (of a chat the message before the reply), what was expected, what the model wrote."""
+
+    prompt: str
+    expected: str
+    got: str
+    exact: bool
+
+
+class RecordReport(TypedDict):
+    """The figures of `evaluate_records`; exact_match is None where no answer was asked for."""
+
+    loss: float
+    perplexity: float | None
+    exact_match: float | None
+    records: int
+    tokens: int
+    answers: list[Answer]
+    split: str
+    checkpoint: str
+    step: int
+    data: str
+
+
+RECORD_KEYS = tuple(RecordReport.__annotations__)
+
+
+class RecordRun(Run, Protocol):
+    """What evaluation wants of a loaded run."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+
+class Question(NamedTuple):
+    """Ids to go on from, what was asked, what is expected, and in how many ids."""
+
+    ids: list[int]
+    prompt: str
+    expected: str
+    length: int
+
+
+def scores_records(run: RecordRun, source: str | None = None) -> bool:
+    """Whether the data, by default the run's own, are records to answer and no text. Raises DataError."""
+    data = run.config.data
+    if source is None and not run.config.finetune.base:
+        return False
+    return holds_records(source or data.source, data.encoding, data.text_field)
+
+
+def evaluate_records(
+    run: RecordRun,
+    *,
+    source: str | None = None,
+    split: str = "val",
+    ask: int = ASK,
+    progress: Callable[[int, int], None] | None = None,
+) -> RecordReport:
+    """Score a run on records: `evaluate_records(load_run("runs/answers"))["exact_match"]`.
+
+    Args:
+        run: from `load_run`; fine-tuned or not, so that before and after can be compared.
+        source: other records than the run's own, split as fine-tuning splits them.
+        split: val (held out) or train.
+        ask: most answers to write; 0 computes the loss alone.
+        progress: called with (answers written so far, answers to write).
+
+    Raises:
+        UserError: no such split, or `ask` below 0.
+        DataError: records that cannot be read.
+        CheckpointError: the loss is not a number.
+    """
+    if ask < 0:
+        raise UserError(f"{ask} answers cannot be written; give 0 or more")
+    config, template = run.config, _template(run)
+    if source is not None:
+        data, tuned = {"source": source}, {"val_source": None, "dpo_beta": 0.0}
+        parts = {"data": config.data.model_copy(update=data), "finetune": config.finetune.model_copy(update=tuned)}
+        config = config.model_copy(update=parts)
+    sides = dict(zip(("train", "val"), read_sides(config), strict=True))
+    if split not in sides:
+        raise UserError(f"records have no {split} split; {nearest(split, sides)}")
+    texts = (piece.text for record in sides[split] for piece in record.pieces(template, True))
+    if told := tell_unknown("".join(texts), run.tokenizer):
+        warnings.warn(told, stacklevel=2)
+    seq_len = min(config.finetune.seq_len or run.model.config.max_seq_len, run.model.config.max_seq_len)
+    loss, tokens = _loss(run, sides[split], template, seq_len)
+    answers = _write(run, list(islice(_questions(sides[split], template, run.tokenizer), ask)), progress)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "exact_match": sum(answer["exact"] for answer in answers) / len(answers) if answers else None,
+        "records": len(sides[split]),
+        "tokens": tokens,
+        "answers": answers,
+        "split": split,
+        "checkpoint": str(run.checkpoint),
+        "step": run.step,
+        "data": config.data.source if split == "train" else config.finetune.val_source or config.data.source,
+    }
+
+
+def _template(run: RecordRun) -> Template:
+    """The run's own; of a run that was never tuned on chats the one that it would be tuned with."""
+    return load_template(run.path) if RunFolder.of(run.path).template.is_file() else Template()
+
+
+def _loss(run: RecordRun, records: Sequence[Record], template: Template, seq_len: int) -> tuple[float, int]:
+    """(nats per token, tokens) of the expected answers."""
+    eos = run.tokenizer.eos_id is not None
+    rows = [fit(Row(*encode(record.pieces(template, eos), run.tokenizer)), seq_len + 1) for record in records]
+    nats, tokens = 0.0, 0
+    for targets, losses in target_losses(run.model, row_eval_batches(rows, seq_len, BATCH), run.runtime):
+        nats, tokens = nats + float(losses.sum()), tokens + int((targets != IGNORE).sum())
+    if not np.isfinite(nats):
+        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+    return nats / max(1, tokens), tokens
+
+
+def _questions(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> Iterator[Question]:
+    """Every answer that is learned of the records, and has something before it."""
+    for record in records:
+        pieces = record.pieces(template, tokenizer.eos_id is not None)
+        replies = [at for at, piece in enumerate(pieces) if piece.learned]
+        for at, prompt in zip(replies, record.asked(), strict=True):
+            text = pieces[at].text
+            if at:
+                ids = encode(pieces[:at], tokenizer)[0].tolist()
+                yield Question(ids, prompt, text.strip(), len(tokenizer.encode(text)))
+
+
+def _write(run: RecordRun, questions: Sequence[Question], progress: Callable[[int, int], None] | None) -> list[Answer]:
+    """What the model answers, greedily."""
+    limit, eos_id, out = run.model.config.max_seq_len, run.tokenizer.eos_id, []
+    for first in range(0, len(questions), BATCH):
+        some = questions[first : first + BATCH]
+        room = max(question.length for question in some) + ROOM
+        prompts = [question.ids[-limit:] for question in some]
+        written = complete(run.model, prompts, run.tokenizer, temperature=0.0, max_new_tokens=room)
+        for question, [completion] in zip(some, written, strict=True):
+            got = completion.text.strip()
+            if eos_id is None:  # nothing ends an answer
+                got = got[: len(question.expected)]
+            exact = got == question.expected
+            out.append(Answer(prompt=question.prompt, expected=question.expected, got=got, exact=exact))
+        if progress:
+            progress(len(out), len(questions))
+    return out
