@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from minigpt import tokenizers
-from minigpt.config import RunConfig
+from minigpt.config import RunConfig, load_config
 from minigpt.console import progress_bars, teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import read_lines, write_text
@@ -123,6 +123,7 @@ def execute(
         step = saved.train.step
         console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
         check_same_text(plan.path, feed.sha256)
+        config = keep_evaluations(config, plan.path)
     before = saved.state if saved else CheckpointState()
     resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)
@@ -142,6 +143,14 @@ def execute(
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
     return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
+
+
+def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
+    """The config; where it leaves open how often to evaluate, with what the run at `path` began with."""
+    if config.train.eval_every != "auto":
+        return config
+    every = load_config(RunFolder(path).config).train.eval_every
+    return config.model_copy(update={"train": config.train.model_copy(update={"eval_every": every})})
 
 
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
