@@ -14,6 +14,7 @@ from minigpt import tokenizers
 from minigpt.config import RunConfig, load_config
 from minigpt.console import progress_bars, teller
 from minigpt.errors import ConfigError, RunError
+from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import generate_text
 from minigpt.layout import RunFolder
@@ -24,6 +25,7 @@ from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, make_learner, resolve
+from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.task import FromNothing, Task
 from minigpt.runtime.device import hardware
 from minigpt.runtime.placement import Placement, joined
@@ -57,6 +59,7 @@ class TrainedRun:
     state: TrainState
     epochs: list[dict[str, float]]
     rank: int = 0  # of this process among those that trained it
+    report: Report | None = None  # of its best checkpoint, as `minigpt eval` gives it; None where it was not scored
 
 
 def train(
@@ -132,7 +135,7 @@ def execute(
         if not resume and plan.finished:
             trainer.state = saved.train
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts anew")
-            return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
+            return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task)
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -142,7 +145,7 @@ def execute(
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
-    return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
+    return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
 
 
 def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
@@ -272,16 +275,27 @@ def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
 
 
 def _finish(
-    trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, caveat: str, console: Console
+    trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, feed: Feed, console: Console
 ) -> TrainedRun:
-    config, ranks = resolved.config, resolved.placement.ranks
+    config, ranks, tell = resolved.config, resolved.placement.ranks, teller(console)
+    report = ranks.share(lambda: _score(trainer, path, feed, console))
     rows = ranks.share(lambda: _summary(path, config, console))
-    if caveat:
-        teller(console)(caveat)
+    if feed.caveat:
+        tell(feed.caveat)
     model = resolved.placement.whole(trainer.model)
     model.source = path
     model.eval()
-    return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank)
+    return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank, report)
+
+
+def _score(trainer: Trainer, path: Path, feed: Feed, console: Console) -> Report | None:
+    """The headline; measured once for each end of a run, and not where the person wants it to stop."""
+    state = trainer.state
+    if feed.text is None or not state.best_step:
+        return None
+    if (kept := kept_score(path, state.best_step)) or not state.finished:
+        return kept
+    return score_run(path, feed.text, state.tokens, str(trainer.runtime.device), console)
 
 
 def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
