@@ -50,15 +50,16 @@ def messages(quiet: bool = False) -> Console:
 
 
 def counted(number: int, what: str) -> str:
-    """counted(1, "token") -> "1 token"; counted(2000, "token") -> "2,000 tokens"; counted(2, "batch") -> "2 batches"."""
+    """counted(1, "token") -> "1 token"; counted(2000, "token") -> "2,000 tokens"; (2, "batch") -> "2 batches"."""
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('ch') else 's'}"
 
 
 def scored_on(split: str, batches: int | None = None, stride: int | None = None) -> str:
     """What a loss was measured on; these words stand next to every loss.
 
-    scored_on("val") -> "whole validation split, no overlap"; scored_on("val", 20) -> "20 batches of the validation split,
-    no overlap"; scored_on("val", stride=32) -> "whole validation split, stride 32".
+    scored_on("val") -> "whole validation split, no overlap"
+    scored_on("val", 20) -> "20 batches of the validation split, no overlap"
+    scored_on("test", stride=32) -> "whole test split, stride 32"
     """
     name = {"val": "validation", "train": "training"}.get(split, split)
     share = f"whole {name} split" if batches is None else f"{counted(batches, 'batch')} of the {name} split"

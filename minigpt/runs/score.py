@@ -17,8 +17,8 @@ from minigpt.runs.load import load_run
 from minigpt.runtime.device import out_of_memory
 
 LEAST = 4
-"""Trained tokens for each one of the validation split. A trained token costs three times a scored one, so that the score
-takes a twelfth of the run's time at most."""
+"""Trained tokens for each token of the validation split, from which on a run is scored. To train on a token costs three
+times what it costs to score it, so the score takes a twelfth of the run's time at most."""
 
 
 def score_run(path: Path, text: Prepared, trained: int, device: str, console: Console) -> Report | None:

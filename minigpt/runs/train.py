@@ -12,7 +12,7 @@ from rich.console import Console
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig, load_config
-from minigpt.console import progress_bars, teller
+from minigpt.console import progress_bars, scored_on, teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
@@ -143,6 +143,7 @@ def execute(
     share = "" if learning == parameters else f", of which {learning:,} learn"
     console.print(f"{plan.path}: {parameters:,} parameters{share}, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
+    console.print(f"validation: {scored_on('val', resolved.config.train.eval_batches)}")
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
     return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
@@ -303,7 +304,7 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
     lines = read_lines(folder.metrics)
     rows = epoch_table(lines)
     if rows:
-        console.print(render_epochs(rows))
+        console.print(render_epochs(rows, scored_on("val", config.train.eval_batches)))
     if config.logging.csv:
         write_csv(folder.metrics_csv, lines)
     if config.logging.plots and lines:
