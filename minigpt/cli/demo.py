@@ -4,7 +4,8 @@ import shlex
 from dataclasses import dataclass
 
 from minigpt.cli.arguments import Name, parse
-from minigpt.console import console, out, out_json
+from minigpt.cli.finished import headline_of
+from minigpt.console import console, out, out_json, scored_on
 from minigpt.layout import RunFolder
 
 MOST_MINUTES = 3.0
@@ -57,8 +58,10 @@ def main(argv: list[str]) -> int:
         figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}
         out_json({"run": str(run.path), **figures, "samples": samples})
         return 0
+    if line := headline_of(run):
+        out(line)
     out(
-        f"loss {loss:.3f} nats per character (each with at least {stride} before it); the grammar's own entropy is "
+        f"loss {loss:.3f} nats per character ({scored_on('val', stride=stride)}); the grammar's own entropy is "
         f"{floor:.3f}: {loss - floor:.3f} is left to learn.\nTrained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
         f"  minigpt eval {shlex.quote(str(run.path))}\n"

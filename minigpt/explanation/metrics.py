@@ -86,18 +86,18 @@ def footnote(runs: Sequence[str | Path]) -> str:
     if len(counts) > 1:
         return ""
     words = f"validation: {scored_on('val', counts.pop())}"
-    best = _headline(Path(runs[0])) if len(runs) == 1 else ""
+    best = run_headline(runs[0]) if len(runs) == 1 else ""
     return f"{words}.  Best checkpoint: {best}" if best else words
 
 
-def _headline(run: Path) -> str:
-    """That of eval.json, if it is of the best checkpoint. It is written as `minigpt.console.headline` says."""
+def run_headline(run: str | Path) -> str:
+    """The headline in eval.json, as `minigpt.console.headline` puts it; "" if it is not of the best checkpoint."""
     try:
-        report = parse_json(RunFolder(run).evaluation.read_bytes())
+        report = parse_json(RunFolder(Path(run)).evaluation.read_bytes())
         stride = None if report["stride"] == report["context"] else report["stride"]
         words = headline(report["bits_per_byte"], report["step"], scored_on(report["split"], stride=stride))
         return words if report["step"] == last_values(run)["best_step"] else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RunError):
         return ""
 
 
