@@ -33,8 +33,8 @@ class Eval:
     minigpt eval runs/my --stride 32
     minigpt eval runs/my --data other.txt --json
 
-    By default windows of the model's full context follow each other without overlap: the same figure that training
-    reports as val_loss. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
+    By default windows of the model's full context follow each other without overlap: the same headline that training
+    ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
     is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
     bootstrap's over blocks of text.
     """
