@@ -126,7 +126,7 @@ def test_each_layer_learns_at_its_own_rate(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path: Path) -> None:
-    run = tune(base, questions(tmp_path / "q.jsonl"), "small", lora__rank=2, train__max_steps=40)
+    run = tune(base, questions(tmp_path / "q.jsonl"), "small", lora__rank=2, train__max_steps=40, train__eval_every=40)
     step = run.path / "checkpoints" / "step-00000040"
     assert {path.name for path in step.iterdir()} == {
         "adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json",
