@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from minigpt import load_run
 from minigpt.cli import main
+from minigpt.config import RunConfig, TrainConfig
+from minigpt.runs.train import keep_evaluations
 
 OLD = Path(__file__).parent / "old_runs"
 RUNS = ("cats", "pets")
@@ -118,3 +120,11 @@ def test_an_old_run_is_shown_and_loaded(old: Path, capsys: pytest.CaptureFixture
     assert pets.config.lora.rank == 2
     assert pets.model.weights().keys() == cats.model.weights().keys()
     assert not torch.equal(pets.model.blocks[0].attention.qkv.weight, cats.model.blocks[0].attention.qkv.weight)
+
+
+def test_an_old_run_keeps_how_often_it_is_evaluated(old: Path) -> None:
+    """Its config has a number where a recipe of today says nothing, which is auto now."""
+    assert RunConfig().train.eval_every == "auto"
+    assert keep_evaluations(RunConfig(), old / "runs/cats").train.eval_every == 5
+    given = RunConfig(train=TrainConfig(eval_every=9))
+    assert keep_evaluations(given, old / "runs/cats").train.eval_every == 9
