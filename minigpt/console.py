@@ -50,8 +50,25 @@ def messages(quiet: bool = False) -> Console:
 
 
 def counted(number: int, what: str) -> str:
-    """counted(1, "token") -> "1 token"; counted(2000, "token") -> "2,000 tokens"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """counted(1, "token") -> "1 token"; counted(2000, "token") -> "2,000 tokens"; (2, "batch") -> "2 batches"."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('ch') else 's'}"
+
+
+def scored_on(split: str, batches: int | None = None, stride: int | None = None) -> str:
+    """What a loss was measured on; these words stand next to every loss.
+
+    scored_on("val") -> "whole validation split, no overlap"
+    scored_on("val", 20) -> "20 batches of the validation split, no overlap"
+    scored_on("test", stride=32) -> "whole test split, stride 32"
+    """
+    name = {"val": "validation", "train": "training"}.get(split, split)
+    share = f"whole {name} split" if batches is None else f"{counted(batches, 'batch')} of the {name} split"
+    return f"{share}, {'no overlap' if stride is None else f'stride {stride:,}'}"
+
+
+def headline(bits_per_byte: float, step: int, scored: str) -> str:
+    """The one figure of a run: headline(1.159, 750, scored_on("val"))."""
+    return f"{bits_per_byte:.3f} bits per byte ({scored}; step {step:,})"
 
 
 def open_streams() -> None:

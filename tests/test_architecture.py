@@ -69,7 +69,7 @@ INSIDE = {
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
-    " / compare repeat train / budget finetune / sweep",
+    " / score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
     "cli": "answers arguments finished presets / bench config data demo doctor eval explain export finetune model plot"
     " prepare prompts quantize runs tokenizer train / generate sweep / chat",

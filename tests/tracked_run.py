@@ -40,7 +40,7 @@ def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str
     time.sleep(1)  # W&B names its folder by the second
     assert main(argv) == 0
     assert (ids.read_text() if ids.is_file() else "") == before
-    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [2, 4, 6, 8]
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 2, 4, 6, 8]
     err = capsys.readouterr().err.replace("\n", " ")
     assert err.count(f"{track}: ") == 2, "where it is, each time, and no failure"
     return run

@@ -5,7 +5,8 @@ import shlex
 from dataclasses import dataclass
 
 from minigpt.cli.arguments import Name, parse
-from minigpt.console import console, out, out_json
+from minigpt.cli.finished import headline_of
+from minigpt.console import console, out, out_json, scored_on
 from minigpt.layout import RunFolder
 
 MOST_MINUTES = 1.25
@@ -60,8 +61,10 @@ def main(argv: list[str]) -> int:
         figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}
         out_json({"run": str(run.path), **figures, "samples": samples})
         return 0
+    if line := headline_of(run):
+        out(line)
     out(
-        f"loss {loss:.3f} nats per character (every token has at least {stride} before it).\n"
+        f"loss {loss:.3f} nats per character ({scored_on('val', stride=stride)})\n"
         f"The grammar's own entropy is {floor:.3f}: {loss - floor:.3f} is left to learn.\n"
         f"Trained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'

@@ -12,6 +12,7 @@ from minigpt.errors import UserError
 from minigpt.files import write_text
 
 if TYPE_CHECKING:
+    from minigpt.evals.report import Report
     from minigpt.runs.load import LoadedRun
 
 _NAMES = {
@@ -34,8 +35,8 @@ class Eval:
     minigpt eval runs/answers
     minigpt eval runs/my --data questions.jsonl
 
-    By default windows of the model's full context follow each other without overlap: the same figure that training
-    reports as val_loss. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
+    By default windows of the model's full context follow each other without overlap: the same headline that training
+    ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
     is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
     bootstrap's over blocks of text.
 
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _evaluate(args: Eval, run: "LoadedRun") -> Mapping[str, Any]:
+def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
     from rich.progress import Progress
 
     from minigpt.evals import evaluate_run
@@ -136,15 +137,16 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
     write_text(RunFolder.of(asked).evaluation, json.dumps(report, indent=2) + "\n", "leave --save out")
 
 
-def _show(report: Mapping[str, Any], name: str) -> None:
+def _show(report: "Report", name: str) -> None:
     from rich.table import Table
 
+    from minigpt.evals.report import told_headline
+
     screen = SafeConsole(highlight=False, soft_wrap=True)
-    stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
     screen.print(
-        f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "
-        f"{counted(report['tokens'], 'token')}, {counted(report['bytes'], 'byte')}, "
-        f"{counted(report['words'], 'word')}; context {report['context']:,}, {stride}\n"
+        f"[bold]{name}[/bold] on {report['data']}: {counted(report['tokens'], 'token')}, "
+        f"{counted(report['bytes'], 'byte')}, {counted(report['words'], 'word')}; context {report['context']:,}\n"
+        f"{told_headline(report)}\n"
     )
     for rows in (_figures(report), _scale(report)):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))

@@ -87,10 +87,16 @@ def main(argv: list[str]) -> int:
 
             out(str(draw_explanation(explanation, path, args.picture)))
     if not (args.json or args.png or args.svg):
-        page = _write_page(args, run, explanation)
+        from minigpt.explanation.metrics import run_headline
+        from minigpt.layout import RunFolder
+
+        line = run_headline(RunFolder.of(run.path).path)
+        page = _write_page(args, run, explanation, line)
         out(str(page))
         hint = f"open it in a browser: {page.resolve().as_uri()}"
         tell(hint)
+        if line:
+            tell(line)
     return 0
 
 
@@ -119,13 +125,13 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
     return ids[-_MOST:]
 
 
-def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any]) -> Path:
+def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any], note: str) -> Path:
     from minigpt.explanation.html import make_page
     from minigpt.files import write_text
     from minigpt.layout import RunFolder
 
     target = Path(args.out) if args.out else RunFolder.of(run.path).plot("explain.html")
-    write_text(target, make_page(explanation), parents=True)
+    write_text(target, make_page(explanation, note), parents=True)
     return target
 
 

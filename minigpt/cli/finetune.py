@@ -47,7 +47,8 @@ class Finetune:
     out: PathText | None = None
     """merge: the directory to write."""
     json: bool = False
-    """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs."""
+    """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs,
+    bits_per_byte (of the best checkpoint on the whole validation split; null where it was not scored)."""
 
 
 def main(argv: list[str]) -> int:

@@ -4,11 +4,25 @@ import shlex
 import signal
 from typing import TYPE_CHECKING
 
-from minigpt.console import out, out_json, tell
+from minigpt.console import headline, out, out_json, scored_on, tell
 from minigpt.layout import RunFolder
 
 if TYPE_CHECKING:
     from minigpt.runs.train import TrainedRun
+
+
+def headline_of(run: "TrainedRun") -> str:
+    """Bits per byte of the best checkpoint, what they were measured on, and the floors; "" where there are none."""
+    from minigpt.runs.record import read_run
+
+    if run.report:
+        from minigpt.evals.report import told_headline
+
+        return told_headline(run.report)
+    best = read_run(run.path).best
+    if "bits_per_byte" not in best:
+        return ""
+    return headline(best["bits_per_byte"], best["step"], scored_on("val", run.config.train.eval_batches))
 
 
 def report_run(run: "TrainedRun", json: bool) -> int:
@@ -27,9 +41,12 @@ def report_run(run: "TrainedRun", json: bool) -> int:
                 "best_loss": state.best_loss,
                 "best_step": state.best_step,
                 "epochs": run.epochs,
+                "bits_per_byte": run.report and run.report["bits_per_byte"],
             }
         )
     else:
+        if line := headline_of(run):
+            tell(line)
         out(str(run.path))
     stopped = state.stop_reason.startswith("interrupted")
     if not json and not stopped:

@@ -24,9 +24,9 @@ class Plot:
 
     Faint: what was logged; thin: its running mean; bold with dots: validation. Runs that differ in their seed alone are
     one curve, their mean, in a band of the sample standard deviation. Floors are drawn where every run has the same,
-    from minigpt eval RUN --save. Losses per token compare only under one tokenizer, bits per byte always. Scaling is
-    the best validation loss over parameters, tokens and FLOPs, with a power law through the frontier where three runs
-    or more lie on it. What a run has not logged is left out, and said.
+    from its end or from minigpt eval RUN --save. Losses per token compare only under one tokenizer, bits per byte
+    always. Scaling is the best validation loss over parameters, tokens and FLOPs, with a power law through the frontier
+    where three runs or more lie on it. What a run has not logged is left out, and said.
     Needs matplotlib: pip install 'minigpt[plot]'. Of texts and tokenizers: minigpt data inspect --plot, minigpt
     tokenizer inspect --plot.
     """

@@ -45,7 +45,8 @@ class Train:
     dry_run: bool = False
     """With --budget: only say what would be done; --json: what receipt.json would hold of it, as one object."""
     json: bool = False
-    """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs."""
+    """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs,
+    bits_per_byte (of the best checkpoint on the whole validation split; null where it was not scored)."""
 
 
 def main(argv: list[str], own_process: bool = False) -> int:

@@ -273,8 +273,9 @@ class TrainConfig(Section):
     """Share of the target's probability that is spread over the vocabulary."""
     ema_decay: Fraction = 0.0
     """Decay of a running average of the weights, used for evaluation and sampling (0: off)."""
-    eval_every: Positive = 250
-    """Steps between evaluations."""
+    eval_every: Positive | Literal["auto"] = "auto"
+    """Steps between evaluations; auto: ten in the run, after each tenth of its budget. The start and the end of the run
+    are evaluated in any case, and where max_epochs is set, the end of each epoch."""
     eval_batches: Positive | None = None
     """Validation batches per evaluation, spread evenly over the split (default: all of it)."""
     early_stopping: Positive | None = None

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.console import headline, scored_on
 from minigpt.data import Prepared
 from minigpt.errors import DataError, UserError, nearest
 from minigpt.evals.floors import run_floors
@@ -59,6 +60,9 @@ class Report(TypedDict):
     step: int
     data: str
 
+
+TOLD_FLOORS = {"five_gram": "a 5-gram model", "entropy": "the source's entropy"}
+"""The floors that stand beside the headline."""
 
 REPORT_KEYS = tuple(Report.__annotations__)
 
@@ -178,6 +182,14 @@ def report(
         "step": step,
         "data": data,
     }
+
+
+def told_headline(report: Report) -> str:
+    """The report in one line, which training, eval and the demo print alike."""
+    stride = None if report["stride"] == report["context"] else report["stride"]
+    line = headline(report["bits_per_byte"], report["step"], scored_on(report["split"], stride=stride))
+    floors = [f"{name} {report['floors'][key]:.3f}" for key, name in TOLD_FLOORS.items() if key in report["floors"]]
+    return f"{line}; {', '.join(floors)}" if floors else line
 
 
 def _exp(nats: float) -> float | None:

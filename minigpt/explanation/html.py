@@ -16,11 +16,15 @@ import numpy as np
 FOLDER = Path(__file__).with_name("page")
 
 
-def make_page(explanation: dict[str, Any]) -> str:
-    """The page of an object of `explain`. A text may hold anything, `</script>` too: it stays text."""
+def make_page(explanation: dict[str, Any], note: str = "") -> str:
+    """The page of an object of `explain`, with a note below its title.
+
+    A text may hold anything, `</script>` too: it stays text.
+    """
     data = explanation | {"attention": pack_attention(explanation["attention"])}
     parts = {
         "title": html.escape(f"{explanation['run'] or 'model'}: {''.join(explanation['texts'])[:60]}"),
+        "note": html.escape(note),
         "style": _read("page.css"),
         "tools": _read("tools.js"),
         "script": _read("page.js"),

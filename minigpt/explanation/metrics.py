@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.config import load_config
+from minigpt.console import headline, scored_on
 from minigpt.errors import RunError
 from minigpt.files import parse_json, read_lines
 from minigpt.layout import METRICS, RunFolder, no_such_run
@@ -52,7 +54,7 @@ def _numbers(line: Any) -> dict[str, float]:
 
 
 def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
-    """The floors in a run's eval.json (written by `minigpt eval RUN --save`); {} without one.
+    """The floors in a run's eval.json (written at its end, or by `minigpt eval RUN --save`); {} without one.
 
     Args:
         run: its directory.
@@ -70,6 +72,33 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
         return {name: level * unit for name, level in report["floors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it again with --save") from None
+
+
+def footnote(runs: Sequence[str | Path]) -> str:
+    """What the validation losses of the runs were measured on, if it is the same for all; of one run the headline too.
+
+    "" where that is not known.
+    """
+    configs = [RunFolder(Path(run)).config for run in runs]
+    if not all(config.is_file() for config in configs):
+        return ""
+    counts = {load_config(config).train.eval_batches for config in configs}
+    if len(counts) > 1:
+        return ""
+    words = f"validation: {scored_on('val', counts.pop())}"
+    best = run_headline(runs[0]) if len(runs) == 1 else ""
+    return f"{words}.  Best checkpoint: {best}" if best else words
+
+
+def run_headline(run: str | Path) -> str:
+    """The headline in eval.json, as `minigpt.console.headline` puts it; "" if it is not of the best checkpoint."""
+    try:
+        report = parse_json(RunFolder(Path(run)).evaluation.read_bytes())
+        stride = None if report["stride"] == report["context"] else report["stride"]
+        words = headline(report["bits_per_byte"], report["step"], scored_on(report["split"], stride=stride))
+        return words if report["step"] == last_values(run)["best_step"] else ""
+    except (OSError, ValueError, KeyError, TypeError, RunError):
+        return ""
 
 
 def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -102,8 +131,10 @@ def last_values(run: str | Path) -> dict[str, float | None]:
         return float(there[-1]) if len(there) else None
 
     best = None
-    if last("val_loss") is not None:
-        best = int(np.argmin(np.where(np.isfinite(metrics["val_loss"]), metrics["val_loss"], math.inf)))
+    losses = metrics.get("val_loss", np.full(len(steps), math.nan))
+    able = np.isfinite(losses) & (steps > 0)  # the start has no checkpoint
+    if able.any():
+        best = int(np.argmin(np.where(able, losses, math.inf)))
     return {
         "step": int(steps[-1]),
         "loss": last("loss"),

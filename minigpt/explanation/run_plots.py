@@ -3,6 +3,8 @@
 Faint: what was logged. Thin: its running mean. Bold with dots: validation. Perplexity is exp of the loss's curves.
 Several seeds are one curve, their mean, in a band of the sample standard deviation to both sides. Losses are in nats
 per token, so only runs with the same tokenizer can be compared by them; by bits per byte all can.
+
+The vertical axis shows what comes after the first tenth of a run: the fall from the start would flatten all the rest.
 """
 
 import itertools
@@ -30,7 +32,7 @@ from minigpt.explanation.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.explanation.metrics import Array, combine, count_tokenizers, read_floors, read_metrics, smooth
+from minigpt.explanation.metrics import Array, combine, count_tokenizers, footnote, read_floors, read_metrics, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +123,7 @@ def plot_runs(
     names = group_names(groups)
     chosen = _chosen(what, names, curves, count_tokenizers(paths))
     floors = {key: _common([read_floors(path, key == "bpb") for path in paths]) for key in ("loss", "bpb")}
-    return write_figure(draw_runs(names, curves, floors, x, chosen), out)
+    return write_figure(draw_runs(names, curves, floors, x, chosen, footnote(paths)), out)
 
 
 def run_groups(runs: Runs) -> list[list[Path]]:
@@ -202,8 +204,12 @@ def draw_runs(
     floors: dict[str, dict[str, float]],
     x: Horizontal = "step",
     what: Sequence[What] = PER_TOKEN,
+    note: str = "",
 ) -> "Figure":
-    """The picture, a panel for each of `what`; `curves` holds the seeds' metrics of each name. See `plot_runs`."""
+    """The picture, a panel for each of `what`, and a note below them. See `plot_runs`.
+
+    `curves` holds the seeds' metrics of each name.
+    """
     columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
     rows = math.ceil(len(what) / columns)
     width, height = (5.5, 4.2) if rows == 1 and columns <= 2 else (4.5, 3.0)
@@ -230,6 +236,8 @@ def draw_runs(
         _finish(axes, panel, x, floors.get(key, {}))
         label_at_right(axes, ends, height - 0.7)
     _legend(figure, names, curves, [PANELS[key] for key in what])
+    if note:
+        figure.supxlabel(note, color=QUIET, fontsize=9, x=0.012, ha="left")
     return figure
 
 
@@ -285,7 +293,9 @@ def _finish(axes: "Axes", panel: Panel, x: Horizontal, floors: dict[str, float])
     """Scales, ticks and floors, once the curves are there."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-    low, high = axes.dataLim.intervaly
+    if panel.evaluated:
+        _after_the_start(axes)
+    low, high = axes.dataLim.intervaly[0], axes.get_ylim()[1]
     if panel.wide and low > 0 and high > 8 * low:
         logarithmic(axes)
     elif panel.exact or panel.noisy == "tokens_per_second":
@@ -303,15 +313,32 @@ def _finish(axes: "Axes", panel: Panel, x: Horizontal, floors: dict[str, float])
     _floors(axes, floors)
 
 
+def _after_the_start(axes: "Axes") -> None:
+    """End the axis above the highest point after the first tenth of the curves, and cut off what lies higher."""
+    begin, end = axes.dataLim.intervalx
+    late = [0.9 * begin + 0.1 * end <= np.asarray(line.get_xdata(), float) for line in axes.get_lines()]
+    values = [np.asarray(line.get_ydata(), float)[there] for line, there in zip(axes.get_lines(), late, strict=True)]
+    shown = np.concatenate([each[np.isfinite(each)] for each in values]) if values else np.zeros(0)
+    low, high = axes.dataLim.intervaly
+    if not len(shown) or shown.max() >= high:
+        return
+    room = 0.05 * ((shown.max() - low) or high - low)
+    axes.set_ylim(low - room, shown.max() + room)
+    for line in axes.get_lines():
+        line.set_clip_on(True)
+
+
 def _floors(axes: "Axes", floors: dict[str, float]) -> None:
-    """Dashed lines at the floors that fall in sight; the source's entropy is always brought into sight.
+    """Dashed lines at the floors that fall in sight. The source's entropy, else the next floor that the curves have not
+    reached, is brought into sight.
 
     A name stands at the right where the curves end below its line, else under it at the left, where they are above.
     """
     low, high = axes.get_ylim()
-    if "entropy" in floors:
-        low = min(low, floors["entropy"] - 0.07 * (high - low))
-        axes.set_ylim(low, high)
+    known = [level for name, level in floors.items() if name in FLOOR_NAMES]
+    goal = floors.get("entropy", max((level for level in known if level < axes.dataLim.intervaly[0]), default=high))
+    low = min(low, goal - 0.12 * (high - low))
+    axes.set_ylim(low, high)
     heights = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     reached = max((values[len(values) * 3 // 5 :].max() for values in heights if len(values)), default=low)
     above = math.inf

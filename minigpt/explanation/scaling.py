@@ -80,8 +80,10 @@ def _end(run: Path, column: str) -> dict[str, float] | None:
     from minigpt.model.cost import flops_per_token, parameter_table  # torch comes with it
 
     metrics = read_metrics(run)
-    losses = metrics.get(column, np.full(1, math.nan))
-    if not np.isfinite(losses).any() or "tokens" not in metrics:
+    if column not in metrics or "tokens" not in metrics:
+        return None
+    losses = np.where(metrics["tokens"] > 0, metrics[column], math.nan)  # at the start nothing is bought yet
+    if not np.isfinite(losses).any():
         return None
     folder = RunFolder(run)
     if not folder.is_run:

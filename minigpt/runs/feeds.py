@@ -30,6 +30,7 @@ class Feed(Protocol):
         sha256: of each split, for the receipt.
         size: for the screen, "1,000 training tokens".
         caveat: what must be said beside every figure of the run; "" for nothing.
+        text: the token files; None for records.
     """
 
     @property
@@ -42,6 +43,8 @@ class Feed(Protocol):
     def size(self) -> str: ...
     @property
     def caveat(self) -> str: ...
+    @property
+    def text(self) -> Prepared | None: ...
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Validation batches of `rows` rows, `count` of them (None: all), in runs of `together` (`batches.spread`)."""
@@ -59,6 +62,7 @@ class TextFeed:
     sha256: Mapping[str, str]
     size: str
     caveat: str
+    text: Prepared
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Windows that do not overlap, of the text that is held out."""
@@ -77,6 +81,7 @@ class RecordFeed:
     sha256: Mapping[str, str]
     size: str
     caveat: str
+    text: None = None
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
         """Every row that is held out once, or a part of them."""
@@ -101,6 +106,7 @@ def text_feed(
         {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
         counted(len(train), "training token"),
         caveat,
+        prepared,
     )
 
 

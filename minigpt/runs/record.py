@@ -60,8 +60,8 @@ class RunRecord:
 
     @cached_property
     def best(self) -> dict[str, Any]:
-        """The line of the lowest validation loss; {} before the first evaluation."""
-        found = [line for line in self.lines if math.isfinite(line.get("val_loss", math.nan))]
+        """The line of the lowest validation loss after a step; {} before the first evaluation."""
+        found = [line for line in self.lines if line["step"] and math.isfinite(line.get("val_loss", math.nan))]
         return min(found, key=lambda line: line["val_loss"], default={})
 
     @property

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from minigpt import tokenizers
 from minigpt.before_torch import SWITCH
-from minigpt.config import RunConfig
-from minigpt.console import progress_bars, teller
+from minigpt.config import RunConfig, load_config
+from minigpt.console import progress_bars, scored_on, teller
 from minigpt.errors import ConfigError, RunError
+from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import complete
 from minigpt.layout import RunFolder
@@ -25,6 +26,7 @@ from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, make_learner, resolve
+from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.task import FromNothing, Task
 from minigpt.runtime.device import hardware, mkl_code
 from minigpt.runtime.placement import Placement, joined
@@ -58,6 +60,7 @@ class TrainedRun:
     state: TrainState
     epochs: list[dict[str, float]]
     rank: int = 0  # of this process among those that trained it
+    report: Report | None = None  # of its best checkpoint, as `minigpt eval` gives it; None where it was not scored
 
 
 def train(
@@ -128,10 +131,10 @@ def execute(
         step = saved.train.step
         console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
         check_same_text(plan.path, feed.sha256)
-        if (code := read_receipt(plan.path).get("hardware", {}).get("mkl", "usual")) != mkl_code():
-            console.print(
-                f"products may differ in their last bits from the run's first part; {SWITCH}={code} repeats them"
-            )
+        code = read_receipt(plan.path).get("hardware", {}).get("mkl", "usual")
+        if code != mkl_code():
+            console.print(f"results may differ from the first part's in their last bits; {SWITCH}={code} repeats them")
+        config = keep_evaluations(config, plan.path)
     before = saved.state if saved else CheckpointState()
     resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)
@@ -140,7 +143,7 @@ def execute(
         if not resume and plan.finished:
             trainer.state = saved.train
             console.print("nothing left to do; --resume with a larger budget goes on, another --name starts again")
-            return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
+            return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task)
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -148,9 +151,18 @@ def execute(
     share = "" if learning == parameters else f", of which {learning:,} learn"
     console.print(f"{plan.path}: {parameters:,} parameters{share}, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
+    console.print(f"validation: {scored_on('val', resolved.config.train.eval_batches)}")
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
-    return _finish(trainer, plan.path, tokenizer, resolved, feed.caveat, console)
+    return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
+
+
+def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
+    """The config; where it leaves open how often to evaluate, with what the run at `path` began with."""
+    if config.train.eval_every != "auto":
+        return config
+    every = load_config(RunFolder(path).config).train.eval_every
+    return config.model_copy(update={"train": config.train.model_copy(update={"eval_every": every})})
 
 
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
@@ -272,16 +284,27 @@ def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
 
 
 def _finish(
-    trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, caveat: str, console: Console
+    trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, feed: Feed, console: Console
 ) -> TrainedRun:
-    config, ranks = resolved.config, resolved.placement.ranks
+    config, ranks, tell = resolved.config, resolved.placement.ranks, teller(console)
+    report = ranks.share(lambda: _score(trainer, path, feed, console))
     rows = ranks.share(lambda: _summary(path, config, console))
-    if caveat:
-        teller(console)(caveat)
+    if feed.caveat:
+        tell(feed.caveat)
     model = resolved.placement.whole(trainer.model)
     model.source = path
     model.eval()
-    return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank)
+    return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank, report)
+
+
+def _score(trainer: Trainer, path: Path, feed: Feed, console: Console) -> Report | None:
+    """The headline; measured once for each end of a run, and not where the person wants it to stop."""
+    state = trainer.state
+    if feed.text is None or not state.best_step:
+        return None
+    if (kept := kept_score(path, state.best_step)) or not state.finished:
+        return kept
+    return score_run(path, feed.text, state.tokens, str(trainer.runtime.device), console)
 
 
 def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
@@ -289,7 +312,7 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
     lines = read_lines(folder.metrics)
     rows = epoch_table(lines)
     if rows:
-        console.print(render_epochs(rows))
+        console.print(render_epochs(rows, scored_on("val", config.train.eval_batches)))
     if config.logging.csv:
         write_csv(folder.metrics_csv, lines)
     if config.logging.plots and lines:

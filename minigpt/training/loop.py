@@ -45,6 +45,10 @@ class Hook:
     def on_start(self, trainer: "Trainer") -> None:
         """Before the first step."""
 
+    def on_first_loss(self, trainer: "Trainer", loss: float) -> None:
+        """Before the first step of a new run: its validation loss then. There is no checkpoint of it, so it is never
+        the best one."""
+
     def on_update(self, trainer: "Trainer") -> None:
         """After the optimizer has changed the weights, before an evaluation."""
 
@@ -157,11 +161,16 @@ class Trainer:
             hook.on_start(self)
         self.model.train()
         self._started = time.perf_counter() - self.state.seconds
+        if not self.state.step:
+            loss = self._validate()
+            for hook in self.hooks:
+                hook.on_first_loss(self, loss)
         while not self._ended():
             try:
+                before = self.progress
                 self._one_step()
                 self._ended(time.perf_counter() - self._started)  # read only here, so that the last step is evaluated
-                if self._evaluation_due():
+                if self._evaluation_due(before):
                     self.evaluate()
                 for hook in self.hooks:
                     hook.on_step(self)
@@ -239,21 +248,28 @@ class Trainer:
     def _done(self) -> bool:
         return self.progress >= 1 and not any(hook.extends(self) for hook in self.hooks)
 
-    def _evaluation_due(self) -> bool:
-        step, per_epoch = self.state.step, self.batches.steps_per_epoch
+    def _evaluation_due(self, before: float) -> bool:
+        """Whether to evaluate after this step, before which the progress was `before`."""
+        step, per_epoch, every = self.state.step, self.batches.steps_per_epoch, self.config.eval_every
         epoch_ends = self.config.max_epochs is not None and int(step / per_epoch) > int((step - 1) / per_epoch)
-        return step % self.config.eval_every == 0 or epoch_ends or self._done()
+        tenth = int(10 * self.progress) > int(10 * before)
+        return (tenth if every == "auto" else step % every == 0) or epoch_ends or self._done()
 
-    def evaluate(self) -> float:
-        """Validation loss in nats per token; keeps the account of the best."""
-        state, started = self.state, time.perf_counter()
+    def _validate(self) -> float:
+        """Validation loss in nats per token."""
+        started = time.perf_counter()
         with self.weights_to_use():
             loss = self._within_memory(
                 lambda _: validation_loss(self.model, self.validation(), self.runtime, self.evaluated)
             )
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
-            raise DivergedError(f"the validation loss is not a number at step {state.step}")
+            raise DivergedError(f"the validation loss is not a number at step {self.state.step}")
+        return loss
+
+    def evaluate(self) -> float:
+        """Validation loss in nats per token; keeps the account of the best."""
+        state, loss = self.state, self._validate()
         state.val_loss = loss
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0

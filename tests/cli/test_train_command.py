@@ -19,12 +19,13 @@ def test_a_run_leaves_what_the_design_promises(trained: Path) -> None:
         "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json",
     }  # fmt: skip
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40]
     keys = {"step", "epoch", "tokens", "seconds", "loss", "lr", "grad_norm", "tokens_per_second", "mfu"}
-    assert set(lines[0]) == keys
-    assert set(lines[1]) == keys | {"val_loss", "bits_per_byte"}
+    assert set(lines[0]) == {"step", "epoch", "tokens", "seconds", "val_loss", "bits_per_byte"}
+    assert set(lines[1]) == keys
+    assert set(lines[2]) == keys | {"val_loss", "bits_per_byte"}
     assert lines[-1]["tokens"] == 40 * 8 * 32
-    assert lines[-1]["val_loss"] < lines[1]["val_loss"] < 3
+    assert lines[-1]["val_loss"] < lines[2]["val_loss"] < 3 < lines[0]["val_loss"]
     receipt = json.loads((trained / "receipt.json").read_text())
     assert receipt["seed"] == 1337
     assert len(receipt["data"]["sha256"]["train"]) == 64

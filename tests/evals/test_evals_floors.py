@@ -136,24 +136,48 @@ def prepared(tmp_path):
     return prepare(DataConfig(source=str(path)), ByteTokenizer(), safe_cut, out=tmp_path / "prepared")
 
 
-def test_floors_of_a_run_are_those_of_its_text_and_are_kept_beside_it(prepared):
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The files of the floors' cache."""
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    return lambda: sorted((tmp_path / "cache" / "floors").glob("*"))
+
+
+def test_floors_of_a_run_are_those_of_its_text_and_are_kept_by_its_hash(prepared, kept):
     parts = {name: array(file.tokens.astype(np.uint8).tobytes()) for name, file in prepared.splits.items()}
     expected = compute_floors(parts["train"], parts["train"], parts["val"])
     assert run_floors(prepared, ByteTokenizer(), "val") == pytest.approx(expected)
-    (kept,) = prepared.directory.glob("floors-val-*.json")
-    kept.write_text(json.dumps({"uniform": 5.0}))
+    (file,) = kept()
+    file.write_text(json.dumps({"uniform": 5.0}))
     assert run_floors(prepared, ByteTokenizer(), "val") == {"uniform": 5.0}
     for form in ('{"unif', "[]", "3", '{"KEY": 3}', '{"xz": "x"}', "[" * 100_000):
-        kept.write_text(form)
+        file.write_text(form)
         assert run_floors(prepared, ByteTokenizer(), "val") == pytest.approx(expected)
-    assert json.loads(kept.read_text()) == pytest.approx(expected)
+    assert json.loads(file.read_text()) == pytest.approx(expected)
 
 
-def test_floors_do_not_need_a_cache_that_can_be_written(prepared):
+def test_the_same_text_elsewhere_has_the_kept_floors(prepared, kept, tmp_path):
+    text = "the cat sat on the mat. " * 100
+
+    def floors(text: str, tokenizer) -> dict[str, float]:
+        path = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}.txt"
+        path.write_text(text, encoding="utf-8")
+        made = prepare(DataConfig(source=str(path)), tokenizer, safe_cut, out=path.with_suffix(""))
+        return run_floors(made, tokenizer, "val")
+
     expected = run_floors(prepared, ByteTokenizer(), "val")
-    (kept,) = prepared.directory.glob("floors-val-*.json")
-    kept.unlink()
-    kept.mkdir()
+    assert floors(text, ByteTokenizer()) == floors(text, TOKENIZERS[2]) == expected and len(kept()) == 1
+    floors(text.replace("mat", "hat"), ByteTokenizer())
+    assert len(kept()) == 2
+    assert floors(text, CharTokenizer.from_texts(["the cat"])) != expected  # it lost letters
+    assert len(kept()) == 3
+
+
+def test_floors_do_not_need_a_cache_that_can_be_written(prepared, kept):
+    expected = run_floors(prepared, ByteTokenizer(), "val")
+    (file,) = kept()
+    file.unlink()
+    file.mkdir()
     assert run_floors(prepared, ByteTokenizer(), "val") == expected
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minigpt.cli import plot as command
 from minigpt.errors import RunError, StorageError, UserError
 from minigpt.explanation import last_values, plot_runs, read_metrics, smooth
-from minigpt.explanation.metrics import read_floors
+from minigpt.explanation.metrics import footnote, read_floors
 from minigpt.explanation.run_plots import draw_runs, short_names
 
 
@@ -144,13 +144,52 @@ def test_the_horizontal_axis_counts_what_was_asked(run):
 
 
 def test_floors_in_sight_are_drawn_and_the_entropy_is_brought_into_sight(run):
-    floors = {"uniform": 99.0, "five_gram": 2.0, "xz": 1.99, "entropy": 0.5, "surprisal": 0.51}
+    floors = {"uniform": 99.0, "five_gram": 1.8, "xz": 1.79, "entropy": 0.5, "surprisal": 0.51}
     left, right = draw_runs(["mine"], [[read_metrics(run)]], {"loss": floors}).axes
     names = [text.get_text() for text in left.texts[:-1]]
-    assert names == ["5-gram 2.00", "xz 1.99", "entropy of the source 0.50"]
+    assert names == ["5-gram 1.80", "xz 1.79", "entropy of the source 0.50"]
     assert left.texts[0].get_verticalalignment() != left.texts[1].get_verticalalignment()  # two names, no room between
     assert left.get_ylim()[0] < 0.5
     assert len(right.texts) == 1
+
+
+def test_the_next_floor_that_the_curves_have_not_reached_is_brought_into_sight(run):
+    floors = {"uniform": 99.0, "five_gram": 1.2, "xz": 1.0}
+    left, _ = draw_runs(["mine"], [[read_metrics(run)]], {"loss": floors}).axes
+    assert [text.get_text() for text in left.texts[:-1]] == ["5-gram 1.20"]
+    assert 1.0 < left.get_ylim()[0] < 1.2
+
+
+def test_the_vertical_axis_shows_what_comes_after_the_first_tenth(tmp_path):
+    start = {"step": 0, "val_loss": 10.0, "bits_per_byte": 14.0}
+    metrics = read_metrics(write_run(tmp_path / "new", [start, *falling(100)]))
+    figure = draw_runs(["new"], [[metrics]], {}, what=["loss", "perplexity", "bpb"])
+    for axes, scale in zip(figure.axes, (float, math.exp, float), strict=True):
+        late = max(
+            float(y) for line in axes.get_lines() for x, y in line.get_xydata() if x >= 100 and math.isfinite(float(y))
+        )
+        assert late <= axes.get_ylim()[1] < scale(9.0)
+        assert all(line.get_clip_on() for line in axes.get_lines())
+    even = read_metrics(write_run(tmp_path / "even", falling(100)[20:]))  # nothing to cut off at the start
+    assert draw_runs(["even"], [[even]], {}).axes[0].get_ylim()[1] > float(even["loss"][0])
+
+
+def test_the_note_says_what_was_measured_on_what(run, tmp_path):
+    assert footnote([run]) == "", "a run without its settings"
+    (run / "config.yaml").write_text("train: {eval_batches: 20}")
+    assert footnote([run]) == "validation: 20 batches of the validation split, no overlap"
+    report = {"bits_per_byte": 1.25, "step": 300, "split": "val", "context": 64, "stride": 64}
+    (run / "eval.json").write_text(json.dumps(report))
+    assert footnote([run]).endswith(
+        "no overlap.  Best checkpoint: 1.250 bits per byte (whole validation split, no overlap; step 300)"
+    )
+    (run / "eval.json").write_text(json.dumps(report | {"step": 100}))
+    assert "Best" not in footnote([run]), "a report of another checkpoint than the best"
+    other = write_run(tmp_path / "other", falling())
+    (other / "config.yaml").write_text("train: {eval_batches: 20}")
+    assert footnote([run, other]) == "validation: 20 batches of the validation split, no overlap"
+    (other / "config.yaml").write_text("{}")
+    assert footnote([run, other]) == ""
 
 
 def test_last_values_of_runs_that_end_alike_do_not_cover_each_other(tmp_path):

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from minigpt import load_run
 from minigpt.cli import main
-from minigpt.config import load_config
+from minigpt.config import RunConfig, TrainConfig, load_config
+from minigpt.runs.train import keep_evaluations
 
 OLD = Path(__file__).parent / "old_runs"
 RUNS = ("cats", "pets")
@@ -91,10 +92,10 @@ def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) 
     assert main(["train", "cats.yaml", "--name", "again", *RATES]) == 0
     after = [json.loads(line) for line in (old / "runs/again/metrics.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in before[:2]] == [0.005, 0.01], "AdamW's"
-    assert [line["lr"] for line in after[:2]] == [0.01, 0.02], "Muon's"
-    assert before[2]["lr"] < 0.0094 < 0.0099 < after[2]["lr"] / 2
+    assert [line["lr"] for line in after[1:3]] == [0.01, 0.02], "Muon's"
+    assert before[2]["lr"] < 0.0094 < 0.0099 < after[3]["lr"] / 2
     same_arithmetic()
-    assert [line["loss"] for line in after[:2]] == [line["loss"] for line in before[:2]]
+    assert [line["loss"] for line in after[1:3]] == [line["loss"] for line in before[:2]]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -132,3 +133,11 @@ def test_an_old_run_is_shown_and_loaded(old: Path, capsys: pytest.CaptureFixture
     assert pets.config.lora.rank == 2
     assert pets.model.weights().keys() == cats.model.weights().keys()
     assert not torch.equal(pets.model.blocks[0].attention.qkv.weight, cats.model.blocks[0].attention.qkv.weight)
+
+
+def test_an_old_run_keeps_how_often_it_is_evaluated(old: Path) -> None:
+    """Its config has a number where a recipe of today says nothing, which is auto now."""
+    assert RunConfig().train.eval_every == "auto"
+    assert keep_evaluations(RunConfig(), old / "runs/cats").train.eval_every == 5
+    given = RunConfig(train=TrainConfig(eval_every=9))
+    assert keep_evaluations(given, old / "runs/cats").train.eval_every == 9

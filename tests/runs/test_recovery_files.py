@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys:
     assert "going on from step-00000008: 4 steps will be trained again" in said
     assert (steps / "step-00000012/model.safetensors").read_bytes() == before, "bit for bit as it was"
     assert (steps / "damaged-step-00000012").is_dir()
-    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [4, 8, 10, 12]
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 4, 8, 10, 12]
     spoil(steps / "step-00000012/state.json")
     assert again(run) == 0 and (steps / "damaged-step-00000012-1").is_dir()
 
@@ -97,7 +97,7 @@ def test_torn_pointers_and_lines_and_what_kills_left_are_passed_over(run: Path, 
         file.write(b'{"step": 13, "lo')
     assert again(run, "--resume", "--train.max-steps", "14") == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [4, 8, 10, 12, 14]
+    assert [line["step"] for line in lines] == [0, 4, 8, 10, 12, 14]
     assert (run / "checkpoints/last").read_text() == "step-00000014\n"
     assert not list((run / "checkpoints").glob(".*"))
     assert main(["generate", str(run), "--prompt", "the", "--max-new-tokens", "2"]) == 0

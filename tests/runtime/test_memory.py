@@ -209,8 +209,8 @@ def test_out_of_memory_evaluation_takes_smaller_batches() -> None:
     trainer.model.embedding.register_forward_hook(lambda *_: modes.append(trainer.model.training))
     state = trainer.run()
     assert state.micro_batch_size == 4
-    assert modes.count(False) == 2 * 2, "two evaluations, of two batches each"
-    assert modes.count(True) == 3 + 3 * 2, "three whole batches, then three in halves"
+    assert modes.count(False) == 3 * 2, "three evaluations, the first at the start, of two batches each"
+    assert modes.count(True) == 6 * 2, "six batches in halves"
 
 
 def test_no_memory_at_all_is_one_clear_error() -> None:

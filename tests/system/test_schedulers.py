@@ -154,7 +154,7 @@ def steps(run: Path) -> int:
 def gap(one: Path, two: Path) -> float:
     """The largest difference of two runs' losses; both have every step once."""
     first, second = ([json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (one, two))
-    assert [line["step"] for line in first] == [line["step"] for line in second] == list(range(1, len(first) + 1))
+    assert [line["step"] for line in first] == [line["step"] for line in second] == list(range(len(first)))
     return max(
         abs(a[key] - b[key]) for a, b in zip(first, second, strict=True) for key in ("loss", "val_loss") if key in a
     )

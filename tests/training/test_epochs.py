@@ -7,8 +7,9 @@ import pytest
 from minigpt.training.hooks.epochs import epoch_table
 
 
-def test_rows_are_epochs_with_weighted_means_and_the_last_validation_loss() -> None:
+def test_rows_are_epochs_with_both_losses_of_the_last_evaluation() -> None:
     lines = [
+        {"step": 0, "epoch": 0.0, "seconds": 0.0, "val_loss": 5.0},
         {"step": 10, "epoch": 0.4, "seconds": 1.0, "loss": 4.0},
         {"step": 25, "epoch": 1.0, "seconds": 2.5, "loss": 2.0, "val_loss": 3.0},
         {"step": 35, "epoch": 1.4, "seconds": 4.0, "loss": 1.5, "val_loss": 2.5},
@@ -17,13 +18,24 @@ def test_rows_are_epochs_with_weighted_means_and_the_last_validation_loss() -> N
     ]
     first, second, third = epoch_table(lines)
     assert first["epoch"] == 1
-    assert first["train_loss"] == pytest.approx((10 * 4.0 + 15 * 2.0) / 25)
-    assert first["train_perplexity"] == pytest.approx(math.exp(2.8))
+    assert first["train_loss"] == 2.0, "of the steps before the evaluation, not the mean of the epoch"
+    assert first["train_perplexity"] == pytest.approx(math.exp(2.0))
     assert (first["val_loss"], first["seconds"]) == (3.0, 2.5)
     assert (second["epoch"], second["val_loss"], second["seconds"]) == (2, 2.5, 2.5)
-    assert second["train_loss"] == pytest.approx(1.25)
+    assert second["train_loss"] == 1.5, "what came after the evaluation counts for nothing"
     assert (third["epoch"], third["train_loss"]) == (2.2, 0.5)
     assert "val_loss" not in third
+
+
+def test_the_training_loss_is_the_mean_of_the_last_tenth_of_the_steps() -> None:
+    lines = [{"step": step, "epoch": step / 100, "seconds": 1.0, "loss": float(step)} for step in range(1, 101)]
+    lines[49]["val_loss"] = lines[79]["val_loss"] = 1.0
+    lines.insert(0, {"step": 0, "epoch": 0.0, "seconds": 0.0, "val_loss": 9.0})
+    (row,) = epoch_table(lines)
+    assert row["train_loss"] == sum(range(71, 81)) / 10
+    del lines[71]["loss"]  # a step that was skipped
+    assert epoch_table(lines)[0]["train_loss"] == (70 + sum(range(72, 81))) / 10
+    assert epoch_table(lines[:1]) == [], "stopped before the first step"
 
 
 def test_a_step_that_ends_a_little_past_an_epoch_belongs_to_it() -> None:

@@ -52,7 +52,7 @@ def test_distilling_equals_its_definition_and_nears_the_teacher(base: Path, tmp_
         base, tmp_path / "more.txt", finetune__teacher=str(master), finetune__teacher_weight=1.0, train__max_steps=60,
         finetune__seq_len=16, optimizer__learning_rate=5e-3, train__batch_size=16,
     )  # fmt: skip
-    losses = [line["loss"] for line in read_lines(run.path / "metrics.jsonl")]
+    losses = [line["loss"] for line in read_lines(run.path / "metrics.jsonl")[1:]]
     print(f"KL to a random teacher: {losses[0]:.2f} -> {losses[-1]:.2f} nats")
     assert losses[-1] < losses[0] / 2
     assert json.loads((run.path / "receipt.json").read_text())["teacher"]["path"].startswith(str(master))
@@ -106,7 +106,7 @@ def test_dpo_prefers_what_was_chosen_and_resumes_to_the_same_bits(rank: int, bas
     whole = tune(base, data, "whole", **settings)
     assert same(last_tensors(run.path), last_tensors(whole.path))
     lines = read_lines(run.path / "metrics.jsonl")
-    assert lines[0]["loss"] == pytest.approx(math.log(2))
+    assert lines[0]["val_loss"] == pytest.approx(math.log(2)) == lines[1]["loss"]
     assert all("bits_per_byte" not in line for line in lines)
     print(f"DPO, rank {rank}: validation loss {run.state.best_loss:.3f}, from {math.log(2):.3f}")
     assert run.state.best_loss < 0.1

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_
         return [{key: value for key, value in line.items() if key not in timings} for line in read_lines(path)]
 
     whole = run("whole")
-    assert [line["step"] for line in whole] == [7, 10, 14, 20] and whole[0]["skipped"] == 1
+    assert [line["step"] for line in whole] == [0, 7, 10, 14, 20] and whole[1]["skipped"] == 1
     run("cut")
     for after in (15, 12, 9, 6, 3):
         assert run("cut", after) == whole, f"killed after the checkpoint of step {after}"
@@ -281,9 +282,50 @@ def test_the_context_grows_with_the_run_and_a_part_is_a_window_of_its_own() -> N
     trainer = make_trainer(schedule=schedule, max_steps=10, micro_batch_size=4, eval_every=10)
     trainer.model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     trainer.run()
-    shapes = [tuple(tokens.shape) for tokens in seen if tokens.shape != (8, 16)]  # the validation batch is whole
-    assert shapes == [(16, 4)] * 8 + [(8, 8)] * 8 + [(4, 16)] * 4
+    seen = [tokens for tokens in seen if tokens.shape != (8, 16)]  # the validation batch is whole
+    assert [tuple(tokens.shape) for tokens in seen] == [(16, 4)] * 8 + [(8, 8)] * 8 + [(4, 16)] * 4
     assert torch.equal(seen[0].reshape(4, 16), CountingBatches().batch(0)[0][:4])
+
+
+def evaluated_steps(path: Path, **settings) -> list[int]:
+    make_trainer([Metrics(path, 1000, lambda parts: 1, 4.0)], **settings).run()
+    return [line["step"] for line in read_lines(path) if "val_loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"max_steps": 40}, range(0, 41, 4)),
+        ({"max_steps": 25}, [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
+        ({"max_steps": 3}, range(4)),
+        ({"max_tokens": 128 * 20}, range(0, 21, 2)),
+        ({"max_epochs": 2}, range(0, 21, 2)),  # of ten steps each
+        ({"max_steps": 12, "eval_every": 5}, [0, 5, 10, 12]),
+    ],
+)
+def test_a_run_is_evaluated_at_its_start_and_ten_times(tmp_path: Path, settings: dict, steps: Sequence[int]) -> None:
+    assert evaluated_steps(tmp_path / "metrics.jsonl", **{"eval_every": "auto", **settings}) == list(steps)
+
+
+def test_a_run_by_the_clock_is_evaluated_about_ten_times(tmp_path: Path) -> None:
+    found = evaluated_steps(tmp_path / "metrics.jsonl", eval_every="auto", max_minutes=0.01)
+    assert found[0] == 0 and 2 <= len(found) <= 11  # on a slow machine a step may be longer than a tenth
+
+
+def test_the_start_is_never_the_best_and_moves_no_random_state() -> None:
+    seen: list[tuple[float, torch.Tensor]] = []
+
+    class Watch(Hook):
+        def on_first_loss(self, trainer: Trainer, loss: float) -> None:
+            seen.append((loss, torch.get_rng_state()))
+
+    trainer = make_trainer([Watch()], max_steps=1, schedule=ScheduleConfig(warmup_steps=0))
+    before = torch.get_rng_state()
+    trainer.learning_rate = 10.0  # one step that makes it worse
+    state = trainer.run()
+    ((loss, after),) = seen
+    assert torch.equal(before, after)
+    assert loss < state.val_loss == state.best_loss and state.best_step == 1 and state.evals_since_best == 0
 
 
 def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:

@@ -6,15 +6,17 @@ from typing import Any
 
 from minigpt.config import RunConfig
 from minigpt.runs.budget.rule import Size
+from minigpt.runs.score import LEAST
 
-EVALUATIONS, EVAL_SHARE = 10, 0.03
-"""Evaluations of a run; the most of the time that they take together."""
+EVALUATIONS, EVAL_SHARE = 11, 0.03
+"""Evaluations of a run, that of step 0 among them; the most of the time that they take together."""
 SAVES, SAVE_SECONDS, SAVE_BYTES = 20, 30.0, 1e8
 """Checkpoints of a run at most, seconds between them at least; bytes of one that are written in a second."""
 SHOW_FROM = 60.0
 """Seconds of a run from which on it evaluates before its end, writes samples and draws its loss."""
-PLOT, LEAVE, COMPILE = 3.0, 0.7, 8.0
-"""Seconds, about: drawing; starting and leaving Python; compiling again what was compiled to be timed."""
+PLOT, LEAVE, COMPILE, FLOORS = 3.0, 0.7, 8.0, 2.0
+"""Seconds, about: drawing; starting and leaving Python; compiling again what was compiled to be timed; the floors of a
+text that is scored for the first time."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Around:
     def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> "Around":
         """For a run of `total` seconds with steps of `step` seconds; an evaluation's batch takes a third of a step."""
         long = total >= SHOW_FROM
-        evaluations = EVALUATIONS if long else 1
+        evaluations = EVALUATIONS if long else 2
         batch, micro = config.train.batch_size, config.train.micro_batch_size
         rows = min(batch, micro) if isinstance(micro, int) else batch
         one = step / 3 * rows / batch
@@ -45,7 +47,10 @@ class Around:
         evaluation = min(whole, allowed) * one
         saving = 0.1 + 12 * size.products / SAVE_BYTES  # weights and AdamW's two moments
         between = (evaluations - 1) * evaluation + saving * min(SAVES, total / SAVE_SECONDS)
-        after = evaluation + saving + LEAVE + (PLOT if long and config.logging.plots else 0.0)
+        trained = total / step * batch * config.model.max_seq_len
+        scored = val_tokens * LEAST <= trained  # the best weights, at the end, on the whole split
+        score = whole * one + FLOORS if scored else 0.0
+        after = evaluation + score + saving + LEAVE + (PLOT if long and config.logging.plots else 0.0)
         batches = None if whole <= allowed else allowed
         return cls(batches, long, between + (COMPILE if compiled else 0.0), after)
 
@@ -53,7 +58,9 @@ class Around:
         """By dotted name, for a run of so many steps of `step` seconds."""
         return {
             "train.eval_batches": self.eval_batches,
-            "train.eval_every": math.ceil(steps / EVALUATIONS) if self.long else 2 * steps,  # at its end in any case
+            "train.eval_every": math.ceil(steps / (EVALUATIONS - 1))
+            if self.long
+            else 2 * steps,  # at its end in any case
             "train.sample_every": math.ceil(0.4 * steps) if self.long else 0,
             "train.save_every": math.ceil(max(SAVE_SECONDS / step, steps / SAVES)),
             "logging.plots": self.long,

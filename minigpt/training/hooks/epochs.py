@@ -1,57 +1,70 @@
 """The table of epochs at the end of a run."""
 
 import math
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 
+RECENT = 0.1
+"""The share of an epoch's steps, just before its last evaluation, whose mean is the training loss of its row."""
+
 
 def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """One row an epoch (the last may be partial): mean training loss, last validation loss, perplexities, seconds.
+    """One row per epoch (the last may be partial): losses, perplexities, seconds.
 
+    Both losses are of the same moment: the validation loss is that of the epoch's last evaluation, and the training
+    loss is the mean over the steps just before it (see `RECENT`; without an evaluation: before the epoch's end).
     A step that ends an epoch counts for it whole, though it may end some tokens past it.
 
     Args:
         lines: of metrics.jsonl.
     """
-    # a step's share of an epoch: at least what the file's rounding to 1e-4 can tell, at most a whole one
-    one_step = min(max(lines[-1]["epoch"] / lines[-1]["step"], 1e-3), 1.0) if lines else 1.0
-    rows: dict[int, dict[str, float]] = {}
-    weights: dict[int, float] = {}
-    before = 0.0
-    last_step = 0
+    before = {"step": 0, "seconds": 0.0}  # the line before each line of a step
+    steps: list[dict[str, Any]] = []
     for line in lines:
-        epoch = max(1, math.floor(line["epoch"] - one_step + 1e-4) + 1)  # in which its last step began
-        row = rows.setdefault(epoch, {"epoch": epoch, "train_loss": 0.0, "seconds": 0.0})
-        steps = line["step"] - last_step
-        weights[epoch] = weights.get(epoch, 0.0) + steps
-        loss = line.get("loss", row["train_loss"])
-        row["train_loss"] += (loss - row["train_loss"]) * steps / max(weights[epoch], 1e-9)
-        row["epoch"] = round(line["epoch"], 2)
-        row["seconds"] += line["seconds"] - before
-        if "val_loss" in line:
-            row["val_loss"] = line["val_loss"]
-        before, last_step = line["seconds"], line["step"]
-    for epoch in list(rows)[:-1]:  # all but the last are whole, wherever their last line was written
-        rows[epoch]["epoch"] = epoch
-    for row in rows.values():
+        if line["step"]:
+            steps.append(line | {"steps": line["step"] - before["step"], "taken": line["seconds"] - before["seconds"]})
+        before = line
+    if not steps:
+        return []
+    # a step's share of an epoch: at least what the file's rounding to 1e-4 can tell, at most a whole one
+    one_step = min(max(steps[-1]["epoch"] / steps[-1]["step"], 1e-3), 1.0)
+
+    def epoch(line: dict[str, Any]) -> int:
+        """In which its last step began."""
+        return max(1, math.floor(line["epoch"] - one_step + 1e-4) + 1)
+
+    rows = [_row(list(group), number) for number, group in groupby(steps, epoch)]
+    rows[-1]["epoch"] = round(steps[-1]["epoch"], 2)  # the others are whole, wherever their last line was written
+    return rows
+
+
+def _row(lines: list[dict[str, Any]], epoch: int) -> dict[str, float]:
+    row: dict[str, float] = {"epoch": epoch, "seconds": sum(line["taken"] for line in lines)}
+    evaluated = [place for place, line in enumerate(lines) if "val_loss" in line]
+    upto = lines[: evaluated[-1] + 1] if evaluated else lines
+    least = RECENT * sum(line["steps"] for line in lines)
+    nats, count = 0.0, 0
+    for line in reversed(upto):
+        if "loss" in line and count < least:
+            nats, count = nats + line["loss"] * line["steps"], count + line["steps"]
+    if count:
+        row["train_loss"] = nats / count
         row["train_perplexity"] = math.exp(min(row["train_loss"], 700))
-        if "val_loss" in row:
-            row["val_perplexity"] = math.exp(min(row["val_loss"], 700))
-    return list(rows.values())
+    if evaluated:
+        row["val_loss"] = lines[evaluated[-1]]["val_loss"]
+        row["val_perplexity"] = math.exp(min(row["val_loss"], 700))
+    return row
 
 
-def render_epochs(rows: list[dict[str, float]]) -> Table:
-    """The table of `epoch_table` for the screen."""
-    table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None)
+def render_epochs(rows: list[dict[str, float]], scored: str) -> Table:
+    """The table of `epoch_table` for the screen; `scored` says what the validation losses were measured on."""
+    caption = f"train: the steps just before the evaluation; val: {scored}"
+    table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None, caption=caption)
+    table.caption_justify = "left"
+    columns = {"train_loss": ".4f", "train_perplexity": ".2f", "val_loss": ".4f", "val_perplexity": ".2f"}
     for row in rows:
-        has_val = "val_loss" in row
-        table.add_row(
-            f"{row['epoch']:g}",
-            f"{row['train_loss']:.4f}",
-            f"{row['train_perplexity']:.2f}",
-            f"{row['val_loss']:.4f}" if has_val else "-",
-            f"{row['val_perplexity']:.2f}" if has_val else "-",
-            f"{row['seconds']:.1f}",
-        )
+        figures = [format(row[key], form) if key in row else "-" for key, form in columns.items()]
+        table.add_row(f"{row['epoch']:g}", *figures, f"{row['seconds']:.1f}")
     return table

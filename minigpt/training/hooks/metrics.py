@@ -15,12 +15,13 @@ from minigpt.training.schedule import context_parts
 
 
 class Metrics(Hook):
-    """metrics.jsonl: a line every `every` steps and at every evaluation.
+    """metrics.jsonl: a line at the start, every `every` steps and at every evaluation.
 
     Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
-    evaluations val_loss and bits_per_byte too. Loss and grad_norm are of steps where they were finite, and left out if
-    there was none since the last line; `skipped` counts the others, which changed no weight. The steps that no line
-    has yet are saved with each checkpoint: after a kill the lines are those of the undisturbed run.
+    evaluations val_loss and bits_per_byte too. The line of step 0 has none of a training step. Loss and grad_norm are
+    of steps where they were finite, and left out if there was none since the last line; `skipped` counts the others,
+    which changed no weight. The steps that no line has yet are saved with each checkpoint: after a kill the lines are
+    those of the undisturbed run.
 
     Args:
         path: the file.
@@ -45,10 +46,16 @@ class Metrics(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop what a killed run wrote past its checkpoint, then start the clock."""
-        keep_lines(self.path, trainer.state.step)
+        keep_lines(self.path, trainer.state.step or -1)
         runtime = trainer.runtime
         self.peak = peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
         self._restart(trainer)
+
+    def on_first_loss(self, trainer: Trainer, loss: float) -> None:
+        """Write the line of step 0."""
+        state = trainer.state
+        line = {"step": 0, "epoch": 0.0, "tokens": 0, "seconds": round(state.seconds, 3), **self._evaluated(loss)}
+        self._write(trainer, line)
 
     def on_rollback(self, trainer: Trainer) -> None:
         """Drop the lines past the step that the run was set back to, and start the clock again."""
@@ -84,11 +91,18 @@ class Metrics(Hook):
             "mfu": round(speed * self.flops(parts) / self.peak, 4),
         }
         if evaluated and state.val_loss is not None:
-            line["val_loss"] = state.val_loss
-            if self.bytes_per_token is not None:
-                line["bits_per_byte"] = state.val_loss / math.log(2) / self.bytes_per_token
+            line |= self._evaluated(state.val_loss)
         if len(finite) < len(steps):
             line["skipped"] = len(steps) - len(finite)
+        self._write(trainer, line)
+
+    def _evaluated(self, loss: float) -> dict[str, float]:
+        """What a line says of an evaluation."""
+        if self.bytes_per_token is None:
+            return {"val_loss": loss}
+        return {"val_loss": loss, "bits_per_byte": loss / math.log(2) / self.bytes_per_token}
+
+    def _write(self, trainer: Trainer, line: dict[str, Any]) -> None:
         append_line(self.path, line)
         for listener in self.listeners:
             listener(trainer, line)

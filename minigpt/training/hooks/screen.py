@@ -75,11 +75,14 @@ class Screen(Hook):
 def describe(line: dict[str, Any], trainer: Trainer, eta: float | None) -> str:
     """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12%  eta 0:00:42."""
     total = trainer.budget.total_steps
-    parts = [f"step {line['step']}{f'/{total}' if total else ''}", f"loss {line.get('loss', math.nan):.4f}"]
+    parts = [f"step {line['step']}{f'/{total}' if total else ''}"]
+    if line["step"]:
+        parts.append(f"loss {line.get('loss', math.nan):.4f}")
     if "val_loss" in line:
         bits = f" ({line['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in line else ""
         parts.append(f"val {line['val_loss']:.4f}{bits}")
-    parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
+    if line["step"]:  # the first line is of the start, before any step
+        parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
     if eta is not None:
         parts.append(f"eta {timedelta(seconds=int(eta))}")
     return "  ".join(parts)

@@ -1,0 +1,62 @@
+"""The headline of a run that has ended: bits per byte of its best checkpoint on the whole validation split."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from minigpt.console import progress_bars, teller
+from minigpt.data import Prepared
+from minigpt.errors import StorageError
+from minigpt.evals import evaluate_run
+from minigpt.evals.report import REPORT_KEYS, Report
+from minigpt.files import parse_json, write_text
+from minigpt.layout import RunFolder
+from minigpt.runs.load import load_run
+from minigpt.runtime.device import out_of_memory
+
+LEAST = 4
+"""Trained tokens for each token of the validation split, from which on a run is scored. To train on a token costs three
+times what it costs to score it, so the score takes a twelfth of the run's time at most."""
+
+
+def score_run(path: Path, text: Prepared, trained: int, device: str, console: Console) -> Report | None:
+    """What `minigpt eval RUN` says of the run; it stays in eval.json, where plots find it.
+
+    Args:
+        path: the run.
+        text: its own token files.
+        trained: tokens that it has trained on.
+        device: where to compute.
+        console: told what is left out.
+
+    Returns:
+        None for a run that is too short for its validation split (see `LEAST`), or where memory is too small.
+    """
+    tell = teller(console)
+    if len(text.splits["val"].tokens) * LEAST > trained:
+        return None
+    try:
+        with progress_bars(console) as bar:
+            report = evaluate_run(load_run(path, device), prepared=text, progress=partial(bar, "scoring"))
+    except (RuntimeError, MemoryError) as error:  # the model that has trained is in memory too
+        if not out_of_memory(error):
+            raise
+        tell(f"not scored on the whole validation split, for memory is too small; later: minigpt eval {path} --save")
+        return None
+    try:
+        write_text(RunFolder(path).evaluation, json.dumps(report, indent=2) + "\n")
+    except StorageError as error:  # the run itself is safe
+        tell(str(error))
+    return report
+
+
+def kept_score(path: Path, step: int) -> Report | None:
+    """The report in eval.json, if it is the headline of the checkpoint of that step."""
+    try:
+        report: Report = parse_json(RunFolder(path).evaluation.read_bytes())
+        mine = (report["step"], report["split"], report["stride"]) == (step, "val", report["context"])
+        return report if mine and report.keys() == set(REPORT_KEYS) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
