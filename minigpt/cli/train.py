@@ -10,6 +10,13 @@ from minigpt.cli.finished import report_run
 from minigpt.console import console, counted, out, out_json
 from minigpt.errors import UserError
 
+USAGE = """minigpt train: name a text, or a recipe
+
+  minigpt train my.txt             your text, a folder of texts, or - for a pipe
+  minigpt train stories            the built-in stories: no file, no network
+  minigpt train shakespeare-char   a recipe; all of them: minigpt config recipes
+  minigpt train -h                 the options that people use most"""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -49,13 +56,14 @@ def main(argv: list[str], own_process: bool = False) -> int:
     began = None if own_process else time.perf_counter()
     command = shlex.join(["minigpt", "train", *argv])
     args, overrides = parse(Train, argv, "train", with_config=True)
+    if not args.what and "data.source" not in overrides:
+        console.print(USAGE, markup=False, highlight=False)
+        return UserError.exit_code
     if args.budget is not None:
         return _within_budget(args, args.budget, overrides, began, command)
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
-    if not args.what and "data.source" not in overrides:
-        console.print("no text is named, so it trains on the built-in stories; on yours: minigpt train my.txt")
     from minigpt.runs.data import make_tokenizer, prepare_data
     from minigpt.runs.plan import default_name
     from minigpt.runs.task import FromNothing
