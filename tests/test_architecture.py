@@ -68,7 +68,7 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "cli": "arguments finished presets / bench config data demo doctor eval explain export finetune model plot prepare"
+    "cli": "fields / help finished presets / arguments / bench config data demo doctor eval explain export finetune model plot prepare"
     " prompts quantize runs tokenizer train / generate sweep / chat",
 }
 CORE = (

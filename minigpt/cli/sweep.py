@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, groups_json, show_groups, show_table
@@ -33,6 +33,24 @@ class SweepArgs:
     tried again. A run that fails is noted and the sweep goes on; the exit code is then 1. Ctrl-C saves and stops.
     """
 
+    COMMON: ClassVar = (
+        "name",
+        "budget",
+        "tiny_run",
+        "devices",
+        "dry_run",
+        "json",
+        "train.seed",
+        "train.max_steps",
+        "train.max_minutes",
+        "train.batch_size",
+        "optimizer.learning_rate",
+        "model.num_layers",
+        "model.embed_dim",
+        "model.dropout",
+        "lora.rank",
+    )
+
     what: Positional[tuple[PathText, ...]] = ()
     """As for train: a recipe, data, or both. As for finetune: a run, checkpoint or Hugging Face directory, and data."""
     name: Name | None = None
@@ -41,6 +59,10 @@ class SweepArgs:
     """Devices to use at once, one run on each: cuda:0,cuda:1, or cpu,cpu (default: one run after another)."""
     dry_run: bool = False
     """List what would run, and stop."""
+    budget: str | None = None
+    """What each run may take, as --budget of train: 90s, 10m, 2h or 1e15flops."""
+    tiny_run: bool = False
+    """Shrink every run to about a minute of CPU, as --tiny-run of train, to see that the sweep works."""
     json: bool = False
     """Print one JSON object: sweep, runs (a list of {name, state, error, settings, and the figures of runs list}, the
     best first), groups (as runs compare). With --dry-run: sweep, runs (a list of {name, state, command})."""
@@ -49,7 +71,7 @@ class SweepArgs:
 def main(argv: list[str]) -> int:
     """Run the command."""
     if {"-h", "--help"} & set(argv):
-        parse(SweepArgs, ["--help"], "sweep", with_config=True)
+        parse(SweepArgs, [word for word in argv if "." not in word], "sweep", with_config=True)
     grid, fixed, rest = split_grid(argv)
     args, _ = parse(SweepArgs, rest, "sweep", with_config=True)
     devices = args.devices.split(",") if args.devices else [None]

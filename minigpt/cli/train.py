@@ -3,7 +3,7 @@
 import shlex
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
 from minigpt.cli.finished import report_run
@@ -27,9 +27,26 @@ class Train:
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 3e-3
 
-    The same command continues a run that was cut off. Ctrl-C saves and stops. Most used: --train.max-minutes,
-    --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.
+    The same command continues a run that was cut off. Ctrl-C saves and stops.
     """
+
+    COMMON: ClassVar = (
+        "name",
+        "budget",
+        "tiny_run",
+        "resume",
+        "train.max_minutes",
+        "train.max_steps",
+        "train.batch_size",
+        "model.num_layers",
+        "model.embed_dim",
+        "model.max_seq_len",
+        "model.dropout",
+        "tokenizer.kind",
+        "tokenizer.vocab_size",
+        "optimizer.learning_rate",
+        "train.seed",
+    )
 
     what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
