@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from minigpt.console import harmless, open_streams
+from minigpt.console import console, harmless, open_streams, teller
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
 COMMANDS = {
@@ -57,12 +57,12 @@ def usage() -> str:
 
 def _tell(message: Any, *place: Any, **more: Any) -> None:
     """A warning as one line, without the place in the program."""
-    print(harmless(str(message)), file=sys.stderr)
+    teller(console)(str(message))
 
 
 def _complain(text: str) -> None:
     """One line, whatever the names in it hold."""
-    print("minigpt: " + harmless(text).replace("\n", "\\n"), file=sys.stderr)
+    teller(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
 
 
 def _as_typed(problem: str, argv: list[str]) -> str:

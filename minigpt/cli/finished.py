@@ -37,7 +37,7 @@ def report_run(run: "TrainedRun", json: bool) -> int:
         quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
         console.print(
             f"Next: minigpt generate {path} --prompt {quoted}\n"
-            f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}",
+            f"      minigpt chat {path}\n      minigpt eval {path}\n      minigpt explain {path}",
             markup=False, highlight=False,
         )  # fmt: skip
     if stopped:
