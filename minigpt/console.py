@@ -66,11 +66,11 @@ class _Trimmed:
             yield Segment.line()
 
 
-class Messages(SafeConsole):
-    """On stderr. On a terminal a line breaks between words; elsewhere it does not break, so that a log has it whole."""
+class Lines(SafeConsole):
+    """On a terminal a line breaks between words; elsewhere it does not break, so that a log has it whole."""
 
     def __init__(self, **more: Any):
-        super().__init__(**{"stderr": True, "soft_wrap": True, "emoji": False, **more})
+        super().__init__(**{"soft_wrap": True, "emoji": False, **more})
 
     def print(self, *objects: Any, **more: Any) -> None:
         """Print texts, or anything else as rich does."""
@@ -88,7 +88,7 @@ class Messages(SafeConsole):
 
 def messages(quiet: bool = False) -> Console:
     """The console for messages."""
-    return Messages(quiet=quiet)
+    return Lines(stderr=True, quiet=quiet)
 
 
 class LiveLine:

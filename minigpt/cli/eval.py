@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, counted, out, out_json
+from minigpt.console import Lines, console, counted, out, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -120,7 +120,7 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 def _show(report: Mapping[str, Any], name: str) -> None:
     from rich.table import Table
 
-    screen = SafeConsole(highlight=False, soft_wrap=True)
+    screen = Lines(highlight=False)
     stride = "no overlap" if report["stride"] == report["context"] else f"stride {report['stride']:,}"
     screen.print(
         f"[bold]{name}[/bold] (step {report['step']:,}) on {report['data']}, {report['split']}: "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,7 +199,8 @@ def _show(args: Show) -> None:
         out_json(report)
         return
     receipt, sample = report["receipt"], report["sample"]
-    titled("run", {key: report[key] for key in list(run.summary())[:6]} | {"minutes": report["minutes"]})
+    head = {key: report[key] for key in list(run.summary())[:6]} | {"minutes": report["minutes"]}
+    titled("run", head | {"started": datetime.fromisoformat(report["started"]).astimezone().strftime("%Y-%m-%d %H:%M")})
     titled("settings that are not the defaults", report["settings"])
     titled("versions", receipt.get("versions", {}))
     titled("data sha256", receipt.get("data", {}).get("sha256", {}))

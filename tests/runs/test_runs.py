@@ -268,7 +268,9 @@ def test_compare_groups_seeds_with_mean_and_spread(runs: Path, tmp_path: Path, c
     assert means == sorted(means)
     assert main(["runs", "compare", str(runs / "a-1"), str(runs / "a-2"), "--no-plot"]) == 0
     shown = capsys.readouterr().out
-    assert "±" in shown and [line.split()[0] for line in shown.splitlines()[1:]] == "best bits/byte minutes seeds".split()
+    assert (
+        "±" in shown and [line.split()[0] for line in shown.splitlines()[1:]] == "best bits/byte minutes seeds".split()
+    )
     assert main(["runs", "compare", str(runs / "a-1"), str(runs / "wide"), "--no-plot"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() in (["a-1", "wide"], ["wide", "a-1"]) and shown[1].startswith("best val ")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from terminal_run import Screen as Shown
 
-from minigpt.console import Messages, fitted
+from minigpt.console import Lines, fitted
 from minigpt.training.hooks.screen import Screen, describe, ending, spoken
 
 LINE = {
@@ -27,7 +27,7 @@ def trainer(**state: Any) -> Any:
 def live(width: int) -> str:
     """The last line that a terminal of this width shows while a run trains."""
     file = io.StringIO()
-    screen = Screen(Messages(file=file, force_terminal=True, width=width))
+    screen = Screen(Lines(file=file, force_terminal=True, width=width))
     screen.on_start(trainer())
     screen.began = (0.0, 0.1)
     screen.show(trainer(), LINE | {"step": 1240})
@@ -60,7 +60,7 @@ def test_a_printed_line_is_whole_in_a_pipe_and_fits_a_terminal() -> None:
 
 def test_a_pipe_gets_no_bar_and_no_escape_codes() -> None:
     file = io.StringIO()
-    screen = Screen(Messages(file=file, force_terminal=False, width=80))
+    screen = Screen(Lines(file=file, force_terminal=False, width=80))
     screen.on_start(trainer())
     screen.on_step(trainer())
     screen.show(trainer(), LINE)
@@ -89,7 +89,7 @@ def test_the_end_says_what_ended_the_run(minutes: float | None, state: dict[str,
 def test_messages_break_between_words_and_a_long_path_stays_whole() -> None:
     def shown(text: str, terminal: bool = True) -> str:
         file = io.StringIO()
-        Messages(file=file, force_terminal=terminal, width=20).print(text, highlight=False)
+        Lines(file=file, force_terminal=terminal, width=20).print(text, highlight=False)
         return file.getvalue()
 
     assert shown("one two three four five six :smile:") == "one two three four\nfive six :smile:\n"
