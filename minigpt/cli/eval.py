@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import Lines, console, counted, out, out_json
+from minigpt.console import Lines, console, counted, out_json
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -136,7 +136,7 @@ def _show(report: Mapping[str, Any], name: str) -> None:
             table.add_row(*row)
         screen.print(table)
         screen.print()
-    out(sentence(report))
+    screen.print(sentence(report), markup=False)
 
 
 def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

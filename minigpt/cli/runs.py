@@ -83,8 +83,9 @@ class Diff:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: a table, and their curves over each other. Runs that differ in their seed alone are one row, and
-    one curve: the mean, with a band.
+    """Compare runs: a table, and their curves over each other. The table has a column for each run, the best first: its
+    results, then the settings that differ. Runs that differ in their seed alone are one column, and one curve: the
+    mean, with a band.
 
     minigpt runs compare runs/a runs/b runs/c
     minigpt runs compare runs/sweep --x minutes --out sweep.svg

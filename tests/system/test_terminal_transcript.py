@@ -15,17 +15,15 @@ SWEEP = ["sweep", "cats.txt", "--tiny-run", "--train.max-steps", "5", "--optimiz
 RUN, TUNED = "runs/cats-tiny", "runs/answers"
 
 
-def typed(
-    words: list[str], folder: Path, code: int = 0, keys: bytes = b"", mark: str = "", written: bool = False
-) -> str:
-    """The screen after a command; every rule that holds for all is checked. `written`: some lines are a model's."""
+def typed(words: list[str], folder: Path, code: int = 0, keys: bytes = b"", mark: str = "", model: bool = False) -> str:
+    """The screen after a command; every rule that holds for all is checked. `model`: a model wrote some lines."""
     found, screen = in_terminal(words, folder, lambda raw: mark in raw, keys)
     shown = "\n".join(screen.lines)
     print(f"\n$ minigpt {' '.join(words)}\n{shown}")
     assert found == code, shown
     assert not screen.overflown, "a line is wider than the terminal"
     assert all(len(line) <= COLUMNS for line in screen.lines)
-    assert written or not [line for line in screen.lines if line != line.rstrip()]
+    assert model or not [line for line in screen.lines if line != line.rstrip()]
     assert "Traceback" not in shown and "bug in minigpt" not in shown
     return shown
 
@@ -60,8 +58,8 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     assert swept.splitlines()[-1].startswith("best: --optimizer.learning-rate=0.01: best val ")
     typed(["finetune", RUN, "questions.jsonl", "--name", "answers", "--train.max-steps", "5", *SETTINGS], tmp_path)
     typed(["eval", RUN], tmp_path)
-    typed(["generate", RUN, "--prompt", "the cat", "--max-new-tokens", "40"], tmp_path, written=True)
-    typed(["chat", TUNED, "--max-new-tokens", "30"], tmp_path, keys=b"the cat\n\x04", mark="> ", written=True)
+    typed(["generate", RUN, "--prompt", "the cat", "--max-new-tokens", "40"], tmp_path, model=True)
+    typed(["chat", TUNED, "--max-new-tokens", "30"], tmp_path, keys=b"the cat\n\x04", mark="> ", model=True)
     for words in (["train", "-h"], ["runs", "list"], ["runs", "compare", RUN, "runs/clock"]):
         whole = piped(words, tmp_path)
         assert "\x1b" not in whole and all(line == line.rstrip() for line in whole.splitlines())
