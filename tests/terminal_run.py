@@ -10,13 +10,15 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
 
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)[ -/]*([@-~])|\x1b\][^\x07]*\x07|\x1b[@-_=>]|(.)", re.DOTALL)
 COLUMNS, ROWS = 80, 24
+SECONDS = 120
+"""A command that takes longer is killed."""
 
 
 class Screen:
@@ -91,10 +93,8 @@ class Screen:
             del self.rows[self.row + 1 :]
 
 
-def in_terminal(
-    words: list[str], folder: Path, until: Callable[[str], bool] | None = None, keys: bytes = b"", limit: float = 120
-) -> tuple[int, Screen]:
-    """(exit code, screen) of `minigpt WORDS`, run in the folder; once `until` holds of its output, keys are typed."""
+def in_terminal(words: list[str], folder: Path, keys: Sequence[tuple[str, bytes]] = ()) -> tuple[int, Screen]:
+    """(exit code, screen) of `minigpt WORDS`, run in the folder; each of the keys is typed once its text has come."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -105,7 +105,7 @@ def in_terminal(
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
     )  # fmt: skip
     os.close(theirs)
-    raw, end = b"", time.monotonic() + limit
+    raw, typed, waiting, end = b"", 0, list(keys), time.monotonic() + SECONDS
     while time.monotonic() < end:
         if select.select([ours], [], [], 0.1)[0]:
             try:
@@ -115,9 +115,9 @@ def in_terminal(
             if not part:
                 break
             raw += part
-        if keys and (until is None or until(raw.decode(errors="replace"))):
-            os.write(ours, keys)
-            keys = b""
+        if waiting and waiting[0][0] in raw[typed:].decode(errors="replace"):
+            typed = len(raw)
+            os.write(ours, waiting.pop(0)[1])
     else:
         process.kill()
     code = process.wait()

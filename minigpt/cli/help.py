@@ -85,14 +85,15 @@ def print_help(
         page.section("options", sections["options"])
     names = ", ".join(sections)
     page.paragraph(
-        f"All {len(rows)} options: minigpt {command} --help. "
+        f"All {len(rows) - 1} options: minigpt {command} --help. "
         f"One section of them: minigpt {command} --help NAME, where NAME is one of {names}."
     )
 
 
 def _sections(arguments: Sequence[Argument], config: Mapping[str, Any]) -> dict[str, Section]:
     """All options of a command by section; those that are settings of generation have a section of their own."""
-    own, generation = [], []
+    how = "-h shows what people use most, --help all, --help SECTION one section, such as --help model."
+    own, generation = [Row("help", "-h, --help", "", how if config else "Show this help.", "")], []
     for flag in (argument for argument in arguments if not argument.positional):
         spelled = f"--no-{flag.flag[2:]}" if flag.switch and flag.default is True else flag.flag
         row = Row(flag.name, spelled, "" if flag.switch else metavar(flag.kind), flag.help, _default(flag))
