@@ -13,13 +13,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -43,10 +46,91 @@ class SafeConsole(Console):
         """A text that is printed; escaped here too, so that its width is right."""
         return super().render_str(harmless(text), **more)
 
+    def print(self, *objects: Any, **more: Any) -> None:
+        """Print; the lines of a table do not end in blanks."""
+        super().print(*(_Trimmed(each) if isinstance(each, Table) else each for each in objects), **more)
+
+
+class _Trimmed:
+    """A table without the blanks that fill its lines."""
+
+    def __init__(self, table: Table):
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        for line in console.render_lines(self.table, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            yield from line[:-1]
+            yield from (Segment(last.text.rstrip(), last.style) for last in line[-1:])
+            yield Segment.line()
+
+
+class Lines(SafeConsole):
+    """On a terminal a line breaks between words; elsewhere it does not break, so that a log has it whole."""
+
+    def __init__(self, **more: Any):
+        super().__init__(**{"soft_wrap": True, "emoji": False, **more})
+
+    def print(self, *objects: Any, **more: Any) -> None:
+        """Print texts, or anything else as rich does."""
+        if self.is_terminal and objects and all(isinstance(each, str) for each in objects):
+            how = {name: more[name] for name in ("markup", "highlight") if name in more}
+            text = self.render_str(" ".join(objects), **how)
+            if all(cell_len(word) <= self.width for word in text.plain.split()):  # a longer path can be copied whole
+                lines = text.wrap(self, self.width, tab_size=8)
+                for line in lines:
+                    line.rstrip()
+                text = Text("\n").join(lines)
+            objects = (text,)
+        super().print(*objects, **more)
+
 
 def messages(quiet: bool = False) -> Console:
-    """A console on stderr that breaks no line, so that a log has them whole and a path can be copied."""
-    return SafeConsole(stderr=True, quiet=quiet, soft_wrap=True)
+    """The console for messages."""
+    return Lines(stderr=True, quiet=quiet)
+
+
+class LiveLine:
+    """One line at the bottom of a terminal, which is written anew all the time; elsewhere nothing."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __bool__(self) -> bool:
+        return self.live is not None
+
+    def __enter__(self) -> "LiveLine":
+        if self.live:
+            self.live.start()
+        return self
+
+    def show(self, text: str | Text) -> None:
+        """Put this in place of what the line shows."""
+        if self.live:
+            line = Text(harmless(text)) if isinstance(text, str) else text
+            line.no_wrap, line.overflow = True, "ellipsis"
+            self.live.update(line, refresh=True)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self.live:
+            self.live.stop()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def fitted(parts: Sequence[tuple[int, str]], width: int | None) -> str:
+    """The parts in their order, two blanks between, without those of the highest numbers that have no room.
+
+    fitted([(0, "step 5"), (2, "9 tok/s"), (1, "loss 2.5")], 17) -> "step 5  loss 2.5"
+    """
+    kept = list(parts)
+    while width is not None and len(kept) > 1 and sum(cell_len(text) + 2 for _, text in kept) - 2 > width:
+        kept.remove(max(kept))
+    return "  ".join(text for _, text in kept)
 
 
 def counted(number: int, what: str) -> str:

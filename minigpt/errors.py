@@ -23,6 +23,9 @@ import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+MOST_CHOICES = 5
+"""Names that an error suggests."""
+
 
 class MiniGPTError(Exception):
     """Base of everything minigpt raises on purpose."""
@@ -107,15 +110,21 @@ def storage_error(path: str | Path, error: Exception, fix: str | None = None) ->
     return StorageError(f"{path}: cannot be written ({text}); choose another directory with --logging.runs-dir")
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The hint that ends an error about an unknown name.
+def nearest(name: str, choices: Iterable[str], more: str = "") -> str:
+    """The hint that ends an error about an unknown name: at most `MOST_CHOICES` names.
 
-    nearest("bathc_size", ["batch_size", "seed"]) -> "did you mean batch_size?"
-    nearest("zzz", ["a", "b"])                    -> "choose from a, b"
+    nearest("bathc_size", ["batch_size", "seed"])      -> "did you mean batch_size?"
+    nearest("zzz", ["a", "b"])                         -> "choose from a, b"
+    nearest("zzz", many, "see minigpt train --help")   -> "see minigpt train --help"
+
+    `more`: where all the names stand, if there are many.
     """
     choices = list(choices)
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+    if close := difflib.get_close_matches(name, choices, n=1):
+        return f"did you mean {close[0]}?"
+    if len(choices) <= MOST_CHOICES:
+        return f"choose from {', '.join(choices)}"
+    return more or f"choose from {', '.join(choices[:MOST_CHOICES])} and {len(choices) - MOST_CHOICES} more"
 
 
 def first_line(error: BaseException) -> str:

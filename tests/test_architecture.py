@@ -71,8 +71,8 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "cli": "answers arguments finished presets / bench config data demo doctor eval explain export finetune model plot"
-    " prepare prompts quantize runs tokenizer train / generate sweep / chat",
+    "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
+    " export finetune model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

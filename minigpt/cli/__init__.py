@@ -13,29 +13,29 @@ from importlib import metadata
 from typing import Any
 
 from minigpt.before_torch import prepare
-from minigpt.console import harmless, open_streams
+from minigpt.console import console, harmless, open_streams, teller
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
 COMMANDS = {
-    "demo": "train the embedded default for about two minutes, then write stories with it",
-    "train": "train on a text, a directory, a named data set, or as a recipe says",
-    "finetune": "train a model further: on a text, on questions and answers, on chats; LoRA",
-    "eval": "loss, perplexity, bits per byte, beside what simpler models reach",
+    "demo": "train on generated stories, about two minutes; then write stories",
+    "train": "train on a text, a folder, a named data set, or by a recipe",
+    "finetune": "train a model further: on a text, questions and answers, chats",
+    "eval": "loss, perplexity, bits per byte, beside simpler models",
     "generate": "continue a prompt",
-    "chat": "talk with a model in the terminal: answers as they are written, settings, other tries",
+    "chat": "talk with a model in the terminal",
     "quantize": "write a run again with its weights in 8 or 4 bits",
-    "export": "write a run as a Hugging Face directory, for transformers and all that reads its format",
-    "explain": "look inside a model while it reads a text: one page, numbers, or a walk step by step",
-    "sweep": "train under every combination of some values, one run after another or one per device",
+    "export": "write a run as a Hugging Face directory, for transformers",
+    "explain": "look inside a model while it reads a text",
+    "sweep": "train under every combination of some values",
     "runs": "list, show, compare runs; print the line that repeats one",
     "plot": "draw loss and perplexity of one or more runs",
     "prepare": "turn text into token files without training",
-    "data": "inspect a text: sizes, histograms, duplicates, leaks between splits",
+    "data": "inspect a text: sizes, histograms, duplicates, leaks",
     "tokenizer": "train, inspect or compare tokenizers",
     "model": "inspect a model: parameters, FLOPs, memory, shapes",
-    "bench": "measure training, generation, tokenizing and data, beside this machine's ceilings and rivals",
+    "bench": "measure the speed of training, generation, tokenizing, data",
     "config": "print the JSON Schema, the defaults, or a recipe in full",
-    "doctor": "check this machine and say what to fix",
+    "doctor": "check this machine, and say what to fix",
 }
 
 
@@ -45,23 +45,24 @@ def usage() -> str:
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
         "minigpt: train a small GPT from scratch on your own text\n\n"
-        "usage: minigpt COMMAND [...]        minigpt COMMAND --help shows all its settings\n\n"
+        "usage: minigpt COMMAND [...]\n\n"
         f"{rows}\n\n"
         "first steps:\n"
         "  minigpt demo\n"
         "  minigpt train my.txt\n"
-        '  minigpt generate runs/my --prompt "Once upon a time"\n'
+        '  minigpt generate runs/my --prompt "Once upon a time"\n\n'
+        "minigpt COMMAND -h shows the options that people use most, --help all of them\n"
     )
 
 
 def _tell(message: Any, *place: Any, **more: Any) -> None:
     """A warning as one line, without the place in the program."""
-    print(harmless(str(message)), file=sys.stderr)
+    teller(console)(str(message))
 
 
 def _complain(text: str) -> None:
     """One line, whatever the names in it hold."""
-    print("minigpt: " + harmless(text).replace("\n", "\\n"), file=sys.stderr)
+    teller(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
 
 
 def _as_typed(problem: str, argv: list[str]) -> str:
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS)}")
+            raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS, 'see minigpt --help')}")
         prepare()
         with warnings.catch_warnings():
             warnings.showwarning = _tell

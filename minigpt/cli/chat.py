@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import asked_settings, load_draft, with_settings
@@ -28,6 +28,22 @@ class _Chat:
     with a backslash goes on in the next, and so does Alt-Enter. When the context is full, the oldest turns are no
     longer read.
     """
+
+    COMMON: ClassVar = (
+        "session",
+        "system",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "seed",
+        "preset",
+        "device",
+        "precision",
+    )
 
     run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, counted, out, out_json, tell
+from minigpt.console import Lines, console, counted, out_json, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -142,7 +142,7 @@ def _show(report: "Report", name: str) -> None:
 
     from minigpt.evals.report import told_headline
 
-    screen = SafeConsole(highlight=False, soft_wrap=True)
+    screen = Lines(highlight=False)
     screen.print(
         f"[bold]{name}[/bold] on {report['data']}: {counted(report['tokens'], 'token')}, "
         f"{counted(report['bytes'], 'byte')}, {counted(report['words'], 'word')}; context {report['context']:,}\n"
@@ -157,7 +157,7 @@ def _show(report: "Report", name: str) -> None:
             table.add_row(*row)
         screen.print(table)
         screen.print()
-    out(sentence(report))
+    screen.print(sentence(report), markup=False)
 
 
 def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from typing import ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse
 from minigpt.cli.finished import report_run
@@ -35,6 +36,24 @@ class Finetune:
     A run with --lora.rank holds the adapter alone: to be loaded it needs the checkpoint that it began from, unchanged,
     where it was or moved together with it. What --merge writes needs nothing.
     """
+
+    COMMON: ClassVar = (
+        "name",
+        "resume",
+        "train.max_epochs",
+        "train.max_steps",
+        "train.max_minutes",
+        "train.batch_size",
+        "optimizer.learning_rate",
+        "lora.rank",
+        "lora.alpha",
+        "finetune.seq_len",
+        "finetune.val_source",
+        "train.seed",
+        "merge",
+        "out",
+        "json",
+    )
 
     what: Positional[tuple[PathText, ...]] = ()
     """The base (a run, a checkpoint, a Hugging Face directory), then the data; or a recipe (.yaml) that names them."""

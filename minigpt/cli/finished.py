@@ -60,11 +60,9 @@ def report_run(run: "TrainedRun", json: bool) -> int:
 def _next(run: "TrainedRun") -> str:
     """What can be done with a run; a run that learned chats is talked to first."""
     path = shlex.quote(str(run.path))
+    chat, others = f"minigpt chat {path}", f"      minigpt eval {path}\n      minigpt explain {path}"
     if RunFolder(run.path).template.is_file():
-        return f"Next: minigpt chat {path}\n      minigpt eval {path}, minigpt explain {path}"
+        return f"Next: {chat}\n{others}"
     prompt = run.config.train.sample_prompt.strip() or "Once upon a time"
     quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-    return (
-        f"Next: minigpt generate {path} --prompt {quoted}\n"
-        f"      minigpt eval {path}, minigpt explain {path}, minigpt chat {path}"
-    )
+    return f"Next: minigpt generate {path} --prompt {quoted}\n      {chat}\n{others}"

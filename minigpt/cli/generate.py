@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
@@ -24,6 +24,24 @@ class _Generate:
     Of a prompt longer than the model's context the last part is read. Text may grow past the context: when that is
     full, the older half is dropped and the newer half read again.
     """
+
+    COMMON: ClassVar = (
+        "prompt",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "seed",
+        "num_samples",
+        "prompts",
+        "out",
+        "device",
+        "precision",
+        "json",
+    )
 
     run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""

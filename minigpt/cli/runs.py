@@ -3,14 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.markup import escape
-from rich.table import Table
-
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, out, out_json, teller
+from minigpt.cli.tables import show_columns, show_table
+from minigpt.console import console, out, out_json, teller
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -43,13 +42,14 @@ class List:
     """Names to list, with * and ?; a sweep's name stands for all its runs. Quote it."""
     runs_dir: PathText = PathText("runs")
     """The folder of the runs."""
-    sort: Column = "name"
-    """Column to sort by, the smallest first."""
+    sort: Column | None = None
+    """Column to sort by, the smallest first (default: the newest run first)."""
     reverse: bool = False
-    """The largest first."""
+    """The other way round."""
     json: bool = False
-    """Print one JSON object: runs (a list of {name, path, state, data, parameters, steps, best_val_loss,
-    bits_per_byte, minutes}; null where nothing was logged). Bits per byte are those of the best evaluation."""
+    """Print one JSON object: runs (a list of {name, path, started, state, data, parameters, steps, best_val_loss,
+    bits_per_byte, minutes}; null where nothing was logged). Bits per byte are those of the best evaluation; started is
+    when the run was begun, or last continued."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Diff:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: a table, and their curves over each other. Runs that differ in their seed alone are one row, and
-    one curve: the mean, with a band.
+    """Compare runs: a table, and their curves over each other. The table has a column for each run, the best first: its
+    results, then the settings that differ. Runs that differ in their seed alone are one column, and one curve: the
+    mean, with a band.
 
     minigpt runs compare runs/a runs/b runs/c
     minigpt runs compare runs/sweep --x minutes --out sweep.svg
@@ -157,8 +158,9 @@ def _list(args: List) -> None:
     from minigpt.runs.record import find_runs
 
     rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern, teller(console))]
-    known = sorted((row for row in rows if row[args.sort] is not None), key=lambda row: row[args.sort])
-    rows = known[:: -1 if args.reverse else 1] + [row for row in rows if row[args.sort] is None]
+    key, backward = args.sort or "started", args.reverse != (args.sort is None)
+    known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key], reverse=backward)
+    rows = known + [row for row in rows if row[key] is None]
     if args.json:
         out_json({"runs": rows})
     elif rows:
@@ -173,6 +175,7 @@ def _list(args: List) -> None:
                 for row in rows
             ],
             text=3,
+            spare=("data", "minutes", "size", "steps", "state"),
         )  # fmt: skip
     else:
         console.print(f"no run matches {args.pattern} in {args.runs_dir}", markup=False)
@@ -197,7 +200,8 @@ def _show(args: Show) -> None:
         out_json(report)
         return
     receipt, sample = report["receipt"], report["sample"]
-    titled("run", {key: report[key] for key in list(run.summary())[:5]} | {"minutes": report["minutes"]})
+    head = {key: report[key] for key in list(run.summary())[:6]} | {"minutes": report["minutes"]}
+    titled("run", head | {"started": datetime.fromisoformat(report["started"]).astimezone().strftime("%Y-%m-%d %H:%M")})
     titled("settings that are not the defaults", report["settings"])
     titled("versions", receipt.get("versions", {}))
     titled("data sha256", receipt.get("data", {}).get("sha256", {}))
@@ -239,9 +243,9 @@ def _diff(args: Diff) -> None:
         out_json(report)
         return
     rows = [
-        (part, name, _plain(pair[0]), _plain(pair[1])) for part, found in report.items() for name, pair in found.items()
+        (part, name, plain(pair[0]), plain(pair[1])) for part, found in report.items() for name, pair in found.items()
     ]
-    show_table(("", "", args.one, args.two), rows, text=4)
+    show_table(("", "", args.one, args.two), rows, text=4, spare=("",))
 
 
 def _compare(args: Compare) -> None:
@@ -310,35 +314,30 @@ def groups_json(groups: "Sequence[Group]") -> list[dict[str, Any]]:
 
 
 def show_groups(groups: "Sequence[Group]") -> None:
-    """A table of the groups, the best first."""
-    paths = list(groups[0].settings) if groups else []
-    rows = []
-    for group in groups:
-        name = group.runs[0].name if len(group.runs) == 1 else f"{group.runs[0].name} and {len(group.runs) - 1} more"
-        figures = [spread(group.mean[key], group.deviation[key]) for key in ("best_val_loss", "bits_per_byte")]
-        minutes = figure(group.mean["minutes"], 2)
-        rows.append((name, *(_plain(group.settings[path]) for path in paths), str(len(group.runs)), *figures, minutes))
-    show_table(("run", *paths, "n", "best val", "bits/byte", "minutes"), rows, text=1 + len(paths))
+    """A table of the groups, the best first: a column for each, results first, then the settings that differ."""
+    figures = (("best val", "best_val_loss", 4), ("bits/byte", "bits_per_byte", 4), ("minutes", "minutes", 2))
+    rows = [(title, *(spread(group, key, digits) for group in groups)) for title, key, digits in figures]
+    if any(len(group.runs) > 1 for group in groups):
+        rows.append(("seeds", *(str(len(group.runs)) for group in groups)))
+    for path in groups[0].settings if groups else ():
+        rows.append((path, *(plain(group.settings[path]) for group in groups)))
+    show_columns(("", *map(group_name, groups)), rows)
 
 
-def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> None:
-    """A plain table; the first `text` columns are words, the rest figures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, name in enumerate(head):
-        table.add_column(escape(name), justify="left" if place < text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    SafeConsole(highlight=False).print(table)
+def group_name(group: "Group") -> str:
+    """my, or: my and 2 more."""
+    name, more = group.runs[0].name, len(group.runs) - 1
+    return f"{name} and {more} more" if more else name
 
 
 def titled(title: str, values: dict[str, Any]) -> None:
     """A heading, and a line for each value; nothing if there are none."""
     if values:
         width = max(map(len, values))
-        out("\n".join([title, *(f"  {name:<{width}}  {_plain(value)}" for name, value in values.items())]) + "\n")
+        out("\n".join([title, *(f"  {name:<{width}}  {plain(value)}" for name, value in values.items())]) + "\n")
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if isinstance(value, str):
         return value if value.isprintable() else repr(value)
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
@@ -349,9 +348,10 @@ def figure(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def spread(mean: float | None, deviation: float | None) -> str:
-    """1.2346 ± 0.0012; without the spread where there is none."""
-    return figure(mean) if deviation is None else f"{figure(mean)} ± {figure(deviation)}"
+def spread(group: "Group", key: str, digits: int = 4) -> str:
+    """1.2346 ± 0.0012, the mean of a figure over the seeds; without the spread where there is none."""
+    mean, deviation = figure(group.mean[key], digits), group.deviation[key]
+    return mean if deviation is None else f"{mean} ± {figure(deviation, digits)}"
 
 
 def short_count(number: int | None) -> str:

@@ -4,13 +4,19 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
 from minigpt.cli.finished import report_run
-from minigpt.console import console, counted, out, out_json
+from minigpt.console import console, counted, out, out_json, tell
 from minigpt.errors import UserError
 
+USAGE = """minigpt train: name a text, or a recipe
+
+  minigpt train my.txt             your text, a folder of texts, or - for a pipe
+  minigpt train stories            the built-in stories: no file, no network
+  minigpt train shakespeare-char   a recipe; all of them: minigpt config recipes
+  minigpt train -h                 the options that people use most"""
 USUAL = "5m"
 """The time of a run whose length nobody named."""
 
@@ -24,9 +30,26 @@ class Train:
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 0.03
 
-    The same command continues a run that was cut off. Ctrl-C saves and stops. Most used: --train.max-minutes,
-    --model.num-layers, --model.embed-dim, --model.max-seq-len, --tokenizer.kind, --train.batch-size.
+    The same command continues a run that was cut off. Ctrl-C saves and stops.
     """
+
+    COMMON: ClassVar = (
+        "name",
+        "budget",
+        "tiny_run",
+        "resume",
+        "train.max_minutes",
+        "train.max_steps",
+        "train.batch_size",
+        "model.num_layers",
+        "model.embed_dim",
+        "model.max_seq_len",
+        "model.dropout",
+        "tokenizer.kind",
+        "tokenizer.vocab_size",
+        "optimizer.learning_rate",
+        "train.seed",
+    )
 
     what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
@@ -54,13 +77,14 @@ def main(argv: list[str], own_process: bool = False) -> int:
     began = None if own_process else time.perf_counter()
     command = shlex.join(["minigpt", "train", *argv])
     args, overrides = parse(Train, argv, "train", with_config=True)
+    if not args.what and "data.source" not in overrides:
+        tell(USAGE)
+        return UserError.exit_code
     if budget := args.budget or _usual_budget(args, overrides):
         return _within_budget(args, budget, overrides, began, command)
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
-    if not args.what and "data.source" not in overrides:
-        console.print("no text is named, so it trains on the built-in stories; on yours: minigpt train my.txt")
     from minigpt.runs.data import make_tokenizer, prepare_data
     from minigpt.runs.plan import default_name
     from minigpt.runs.task import FromNothing

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,11 @@ class RunRecord:
             return "running"
         return "finished" if self.checkpoints and _is_finished(self.checkpoints[-1]) else "interrupted"
 
+    @property
+    def started(self) -> str:
+        """When it was begun or last continued, which writes its config: 2026-11-28T14:05:09.123456+00:00."""
+        return datetime.fromtimestamp(self.folder.config.stat().st_mtime, UTC).isoformat(timespec="microseconds")
+
     @cached_property
     def best(self) -> dict[str, Any]:
         """The line of the lowest validation loss after a step; {} before the first evaluation."""
@@ -66,7 +72,7 @@ class RunRecord:
 
     @property
     def parameters(self) -> int | None:
-        """Numbers in the newest checkpoint's weights: of an adapter, its own; None where they are damaged."""
+        """Weights in the newest checkpoint, in however many bits: of an adapter, its own; None where damaged."""
         for part in ("model", "adapter"):
             for folder in self.checkpoints[-1:]:
                 if (folder / f"{part}.safetensors").is_file():
@@ -84,6 +90,7 @@ class RunRecord:
         return {
             "name": self.name,
             "path": str(self.path),
+            "started": self.started,
             "state": self.state,
             "data": self.config.data.source,
             "parameters": self.parameters,
@@ -217,10 +224,17 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 def _numbers(path: Path) -> int | None:
-    """Counted in the header of a safetensors file; None for one that is damaged."""
+    """Counted in the header of a safetensors file; None for one that is damaged.
+
+    A byte of a packed matrix holds two 4-bit weights, and the scales of packed matrices are no weights.
+    """
     try:
         with safe_open(path, "numpy") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no mapping
+            return sum(
+                math.prod(file.get_slice(name).get_shape()) * (2 if name.endswith(".weight.int4") else 1)
+                for name in file.keys()  # noqa: SIM118  no mapping
+                if not name.endswith(".weight.scale")
+            )
     except (OSError, SafetensorError):
         return None
 

@@ -40,6 +40,7 @@ class Sweep:
     command: train or finetune, and `words` its positional arguments.
     fixed: settings of all runs.
     grid: values to combine, by dotted path.
+    flags: of the command, for all runs: --tiny-run, or --budget and how much.
     trials: by name, the settings of each run over `fixed`.
     base: the settings that all runs have in common, resolved, by which a change of the recipe is noticed.
     """
@@ -47,6 +48,7 @@ class Sweep:
     path: Path
     command: str
     words: tuple[str, ...]
+    flags: tuple[str, ...]
     fixed: Settings
     grid: Mapping[str, Sequence[Any]]
     trials: Mapping[str, Settings]
@@ -56,7 +58,7 @@ class Sweep:
         """The arguments of `minigpt` that train a trial."""
         settings = {**self.fixed, **self.trials[name], "logging.runs_dir": str(self.path)}
         flags = ["=".join(as_flag(path, value)) for path, value in settings.items()]
-        return [self.command, *self.words, *flags, "--name", name]
+        return [self.command, *self.words, *self.flags, *flags, "--name", name]
 
 
 def combine(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
@@ -104,11 +106,12 @@ def plan_sweep(
     resolve: Callable[[Settings], RunConfig],
     name: str | None,
     default_name: str,
+    flags: Sequence[str] = (),
 ) -> Sweep:
     """Decide what to run and in which folder: a new one, or that of the same sweep, to go on.
 
     Args:
-        command, words, fixed, grid: as in `Sweep`.
+        command, words, fixed, grid, flags: as in `Sweep`.
         resolve: settings, fixed and of a trial -> config; raises ConfigError.
         name: of the sweep; another sweep of that name is an error.
         default_name: where no name is given; then the next free one is taken.
@@ -128,12 +131,13 @@ def plan_sweep(
     path = folder / check_name(name or default_name)
     while RunFolder(path).in_use():
         there = _written(path / FILE) if (path / FILE).is_file() else None
-        if there and [there.get(key) for key in ("command", "grid", "base")] == [command, _plain(grid), base]:
+        wanted = {"command": command, "grid": _plain(grid), "base": base, "flags": list(flags)}
+        if there and {"flags": [], **there}.items() >= wanted.items():
             break
         if name is not None:
             raise RunError(f"{path} exists and is {'another sweep' if there else 'no sweep'}; choose a new --name")
         path, number = folder / f"{default_name}-{number}", number + 1
-    return Sweep(path, command, tuple(words), dict(fixed), _plain(grid), trials, base)
+    return Sweep(path, command, tuple(words), tuple(flags), dict(fixed), _plain(grid), trials, base)
 
 
 def _written(file: Path) -> dict[str, Any]:
@@ -184,7 +188,8 @@ class Progress:
             for name, settings in sweep.trials.items()
         }
         report = {"command": sweep.command, "words": sweep.words, "fixed": sweep.fixed, "grid": sweep.grid}
-        write_text(sweep.path / FILE, json.dumps(report | {"runs": runs, "base": sweep.base}, indent=2) + "\n")
+        report |= {"flags": sweep.flags, "runs": runs, "base": sweep.base}
+        write_text(sweep.path / FILE, json.dumps(report, indent=2) + "\n")
 
 
 def environment(device: str | None) -> dict[str, str]:
@@ -209,7 +214,9 @@ def check_devices(devices: Sequence[str]) -> None:
             raise UserError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
-def run_sweep(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object]) -> tuple[Progress, int]:
+def run_sweep(
+    sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object], show: Callable[[str], object]
+) -> tuple[Progress, int]:
     """Run every trial that is not finished, one at a time on each device; nothing that fails ends the others.
 
     Ctrl-C, SIGTERM and SIGHUP go on to the processes, which save; what waits then stays waiting.
@@ -217,7 +224,8 @@ def run_sweep(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], 
     Args:
         sweep: from `plan_sweep`.
         devices: None is whatever a process finds; see `environment`.
-        say: prints one line.
+        say: prints one line; it gets one for each run that has ended.
+        show: shows what happens now, in place of what it showed before.
 
     Returns:
         (how the trials stand, the signal that ended the sweep or 0).
@@ -226,10 +234,12 @@ def run_sweep(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], 
         RunError: another process runs the sweep.
     """
     with run_lock(sweep.path):
-        return _run_all(sweep, devices, say)
+        return _run_all(sweep, devices, say, show)
 
 
-def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object]) -> tuple[Progress, int]:
+def _run_all(
+    sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object], show: Callable[[str], object]
+) -> tuple[Progress, int]:
     """`run_sweep`, while the folder is held against another process."""
     progress, running, free = Progress(sweep), list[subprocess.Popen[str]](), SimpleQueue[str | None]()
     progress.write()
@@ -256,10 +266,10 @@ def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], o
         device = free.get()
         try:
             if not stopped:
-                say(f"{todo.index(name) + 1} of {len(todo)}: {name}{f' on {device}' if device else ''}")
-                _run_one(progress, name, device, started, say if len(devices) == 1 else lambda line: None)
-                if len(devices) > 1:
-                    say(f"{name}: {progress.states[name]}")
+                place = f"{todo.index(name) + 1} of {len(todo)}"
+                show(f"{place}: {name}{f' on {device}' if device else ''}")
+                _run_one(progress, name, device, started, lambda line: show(f"{place}  {line}"))
+                say(f"{place}: {outcome(progress, name)}")
         finally:
             free.put(device)
 
@@ -274,12 +284,24 @@ def _run_all(sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], o
     return progress, stopped
 
 
+def outcome(progress: Progress, name: str) -> str:
+    """How a run ended: learning_rate=0.003,seed=1  val 1.4321 (2.066 bits/byte)  1.2 min."""
+    state = progress.states[name]
+    record = next((record for record in progress.records() if record.name == name), None)
+    if state == "failed" or record is None or not record.best:
+        return f"{name}  {state}{f': {why}' if (why := progress.errors.get(name)) else ''}"
+    row = record.summary()
+    bits = f" ({row['bits_per_byte']:.3f} bits/byte)" if row["bits_per_byte"] is not None else ""
+    told = "" if state == "finished" else f"  {state}"
+    return f"{name}  val {row['best_val_loss']:.4f}{bits}  {row['minutes']:.1f} min{told}"
+
+
 def _run_one(
     progress: Progress,
     name: str,
     device: str | None,
     started: Callable[[subprocess.Popen[str]], None],
-    say: Callable[[str], object],
+    show: Callable[[str], object],
 ) -> None:
     """Train one trial to its end, in a session of its own so that Ctrl-C comes once, through `run_sweep`."""
     sweep = progress.sweep
@@ -296,7 +318,7 @@ def _run_one(
         for line in process.stderr or ():
             log.write(line)
             log.flush()
-            say(line.rstrip("\n"))
+            show(line.rstrip("\n"))
             last = line.strip() or last
     code = process.wait()
     if code in {each for number in ending_signals() for each in (128 + number, -number)}:

@@ -1,14 +1,16 @@
 """The command line's own parser: each type of argument, mistakes as one line, and the help."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from minigpt.cli import main
 from minigpt.cli.arguments import Positional, parse
 from minigpt.config import load_config, split_flags
-from minigpt.errors import ConfigError, UserError
+from minigpt.errors import ConfigError, UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,31 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str], monkeypatch:
     )
     for words in ("--times INT", "How often. (default: 1)", "--mode {fast,safe}", "--no-draw", "--weights STR FLOAT"):
         assert words in shown
+
+
+def test_short_help_has_fifteen_options_and_sections_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            main(list(words))
+        text = capsys.readouterr().out
+        assert all(len(line) <= 80 and line == line.rstrip() for line in text.splitlines())
+        return text
+
+    for command in ("train", "finetune", "sweep", "generate"):
+        assert len(re.findall(r"^  --", shown(command, "-h"), flags=re.M)) == 15
+    full = shown("train", "--help")
+    assert "--budget STR" in full and "--data.val-fraction" in full and "--recovery.patience" in full
+    section = shown("train", "my.txt", "--help", "model")
+    assert section.startswith("model:\n") and "--model.embed-dim" in section and "--train." not in section
+    assert "--top-k" in shown("generate", "--help", "generation")
+    assert main(["train", "--help", "modle"]) == 2
+    assert "--help modle: no such section; did you mean model?" in capsys.readouterr().err
+
+
+def test_a_typing_error_gets_five_suggestions_at_most():
+    assert nearest("zzz", "abc") == "choose from a, b, c"
+    assert nearest("zzz", "abcdefg") == "choose from a, b, c, d, e and 2 more"
+    assert nearest("zzz", "abcdefg", "see --help") == "see --help"
+    assert nearest("alpha", ["alpa", "beta"], "see --help") == "did you mean alpa?"

@@ -52,3 +52,12 @@ def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path:
     assert main([*argv, "--train.max-steps", "20"]) == 0
     made = load_config(tmp_path / "runs/cats-tiny/config.yaml")
     assert (made.train.max_steps, made.train.eval_every) == (20, 50)  # a flag stands, the rest is shrunk
+
+
+def test_train_with_nothing_named_prints_its_usage(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argv in ([], ["--budget", "10m"], ["--train.max-steps", "5"]):
+        assert main(["train", *argv]) == 2
+        shown = capsys.readouterr()
+        assert "minigpt train my.txt" in shown.err and "minigpt train stories" in shown.err and shown.out == ""
+    assert not list(tmp_path.iterdir())

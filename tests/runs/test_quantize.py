@@ -22,6 +22,7 @@ from minigpt.errors import CheckpointError, ConfigError, RunError
 from minigpt.generation.fast import prepare
 from minigpt.generation.fast.prepare import PackedLinear, RowLinear
 from minigpt.runs.quantize import pack_weights
+from minigpt.runs.record import read_run
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 from minigpt.weights.quantized import GROUPS, pack, packed_group, unpack, unpack_all
@@ -312,6 +313,7 @@ def test_int4_decoding_uses_the_integers_on_the_disk(trained: Path, tmp_path: Pa
 def test_packing_a_loaded_run_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     for bits, embedding_bits in ((8, 8), (4, 8), (4, 4)):
         done = quantize_run(trained, bits, 32, tmp_path / f"{bits}{embedding_bits}", embedding_bits)
+        assert read_run(done.path).parameters == read_run(trained).parameters, "however many bits each of them has"
         again = pack_weights(GPT.from_pretrained(done.path).weights(), bits, 32, embedding_bits)
         assert same(again, load_file(next(done.path.rglob("model.safetensors"))))
 

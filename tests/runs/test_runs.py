@@ -69,21 +69,26 @@ def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
 def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
     where = ["--runs-dir", str(runs)]
     rows = read(capsys, "list", *where)["runs"]
-    assert [row["name"] for row in rows] == ["a-1", "a-2", "bytes", "group/inner", "other", "wide"]
-    row = rows[0]
+    assert [row["name"] for row in rows] == ["other", "bytes", "group/inner", "wide", "a-2", "a-1"], "the newest first"
+    assert [row["started"] for row in rows] == sorted((row["started"] for row in rows), reverse=True)
+    by_name = [row["name"] for row in read(capsys, "list", *where, "--sort", "name")["runs"]]
+    assert by_name == ["a-1", "a-2", "bytes", "group/inner", "other", "wide"]
+    row = rows[-1]
     lines = read_lines(runs / "a-1/metrics.jsonl")
     assert row["best_val_loss"] == min(line["val_loss"] for line in lines if "val_loss" in line)
     assert (row["steps"], row["state"]) == (4, "finished")
     model = FromNothing().model(load_config(runs / "a-1/config.yaml"))
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
-    assert [row["name"] for row in read(capsys, "list", "a-*", *where)["runs"]] == ["a-1", "a-2"]
+    assert [row["name"] for row in read(capsys, "list", "a-*", *where)["runs"]] == ["a-2", "a-1"]
     assert [row["name"] for row in read(capsys, "list", "group", *where)["runs"]] == ["group/inner"]
     losses = [
         row["best_val_loss"] for row in read(capsys, "list", *where, "--sort", "best_val_loss", "--reverse")["runs"]
     ]
     assert losses == sorted(losses, reverse=True)
     assert main(["runs", "list", *where]) == 0
-    assert "group/inner" in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 1 + len(rows) and shown[3].startswith("group/inner"), "one line a run"
+    assert all(line == line.rstrip() for line in shown)
     fails(capsys, ["runs", "list", "--runs-dir", str(runs / "nowhere")], "no such folder")
 
 
@@ -180,7 +185,7 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(
     for name in ("a-1", "a-2", "wide"):
         shutil.copytree(runs / name, tmp_path / name)
     (tmp_path / "a-2" / file).write_text(content)
-    assert main(["runs", "list", "--runs-dir", str(tmp_path), "--json"]) == 0
+    assert main(["runs", "list", "--runs-dir", str(tmp_path), "--json", "--sort", "name"]) == 0
     found = capsys.readouterr()
     left_out = file in UNLISTED
     assert [row["name"] for row in json.loads(found.out)["runs"]] == ["a-1", *([] if left_out else ["a-2"]), "wide"]
@@ -270,7 +275,15 @@ def test_compare_groups_seeds_with_mean_and_spread(runs: Path, tmp_path: Path, c
     means = [group["mean"]["best_val_loss"] for group in report["groups"]]
     assert means == sorted(means)
     assert main(["runs", "compare", str(runs / "a-1"), str(runs / "a-2"), "--no-plot"]) == 0
-    assert "±" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (
+        "±" in shown and [line.split()[0] for line in shown.splitlines()[1:]] == "best bits/byte minutes seeds".split()
+    )
+    assert main(["runs", "compare", str(runs / "a-1"), str(runs / "wide"), "--no-plot"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() in (["a-1", "wide"], ["wide", "a-1"]) and shown[1].startswith("best val ")
+    (width,) = (line.split()[1:] for line in shown if line.startswith("model.embed_dim "))
+    assert sorted(width) == ["32", "48"], "a row for each setting, results first"
     assert (
         read(capsys, "compare", str(runs / "group"), str(runs / "wide"), "--no-plot")["groups"][0]["seeds"]
         == [1337] * 2
@@ -321,8 +334,8 @@ def test_a_finetuned_run_is_listed_shown_and_repeated(tmp_path: Path, capsys, mo
     base = make_base(tmp_path / "runs/base")
     run = tune(base, questions(tmp_path / "q.jsonl"), lora__rank=2, model__dropout=0.1).path
     rows = read(capsys, "list", "--runs-dir", str(tmp_path / "runs"))["runs"]
-    assert [(row["name"], row["state"]) for row in rows] == [("base", "finished"), ("tuned", "finished")]
-    assert 0 < rows[1]["parameters"] < rows[0]["parameters"], "those of its adapter"
+    assert [(row["name"], row["state"]) for row in rows] == [("tuned", "finished"), ("base", "finished")]
+    assert 0 < rows[0]["parameters"] < rows[1]["parameters"], "those of its adapter"
     assert read(capsys, "show", str(run))["settings"]["lora.rank"] == 2
     for line in (receipt_line(read_run(run)), receipt_line(read_run(run), flags=True)):
         argv = shlex.split(line, comments=True)

@@ -166,7 +166,13 @@ def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     assert report["runs"][-1]["error"] == "the data is gone"
     folder = tmp_path / "runs/cats-sweep"
     assert "the data is gone" in (folder / f"{NAMES[1]}.log").read_text()
-    assert "training 1" in captured.err
+    assert "training 1" in (folder / f"{NAMES[0]}.log").read_text()
+    assert captured.err.splitlines() == [
+        f"1 of 4: {NAMES[0]}  val 1.0110 (1.011 bits/byte)  1.0 min",
+        f"2 of 4: {NAMES[1]}  failed: the data is gone",
+        f"3 of 4: {NAMES[2]}  val 1.0130 (1.013 bits/byte)  1.0 min",
+        f"4 of 4: {NAMES[3]}  failed: the data is gone",
+    ], "one line a run"
     states = json.loads((folder / "sweep.json").read_text())["runs"]
     assert states[NAMES[1]]["state"] == "failed"
     (tmp_path / "fail").unlink()
@@ -175,8 +181,30 @@ def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     shown = capsys.readouterr().out
     assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best first"
     assert "1.0160 ± 0.0071" in shown, "1.011 and 1.021 over two seeds"
+    assert shown.splitlines()[-1] == (
+        "best: --optimizer.learning-rate=0.001: best val 1.0160 ± 0.0071 (1.0160 ± 0.0071 bits/byte)"
+    )
     assert main(command(tmp_path)) == 0
     assert calls(stand_in) == []
+
+
+def test_every_run_of_a_sweep_takes_a_budget_or_is_tiny(stand_in: Path, tmp_path: Path, capsys) -> None:
+    assert main(command(tmp_path, "--budget", "90s")) == 0
+    assert all(" ".join(words[:4]) == f"train {tmp_path / 'cats.txt'} --budget 90s" for _, _, words in calls(stand_in))
+    assert main(command(tmp_path, "--tiny-run")) == 0
+    assert all("--tiny-run" in words for _, _, words in calls(stand_in))
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"cats-sweep", "cats-tiny-sweep"}
+    assert main(command(tmp_path, "--budget", "90s")) == 0
+    assert calls(stand_in) == [], "the same command continues"
+    assert main(command(tmp_path)) == 0
+    assert (tmp_path / "runs/cats-sweep-2").is_dir(), "without the budget it is another sweep"
+    capsys.readouterr()
+    fails(capsys, command(tmp_path, "--budget", "90s", "--tiny-run"), "--tiny-run: does not go with --budget")
+    fails(capsys, command(tmp_path, "--budget", "soon"), "soon")
+    fails(capsys, command(tmp_path, "--budget", "9s", "--train.max-steps", "5"), "--budget chooses how long to train")
+    fails(capsys, ["sweep", "--train.seed", "1,2"], "name a text or a recipe")
+    base = make_base(tmp_path / "runs/base")
+    fails(capsys, ["sweep", str(base), "x.jsonl", "--train.seed", "1,2", "--tiny-run"], "--tiny-run: is for training")
 
 
 def test_another_grid_or_setting_is_another_sweep(stand_in: Path, tmp_path: Path, capsys) -> None:

@@ -6,12 +6,15 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from minigpt.console import counted, leave_terminal
+from minigpt.console import LiveLine, counted, fitted, leave_terminal
 from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
+LIVE_SECONDS = 0.2
+BAR = 24
+"""The width of the bar, where there is room; it is not drawn at less than a third of this."""
 
 
 class Screen(Hook):
@@ -19,21 +22,21 @@ class Screen(Hook):
 
     def __init__(self, console: Console):
         self.console = console
-        self.live: Progress | None = None
-        self.printed = 0.0
+        self.live = LiveLine(console)
+        self.line: dict[str, Any] = {}
+        self.printed = self.drawn = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
         """Open the live line."""
         self.began: tuple[float, float] | None = None  # clock and progress after the first step, which may compile
-        if self.console.is_terminal:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-            self.live = Progress(*columns, console=self.console, transient=True)
-            self.live.start()
-            self.task = self.live.add_task("starting", total=1.0)
+        self.live.__enter__()
+        self.live.show("starting")
 
     def on_step(self, trainer: Trainer) -> None:
-        """Start the clock of `eta`."""
+        """Start the clock of `eta`, and move the bar."""
         self.began = self.began or (time.perf_counter(), trainer.progress)
+        if self.live and time.perf_counter() - self.drawn > LIVE_SECONDS:
+            self._draw(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
         """Start it again."""
@@ -41,17 +44,41 @@ class Screen(Hook):
 
     def show(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Show one line of metrics."""
-        text = describe(line, trainer, self._eta(trainer))
+        self.line |= line
         if self.live:
-            self.live.update(self.task, completed=min(trainer.progress, 1.0), description=text)
+            self._draw(trainer)
         now = time.perf_counter()
         if "val_loss" in line or (not self.live and now - self.printed > PLAIN_SECONDS):
+            text = describe(line, trainer, self._eta(trainer), self.console.width if self.live else None)
             try:
-                (self.live.console if self.live else self.console).print(text, highlight=False)
+                self.console.print(text, highlight=False)
             except OSError:
                 if not leave_terminal():  # else SIGHUP is on its way
                     raise
             self.printed = now
+
+    def _draw(self, trainer: Trainer) -> None:
+        """Bar, step, loss, validation, speed, time left: what has room."""
+        step, line, eta = trainer.state.step, self.line, self._eta(trainer)
+        parts = [(0, f"step {_of(step, trainer.budget.total_steps)}")]
+        if "loss" in line:
+            parts.append((1, f"loss {line['loss']:.4f}"))
+        if trainer.state.val_loss is not None:
+            parts.append((3, f"val {trainer.state.val_loss:.4f}"))
+        if "tokens_per_second" in line:
+            parts.append((4, f"{line['tokens_per_second']:,.0f} tok/s"))
+        if eta is not None:
+            parts.append((2, f"eta {timedelta(seconds=int(eta))}"))
+        width = self.console.width - 1  # the last cell is the cursor's
+        text = fitted(parts, width)
+        room = min(BAR, width - len(text) - 2)
+        if room >= BAR // 3:
+            done = int(min(trainer.progress, 1.0) * room)
+            full, rest = ("#", ".") if self.console.options.ascii_only else ("━", "─")
+            self.live.show(Text.assemble((full * done, "green"), (rest * (room - done), "dim"), f"  {text}"))
+        else:
+            self.live.show(text)
+        self.drawn = time.perf_counter()
 
     def _eta(self, trainer: Trainer) -> float | None:
         clock, progress = self.began or (0.0, 1.0)
@@ -60,29 +87,53 @@ class Screen(Hook):
 
     def close(self) -> None:
         """Take the live line away."""
-        if self.live:
-            self.live.stop()
+        self.live.close()
 
     def on_end(self, trainer: Trainer) -> None:
         """Say how it ended."""
         self.close()
-        state = trainer.state
-        whole = state.stop_reason == "budget used up"
-        how = "finished" if whole else f"stopped, {state.stop_reason}"
-        self.console.print(f"{how}: {counted(state.step, 'step')} in {timedelta(seconds=round(state.seconds))}")
+        self.console.print(ending(trainer))
 
 
-def describe(line: dict[str, Any], trainer: Trainer, eta: float | None) -> str:
-    """step 250/2000  loss 2.013  val 2.104  lr 9.8e-04  31,204 tok/s  mfu 12%  eta 0:00:42."""
-    total = trainer.budget.total_steps
-    parts = [f"step {line['step']}{f'/{total}' if total else ''}"]
+def ending(trainer: Trainer) -> str:
+    """finished: 2,000 steps in 0:03:21, or: stopped after 5 minutes, as asked: step 812 of 2,000."""
+    state, minutes, total = trainer.state, trainer.config.max_minutes, trainer.budget.total_steps
+    if state.stop_reason != "budget used up":
+        return f"stopped, {state.stop_reason}: step {_of(state.step, total, ' of ')}"
+    if minutes and state.seconds >= 60 * minutes and (total is None or state.step < total):
+        return f"stopped after {spoken(60 * minutes)}, as asked: step {_of(state.step, total, ' of ')}"
+    return f"finished: {counted(state.step, 'step')} in {timedelta(seconds=round(state.seconds))}"
+
+
+def spoken(seconds: float) -> str:
+    """30 seconds, 1 minute, 2.5 minutes, 12 hours."""
+    for size, name in ((3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {name}{'' if seconds == size else 's'}"
+    return f"{seconds:.3g} second{'' if seconds == 1 else 's'}"
+
+
+def _of(step: int, total: int | None, between: str = "/") -> str:
+    return f"{step:,}{between}{total:,}" if total else f"{step:,}"
+
+
+def describe(line: dict[str, Any], trainer: Trainer, eta: float | None, width: int | None = None) -> str:
+    """step 250/2,000  loss 2.0134  val 2.1040 (3.036 bits/byte)  lr 9.8e-04  31,204 tok/s  mfu 12%  eta 0:00:42.
+
+    Within a width, the least important are left out.
+    """
+    parts = [(0, f"step {_of(line['step'], trainer.budget.total_steps)}")]
     if line["step"]:
-        parts.append(f"loss {line.get('loss', math.nan):.4f}")
+        parts.append((1, f"loss {line.get('loss', math.nan):.4f}"))
     if "val_loss" in line:
         bits = f" ({line['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in line else ""
-        parts.append(f"val {line['val_loss']:.4f}{bits}")
+        parts.append((2, f"val {line['val_loss']:.4f}{bits}"))
     if line["step"]:  # the first line is of the start, before any step
-        parts += [f"lr {line['lr']:.1e}", f"{line['tokens_per_second']:,.0f} tok/s", f"mfu {line['mfu']:.0%}"]
+        parts += [
+            (4, f"lr {line['lr']:.1e}"),
+            (3, f"{line['tokens_per_second']:,.0f} tok/s"),
+            (6, f"mfu {line['mfu']:.0%}"),
+        ]
     if eta is not None:
-        parts.append(f"eta {timedelta(seconds=int(eta))}")
-    return "  ".join(parts)
+        parts.append((5, f"eta {timedelta(seconds=int(eta))}"))
+    return fitted(parts, width)
