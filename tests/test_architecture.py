@@ -21,6 +21,7 @@ ROOMS = """
     errors
     files
     layout download console
+    compiled
     config
     tokenizers
     data
