@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
@@ -99,6 +100,20 @@ def test_what_is_dropped_in_attention_is_a_share_and_its_gradient_right() -> Non
     with torch.no_grad():
         measured = (total(x + 1e-2 * along) - total(x - 1e-2 * along)) / 2e-2
     assert (slope.double() * along).sum().item() == pytest.approx(measured.item(), rel=5e-3)
+
+
+def test_a_checkpointed_block_has_the_same_gradients() -> None:
+    weight = torch.ones(16, requires_grad=True)
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return fused.attend(x * 2, fused.Shape(2, 1, 16, 1, 1e-5), (weight, weight, None, None), dropout=0.1)
+
+    found = []
+    for form in (attend, lambda x: checkpoint(attend, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        x = qkv().requires_grad_()
+        found.append(torch.autograd.grad(form(x).cos().sum(), (x, weight)))
+    assert all(map(torch.equal, *found))
 
 
 def test_torch_serves_where_c_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

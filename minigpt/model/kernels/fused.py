@@ -197,17 +197,20 @@ class _Attend(torch.autograd.Function):
         sums = qkv.new_empty(batch, shape.heads, length)
         parts = (qkv, cos, sin, q_norm, k_norm, q_bias, k_bias)
         sizes = batch, length, *shape[:3], shape.kind, torch.get_num_threads()
-        ctx.heads = Heads(*map(_address, parts), *sizes, shape.eps, dropout, key)
+        ctx.rest = *sizes, shape.eps, dropout, key
         ctx.kernels = kernels
         ctx.save_for_backward(*parts, out, sums)
-        _done(kernels.calls.attend(ctypes.byref(ctx.heads), out.data_ptr(), sums.data_ptr()))
+        heads = Heads(*map(_address, parts), *ctx.rest)
+        _done(kernels.calls.attend(ctypes.byref(heads), out.data_ptr(), sums.data_ptr()))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        qkv, _, _, q_norm, k_norm, q_bias, k_bias, out, sums = ctx.saved_tensors
-        slope, grad, heads = torch.empty_like(qkv), grad.contiguous(), ctx.heads
+        *parts, out, sums = ctx.saved_tensors
+        qkv, _, _, q_norm, _, q_bias, k_bias = parts
+        heads = Heads(*map(_address, parts), *ctx.rest)  # what is saved may have moved, as by checkpointing
+        slope, grad = torch.empty_like(qkv), grad.contiguous()
         norms = qkv.new_zeros(heads.batch * heads.groups, 4, heads.head_size)
         into = (tensor.data_ptr() for tensor in (out, sums, grad, slope, norms))
         _done(ctx.kernels.calls.attend_back(ctypes.byref(heads), *into))
