@@ -22,7 +22,7 @@ ROOMS = """
     errors
     files
     layout download console
-    measured mkl
+    compiled measured mkl
     before_torch
     config
     tokenizers
@@ -49,7 +49,7 @@ INSIDE = {
     "data.inspect": "overlap / report",
     "weights": "checkpoint_state huggingface_config quantized sharded / checkpoint huggingface / damage pretrained",
     "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
-    "model.kernels": "attention chunked_loss dropout",
+    "model.kernels": "attention chunked_loss dropout fused",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
     "training": "muon objective schedule / optim step / loop / finetune hooks memory",

@@ -101,7 +101,7 @@ class ModelConfig(Section):
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False
     """Start the residual projections at zero: each block begins as the identity."""
-    attention: Literal["auto", "reference", "blockwise", "sdpa"] = "auto"
+    attention: Literal["auto", "reference", "blockwise", "sdpa", "fused"] = "auto"
     """Attention kernel: the readable reference, the same in four parts that skip what causality hides, torch's
     scaled_dot_product_attention, or auto (training: the fastest here, found by timing; else sdpa)."""
 

@@ -21,7 +21,7 @@ from minigpt.model.cache import KVCache
 from minigpt.model.inputs import Places, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import dropout
-from minigpt.model.parts import ATTENTION, Attention, Block, Norm, Rotary, rotary_tables
+from minigpt.model.parts import ATTENTION, Attention, Block, FeedForward, Norm, Rotary, rotary_tables
 
 Reader = Callable[["GPT", Tensor, KVCache | None, Tensor | None], Tensor]
 """(model, tokens [B, T], cache, pads) -> hidden [B, T, C]."""
@@ -142,6 +142,8 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.kernel = ATTENTION[name]
+            elif isinstance(module, (Norm, FeedForward)):
+                module.fused = name == "fused"
 
     def compiled(self) -> Self:
         """The same weights behind torch.compile; the model itself stays as it is.

@@ -11,6 +11,7 @@ from minigpt.config import ModelConfig
 from minigpt.model import reference
 from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cache import LayerCache
+from minigpt.model.kernels import fused
 from minigpt.model.kernels.attention import fast_attention, tiles
 from minigpt.model.kernels.dropout import dropout
 from minigpt.model.norms import NORMS
@@ -25,12 +26,15 @@ class Norm(nn.Module):
     def __init__(self, config: ModelConfig, size: int):
         super().__init__()
         kind = NORMS[config.norm]
-        self.normalise, self.eps = kind.torch, config.norm_eps
+        self.normalise, self.in_c, self.eps = kind.torch, kind.in_c, config.norm_eps
+        self.fused = config.attention == "fused"
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size)) if config.bias and kind.has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
+        if self.fused and self.in_c is not None and fused.usable(x, self.weight, self.bias):
+            return fused.norm(x, self.weight, self.bias, self.eps, self.in_c)
         return self.normalise(x, self.weight, self.bias, self.eps)
 
 
@@ -57,7 +61,20 @@ def blockwise_attention(
     return torch.cat([reference.attention(*part, dropout) for part in parts], dim=2)
 
 
-ATTENTION = {"reference": reference.attention, "blockwise": blockwise_attention, "sdpa": fast_attention}
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
+) -> Tensor:
+    """`fast_attention`, where `Attention` cannot leave the whole of its work to C."""
+    return fast_attention(query, key, value, dropout, visible)
+
+
+ATTENTION = {
+    "reference": reference.attention,
+    "blockwise": blockwise_attention,
+    "sdpa": fast_attention,
+    "fused": fused_attention,
+}
+"""By name. With "fused" norms and activations too are computed in C, on a CPU in fp32."""
 
 
 class Attention(nn.Module):
@@ -79,7 +96,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # [B, H + 2 KV, T, D]
+        dropout, qkv = self.dropout if self.training else 0.0, self.qkv(x)  # [B, T, (H + 2 KV) D]
+        if self.kernel is fused_attention and cache is None and visible is None:
+            mixed = self._fused(qkv, rotary, dropout)
+            if mixed is not None:
+                return self.out(mixed)
+        qkv = qkv.view(batch, length, -1, self.head_size).transpose(1, 2)  # [B, H + 2 KV, T, D]
         query, key, value = qkv.split([self.num_heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
@@ -87,8 +109,21 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.append(key, value)  # [B, KV, S, D]
-        mixed = self.kernel(query, key, value, self.dropout if self.training else 0.0, visible)  # [B, H, T, D]
+        mixed = self.kernel(query, key, value, dropout, visible)  # [B, H, T, D]
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, H D] -> [B, T, C]
+
+    def _fused(self, qkv: Tensor, rotary: Rotary | None, dropout: float) -> Tensor | None:
+        """[B, T, (H + 2 KV) D] -> [B, T, H D] by C; None where it cannot."""
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        weights = *(norm.weight for norm in norms), *(norm.bias for norm in norms)
+        cos, sin = rotary or (None, None)
+        if any(norm.in_c is None for norm in norms) or not fused.usable(qkv, *weights, cos, sin):
+            return None
+        if cos is not None and cos.dim() != 2:  # each row has its own
+            return None
+        kind, eps = (norms[0].in_c or 0, norms[0].eps) if norms else (0, 0.0)
+        shape = fused.Shape(self.num_heads, self.kv_heads, self.head_size, kind, eps)
+        return fused.attend(qkv, shape, weights or (None,) * 4, (cos, sin), dropout)
 
 
 class FeedForward(nn.Module):
@@ -96,13 +131,18 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.activate, self.gates = ACTIVATIONS[config.activation].torch, config.gates
+        kind = ACTIVATIONS[config.activation]
+        self.activate, self.in_c, self.gates = kind.torch, kind.in_c, config.gates
+        self.fused = config.attention == "fused"
         self.up = nn.Linear(config.embed_dim, config.gates * config.hidden_dim, bias=config.bias)
         self.down = nn.Linear(config.hidden_dim, config.embed_dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        return self.down(self.activate(self.up(x)))  # [B, T, gates H] -> [B, T, H] -> [B, T, C]
+        wide = self.up(x)  # [B, T, gates H]
+        if self.fused and self.in_c in fused.ACTIVATIONS and fused.usable(wide):
+            return self.down(fused.activate(wide, self.in_c, self.gates))
+        return self.down(self.activate(wide))  # [B, T, gates H] -> [B, T, H] -> [B, T, C]
 
 
 class Block(nn.Module):

@@ -21,6 +21,7 @@ from minigpt.config import ModelConfig
 from minigpt.errors import first_line
 from minigpt.measured import keep, recall
 from minigpt.model import GPT
+from minigpt.model.kernels import fused
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
 from minigpt.model.parts import ATTENTION
@@ -88,7 +89,7 @@ def choose(
     """
     measure = measure or time_kernels
     key = _key(shape, runtime, batch)
-    kernels = _kernels(shape, batch)
+    kernels = _kernels(shape, runtime, batch)
     timings = _known(key, kernels) or measure(shape, runtime, batch, kernels, [])
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type != "mps":
@@ -127,19 +128,24 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
 
 def _worth_compiling(eager: dict[str, float]) -> str:
     """The reference, whole or in parts, if it is near: compiled, its softmax joins the kernels around it."""
+    eager = {name: seconds for name, seconds in eager.items() if name != "fused" or len(eager) == 1}
     fastest = min(eager, key=eager.__getitem__)
     plain = min(("reference", "blockwise"), key=lambda name: eager.get(name, math.inf))
     return plain if eager.get(plain, math.inf) < 1.25 * eager[fastest] else fastest
 
 
-def _kernels(shape: ModelConfig, batch: int) -> list[str]:
+def _kernels(shape: ModelConfig, runtime: Runtime, batch: int) -> list[str]:
     """Those to try: what is asked for, or all whose memory is there."""
     length, pairs = shape.max_seq_len, batch * shape.num_heads * shape.num_layers
     if shape.attention != "auto":
         return [shape.attention]
     kept = {"reference": pairs * length**2, "blockwise": pairs * scored(length)}
-    one = len(tiles(length)) == 1  # a single part is the reference itself
-    return [name for name in ATTENTION if kept.get(name, 0) <= SCORES and not (one and name == "blockwise")]
+    names = [name for name in ATTENTION if kept.get(name, 0) <= SCORES]
+    if len(tiles(length)) == 1 and "blockwise" in names:  # a single part is the reference itself
+        names.remove("blockwise")
+    if (runtime.device.type, runtime.precision) != ("cpu", "fp32") or fused.library() is None:
+        names.remove("fused")
+    return names
 
 
 def time_kernels(
@@ -216,7 +222,7 @@ def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) 
 
 def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
     fields = shape.model_dump(exclude={"num_layers", "tie_embeddings", "init_std", "zero_init_residual"})
-    return measured_key(runtime, batch, fields, _kernels(shape, batch))
+    return measured_key(runtime, batch, fields, _kernels(shape, runtime, batch))
 
 
 def _known(key: str, kernels: list[str]) -> Timings | None:

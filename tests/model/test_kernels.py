@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
+from minigpt.model.kernels import fused
 from minigpt.model.kernels.chunked_loss import head_loss
 from minigpt.model.kernels.dropout import mixed
 from minigpt.model.loss import IGNORE, next_token_loss
@@ -130,7 +131,16 @@ class Clocks(dict[str, float]):
 def clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clocks:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(Runtime, "can_compile", lambda _: True)
-    return Clocks({"reference": 0.010, "sdpa": 0.020, "reference compiled": 0.005, "sdpa compiled": 0.006, "asked": 0})
+    return Clocks(
+        {
+            "reference": 0.010,
+            "sdpa": 0.020,
+            "fused": 0.030,
+            "reference compiled": 0.005,
+            "sdpa compiled": 0.006,
+            "asked": 0,
+        }
+    )
 
 
 SHAPE = ModelConfig(vocab_size=65, num_layers=4)
@@ -215,6 +225,17 @@ def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: Clocks) -
     assert pick(clocks, 10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
 
 
+def test_c_kernels_are_taken_in_fp32_on_a_cpu_and_what_is_compiled_is_torchs(clocks: Clocks) -> None:
+    if fused.library() is None:
+        pytest.skip("no C compiler here")
+    clocks |= {"fused": 0.006}
+    assert pick(clocks, 100) == ("fused", False)
+    assert pick(clocks, 100_000) == ("reference", True)
+    asked = SHAPE.model_copy(update={"attention": "auto"})
+    low = make_runtime("cpu", "bf16-pure")
+    assert autotune.choose(asked, low, "off", 8, 100, lambda _: None, clocks.measure).attention == "reference"
+
+
 def test_a_kernel_asked_for_by_name_is_taken(clocks: Clocks) -> None:
     asked = SHAPE.model_copy(update={"attention": "sdpa"})
     assert pick(clocks, 10_000, "off", asked) == ("sdpa", False)
@@ -260,7 +281,7 @@ def test_a_block_is_really_timed_with_every_kernel(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     choice = autotune.choose(SHAPE, CPU, "auto", 2, 10, lambda _: None)
     times = next(iter(json.loads((tmp_path / "tuning.json").read_text()).values()))["eager"]
-    assert set(times) == {"reference", "sdpa"}
+    assert set(times) == {"reference", "sdpa"} | ({"fused"} if fused.library() else set())
     assert choice.attention == min(times, key=times.__getitem__)
     assert "the loss" not in choice.reason
     wide = ModelConfig(vocab_size=5000, max_seq_len=64, embed_dim=64, num_layers=1)

@@ -1,38 +1,20 @@
 """Decoding kernels in C (rows.c), compiled by the system's compiler at first use; torch's own ops where that fails.
 
 torch reads a matrix for one vector at a third of memory's speed on a CPU; these read it at nearly all of it. They use
-torch's OpenMP threads: the library is linked against none, and finds the one that torch has loaded.
-
-What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
-library is code, so it is only loaded if nobody else can have written it: it and its folder belong to this user, no one
-else may write there, and its bytes have the sha256 that stands in kernels.json, outside of the folder. Else it is
-compiled again, in a private folder: where the cache cannot have one, in one that is deleted once the library is loaded.
-Before a library is used its results are compared with torch's.
+torch's OpenMP threads. Before the library is used its results are compared with torch's.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import itertools
-import json
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.download import cache_root
-from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
+from minigpt.compiled import KernelError, load
 
 SOURCE = Path(__file__).with_name("rows.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -47,15 +29,6 @@ FEW = {
 (docs/LOG.md); rows.c has room for 32."""
 
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-_ALWAYS = "-O3 -std=gnu11 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno".split()
-_LINK = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-nodefaultlibs"]
-_OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-_CHOICES = [*itertools.product((_OPENMP, []), (["-march=native"], []))]
-"""Flags to try in turn: not every compiler knows all."""
-
-
-class KernelError(Exception):
-    """The kernels cannot be had here; never leaves this module."""
 
 
 class Matrix(ctypes.Structure):
@@ -189,99 +162,7 @@ def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
 def library() -> Kernels | None:
     """The kernels, compiled if need be; None, and one warning, where they cannot be had."""
     try:
-        return _load()
+        return load(SOURCE, Kernels)
     except (KernelError, OSError) as error:
         warnings.warn(f"decoding by torch's own ops, which is slower: {error}", stacklevel=2)
         return None
-
-
-def _load() -> Kernels:
-    """Find or make a library that loads and computes rightly. Raises KernelError, OSError."""
-    source, folder = SOURCE.read_bytes(), cache_root() / "kernels"
-    reason: Exception = KernelError("nothing was tried")
-    for openmp, native in _CHOICES:
-        flags = [*_ALWAYS, *openmp, *native]
-        key = hashlib.sha256(b"\0".join([source, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
-        try:
-            return _kept(folder, key) or _compiled(folder, key, [*flags, *_LINK])
-        except (KernelError, OSError) as error:
-            reason = error
-            if _compiler() is None:
-                break
-    raise reason
-
-
-def _processor() -> bytes:
-    """What -march=native may depend on: a cache directory can be shared between machines."""
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        lines = facts.read_text(encoding="utf-8").splitlines()
-        return "\n".join(
-            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-        ).encode()
-    return f"{platform.machine()} {platform.processor()}".encode()
-
-
-def _compiler() -> str | None:
-    """The system's; none on Windows, whose libraries are built otherwise."""
-    found = (shutil.which(name) for name in ("cc", "gcc", "clang") if sys.platform != "win32")
-    return next((path for path in found if path), None)
-
-
-def _kept(folder: Path, key: str) -> Kernels | None:
-    """A library compiled earlier, if it is this user's own and its bytes are those that were written.
-
-    Raises KernelError: it computes wrongly.
-    """
-    path = folder / f"{key}.so"
-    with contextlib.suppress(OSError):
-        if only_ours(folder) and only_ours(path) and file_sha256(path) == _hashes(folder).get(key):
-            kernels = Kernels(path)
-            kernels.check()
-            return kernels
-    return None
-
-
-def _hashes(folder: Path) -> dict[str, Any]:
-    """The sha256 of each library, by its key."""
-    try:
-        return dict(parse_json(folder.with_suffix(".json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # none yet, or damaged: compile again
-        return {}
-
-
-def _compiled(folder: Path, key: str, flags: list[str]) -> Kernels:
-    """Compile, load and check a library, and keep it if the folder is private. Raises KernelError, OSError."""
-    compiler = _compiler()
-    if compiler is None:
-        raise KernelError("no C compiler (cc, gcc or clang) is here")
-    with _private(folder) as scratch:
-        made = scratch / "rows.so"
-        words = [compiler, *flags, "-o", str(made), str(SOURCE)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
-        kernels = Kernels(made)
-        kernels.check()
-        if scratch.parent == folder:
-            made.chmod(0o700)
-            hashes = _hashes(folder) | {key: file_sha256(made)}
-            write_bytes(folder.with_suffix(".json"), (json.dumps(hashes, indent=1) + "\n").encode())
-            made.replace(folder / f"{key}.so")
-    return kernels
-
-
-@contextlib.contextmanager
-def _private(folder: Path) -> Iterator[Path]:
-    """A folder that only this user can write, deleted at the end: in `folder`; elsewhere if that cannot be private."""
-    try:
-        private_folder(folder)
-        scratch = beside(folder / "rows.so")
-        scratch.mkdir(mode=0o700)
-    except OSError as error:  # compiling again costs a second or two at each start, no more
-        warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)
-        scratch = Path(tempfile.mkdtemp(prefix="minigpt-"))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""Load a C file of this package as a library: compiled once by the system's compiler, kept in the cache, checked.
+
+A library uses torch's OpenMP threads: it is linked against none, and finds the one that torch has loaded.
+
+What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
+library is code, so it is only loaded if nobody else can have written it: it and its folder belong to this user, no one
+else may write there, and its bytes have the sha256 that stands in kernels.json, outside of the folder. Else it is
+compiled again, in a private folder: where the cache cannot have one, in one that is deleted once the library is loaded.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from minigpt.download import cache_root
+from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
+
+_ALWAYS = "-O3 -std=gnu11 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno".split()
+_LINK = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-nodefaultlibs"]
+_OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
+_CHOICES = [*itertools.product((_OPENMP, []), (["-march=native"], []))]
+"""Flags to try in turn: not every compiler knows all."""
+
+
+class KernelError(Exception):
+    """The library cannot be had here; torch's own ops serve."""
+
+
+class Library(Protocol):
+    """What a loaded library must offer."""
+
+    def check(self) -> None:
+        """Compare some results with the right ones. Raises KernelError."""
+
+
+Loaded = TypeVar("Loaded", bound=Library)
+
+
+def load(source: Path, make: Callable[[Path], Loaded]) -> Loaded:
+    """Find or compile a library that loads and computes rightly.
+
+    Args:
+        source: the C file.
+        make: loads the library at a path; what it gives is checked before it is used.
+
+    Raises:
+        KernelError, OSError: no compiler, or none of its libraries works.
+    """
+    text, folder = source.read_bytes(), cache_root() / "kernels"
+    reason: Exception = KernelError("nothing was tried")
+    for openmp, native in _CHOICES:
+        flags = [*_ALWAYS, *openmp, *native]
+        key = hashlib.sha256(b"\0".join([text, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
+        try:
+            return _kept(folder, key, make) or _compiled(source, folder, key, [*flags, *_LINK], make)
+        except (KernelError, OSError) as error:
+            reason = error
+            if _compiler() is None:
+                break
+    raise reason
+
+
+def _processor() -> bytes:
+    """What -march=native may depend on: a cache directory can be shared between machines."""
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        lines = facts.read_text(encoding="utf-8").splitlines()
+        return "\n".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        ).encode()
+    return f"{platform.machine()} {platform.processor()}".encode()
+
+
+def _compiler() -> str | None:
+    """The system's; none on Windows, whose libraries are built otherwise."""
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang") if sys.platform != "win32")
+    return next((path for path in found if path), None)
+
+
+def _kept(folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded | None:
+    """A library compiled earlier, if it is this user's own and its bytes are those that were written.
+
+    Raises KernelError: it computes wrongly.
+    """
+    path = folder / f"{key}.so"
+    with contextlib.suppress(OSError):
+        if only_ours(folder) and only_ours(path) and file_sha256(path) == _hashes(folder).get(key):
+            library = make(path)
+            library.check()
+            return library
+    return None
+
+
+def _hashes(folder: Path) -> dict[str, Any]:
+    """The sha256 of each library, by its key."""
+    try:
+        return dict(parse_json(folder.with_suffix(".json").read_bytes()))
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: compile again
+        return {}
+
+
+def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Callable[[Path], Loaded]) -> Loaded:
+    """Compile, load and check a library, and keep it if the folder is private. Raises KernelError, OSError."""
+    compiler = _compiler()
+    if compiler is None:
+        raise KernelError("no C compiler (cc, gcc or clang) is here")
+    name = f"{source.stem}.so"
+    with _private(folder, name) as scratch:
+        made = scratch / name
+        words = [compiler, *flags, "-o", str(made), str(source)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+        library = make(made)
+        library.check()
+        if scratch.parent == folder:
+            made.chmod(0o700)
+            hashes = _hashes(folder) | {key: file_sha256(made)}
+            write_bytes(folder.with_suffix(".json"), (json.dumps(hashes, indent=1) + "\n").encode())
+            made.replace(folder / f"{key}.so")
+    return library
+
+
+@contextlib.contextmanager
+def _private(folder: Path, name: str) -> Iterator[Path]:
+    """A folder that only this user can write, deleted at the end: in `folder`; elsewhere if that cannot be private."""
+    try:
+        private_folder(folder)
+        scratch = beside(folder / name)
+        scratch.mkdir(mode=0o700)
+    except OSError as error:  # compiling again costs a second or two at each start, no more
+        warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)
+        scratch = Path(tempfile.mkdtemp(prefix="minigpt-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
