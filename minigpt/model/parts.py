@@ -33,8 +33,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        if self.fused and self.in_c is not None and fused.usable(x, self.weight, self.bias):
-            return fused.norm(x, self.weight, self.bias, self.eps, self.in_c)
+        if self.fused and self.in_c == fused.RMS_NORM and fused.usable(x, self.weight):
+            return fused.norm(x, self.weight, None, self.eps, fused.RMS_NORM)
         return self.normalise(x, self.weight, self.bias, self.eps)
 
 

@@ -7,9 +7,15 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+int omp_get_thread_num(void);
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
 
 enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU }; /* activations, numbered as in rows.c */
 enum { LAYER_NORM, RMS_NORM };
+enum { ALONE = 1 << 15 }; /* numbers for which one thread is as fast as several */
 enum { ROWS = 6, WIDE = 16, DEEP = 24 }; /* of a small product: its rows and columns; queries of a backward tile */
 
 /* e^x to some 2e-7 of itself, as 2^n e^f with |f| <= ln(2) / 2: compilers vectorise this, but no call of expf. */
@@ -37,46 +43,31 @@ static inline float logistic(float x) { return 1 / (1 + fast_exp(-x)); }
 
 static inline float inner_tanh(float x) { return 1.59576912f * (x + 0.044715f * x * x * x); } /* 2 sqrt(2 / pi) (..) */
 
-/* y [rows, H] of x [rows, H], or [rows, 2 H] for a gated activation. */
-void activate(const float *x, float *y, long rows, long H, int kind, int threads)
+/* y [rows, H] of x [rows, H], or [rows, 2 H] for a gated activation; slope, as large as x: the derivative of y. */
+void activate(const float *x, float *y, float *slope, long rows, long H, int kind, int threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * H > ALONE)
     for (long r = 0; r < rows; r++) {
-        const float *in = x + r * H * (kind == SWIGLU ? 2 : 1);
-        float *out = y + r * H;
-        if (kind == GELU)
-            for (long i = 0; i < H; i++)
-                out[i] = in[i] * below(in[i], fast_exp(-0.5f * in[i] * in[i]));
-        else if (kind == GELU_TANH)
-            for (long i = 0; i < H; i++)
-                out[i] = in[i] * logistic(inner_tanh(in[i]));
-        else if (kind == SWIGLU)
-            for (long i = 0; i < H; i++)
-                out[i] = in[i] * logistic(in[i]) * in[H + i];
-    }
-}
-
-void activate_back(const float *x, const float *dy, float *dx, long rows, long H, int kind, int threads)
-{
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long r = 0; r < rows; r++) {
-        const float *in = x + r * H * (kind == SWIGLU ? 2 : 1), *d = dy + r * H;
-        float *out = dx + r * H * (kind == SWIGLU ? 2 : 1);
+        const float *restrict in = x + r * H * (kind == SWIGLU ? 2 : 1);
+        float *restrict out = y + r * H, *restrict rise = slope + r * H * (kind == SWIGLU ? 2 : 1);
         if (kind == GELU)
             for (long i = 0; i < H; i++) {
-                float bell = fast_exp(-0.5f * in[i] * in[i]);
-                out[i] = d[i] * (below(in[i], bell) + 0.39894228f * in[i] * bell);
+                float bell = fast_exp(-0.5f * in[i] * in[i]), part = below(in[i], bell);
+                out[i] = in[i] * part;
+                rise[i] = part + 0.39894228f * in[i] * bell;
             }
         else if (kind == GELU_TANH)
             for (long i = 0; i < H; i++) {
-                float gate = logistic(inner_tanh(in[i])), slope = 1.59576912f * (1 + 0.134145f * in[i] * in[i]);
-                out[i] = d[i] * gate * (1 + in[i] * (1 - gate) * slope);
+                float gate = logistic(inner_tanh(in[i])), steep = 1.59576912f * (1 + 0.134145f * in[i] * in[i]);
+                out[i] = in[i] * gate;
+                rise[i] = gate * (1 + in[i] * (1 - gate) * steep);
             }
         else if (kind == SWIGLU)
             for (long i = 0; i < H; i++) {
-                float gate = logistic(in[i]), silu = in[i] * gate;
-                out[i] = d[i] * in[H + i] * gate * (1 + in[i] - silu);
-                out[H + i] = d[i] * silu;
+                float gate = logistic(in[i]), silu = in[i] * gate, hidden = in[H + i];
+                out[i] = silu * hidden;
+                rise[i] = hidden * gate * (1 + in[i] - silu);
+                rise[H + i] = silu;
             }
     }
 }
@@ -128,7 +119,7 @@ static inline void norm_row_back(const float *x, const float *weight, const floa
 void norm(const float *x, const float *weight, const float *bias, float *y, float *kept, long rows, long n, int kind,
           float eps, int threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * n > ALONE)
     for (long r = 0; r < rows; r++)
         kept[2 * r + 1] = norm_row(x + r * n, weight, bias, y + r * n, n, kind, eps, kept + 2 * r);
 }
@@ -137,7 +128,7 @@ void norm(const float *x, const float *weight, const float *bias, float *y, floa
 void norm_back(const float *x, const float *weight, const float *kept, const float *dy, float *dx, float *dweight,
                float *dbias, long parts, long rows, long n, int kind, int threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * n > ALONE)
     for (long part = 0; part < parts; part++)
         for (long r = rows * part / parts; r < rows * (part + 1) / parts; r++)
             norm_row_back(x + r * n, weight, dy + r * n, dx + r * n, dweight + part * n,
@@ -267,17 +258,14 @@ static inline void drop(const Heads *h, float *row, uint32_t place, long n)
 int attend(const Heads *h, float *out, float *sums)
 {
     const long T = h->T, D = h->D, heads = h->heads, groups = h->groups, all = heads + 2 * groups, share = heads / groups;
-    const long wide = up_to(D, WIDE), long_ = up_to(T + WIDE, 48);
-    int failed = 0;
-#pragma omp parallel for num_threads(h->threads) schedule(static)
+    const long wide = up_to(D, WIDE), long_ = up_to(T + WIDE, 48), each = long_ * wide * 4 + ROWS * (long_ + wide);
+    float *rooms = calloc(h->threads * each, sizeof *rooms); /* what is beyond T and D stays zero */
+    if (!rooms)
+        return 1;
+#pragma omp parallel for num_threads(h->threads) schedule(static) if (h->B * T * all * D > ALONE)
     for (long unit = 0; unit < h->B * groups; unit++) {
         const long b = unit / groups, g = unit % groups;
-        float *room = calloc(long_ * wide * 4 + ROWS * (long_ + wide), sizeof *room);
-        if (!room) {
-            failed = 1;
-            continue;
-        }
-        float *keys = room, *q = keys + long_ * wide, *v = q + long_ * wide, *kp = v + long_ * wide;
+        float *keys = rooms + omp_get_thread_num() * each, *q = keys + long_ * wide, *v = q + long_ * wide, *kp = v + long_ * wide;
         float *s = kp + long_ * wide, *o = s + ROWS * long_;
         const float *x = h->qkv + b * T * all * D;
         take(h, x + (heads + g) * D, h->k_norm, h->k_bias, 1, 1, keys, wide);
@@ -312,9 +300,9 @@ int attend(const Heads *h, float *out, float *sums)
                         out[((b * T + i + r) * heads + head) * D + d] = o[r * wide + d] / sum[r];
             }
         }
-        free(room);
     }
-    return failed;
+    free(rooms);
+    return 0;
 }
 
 /* The weights p and the gradients ds of the scores of DEEP queries from i on, [DEEP, long_] each. */
@@ -377,21 +365,20 @@ int attend_back(const Heads *h, const float *out, const float *sums, const float
 {
     const long T = h->T, D = h->D, heads = h->heads, groups = h->groups, all = heads + 2 * groups, share = heads / groups;
     const long wide = up_to(D, WIDE), long_ = up_to(T + WIDE, 48), size = long_ * wide;
-    int failed = 0;
-#pragma omp parallel for num_threads(h->threads) schedule(static)
+    const long each = size * 9 + long_ * (2 * DEEP + 1);
+    float *rooms = calloc(h->threads * each, sizeof *rooms); /* what is beyond T and D stays zero */
+    if (!rooms)
+        return 1;
+#pragma omp parallel for num_threads(h->threads) schedule(static) if (h->B * T * all * D > ALONE)
     for (long unit = 0; unit < h->B * groups; unit++) {
         const long b = unit / groups, g = unit % groups, start = b * T * all * D;
-        float *room = calloc(size * 9 + long_ * (2 * DEEP + 1), sizeof *room);
-        if (!room) {
-            failed = 1;
-            continue;
-        }
-        float *k = room, *v = k + size, *kp = v + size, *vp = kp + size, *q = vp + size, *grad = q + size;
+        float *k = rooms + omp_get_thread_num() * each, *v = k + size, *kp = v + size, *vp = kp + size, *q = vp + size, *grad = q + size;
         float *dq = grad + size, *dk = dq + size, *dv = dk + size, *p = dv + size, *alongs = p + 2 * DEEP * long_;
         float *own = norms + unit * 4 * D;
         const float *x = h->qkv + start;
         float *dx = dqkv + start;
         const long key = (heads + g) * D, value = (heads + groups + g) * D;
+        memset(dk, 0, 2 * size * sizeof *dk); /* and dv */
         take(h, x + key, h->k_norm, h->k_bias, 1, 1, k, wide);
         take(h, x + value, NULL, NULL, 0, 1, v, wide);
         panels(k, kp, up_to(T, WIDE), wide);
@@ -412,7 +399,7 @@ int attend_back(const Heads *h, const float *out, const float *sums, const float
         }
         give(h, x + key, h->k_norm, own + 2 * D, h->k_bias ? own + 3 * D : NULL, 1, 1, dk, wide, dx + key);
         give(h, x + value, NULL, NULL, NULL, 0, 1, dv, wide, dx + value);
-        free(room);
     }
-    return failed;
+    free(rooms);
+    return 0;
 }

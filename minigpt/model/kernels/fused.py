@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from minigpt.compiled import KernelError, load
 
 SOURCE = Path(__file__).with_name("fused.c")
+RMS_NORM = 1
+"""`in_c` of `norms.NORMS`; torch's layer norm is as fast as that of fused.c, which serves QK-norm alone."""
 GELU, GELU_TANH, SWIGLU = 0, 1, 3
 ACTIVATIONS = {GELU, GELU_TANH, SWIGLU}
 """Those that fused.c knows, by `in_c` of `activations.ACTIVATIONS`; torch is as fast for the others."""
@@ -44,13 +46,12 @@ class Kernels:
     def __init__(self, path: Path):
         calls = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         self.calls = calls
-        calls.activate.argtypes = [_POINTER] * 2 + [_NUMBER] * 2 + [_THREADS] * 2
-        calls.activate_back.argtypes = [_POINTER] * 3 + [_NUMBER] * 2 + [_THREADS] * 2
+        calls.activate.argtypes = [_POINTER] * 3 + [_NUMBER] * 2 + [_THREADS] * 2
         calls.norm.argtypes = [_POINTER] * 5 + [_NUMBER] * 2 + [_THREADS, ctypes.c_float, _THREADS]
         calls.norm_back.argtypes = [_POINTER] * 7 + [_NUMBER] * 3 + [_THREADS] * 2
         calls.attend.argtypes = [_POINTER] * 3
         calls.attend_back.argtypes = [_POINTER] * 6
-        for call in (calls.activate, calls.activate_back, calls.norm, calls.norm_back):
+        for call in (calls.activate, calls.norm, calls.norm_back):
             call.restype = None
 
     def check(self) -> None:
@@ -114,20 +115,18 @@ class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: int, gates: int, kernels: Kernels) -> Tensor:
         wide = x.shape[-1] // gates
-        out = x.new_empty(*x.shape[:-1], wide)
-        ctx.save_for_backward(x)
-        ctx.rest = out.numel() // wide, wide, kind, torch.get_num_threads()
-        ctx.kernels = kernels
-        kernels.calls.activate(x.data_ptr(), out.data_ptr(), *ctx.rest)
+        out, slope = x.new_empty(*x.shape[:-1], wide), torch.empty_like(x)
+        ctx.save_for_backward(slope)
+        into = x.data_ptr(), out.data_ptr(), slope.data_ptr()
+        kernels.calls.activate(*into, out.numel() // wide, wide, kind, torch.get_num_threads())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        slope, grad = torch.empty_like(x), grad.contiguous()
-        ctx.kernels.calls.activate_back(x.data_ptr(), grad.data_ptr(), slope.data_ptr(), *ctx.rest)
-        return slope, None, None, None
+        (slope,) = ctx.saved_tensors
+        parts = slope.unflatten(-1, (-1, grad.shape[-1]))  # [..., gates, H]
+        return (parts * grad.unsqueeze(-2)).flatten(-2), None, None, None
 
 
 class _Norm(torch.autograd.Function):
