@@ -12,7 +12,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from minigpt.before_torch import prepare
+from minigpt import before_torch
 from minigpt.console import console, harmless, open_streams, teller
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS, 'see minigpt --help')}")
-        prepare()
+        before_torch.prepare()
         with warnings.catch_warnings():
             warnings.showwarning = _tell
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main

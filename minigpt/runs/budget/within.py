@@ -30,7 +30,7 @@ from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Plan
 from minigpt.runs.budget.speed import TRUSTED, Speed, known_speed, time_step
 from minigpt.runs.data import make_tokenizer, prepare_data
-from minigpt.runs.feeds import bytes_per_token
+from minigpt.runs.feeds import bytes_per_token, check_lengths
 from minigpt.runs.plan import default_name
 from minigpt.runs.receipt import read_receipt
 from minigpt.runs.resolve import resolve_vocabulary
@@ -45,6 +45,8 @@ MEASURING, LONGEST = 0.1, 1.0
 """The share of a budget, and the seconds, that measuring may take, about."""
 COMPILING = 0.05
 """The share of a budget that a first compilation may take where nobody asked for it."""
+SHORTEST = 2
+"""Context that a text must fill at least."""
 LITTLE = 50_000
 """Bytes of a training text below which the plan says that they are few."""
 FLOOR_BYTES, SCORED_BYTES = 1_000_000, 200_000
@@ -193,6 +195,7 @@ def plan_within(
         tokenizer = make_tokenizer(config, progress)
         prepared = prepare_data(config, tokenizer, progress)
     configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
+    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
     text = describe(prepared, tokenizer)
     say("measuring how fast this machine trains")
     began = time.perf_counter()
