@@ -110,7 +110,6 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
         (["--logit-bias", "zz"], "--logit-bias: give texts, each with a number, not 'zz'"),
         (["--num-beams", "1.5"], "--num-beams: give a whole number, not '1.5'"),
         (["--temprature", "1"], "did you mean --temperature?"),
-        (["--no-stop-at-eos"], "no such option: --no-stop-at-eos; did you mean --stop-at-eos?"),
     ],
     ids=str,
 )  # fmt: skip

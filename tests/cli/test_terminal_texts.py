@@ -111,7 +111,8 @@ def test_counts_have_the_right_plural() -> None:
 
 def test_a_run_of_one_step_and_a_text_of_one_token_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     state = SimpleNamespace(step=1, seconds=2.0, stop_reason="budget used up")
-    Screen(messages()).on_end(SimpleNamespace(state=state))  # pyright: ignore[reportArgumentType]
+    known = {"config": SimpleNamespace(max_minutes=None), "budget": SimpleNamespace(total_steps=1)}
+    Screen(messages()).on_end(SimpleNamespace(state=state, **known))  # pyright: ignore[reportArgumentType]
     assert capsys.readouterr().err == "finished: 1 step in 0:00:02\n"
     with pytest.raises(DataError, match="the training text has 1 token, but"):
         Batches(np.zeros(1, np.uint16), 1, 8, 0)

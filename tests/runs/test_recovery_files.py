@@ -138,7 +138,8 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
 
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "short.txt").write_text("too short")
-    argv = ["train", str(tmp_path / "short.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
+    argv = ["train", str(tmp_path / "short.txt"), *SMALL, "--train.max-steps", "2"]
+    argv += ["--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, argv, "one window needs")
     assert not (tmp_path / "runs/short").exists()
     (tmp_path / "file").write_text("a file where the directory should be")
