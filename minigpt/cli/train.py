@@ -25,7 +25,7 @@ USUAL = "5m"
 class Train:
     """Train a GPT from scratch.
 
-    minigpt train my.txt                   # five minutes, settings by text and machine
+    minigpt train my.txt                   # in five minutes
     minigpt train my.txt --budget 1h
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 0.03
