@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
 from minigpt.cli.runs import figure, group_name, groups_json, show_groups, spread
 from minigpt.cli.tables import show_line, show_table
-from minigpt.config import find_recipe, flag_texts, flag_value, load_config, parse_yaml
+from minigpt.config import LENGTHS, RunConfig, find_recipe, flag_texts, flag_value, load_config, parse_yaml
 from minigpt.console import LiveLine, console, counted, out, out_json, tell
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST, is_pointer
@@ -157,7 +157,6 @@ def _flags(args: SweepArgs, given: Iterable[str]) -> tuple[str, ...]:
     if args.tiny_run:
         raise UserError("--tiny-run: does not go with --budget; leave one of the two out")
     from minigpt.runs.budget.amount import parse_amount
-    from minigpt.runs.budget.within import LENGTHS
 
     if lengths := [name for name in LENGTHS if name in given]:
         raise UserError(f"{lengths[0]}: --budget chooses how long to train; give one of the two")
@@ -192,6 +191,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
         resolve = resolver(path)
         if not args.what and "data.source" not in grid.keys() | fixed.keys():
             raise UserError("name a text or a recipe, for example: minigpt sweep my.txt --train.seed 1,2")
+        if not (recipe or flags or set(LENGTHS) & {*grid, *fixed}):  # a text alone would have a plan for each run
+            fixed = {**fixed, "train.max_steps": RunConfig().train.max_steps}
     if base and flags:
         raise UserError(f"{flags[0]}: is for training from nothing; leave it out, or the model that you named")
     stem = default_name(load_config(path, own), path)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
 from minigpt.cli.finished import report_run
+from minigpt.config import LENGTHS
 from minigpt.console import console, counted, out, out_json, tell
 from minigpt.errors import UserError
 
@@ -108,7 +109,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
 def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:
     """USUAL for a text without a recipe or a length; None where the settings say how long the run is."""
     recipe, data = recipe_and_data(args.what)
-    length = any(overrides.get(f"train.max_{unit}") is not None for unit in ("steps", "epochs", "tokens", "minutes"))
+    length = any(overrides.get(length) is not None for length in LENGTHS)
     other = args.resume or args.tiny_run or args.prepare_only or int(os.environ.get("WORLD_SIZE") or 1) > 1
     named = data is not None or "data.source" in overrides
     return None if recipe or length or other or not named else USUAL

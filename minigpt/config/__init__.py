@@ -14,6 +14,7 @@ from minigpt.config.load import (
     validate,
 )
 from minigpt.config.tree import (
+    LENGTHS,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -25,6 +26,7 @@ from minigpt.config.tree import (
 from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
+    "LENGTHS",
     "DataConfig",
     "GenerationConfig",
     "ModelConfig",

@@ -251,6 +251,10 @@ class ScheduleConfig(Section):
     two for the second. A step costs less, and early on teaches as much."""
 
 
+LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
+"""The settings that say how long a run is."""
+
+
 class TrainConfig(Section):
     """The loop: budget, batches, evaluation, checkpoints."""
 
@@ -303,8 +307,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_budget(cls, given: Any) -> Any:
-        budgets = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
-        if isinstance(given, dict) and all(given.get(budget) is None for budget in budgets):
+        if isinstance(given, dict) and all(given.get(length.removeprefix("train.")) is None for length in LENGTHS):
             return given | {"max_steps": 2000}
         return given
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch.optim import Optimizer
 
-from minigpt.config import DataConfig, RunConfig, load_config, recipe_settings
+from minigpt.config import LENGTHS, DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.rates import default_rate
 from minigpt.console import teller
@@ -42,7 +42,6 @@ SKILL_STEPS, MOST_PASSES = 1200, 30
 """Steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); but not more passes than these."""
 SKILL_WIDTH = 512
 """Widest model to which answering is a new skill; wider ones are taken for pretrained, which are easily spoilt."""
-_BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
 _MODEL_MAY_CHANGE = ("dropout", "attention")
 
 
@@ -152,7 +151,7 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_budget(given: Mapping[str, Any]) -> bool:
-    return all(given.get(f"train.{budget}") is None for budget in _BUDGETS)
+    return all(given.get(length) is None for length in LENGTHS)
 
 
 def _is_new_skill(embed_dim: int, given: Mapping[str, Any]) -> bool:

@@ -152,6 +152,18 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "runs/q-sweep").exists()
 
 
+def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> None:
+    """`minigpt train TEXT` would make a plan of its own for each."""
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["sweep", str(tmp_path / "cats.txt"), "--train.seed", "1,2", "--dry-run", "--json"]
+    for more, length in (([], "--train.max-steps=2000"), (["--train.max-epochs", "2"], "--train.max-epochs=2"),
+                         (["--budget", "2m"], "--budget 2m")):  # fmt: skip
+        assert main([*argv, *more]) == 0
+        commands = [run["command"] for run in json.loads(capsys.readouterr().out)["runs"]]
+        assert all(length in command for command in commands), commands
+        assert all(("max-steps" in command) == ("max-steps" in length) for command in commands)
+
+
 def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     stand_in: Path, tmp_path: Path, capsys
 ) -> None:

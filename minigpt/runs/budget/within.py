@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt.config import RunConfig, load_config, recipe_settings
+from minigpt.config import LENGTHS, RunConfig, load_config, recipe_settings
 from minigpt.console import counted, messages, progress_bars, teller
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
@@ -40,7 +40,6 @@ from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import Tokenizer
 
-LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
 MEASURING, LONGEST = 0.1, 1.0
 """The share of a budget, and the seconds, that measuring may take, about."""
 COMPILING = 0.05
