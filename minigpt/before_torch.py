@@ -13,6 +13,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from minigpt.console import tell
 from minigpt.measured import keep, recall
 from minigpt.mkl import answer_yes, measure_gain
 
@@ -72,6 +73,7 @@ def gains(busy: bool, facts: Path = Path("/proc/cpuinfo"), torch_folder: Path | 
     if not isinstance(known, float):
         if busy:
             return True
+        tell("measuring this processor's matrix products, once")
         known = measure_gain(torch_folder)
         keep(gain_key(processor), known)
     return known >= WORTH

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from minigpt.console import tell
 from minigpt.download import cache_root
 from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
 
@@ -115,6 +116,7 @@ def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Call
     if compiler is None:
         raise KernelError("no C compiler (cc, gcc or clang) is here")
     name = f"{source.stem}.so"
+    tell(f"compiling {source.name} for this processor, once")
     with _private(folder, name) as scratch:
         made = scratch / name
         words = [compiler, *flags, "-o", str(made), str(source)]

@@ -182,6 +182,12 @@ console = messages()
 tell = teller(console)
 
 
+def loading() -> None:
+    """Say at once that torch is being loaded, which takes a second or two, unless it is there."""
+    if "torch" not in sys.modules:
+        tell("loading PyTorch")
+
+
 def write(text: str) -> None:
     """Print a part of a result as it is; on a terminal, harmless."""
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)

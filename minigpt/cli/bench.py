@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, find_recipe, load_config
-from minigpt.console import SafeConsole, console, counted, out, out_json
+from minigpt.console import SafeConsole, console, counted, loading, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
 from minigpt.layout import RunFolder
 
@@ -153,6 +153,7 @@ def main(argv: list[str]) -> int:
     for name, least in LEAST.items():
         if (value := getattr(args, name, None)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value} measures nothing; give {least} or more")
+    loading()
     with console.status("starting") as status:
         report = measure(args, overrides, lambda what: status.update(escape(what)))
     if args.json:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import Lines, console, counted, out_json, tell
+from minigpt.console import Lines, console, counted, loading, out_json, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -78,6 +78,7 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Eval, argv, "eval")
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
+    loading()
     from minigpt.cli.answers import report_records
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder

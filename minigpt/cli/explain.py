@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import SafeConsole, console, out, out_json, tell
+from minigpt.console import SafeConsole, console, loading, out, out_json, tell
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Explain, argv, "explain")
     _check(args)
+    loading()
     from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, as_run, parse
-from minigpt.console import counted, out, out_json
+from minigpt.console import counted, loading, out, out_json
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Export:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Export, argv, "export")
+    loading()
     from minigpt.export import export_huggingface
     from minigpt.runs.load import load_run
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse
 from minigpt.cli.finished import report_run
-from minigpt.console import out
+from minigpt.console import loading, out
 from minigpt.errors import UserError
 
 
@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.what[-1]}: {what}; quote a glob or a path with spaces; put files in a folder")
     if not args.merge and len(words) + 2 * len(yamls) < 2:
         raise UserError("name a base and the data, for example: minigpt finetune runs/my chats.jsonl")
+    loading()
     from minigpt.runs.finetune import fine_tune, merge_run
 
     if args.merge and args.out:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import console, counted, out, out_json
+from minigpt.console import console, counted, loading, out, out_json
 from minigpt.errors import ConfigError, UserError
 
 
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Quantize, argv, "quantize")
     if args.tokens < 0 or args.tokens == 1:
         raise ConfigError(f"tokens: {args.tokens} cannot be measured on; choose 0 for none, or 2 or more")
+    loading()
     from minigpt.runs.quantize import quantize_run
 
     done = quantize_run(args.run, int(args.bits), int(args.group), args.out, int(args.embedding_bits))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
 from minigpt.cli.finished import report_run
 from minigpt.config import LENGTHS
-from minigpt.console import console, counted, out, out_json, tell
+from minigpt.console import console, counted, loading, out, out_json, tell
 from minigpt.errors import UserError
 
 USAGE = """minigpt train: name a text, or a recipe
@@ -86,6 +86,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
+    loading()
     from minigpt.runs.data import make_tokenizer, prepare_data
     from minigpt.runs.plan import default_name
     from minigpt.runs.task import FromNothing
@@ -122,7 +123,7 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
     recipe, data = recipe_and_data(args.what)
     settings = overrides if data is None else {"data.source": data, **overrides}
-    console.print(f"reading {settings.get('data.source', recipe)}")  # at once: to load torch takes a second or two
+    loading()
     from minigpt.runs.budget.amount import process_start
     from minigpt.runs.budget.within import plan_within, train_within
 

@@ -286,7 +286,7 @@ def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.Cap
 def test_a_small_text_is_called_small(tmp_path: Path):
     (tmp_path / "small.txt").write_text(text(100))
     settings = {"data.source": str(tmp_path / "small.txt"), "train.device": "cpu", "train.precision": "fp32"}
-    found = plan_within("5h", settings)
+    found = plan_within("2h", settings)
     assert found.text.vocab_size < 100  # characters
     assert "the text is small" in found.explain()
     assert found.plan.limited and "more would not help" in found.explain()

@@ -11,6 +11,8 @@ from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Configure, Speed
 
+WEIGHTS_A_BYTE = 10
+"""Most weights for each byte of training text; the runs behind the law had 6 at most."""
 FEWEST = 100
 """Steps that a run keeps when its batch is made larger than the rule's."""
 BYTES_A_WEIGHT = 50
@@ -77,9 +79,12 @@ class Chooser:
         """The plan with the least loss. Raises ConfigError if no size goes with what the person has set."""
         best: Plan | None = None
         worse, problem = 0, ConfigError("--budget: no size fits")
+        heaviest = WEIGHTS_A_BYTE * self.text.train_tokens * self.text.bytes_per_token
         for layers, width in rule.LADDER:
             try:
                 plan = self._best_batch(layers, width)
+                if best and plan.size.parameters > heaviest:
+                    break
             except ConfigError as error:  # this size does not go with what the person has set; another may
                 problem = error
                 continue

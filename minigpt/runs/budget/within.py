@@ -185,6 +185,7 @@ def plan_within(
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
     console = messages(quiet)
     config, say = configure({}), teller(console)
+    say(f"reading {config.data.source}")
     with progress_bars(console) as progress:
         characters = open_corpus(config.data, progress).survey.chars
         configure.choose_tokenizer(characters)
