@@ -318,7 +318,7 @@ for temperature in (0.3, 0.8, 1.2):
 # %% [markdown]
 # ## Exercise 1
 #
-# Count the parameters by hand. The width is $C = 96$, the vocabulary is padded to 64 rows, the feed-forward part has
+# Count the parameters by hand. The width is $C = 96$, the vocabulary is padded to 128 rows, the feed-forward part has
 # three matrices of $\frac83 C$ by $C$, and there are no biases. Do not forget the norms: two in each layer, one at the
 # end, and one for the queries and one for the keys of each layer, which are as long as a head.
 
@@ -326,7 +326,7 @@ for temperature in (0.3, 0.8, 1.2):
 # Attention: q, k, v and out, C x C each. The head is the embedding (tied), so it counts once.
 C, layers, head_size = 96, 2, 24
 by_hand = {
-    "embedding": 64 * C,
+    "embedding": 128 * C,
     "attention": layers * 4 * C * C,
     "feed_forward": layers * 3 * C * (8 * C // 3),
     "norms": layers * (2 * C + 2 * head_size) + C,
