@@ -202,19 +202,18 @@ def plan_within(
     plan = _measure_and_choose(amount, text, configure, started - again, console)
     measuring = time.perf_counter() - began
     whole = time.perf_counter() - started + again + plan.train_seconds + plan.after_seconds
-    nats_per_bit = math.log(2)
     report = {
         "asked": {"budget": amount.text, "settings": configure.own},
         "promised_seconds": whole if plan.limited or not amount.seconds else max(whole, amount.seconds),
         "predicted_loss": plan.loss,
-        "predicted_bits_per_byte": plan.loss / text.bytes_per_token / nats_per_bit,
+        "predicted_bits_per_byte": plan.loss / text.bytes_per_token / math.log(2),
         "steps": plan.steps,
         "tokens": plan.tokens,
         "passes": plan.tokens / text.train_tokens,
         "flops": plan.flops,
         "step_seconds": plan.step_seconds,
         "measuring_seconds": measuring,
-        "five_gram_bits": text.five_gram / nats_per_bit,
+        "five_gram_bits": text.five_gram / math.log(2),
     }
     return Budgeted(amount, text, plan, report, tokenizer, started, again)
 
