@@ -3,9 +3,9 @@
 A library uses torch's OpenMP threads: it is linked against none, and finds the one that torch has loaded.
 
 What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
-library is code, so it is only loaded if nobody else can have written it: it and its folder belong to this user, no one
-else may write there, and its bytes have the sha256 that stands in kernels.json, outside of the folder. Else it is
-compiled again, in a private folder: where the cache cannot have one, in one that is deleted once the library is loaded.
+library is code. It is loaded only if nobody else can have written it: this user owns it and its folder, nobody else may
+write there, and its bytes have the sha256 in kernels.json, outside of the folder. Otherwise it is compiled again in a
+private folder. If the cache cannot hold such a folder, a temporary one is used, and deleted once the library is loaded.
 """
 
 import contextlib
@@ -26,6 +26,8 @@ from minigpt.console import tell
 from minigpt.download import cache_root
 from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
 
+HEADER = Path(__file__).with_suffix(".h")
+"""What the C files share; it stands before each."""
 _ALWAYS = "-O3 -std=gnu11 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno".split()
 _LINK = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-nodefaultlibs"]
 _OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
@@ -57,7 +59,7 @@ def load(source: Path, make: Callable[[Path], Loaded]) -> Loaded:
     Raises:
         KernelError, OSError: no compiler, or none of its libraries works.
     """
-    text, folder = source.read_bytes(), cache_root() / "kernels"
+    text, folder = HEADER.read_bytes() + source.read_bytes(), cache_root() / "kernels"
     reason: Exception = KernelError("nothing was tried")
     for openmp, native in _CHOICES:
         flags = [*_ALWAYS, *openmp, *native]
@@ -119,7 +121,7 @@ def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Call
     tell(f"compiling {source.name} for this processor, once")
     with _private(folder, name) as scratch:
         made = scratch / name
-        words = [compiler, *flags, "-o", str(made), str(source)]
+        words = [compiler, *flags, "-include", str(HEADER), "-o", str(made), str(source)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")

@@ -11,7 +11,6 @@
 #include <string.h>
 
 enum { FP32, BF16, INT8 };                     /* kinds of numbers */
-enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU };       /* activations */
 enum { MOST = 32 };                            /* vectors at a time */
 enum { ALONE = 1 << 16 };                      /* multiplications for which one thread is as fast as several */
 
@@ -56,18 +55,6 @@ static inline uint16_t to_bf16(float value)
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to the nearest, ties to even */
-}
-
-/* e^x to some 2e-7 of itself, as 2^n e^f with |f| <= ln(2) / 2: compilers vectorise this, but no call of expf. */
-static inline float fast_exp(float x)
-{
-    x = x < -87 ? -87 : x > 88 ? 88 : x;
-    float n = rintf(x * 1.44269504f), f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f / 720)))));
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return series * power;
 }
 
 /* Abramowitz and Stegun, 7.1.26: to 1.5e-7. */

@@ -13,22 +13,9 @@ int omp_get_thread_num(void);
 static int omp_get_thread_num(void) { return 0; }
 #endif
 
-enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU }; /* activations, numbered as in rows.c */
 enum { LAYER_NORM, RMS_NORM };
 enum { ALONE = 1 << 15 }; /* numbers for which one thread is as fast as several */
 enum { ROWS = 6, WIDE = 16, DEEP = 24 }; /* of a small product: its rows and columns; queries of a backward tile */
-
-/* e^x to some 2e-7 of itself, as 2^n e^f with |f| <= ln(2) / 2: compilers vectorise this, but no call of expf. */
-static inline float fast_exp(float x)
-{
-    x = x < -87 ? -87 : x > 88 ? 88 : x;
-    float n = rintf(x * 1.44269504f), f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f / 720)))));
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return series * power;
-}
 
 /* The normal distribution below x, given bell = e^(-x^2 / 2): Abramowitz and Stegun, 7.1.26, to 1e-7. */
 static inline float below(float x, float bell)

@@ -1,0 +1,19 @@
+/* What every C file of this package begins with: compiled.py puts it before each. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU }; /* activations: `in_c` of model/activations.py */
+
+/* e^x to some 2e-7 of itself, as 2^n e^f with |f| <= ln(2) / 2: compilers vectorise this, but no call of expf. */
+static inline float fast_exp(float x)
+{
+    x = x < -87 ? -87 : x > 88 ? 88 : x;
+    float n = rintf(x * 1.44269504f), f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f / 720)))));
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return series * power;
+}
