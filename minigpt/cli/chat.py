@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.cli.generate import asked_settings, load_draft, with_settings
+from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
 from minigpt.console import console, counted, out, teller, write
 from minigpt.errors import RunError, UserError
@@ -32,14 +32,7 @@ class _Chat:
     COMMON: ClassVar = (
         "session",
         "system",
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "stop",
-        "seed",
+        *SAMPLING,
         "preset",
         "device",
         "precision",

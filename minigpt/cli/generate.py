@@ -12,6 +12,18 @@ from minigpt.config import GenerationConfig, load_config
 from minigpt.console import out_json, write
 from minigpt.errors import GenerationError
 
+SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+)
+"""Settings of generation that people use most."""
+
 
 @dataclass(frozen=True)
 class _Generate:
@@ -27,14 +39,7 @@ class _Generate:
 
     COMMON: ClassVar = (
         "prompt",
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "stop",
-        "seed",
+        *SAMPLING,
         "num_samples",
         "prompts",
         "out",
