@@ -92,7 +92,7 @@ def messages(quiet: bool = False) -> Console:
 
 
 class LiveLine:
-    """One line at the bottom of a terminal, which is written anew all the time; elsewhere nothing."""
+    """One line at the bottom of a terminal that is replaced again and again; nothing when output is piped."""
 
     def __init__(self, console: Console):
         self.console = console

@@ -19,7 +19,7 @@ USAGE = """minigpt train: name a text, or a recipe
   minigpt train shakespeare-char   a recipe; all of them: minigpt config recipes
   minigpt train -h                 the options that people use most"""
 USUAL = "5m"
-"""The time of a run whose length nobody named."""
+"""Time of a run when the command names no length."""
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _is_finished(checkpoint: Path) -> bool:
 def _numbers(path: Path) -> int | None:
     """Counted in the header of a safetensors file; None for one that is damaged.
 
-    A byte of a packed matrix holds two 4-bit weights, and the scales of packed matrices are no weights.
+    A byte of a packed matrix holds two 4-bit weights. The scales of packed matrices are not weights.
     """
     try:
         with safe_open(path, "numpy") as file:

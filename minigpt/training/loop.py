@@ -46,8 +46,7 @@ class Hook:
         """Before the first step."""
 
     def on_first_loss(self, trainer: "Trainer", loss: float) -> None:
-        """Before the first step of a new run: its validation loss then. There is no checkpoint of it, so it is never
-        the best one."""
+        """Before the first step of a new run, with its validation loss. Step 0 has no checkpoint, so it is never best."""
 
     def on_update(self, trainer: "Trainer") -> None:
         """After the optimizer has changed the weights, before an evaluation."""

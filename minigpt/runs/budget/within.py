@@ -43,7 +43,7 @@ from minigpt.tokenizers import Tokenizer
 MEASURING, LONGEST = 0.1, 1.0
 """The share of a budget, and the seconds, that measuring may take, about."""
 COMPILING = 0.05
-"""The share of a budget that a first compilation may take where nobody asked for it."""
+"""The share of a budget that a first compilation may take when train.compile is auto."""
 SHORTEST = 2
 """Context that a text must fill at least."""
 LITTLE = 50_000
