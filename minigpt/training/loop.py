@@ -46,7 +46,7 @@ class Hook:
         """Before the first step."""
 
     def on_first_loss(self, trainer: "Trainer", loss: float) -> None:
-        """Before the first step of a new run, with its validation loss. Step 0 has no checkpoint, so it is never best."""
+        """Before a new run's first step, with its validation loss. Step 0 has no checkpoint, so it is never best."""
 
     def on_update(self, trainer: "Trainer") -> None:
         """After the optimizer has changed the weights, before an evaluation."""
