@@ -96,7 +96,8 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 
 def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     used = ("train", split)
-    lossy = any((np.asarray(prepared.splits[name].tokens) == tokenizer.unk_id).any() for name in used)
+    unknown = tokenizer.unk_id  # of a tokenizer that has none, no token is read here
+    lossy = unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
     texts = [prepared.meta["splits"][name]["sha256"] for name in used]
     parts = [VERSION, _told(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
