@@ -58,9 +58,8 @@ class Around:
         """By dotted name, for a run of so many steps of `step` seconds."""
         return {
             "train.eval_batches": self.eval_batches,
-            "train.eval_every": math.ceil(steps / (EVALUATIONS - 1))
-            if self.long
-            else 2 * steps,  # at its end in any case
+            # start and end are evaluated in any case
+            "train.eval_every": math.ceil(steps / (EVALUATIONS - 1)) if self.long else 2 * steps,
             "train.sample_every": math.ceil(0.4 * steps) if self.long else 0,
             "train.save_every": math.ceil(max(SAVE_SECONDS / step, steps / SAVES)),
             "logging.plots": self.long,

@@ -27,7 +27,7 @@ LADDER = (
 CHARACTERS = 100_000
 """Characters of a text from which on byte pairs are learned: a smaller one shows most pairs too rarely."""
 VOCABULARIES = ((500_000, 512), (5_000_000, 1024), (50_000_000, 2048))
-"""(characters of a text below which, ids of its byte pairs); 4,096 beyond (docs/LOG.md has the measurements)."""
+"""(characters of a text below which, ids of its byte pairs); 4,096 beyond. Only one text was measured (docs/LOG.md)."""
 MANY_PASSES, PATIENCE = 4, 4
 """Passes over a text from which on early stopping is on, and its evaluations without a better loss."""
 SMALL_VOCABULARY = 1024
