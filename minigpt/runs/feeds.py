@@ -80,7 +80,7 @@ class RecordFeed:
     bytes_per_token: float | None
     sha256: Mapping[str, str]
     size: str
-    caveat: str
+    caveat: str = ""  # unknown characters are named once, before training
     text: None = None
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
@@ -156,7 +156,7 @@ def record_feed(
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)
         size = f"{counted(len(train), 'pair')} to learn and {len(val):,} to validate"
-        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size, "")
+        return RecordFeed(batches, check, stack_pairs, seq_len, None, sha256, size)
     _tell_losses(chosen + chosen_val, seq_len + 1, console)
     _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
     learn, check = cut(chosen), cut(chosen_val)
@@ -167,7 +167,7 @@ def record_feed(
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
     size = f"{counted(len(train), 'record')} to learn ({learned:,} of {counted(tokens, 'token')})"
     size += f" and {len(val):,} to validate"
-    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size, "")
+    return RecordFeed(batches, check, stack, seq_len, ratio or None, sha256, size)
 
 
 def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
