@@ -264,8 +264,9 @@ def test_spikes_are_measured_against_recent_losses_only() -> None:
     rows = [sum(over[at : at + 5]) for at in range(495)]
     assert max(rows) <= 2 and sum(over) < 10, f"heavy-tailed noise must not make five in a row: {sum(over)}"
     quiet = [2.0 + 0.01 * x for x in torch.randn(100, generator=generator).tolist()]
-    assert spike_limit(quiet, 4.0, 4.0, 6.0, 100) == pytest.approx(2.4, abs=0.01), "a fifth over the median at least"
-    assert spike_limit([0.001] * 100, 4.0, 4.0, 6.0, 100) == pytest.approx(0.101)
+    assert spike_limit(quiet, 4.0, 4.0, 6.0, 100) == pytest.approx(2.5, abs=0.01), "half a nat over the median at least"
+    assert spike_limit([4.0] * 100, 6.0, 6.0, 6.0, 100) == pytest.approx(4.8), "a fifth over the median at least"
+    assert spike_limit([0.001] * 100, 4.0, 4.0, 6.0, 100) == pytest.approx(0.501), "however well it knows the text"
     assert spike_limit([2.0, 2.1] * 15, 4.0, 4.1, 6.0, 100) == pytest.approx(2.05 + 6 * 0.10484, abs=1e-3)
     assert spike_limit([2.0] * 10, math.log(20), 9.0, 6.0, 100) == 10.0, "too few: only worse than at the start"
 

@@ -33,8 +33,9 @@ def spike_limit(losses: Sequence[float], chance: float, start: float, deviations
     """The loss above which a step is bad: one nat over both chance and the run's first loss; soon, less.
 
     Once a quarter of the window is known, the recent median + the largest of `deviations` x the noise, a fifth of the
-    median, and 0.1 nats. The noise is 1.4826 / sqrt(2) x the median change from step to step: a normal distribution's
-    standard deviation, which neither a few wild steps nor a falling loss make larger.
+    median, and half a nat (a model that knows a small text by heart is at 0.06, and now and then at 0.3 for a while).
+    The noise is 1.4826 / sqrt(2) x the median change from step to step: a normal distribution's standard deviation,
+    which neither a few wild steps nor a falling loss make larger.
 
     spike_limit([2.0, 2.1] * 15, chance=4.0, start=4.1, deviations=6, window=100) -> 2.05 + 6 x 0.105 = 2.68
     """
@@ -43,7 +44,7 @@ def spike_limit(losses: Sequence[float], chance: float, start: float, deviations
         return limit
     middle = median(losses)
     noise = 1.4826 / math.sqrt(2) * median(abs(later - sooner) for sooner, later in pairwise(losses))
-    return min(limit, middle + max(deviations * noise, 0.2 * middle, 0.1))
+    return min(limit, middle + max(deviations * noise, 0.2 * middle, 0.5))
 
 
 class Guard(Hook):
