@@ -312,7 +312,9 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
     lines = read_lines(folder.metrics)
     rows = epoch_table(lines)
     if rows:
-        console.print(render_epochs(rows, scored_on("val", config.train.eval_batches)))
+        console.print(render_epochs(rows))
+        scored = scored_on("val", config.train.eval_batches)
+        console.print(f"train: the steps just before the evaluation; val: {scored}")
     if config.logging.csv:
         write_csv(folder.metrics_csv, lines)
     if config.logging.plots and lines:

@@ -1,5 +1,6 @@
-"""Memory that is free: a device's, or the machine's within the limits that this process lives under."""
+"""Memory that is free: a device's, or the machine's within the limits that this process lives under; freed, and kept."""
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _V2, _V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
@@ -23,6 +25,24 @@ def free_memory(device: "torch.device") -> int | None:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     total, free = host_memory()
     return free if total else None
+
+
+def keep_freed_pages() -> bool:
+    """Let glibc keep the memory that is freed, for what is allocated next; returns whether it does so now.
+
+    Nothing changes where there is no glibc, or where the environment has settings for it (MALLOC_*, GLIBC_TUNABLES).
+
+    It gives memory back to the system as soon as 128 KiB, later twice the largest block, are free at the end. A step of
+    training frees and allocates hundreds of megabytes, and each page that comes from the system costs a fault and is
+    filled with zeros. Blocks over 32 MiB, the most that glibc allows here, still come from the system and go back.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def too_large(needed: int, what: str) -> str | None:

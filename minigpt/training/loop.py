@@ -20,6 +20,7 @@ from minigpt.errors import DivergedError
 from minigpt.model import GPT
 from minigpt.model.learner import Learner
 from minigpt.runtime.device import Runtime, out_of_memory
+from minigpt.runtime.memory import keep_freed_pages
 from minigpt.training.objective import WHOLE, Saved
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
@@ -149,6 +150,8 @@ class Trainer:
 
     def run(self) -> TrainState:
         """Train until the budget, a hook or a signal ends it; returns the final state."""
+        if self.runtime.device.type == "cpu":
+            keep_freed_pages()
         try:
             return self._run()
         finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -318,6 +319,36 @@ def limited(room: int, micro: int, **environment: str) -> dict:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+FAULTS = """\
+import resource, torch
+from minigpt.runtime.memory import keep_freed_pages
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        blocks = [torch.ones(1 << 18) for _ in range(64)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults(), keep_freed_pages(), faults(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_used_again_without_a_page_fault() -> None:
+    found = {}
+    for name, settings in {"plain": {}, "set": {"MALLOC_MMAP_THRESHOLD_": "65536"}}.items():
+        done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}, **settings
+        })  # fmt: skip
+        found[name] = done.stdout.split()
+    before, kept, _, after = found["plain"]
+    print(f"3 x 64 MB: {before} page faults before, {after} after")
+    assert kept == "True" and int(before) > 10_000 and int(after) < 1_000
+    assert found["set"][1] == "False", "the person's own settings stay"
 
 
 @pytest.mark.slow

@@ -58,11 +58,9 @@ def _row(lines: list[dict[str, Any]], epoch: int) -> dict[str, float]:
     return row
 
 
-def render_epochs(rows: list[dict[str, float]], scored: str) -> Table:
-    """The table of `epoch_table` for the screen; `scored` says what the validation losses were measured on."""
-    caption = f"train: the steps just before the evaluation; val: {scored}"
-    table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None, caption=caption)
-    table.caption_justify = "left"
+def render_epochs(rows: list[dict[str, float]]) -> Table:
+    """The table of `epoch_table` for the screen."""
+    table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None)
     columns = {"train_loss": ".4f", "train_perplexity": ".2f", "val_loss": ".4f", "val_perplexity": ".2f"}
     for row in rows:
         figures = [format(row[key], form) if key in row else "-" for key, form in columns.items()]
