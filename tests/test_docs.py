@@ -2,10 +2,10 @@
 
 How the commands of README and the quickstart are run: in order, in one folder with a small `my.txt`, as they stand but
 for what makes them small: TINY is appended to what trains (a later flag wins), a few tokens are asked of what writes,
-and a recipe's own data is replaced by `my.txt`. A budget is planned for, then left out, and what torchrun starts is one process.
-`make TARGET` must be a target, whose commands are not run from within the tests; the doctor, which has tests of its
-own, is asked for its help. Blocks after a comment `not run: why` need a GPU, several devices or PowerShell: their
-commands and flags are checked alone.
+and a recipe's own data is replaced by `my.txt`. A budget is planned for, then left out, and what torchrun starts is one
+process. `make TARGET` must be a target, whose commands are not run from within the tests; the doctor, which has tests
+of its own, is asked for its help. Blocks after a comment `not run: why` need a GPU, several devices or PowerShell:
+their commands and flags are checked alone.
 """
 
 import importlib.util

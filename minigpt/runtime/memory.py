@@ -1,4 +1,4 @@
-"""Memory that is free: a device's, or the machine's within the limits that this process lives under; freed, and kept."""
+"""Memory: how much is free on a device, or in the machine within this process's limits; keeping what is freed."""
 
 import ctypes
 import os
