@@ -1,5 +1,6 @@
 """Muon against torch's own, and against the singular value decomposition it approximates."""
 
+import pytest
 import torch
 
 from minigpt.config import ModelConfig, OptimizerConfig
@@ -20,6 +21,22 @@ def test_orthogonalised_matrices_are_near_those_of_the_svd() -> None:
         left, _, right = torch.linalg.svd(matrices, full_matrices=False)
         cosine = torch.cosine_similarity(orthogonalise(matrices).flatten(1), (left @ right).flatten(1))
         assert cosine.min() > 0.95
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (32, 64), (128, 16), (16, 500)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6, 0.0])
+def test_the_short_way_of_long_matrices_is_the_iteration(shape: tuple[int, int], smallest: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    left, _, right = torch.linalg.svd(torch.randn(2, *shape, generator=generator).double(), full_matrices=False)
+    sizes = torch.linspace(1, smallest, min(shape)).double()
+    x = matrices = (left * sizes) @ right
+    x = x / x.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+    assert (orthogonalise(matrices.float(), dtype=torch.float32) - x).abs().max() < 2e-4
+    nothing = torch.zeros(2, *shape)
+    assert torch.equal(orthogonalise(nothing, dtype=torch.float32), nothing)
 
 
 def test_steps_equal_torchs_muon() -> None:
