@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS, 'see minigpt --help')}")
-        before_torch.prepare()
+        if not {"-h", "--help"} & set(argv):  # help computes nothing
+            before_torch.prepare()
         with warnings.catch_warnings():
             warnings.showwarning = _tell
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main

@@ -9,25 +9,25 @@ from minigpt.cli.finished import headline_of
 from minigpt.console import console, out, out_json, scored_on
 from minigpt.layout import RunFolder
 
-MOST_MINUTES = 3.0
-STORY_TOKENS = 420
+MOST_MINUTES = 1.2
+STORY_TOKENS = 160
 """Most tokens of a story; most end by themselves before."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on the built-in stories: about two minutes on two CPU cores, no network. Then write stories.
+    """Train on the built-in stories: about a minute on two CPU cores, no network. Then write stories.
 
     minigpt demo
 
-    A slow machine gets three minutes and takes fewer steps in them; --train.max-minutes 10 gives it more. The text is
-    written by a small grammar whose exact entropy is known: the loss that no model can beat.
+    A slow machine takes fewer steps in that time; --train.max-minutes 3 gives it more. A small grammar writes the text,
+    and its exact entropy is known: the loss that no model can beat.
     """
 
     name: Name = Name("demo")
     """Name of the run: runs/NAME."""
     json: bool = False
-    """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per character), stride, samples."""
+    """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per byte), stride, samples."""
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         out("\nmeasuring the loss on every story held out ...")
     stride = run.config.model.max_seq_len // 2
     report = evaluate_run(load_run(RunFolder(run.path).last, precision="auto"), stride=stride)
-    loss, floor = report["bits_per_byte"] * math.log(2), entropy().nats_per_char  # stories are ASCII
+    loss, floor = report["bits_per_byte"] * math.log(2), entropy().nats_per_char
     if args.json:
         figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}
         out_json({"run": str(run.path), **figures, "samples": samples})
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     if line := headline_of(run):
         out(line)
     out(
-        f"loss {loss:.3f} nats per character ({scored_on('val', stride=stride)})\n"
+        f"loss {loss:.3f} nats per byte ({scored_on('val', stride=stride)})\n"
         f"The grammar's own entropy is {floor:.3f}: {loss - floor:.3f} is left to learn.\n"
         f"Trained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'

@@ -75,8 +75,8 @@ class Kernels:
             for form in (ours, theirs):
                 into = x.clone().requires_grad_()
                 out = form(into)
-                (slope,) = torch.autograd.grad(out, into, out.detach().cos())
-                found.append((out.detach(), slope))
+                (out * out.detach().cos()).sum().backward()  # a scalar's: torch imports sympy for any other's
+                found.append((out.detach(), cast(Tensor, into.grad)))
             if not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(*found, strict=True)):
                 raise KernelError(f"{name} computes wrongly here")
 
