@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from minigpt.cli.arguments import Name, parse
 from minigpt.cli.finished import headline_of
-from minigpt.console import console, out, out_json, scored_on
-from minigpt.layout import RunFolder
+from minigpt.console import console, out, out_json
 
 MOST_MINUTES = 1.2
 STORY_TOKENS = 160
@@ -27,7 +26,7 @@ class Demo:
     name: Name = Name("demo")
     """Name of the run: runs/NAME."""
     json: bool = False
-    """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per byte), stride, samples."""
+    """Print one JSON object: run, seconds, loss, entropy, gap (these three in nats per byte), samples."""
 
 
 def main(argv: list[str]) -> int:
@@ -53,19 +52,17 @@ def main(argv: list[str]) -> int:
     if not args.json:
         for number, sample in enumerate(samples, 1):
             out(f"\n--- story {number} ---\n{sample.strip()}")
-        out("\nmeasuring the loss on every story held out ...")
-    stride = run.config.model.max_seq_len // 2
-    report = evaluate_run(load_run(RunFolder(run.path).last, precision="auto"), stride=stride)
+        out("")
+    report = run.report or evaluate_run(load_run(run.path))  # a very short run has none
     loss, floor = report["bits_per_byte"] * math.log(2), entropy().nats_per_char
     if args.json:
-        figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor, "stride": stride}
+        figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor}
         out_json({"run": str(run.path), **figures, "samples": samples})
         return 0
     if line := headline_of(run):
         out(line)
     out(
-        f"loss {loss:.3f} nats per byte ({scored_on('val', stride=stride)})\n"
-        f"The grammar's own entropy is {floor:.3f}: {loss - floor:.3f} is left to learn.\n"
+        f"loss {loss:.3f} nats per byte; the grammar's own entropy is {floor:.3f}: {loss - floor:.3f} is left to learn\n"
         f"Trained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
         f"  minigpt eval {shlex.quote(str(run.path))}\n"

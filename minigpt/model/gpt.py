@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.cache import KVCache
-from minigpt.model.inputs import Places, Table, make_inputs
+from minigpt.model.inputs import Places, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import dropout
 from minigpt.model.parts import ATTENTION, Attention, Block, FeedForward, Norm, Rotary, rotary_tables
@@ -68,7 +68,7 @@ class GPT(nn.Module):
         self.config = config
         self.source: Path | None = None  # the run or directory it was loaded from
         self.loss_terms: Terms | None = None  # compiled, in a compiled view
-        self.embedding = Table(config.padded_vocab_size, config.embed_dim)
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
         inputs = make_inputs(config)
         for name, module in inputs.items():
             self.add_module(name, module)
@@ -80,9 +80,9 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         if config.position == "rope":
-            tables = rotary_tables(config.max_seq_len, config.head_size, config.rope_theta)
-            for name, table in zip(("cos", "sin"), tables, strict=True):
-                self.register_buffer(name, table.to(self.embedding.weight.device), persistent=False)
+            cos, sin = rotary_tables(config.max_seq_len, config.head_size, config.rope_theta)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
         self.initialise(seed)
 
     @torch.no_grad()

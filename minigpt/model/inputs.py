@@ -17,17 +17,7 @@ Places = Tensor | slice
 """Positions of the tokens at hand: the same for all rows, or [B, T] where each row has its own."""
 
 
-class Table(nn.Embedding):
-    """An embedding whose numbers are drawn by `GPT.initialise` only.
-
-    torch would draw them before; for a model without memory, that alone imports its compiler: two seconds.
-    """
-
-    def reset_parameters(self) -> None:
-        """Draw nothing."""
-
-
-class Positions(Table):
+class Positions(nn.Embedding):
     """A learned vector for each position (Radford et al., 2018)."""
 
     looks_back = False
@@ -50,15 +40,14 @@ class Sinusoids(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        table = sinusoids(config.max_seq_len, config.embed_dim).to(torch.get_default_device())
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", sinusoids(config.max_seq_len, config.embed_dim), persistent=False)
 
     def forward(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
         """[T, C], or [B, T, C]."""
         return self.table[places]
 
 
-class Bigrams(Table):
+class Bigrams(nn.Embedding):
     """A second embedding, of each token with the one before it; where pairs are more than rows, they share by a hash.
 
     `looks_back` says that a token alone is not enough: the cache keeps the ids, and no graph is recorded.
@@ -92,8 +81,8 @@ class Bigrams(Table):
 
 def sinusoids(length: int, size: int) -> Tensor:
     """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
-    wavelengths = torch.exp(torch.arange(0, size, 2, device="cpu") * (-math.log(10000.0) / size))
-    angles = torch.arange(length, device="cpu")[:, None] * wavelengths  # [T, C/2]
+    wavelengths = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
+    angles = torch.arange(length)[:, None] * wavelengths  # [T, C/2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]
 
 

@@ -39,12 +39,9 @@ class Norm(nn.Module):
 
 
 def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length, D] of the rotary angles, on the CPU; the second half of the columns repeats the first.
-
-    On the CPU whatever the default device is: on torch's meta device, `arange` alone imports its compiler, two seconds.
-    """
-    frequencies = theta ** (-torch.arange(0, head_size, 2, device="cpu") / head_size)
-    angles = (torch.arange(length, device="cpu")[:, None] * frequencies).repeat(1, 2)  # [T, D]
+    """Cosines and sines [length, D] of the rotary angles; the second half of the columns repeats the first."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2) / head_size)
+    angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)  # [T, D]
     return angles.cos(), angles.sin()
 
 

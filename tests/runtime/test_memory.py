@@ -345,10 +345,11 @@ def test_freed_memory_is_used_again_without_a_page_fault() -> None:
             **{key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}, **settings
         })  # fmt: skip
         found[name] = done.stdout.split()
-    before, kept, _, after = found["plain"]
-    print(f"3 x 64 MB: {before} page faults before, {after} after")
-    assert kept == "True" and int(before) > 10_000 and int(after) < 1_000
-    assert found["set"][1] == "False", "the person's own settings stay"
+    before, kept, _, after = found["set"]
+    assert kept == "False" and min(int(before), int(after)) > 10_000, "the person's own settings stay"
+    _, kept, _, after = found["plain"]
+    print(f"3 x 64 MB: {before} page faults where glibc keeps nothing, {after} where it keeps what is freed")
+    assert kept == "True" and int(after) < 1_000
 
 
 @pytest.mark.slow

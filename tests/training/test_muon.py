@@ -23,7 +23,7 @@ def test_orthogonalised_matrices_are_near_those_of_the_svd() -> None:
         assert cosine.min() > 0.95
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (32, 64), (128, 16), (16, 500)])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 96), (64, 128), (512, 64), (70, 500)])
 @pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6, 0.0])
 def test_the_short_way_of_long_matrices_is_the_iteration(shape: tuple[int, int], smallest: float) -> None:
     generator = torch.Generator().manual_seed(2)
