@@ -19,7 +19,7 @@ help:  ## List these targets
 
 install: $(VENV)/installed  ## Make .venv with minigpt in it (the other targets do this themselves)
 
-demo: $(VENV)/installed  ## Train a small GPT on generated stories for about two minutes, then sample from it
+demo: $(VENV)/installed  ## Train a small GPT on generated stories for 72 seconds, then write some
 	$(BIN)/minigpt demo
 
 test: lint  ## Lint, then the default tests

@@ -1,6 +1,5 @@
 """A small text, a small run, and how a wrong command must end: for the tests that go through the command."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ def text(lines: int = 400) -> str:
 
 def small_run(folder: Path) -> Path:
     """A run of 40 steps on `text`, 2 seconds of training."""
-    os.environ["MINIGPT_CACHE"] = str(folder / "cache")
     (folder / "cats.txt").write_text(text())
     code = main(
         ["train", str(folder / "cats.txt"), *SMALL, "--logging.runs-dir", str(folder), "--name", "cats"]

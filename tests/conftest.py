@@ -30,8 +30,7 @@ def mirror() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing a test prepares lands in, or comes from, the user's cache."""
-    base = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("MINIGPT_CACHE", str(base))
+    os.environ["MINIGPT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")

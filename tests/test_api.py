@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import minigpt
 from minigpt.generation.text import generate_text
 from minigpt.model import GPT
@@ -25,6 +27,7 @@ def test_every_public_name_is_there_and_a_thing_to_use() -> None:
     assert not hasattr(minigpt, "zork")
 
 
+@pytest.mark.slow
 def test_train_is_the_function_whatever_was_imported_before() -> None:
     code = "from minigpt import load_run, GPT, train, generate; print(train.__name__, generate.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

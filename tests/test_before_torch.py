@@ -29,6 +29,7 @@ def test_the_loader_takes_the_library_and_its_function_runs(name: str, answer: i
     assert getattr(ctypes.CDLL(str(path)), name)() == answer
 
 
+@pytest.mark.slow
 @needs_elf
 @pytest.mark.parametrize("code", ["intel", "usual"])
 def test_products_are_right_with_either_code(code: str):

@@ -17,7 +17,7 @@ from minigpt.console import console, harmless, open_streams, teller
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
 COMMANDS = {
-    "demo": "train on generated stories, about two minutes; then write stories",
+    "demo": "train on generated stories for 72 seconds; then write stories",
     "train": "train on a text, a folder, a named data set, or by a recipe",
     "finetune": "train a model further: on a text, questions and answers, chats",
     "eval": "loss, perplexity, bits per byte, beside simpler models",

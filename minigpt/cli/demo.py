@@ -61,8 +61,9 @@ def main(argv: list[str]) -> int:
         return 0
     if line := headline_of(run):
         out(line)
+    left = f"{loss - floor:.3f} is left to learn"
     out(
-        f"loss {loss:.3f} nats per byte; the grammar's own entropy is {floor:.3f}: {loss - floor:.3f} is left to learn\n"
+        f"loss {loss:.3f} nats per byte; the grammar's own entropy is {floor:.3f}: {left}\n"
         f"Trained in {seconds:.0f} s. Next:\n"
         f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
         f"  minigpt eval {shlex.quote(str(run.path))}\n"

@@ -100,6 +100,7 @@ def test_people_get_tables_that_no_narrow_window_cuts(
         assert "…" not in out
 
 
+@pytest.mark.slow
 def test_a_run_a_recipe_and_a_checkpoint_are_taken(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):
     flags = [*TINY[2:], "--train.max-steps", "2", "--train.sample-every", "0", "--logging.plots", "false"]
     assert main(["train", str(text), *flags, "--logging.runs-dir", str(tmp_path), "--name", "run"]) == 0

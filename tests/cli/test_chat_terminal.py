@@ -33,7 +33,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = "--model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 --model.max-seq-len 64 --train.batch-size 8"
     argv += " --train.device cpu --train.precision fp32 --logging.plots false --schedule.warmup-steps 2"
     argv += " --train.max-steps 30 --tokenizer.kind char --train.eval-every 30"
-    os.environ["MINIGPT_CACHE"] = str(folder / "cache")
     assert (
         main(["train", str(folder / "cats.txt"), *argv.split(), "--logging.runs-dir", str(folder), "--name", "c"]) == 0
     )

@@ -154,7 +154,8 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
     return out.splitlines()
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_without_a_compiler_torch_gives_the_same_and_one_warning(
     compiled: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -164,6 +165,7 @@ def test_without_a_compiler_torch_gives_the_same_and_one_warning(
     assert found.startswith("False|decoding by torch's own ops") and "no C compiler" in found and found.count("|") == 1
 
 
+@pytest.mark.slow
 def test_a_broken_compiler_costs_one_warning(tmp_path: Path) -> None:
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\necho 'it is Sunday' >&2\nexit 1\n")

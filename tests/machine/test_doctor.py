@@ -33,12 +33,14 @@ def report() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_json_has_the_documented_keys(report: dict[str, Any]):
     assert set(report) == {"ok", "seconds", "checks"}
     for check in report["checks"]:
         assert set(check) == {"name", "ok", "detail", "advice", "seconds", "figures"}
 
 
+@pytest.mark.slow
 def test_this_machine_is_healthy_and_every_part_was_tried(report: dict[str, Any]):
     checks = {check["name"]: check for check in report["checks"]}
     needed = {"python", "torch", "system", "memory", "disk", "cache", "fp32 on cpu", "attention on cpu"}
@@ -46,6 +48,7 @@ def test_this_machine_is_healthy_and_every_part_was_tried(report: dict[str, Any]
     assert {"minigpt", "data", "C++ compiler", "accelerator", "bf16 on cpu", "fp16 on cpu"} <= set(checks)
 
 
+@pytest.mark.slow
 def test_figures_are_measured(report: dict[str, Any]):
     checks = {check["name"]: check for check in report["checks"]}
     assert 1e8 < checks["fp32 on cpu"]["figures"]["flops_per_second"] < 1e15

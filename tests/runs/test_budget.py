@@ -272,6 +272,7 @@ def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: 
     assert rule.tokenizer(characters) == {"tokenizer.kind": kind, "tokenizer.vocab_size": ids}
 
 
+@pytest.mark.slow
 def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.CaptureFixture[str]):
     """And a length, a recipe, or --tiny-run makes the run as long as it says."""
     assert main(["train", "cats.txt", "--dry-run", "--json", *QUIET]) == 0

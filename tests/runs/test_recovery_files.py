@@ -30,7 +30,6 @@ STEPS = ["--train.max-steps", "12", "--train.save-every", "4", "--train.eval-eve
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps, saved at 8 and 12."""
     folder = tmp_path_factory.mktemp("runs")
-    os.environ["MINIGPT_CACHE"] = str(folder / "cache")
     (folder / "cats.txt").write_text(text())
     assert main(["train", str(folder / "cats.txt"), *SMALL, *STEPS, "--logging.runs-dir", str(folder)]) == 0
     return folder / "cats"

@@ -337,6 +337,7 @@ print(faults(), keep_freed_pages(), faults(), faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_used_again_without_a_page_fault() -> None:
     found = {}

@@ -40,6 +40,7 @@ def check(results: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
             assert result[what] < tolerance, result
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does_and_send_gradients_once_a_step(tmp_path: Path) -> None:
     cases = [["ddp", "adamw", {}], ["fsdp", "muon", {"parallel": {"activation_checkpointing": True}}]]
     results = compare(2, 4, cases, tmp_path)
