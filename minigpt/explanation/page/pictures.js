@@ -1,17 +1,16 @@
 "use strict";
-// Draws the object in #data (docs/explain.md says what its keys hold). One state, the chosen token and head; each
-// picture is drawn anew from it. Texts of tokens only ever become text nodes.
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+// Draws an object of `explain` (docs/explain.md says what its keys hold) into the sections of a page. One state, the
+// chosen token and head; each picture is drawn again from it. Texts of tokens only ever become text nodes. `before` is
+// the state of an earlier picture, to go on from; `switches` lets heads be switched off: { off, toggle }.
+function drawExplanation(data, before = null, switches = null) {
   const { model, texts, loss, entropy, lens, heads } = data;
   const T = texts.length, L = model.layers, H = model.heads;
   const guess = Math.log(model.vocabulary); // nats of a blind guess: full colour
   const attention = unpack(data.attention, T, H);
-  const state = { token: 0, layer: 0, head: 0, pinned: false };
+  const state = { token: 0, layer: 0, head: 0, pinned: false, ...before };
   const find = (id) => document.getElementById(id);
 
   const known = loss.filter((value) => value !== null);
-  headline(data, known);
   const longest = Math.max(...texts.map((text) => visible(text).length));
 
   // --- surprise ---
@@ -29,12 +28,12 @@
         ? [el("span", { class: "space", "aria-hidden": "true" }, "↵"), part] : [part])),
     );
   });
-  find("tokens").append(...spans);
+  find("tokens").replaceChildren(...spans);
   roving(find("tokens"), spans, 10);
-  find("surprise-legend").append(
+  find("surprise-legend").replaceChildren(
     "0 nats", el("span", { class: "ramp" }),
       `${guess.toFixed(1)} nats: a blind guess among ${model.vocabulary.toLocaleString("en")} tokens`,
-    el("span", {}, el("span", { class: "swatch", style: { background: "var(--surprise)" } }), " surprise"),
+    el("span", {}, el("span", { class: "swatch surprise" }), " surprise"),
     el("span", {}, el("span", { class: "tick" }), " expected"),
   );
 
@@ -104,12 +103,13 @@
   // --- attention ---
 
   const buttons = [], canvases = [];
+  const isOff = (layer, head) => Boolean(switches) && switches.off.has(layer * H + head);
   const label = (layer, head) => {
     const kind = heads.named[layer][head];
     return kind ? KINDS[kind][0] : "";
   };
   find("grid").style.gridTemplateColumns = `2.2rem repeat(${H}, minmax(0, 9rem))`;
-  find("grid").append(el("span", {}),
+  find("grid").replaceChildren(el("span", {}),
     ...Array.from({ length: H }, (_, head) => el("span", { class: "column" }, `head ${head}`)));
   for (let layer = 0; layer < L; layer++) {
     find("grid").append(el("span", { class: "row" }, `layer ${layer}`));
@@ -120,11 +120,12 @@
         "button",
         {
           type: "button", "aria-label": `Layer ${layer}, head ${head}${label(layer, head) && `, ${label(layer, head)}`}`,
-          onmouseenter: show, onfocus: () => look(layer, head),
+          class: isOff(layer, head) ? "off" : "", onmouseenter: show, onfocus: () => look(layer, head),
+          onkeydown: (event) => { if (event.key === "x" && switches) switches.toggle(layer, head); },
           onclick: () => { state.pinned = !(state.pinned && state.layer === layer && state.head === head); look(layer,
             head); },
         },
-        canvas, el("span", { class: "name" }, label(layer, head).replace(" token", "")),
+        canvas, el("span", { class: "name" }, isOff(layer, head) ? "off" : label(layer, head).replace(" token", "")),
       );
       canvases.push(canvas);
       buttons.push(button);
@@ -132,7 +133,7 @@
     }
   }
   const anyNamed = heads.named.flat().some(Boolean);
-  if (!anyNamed) for (const name of document.querySelectorAll("#grid .name")) name.remove();
+  if (!anyNamed && !(switches && switches.off.size)) for (const name of document.querySelectorAll("#grid .name")) name.remove();
   roving(find("grid"), buttons, H);
 
   // The tokens along the left and the lower side of a matrix, no closer than 11 px: in two lines, or some left out
@@ -183,6 +184,9 @@
     find("detail").replaceChildren(
       el("h3", {}, `Layer ${layer}, head ${head}`, el("span", {}, kind && `: ${kind}`, state.pinned ? " (held)" : "")),
       el("p", { class: "note" }, "A row: a token that looks; a column: a token that it looks at; framed: the chosen one."),
+      ...(switches ? [el("button", { type: "button", class: "switch", role: "switch", "aria-checked": String(!isOff(layer, head)),
+        onclick: () => switches.toggle(layer, head) }, el("span", { class: "knob", "aria-hidden": "true" }),
+      isOff(layer, head) ? "This head is off: what it brings back is left out" : "This head is on")] : []),
       matrix, readout,
       el("div", { class: "text small" }, ...texts.map((text, s) => el(
         "span", { class: s > t ? "later" : "looked",
@@ -217,7 +221,7 @@
       return el("div", {}, el("h3", {}, name), el("p", {}, about, ` Chance: ${heads.chance[kind].toFixed(2)}.`),
         el("table", { "aria-label": `Scores: ${name}, a row for each layer, a column for each head` }, ...rows));
     }));
-    find("kinds").append(...(anyNamed ? [tables] : [
+    find("kinds").replaceChildren(...(anyNamed ? [tables] : [
       el("p", {}, "No head has one of these kinds yet; train longer, or look at more heads."),
       el("details", {}, el("summary", {}, "Show the scores of all heads"), tables)]));
   }
@@ -241,7 +245,7 @@
       cells[t].push(cell);
       return cell;
     })));
-    find("lens").append(el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "reads"), ...top)),
+    find("lens").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "reads"), ...top)),
       el("tbody", {}, ...body)));
   }
   const stage = (l) => (l === 0 ? "embedding" : `layer ${l - 1}${l === L ? " (end)" : ""}`);
@@ -353,33 +357,40 @@
   }
 
   function colours() {
-    canvases.forEach((canvas, at) => paint(canvas, T, (t, s) => attention(Math.floor(at / H), at % H, t, s)));
+    const ink = colour("--attention");
+    canvases.forEach((canvas, at) => paint(canvas, T, (t, s) => attention(Math.floor(at / H), at % H, t, s), ink));
     detail();
   }
 
+  find("position").max = T - 1;
+  if (!before) {
+    // Begin where the model doubted most, with the head of the highest score
+    if (T > 1) state.token = entropy.indexOf(Math.max(...entropy.slice(0, -1)));
+    let best = -1;
+    for (const scores of Object.values(heads.scores)) scores.forEach((row, layer) => row.forEach((score, head) => {
+      if (score > best) { best = score; Object.assign(state, { layer, head }); }
+    }));
+  }
+  kinds();
+  lensTable();
+  choose(Math.min(state.token, T - 1));
+  colours();
+  return { state, last: T - 1, choose, draw, colours };
+}
+
+// The slider, the buttons beside it and the theme, for the picture that `current` gives
+function steer(current) {
   const dark = matchMedia("(prefers-color-scheme: dark)"), root = document.documentElement;
+  const find = (id) => document.getElementById(id), colours = () => current() && current().colours();
   find("theme").addEventListener("click", () => {
     root.dataset.theme = (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark" ? "light" : "dark";
     colours();
   });
   dark.addEventListener("change", colours);
-  window.addEventListener("resize", draw);
-  const boxes = document.querySelectorAll(".scroll");
-  for (const box of boxes) box.addEventListener("scroll", () => edges(box));
-  find("position").max = T - 1;
-  find("position").addEventListener("input", (event) => choose(Number(event.target.value)));
-  find("earlier").addEventListener("click", () => choose(Math.max(0, state.token - 1)));
-  find("later").addEventListener("click", () => choose(Math.min(T - 1, state.token + 1)));
-
-  // Begin where the model doubted most, with the head of the highest score
-  if (T > 1) state.token = entropy.indexOf(Math.max(...entropy.slice(0, -1)));
-  let best = -1;
-  for (const scores of Object.values(heads.scores)) scores.forEach((row, layer) => row.forEach((score, head) => {
-    if (score > best) { best = score; Object.assign(state, { layer, head }); }
-  }));
-  kinds();
-  lensTable();
-  choose(state.token);
-  colours();
-  for (const box of boxes) box.scrollLeft = 0; // a text is read from its start
-})();
+  window.addEventListener("resize", () => current() && current().draw());
+  for (const box of document.querySelectorAll(".scroll")) box.addEventListener("scroll", () => edges(box));
+  const move = (to) => current() && current().choose(Math.max(0, Math.min(current().last, to)));
+  find("position").addEventListener("input", (event) => move(Number(event.target.value)));
+  find("earlier").addEventListener("click", () => current() && move(current().state.token - 1));
+  find("later").addEventListener("click", () => current() && move(current().state.token + 1));
+}
