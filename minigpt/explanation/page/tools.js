@@ -91,7 +91,7 @@ const KINDS = {
 
 // The head of the page, made once; `known`: the losses that are numbers.
 function headline(data, known) {
-  const { model, heads } = data, T = data.texts.length, find = (id) => document.getElementById(id);
+  const { model } = data, T = data.texts.length, find = (id) => document.getElementById(id);
   const mean = known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
   find("title").textContent = `What ${data.run || "this model"} makes of a text`;
   const fact = (value) => el("b", {}, value.toLocaleString("en"));
@@ -101,6 +101,12 @@ function headline(data, known) {
     fact(T), ` token${T === 1 ? "" : "s"}`, ...(known.length ? [": loss ", fact(mean.toFixed(3)),
       " nats a token, as if it chose among ", fact(Math.exp(mean).toFixed(1)), " equally likely ones"] : []), ".",
   );
+  constants(data);
+}
+
+// What the texts of the sections say of the model
+function constants({ model, heads }) {
+  const find = (id) => document.getElementById(id);
   find("named-from").textContent = heads.named_from;
   find("head-size").textContent = `${model.head_size} numbers`
     + (model.kv_heads < model.heads ? `; ${model.heads} heads share ${model.kv_heads} keys and values` : "");

@@ -25,7 +25,7 @@ from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, UserError
 from minigpt.explanation import html as pictures
 from minigpt.explanation.analysis import describe_heads, describe_model
-from minigpt.explanation.heads import Heads, measure_heads
+from minigpt.explanation.heads import NAMED_FROM, measure_heads
 from minigpt.export.page.check import check_page
 from minigpt.export.page.pack import (
     PRECISIONS,
@@ -113,7 +113,7 @@ def describe_run(run: Run, folder: Path, precision: str) -> dict[str, Any]:
         "shape": shape_data(model.config),
         "model": describe_model(model),
         "tokenizer": tokenizer_data(tokenizer),
-        "heads": describe_heads(measured(model, tokenizer)),
+        "heads": measured(model, tokenizer),
         "clean": run.config.data.clean,
         "prompt": run.config.train.sample_prompt,
         "chat": chat_data(load_template(folder), tokenizer.eos_id is not None) if has_chat else None,
@@ -121,12 +121,13 @@ def describe_run(run: Run, folder: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def measured(model: GPT, tokenizer: Tokenizer) -> Heads | None:
-    """The kinds of the heads; None where the context or the vocabulary is too small to tell."""
+def measured(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The kinds of the heads; of no kind where the context or the vocabulary is too small to tell."""
     try:
-        return measure_heads(model, exclude=tokenizer.special_tokens.values())
+        return describe_heads(measure_heads(model, exclude=tokenizer.special_tokens.values()))
     except UserError:
-        return None
+        none = [[None] * model.config.num_heads] * model.config.num_layers
+        return {"kinds": [], "scores": {}, "chance": {}, "named_from": NAMED_FROM, "named": none}
 
 
 def make_page(about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]]) -> str:

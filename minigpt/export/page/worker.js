@@ -27,11 +27,14 @@ function unpackRun(about, tensors) {
 }
 
 // Let messages in
-const channel = typeof MessageChannel === "function" ? new MessageChannel() : null;
 function breathe() {
   return new Promise((done) => {
-    channel.port1.onmessage = done;
-    channel.port2.postMessage(0);
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      done();
+    };
+    port2.postMessage(0);
   });
 }
 
