@@ -32,7 +32,7 @@ _SHAPE = (
 )  # fmt: skip
 _SETTINGS = (
     "max_new_tokens", "repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size",
-    "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop_at_eos", "stop", "max_seconds",
+    "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "stop_at_eos", "stop", "max_seconds",
 )  # fmt: skip
 _SEARCHES = {"num_beams": 1, "best_of": 1, "penalty_alpha": 0.0, "stop_regex": None}
 """Settings that a page does not know, with the value that is off."""
