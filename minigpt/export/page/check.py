@@ -55,7 +55,7 @@ def check_page(page: Path, model: GPT, tokenizer: Tokenizer) -> float | None:
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise MiniGPTError(
-            f"the page computes other logits than the model, by up to {difference:.2g}; please report it"
+            f"the page computes other logits than we do, by up to {difference:.2g}; please report it"
         )
     config = GenerationConfig(temperature=0.0, max_new_tokens=WRITTEN)
     if answers["greedy"] != [[int(step) for step in generate(model, [ids[:4]], config)]]:

@@ -136,7 +136,7 @@ class Tokenizer {
     } catch {
       return hex;
     }
-    return [...text].length === 1 && /^[\p{C}\p{Zl}\p{Zp}]$/u.test(text) && !/[\t-\r]/.test(text) ? hex : text;
+    return [...text].length === 1 && /\p{C}/u.test(text) && !/[\t-\r\x1c-\x1f\x85]/.test(text) ? hex : text;
   }
 
   // Characters of a text that stand for nothing the model ever saw
