@@ -323,7 +323,7 @@ async function firstText() {
   const settings = { ...about.settings, max_new_tokens: 48, stop: [] };
   let piece = "";
   await ask("write", { prompt: about.prompt, settings }, (part) => { piece += part.text; });
-  byId("text").value = (about.prompt + piece).trimStart();
+  if (!byId("text").value) byId("text").value = (about.prompt + piece).trimStart(); // unless the reader was faster
 }
 
 // --- tabs ---
