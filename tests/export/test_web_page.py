@@ -69,7 +69,9 @@ def test_every_field_is_computed_and_written_on_past_the_context(shape, kind, pr
     ]
     answers = ask(page, {"logits": [ids], "write": [{"ids": ids[:5], **each} for each in settings]})
     with torch.inference_mode():
-        torch.testing.assert_close(torch.tensor(answers["logits"]), model(torch.tensor([ids]))[:, -1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(answers["logits"]), model(torch.tensor([ids]))[:, -1], rtol=0, atol=1e-4
+        )
     for each, found in zip(settings, answers["written"], strict=True):
         assert {"text": found["text"], "reason": found["reason"]} == written(model, tokenizer, ids[:5], **each)
 
@@ -92,9 +94,9 @@ def test_a_seed_and_every_setting_write_what_generate_writes(tmp_path: Path) -> 
     settings = [{"max_new_tokens": 40, **each} for each in settings]
     answers = ask(page, {"write": [{"ids": ids, **each} for each in settings]})
     for each, found in zip(settings, answers["written"], strict=True):
-        assert {"text": found["text"], "reason": found["reason"]} == written(
-            model, tokenizer, ids, **rules, **each
-        ), each
+        assert {"text": found["text"], "reason": found["reason"]} == written(model, tokenizer, ids, **rules, **each), (
+            each
+        )
 
 
 @needs_node
@@ -175,7 +177,10 @@ def test_a_head_that_is_switched_off_brings_nothing_back(tmp_path: Path) -> None
 
 @needs_node
 def test_a_chat_is_spelled_and_cut_as_the_chat_command_does(tmp_path: Path) -> None:
-    run, template = make_run(tmp_path / "my", kind="byte", max_new_tokens=10), Template(user="Q: {}\n", assistant="A: {}\n")
+    run, template = (
+        make_run(tmp_path / "my", kind="byte", max_new_tokens=10),
+        Template(user="Q: {}\n", assistant="A: {}\n"),
+    )
     template.save(run)
     page, model, tokenizer = page_of(run)
     turns = Turns(tokenizer, lambda messages: encode_question(messages, template, tokenizer))
@@ -209,7 +214,9 @@ def test_without_node_the_page_is_written_and_not_checked(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["export", str(make_run(tmp_path / "my")), "--to", "page"]) == 0
     said = capsys.readouterr()
-    assert "my.html: " in said.out and "weights in int8" in said.out and "not checked: node is not installed" in said.out
+    assert (
+        "my.html: " in said.out and "weights in int8" in said.out and "not checked: node is not installed" in said.out
+    )
     assert said.err.startswith("open it in a browser: file://")
 
 
@@ -256,4 +263,3 @@ def test_the_command_as_json(tmp_path: Path, capsys) -> None:
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["run", "path", "precision", "weights", "bytes", "difference"]
     assert report["bytes"] == (tmp_path / "deep/page.html").stat().st_size and report["precision"] == "int8"
-

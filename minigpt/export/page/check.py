@@ -54,9 +54,7 @@ def check_page(page: Path, model: GPT, tokenizer: Tokenizer) -> float | None:
     found = torch.tensor([[math.nan if value is None else value for value in row] for row in answers["logits"]])
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise MiniGPTError(
-            f"the page computes other logits than we do, by up to {difference:.2g}; please report it"
-        )
+        raise MiniGPTError(f"the page computes other logits than we do, by up to {difference:.2g}; please report it")
     config = GenerationConfig(temperature=0.0, max_new_tokens=WRITTEN)
     if answers["greedy"] != [[int(step) for step in generate(model, [ids[:4]], config)]]:
         raise MiniGPTError("the page writes other tokens than the model; please report it")
