@@ -17,6 +17,7 @@ from minigpt import GPT, explain, export_page, load_run
 from minigpt.cli import main
 from minigpt.config import validate
 from minigpt.errors import ConfigError, MiniGPTError, RunError
+from minigpt.explanation.analysis import token_texts
 from minigpt.export.page.check import ask
 from minigpt.export.page.pack import rounded
 from minigpt.export.page.pattern import javascript
@@ -31,7 +32,8 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node
 HOSTILE = [
     "", " ", "\n", "\r\n \r\n", "a\u00a0b\u2003c\u0085d\ufeffe\u180ef", "THEY'LL we'Ve I'D it'ſ 'ſ 'S", "İstanbul ǅ",
     "漢字かな交じり文。ไทย เขียน", "🙂👩‍👩‍👧‍👦🇨🇭 e\u0301\u0301", "\x00\x1c\x1f\x7f\u200b\u2028x", "1234567890١٢٣½²Ⅷ",
-    "   x  \t\n\n   y   ", "<|endoftext|> </script><b>&amp;", "$$$…---___///\n\n!!!\r\r", "a" * 300, "\ufffd\ufffe\U0010ffff",
+    "   x  \t\n\n   y   ", "<|endoftext|> </script><b>&amp;", "$$$…---___///\n\n!!!\r\r", "a" * 300,
+    "\ufffd\ufffe\U0010ffff",
 ]  # fmt: skip
 
 
@@ -54,10 +56,10 @@ def written(model: GPT, tokenizer: Tokenizer, ids: list[int], **settings: Any) -
 @pytest.mark.parametrize(
     ("shape", "kind", "precision"),
     [
-        ("gpt2", "byte", "fp32"),
         ("modern", "char", "int8"),
-        ("mixed", "byte", "fp16"),
-        ("odd", "bpe", "fp32"),
+        pytest.param("gpt2", "byte", "fp32", marks=pytest.mark.slow),
+        pytest.param("mixed", "byte", "fp16", marks=pytest.mark.slow),
+        pytest.param("odd", "bpe", "fp32", marks=pytest.mark.slow),
     ],
 )
 def test_every_field_is_computed_and_written_on_past_the_context(shape, kind, precision, tmp_path: Path) -> None:
@@ -100,18 +102,17 @@ def test_a_seed_and_every_setting_write_what_generate_writes(tmp_path: Path) -> 
 
 
 @needs_node
-@pytest.mark.parametrize("kind", ["byte", "bpe", "char"])
+@pytest.mark.parametrize("kind", ["bpe", *(pytest.param(k, marks=pytest.mark.slow) for k in ("byte", "char"))])
 def test_hostile_texts_become_our_ids_and_come_back(kind: str, tmp_path: Path) -> None:
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=kind))
     spread = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400).tolist()
     answers = ask(page, {"encode": HOSTILE, "decode": [spread], "labels": list(range(tokenizer.vocab_size))})
     assert answers["encoded"] == [tokenizer.encode(text) for text in HOSTILE]
     assert answers["decoded"] == [tokenizer.decode(spread)]
-    from minigpt.explanation.analysis import token_texts
-
     assert answers["labels"] == token_texts(tokenizer, list(range(tokenizer.vocab_size)))
 
 
+@pytest.mark.slow
 @needs_node
 def test_lone_surrogates_are_one_unknown_character(tmp_path: Path) -> None:
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind="byte"))
@@ -148,7 +149,7 @@ def test_the_split_of_another_tool_cuts_the_same_pieces(tmp_path: Path) -> None:
 
 
 @needs_node
-@pytest.mark.parametrize("shape", ["modern", "mixed"])
+@pytest.mark.parametrize("shape", ["modern", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_what_it_explains_is_what_explain_records(shape: str, tmp_path: Path) -> None:
     page, model, tokenizer = page_of(make_run(tmp_path / "my", shape, "char"))
     ids = tokenizer.encode(TEXT)[:30]
@@ -169,7 +170,7 @@ def test_a_head_that_is_switched_off_brings_nothing_back(tmp_path: Path) -> None
     page, model, tokenizer = page_of(make_run(tmp_path / "my", "gpt2", "byte"))
     ids, size = tokenizer.encode(TEXT)[:20], model.config.head_size
     with torch.no_grad():
-        model.blocks[1].attention.out.weight[:, 2 * size : 3 * size] = 0  # head 2 of layer 1: the seventh
+        model.get_parameter("blocks.1.attention.out.weight")[:, 2 * size : 3 * size] = 0  # head 2 of layer 1
     found = ask(page, {"explain": [{"ids": ids, "off": [1 * 4 + 2]}]})["explained"][0]
     expected = explain(model, tokenizer, ids)
     np.testing.assert_allclose(found["loss"][1:], expected["loss"][1:], rtol=2e-3, atol=2e-4)
@@ -202,7 +203,7 @@ def test_the_page_trusts_only_its_own_script_and_no_text(tmp_path: Path) -> None
     page, _, _ = page_of(run, "int8")
     text = page.read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
-    assert policy and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
+    assert policy and "default-src 'none'" in policy[1] and "unsafe-inline" not in policy[1]
     for kind, body in (("script", text.rpartition("<script>")[2]), ("style", text.partition("<style>")[2])):
         digest = hashlib.sha256(body.partition(f"</{kind}>")[0].encode()).digest()
         assert f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy[1]
@@ -223,7 +224,7 @@ def test_without_node_the_page_is_written_and_not_checked(tmp_path: Path, monkey
 def test_a_page_that_computes_otherwise_gets_no_name(tmp_path: Path, monkeypatch) -> None:
     run = load_run(make_run(tmp_path / "my", kind="byte"), "cpu")
     row = [0.0] * run.tokenizer.vocab_size
-    wrong = json.dumps({"logits": [row, row], "greedy": [[]], "encoded": [[]], "decoded": [""]})
+    wrong = json.dumps({"logits": [row, row], "plain": [row, row], "greedy": [[]], "encoded": [[]], "decoded": [""]})
     fake = tmp_path / "bin" / "node"
     fake.parent.mkdir()
     fake.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{wrong}'\n")
@@ -256,6 +257,7 @@ def test_what_a_page_cannot_do_is_refused_by_name(tmp_path: Path, capsys) -> Non
     assert (tmp_path / "my.html").read_text() == "mine"
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_command_as_json(tmp_path: Path, capsys) -> None:
     run = make_run(tmp_path / "my")

@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page that is open and ready; at the end nothing may have gone wrong, and nothing but the file been asked for."""
+    """A page that is ready; at the end nothing may have gone wrong, and nothing but the file been asked for."""
 
     def __init__(self, browser: Any, file: Path, **look: Any):
         look = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | look
@@ -84,9 +84,10 @@ def test_it_writes_what_generate_writes(browser, request, shape, kind, precision
     print(f"{shape}, {kind}, {precision}: {done.weights:,} weights, {done.bytes / 1e6:.2f} MB")
     model, count = rounded(run.model, precision), 200 if precision == "fp32" else 50
     with Opened(browser, done.path) as page:
-        for settings in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 5}):
-            found = write(page, "The cat", count, **settings)
-            expected = complete(model, ["The cat"], run.tokenizer, max_new_tokens=count, **settings)[0][0]
+        for temperature, seed in ((0.0, 0), (0.8, 5)):
+            found = write(page, "The cat", count, temperature, seed)
+            settings: Any = {"max_new_tokens": count, "temperature": temperature, "seed": seed}
+            expected = complete(model, ["The cat"], run.tokenizer, **settings)[0][0]
             assert found == expected.text
             assert page.locator("#write-status").inner_text().startswith(f"{expected.tokens} token")
 

@@ -3,6 +3,7 @@
     page.html       the frame; {{name}} is where a part goes
     app.js, app.css what the reader sees; it draws with the scripts of `minigpt explain`
     worker.js       runs beside the page: jobs in, pieces of text and recordings out
+    simd.js         the products of model.js in WebAssembly, where the browser has it
     model.js, tokenizer.js, sampling.js, chat.js, explain.js
                     the same as model/, tokenizers/, generation/ and explanation/, small enough to read
     check.js        for node: asks a page what it computes
@@ -43,7 +44,7 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import load_template
 
 FOLDER = Path(__file__).parent
-WORKER = ("model.js", "tokenizer.js", "sampling.js", "chat.js", "explain.js", "worker.js")
+WORKER = ("tokenizer.js", "model.js", "simd.js", "sampling.js", "chat.js", "explain.js", "worker.js")
 
 
 class Run(Protocol):

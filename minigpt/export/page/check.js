@@ -12,9 +12,10 @@ const tensors = Object.fromEntries(blocks.filter(([, type]) => type === "text/ba
 const source = blocks.find(([, , id]) => id === "worker")[4];
 const page = new Function(`${source}; return { unpackRun, write, Explainer, encodeChat, fitChat };`)();
 const { model, tokenizer } = page.unpackRun(about, tensors);
+const plain = page.unpackRun(about, tensors, true).model; // the readable form
 
-function lastLogits(ids) {
-  const reading = model.read(ids);
+function lastLogits(ids, by = model) {
+  const reading = by.read(ids);
   let step = reading.next();
   while (!step.done) step = reading.next();
   return Array.from(step.value);
@@ -47,8 +48,21 @@ function explained(ids, off) {
   return { ...told, attention: Array.from(told.attention) };
 }
 
+// Tokens per second after a short prompt, by WebAssembly and by the readable form
+function speeds(count) {
+  return [model, plain].map((by) => {
+    by.forget();
+    by.step(0);
+    const start = performance.now();
+    for (let i = 0; i < count; i++) by.logits(by.step(i % by.config.vocab_size));
+    return (1000 * count) / (performance.now() - start);
+  });
+}
+
 const answers = {
-  logits: (asked.logits || []).map(lastLogits),
+  speeds: asked.speed ? speeds(asked.speed) : null,
+  logits: (asked.logits || []).map((ids) => lastLogits(ids)),
+  plain: (asked.logits || []).map((ids) => lastLogits(ids, plain)),
   greedy: (asked.greedy || []).map(greedy),
   encoded: (asked.encode || []).map((text) => tokenizer.encode(text)),
   decoded: (asked.decode || []).map((ids) => tokenizer.decode(ids)),

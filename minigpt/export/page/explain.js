@@ -89,10 +89,10 @@ class Explainer {
 
   // Nats of surprise at the next token by layer: its logit is one row of the head times the normalised stream
   losses(one, next) {
-    const { data, scale, columns } = this.model.head;
+    const { data, scale, columns, stride } = this.model.head;
     return one.lens.map(({ all }, layer) => {
       let logit = 0;
-      for (let i = 0; i < columns; i++) logit += data[next * columns + i] * one.normed[layer][i];
+      for (let i = 0; i < columns; i++) logit += data[next * stride + i] * one.normed[layer][i];
       return all - logit * (scale ? scale[next] : 1);
     });
   }

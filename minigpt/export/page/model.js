@@ -41,11 +41,16 @@ const NORMS = {
   },
 };
 
-// out = matrix x + bias. A matrix is { data [rows, columns], scale [rows] of int8 numbers or null, rows, columns }.
+// out = matrix x + bias. A matrix is { data [rows, stride], scale [rows] of int8 numbers or null, rows, columns, stride },
+// and where simd.js has it, { at, simd } too.
 function multiply(matrix, x, bias, out) {
-  const { data, scale, rows, columns } = matrix, whole = columns - (columns % 4);
-  for (let row = 0, at = 0; row < rows; row++) {
-    let a = 0, b = 0, c = 0, d = 0, k = 0;
+  if (matrix.simd) {
+    matrix.simd.multiply(matrix, x, bias, out);
+    return;
+  }
+  const { data, scale, rows, columns, stride } = matrix, whole = columns - (columns % 4);
+  for (let row = 0; row < rows; row++) {
+    let a = 0, b = 0, c = 0, d = 0, k = 0, at = row * stride;
     for (; k < whole; k += 4, at += 4) { // four sums, so that none waits for the one before it
       a += data[at] * x[k];
       b += data[at + 1] * x[k + 1];
@@ -60,12 +65,12 @@ function multiply(matrix, x, bias, out) {
 
 // out += row `index` of a matrix
 function addRow(matrix, index, out) {
-  const { data, scale, columns } = matrix, factor = scale ? scale[index] : 1;
-  for (let i = 0; i < columns; i++) out[i] += data[index * columns + i] * factor;
+  const { data, scale, columns, stride } = matrix, factor = scale ? scale[index] : 1;
+  for (let i = 0; i < columns; i++) out[i] += data[index * stride + i] * factor;
 }
 
 class Model {
-  // `tensors`: name in GPT's state_dict -> { data, scale, rows, columns }, vectors as { data }
+  // `tensors`: name in GPT's state_dict -> a matrix, or { data } of a vector
   constructor(config, tensors) {
     this.config = config;
     this.tensors = tensors;
@@ -119,7 +124,7 @@ class Model {
           table[t * C + i + 1] = Math.cos(round(t * frequency));
         }
       }
-      this.positions = { data: table, scale: null, rows: S, columns: C };
+      this.positions = { data: table, scale: null, rows: S, columns: C, stride: C };
     } else {
       this.positions = this.tensors["positions.weight"];
     }

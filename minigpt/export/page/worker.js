@@ -7,7 +7,7 @@ function unpackTensor({ kind, rows, columns, base64 }) {
   for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
   const data = kind === "int8" ? new Int8Array(bytes.buffer, scale)
     : kind === "fp16" ? fromHalf(new Uint16Array(bytes.buffer)) : new Float32Array(bytes.buffer);
-  return { data, scale: scale ? new Float32Array(bytes.buffer, 0, rows) : null, rows, columns };
+  return { data, scale: scale ? new Float32Array(bytes.buffer, 0, rows) : null, rows, columns, stride: columns };
 }
 
 // fp16 -> fp32, by way of a table of all 65,536
@@ -20,9 +20,14 @@ function fromHalf(halves) {
   return Float32Array.from(halves, (bits) => table[bits]);
 }
 
-// What the file holds, ready to run
-function unpackRun(about, tensors) {
-  const unpacked = Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, unpackTensor(tensor)]));
+// What the file holds, ready to run; `plain`: without WebAssembly
+function unpackRun(about, tensors, plain = false) {
+  const matrices = Object.values(tensors).filter(({ columns }) => columns > 1);
+  const simd = plain ? null : makeSimd(matrices);
+  const unpacked = Object.fromEntries(Object.entries(tensors).map(([name, packed]) => {
+    const tensor = unpackTensor(packed);
+    return [name, simd && tensor.columns > 1 ? simd.place(tensor) : tensor];
+  }));
   return { about, model: new Model(about.shape, unpacked), tokenizer: new Tokenizer(about.tokenizer) };
 }
 
