@@ -32,6 +32,7 @@ _HOME = {
     "prepare_decoding": "minigpt.generation.fast.prepare",
     "quantize_run": "minigpt.runs.quantize",
     "export_huggingface": "minigpt.export",
+    "export_page": "minigpt.export",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate_run",
     "explain",
     "export_huggingface",
+    "export_page",
     "fine_tune",
     "generate",
     "generate_text",
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_records, evaluate_run
     from minigpt.explanation import explain
-    from minigpt.export import export_huggingface
+    from minigpt.export import export_huggingface, export_page
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text

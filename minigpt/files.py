@@ -257,6 +257,24 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A file to write, which gets the name `out` once the block has ended well; else nothing is left of it.
+
+    Raises StorageError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = beside(out)
+        try:
+            yield work
+            work.rename(out)
+        finally:
+            work.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Add one object. Raises StorageError."""
     try:

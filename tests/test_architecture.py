@@ -71,6 +71,8 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
+    "export": "huggingface page",
+    "export.page": "pattern / pack / check",
     "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
     " export finetune model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
 }

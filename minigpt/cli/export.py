@@ -4,47 +4,86 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, as_run, parse
-from minigpt.console import counted, loading, out, out_json
+from minigpt.console import counted, loading, out, out_json, tell
+from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run as a Hugging Face directory, which transformers loads without minigpt.
+    """Write a run for other tools, or as one web page in which the model writes and explains itself.
 
     minigpt export runs/my
     minigpt export runs/my --out my-model --precision bf16
+    minigpt export runs/my --to page
 
-    The shapes gpt2 and modern have a twin there, GPT2LMHeadModel and Qwen3ForCausalLM; a run whose fields mix them has
-    none. An adapter is merged, and the integers of a quantised run become numbers again. Where transformers is
-    installed, it loads what was written, and logits and ids are compared with ours before the directory gets its name.
+    hf: a Hugging Face directory, which transformers loads without minigpt. The shapes gpt2 and modern have twins there,
+    GPT2LMHeadModel and Qwen3ForCausalLM; a run whose fields mix them has none. Where transformers is installed, it
+    loads what was written, and logits and ids are compared with ours before the directory gets its name.
+
+    page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. Where node is
+    installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.
+
+    An adapter is merged, and the integers of a quantised run become numbers again.
     """
 
     run: Positional[PathText]
     """A run directory or a checkpoint."""
+    to: Literal["hf", "page"] = "hf"
+    """What to write: hf, a directory for transformers; page, one HTML file for a browser."""
     out: PathText | None = None
-    """The directory to write (default: RUN-hf, beside the run)."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the weights in the file."""
+    """The directory or file to write (default: RUN-hf or RUN.html, beside the run)."""
+    precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None
+    """Of the weights in the file. hf: fp32 (the default), bf16 or fp16; page: int8 (the default), fp16 or fp32."""
     json: bool = False
-    """Print one JSON object: run, path, architecture (gpt2 or qwen3), precision, weights (how many), bytes,
-    difference (largest between transformers' logits and ours; null where transformers is not installed)."""
+    """Print one JSON object: run, path, architecture (hf: gpt2 or qwen3), precision, weights (how many), bytes,
+    difference (largest between the other tool's logits and ours; null where transformers, or node, is not
+    installed)."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Export, argv, "export")
     loading()
-    from minigpt.export import export_huggingface
     from minigpt.runs.load import load_run
 
-    done = export_huggingface(load_run(as_run(args.run, "export"), "cpu"), args.out, args.precision)
-    report: dict[str, Any] = {"run": args.run, **asdict(done), "path": str(done.path)}
+    precisions, write = TARGETS[args.to]
+    if args.precision and args.precision not in precisions:
+        *most, last = precisions
+        raise UserError(f"--precision: choose {', '.join(most)} or {last}, not {args.precision}")
+    run = load_run(as_run(args.run, "export"), "cpu")
+    done, line, hint = write(run, args.out, args.precision or precisions[0])
     if args.json:
-        out_json(report)
+        out_json({"run": args.run, **asdict(done), "path": str(done.path)})
         return 0
+    out(line)
+    if hint:
+        tell(hint)
+    return 0
+
+
+def _huggingface(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
+    from minigpt.export import export_huggingface
+
+    done = export_huggingface(run, path, precision)
     compared = "not compared: transformers is not installed"
     if done.difference is not None:
         compared = f"transformers' logits are ours within {done.difference:.1g}, its ids are equal"
-    size = f"{counted(done.weights, 'weight')} in {done.precision}, {done.bytes / 1e6:,.2f} MB"
-    out(f"{done.path}: {done.architecture}, {size}; {compared}")
-    return 0
+    return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
+
+
+def _page(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
+    from minigpt.export import export_page
+
+    done = export_page(run, path, precision)
+    compared = "not checked: node is not installed"
+    if done.difference is not None:
+        compared = f"its logits are ours within {done.difference:.1g}, its ids and texts are equal"
+    return done, f"{done.path}: {_size(done)}; {compared}", f"open it in a browser: {done.path.resolve().as_uri()}"
+
+
+def _size(done: Any) -> str:
+    return f"{counted(done.weights, 'weight')} in {done.precision}, {done.bytes / 1e6:,.2f} MB"
+
+
+TARGETS = {"hf": (("fp32", "bf16", "fp16"), _huggingface), "page": (("int8", "fp16", "fp32"), _page)}
+"""By name: its precisions, the default first, and what writes it: (run, out, precision) -> (report, line, hint)."""

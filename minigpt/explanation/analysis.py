@@ -33,25 +33,12 @@ def explain(model: GPT, tokenizer: Tokenizer, ids: list[int], run: str = "", ste
 
 def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
     """The object of `explain`, from what was measured."""
-    config, shown = model.config, {*recording.tokens.tolist(), *recording.lens_ids.flat}
+    shown = {*recording.tokens.tolist(), *recording.lens_ids.flat}
     return {
         "format": FORMAT,
         "run": "",
         "step": 0,
-        "model": {
-            "layers": config.num_layers,
-            "heads": config.num_heads,
-            "kv_heads": config.kv_heads,
-            "width": config.embed_dim,
-            "head_size": config.head_size,
-            "context": config.max_seq_len,
-            "vocabulary": config.vocab_size,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "norm": config.norm,
-            "position": config.position,
-            "activation": config.activation,
-            "tie_embeddings": config.tie_embeddings,
-        },
+        "model": describe_model(model),
         "ids": recording.tokens.tolist(),
         "texts": token_texts(tokenizer, recording.tokens.tolist()),
         "loss": [None, *_plain(recording.loss)],
@@ -69,16 +56,41 @@ def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenize
             "entropy": _plain(recording.lens_entropy),
         },
         "vocabulary": {int(id_): token_text(tokenizer, int(id_)) for id_ in sorted(shown)},
-        "heads": {
-            "kinds": list(KINDS),
-            "scores": {kind: _plain(heads.scores[kind]) for kind in KINDS},
-            "here": {kind: _plain(score) for kind, score in score_heads(recording.attention, recording.tokens).items()},
-            "chance": {kind: _figure(chance) for kind, chance in heads.chance.items()},
-            "named_from": NAMED_FROM,
-            "named": heads.names(),
-            "sequences": heads.sequences,
-            "length": heads.length,
-        },
+        "heads": describe_heads(heads)
+        | {"here": {kind: _plain(score) for kind, score in score_heads(recording.attention, recording.tokens).items()}},
+    }
+
+
+def describe_model(model: GPT) -> dict[str, Any]:
+    """The shape of a model, in the words of the page."""
+    config = model.config
+    return {
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "kv_heads": config.kv_heads,
+        "width": config.embed_dim,
+        "head_size": config.head_size,
+        "context": config.max_seq_len,
+        "vocabulary": config.vocab_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "norm": config.norm,
+        "position": config.position,
+        "activation": config.activation,
+        "tie_embeddings": config.tie_embeddings,
+    }
+
+
+def describe_heads(heads: Heads) -> dict[str, Any]:
+    """Which head is of which kind, and how well it fits each."""
+    return {
+        "kinds": list(KINDS),
+        "scores": {kind: _plain(heads.scores[kind]) for kind in KINDS},
+        "here": {},
+        "chance": {kind: _figure(chance) for kind, chance in heads.chance.items()},
+        "named_from": NAMED_FROM,
+        "named": heads.names(),
+        "sequences": heads.sequences,
+        "length": heads.length,
     }
 
 

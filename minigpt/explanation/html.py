@@ -25,12 +25,14 @@ def make_page(explanation: dict[str, Any], note: str = "") -> str:
     parts = {
         "title": html.escape(f"{explanation['run'] or 'model'}: {''.join(explanation['texts'])[:60]}"),
         "note": html.escape(note),
-        "style": _read("page.css"),
-        "tools": _read("tools.js"),
-        "script": _read("page.js"),
+        "style": read("page.css"),
+        "sections": read("sections.html"),
+        "tools": read("tools.js"),
+        "pictures": read("pictures.js"),
+        "script": read("page.js"),
         "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read("page.html"))
 
 
 def pack_attention(attention: list[list[list[list[float]]]]) -> str:
@@ -39,5 +41,6 @@ def pack_attention(attention: list[list[list[list[float]]]]) -> str:
     return base64.b64encode(np.round(np.array(weights) * 255).astype(np.uint8).tobytes()).decode()
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """The text of a part of the page, without line ends behind it."""
     return (FOLDER / name).read_text(encoding="utf-8").rstrip("\n")

@@ -1,5 +1,6 @@
 """Models in the formats of others."""
 
 from minigpt.export.huggingface import export_huggingface
+from minigpt.export.page import export_page
 
-__all__ = ["export_huggingface"]
+__all__ = ["export_huggingface", "export_page"]

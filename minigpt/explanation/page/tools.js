@@ -36,14 +36,14 @@ function colour(name) {
 
 // Arrow keys move the focus among children; only one of them is in the tab order
 function roving(group, items, columns) {
-  group.addEventListener("keydown", (event) => {
+  group.onkeydown = (event) => {
     const at = items.indexOf(document.activeElement);
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at,
       End: items.length - 1 - at };
     if (at < 0 || !(event.key in by)) return;
     event.preventDefault();
     items[Math.min(items.length - 1, Math.max(0, at + by[event.key]))].focus();
-  });
+  };
 }
 
 // A box that scrolls sideways fades where there is more, and can be reached by key then
@@ -60,20 +60,23 @@ function reveal(box, x) {
 }
 
 function unpack(packed, T, H) {
-  // base64 of bytes 0 to 255: for each layer, head and row t the t + 1 weights
-  const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+  // bytes 0 to 255, or base64 of them: for each layer, head and row t the t + 1 weights
+  const bytes = typeof packed === "string" ? Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)) : packed;
   const size = (T * (T + 1)) / 2;
   return (layer, head, t, s) => (s > t ? 0 : bytes[(layer * H + head) * size + (t * (t + 1)) / 2 + s] / 255);
 }
 
-function paint(canvas, T, weight) {
+function paint(canvas, T, weight, [red, green, blue] = colour("--attention")) {
   canvas.width = canvas.height = T;
   canvas.classList.toggle("sharp", T <= 96);
-  const rgb = colour("--attention");
   const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(T, T);
   for (let t = 0; t < T; t++) {
     for (let s = 0; s <= t; s++) {
-      image.data.set([...rgb, 255 * Math.sqrt(weight(t, s))], 4 * (t * T + s)); // the root, so that weak ones show
+      const at = 4 * (t * T + s);
+      image.data[at] = red;
+      image.data[at + 1] = green;
+      image.data[at + 2] = blue;
+      image.data[at + 3] = 255 * Math.sqrt(weight(t, s)); // the root, so that weak ones show
     }
   }
   context.putImageData(image, 0, 0);
@@ -88,7 +91,7 @@ const KINDS = {
 
 // The head of the page, made once; `known`: the losses that are numbers.
 function headline(data, known) {
-  const { model, heads } = data, T = data.texts.length, find = (id) => document.getElementById(id);
+  const { model } = data, T = data.texts.length, find = (id) => document.getElementById(id);
   const mean = known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
   find("title").textContent = `What ${data.run || "this model"} makes of a text`;
   const fact = (value) => el("b", {}, value.toLocaleString("en"));
@@ -98,6 +101,12 @@ function headline(data, known) {
     fact(T), ` token${T === 1 ? "" : "s"}`, ...(known.length ? [": loss ", fact(mean.toFixed(3)),
       " nats a token, as if it chose among ", fact(Math.exp(mean).toFixed(1)), " equally likely ones"] : []), ".",
   );
+  constants(data);
+}
+
+// What the texts of the sections say of the model
+function constants({ model, heads }) {
+  const find = (id) => document.getElementById(id);
   find("named-from").textContent = heads.named_from;
   find("head-size").textContent = `${model.head_size} numbers`
     + (model.kv_heads < model.heads ? `; ${model.heads} heads share ${model.kv_heads} keys and values` : "");

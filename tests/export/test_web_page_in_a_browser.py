@@ -1,0 +1,177 @@
+"""The web page of a run in a real browser with the network closed: it writes what generate writes, chats, explains."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_run import TEXT, make_run
+
+from minigpt import export_page, load_run
+from minigpt.export.page.pack import rounded
+from minigpt.generation.text import complete
+from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.chat_template import Template
+from minigpt.tokenizers.gpt2 import gpt2_tokenizer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    with driver.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Opened:
+    """A page that is ready; at the end nothing may have gone wrong, and nothing but the file been asked for."""
+
+    def __init__(self, browser: Any, file: Path, **look: Any):
+        look = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | look
+        self.file, self.context = file, browser.new_context(offline=True, **look)
+        self.wrong: list[str] = []
+        self.asked: list[str] = []
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector("html[data-ready]")
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, *wrong: object) -> None:
+        self.context.close()
+        if wrong[0] is None:
+            assert self.wrong == []
+            assert [url for url in self.asked if not url.startswith("blob:")] == [self.file.as_uri()]
+
+
+def write(page: Any, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
+    """What the page writes."""
+    page.click("#tab-write")
+    for name, value in {"prompt": prompt, "max_new_tokens": tokens, "temperature": temperature, "seed": seed}.items():
+        page.fill(f"#{name}", str(value))
+    page.click("#write")
+    page.wait_for_selector("#more:not([hidden])", timeout=120_000)
+    return page.locator("#written").text_content()
+
+
+def gpt2(request: pytest.FixtureRequest) -> Tokenizer:
+    request.getfixturevalue("mirror")
+    return gpt2_tokenizer()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [("gpt2", "byte"), ("modern", "char"), ("modern", "bpe"), ("gpt2", "bpe"), ("modern", "gpt2"), ("gpt2", "gpt2")],
+)
+def test_it_writes_what_generate_writes(browser, request, shape, kind, precision, tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "my", shape, gpt2(request) if kind == "gpt2" else kind), "cpu")
+    done = export_page(run, precision=precision)
+    print(f"{shape}, {kind}, {precision}: {done.weights:,} weights, {done.bytes / 1e6:.2f} MB")
+    model, count = rounded(run.model, precision), 200 if precision == "fp32" else 50
+    with Opened(browser, done.path) as page:
+        for temperature, seed in ((0.0, 0), (0.8, 5)):
+            found = write(page, "The cat", count, temperature, seed)
+            settings: Any = {"max_new_tokens": count, "temperature": temperature, "seed": seed}
+            expected = complete(model, ["The cat"], run.tokenizer, **settings)[0][0]
+            assert found == expected.text
+            assert page.locator("#write-status").inner_text().startswith(f"{expected.tokens} token")
+
+
+@pytest.fixture(scope="module")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a chat."""
+    run = make_run(tmp_path_factory.mktemp("tale") / "my <b>tale", kind="byte", max_new_tokens=30)
+    Template(user="User: {}\n", assistant="Bot: {}\n").save(run)
+    return export_page(load_run(run, "cpu")).path
+
+
+def test_it_streams_stops_and_names_a_wrong_setting(browser, tale: Path) -> None:
+    with Opened(browser, tale) as page:
+        page.fill("#max_new_tokens", "100000")
+        page.click("#settings summary")
+        page.uncheck("#stop_at_eos")
+        page.fill("#prompt", "<img src=x onerror=alert(1)>")
+        page.press("#prompt", "Control+Enter")
+        page.wait_for_selector("#written:not(:empty)")
+        assert page.locator("#write").inner_text() == "Stop"
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#more:not([hidden])")
+        assert "stopped" in page.locator("#write-status").inner_text()
+        assert page.locator("#paper img").count() == 0
+        assert page.locator("#given").text_content() == "<img src=x onerror=alert(1)>"
+        page.fill("#top_p", "7")
+        page.click("#write")
+        page.wait_for_selector("#alert:not([hidden])")
+        assert page.locator("#alert").inner_text() == "Top-p: give a number from 0.01 to 1."
+
+
+def test_it_chats(browser, tale: Path) -> None:
+    with Opened(browser, tale) as page:
+        page.click("#tab-chat")
+        page.fill("#say", "Hi <b>you</b>")
+        page.press("#say", "Enter")
+        page.wait_for_selector("#again:not([hidden])")
+        assert page.locator("#messages li.user p").inner_text() == "Hi <b>you</b>"
+        first = page.locator("#messages li.assistant p").text_content()
+        page.click("#again")
+        page.wait_for_selector("#messages li.assistant p:not(.busy)")
+        page.wait_for_timeout(300)
+        assert page.locator("#messages li.assistant p").text_content() != first, "another seed"
+        page.click("#clear")
+        assert page.locator("#messages li").count() == 0
+
+
+def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: Path) -> None:
+    with Opened(browser, tale) as page:
+        page.click("#tab-explain")
+        page.fill("#text", "The cat sat on </b>")
+        page.wait_for_selector("#explain-status:has-text('19 tokens, mean surprise')")
+        before = page.locator("#explain-status").inner_text()
+        assert page.locator("#next .next .token").count() == 10 and page.locator("#grid canvas").count() == 8
+        page.locator("#grid button").nth(5).click()
+        page.locator("#detail .switch").click()
+        page.wait_for_selector("#explain-status .link")
+        after = page.locator("#explain-status").inner_text()
+        assert "1 head off (with all on:" in after and page.locator("#grid button.off").count() == 1
+        page.locator("#explain-status .link").click()
+        page.wait_for_selector("#explain-status:not(:has(.link))")
+        assert page.locator("#explain-status").inner_text() == before
+        page.locator("#tokens > span").nth(3).click()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#where").inner_text().startswith("token 4 (")
+        page.fill("#text", "")
+        page.wait_for_selector("#pictures", state="hidden")
+        assert page.locator("#explain-status").inner_text() == "Type something."
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_follows_the_scheme(browser, tale: Path, width: int, scheme: str) -> None:
+    with Opened(browser, tale, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == {"light": "rgb(253, 252, 249)", "dark": "rgb(21, 22, 26)"}[scheme]
+        for tab in ("write", "chat", "explain"):
+            page.click(f"#tab-{tab}")
+            if tab == "explain":
+                page.fill("#text", TEXT[:25])
+                page.wait_for_selector("#explain-status:has-text('25 tokens, mean')")
+                page.wait_for_timeout(500)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        page.focus("#tab-write")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.id") == "tab-chat"
