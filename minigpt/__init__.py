@@ -31,6 +31,7 @@ _HOME = {
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.generation.fast.prepare",
     "quantize_run": "minigpt.runs.quantize",
+    "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate_records",
     "evaluate_run",
     "explain",
+    "export_gguf",
     "export_huggingface",
     "fine_tune",
     "generate",
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_records, evaluate_run
     from minigpt.explanation import explain
-    from minigpt.export import export_huggingface
+    from minigpt.export import export_gguf, export_huggingface
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text

@@ -257,6 +257,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """The same for one file: a path to write to, whose file gets the name `out` once the block has ended well."""
+    work = beside(out)
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        yield work
+        work.rename(out)
+    except OSError as error:
+        raise storage_error(out, error, "choose another with --out") from None
+    finally:
+        work.unlink(missing_ok=True)
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Add one object. Raises StorageError."""
     try:

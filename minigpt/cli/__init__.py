@@ -24,7 +24,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal",
     "quantize": "write a run again with its weights in 8 or 4 bits",
-    "export": "write a run as a Hugging Face directory, for transformers",
+    "export": "write a run for other tools: transformers, llama.cpp",
     "explain": "look inside a model while it reads a text",
     "sweep": "train under every combination of some values",
     "runs": "list, show, compare runs; print the line that repeats one",

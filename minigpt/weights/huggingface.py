@@ -1,10 +1,12 @@
-"""Names and layouts of the weights of GPT2LMHeadModel and Qwen3ForCausalLM, the two architectures that we can be.
+"""Names and layouts of the weights of GPT2LMHeadModel, Qwen3ForCausalLM and LlamaForCausalLM, which we can be.
 
 Pure functions between dicts; nothing of transformers is imported. GPT-2 stores its projections as [in, out]
-(Conv1D), we as [out, in]; Qwen3 has q, k, v and gate, up as matrices of their own, ours are stacked.
+(Conv1D), we as [out, in]; Qwen3 and Llama have q, k, v and gate, up as matrices of their own, ours are stacked. Llama
+has no norms of queries and keys, and is Qwen3 otherwise.
 """
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,6 +42,11 @@ _QWEN3 = (
 )
 
 
+def _modern(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
+    """The names per block of Qwen3, or of Llama."""
+    return [(mine, names) for mine, names in _QWEN3 if config.qk_norm or not mine.endswith(("q_norm", "k_norm"))]
+
+
 # what older files hold beside the weights: the causal mask, and wavelengths that follow from the config
 _BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -61,7 +68,7 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
         return out
     out = head | {"model.embed_tokens.weight": embedding, "model.norm.weight": ours["norm.weight"]}
     for i in range(config.num_layers):
-        for mine, theirs in _QWEN3:
+        for mine, theirs in _modern(config):
             pieces = ours[f"blocks.{i}.{mine}.weight"].split(_rows(config, mine, len(theirs)), dim=0)
             for name, piece in zip(theirs, pieces, strict=True):
                 out[f"model.layers.{i}.{name}.weight"] = piece.contiguous()
@@ -71,26 +78,29 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
 class _Reading:
     """The weights of a file, each taken once, in the shape that config.json says: what nothing takes is refused."""
 
-    def __init__(self, prefix: str, theirs: Weights):
+    def __init__(self, prefix: str, theirs: Weights, spell: Callable[[str], str] | None = None):
+        self.spell = spell or (lambda name: name)
+        self.whose, self.where = ("weights", "its header") if spell else ("Hugging Face weights", "config.json")
         self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a bare model has none
         self.left = dict(theirs)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """A weight in fp32. Raises CheckpointError for one that is missing, or of another shape or kind."""
-        tensor = self.left.pop(self.prefix + name, None)
+        name = self.spell(self.prefix + name)
+        tensor = self.left.pop(name, None)
         if tensor is None:
-            raise CheckpointError(f"the Hugging Face weights lack {self.prefix + name}")
+            raise CheckpointError(f"the {self.whose} lack {name}")
         if tuple(tensor.shape) != shape:
             found = tuple(tensor.shape)
-            raise CheckpointError(f"{self.prefix + name} is {found}, but by config.json it is {shape}")
+            raise CheckpointError(f"{name} is {found}, but by {self.where} it is {shape}")
         if tensor.dtype not in _FLOATS:
-            raise CheckpointError(f"{self.prefix + name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
+            raise CheckpointError(f"{name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
         return tensor.float()
 
     def head(self, config: ModelConfig, embedding: Tensor) -> Weights:
         """The head of an untied model; of a tied one a copy of the embedding may be in the file."""
         self.prefix = ""
-        if config.tie_embeddings and "lm_head.weight" not in self.left:
+        if config.tie_embeddings and self.spell("lm_head.weight") not in self.left:
             return {}
         head = self.take("lm_head.weight", *embedding.shape)
         if not config.tie_embeddings:
@@ -108,18 +118,20 @@ class _Reading:
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise CheckpointError(
-                f"nothing here reads the weights {', '.join(left[:3])}{more}; config.json is of another model"
+                f"nothing here reads the weights {', '.join(left[:3])}{more}; {self.where} is of another model"
             )
 
 
-def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
+def weights_from_hf(config: ModelConfig, theirs: Weights, spell: Callable[[str], str] | None = None) -> Weights:
     """Our state dict of the twin's, in fp32; `config.vocab_size` rows of the vocabulary.
+
+    spell: gives the name in `theirs` of a weight of Hugging Face (default: they are the same).
 
     Raises CheckpointError naming a weight that is missing, of another shape, or that nothing reads.
     """
     width, hidden = config.embed_dim, config.hidden_dim
     if architecture(config) == "gpt2":
-        reading = _Reading("transformer.", theirs)
+        reading = _Reading("transformer.", theirs, spell)
         embedding = reading.take("wte.weight", config.vocab_size or 0, width)
         out = {"positions.weight": reading.take("wpe.weight", config.max_seq_len, width)}
         wide = {"attention.qkv": (width, 3 * width), "feed_forward.up": (width, hidden)}
@@ -133,7 +145,7 @@ def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
                     flip = transposed and kind == "weight"
                     out[f"blocks.{i}.{mine}.{kind}"] = tensor.T.contiguous() if flip else tensor
     else:
-        reading = _Reading("model.", theirs)
+        reading = _Reading("model.", theirs, spell)
         embedding = reading.take("embed_tokens.weight", config.vocab_size or 0, width)
         out = {"norm.weight": reading.take("norm.weight", width)}
         heads = config.num_heads * config.head_size
@@ -144,7 +156,7 @@ def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
             "feed_forward.down": hidden,
         }
         for i in range(config.num_layers):
-            for mine, names in _QWEN3:
+            for mine, names in _modern(config):
                 row = (columns[mine],) if mine in columns else ()
                 sizes = zip(names, _rows(config, mine, len(names)), strict=True)
                 parts = [reading.take(f"layers.{i}.{name}.weight", rows, *row) for name, rows in sizes]
