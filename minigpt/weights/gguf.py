@@ -14,7 +14,7 @@ from torch import Tensor
 from minigpt.config import ModelConfig, validate
 from minigpt.errors import CheckpointError, ConfigError, nearest
 from minigpt.weights.gguf_file import GGUF, Stored, fits
-from minigpt.weights.huggingface import Weights, architecture, weights_from_hf, weights_to_hf
+from minigpt.weights.huggingface import Weights, architecture, halves, weights_from_hf, weights_to_hf
 from minigpt.weights.huggingface_config import MOST_POSITIONS
 
 FILE_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
@@ -29,7 +29,7 @@ _LLAMA |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"}
 _LLAMA |= {f"self_attn.{part}_norm": f"attn_{part}_norm" for part in "qk"}
 _LLAMA |= {"input_layernorm": "attn_norm", "self_attn.o_proj": "attn_output"}
 _LLAMA |= {"post_attention_layernorm": "ffn_norm"} | {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
-_TRANSPOSED = re.compile(r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight")
+_MATRIX = re.compile(r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight")
 _PAIRED = re.compile(r"blk\.\d+\.attn_(q|k)\.weight")
 
 
@@ -93,7 +93,10 @@ def weights_to_gguf(config: ModelConfig, ours: Weights, precision: str) -> dict[
     tensors: dict[str, tuple[Tensor, str]] = {}
     for name, tensor in weights_to_hf(config, ours).items():
         short = spelled(kind, name)
-        tensor = _turned(kind, config, short, tensor)
+        if kind == "gpt2" and _MATRIX.fullmatch(short):
+            tensor = tensor.T
+        if kind == "llama" and _PAIRED.fullmatch(short):
+            tensor = halves(tensor, config.head_size, back=True)
         stored = "q8_0" if precision == "q4_0" and short in ("token_embd.weight", "output.weight") else precision
         if tensor.dim() == 1 or short == "position_embd.weight":
             stored = "fp32"
@@ -101,16 +104,6 @@ def weights_to_gguf(config: ModelConfig, ours: Weights, precision: str) -> dict[
             stored = "fp16"
         tensors[short] = tensor, stored
     return tensors
-
-
-def _turned(kind: str, config: ModelConfig, name: str, tensor: Tensor, back: bool = False) -> Tensor:
-    """A weight in llama.cpp's layout instead of Hugging Face's, or `back`."""
-    if kind == "gpt2" and _TRANSPOSED.fullmatch(name) and tensor.dim() == 2:
-        return tensor.T
-    if kind == "llama" and _PAIRED.fullmatch(name) and tensor.shape[0] % config.head_size == 0:
-        parts = tensor.unflatten(0, (-1, *((config.head_size // 2, 2) if back else (2, config.head_size // 2))))
-        return parts.transpose(1, 2).flatten(0, 2)  # [H, 2, D/2, C] <-> [H, D/2, 2, C]
-    return tensor
 
 
 # their settings to our fields, with the values that are read where one is left out (None: it must be there)
@@ -171,8 +164,11 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
 def weights_from_gguf(config: ModelConfig, file: GGUF) -> Weights:
     """Our state dict in fp32. Raises CheckpointError naming a weight that is missing, too many, or of another shape."""
     kind = str(file.settings["general.architecture"])
-    theirs = {name: _turned(kind, config, name, stored.load(), back=True) for name, stored in file.tensors.items()}
-    return weights_from_hf(config, theirs, lambda name: spelled(kind, name))
+    theirs = {name: stored.load() for name, stored in file.tensors.items()}
+    for name in theirs if kind == "llama" else ():
+        if _PAIRED.fullmatch(name) and theirs[name].shape[0] % config.head_size == 0:
+            theirs[name] = halves(theirs[name], config.head_size)
+    return weights_from_hf(config, theirs, lambda name: spelled(kind, name), "its header", transposed=False)
 
 
 def _stored(tensors: Mapping[str, Stored], name: str) -> Stored:

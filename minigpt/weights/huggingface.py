@@ -15,12 +15,13 @@ from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.weights.huggingface_config import architecture, config_from_hf, config_to_hf
 
-__all__ = ["architecture", "config_from_hf", "config_to_hf", "cut_vocabulary", "weights_from_hf", "weights_to_hf"]
+__all__ = ["architecture", "config_from_hf", "config_to_hf", "cut_vocabulary", "halves", "weights_from_hf", "weights_to_hf"]
 
 Weights = dict[str, Tensor]
+CONFIG_JSON = "config.json"
 
 
-# ours -> GPT-2's, per block; the flag marks matrices that GPT-2 stores transposed
+# ours -> GPT-2's, per block; the flag marks matrices, which GPT-2 stores transposed
 _GPT2 = (
     ("norm1", "ln_1", False),
     ("attention.qkv", "attn.c_attn", True),
@@ -78,9 +79,8 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
 class _Reading:
     """The weights of a file, each taken once, in the shape that config.json says: what nothing takes is refused."""
 
-    def __init__(self, prefix: str, theirs: Weights, spell: Callable[[str], str] | None = None):
-        self.spell = spell or (lambda name: name)
-        self.whose, self.where = ("weights", "its header") if spell else ("Hugging Face weights", "config.json")
+    def __init__(self, prefix: str, theirs: Weights, spell: Callable[[str], str] | None, where: str):
+        self.spell, self.where = spell or (lambda name: name), where
         self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a bare model has none
         self.left = dict(theirs)
 
@@ -89,7 +89,7 @@ class _Reading:
         name = self.spell(self.prefix + name)
         tensor = self.left.pop(name, None)
         if tensor is None:
-            raise CheckpointError(f"the {self.whose} lack {name}")
+            raise CheckpointError(f"{'the Hugging Face weights lack' if self.where == CONFIG_JSON else 'the weights lack'} {name}")
         if tuple(tensor.shape) != shape:
             found = tuple(tensor.shape)
             raise CheckpointError(f"{name} is {found}, but by {self.where} it is {shape}")
@@ -122,30 +122,42 @@ class _Reading:
             )
 
 
-def weights_from_hf(config: ModelConfig, theirs: Weights, spell: Callable[[str], str] | None = None) -> Weights:
+def weights_from_hf(
+    config: ModelConfig,
+    theirs: Weights,
+    spell: Callable[[str], str] | None = None,
+    where: str = CONFIG_JSON,
+    transposed: bool = True,
+) -> Weights:
     """Our state dict of the twin's, in fp32; `config.vocab_size` rows of the vocabulary.
 
-    spell: gives the name in `theirs` of a weight of Hugging Face (default: they are the same).
+    Args:
+        config: what is to be read.
+        theirs: name to tensor.
+        spell: gives the name in `theirs` of a weight of Hugging Face (default: they are the same).
+        where: what the config was read from, for errors.
+        transposed: whether GPT-2's projections are [in, out], as in its published files.
 
     Raises CheckpointError naming a weight that is missing, of another shape, or that nothing reads.
     """
     width, hidden = config.embed_dim, config.hidden_dim
-    if architecture(config) == "gpt2":
-        reading = _Reading("transformer.", theirs, spell)
+    if config.position == "learned":
+        reading = _Reading("transformer.", theirs, spell, where)
         embedding = reading.take("wte.weight", config.vocab_size or 0, width)
         out = {"positions.weight": reading.take("wpe.weight", config.max_seq_len, width)}
         wide = {"attention.qkv": (width, 3 * width), "feed_forward.up": (width, hidden)}
         shapes = wide | {"attention.out": (width, width), "feed_forward.down": (hidden, width)}
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias") if config.bias else ("weight",):
             out[f"norm.{kind}"] = reading.take(f"ln_f.{kind}", width)
             for i in range(config.num_layers):
-                for mine, name, transposed in _GPT2:
+                for mine, name, matrix in _GPT2:
                     shape = shapes.get(mine, (width,))
-                    tensor = reading.take(f"h.{i}.{name}.{kind}", *(shape if kind == "weight" else shape[-1:]))
-                    flip = transposed and kind == "weight"
+                    flip = transposed and matrix and kind == "weight"
+                    shape = shape[-1:] if kind == "bias" else shape if flip else shape[::-1]
+                    tensor = reading.take(f"h.{i}.{name}.{kind}", *shape)
                     out[f"blocks.{i}.{mine}.{kind}"] = tensor.T.contiguous() if flip else tensor
     else:
-        reading = _Reading("model.", theirs, spell)
+        reading = _Reading("model.", theirs, spell, where)
         embedding = reading.take("embed_tokens.weight", config.vocab_size or 0, width)
         out = {"norm.weight": reading.take("norm.weight", width)}
         heads = config.num_heads * config.head_size
@@ -164,6 +176,12 @@ def weights_from_hf(config: ModelConfig, theirs: Weights, spell: Callable[[str],
     head = reading.head(config, embedding)
     reading.end()
     return out | {name: _pad(config, rows) for name, rows in ({"embedding.weight": embedding} | head).items()}
+
+
+def halves(rows: Tensor, head_size: int, back: bool = False) -> Tensor:
+    """Rows of queries or keys [H D, C] whose rotary pairs are neighbours, in the order that pairs halves; or `back`."""
+    parts = rows.unflatten(0, (-1, *((2, head_size // 2) if back else (head_size // 2, 2))))
+    return parts.transpose(1, 2).flatten(0, 2)  # [H, D/2, 2, C] <-> [H, 2, D/2, C]
 
 
 def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:
