@@ -33,6 +33,7 @@ _HOME = {
     "quantize_run": "minigpt.runs.quantize",
     "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
+    "import_model": "minigpt.runs.importing",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "fine_tune",
     "generate",
     "generate_text",
+    "import_model",
     "load_config",
     "load_run",
     "load_template",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from minigpt.model import GPT, KVCache
     from minigpt.model.loss import next_token_loss
     from minigpt.runs.finetune import fine_tune
+    from minigpt.runs.importing import import_model
     from minigpt.runs.load import load_run
     from minigpt.runs.quantize import quantize_run
     from minigpt.runs.train import train

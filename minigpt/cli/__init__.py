@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "quantize": "write a run again with its weights in 8 or 4 bits",
     "export": "write a run for other tools: transformers, llama.cpp",
+    "import": "bring in a model of others: Hugging Face, GGUF, nanoGPT, llama2.c",
     "explain": "look inside a model while it reads a text",
     "sweep": "train under every combination of some values",
     "runs": "list, show, compare runs; print the line that repeats one",

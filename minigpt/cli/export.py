@@ -18,9 +18,9 @@ class Export:
     minigpt export runs/my --to gguf --precision q8_0
 
     hf is a directory for transformers. gguf is one file for llama.cpp, and for Ollama, LM Studio and others that are
-    made of it. The shapes gpt2 and modern have a twin there, GPT-2 and Qwen3 (without norms of queries and keys: Llama);
-    a run whose fields mix them has none. An adapter is merged, and the integers of a quantised run become numbers again.
-    What was written is read back, and compared with the run, before it gets its name.
+    made of it. The shapes gpt2 and modern have a twin there, GPT-2 and Qwen3 (modern without qk_norm: Llama); a run
+    whose fields mix them has none. An adapter is merged, and the integers of a quantised run become numbers again. What
+    was written is read back and compared with the run before it gets its name.
     """
 
     run: Positional[PathText]

@@ -23,7 +23,7 @@ PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2"}
 """Our pattern to llama.cpp's name of the same one."""
 _ALSO = {"llama3": "gpt4", "llama-v3": "gpt4", "dbrx": "gpt4", "smaug-bpe": "gpt4"}
 _NO_SPLIT = "qwen2"
-"""For tokenizers that no split changes; llama.cpp then shows text as it is (with gpt-2 it drops a space before a dot)."""
+"""For tokenizers that no split changes; llama.cpp then shows text as it is (gpt-2: without a space before a dot)."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
 _KEY = "tokenizer.ggml."
 _JSON = "tokenizer.huggingface.json"
@@ -100,7 +100,9 @@ def _tree(settings: dict[str, Any]) -> dict[str, Any]:
         raise TokenizerError(f"its tokenizer is of the kind {str(kind)[:60]!r}; minigpt reads byte-level BPE (gpt2)")
     pattern = _ALSO.get(str(pre)) or next((ours for ours, theirs in PRE.items() if theirs == pre), None)
     if pattern is None:
-        raise TokenizerError(f"its pre-tokenizer is {str(pre)[:60]!r}; minigpt runs {', '.join([*PRE.values(), *_ALSO])}")
+        raise TokenizerError(
+            f"its pre-tokenizer is {str(pre)[:60]!r}; minigpt runs {', '.join([*PRE.values(), *_ALSO])}"
+        )
     tokens, types = settings[f"{_KEY}tokens"], [int(each) for each in settings[f"{_KEY}token_type"]]
     count = max((id_ + 1 for id_, each in enumerate(types) if each != _UNUSED), default=0)
     tokens, types = tokens[:count], types[:count]

@@ -12,7 +12,7 @@ from typing import Any
 from minigpt.errors import TokenizerError
 from minigpt.files import parse_json
 from minigpt.layout import TOKENIZER
-from minigpt.tokenizers.base import UNK, Tokenizer
+from minigpt.tokenizers.base import EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
 from minigpt.tokenizers.patterns import PUBLISHED, byte_chars, check, expression, unspell
@@ -72,6 +72,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
         tokenizer: Tokenizer = CharTokenizer(
             [word for word in model["vocab"] if word not in specials],
             unknown="token" if UNK in model["vocab"] else "error",
+            ends=EOS in specials,
         )
     elif (
         model["type"] == "BPE"

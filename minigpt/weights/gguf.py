@@ -28,13 +28,15 @@ _LLAMA = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "outpu
 _LLAMA |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"}
 _LLAMA |= {f"self_attn.{part}_norm": f"attn_{part}_norm" for part in "qk"}
 _LLAMA |= {"input_layernorm": "attn_norm", "self_attn.o_proj": "attn_output"}
-_LLAMA |= {"post_attention_layernorm": "ffn_norm"} | {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+_LLAMA |= {"post_attention_layernorm": "ffn_norm"} | {
+    f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")
+}
 _MATRIX = re.compile(r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight")
 _PAIRED = re.compile(r"blk\.\d+\.attn_(q|k)\.weight")
 
 
 def architecture_in_gguf(config: ModelConfig) -> str:
-    """ "gpt2", "qwen3" or "llama". Raises CheckpointError naming the fields that llama.cpp's architectures do not have."""
+    """The name at llama.cpp. Raises CheckpointError naming the fields that its architectures do not have."""
     gpt2 = config.position == "learned"
     wanted: dict[str, tuple[Any, ...]] = {"bigrams": (0,), "position": ("learned", "rope")}
     if gpt2:
@@ -46,7 +48,9 @@ def architecture_in_gguf(config: ModelConfig) -> str:
     if wrong:
         shape = "gpt2" if gpt2 else "modern"
         fields = ", ".join(f"{name} {getattr(config, name)} ({' or '.join(map(str, wanted[name]))})" for name in wrong)
-        raise CheckpointError(f"llama.cpp has no architecture with this model's fields; nearest is {shape}, but: {fields}")
+        raise CheckpointError(
+            f"llama.cpp has no architecture with this model's fields; nearest is {shape}, but: {fields}"
+        )
     return architecture(config)
 
 
@@ -134,8 +138,12 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
     """
     kind = file.settings.get("general.architecture")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise CheckpointError(f"architecture {str(kind)[:60]!r} is not one we can read; {nearest(str(kind)[:60], _FAMILIES)}")
-    given = {name.removeprefix(f"{kind}."): value for name, value in file.settings.items() if name.startswith(f"{kind}.")}
+        raise CheckpointError(
+            f"architecture {str(kind)[:60]!r} is not one we can read; {nearest(str(kind)[:60], _FAMILIES)}"
+        )
+    given = {
+        name.removeprefix(f"{kind}."): value for name, value in file.settings.items() if name.startswith(f"{kind}.")
+    }
     fields: dict[str, Any] = {"shape": "gpt2" if kind == "gpt2" else "modern", "qk_norm": kind == "qwen3"}
     for name, (ours, default) in _FAMILIES[kind].items():
         value = given.pop(name, default)

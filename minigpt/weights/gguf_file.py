@@ -179,7 +179,19 @@ def read(path: Path) -> GGUF:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-_NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_NUMBERS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 _STRING, _ARRAY = 8, 9
 _DAMAGED = "download or export it again"
 
@@ -287,5 +299,3 @@ def _stored(data: mmap.mmap, begin: int, shape: tuple[int, ...], kind: str, plac
         return torch.from_numpy(numbers).view(shape)
 
     return Stored(shape, kind, load)
-
-

@@ -15,7 +15,15 @@ from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.weights.huggingface_config import architecture, config_from_hf, config_to_hf
 
-__all__ = ["architecture", "config_from_hf", "config_to_hf", "cut_vocabulary", "halves", "weights_from_hf", "weights_to_hf"]
+__all__ = [
+    "architecture",
+    "config_from_hf",
+    "config_to_hf",
+    "cut_vocabulary",
+    "halves",
+    "weights_from_hf",
+    "weights_to_hf",
+]
 
 Weights = dict[str, Tensor]
 CONFIG_JSON = "config.json"
@@ -89,7 +97,9 @@ class _Reading:
         name = self.spell(self.prefix + name)
         tensor = self.left.pop(name, None)
         if tensor is None:
-            raise CheckpointError(f"{'the Hugging Face weights lack' if self.where == CONFIG_JSON else 'the weights lack'} {name}")
+            raise CheckpointError(
+                f"{'the Hugging Face weights lack' if self.where == CONFIG_JSON else 'the weights lack'} {name}"
+            )
         if tuple(tensor.shape) != shape:
             found = tuple(tensor.shape)
             raise CheckpointError(f"{name} is {found}, but by {self.where} it is {shape}")

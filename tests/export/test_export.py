@@ -35,7 +35,12 @@ def make_run(
 ) -> Path:
     """A run directory of random weights, large enough that its logits differ."""
     tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
-    fields = {"num_layers": 2, "max_seq_len": max_seq_len, "init_std": 0.2, "vocab_size": tokenizer.vocab_size} | SHAPES[shape]
+    fields = {
+        "num_layers": 2,
+        "max_seq_len": max_seq_len,
+        "init_std": 0.2,
+        "vocab_size": tokenizer.vocab_size,
+    } | SHAPES[shape]
     model = ModelConfig.model_validate(fields)
     config = RunConfig(model=model, generation=GenerationConfig.model_validate(generation))
     saved = checkpoint.save(
@@ -65,7 +70,8 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"), [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("gpt2", "bpe"), ("modern", "byte"), ("llama", "bpe")]
+    ("shape", "kind"),
+    [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("gpt2", "bpe"), ("modern", "byte"), ("llama", "bpe")],
 )
 def test_transformers_computes_and_writes_what_we_do(shape: str, kind: str, tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "my", shape, kind), "cpu")

@@ -38,7 +38,11 @@ def test_the_formats_own_package_reads_the_header(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(done.path)
     value = {name: field.contents() for name, field in reader.fields.items()}
     assert value["general.architecture"] == "qwen3" and value["general.name"] == "my"
-    assert (value["qwen3.block_count"], value["qwen3.attention.head_count_kv"], value["qwen3.context_length"]) == (2, 2, 40)
+    assert (value["qwen3.block_count"], value["qwen3.attention.head_count_kv"], value["qwen3.context_length"]) == (
+        2,
+        2,
+        40,
+    )
     assert value["qwen3.rope.freq_base"] == 5000.0 and value["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
     assert value["tokenizer.ggml.pre"] == "llama-bpe" and value["tokenizer.ggml.add_bos_token"] is False
     assert value["tokenizer.ggml.eos_token_id"] == run.tokenizer.eos_id
@@ -84,7 +88,9 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert report["path"] == str(tmp_path / "my-Q8_0.gguf") and report["same"] > 0.9
     assert main(["export", str(folder), "--to", "gguf"]) == 0
     line = capsys.readouterr().out
-    assert "my-F16.gguf: gpt2, " in line and "the likeliest next token is the run's in" in line and line.count("\n") == 1
+    assert (
+        "my-F16.gguf: gpt2, " in line and "the likeliest next token is the run's in" in line and line.count("\n") == 1
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my", "my-F16.gguf", "my-Q8_0.gguf"]
 
 
@@ -94,7 +100,7 @@ def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> No
     assert "nearest is gpt2, but: bias False (True), activation relu2 (gelu_tanh)" in said
     folder = make_run(tmp_path / "my", kind="bpe")
     run = load_run(folder, "cpu")
-    with pytest.raises(ConfigError, match="precision: int8 is not possible; choose from fp32, fp16, bf16, q8_0, q4_0"):
+    with pytest.raises(ConfigError, match="choose from fp32, fp16, bf16, q8_0, q4_0"):
         export_gguf(run, precision="int8")
     assert "q8_0 is of gguf files; add --to gguf" in fails(capsys, folder, "--precision", "q8_0")
     (tmp_path / "there.gguf").write_text("")
@@ -103,6 +109,6 @@ def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> No
     tree = json.loads((folder / "tokenizer.json").read_text())
     tree["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{L}+|[^\p{L}]+"
     (folder / "tokenizer.json").write_text(json.dumps(tree))
-    with pytest.raises(TokenizerError, match="llama.cpp has no name for the tokenizer's split pattern"):
+    with pytest.raises(TokenizerError, match=r"llama\.cpp has no name for the tokenizer's split pattern"):
         export_gguf(load_run(folder, "cpu"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "my", "there.gguf"]

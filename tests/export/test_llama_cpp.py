@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_export import SHAPES, TEXT, make_run
+from test_export import TEXT, make_run
 
 from minigpt import export_gguf, load_run
 from minigpt.runs.load import LoadedRun
