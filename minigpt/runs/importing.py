@@ -35,8 +35,10 @@ from minigpt.weights.nanogpt import from_nanogpt
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
 from minigpt.weights.torch_file import is_torch_file, read_torch
 
-GPT2_PADDED = 50304
-"""nanoGPT's vocabulary: GPT-2's 50257 tokens and rows that nothing uses."""
+PADDING = 64
+"""nanoGPT fills the vocabulary up to a multiple of this."""
+GPT2_SIZES = (50257, 50304)
+"""Sizes of a vocabulary that is GPT-2's, the second filled up."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,13 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     found = _read(source)
     spoken = _tokenizer(found, source, None if tokenizer is None else Path(tokenizer))
     config, weights = found.config, found.weights
-    if spoken.vocab_size < (config.vocab_size or 0):
+    rows, padded = config.vocab_size or 0, -(-spoken.vocab_size // PADDING) * PADDING
+    if spoken.vocab_size < rows and (tokenizer is None or rows == padded):
         config, weights = cut_vocabulary(config, weights, spoken.vocab_size)
     check_vocabulary(spoken, config, source)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds numbers that are not finite; get the model again")
     state = CheckpointState(model=config.model_dump(mode="json"), tokenizer=spoken.fingerprint)
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
@@ -160,7 +166,7 @@ def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
             raise TokenizerError(f"{given}: cannot be read as text ({error})") from None
     if found.tokenizer is not None:
         return found.tokenizer
-    if found.config.vocab_size in (GPT2_PADDED, GPT2_PADDED - 47):
+    if found.config.vocab_size in GPT2_SIZES:
         return tokenizers.gpt2_tokenizer()
     raise TokenizerError(
         f"{source}: has {found.config.vocab_size} tokens but no tokenizer; give it with --tokenizer: a tokenizer.json, "

@@ -147,7 +147,7 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
     fields: dict[str, Any] = {"shape": "gpt2" if kind == "gpt2" else "modern", "qk_norm": kind == "qwen3"}
     for name, (ours, default) in _FAMILIES[kind].items():
         value = given.pop(name, default)
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or (default is None and not value > 0):
             raise CheckpointError(f"{kind}.{name} is {str(value)[:60]}; a number is needed")
         fields[ours] = value or None
     size = fields.get("head_dim") or fields["embed_dim"] / fields["num_heads"]

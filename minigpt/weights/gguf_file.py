@@ -94,7 +94,8 @@ def unpack(data: np.ndarray, kind: str) -> np.ndarray:
         whole = np.ascontiguousarray(stored).view(np.int8).astype(np.float32)
     else:
         whole = np.concatenate([stored & 15, stored >> 4], axis=1).astype(np.float32) - 8
-    return (whole * scale).reshape(-1)
+    with np.errstate(invalid="ignore"):  # 0 times a scale that is not finite: whoever reads it is told
+        return (whole * scale).reshape(-1)
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:

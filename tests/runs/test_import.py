@@ -119,7 +119,9 @@ def test_an_imported_run_is_evaluated_and_trained_further(tmp_path: Path, monkey
 
 def test_a_gguf_comes_back_as_the_same_run(tmp_path: Path) -> None:
     folder, _ = nano(tmp_path / "out")
-    first = load_run(import_model(make(tmp_path / "hf", "llama", **TOKENS), tmp_path / "a", bytes_file(tmp_path)).path, "cpu")
+    first = load_run(
+        import_model(make(tmp_path / "hf", "llama", **TOKENS), tmp_path / "a", bytes_file(tmp_path)).path, "cpu"
+    )
     for precision, most in (("fp32", 0.0), ("fp16", 0.01), ("q8_0", 0.2)):
         path = export_gguf(first, tmp_path / f"{precision}.gguf", precision).path
         back = load_run(import_model(path, tmp_path / precision).path, "cpu")
