@@ -1,4 +1,4 @@
-"""The real llama.cpp reads our GGUF files: the same ids, the same greedy tokens. Needs node (make installed-node)."""
+"""The real llama.cpp reads our GGUF files: the same ids, the same greedy tokens (make .venv/installed-node)."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not shutil.which("node") or not (PACKAGES / "node-llama-cpp").is_dir(),
-        reason="node-llama-cpp is not there: make installed-node",
+        reason="node-llama-cpp is not there: make .venv/installed-node",
     ),
 ]
 PIECES = [
@@ -41,7 +41,7 @@ def adversarial(count: int) -> list[str]:
 
 def ask(model: Path, texts: list[str] = (), prompts: list[list[int]] = (), count: int = 0) -> dict:  # type: ignore[assignment]
     question = {"packages": str(PACKAGES), "model": str(model), "texts": texts, "prompts": prompts, "count": count}
-    script = Path(__file__).with_name("llama_cpp.mjs")
+    script = Path(__file__).parents[2] / "benchmarks/llama_cpp.mjs"
     done = subprocess.run(["node", script], input=json.dumps(question), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout, done.stderr[-2000:]
     return json.loads(done.stdout)
