@@ -26,6 +26,7 @@ from minigpt.layout import LAST, TEMPLATE, RunFolder, step_name
 from minigpt.runs.load import check_vocabulary
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.tokenizers.gguf import from_gguf
+from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
 from minigpt.weights.checkpoint_state import CheckpointState
 from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
@@ -156,6 +157,8 @@ def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
     if given is not None:
         if given.is_dir() or given.suffix == ".json":
             return tokenizers.load(given)
+        if given.suffix == ".bin":
+            return from_llama2c_tokenizer(given)
         if given.suffix == ".pkl":
             raise TokenizerError(
                 f"{given}: is a pickle, which can run code; give the text that its characters are from (input.txt)"
@@ -166,6 +169,8 @@ def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
             raise TokenizerError(f"{given}: cannot be read as text ({error})") from None
     if found.tokenizer is not None:
         return found.tokenizer
+    if found.kind == "llama2.c" and (beside := source.with_name("tokenizer.bin")).is_file():
+        return from_llama2c_tokenizer(beside)
     if found.config.vocab_size in GPT2_SIZES:
         return tokenizers.gpt2_tokenizer()
     raise TokenizerError(

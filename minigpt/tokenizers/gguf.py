@@ -1,4 +1,4 @@
-"""A tokenizer as the settings of a GGUF file, and back: what llama.cpp reads as the model "gpt2", byte-level BPE.
+"""A tokenizer as the settings of a GGUF file, and back: llama.cpp's models "gpt2" (byte-level BPE) and "llama".
 
 Notable choices:
 - llama.cpp knows split patterns by name only (`tokenizer.ggml.pre`). PRE names those that give our pieces; a tokenizer
@@ -12,10 +12,11 @@ from typing import Any
 
 from minigpt.errors import TokenizerError
 from minigpt.files import parse_json
-from minigpt.tokenizers.base import Tokenizer
+from minigpt.tokenizers.base import BOS, EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.load import from_tree
 from minigpt.tokenizers.patterns import PUBLISHED, byte_level, pre_tokenizer_tree, spell
+from minigpt.tokenizers.sentencepiece import BYTE, SentencePieceTokenizer, from_scores
 from minigpt.tokenizers.simple import CharTokenizer, bpe_model
 
 QWEN2 = PUBLISHED["gpt4"].replace(r"\p{N}{1,3}", r"\p{N}")
@@ -24,7 +25,7 @@ PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2"}
 _ALSO = {"llama3": "gpt4", "llama-v3": "gpt4", "dbrx": "gpt4", "smaug-bpe": "gpt4"}
 _NO_SPLIT = "qwen2"
 """For tokenizers that no split changes; llama.cpp then shows text as it is (gpt-2: without a space before a dot)."""
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _KEY = "tokenizer.ggml."
 _JSON = "tokenizer.huggingface.json"
 
@@ -38,12 +39,19 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
         types[id_] = _CONTROL if id_ in tokenizer.special_tokens.values() else _USER
     if tokenizer.unk_id is not None:
         types[tokenizer.unk_id] = _UNKNOWN
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokens, places = tokenizer.texts(), tokenizer.places()
+        types = [
+            _BYTE if kind == _NORMAL and BYTE.fullmatch(text) else kind
+            for kind, text in zip(types, tokens, strict=True)
+        ]
+        kind = {f"{_KEY}model": "llama", f"{_KEY}scores": [float(-places.get(text, len(places))) for text in tokens]}
+    else:
+        kind = {f"{_KEY}model": "gpt2", f"{_KEY}pre": _pre(tokenizer), f"{_KEY}merges": _merges(tokenizer)}
     settings: dict[str, Any] = {
-        f"{_KEY}model": "gpt2",
-        f"{_KEY}pre": _pre(tokenizer),
+        **kind,
         f"{_KEY}tokens": tokens,
         f"{_KEY}token_type": types,
-        f"{_KEY}merges": _merges(tokenizer),
         f"{_KEY}add_bos_token": False,
         f"{_KEY}add_eos_token": False,
     }
@@ -86,6 +94,8 @@ def from_gguf(settings: dict[str, Any]) -> Tokenizer:
     try:
         if _JSON in settings:
             return from_tree(parse_json(settings[_JSON]))
+        if settings.get(f"{_KEY}model") == "llama":
+            return _from_scores(settings)
         return from_tree(_tree(settings))
     except TokenizerError:
         raise
@@ -93,11 +103,29 @@ def from_gguf(settings: dict[str, Any]) -> Tokenizer:
         raise TokenizerError(f"its tokenizer cannot be read ({type(error).__name__}: {error})") from None
 
 
+def _from_scores(settings: dict[str, Any]) -> Tokenizer:
+    """A tokenizer of Llama's family; the token that ends a text there gets our name for it."""
+    if settings.get(f"{_KEY}add_space_prefix", True) is not True:
+        raise TokenizerError("its tokenizer puts no space before a text; minigpt cannot run it")
+    tokens, types = settings[f"{_KEY}tokens"], [int(each) for each in settings[f"{_KEY}token_type"]]
+    if _USER in types:
+        raise TokenizerError(
+            f"its tokenizer finds the text {tokens[types.index(_USER)][:60]!r} first; minigpt cannot run it"
+        )
+    special = {tokens[id_]: id_ for id_, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL, _UNUSED)}
+    names = {"bos": BOS, "unknown": UNK, "eos": EOS}
+    ours = {settings.get(f"{_KEY}{name}_token_id", -1): text for name, text in names.items()}
+    special = {ours.get(id_) or name: id_ for name, id_ in special.items()}
+    return from_scores(tokens, settings[f"{_KEY}scores"], special)
+
+
 def _tree(settings: dict[str, Any]) -> dict[str, Any]:
     """The content of tokenizer.json."""
     kind, pre = settings.get(f"{_KEY}model"), settings.get(f"{_KEY}pre")
     if kind != "gpt2":
-        raise TokenizerError(f"its tokenizer is of the kind {str(kind)[:60]!r}; minigpt reads byte-level BPE (gpt2)")
+        raise TokenizerError(
+            f"its tokenizer is of the kind {str(kind)[:60]!r}; minigpt reads gpt2 (byte-level BPE) and llama"
+        )
     pattern = _ALSO.get(str(pre)) or next((ours for ours, theirs in PRE.items() if theirs == pre), None)
     if pattern is None:
         raise TokenizerError(

@@ -28,7 +28,7 @@ ALIGNMENT = 32
 BLOCK = 32
 """Neighbours in a row that share a scale in Q8_0 and Q4_0."""
 
-Value = str | bool | int | float | list[str] | list[int]
+Value = str | bool | int | float | list[str] | list[int] | list[float]
 
 
 class Kind(NamedTuple):
@@ -135,9 +135,15 @@ def _setting(value: Value) -> bytes:
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
-    whole = bool(value) and isinstance(value[0], int)
-    each = (struct.pack("<i", part) if isinstance(part, int) else _text(part) for part in value)
-    return struct.pack("<IIQ", 9, 5 if whole else 8, len(value)) + b"".join(each)
+    code, spell = _LISTS[type(value[0]) if value else str]
+    return struct.pack("<IIQ", 9, code, len(value)) + b"".join(map(spell, value))
+
+
+_LISTS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+    int: (5, struct.Struct("<i").pack),
+    float: (6, struct.Struct("<f").pack),
+    str: (8, _text),
+}
 
 
 def _padded(size: int) -> int:

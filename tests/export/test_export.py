@@ -1,6 +1,7 @@
 """Exported runs: transformers has our logits, our ids and our texts of them, and we read them back to the bit."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -14,8 +15,9 @@ from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
-from minigpt.tokenizers import build
+from minigpt.tokenizers import EOS, UNK, build
 from minigpt.tokenizers.chat_template import Template
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState
 
@@ -30,11 +32,22 @@ SHAPES = {
 pytest.importorskip("transformers")
 
 
+def sentencepiece() -> SentencePieceTokenizer:
+    """A small one of Llama's kind: the beginnings of the text's words."""
+    text = f" {TEXT[:88]}"
+    starts = {word[:end] for word in re.findall(r" [a-zA-Z]+", text) for end in range(2, len(word) + 1)} | {"  ", "on"}
+    texts = ["", "", "", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(starts, key=len), *sorted(set(text))]
+    return SentencePieceTokenizer(texts, {text: i for i, text in enumerate(texts)}, {UNK: 0, "<s>": 1, EOS: 2})
+
+
 def make_run(
     folder: Path, shape: str = "modern", kind: str = "char", max_seq_len: int = 40, **generation: object
 ) -> Path:
     """A run directory of random weights, large enough that its logits differ."""
-    tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
+    if kind == "sentencepiece":
+        tokenizer = sentencepiece()
+    else:
+        tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
     fields = {
         "num_layers": 2,
         "max_seq_len": max_seq_len,

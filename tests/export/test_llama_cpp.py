@@ -60,7 +60,15 @@ def behind(run: LoadedRun, prompt: list[int], written: list[int]) -> float:
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("gpt2", "gpt2"), ("modern", "bpe"), ("llama", "char")],
+    [
+        ("gpt2", "byte"),
+        ("modern", "char"),
+        ("untied", "bpe"),
+        ("gpt2", "gpt2"),
+        ("modern", "bpe"),
+        ("llama", "char"),
+        ("llama", "sentencepiece"),
+    ],
 )
 def test_llama_cpp_has_our_ids_and_writes_our_tokens(shape: str, kind: str, tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "my", shape, kind, max_seq_len=96), "cpu")
