@@ -15,12 +15,12 @@ from minigpt.files import parse_json
 from minigpt.tokenizers.base import BOS, EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.load import from_tree
-from minigpt.tokenizers.patterns import PUBLISHED, byte_level, pre_tokenizer_tree, spell
+from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_level, pre_tokenizer_tree, spell
 from minigpt.tokenizers.sentencepiece import BYTE, SentencePieceTokenizer, from_scores
 from minigpt.tokenizers.simple import CharTokenizer, bpe_model
 
 QWEN2 = PUBLISHED["gpt4"].replace(r"\p{N}{1,3}", r"\p{N}")
-PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2"}
+PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2", DIGITS: "smollm"}
 """Our pattern to llama.cpp's name of the same one."""
 _ALSO = {"llama3": "gpt4", "llama-v3": "gpt4", "dbrx": "gpt4", "smaug-bpe": "gpt4"}
 _NO_SPLIT = "qwen2"

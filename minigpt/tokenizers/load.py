@@ -15,7 +15,7 @@ from minigpt.layout import TOKENIZER
 from minigpt.tokenizers.base import EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
-from minigpt.tokenizers.patterns import PUBLISHED, byte_chars, check, expression, unspell
+from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_chars, byte_level, check, expression, unspell
 from minigpt.tokenizers.sentencepiece import from_model
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 
@@ -160,6 +160,8 @@ def _pattern(split: dict[str, Any]) -> str:
     """The name, or the expression, of the split that a pre_tokenizer makes."""
     parts = split["pretokenizers"] if split["type"] == "Sequence" else [split]
     *before, last = parts
+    if before == [{"type": "Digits", "individual_digits": True}] and last == byte_level(use_regex=True):
+        return DIGITS
     if last["type"] != "ByteLevel" or last["add_prefix_space"] or any(part["type"] != "Split" for part in before):
         raise TokenizerError("its pre-tokenizer is not a split before byte-level; minigpt cannot run it")
     by_gpt2 = last.get("use_regex", True)  # older files leave it out

@@ -15,8 +15,10 @@ from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
-from minigpt.tokenizers import EOS, UNK, build
+from minigpt.tokenizers import EOS, UNK, BPETokenizer, build
 from minigpt.tokenizers.chat_template import Template
+from minigpt.tokenizers.gguf import QWEN2
+from minigpt.tokenizers.patterns import DIGITS
 from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState
@@ -30,6 +32,10 @@ SHAPES = {
     "mixed": {"shape": "gpt2", "embed_dim": 48, "activation": "relu2", "bias": False},
 }
 pytest.importorskip("transformers")
+
+
+FOREIGN = {"smollm": DIGITS, "qwen2": QWEN2}
+"""Split patterns of other families."""
 
 
 def sentencepiece() -> SentencePieceTokenizer:
@@ -46,6 +52,8 @@ def make_run(
     """A run directory of random weights, large enough that its logits differ."""
     if kind == "sentencepiece":
         tokenizer = sentencepiece()
+    elif kind in FOREIGN:
+        tokenizer = BPETokenizer.train([TEXT], 300, FOREIGN[kind])
     else:
         tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
     fields = {

@@ -59,7 +59,14 @@ def test_the_formats_own_package_reads_the_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("llama", "char"), ("llama", "sentencepiece")],
+    [
+        ("gpt2", "byte"),
+        ("modern", "char"),
+        ("untied", "bpe"),
+        ("llama", "sentencepiece"),
+        ("llama", "smollm"),
+        ("modern", "qwen2"),
+    ],
 )
 def test_what_was_exported_reads_back_to_the_bit(shape: str, kind: str, tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "my", shape, kind), "cpu")
