@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
 WORKERS ?= 2
+NODE_PACKAGES := node-llama-cpp@3.21.1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,7 +26,7 @@ demo: $(VENV)/installed  ## Train a small GPT on generated stories for 72 second
 test: lint  ## Lint, then the default tests
 	$(PYTEST)
 
-test-all: test  ## The same, then the proofs that take long
+test-all: test $(if $(shell command -v npm),$(VENV)/installed-node)  ## The same, then the proofs that take long
 	$(PYTEST) -m slow --no-loadscope-reorder
 
 lint: $(VENV)/installed-test  ## Style (ruff) and types (basedpyright)
@@ -60,6 +61,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install torch -c constraints.txt
 	$(PIP) install -e ".[plot]" -c constraints.txt
 	@touch $@
+
+# Tools of others that read what we export, for slow tests; without npm those are skipped.
+$(VENV)/installed-node: Makefile | $(BIN)/python
+	npm install --prefix $(VENV)/node --ignore-scripts --no-audit --no-fund --loglevel error $(NODE_PACKAGES) \
+		&& touch $@ || echo "npm could not install $(NODE_PACKAGES): the tests that need it are skipped"
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install -e ".[plot,test,docs]" -c constraints.txt

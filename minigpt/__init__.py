@@ -31,8 +31,10 @@ _HOME = {
     "load_tokenizer": "minigpt.tokenizers",
     "prepare_decoding": "minigpt.generation.fast.prepare",
     "quantize_run": "minigpt.runs.quantize",
+    "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
     "export_page": "minigpt.export",
+    "import_model": "minigpt.runs.importing",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
 }
@@ -49,11 +51,13 @@ __all__ = [
     "evaluate_records",
     "evaluate_run",
     "explain",
+    "export_gguf",
     "export_huggingface",
     "export_page",
     "fine_tune",
     "generate",
     "generate_text",
+    "import_model",
     "load_config",
     "load_run",
     "load_template",
@@ -70,13 +74,14 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_records, evaluate_run
     from minigpt.explanation import explain
-    from minigpt.export import export_huggingface, export_page
+    from minigpt.export import export_gguf, export_huggingface, export_page
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text
     from minigpt.model import GPT, KVCache
     from minigpt.model.loss import next_token_loss
     from minigpt.runs.finetune import fine_tune
+    from minigpt.runs.importing import import_model
     from minigpt.runs.load import load_run
     from minigpt.runs.quantize import quantize_run
     from minigpt.runs.train import train

@@ -11,6 +11,7 @@ SMALL = {
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12,
     },
 }  # fmt: skip
+SMALL["llama"] = SMALL["qwen3"]
 
 
 def make(path: Path, kind: str, **fields: object) -> Path:
@@ -18,6 +19,6 @@ def make(path: Path, kind: str, **fields: object) -> Path:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **SMALL[kind], **fields, initializer_range=0.3)
+    config = transformers.AutoConfig.for_model(kind, **SMALL[kind] | fields, initializer_range=0.3)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path

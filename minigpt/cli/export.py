@@ -15,10 +15,14 @@ class Export:
     minigpt export runs/my
     minigpt export runs/my --out my-model --precision bf16
     minigpt export runs/my --to page
+    minigpt export runs/my --to gguf --precision q8_0
 
     hf: a Hugging Face directory, which transformers loads without minigpt. The shapes gpt2 and modern have twins there,
-    GPT2LMHeadModel and Qwen3ForCausalLM; a run whose fields mix them has none. Where transformers is installed, it
-    loads what was written, and logits and ids are compared with ours before the directory gets its name.
+    GPT-2 and Qwen3 (modern without qk_norm: Llama); a run whose fields mix them has none. Where transformers is
+    installed, it loads what was written, and logits and ids are compared with ours before the directory gets its name.
+
+    gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are made of it; of the same shapes. It is
+    read back and compared with the run before it gets its name.
 
     page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. Where node is
     installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.
@@ -28,28 +32,33 @@ class Export:
 
     run: Positional[PathText]
     """A run directory or a checkpoint."""
-    to: Literal["hf", "page"] = "hf"
-    """What to write: hf, a directory for transformers; page, one HTML file for a browser."""
+    to: Literal["hf", "gguf", "page"] = "hf"
+    """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; page, one HTML file for a browser."""
     out: PathText | None = None
-    """The directory or file to write (default: RUN-hf or RUN.html, beside the run)."""
-    precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None
-    """Of the weights in the file. hf: fp32 (the default), bf16 or fp16; page: int8 (the default), fp16 or fp32."""
+    """The directory or file to write (default: RUN-hf, RUN-F16.gguf and the like, or RUN.html, beside the run)."""
+    precision: Literal["fp32", "bf16", "fp16", "int8", "q8_0", "q4_0"] | None = None
+    """Of the weights in the file. hf: fp32 (the default), bf16 or fp16; gguf: fp16 (the default), fp32, bf16, q8_0 or
+    q4_0 (8.5 and 4.5 bits); page: int8 (the default), fp16 or fp32."""
     json: bool = False
-    """Print one JSON object: run, path, architecture (hf: gpt2 or qwen3), precision, weights (how many), bytes,
-    difference (largest between the other tool's logits and ours; null where transformers, or node, is not
-    installed)."""
+    """Print one JSON object: run, path, architecture (hf, gguf: gpt2, qwen3 or llama), precision, weights (how many),
+    bytes, difference (largest between the other tool's logits and ours, for gguf between the file's and the run's; null
+    where transformers, or node, is not installed), same (gguf: share of the likeliest next tokens that are the run's).
+    """
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Export, argv, "export")
-    loading()
-    from minigpt.runs.load import load_run
-
     precisions, write = TARGETS[args.to]
     if args.precision and args.precision not in precisions:
         *most, last = precisions
-        raise UserError(f"--precision: choose {', '.join(most)} or {last}, not {args.precision}")
+        others = " or ".join(f"--to {name}" for name, (known, _) in TARGETS.items() if args.precision in known)
+        raise UserError(
+            f"--precision {args.precision} is for {others}; for --to {args.to} choose {', '.join(most)} or {last}"
+        )
+    loading()
+    from minigpt.runs.load import load_run
+
     run = load_run(as_run(args.run, "export"), "cpu")
     done, line, hint = write(run, args.out, args.precision or precisions[0])
     if args.json:
@@ -71,6 +80,14 @@ def _huggingface(run: Any, path: str | None, precision: str) -> tuple[Any, str, 
     return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
 
 
+def _gguf(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
+    from minigpt.export import export_gguf
+
+    done = export_gguf(run, path, precision)
+    compared = f"read back, the likeliest next token is the run's in {done.same:.1%} of places"
+    return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
+
+
 def _page(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     from minigpt.export import export_page
 
@@ -85,5 +102,9 @@ def _size(done: Any) -> str:
     return f"{counted(done.weights, 'weight')} in {done.precision}, {done.bytes / 1e6:,.2f} MB"
 
 
-TARGETS = {"hf": (("fp32", "bf16", "fp16"), _huggingface), "page": (("int8", "fp16", "fp32"), _page)}
+TARGETS = {
+    "hf": (("fp32", "bf16", "fp16"), _huggingface),
+    "gguf": (("fp16", "fp32", "bf16", "q8_0", "q4_0"), _gguf),
+    "page": (("int8", "fp16", "fp32"), _page),
+}
 """By name: its precisions, the default first, and what writes it: (run, out, precision) -> (report, line, hint)."""

@@ -1,6 +1,7 @@
 """Models in the formats of others."""
 
+from minigpt.export.gguf import export_gguf
 from minigpt.export.huggingface import export_huggingface
 from minigpt.export.page import export_page
 
-__all__ = ["export_huggingface", "export_page"]
+__all__ = ["export_gguf", "export_huggingface", "export_page"]

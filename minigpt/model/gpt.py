@@ -171,7 +171,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
-        """The model of a run, a checkpoint, or a Hugging Face directory (GPT-2 or Qwen3), in evaluation mode.
+        """The model of a run, a checkpoint, or a Hugging Face directory (GPT-2, Qwen3, Llama), in evaluation mode.
 
         Raises:
             CheckpointError: nothing there, damaged, or of another architecture.

@@ -33,7 +33,7 @@ class Tokenizer(ABC):
     """Text to ids and back.
 
     Attributes:
-        kind: char, byte, bpe or gpt2.
+        kind: char, byte, bpe, gpt2 or sentencepiece.
         vocab_size: number of ids, special tokens included.
         special_tokens: name to id, {"<|endoftext|>": 50256}.
         added_tokens: text to id of those that no merges make and that are not special (others' files).
@@ -173,7 +173,7 @@ def listed(characters: Sequence[str], most: int = 20) -> str:
 def file_tree(
     tokenizer: Tokenizer,
     model: dict[str, Any],
-    pre_tokenizer: dict[str, Any],
+    pre_tokenizer: dict[str, Any] | None,
     decoder: dict[str, Any],
     normalizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 from minigpt.errors import TokenizerError
 from minigpt.files import parse_json
 from minigpt.layout import TOKENIZER
-from minigpt.tokenizers.base import UNK, Tokenizer
+from minigpt.tokenizers.base import EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
-from minigpt.tokenizers.patterns import PUBLISHED, byte_chars, check, expression, unspell
+from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_chars, byte_level, check, expression, unspell
+from minigpt.tokenizers.sentencepiece import from_model
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 
@@ -59,6 +60,8 @@ def load(path: str | Path) -> Tokenizer:
 def from_tree(tree: dict[str, Any]) -> Tokenizer:
     """The tokenizer that the content of a tokenizer.json describes. Raises TokenizerError, or KeyError and such."""
     post, normalizer = tree.get("post_processor"), tree.get("normalizer")
+    if tree["model"].get("byte_fallback"):
+        return _sentencepiece(tree)
     if normalizer and normalizer != {"type": "NFC"}:
         raise TokenizerError(f"its normalizer ({normalizer['type']}) is not supported by minigpt")
     if post and post["type"] != "ByteLevel":
@@ -72,6 +75,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
         tokenizer: Tokenizer = CharTokenizer(
             [word for word in model["vocab"] if word not in specials],
             unknown="token" if UNK in model["vocab"] else "error",
+            ends=EOS in specials,
         )
     elif (
         model["type"] == "BPE"
@@ -94,6 +98,18 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     same = same and all(token.get("special", True) for token in tree["added_tokens"])
     if normalizer or theirs != ours["model"]["vocab"] or split != ours["pre_tokenizer"] or not same:
         raise TokenizerError(f"it is not a {tokenizer.kind} tokenizer as minigpt writes it; make it again")
+    return tokenizer
+
+
+def _sentencepiece(tree: dict[str, Any]) -> Tokenizer:
+    """Raises TokenizerError for what Hugging Face would encode otherwise, or show otherwise, than we do."""
+    tokenizer = from_model(tree)
+    ours = tokenizer.to_tree()
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding", "added_tokens"):
+        if tree.get(part) != ours[part]:
+            raise TokenizerError(f"its {part} is not as minigpt writes it for byte fallback; minigpt cannot run it")
+    if {**ours["model"], **tree["model"]} != ours["model"]:
+        raise TokenizerError("its model has other merges than its vocabulary gives; minigpt cannot run it")
     return tokenizer
 
 
@@ -144,6 +160,8 @@ def _pattern(split: dict[str, Any]) -> str:
     """The name, or the expression, of the split that a pre_tokenizer makes."""
     parts = split["pretokenizers"] if split["type"] == "Sequence" else [split]
     *before, last = parts
+    if before == [{"type": "Digits", "individual_digits": True}] and last == byte_level(use_regex=True):
+        return DIGITS
     if last["type"] != "ByteLevel" or last["add_prefix_space"] or any(part["type"] != "Split" for part in before):
         raise TokenizerError("its pre-tokenizer is not a split before byte-level; minigpt cannot run it")
     by_gpt2 = last.get("use_regex", True)  # older files leave it out

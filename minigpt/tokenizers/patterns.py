@@ -38,6 +38,10 @@ PUBLISHED = {
 """Name to the expression as it is written into tokenizer.json."""
 
 
+DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+"""SmolLM's two splits as one: each digit alone, then GPT-2's pattern on what is between them."""
+
+
 def expression(pattern: str) -> str:
     """The expression of a named pattern; any other text is an expression itself (a foreign file's)."""
     return PATTERNS.get(pattern, pattern)

@@ -15,15 +15,16 @@ class CharTokenizer(Tokenizer):
     """One id per character of the text it was built from.
 
     Ids: unk 0, eos 1, then the characters in order of their code points. With unknown="error" there is no
-    unk, and an unknown character is a TokenizerError that names it and its place.
+    unk, and an unknown character is a TokenizerError that names it and its place; with ends=False there is no eos
+    (nanoGPT's characters).
     In tokenizer.json this is a WordLevel model over text split at every character; its vocabulary
     without an unk is what says unknown="error" (Hugging Face then fails on such characters too).
     """
 
     kind = "char"
 
-    def __init__(self, characters: Iterable[str], unknown: Literal["token", "error"] = "token"):
-        names = [UNK, EOS] if unknown == "token" else [EOS]
+    def __init__(self, characters: Iterable[str], unknown: Literal["token", "error"] = "token", ends: bool = True):
+        names = [UNK] * (unknown == "token") + [EOS] * ends
         self.characters = sorted(set(characters))
         if longer := [char for char in self.characters if len(char) != 1]:
             raise TokenizerError(f"{longer[0]!r} is not one character; make the tokenizer again from its text")
@@ -32,14 +33,16 @@ class CharTokenizer(Tokenizer):
         super().__init__(pieces, {name: id_ for id_, name in enumerate(names)})
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], unknown: Literal["token", "error"] = "token") -> "CharTokenizer":
+    def from_texts(
+        cls, texts: Iterable[str], unknown: Literal["token", "error"] = "token", ends: bool = True
+    ) -> "CharTokenizer":
         """The tokenizer of all characters in these chunks. Raises TokenizerError if there are none."""
         characters: set[str] = set()
         for text in texts:
             characters.update(valid_unicode(text))
         if not characters:
             raise TokenizerError("no text to take characters from; give a text that is not empty")
-        return cls(characters, unknown)
+        return cls(characters, unknown, ends)
 
     @cached_property
     def _table(self) -> np.ndarray:

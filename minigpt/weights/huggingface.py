@@ -1,10 +1,12 @@
-"""Names and layouts of the weights of GPT2LMHeadModel and Qwen3ForCausalLM, the two architectures that we can be.
+"""Names and layouts of the weights of GPT2LMHeadModel, Qwen3ForCausalLM and LlamaForCausalLM, which we can be.
 
 Pure functions between dicts; nothing of transformers is imported. GPT-2 stores its projections as [in, out]
-(Conv1D), we as [out, in]; Qwen3 has q, k, v and gate, up as matrices of their own, ours are stacked.
+(Conv1D), we as [out, in]; Qwen3 and Llama have q, k, v and gate, up as matrices of their own, ours are stacked. Llama
+has no norms of queries and keys, and is Qwen3 otherwise.
 """
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,12 +15,21 @@ from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.weights.huggingface_config import architecture, config_from_hf, config_to_hf
 
-__all__ = ["architecture", "config_from_hf", "config_to_hf", "cut_vocabulary", "weights_from_hf", "weights_to_hf"]
+__all__ = [
+    "architecture",
+    "config_from_hf",
+    "config_to_hf",
+    "cut_vocabulary",
+    "halves",
+    "weights_from_hf",
+    "weights_to_hf",
+]
 
 Weights = dict[str, Tensor]
+CONFIG_JSON = "config.json"
 
 
-# ours -> GPT-2's, per block; the flag marks matrices that GPT-2 stores transposed
+# ours -> GPT-2's, per block; the flag marks matrices, which GPT-2 stores transposed
 _GPT2 = (
     ("norm1", "ln_1", False),
     ("attention.qkv", "attn.c_attn", True),
@@ -38,6 +49,11 @@ _QWEN3 = (
     ("feed_forward.up", ("mlp.gate_proj", "mlp.up_proj")),
     ("feed_forward.down", ("mlp.down_proj",)),
 )
+
+
+def _modern(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
+    """The names per block of Qwen3, or of Llama."""
+    return [(mine, names) for mine, names in _QWEN3 if config.qk_norm or not mine.endswith(("q_norm", "k_norm"))]
 
 
 # what older files hold beside the weights: the causal mask, and wavelengths that follow from the config
@@ -61,7 +77,7 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
         return out
     out = head | {"model.embed_tokens.weight": embedding, "model.norm.weight": ours["norm.weight"]}
     for i in range(config.num_layers):
-        for mine, theirs in _QWEN3:
+        for mine, theirs in _modern(config):
             pieces = ours[f"blocks.{i}.{mine}.weight"].split(_rows(config, mine, len(theirs)), dim=0)
             for name, piece in zip(theirs, pieces, strict=True):
                 out[f"model.layers.{i}.{name}.weight"] = piece.contiguous()
@@ -71,26 +87,30 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
 class _Reading:
     """The weights of a file, each taken once, in the shape that config.json says: what nothing takes is refused."""
 
-    def __init__(self, prefix: str, theirs: Weights):
+    def __init__(self, prefix: str, theirs: Weights, spell: Callable[[str], str] | None, where: str):
+        self.spell, self.where = spell or (lambda name: name), where
         self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a bare model has none
         self.left = dict(theirs)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """A weight in fp32. Raises CheckpointError for one that is missing, or of another shape or kind."""
-        tensor = self.left.pop(self.prefix + name, None)
+        name = self.spell(self.prefix + name)
+        tensor = self.left.pop(name, None)
         if tensor is None:
-            raise CheckpointError(f"the Hugging Face weights lack {self.prefix + name}")
+            raise CheckpointError(
+                f"{'the Hugging Face weights lack' if self.where == CONFIG_JSON else 'the weights lack'} {name}"
+            )
         if tuple(tensor.shape) != shape:
             found = tuple(tensor.shape)
-            raise CheckpointError(f"{self.prefix + name} is {found}, but by config.json it is {shape}")
+            raise CheckpointError(f"{name} is {found}, but by {self.where} it is {shape}")
         if tensor.dtype not in _FLOATS:
-            raise CheckpointError(f"{self.prefix + name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
+            raise CheckpointError(f"{name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
         return tensor.float()
 
     def head(self, config: ModelConfig, embedding: Tensor) -> Weights:
         """The head of an untied model; of a tied one a copy of the embedding may be in the file."""
         self.prefix = ""
-        if config.tie_embeddings and "lm_head.weight" not in self.left:
+        if config.tie_embeddings and self.spell("lm_head.weight") not in self.left:
             return {}
         head = self.take("lm_head.weight", *embedding.shape)
         if not config.tie_embeddings:
@@ -108,32 +128,46 @@ class _Reading:
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise CheckpointError(
-                f"nothing here reads the weights {', '.join(left[:3])}{more}; config.json is of another model"
+                f"nothing here reads the weights {', '.join(left[:3])}{more}; {self.where} is of another model"
             )
 
 
-def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
+def weights_from_hf(
+    config: ModelConfig,
+    theirs: Weights,
+    spell: Callable[[str], str] | None = None,
+    where: str = CONFIG_JSON,
+    transposed: bool = True,
+) -> Weights:
     """Our state dict of the twin's, in fp32; `config.vocab_size` rows of the vocabulary.
+
+    Args:
+        config: what is to be read.
+        theirs: name to tensor.
+        spell: gives the name in `theirs` of a weight of Hugging Face (default: they are the same).
+        where: what the config was read from, for errors.
+        transposed: whether GPT-2's projections are [in, out], as in its published files.
 
     Raises CheckpointError naming a weight that is missing, of another shape, or that nothing reads.
     """
     width, hidden = config.embed_dim, config.hidden_dim
-    if architecture(config) == "gpt2":
-        reading = _Reading("transformer.", theirs)
+    if config.position == "learned":
+        reading = _Reading("transformer.", theirs, spell, where)
         embedding = reading.take("wte.weight", config.vocab_size or 0, width)
         out = {"positions.weight": reading.take("wpe.weight", config.max_seq_len, width)}
         wide = {"attention.qkv": (width, 3 * width), "feed_forward.up": (width, hidden)}
         shapes = wide | {"attention.out": (width, width), "feed_forward.down": (hidden, width)}
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias") if config.bias else ("weight",):
             out[f"norm.{kind}"] = reading.take(f"ln_f.{kind}", width)
             for i in range(config.num_layers):
-                for mine, name, transposed in _GPT2:
+                for mine, name, matrix in _GPT2:
                     shape = shapes.get(mine, (width,))
-                    tensor = reading.take(f"h.{i}.{name}.{kind}", *(shape if kind == "weight" else shape[-1:]))
-                    flip = transposed and kind == "weight"
+                    flip = transposed and matrix and kind == "weight"
+                    shape = shape[-1:] if kind == "bias" else shape if flip else shape[::-1]
+                    tensor = reading.take(f"h.{i}.{name}.{kind}", *shape)
                     out[f"blocks.{i}.{mine}.{kind}"] = tensor.T.contiguous() if flip else tensor
     else:
-        reading = _Reading("model.", theirs)
+        reading = _Reading("model.", theirs, spell, where)
         embedding = reading.take("embed_tokens.weight", config.vocab_size or 0, width)
         out = {"norm.weight": reading.take("norm.weight", width)}
         heads = config.num_heads * config.head_size
@@ -144,7 +178,7 @@ def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
             "feed_forward.down": hidden,
         }
         for i in range(config.num_layers):
-            for mine, names in _QWEN3:
+            for mine, names in _modern(config):
                 row = (columns[mine],) if mine in columns else ()
                 sizes = zip(names, _rows(config, mine, len(names)), strict=True)
                 parts = [reading.take(f"layers.{i}.{name}.weight", rows, *row) for name, rows in sizes]
@@ -152,6 +186,12 @@ def weights_from_hf(config: ModelConfig, theirs: Weights) -> Weights:
     head = reading.head(config, embedding)
     reading.end()
     return out | {name: _pad(config, rows) for name, rows in ({"embedding.weight": embedding} | head).items()}
+
+
+def halves(rows: Tensor, head_size: int, back: bool = False) -> Tensor:
+    """Rows of queries or keys [H D, C] whose rotary pairs are neighbours, in the order that pairs halves; or `back`."""
+    parts = rows.unflatten(0, (-1, *((2, head_size // 2) if back else (head_size // 2, 2))))
+    return parts.transpose(1, 2).flatten(0, 2)  # [H, D/2, 2, C] <-> [H, 2, D/2, C]
 
 
 def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:

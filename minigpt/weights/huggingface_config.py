@@ -1,4 +1,4 @@
-"""config.json of the two Hugging Face architectures that we can be: GPT2LMHeadModel and Qwen3ForCausalLM.
+"""config.json of the Hugging Face architectures that we can be: GPT2LMHeadModel, Qwen3- and LlamaForCausalLM.
 
 Pure functions between dicts. What is read is read whole: a setting that we do not have is refused by its name, unless
 it stands at its family's default or cannot change what the model computes.
@@ -45,12 +45,19 @@ _QWEN3 = {
     "hidden_act": _Field("activation", "silu"),
     "tie_word_embeddings": _Field("tie_embeddings", False),
 }
-_FAMILIES = {"gpt2": ("gpt2", _GPT2), "qwen3": ("modern", _QWEN3)}
+_LLAMA = _QWEN3 | {
+    "vocab_size": _Field("vocab_size", 32000),
+    "max_position_embeddings": _Field("max_seq_len", 2048),
+    "head_dim": _Field("head_dim", 128, null=True),
+    "intermediate_size": _Field("ff_dim", 11008),
+}
+_FAMILIES = {"gpt2": ("gpt2", _GPT2), "qwen3": ("modern", _QWEN3), "llama": ("modern", _LLAMA)}
 """model_type to our shape and the settings."""
 _ACTIVATIONS = {
     "gpt2": {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
     | dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"), "gelu_tanh"),
     "qwen3": {"silu": "swiglu", "swish": "swiglu"},
+    "llama": {"silu": "swiglu", "swish": "swiglu"},
 }
 # what changes the numbers, and that we have at these values alone
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -71,6 +78,15 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "chunk_size_feed_forward": (0,),
         "pruned_heads": ({}, None),
     },
+    "llama": {
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "rope_interleaved": (False,),
+        "sliding_window": (None,),
+        "is_encoder_decoder": (False,),
+        "chunk_size_feed_forward": (0,),
+        "pruned_heads": ({}, None),
+    },
 }
 # what cannot change the logits of a text, by reason; prefixes of names
 _HARMLESS = (
@@ -81,6 +97,8 @@ _HARMLESS = (
     "initializer_range",  # training from the beginning alone
     *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params"),  # generation; tokenizer.json says it
     *("summary_", "id2label", "label2id", "problem_type"),  # other heads than the one that predicts tokens
+    *("pretraining_tp", "is_llama_config"),  # how Llama is computed in parts; a mark of SmolLM's files
+    "transformers.js_config",  # files for browsers
     *("n_ctx", "sliding_window", "max_window_layers"),  # read by no one, the last two without use_sliding_window
 )
 MOST_POSITIONS = 1 << 20
@@ -88,7 +106,7 @@ MOST_POSITIONS = 1 << 20
 
 
 def architecture(config: ModelConfig) -> str:
-    """ "gpt2" or "qwen3". Raises CheckpointError naming the fields that neither has."""
+    """ "gpt2", "qwen3" or "llama". Raises CheckpointError naming the fields that none has."""
     gpt2 = {"norm": "layernorm", "position": "learned", "qk_norm": False, "bias": True}
     gpt2 |= {"num_kv_heads": (None, config.num_heads), "head_dim": (None, config.embed_dim / config.num_heads)}
     qwen3 = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "bias": False}
@@ -96,7 +114,7 @@ def architecture(config: ModelConfig) -> str:
         raise CheckpointError(
             "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
         )
-    for name, fields in (("gpt2", gpt2), ("qwen3", qwen3)):
+    for name, fields in (("gpt2", gpt2), ("qwen3", qwen3), ("llama", qwen3 | {"qk_norm": False})):
         fields["activation"] = tuple(_ACTIVATIONS[name].values())
         found = {field: getattr(config, field) for field in fields}
         if all(found[f] in value if isinstance(value, tuple) else found[f] == value for f, value in fields.items()):
@@ -132,8 +150,8 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
             "resid_pdrop": config.dropout,
         }
     return common | {
-        "model_type": "qwen3",
-        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": kind,
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "max_position_embeddings": config.max_seq_len,
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.num_layers,
@@ -166,7 +184,9 @@ def config_from_hf(hf: Any) -> ModelConfig:
         raise _refused(next(name for name in known if known[name].ours == "activation"), fields["activation"])
     fields["activation"] = _ACTIVATIONS[kind][fields["activation"]]
     rest = {name: value for name, value in hf.items() if name not in known}
-    if kind == "qwen3":
+    if kind == "llama":
+        fields["qk_norm"] = False
+    if kind != "gpt2":
         fields["rope_theta"] = _rope_theta(rest)
         layers = rest.pop("layer_types", None)
         plain = isinstance(layers, list) and all(layer == "full_attention" for layer in layers)

@@ -1,6 +1,7 @@
 """Exported runs: transformers has our logits, our ids and our texts of them, and we read them back to the bit."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -14,8 +15,11 @@ from minigpt.cli import main
 from minigpt.config import RunConfig, TokenizerConfig, dump_config
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
-from minigpt.tokenizers import build
+from minigpt.tokenizers import EOS, UNK, BPETokenizer, build
 from minigpt.tokenizers.chat_template import Template
+from minigpt.tokenizers.gguf import QWEN2
+from minigpt.tokenizers.patterns import DIGITS
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState
 
@@ -24,14 +28,40 @@ SHAPES = {
     "gpt2": {"shape": "gpt2", "embed_dim": 48, "num_heads": 4},
     "modern": {"shape": "modern", "embed_dim": 64, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 5000.0},
     "untied": {"shape": "modern", "embed_dim": 64, "num_heads": 2, "tie_embeddings": False, "norm_eps": 1e-5},
+    "llama": {"shape": "modern", "embed_dim": 64, "num_heads": 4, "num_kv_heads": 2, "qk_norm": False},
+    "mixed": {"shape": "gpt2", "embed_dim": 48, "activation": "relu2", "bias": False},
 }
 pytest.importorskip("transformers")
 
 
-def make_run(folder: Path, shape: str = "modern", kind: str = "char", **generation: object) -> Path:
+FOREIGN = {"smollm": DIGITS, "qwen2": QWEN2}
+"""Split patterns of other families."""
+
+
+def sentencepiece() -> SentencePieceTokenizer:
+    """A small one of Llama's kind: the beginnings of the text's words."""
+    text = f" {TEXT[:88]}"
+    starts = {word[:end] for word in re.findall(r" [a-zA-Z]+", text) for end in range(2, len(word) + 1)} | {"  ", "on"}
+    texts = ["", "", "", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(starts, key=len), *sorted(set(text))]
+    return SentencePieceTokenizer(texts, {text: i for i, text in enumerate(texts)}, {UNK: 0, "<s>": 1, EOS: 2})
+
+
+def make_run(
+    folder: Path, shape: str = "modern", kind: str = "char", max_seq_len: int = 40, **generation: object
+) -> Path:
     """A run directory of random weights, large enough that its logits differ."""
-    tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
-    fields = {"num_layers": 2, "max_seq_len": 40, "init_std": 0.2, "vocab_size": tokenizer.vocab_size} | SHAPES[shape]
+    if kind == "sentencepiece":
+        tokenizer = sentencepiece()
+    elif kind in FOREIGN:
+        tokenizer = BPETokenizer.train([TEXT], 300, FOREIGN[kind])
+    else:
+        tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
+    fields = {
+        "num_layers": 2,
+        "max_seq_len": max_seq_len,
+        "init_std": 0.2,
+        "vocab_size": tokenizer.vocab_size,
+    } | SHAPES[shape]
     model = ModelConfig.model_validate(fields)
     config = RunConfig(model=model, generation=GenerationConfig.model_validate(generation))
     saved = checkpoint.save(
@@ -61,7 +91,8 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"), [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("gpt2", "bpe"), ("modern", "byte")]
+    ("shape", "kind"),
+    [("gpt2", "byte"), ("modern", "char"), ("untied", "bpe"), ("gpt2", "bpe"), ("modern", "byte"), ("llama", "bpe")],
 )
 def test_transformers_computes_and_writes_what_we_do(shape: str, kind: str, tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "my", shape, kind), "cpu")
@@ -192,7 +223,7 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
         capsys, run, "--out", tmp_path / "there"
     )
     assert "no such run" in fails(capsys, tmp_path / "mi")
-    assert "--precision: choose fp32, bf16 or fp16, not int8" in fails(capsys, run, "--precision", "int8")
+    assert "--precision: choose fp32, bf16, fp16, q8_0 or q4_0, not int8" in fails(capsys, run, "--precision", "int8")
     with pytest.raises(ConfigError, match="precision: int8 is not possible; choose from fp32, bf16, fp16"):
         export_huggingface(load_run(run, "cpu"), precision="int8")
     (run / "template.json").write_text("{")

@@ -8,9 +8,16 @@ from hypothesis import strategies as st
 from test_tokenizers import ALL, TEXT, unicode_text
 from tokenizers import Regex, pre_tokenizers
 
+from minigpt.errors import TokenizerError
 from minigpt.tokenizers import BPETokenizer, bpe, safe_cut
 from minigpt.tokenizers.cutter import Cutter
-from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED, cuts_safely
+from minigpt.tokenizers.load import from_tree
+from minigpt.tokenizers.patterns import DIGITS, PATTERNS, PUBLISHED, byte_level, cuts_safely
+
+SMOLLM = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)],
+}
 
 # Characters on which split patterns turn.
 tricky_text = st.text(st.sampled_from(" \t\n\r\u3000\x0b\x1c\x85\u2028abZéſs'19٣½.!,。中🦊\u0301\u200b"), max_size=30)
@@ -27,6 +34,24 @@ def split(pattern: str, text: str) -> list[str]:
 def offsets_of_hugging_face(pattern: str, text: str) -> list[str]:
     tree = pre_tokenizers.Split(Regex(PUBLISHED[pattern]), "isolated")
     return [piece for piece, _ in tree.pre_tokenize_str(text)]
+
+
+@settings(max_examples=300)
+@given(text=st.one_of(tricky_text, unicode_text))
+@example(text="a  1 2\n\n3  b ")
+def test_digits_apart_are_one_expression(text: str) -> None:
+    """SmolLM splits twice; ours does both at once, and its tokenizer.json loads here."""
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    twice = pre_tokenizers.Sequence([digits, pre_tokenizers.Split(Regex(PUBLISHED["gpt2"]), "isolated")])
+    assert regex.findall(DIGITS, text) == [piece for piece, _ in twice.pre_tokenize_str(text)]
+
+
+def test_smollms_tokenizer_json_loads() -> None:
+    tree = BPETokenizer.train([RUNS], 600, DIGITS).to_tree()
+    assert from_tree(tree).encode("a  12") == from_tree(tree | {"pre_tokenizer": SMOLLM}).encode("a  12")
+    wrong = SMOLLM | {"pretokenizers": [{"type": "Digits", "individual_digits": False}, SMOLLM["pretokenizers"][1]]}
+    with pytest.raises(TokenizerError, match="is not a split before byte-level"):
+        from_tree(tree | {"pre_tokenizer": wrong})
 
 
 @settings(max_examples=300)

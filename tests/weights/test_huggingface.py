@@ -42,6 +42,8 @@ def refused(path: Path, *words: str) -> None:
         ("gpt2", {"n_inner": 20, "layer_norm_epsilon": 1e-3}),
         ("qwen3", {"tie_word_embeddings": True, "rope_theta": 100.0}),
         ("qwen3", {"rms_norm_eps": 1e-2}),
+        ("llama", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
+        ("llama", {"head_dim": None}),
     ],
 )
 def test_what_we_can_express_computes_the_same(tmp_path, kind, fields):
@@ -57,6 +59,9 @@ def test_what_we_can_express_computes_the_same(tmp_path, kind, fields):
         ("gpt2", {"add_cross_attention": True}),
         ("gpt2", {"quantization_config": {"bits": 4}}),
         ("gpt2", {"some_new_setting": 1}),
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"rope_interleaved": True}),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
         ("gpt2", {"n_embd": "8"}),
         ("gpt2", {"n_layer": 2.5}),
         ("gpt2", {"n_embd": None}),

@@ -1,0 +1,134 @@
+"""A model as one GGUF file, which llama.cpp and what is built on it (Ollama, LM Studio, Jan) run without our code.
+
+The file holds the weights, the tokenizer, the chat template, and the run's way of writing. It gets its name only after
+it was read back: its tokenizer gives our ids, its weights are ours within the steps of their kind, and its logits and
+greedy ids are compared. That llama.cpp itself computes them is what `tests/export/test_llama_cpp.py` holds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.errors import ConfigError, MiniGPTError
+from minigpt.export.huggingface import Run
+from minigpt.files import new_file, refuse_existing
+from minigpt.layout import TOKENIZER, RunFolder
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.chat_template import read_template
+from minigpt.tokenizers.gguf import from_gguf, to_gguf
+from minigpt.weights import gguf_file
+from minigpt.weights.gguf import (
+    FILE_TYPES,
+    architecture_in_gguf,
+    config_from_gguf,
+    config_to_gguf,
+    weights_from_gguf,
+    weights_to_gguf,
+)
+
+LABELS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+"""Our names of the precisions to those in the names of files."""
+STEPS = {"fp32": 0.0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 200, "q4_0": 1 / 7.9}
+"""Largest change of a number, as a share of the largest of its row."""
+_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+@dataclass(frozen=True)
+class ExportedGGUF:
+    """What `export_gguf` wrote.
+
+    `difference` is the largest |logit of what is in the file - logit of the run| on random ids: what rounding does.
+    `same` is the share of them after which the likeliest next id is the run's.
+    """
+
+    path: Path
+    architecture: str
+    precision: str
+    weights: int
+    bytes: int
+    difference: float
+    same: float
+
+
+def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16") -> ExportedGGUF:
+    """Write a loaded run for llama.cpp: `export_gguf(load_run("runs/my"), precision="q8_0")`.
+
+    Args:
+        run: from `load_run`. An adapter is part of its weights already.
+        out: the file to write (default: RUN-F16.gguf, beside the run).
+        precision: of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
+
+    Raises:
+        CheckpointError: fields that llama.cpp has no architecture for, by name.
+        TokenizerError: a tokenizer whose split llama.cpp does not know.
+        ConfigError: another precision.
+        RunError: `out` is there.
+        StorageError: it cannot be written.
+        MiniGPTError: what was written reads back as something else; nothing is left behind.
+    """
+    if precision not in LABELS:
+        raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(LABELS)}")
+    config, folder = run.model.config, RunFolder.of(run.path, TOKENIZER).path.resolve()
+    kind = architecture_in_gguf(config)
+    vocabulary = to_gguf(run.tokenizer)
+    out = folder.with_name(f"{folder.name}-{LABELS[precision]}.gguf") if out is None else Path(out)
+    refuse_existing(out)
+    settings = config_to_gguf(config)
+    settings |= {"general.name": folder.name, "general.file_type": FILE_TYPES[precision]}
+    settings |= {"general.quantization_version": 2} | _sampling(run) | vocabulary | _template(folder)
+    weights = run.model.weights()
+    tensors = weights_to_gguf(config, weights, precision)
+    with new_file(out) as work:
+        gguf_file.write(work, settings, tensors)
+        difference, same = _compare(run, work, weights, precision)
+        size = work.stat().st_size
+    count = sum(tensor.numel() for tensor, _ in tensors.values())
+    return ExportedGGUF(out, kind, precision, count, size, difference, same)
+
+
+def _sampling(run: Run) -> dict[str, Any]:
+    """The run's way of writing, where llama.cpp has a setting of the kind."""
+    ours = run.config.generation
+    return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
+
+
+def _template(folder: Path) -> dict[str, str]:
+    """The chat template of a run that was tuned on chats. Raises DataError for a damaged one."""
+    file = RunFolder(folder).template
+    if not file.is_file():
+        return {}
+    template = read_template(file)
+    return {"tokenizer.chat_template": template.jinja(), "minigpt.template": template.to_json()}
+
+
+def _compare(run: Run, path: Path, expected: dict[str, Tensor], precision: str) -> tuple[float, float]:
+    """(largest difference of the logits, share of likeliest ids that are the same) of a file and its run.
+
+    Raises MiniGPTError: another tokenizer, shape, or number than what was to be written.
+    """
+    file = gguf_file.read(path)
+    _compare_ids(run.tokenizer, from_gguf(file.settings))
+    config = config_from_gguf(file)
+    found = weights_from_gguf(config, file)
+    rows = config.vocab_size
+    for name, tensor in expected.items():
+        ours, theirs = tensor.float().cpu()[:rows], found[name][:rows]
+        room = STEPS[precision] * ours.abs().amax(-1, keepdim=True) + (2**-24 if precision != "fp32" else 0)
+        if not ((ours - theirs).abs() <= room).all():
+            raise MiniGPTError(f"the file holds other numbers of {name} than the run; please report it")
+    model = GPT(config)
+    model.load_weights(found)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(run.tokenizer.vocab_size, (2, min(64, config.max_seq_len)), generator=draw)
+    with torch.inference_mode():
+        want, have = run.model.eval()(ids.to(run.model.embedding.weight.device)).float().cpu(), model.eval()(ids)
+    return (want - have).abs().max().item(), (want.argmax(-1) == have.argmax(-1)).float().mean().item()
+
+
+def _compare_ids(ours: Tokenizer, theirs: Tokenizer) -> None:
+    if theirs.fingerprint != ours.fingerprint:
+        raise MiniGPTError("the file holds another tokenizer than the run; please report it")

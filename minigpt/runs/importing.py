@@ -1,0 +1,179 @@
+"""Bring in a model that others made, as a run of our own: every command takes it.
+
+    a Hugging Face directory            GPT-2, Qwen3, Llama: config.json, safetensors, tokenizer.json
+    model.gguf                          the same architectures, in fp32, fp16, bf16, q8_0 or q4_0
+    ckpt.pt, or the folder it is in     nanoGPT
+    stories15M.bin                      llama2.c, with its tokenizer.bin
+
+    runs/NAME/
+        config.yaml, tokenizer.json     (and template.json, where the model brings a chat template of ours)
+        checkpoints/last, step-00000000/
+
+Nothing in such a file is run, and nothing is believed: shapes and counts are held against the settings and the size of
+the file before memory is taken for them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from minigpt import tokenizers
+from minigpt.config import ModelConfig, RunConfig, dump_config
+from minigpt.errors import CheckpointError, RunError, TokenizerError
+from minigpt.files import new_folder, read_text, refuse_existing, write_text
+from minigpt.layout import LAST, TEMPLATE, RunFolder, step_name
+from minigpt.runs.load import check_vocabulary
+from minigpt.tokenizers import CharTokenizer, Tokenizer
+from minigpt.tokenizers.gguf import from_gguf
+from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
+from minigpt.weights import checkpoint, gguf_file
+from minigpt.weights.checkpoint_state import CheckpointState
+from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
+from minigpt.weights.huggingface import cut_vocabulary
+from minigpt.weights.llama2c import from_llama2c
+from minigpt.weights.nanogpt import from_nanogpt
+from minigpt.weights.pretrained import is_huggingface, read_pretrained
+from minigpt.weights.torch_file import is_torch_file, read_torch
+
+PADDING = 64
+"""nanoGPT fills the vocabulary up to a multiple of this."""
+GPT2_SIZES = (50257, 50304)
+"""Sizes of a vocabulary that is GPT-2's, the second filled up."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `import_model` wrote. `kind`: huggingface, gguf, nanogpt or llama2.c; `tokenizer`: its kind."""
+
+    path: Path
+    kind: str
+    weights: int
+    tokenizer: str
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model as it was read: its tokenizer is None where the file has none."""
+
+    kind: str
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer | None = None
+    template: str = ""
+
+
+def import_model(source: str | Path, out: str | Path | None = None, tokenizer: str | Path | None = None) -> Imported:
+    """Write a model of another program as a run: `import_model("stories15M.bin", "runs/stories")`.
+
+    Args:
+        source: a file or directory: see the top of this module.
+        out: the run to write (default: runs/NAME, after the file).
+        tokenizer: a tokenizer.json, llama2.c's tokenizer.bin, or, for a nanoGPT model of characters, the text it was
+            trained on (default: the model's own; GPT-2's where the vocabulary has its size).
+
+    Raises:
+        CheckpointError: nothing that can be read, damaged, or a model that minigpt cannot compute.
+        TokenizerError: no tokenizer, or one that does not belong to the model.
+        RunError: `out` is there.
+        StorageError: it cannot be written.
+    """
+    source = Path(source)
+    out = Path("runs", source.stem if source.is_file() else source.resolve().name) if out is None else Path(out)
+    refuse_existing(out)
+    found = _read(source)
+    spoken = _tokenizer(found, source, None if tokenizer is None else Path(tokenizer))
+    config, weights = found.config, found.weights
+    rows, padded = config.vocab_size or 0, -(-spoken.vocab_size // PADDING) * PADDING
+    if spoken.vocab_size < rows and (tokenizer is None or rows == padded):
+        config, weights = cut_vocabulary(config, weights, spoken.vocab_size)
+    check_vocabulary(spoken, config, source)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds numbers that are not finite; get the model again")
+    state = CheckpointState(model=config.model_dump(mode="json"), tokenizer=spoken.fingerprint)
+    with new_folder(out) as work:
+        folder = RunFolder(work).checkpoints
+        checkpoint.point(folder, LAST, checkpoint.save(folder / step_name(0), {"model": weights}, state))
+        spoken.save(work)
+        write_text(work / "config.yaml", f"# Imported from {source}\n{dump_config(RunConfig(model=config))}")
+        if found.template:
+            write_text(work / TEMPLATE, found.template)
+    count = sum(tensor.numel() for tensor in weights.values())
+    return Imported(out, found.kind, count, spoken.kind, spoken.vocab_size)
+
+
+def _read(source: Path) -> Foreign:
+    """Raises CheckpointError, RunError."""
+    if not source.exists():
+        raise RunError(f"no such file: {source}; give a model's file or directory")
+    if source.is_dir() and not (source / "config.json").is_file() and (source / "ckpt.pt").is_file():
+        source = source / "ckpt.pt"
+    try:
+        if source.is_dir():
+            return _huggingface(source)
+        with source.open("rb") as file:
+            magic = file.read(4)
+        if magic == gguf_file.MAGIC:
+            return _gguf(source)
+        if is_torch_file(source):
+            return Foreign("nanogpt", *from_nanogpt(read_torch(source), source))
+        if source.suffix == ".bin":
+            return Foreign("llama2.c", *from_llama2c(source))
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read ({error.strerror or error})") from None
+    raise CheckpointError(
+        f"{source}: is no model that minigpt reads; give a Hugging Face directory, a .gguf, nanoGPT's ckpt.pt, or "
+        "llama2.c's .bin"
+    )
+
+
+def _huggingface(source: Path) -> Foreign:
+    if not is_huggingface(source):
+        raise CheckpointError(f"{source}: holds no model of others: no config.json, no ckpt.pt")
+    template = source / TEMPLATE
+    text = template.read_text(encoding="utf-8") if template.is_file() else ""
+    has_one = (source / "tokenizer.json").is_file()
+    return Foreign("huggingface", *read_pretrained(source), tokenizers.load(source) if has_one else None, text)
+
+
+def _gguf(source: Path) -> Foreign:
+    file = gguf_file.read(source)
+    try:
+        config = config_from_gguf(file)
+        weights = weights_from_gguf(config, file)
+        tokenizer = from_gguf(file.settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    except TokenizerError as error:
+        raise TokenizerError(f"{source}: {error}") from None
+    template = file.settings.get("minigpt.template", "")
+    return Foreign("gguf", config, weights, tokenizer, template if isinstance(template, str) else "")
+
+
+def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
+    """The tokenizer that was given, that the model brought, or GPT-2's. Raises TokenizerError."""
+    if given is not None:
+        if given.is_dir() or given.suffix == ".json":
+            return tokenizers.load(given)
+        if given.suffix == ".bin":
+            return from_llama2c_tokenizer(given)
+        if given.suffix == ".pkl":
+            raise TokenizerError(
+                f"{given}: is a pickle, which can run code; give the text that its characters are from (input.txt)"
+            )
+        try:
+            return CharTokenizer.from_texts([read_text(given)], unknown="error", ends=False)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{given}: cannot be read as text ({error})") from None
+    if found.tokenizer is not None:
+        return found.tokenizer
+    if found.kind == "llama2.c" and (beside := source.with_name("tokenizer.bin")).is_file():
+        return from_llama2c_tokenizer(beside)
+    if found.config.vocab_size in GPT2_SIZES:
+        return tokenizers.gpt2_tokenizer()
+    raise TokenizerError(
+        f"{source}: has {found.config.vocab_size} tokens but no tokenizer; give it with --tokenizer: a tokenizer.json, "
+        "or, for characters, the text that the model was trained on"
+    )

@@ -1,0 +1,206 @@
+"""Tokenizers of Llama's family (SentencePiece's BPE): others made them, we run them; llama2.c's tokenizer.bin is one.
+
+A text gets a space in front. Its characters are joined pair by pair: of all neighbours that are a token together, those
+come first whose token has the best rank, the leftmost of equals. A character that is no token becomes its bytes, for
+each of which there is a token. Nothing splits the text before, so a word at the beginning is spelled as any other.
+"""
+
+import heapq
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers.base import EOS, UNK, Tokenizer, file_tree, valid_unicode
+from minigpt.tokenizers.simple import bpe_model
+
+SPACE = "▁"
+"""How a space is spelled in files."""
+MOST_TOKENS, LONGEST = 1 << 20, 1 << 12
+"""Bounds of a tokenizer.bin; Llama's has 32,000 tokens of at most 27 bytes."""
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Merges by rank, with bytes for what is no token. Special tokens are never found in a text."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, texts: Sequence[str], ranks: Mapping[str, float], special_tokens: Mapping[str, int]):
+        """
+        Args:
+            texts: of each id, with real spaces; "<0x0A>" for bytes, "" for special tokens.
+            ranks: token to its rank; the lowest is joined first. Tokens that are left out are never made of others.
+            special_tokens: name to id.
+
+        Raises:
+            TokenizerError: a byte without a token, or two tokens of the same text.
+        """
+        self._bytes = {int(text[3:5], 16): id_ for id_, text in enumerate(texts) if BYTE.fullmatch(text)}
+        if len(self._bytes) != 256:
+            raise TokenizerError("its vocabulary has no tokens for all 256 bytes; minigpt cannot run it")
+        of_bytes = {id_: bytes([byte]) for byte, id_ in self._bytes.items()}
+        plain = [(text, id_) for id_, text in enumerate(texts) if text and id_ not in of_bytes]
+        self._ids = dict(plain)
+        if len(self._ids) != len(plain):
+            raise TokenizerError("two of its tokens have the same text; minigpt cannot run it")
+        joined = (text for text in ranks if text in self._ids and len(text) > 1)
+        order = sorted(joined, key=lambda text: (ranks[text], self._ids[text]))
+        self._ranks = {text: rank for rank, text in enumerate(order)}
+        super().__init__([of_bytes.get(id_, text.encode()) for id_, text in enumerate(texts)], special_tokens)
+        self._words = lru_cache(1 << 16)(self._merged)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), dtype=self.dtype)
+
+    def safe_cut(self, text: str) -> int:
+        """Never: each part would get a space in front."""
+        return 0
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        spaced = " " + valid_unicode(text).replace(SPACE, " ")
+        words = re.findall(r" *[^ ]+| +", spaced) if self._words_apart else [spaced]
+        return [id_ for word in words for id_ in self._words(word)]
+
+    @cached_property
+    def _words_apart(self) -> bool:
+        """Whether no token goes on over a space behind other characters, so that words can be merged alone."""
+        return not any(re.search(r"[^ ] ", text) for text in self._ranks)
+
+    def _merged(self, word: str) -> tuple[int, ...]:
+        """Ids of a word; time n log n for n characters."""
+        parts: list[str | None] = list(word)
+        after, before = [*range(1, len(parts)), -1], [*range(-1, len(parts) - 1)]
+        waiting: list[tuple[int, int, str, str]] = []
+
+        def propose(left: int) -> None:
+            right = after[left]
+            one, two = parts[left], parts[right]
+            if right >= 0 and one is not None and two is not None and (rank := self._ranks.get(one + two)) is not None:
+                heapq.heappush(waiting, (rank, left, one, two))
+
+        for left in range(len(parts) - 1):
+            propose(left)
+        while waiting:
+            _, left, one, two = heapq.heappop(waiting)
+            right = after[left]
+            if right < 0 or parts[left] != one or parts[right] != two:
+                continue  # one of them has been joined since
+            parts[left], parts[right] = one + two, None
+            after[left] = after[right]
+            if after[left] >= 0:
+                before[after[left]] = left
+                propose(left)
+            if before[left] >= 0:
+                propose(before[left])
+        ids: list[int] = []
+        for part in parts:
+            if part is not None:
+                known = self._ids.get(part)
+                ids += [self._bytes[byte] for byte in part.encode()] if known is None else [known]
+        return tuple(ids)
+
+    def texts(self) -> list[str]:
+        """How each id is spelled in files: "▁the", "<0x0A>", the names of special tokens."""
+        spelled = {id_: text.replace(" ", SPACE) for text, id_ in self._ids.items()}
+        spelled |= {id_: f"<0x{byte:02X}>" for byte, id_ in self._bytes.items()}
+        spelled |= {id_: name for name, id_ in self.special_tokens.items()}
+        return [spelled[id_] for id_ in range(self.vocab_size)]
+
+    def places(self) -> dict[str, int]:
+        """Each token that is made of others, as it is spelled in files, to its place in the order of joining."""
+        return {text.replace(" ", SPACE): place for text, place in self._ranks.items()}
+
+    def to_tree(self) -> dict[str, Any]:
+        vocab = {text: id_ for id_, text in enumerate(self.texts())}
+        plain = {text.replace(" ", SPACE) for text in self._ids}
+        merges = [
+            f"{text[:cut]} {text[cut:]}"
+            for text in self.places()
+            for cut in range(1, len(text))
+            if text[:cut] in plain and text[cut:] in plain
+        ]
+        return file_tree(
+            self,
+            model=bpe_model(vocab, merges) | {"byte_fallback": True, "unk_token": UNK if UNK in vocab else None},
+            pre_tokenizer=None,
+            decoder={
+                "type": "Sequence",
+                "decoders": [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}],
+            },
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Prepend", "prepend": SPACE}, _replace(" ", SPACE)],
+            },
+        )
+
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _replace(one: str, other: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": one}, "content": other}
+
+
+def from_model(tree: dict[str, Any]) -> SentencePieceTokenizer:
+    """The tokenizer of a tokenizer.json whose BPE has byte_fallback. Raises TokenizerError, KeyError and such."""
+    vocab: dict[str, int] = tree["model"]["vocab"]
+    specials = {token["content"]: token["id"] for token in tree["added_tokens"]}
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise TokenizerError("its ids are not 0, 1, 2 and so on without a hole; minigpt cannot run it")
+    names = {id_: "" if text in specials else text.replace(SPACE, " ") for text, id_ in vocab.items()}
+    pairs = (item.split(" ") if isinstance(item, str) else item for item in tree["model"]["merges"])
+    joined = dict.fromkeys((left + right).replace(SPACE, " ") for left, right in pairs)
+    ranks = {text: place for place, text in enumerate(joined)}
+    return SentencePieceTokenizer([names[id_] for id_ in range(len(names))], ranks, specials)
+
+
+def from_llama2c(path: Path) -> SentencePieceTokenizer:
+    """The tokenizer of llama2.c's tokenizer.bin: for each token a score, its length, its bytes.
+
+    Its token 1 stands before each story and nothing ends one, so it is our end of text. Raises TokenizerError.
+    """
+    texts: list[str] = []
+    scores: list[float] = []
+    try:
+        data = path.read_bytes() if path.stat().st_size < MOST_TOKENS * 64 else b""
+        place = 4  # behind the length of the longest token
+        while place < len(data):
+            score, length = struct.unpack_from("<fi", data, place)
+            place += 8 + length
+            if not 0 <= length <= LONGEST or place > len(data) or len(texts) == MOST_TOKENS:
+                raise ValueError("a length that cannot be")
+            texts.append(data[place - length : place].decode())
+            scores.append(score)
+    except (OSError, ValueError, struct.error) as error:
+        raise TokenizerError(f"{path}: is not a whole tokenizer.bin of llama2.c ({error}); copy it again") from None
+    if len(texts) < 259:
+        raise TokenizerError(f"{path}: is not a whole tokenizer.bin of llama2.c; copy it again")
+    names = {UNK: 0, EOS: 1, "</s>": 2}
+    try:
+        return SentencePieceTokenizer(["", "", "", *texts[3:]], _ranks(texts[3:], scores[3:]), names)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+
+
+def _ranks(texts: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """Token to rank: the best score first."""
+    return {text: -score for text, score in zip(texts, scores, strict=True)}
+
+
+def from_scores(
+    texts: Sequence[str], scores: Sequence[float], special_tokens: Mapping[str, int]
+) -> SentencePieceTokenizer:
+    """The tokenizer of a GGUF file: tokens as files spell them, and their scores. Raises TokenizerError."""
+    spaced = [text.replace(SPACE, " ") for text in texts]
+    return SentencePieceTokenizer(
+        ["" if id_ in special_tokens.values() else text for id_, text in enumerate(spaced)],
+        _ranks(spaced, scores),
+        special_tokens,
+    )
