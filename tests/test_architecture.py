@@ -72,9 +72,8 @@ INSIDE = {
     "machine.doctor": "check / kernels machine",
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / importing score / compare repeat train / budget finetune / sweep",
-    "export": "huggingface / gguf",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "export": "huggingface page",
+    "export": "huggingface / gguf page",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
     " export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",

@@ -33,7 +33,7 @@ class Export:
     run: Positional[PathText]
     """A run directory or a checkpoint."""
     to: Literal["hf", "gguf", "page"] = "hf"
-    """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; page, one HTML file for a browser."""
+    """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; page, an HTML file for a browser."""
     out: PathText | None = None
     """The directory or file to write (default: RUN-hf, RUN-F16.gguf and the like, or RUN.html, beside the run)."""
     precision: Literal["fp32", "bf16", "fp16", "int8", "q8_0", "q4_0"] | None = None
