@@ -13,7 +13,7 @@ import pytest
 import torch
 from page_run import TEXT, make_run
 
-from minigpt import GPT, explain, export_page, load_run
+from minigpt import GPT, explain, export_page, load_run, quantize_run
 from minigpt.cli import main
 from minigpt.config import validate
 from minigpt.errors import ConfigError, MiniGPTError, RunError
@@ -76,6 +76,18 @@ def test_every_field_is_computed_and_written_on_past_the_context(shape, kind, pr
         )
     for each, found in zip(settings, answers["written"], strict=True):
         assert {"text": found["text"], "reason": found["reason"]} == written(model, tokenizer, ids[:5], **each)
+
+
+@pytest.mark.slow
+@needs_node
+def test_int8_writes_what_the_quantised_run_writes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my", "gpt2", "bpe")
+    page, _, tokenizer = page_of(run, "int8")
+    quantised = load_run(quantize_run(run, bits=8).path, "cpu").model
+    ids = tokenizer.encode("The cat")
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 50, "stop_at_eos": False}
+    (found,) = ask(page, {"write": [{"ids": ids, **greedy}]})["written"]
+    assert found["text"] == written(quantised, tokenizer, ids, **greedy)["text"] and len(found["ids"]) == 50
 
 
 @needs_node
