@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minigpt import tokenizers
-from minigpt.config import ModelConfig, RunConfig, dump_config
+from minigpt.config import DataConfig, ModelConfig, RunConfig, dump_config
 from minigpt.errors import CheckpointError, RunError, TokenizerError
 from minigpt.files import new_folder, read_text, refuse_existing, write_text
 from minigpt.layout import LAST, TEMPLATE, RunFolder, step_name
@@ -28,7 +28,7 @@ from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.tokenizers.gguf import from_gguf
 from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
-from minigpt.weights.checkpoint_state import CheckpointState
+from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
 from minigpt.weights.huggingface import cut_vocabulary
 from minigpt.weights.llama2c import from_llama2c
@@ -80,6 +80,8 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
         StorageError: it cannot be written.
     """
     source = Path(source)
+    if RunFolder.of(source).is_run:
+        raise RunError(f"{source}: is a run of minigpt; every command takes it as it is")
     out = Path("runs", source.stem if source.is_file() else source.resolve().name) if out is None else Path(out)
     refuse_existing(out)
     found = _read(source)
@@ -92,15 +94,19 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds numbers that are not finite; get the model again")
-    state = CheckpointState(model=config.model_dump(mode="json"), tokenizer=spoken.fingerprint)
+    ended = TrainState(finished=True, stop_reason="imported")
+    state = CheckpointState(model=config.model_dump(mode="json"), train=ended, tokenizer=spoken.fingerprint)
+    settings = RunConfig(model=config, data=DataConfig(source=str(source)))
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         checkpoint.point(folder, LAST, checkpoint.save(folder / step_name(0), {"model": weights}, state))
         spoken.save(work)
-        write_text(work / "config.yaml", f"# Imported from {source}\n{dump_config(RunConfig(model=config))}")
+        write_text(work / "config.yaml", f"# Imported from {source}\n{dump_config(settings)}")
         if found.template:
             write_text(work / TEMPLATE, found.template)
-    count = sum(tensor.numel() for tensor in weights.values())
+    unused = config.padded_vocab_size - spoken.vocab_size  # rows of zeros
+    tables = len(weights.keys() & {"embedding.weight", "head.weight"})
+    count = sum(tensor.numel() for tensor in weights.values()) - unused * tables * config.embed_dim
     return Imported(out, found.kind, count, spoken.kind, spoken.vocab_size)
 
 

@@ -60,7 +60,7 @@ def load(path: str | Path) -> Tokenizer:
 def from_tree(tree: dict[str, Any]) -> Tokenizer:
     """The tokenizer that the content of a tokenizer.json describes. Raises TokenizerError, or KeyError and such."""
     post, normalizer = tree.get("post_processor"), tree.get("normalizer")
-    if tree["model"].get("byte_fallback"):
+    if tree["model"].get("byte_fallback") and tree.get("pre_tokenizer") is None:
         return _sentencepiece(tree)
     if normalizer and normalizer != {"type": "NFC"}:
         raise TokenizerError(f"its normalizer ({normalizer['type']}) is not supported by minigpt")
