@@ -340,6 +340,7 @@ async function openTab(name) {
   byId("desk").hidden = name === "explain";
   byId("steer").hidden = name !== "explain" || !drawn;
   history.replaceState(null, "", `#${name}`);
+  scrollTo(0, 0);
   if (name !== "explain") return;
   if (!byId("text").value) await firstText();
   await explain(false);
