@@ -19,7 +19,7 @@ from minigpt.config import validate
 from minigpt.errors import ConfigError, MiniGPTError, RunError
 from minigpt.explanation.analysis import token_texts
 from minigpt.export.page.check import ask
-from minigpt.export.page.pack import rounded
+from minigpt.export.page.pack import check_size, rounded
 from minigpt.export.page.pattern import javascript
 from minigpt.generation.chat.conversation import Message, Turns, fit
 from minigpt.generation.text import Writing
@@ -145,6 +145,7 @@ def test_a_split_expression_in_javascript(pattern: str, expected: str) -> None:
     assert javascript(pattern) == expected
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_split_of_another_tool_cuts_the_same_pieces(tmp_path: Path) -> None:
     tree = load_run(make_run(tmp_path / "bpe", kind="bpe"), "cpu").tokenizer.to_tree()
@@ -160,8 +161,9 @@ def test_the_split_of_another_tool_cuts_the_same_pieces(tmp_path: Path) -> None:
     assert ask(page, {"encode": texts})["encoded"] == [tokenizer.encode(text) for text in texts]
 
 
+@pytest.mark.slow
 @needs_node
-@pytest.mark.parametrize("shape", ["modern", pytest.param("mixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", ["modern", "mixed"])
 def test_what_it_explains_is_what_explain_records(shape: str, tmp_path: Path) -> None:
     page, model, tokenizer = page_of(make_run(tmp_path / "my", shape, "char"))
     ids = tokenizer.encode(TEXT)[:30]
@@ -177,6 +179,7 @@ def test_what_it_explains_is_what_explain_records(shape: str, tmp_path: Path) ->
     np.testing.assert_allclose(found["attention"], np.array(weights) * 255, atol=0.6)
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_head_that_is_switched_off_brings_nothing_back(tmp_path: Path) -> None:
     page, model, tokenizer = page_of(make_run(tmp_path / "my", "gpt2", "byte"))
@@ -188,6 +191,7 @@ def test_a_head_that_is_switched_off_brings_nothing_back(tmp_path: Path) -> None
     np.testing.assert_allclose(found["loss"][1:], expected["loss"][1:], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_chat_is_spelled_and_cut_as_the_chat_command_does(tmp_path: Path) -> None:
     run, template = (
@@ -261,6 +265,11 @@ def test_what_a_page_cannot_do_is_refused_by_name(tmp_path: Path, capsys) -> Non
         run.model.embedding.weight[3, 3] = 1e6
     with pytest.raises(ConfigError, match=r"fp16 cannot hold the numbers of embedding.weight; use int8 or fp32"):
         export_page(run, precision="fp16")
+    check_size(124_000_000, "int8")
+    with pytest.raises(ConfigError, match=r"124,000,000 weights in fp32 are a page of 661 MB, .*; use precision fp16"):
+        check_size(124_000_000, "fp32")
+    with pytest.raises(ConfigError, match="export it with --to hf instead"):
+        check_size(10**9, "int8")
     (tmp_path / "my.html").write_text("mine")
     with pytest.raises(RunError, match="exists, and nothing is overwritten"):
         export_page(run)

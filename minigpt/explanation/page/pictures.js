@@ -186,7 +186,7 @@ function drawExplanation(data, before = null, switches = null) {
       el("p", { class: "note" }, "A row: a token that looks; a column: a token that it looks at; framed: the chosen one."),
       ...(switches ? [el("button", { type: "button", class: "switch", role: "switch", "aria-checked": String(!isOff(layer, head)),
         onclick: () => switches.toggle(layer, head) }, el("span", { class: "knob", "aria-hidden": "true" }),
-      isOff(layer, head) ? "This head is off: what it brings back is left out" : "This head is on")] : []),
+      isOff(layer, head) ? "This head is off: what it brings back is left out" : "This head is on (key x)")] : []),
       matrix, readout,
       el("div", { class: "text small" }, ...texts.map((text, s) => el(
         "span", { class: s > t ? "later" : "looked",

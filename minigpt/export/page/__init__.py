@@ -31,6 +31,7 @@ from minigpt.export.page.check import check_page
 from minigpt.export.page.pack import (
     PRECISIONS,
     chat_data,
+    check_size,
     rounded,
     settings_data,
     shape_data,
@@ -95,6 +96,7 @@ def export_page(run: Run, out: str | Path | None = None, precision: str = "int8"
     folder = RunFolder.of(run.path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}.html") if out is None else Path(out)
     refuse_existing(out)
+    check_size(sum(parameter.numel() for parameter in run.model.parameters()), precision)
     about = describe_run(run, folder, precision)
     text = make_page(about, tensors_data(run.model, precision))
     with new_file(out) as work:

@@ -262,9 +262,9 @@ async function explain(keep) {
     if (stale) return;
     alertReader("");
     byId("pictures").hidden = byId("steer").hidden = !data;
-    byId("explain-status").classList.remove("busy");
     if (!data) {
       byId("explain-status").textContent = "Type something.";
+      byId("explain-status").classList.remove("busy");
       return;
     }
     if (!off.size) allOn = { text, loss: mean(data.loss) };
@@ -272,7 +272,9 @@ async function explain(keep) {
     const state = keep && drawn ? drawn.state : { token: data.texts.length - 1, ...(shown ? pick(shown) : best()) };
     drawn = drawExplanation(data, state, { off, toggle });
     shown = drawn.state;
+    byId("explain-status").classList.remove("busy");
   } catch (error) {
+    byId("explain-status").classList.remove("busy");
     alertReader(error.message);
   }
 }
@@ -340,8 +342,9 @@ async function openTab(name) {
   byId("desk").hidden = name === "explain";
   byId("steer").hidden = name !== "explain" || !drawn;
   history.replaceState(null, "", `#${name}`);
+  scrollTo(0, 0);
   if (name !== "explain") return;
-  if (!byId("text").value) await firstText();
+  if (!byId("text").value) await firstText().catch((error) => alertReader(error.message));
   await explain(false);
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,8 +30,9 @@ def ask(page: Path, questions: dict[str, Any], seconds: float = 600) -> dict[str
     except subprocess.TimeoutExpired:
         raise MiniGPTError(f"the page took longer than {seconds:.0f} s to answer; please report it") from None
     if done.returncode:
-        wrong = next((line for line in done.stderr.splitlines() if "Error" in line), f"node exits {done.returncode}")
-        raise MiniGPTError(f"the page does not run: {wrong.strip()}; please report it")
+        wrong = re.search(r"^\w*Error.*", done.stderr, re.MULTILINE)
+        told = wrong[0].strip() if wrong else f"node exits with {done.returncode}"
+        raise MiniGPTError(f"the page does not run: {told}; please report it")
     return json.loads(done.stdout)
 
 

@@ -20,6 +20,9 @@ from minigpt.tokenizers.patterns import spell
 from minigpt.tokenizers.simple import CharTokenizer
 
 PRECISIONS = ("int8", "fp16", "fp32")
+BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
+MOST = 400_000_000
+"""Characters of weights; a browser holds no text of more than some 500 million."""
 KNOWN = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "sinusoidal", "rope"),
@@ -36,6 +39,18 @@ _SETTINGS = (
 )  # fmt: skip
 _SEARCHES = {"num_beams": 1, "best_of": 1, "penalty_alpha": 0.0, "stop_regex": None}
 """Settings that a page does not know, with the value that is off."""
+
+
+def check_size(weights: int, precision: str) -> None:
+    """Raises ConfigError for weights that are too many for one file."""
+    size = weights * BYTES[precision] * 4 // 3
+    if size <= MOST:
+        return
+    smaller = [name for name in PRECISIONS if weights * BYTES[name] * 4 // 3 <= MOST]
+    fix = f"use precision {smaller[-1]}" if smaller else "export it with --to hf instead"
+    raise ConfigError(
+        f"{weights:,} weights in {precision} are a page of {size / 1e6:,.0f} MB, too large for a browser; {fix}"
+    )
 
 
 def shape_data(config: ModelConfig) -> dict[str, Any]:
