@@ -268,7 +268,8 @@ def new_file(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(out, error, "choose another with --out") from None
     finally:
-        work.unlink(missing_ok=True)
+        if work.exists():
+            work.unlink()
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
