@@ -270,9 +270,10 @@ def new_file(out: Path) -> Iterator[Path]:
             yield work
             work.rename(out)
         finally:
-            work.unlink(missing_ok=True)
+            if work.exists():  # a folder that cannot be written to cannot be cleaned either
+                work.unlink()
     except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror or error}); choose another with --out") from None
+        raise storage_error(out, error, "choose another with --out") from None
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """GGUF files: what we write, the format's own package reads; what we read back is the same bits; damage is refused."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from test_export import TEXT, fails, make_run
 
-from minigpt import export_gguf, load_run
+from minigpt import export_gguf, import_model, load_run, load_template
 from minigpt.cli import main
-from minigpt.errors import ConfigError, RunError, TokenizerError
+from minigpt.errors import ConfigError, RunError, StorageError, TokenizerError
+from minigpt.tokenizers.chat_template import Template
 from minigpt.tokenizers.gguf import from_gguf
 from minigpt.weights import gguf_file
 from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
@@ -122,3 +124,22 @@ def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> No
     with pytest.raises(TokenizerError, match=r"llama\.cpp has no name for the tokenizer's split pattern"):
         export_gguf(load_run(folder, "cpu"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "my", "there.gguf"]
+
+
+def test_a_chat_comes_back_and_nothing_is_left_of_a_failed_export(tmp_path: Path, capsys) -> None:
+    folder = make_run(tmp_path / "my", kind="byte")
+    Template(user="User: {}\n", assistant="Bot: {}\n").save(folder)
+    made = export_gguf(load_run(folder, "cpu"))
+    value = gguf_file.read(made.path).settings
+    assert value["tokenizer.chat_template"] == load_template(folder).jinja()
+    assert load_template(import_model(made.path, tmp_path / "back").path) == load_template(folder)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(capsys, folder, "--to", "gguf", "--out", tmp_path / "file/out.gguf")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            export_gguf(load_run(folder, "cpu"), tmp_path / "new/out.gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "new").iterdir())
