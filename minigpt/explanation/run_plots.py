@@ -323,7 +323,7 @@ def _after_the_start(axes: "Axes") -> None:
     if not len(shown) or shown.max() >= high:
         return
     room = 0.05 * ((shown.max() - low) or high - low)
-    axes.set_ylim(low - room, shown.max() + room)
+    axes.set_ylim(low - min(room, low / 2) if low > 0 else low - room, shown.max() + room)  # a log axis has no zero
     for line in axes.get_lines():
         line.set_clip_on(True)
 

@@ -69,6 +69,17 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     return kept
 
 
+def test_a_perplexity_that_falls_from_thousands_keeps_its_log_axis(tmp_path: Path, figures: list) -> None:
+    found = [{"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": 7.4}]
+    for step in range(20, 121, 20):
+        loss = 1.1 + 80 / step
+        found.append({"step": step, "tokens": step, "seconds": float(step), "loss": loss, "val_loss": loss})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_runs([write(tmp_path / "steep", found)], tmp_path / "steep.png", what=["perplexity"])
+    assert figures[0].axes[0].get_yscale() == "log" and figures[0].axes[0].get_ylim()[0] > 0
+
+
 def curves(axes) -> list[np.ndarray]:
     return [line.get_xydata() for line in axes.get_lines()]
 
