@@ -26,7 +26,12 @@ def make_run(folder: Path, shape: str = "modern", kind: str | Tokenizer = "char"
     """The run; `kind` names a tokenizer, or is one."""
     settings: Any = {"kind": kind, "vocab_size": 300}
     tokenizer = kind if isinstance(kind, Tokenizer) else build(TokenizerConfig(**settings), [TEXT])
-    fields = {"num_layers": 2, "max_seq_len": 40, "init_std": 0.2, "vocab_size": tokenizer.vocab_size} | SHAPES[shape]
+    return save_run(folder, tokenizer, SHAPES[shape], generation)
+
+
+def save_run(folder: Path, tokenizer: Tokenizer, shape: dict[str, Any], generation: dict[str, Any]) -> Path:
+    """A run directory of random weights, large enough that its logits differ."""
+    fields = {"num_layers": 2, "max_seq_len": 40, "init_std": 0.2, "vocab_size": tokenizer.vocab_size} | shape
     model = ModelConfig.model_validate(fields)
     config = RunConfig(model=model, generation=GenerationConfig.model_validate(generation))
     saved = checkpoint.save(

@@ -26,6 +26,7 @@ def make_page(explanation: dict[str, Any], note: str = "") -> str:
         "title": html.escape(f"{explanation['run'] or 'model'}: {''.join(explanation['texts'])[:60]}"),
         "note": html.escape(note),
         "style": read("page.css"),
+        "symbols": read("symbols.html"),
         "sections": read("sections.html"),
         "tools": read("tools.js"),
         "pictures": read("pictures.js"),

@@ -30,7 +30,7 @@ def free_memory(device: "torch.device") -> int | None:
 def keep_freed_pages() -> bool:
     """Let glibc keep the memory that is freed, for what is allocated next; returns whether it does so now.
 
-    Nothing changes where there is no glibc, or where the environment has settings for it (MALLOC_*, GLIBC_TUNABLES).
+    Nothing changes on systems without glibc, or if the environment sets MALLOC_* or GLIBC_TUNABLES.
 
     It gives memory back to the system as soon as 128 KiB, later twice the largest block, are free at the end. A step of
     training frees and allocates hundreds of megabytes, and each page that comes from the system costs a fault and is

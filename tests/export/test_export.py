@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from page_run import save_run
 from safetensors.torch import load_file
 
-from minigpt import GPT, GenerationConfig, ModelConfig, export_huggingface, generate_text, load_run
+from minigpt import GPT, ModelConfig, export_huggingface, generate_text, load_run
 from minigpt.cli import main
-from minigpt.config import RunConfig, TokenizerConfig, dump_config
+from minigpt.config import TokenizerConfig
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
 from minigpt.tokenizers import EOS, UNK, BPETokenizer, build
@@ -56,23 +57,7 @@ def make_run(
         tokenizer = BPETokenizer.train([TEXT], 300, FOREIGN[kind])
     else:
         tokenizer = build(TokenizerConfig(kind=kind, vocab_size=300), [TEXT])  # type: ignore[arg-type]
-    fields = {
-        "num_layers": 2,
-        "max_seq_len": max_seq_len,
-        "init_std": 0.2,
-        "vocab_size": tokenizer.vocab_size,
-    } | SHAPES[shape]
-    model = ModelConfig.model_validate(fields)
-    config = RunConfig(model=model, generation=GenerationConfig.model_validate(generation))
-    saved = checkpoint.save(
-        folder / "checkpoints/step-00000007",
-        {"model": GPT(model, seed=3).weights(), "optimizer": {}},
-        CheckpointState(model=model.model_dump(mode="json")),
-    )
-    checkpoint.point(folder / "checkpoints", "last", saved)
-    tokenizer.save(folder / "tokenizer.json")
-    (folder / "config.yaml").write_text(dump_config(config))
-    return folder
+    return save_run(folder, tokenizer, {"max_seq_len": max_seq_len} | SHAPES[shape], generation)
 
 
 def theirs(path: Path):

@@ -1,11 +1,11 @@
 """The web page of a run in a real browser with the network closed: it writes what generate writes, chats, explains."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_run import IN_CHROMIUM, chromium
 from page_run import TEXT, make_run
 
 from minigpt import export_page, load_run
@@ -15,21 +15,12 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template
 from minigpt.tokenizers.gpt2 import gpt2_tokenizer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    with driver.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    yield from chromium()
 
 
 class Opened:

@@ -1,11 +1,11 @@
 """The page in a real browser, offline: no error, nothing asked of the network, and every way of moving about works."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_run import IN_CHROMIUM, chromium
 
 from minigpt.config import ModelConfig
 from minigpt.explanation import explain
@@ -13,16 +13,8 @@ from minigpt.explanation.html import make_page
 from minigpt.model import GPT
 from minigpt.tokenizers import ByteTokenizer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 TEXT = "the cat </script><b>sat\non the mat & the cat"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +27,7 @@ def explanation() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    with driver.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    yield from chromium()
 
 
 @pytest.fixture

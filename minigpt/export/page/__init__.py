@@ -20,13 +20,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, UserError
 from minigpt.explanation import html as pictures
 from minigpt.explanation.analysis import describe_heads, describe_model
 from minigpt.explanation.heads import NAMED_FROM, measure_heads
+from minigpt.export.huggingface import Run
 from minigpt.export.page.check import check_page
 from minigpt.export.page.pack import (
     PRECISIONS,
@@ -46,19 +46,6 @@ from minigpt.tokenizers.chat_template import load_template
 
 FOLDER = Path(__file__).parent
 WORKER = ("tokenizer.js", "model.js", "simd.js", "sampling.js", "chat.js", "explain.js", "worker.js")
-
-
-class Run(Protocol):
-    """What a page wants of a loaded run."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def model(self) -> GPT: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def config(self) -> RunConfig: ...
 
 
 @dataclass(frozen=True)
@@ -138,6 +125,7 @@ def make_page(about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]]
     parts = {
         "title": html.escape(f"{about['name']}: a language model on one page"),
         "style": pictures.read("page.css") + "\n" + _read("app.css"),
+        "symbols": pictures.read("symbols.html"),
         "sections": pictures.read("sections.html"),
         "script": "\n".join([pictures.read("tools.js"), pictures.read("pictures.js"), _read("app.js")]),
         "about": json.dumps(about, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),

@@ -84,7 +84,7 @@ function setDials(values) {
   }
 }
 
-// What is set; a number that is none, or out of bounds, is told by name
+// The settings; an error names one that is not a number or is out of bounds
 function readDials() {
   const settings = { ...about.settings };
   for (const [name, label, , kind] of [...DIALS, ...MORE]) {
