@@ -72,7 +72,11 @@ def behind(run: LoadedRun, prompt: list[int], written: list[int]) -> float:
         ("modern", "qwen2"),
     ],
 )
-def test_llama_cpp_has_our_ids_and_writes_our_tokens(shape: str, kind: str, tmp_path: Path) -> None:
+def test_llama_cpp_has_our_ids_and_writes_our_tokens(
+    request: pytest.FixtureRequest, shape: str, kind: str, tmp_path: Path
+) -> None:
+    if kind == "gpt2":
+        request.getfixturevalue("mirror")  # its vocabulary
     run = load_run(make_run(tmp_path / "my", shape, kind, max_seq_len=96), "cpu")
     texts = adversarial(200)
     if kind == "char":  # what its vocabulary lacks is left out there, and <|unk|> here
