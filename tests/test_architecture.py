@@ -54,7 +54,7 @@ INSIDE = {
     "model.kernels": "attention chunked_loss dropout fused",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
-    "training": "muon objective schedule / optim step / loop / finetune hooks memory",
+    "training": "adamw / muon objective schedule / optim step / loop / finetune hooks memory",
     "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen signals trackers"
     " / guard sharded_checkpoints tracking",
     "training.finetune": "distill freeze lora records row_batches / adapters preference",
