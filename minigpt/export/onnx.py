@@ -114,7 +114,7 @@ def _weights(model: GPT, precision: str) -> dict[str, Tensor]:
     }
     packed = pack_weights(weights, 8, 64, 8)  # finds weights that are not finite, whatever the precision
     if precision == "int8":
-        return packed
+        return {name: tensor.float()[:, None] if name.endswith(".scale") else tensor for name, tensor in packed.items()}
     if precision == "fp16":
         weights = {name: tensor.half() if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
         if name := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
@@ -130,7 +130,6 @@ class Session:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self.pads = torch.zeros(batch, 0, dtype=torch.long)
         self.mask = torch.zeros(batch, 0, dtype=torch.long)
         empty = torch.zeros(batch, config.kv_heads, 0, config.head_size).numpy()
         self.past = {node.name: empty for node in self.session.get_inputs() if node.name.startswith("past")}

@@ -55,6 +55,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor]) -> onnx.ModelProto:
     head = embedding if config.tie_embeddings else graph.matrix("head.weight")
     logits = graph("MatMul", graph.norm("norm", x), graph("Transpose", head, perm=[1, 0]))
     graph.output("logits", logits, ["batch", "length", config.vocab_size or 0])
+    graph.outputs.insert(0, graph.outputs.pop())  # the logits first, as is usual
     return graph.model()
 
 
