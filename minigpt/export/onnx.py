@@ -14,7 +14,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     """
     if precision not in FILES:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(FILES)}")
-    onnxruntime = _onnxruntime()
+    _onnxruntime()
     kind = architecture(run.model.config)
     folder = RunFolder.of(run.path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-onnx") if out is None else Path(out)
@@ -89,14 +88,14 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
         file = work / "onnx" / FILES[precision]
         file.parent.mkdir()
         file.write_bytes(build(run.model.config, weights).SerializeToString())
-        difference = _compare(onnxruntime, file, rounded(run.model, precision), run.tokenizer.vocab_size)
+        difference = _compare(file, rounded(run.model, precision), run.tokenizer.vocab_size)
         size = file.stat().st_size
     count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(".scale"))
     return ExportedONNX(out, kind, precision, count, size, difference)
 
 
 def _onnxruntime() -> ModuleType:
-    """The package, which is asked to report nothing to its makers."""
+    """The package, told to report nothing to its makers. Raises UserError where it, or onnx, is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         importlib.import_module("onnx")
@@ -125,7 +124,8 @@ def _weights(model: GPT, precision: str) -> dict[str, Tensor]:
 class Session:
     """A graph with what it has read so far: `Session(...)(ids)` are the logits of ids [B, T] after it."""
 
-    def __init__(self, onnxruntime: Any, file: Path, config: ModelConfig, batch: int):
+    def __init__(self, file: Path, config: ModelConfig, batch: int):
+        onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -144,7 +144,7 @@ class Session:
         return torch.from_numpy(logits)
 
 
-def _compare(onnxruntime: Any, file: Path, model: GPT, vocabulary: int) -> float:
+def _compare(file: Path, model: GPT, vocabulary: int) -> float:
     """The largest difference between onnxruntime's logits and ours: read at once, then written with the cache.
 
     Raises MiniGPTError: larger than TOLERANCE, or other greedy ids.
@@ -153,8 +153,8 @@ def _compare(onnxruntime: Any, file: Path, model: GPT, vocabulary: int) -> float
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, min(READ, config.max_seq_len)), generator=draw)
     begun = max(1, min(4, config.max_seq_len - WRITTEN))
-    session, cache = Session(onnxruntime, file, config, 2), model.make_cache(2)
-    found = [Session(onnxruntime, file, config, 2)(ids)]
+    session, cache = Session(file, config, 2), model.make_cache(2)
+    found = [Session(file, config, 2)(ids)]
     with torch.inference_mode():
         expected = [model(ids)]
         ids = ids[:, :begun]
