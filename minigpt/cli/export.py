@@ -25,9 +25,9 @@ class Export:
     gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are made of it; of the same shapes. It is
     read back and compared with the run before it gets its name.
 
-    onnx: a directory for onnxruntime, in which transformers.js (in a browser) and optimum find one graph with a cache of
-    keys and values; of the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and logits and greedy
-    ids are compared with ours before the directory gets its name.
+    onnx: a directory for onnxruntime, transformers.js (in a browser) and optimum: one graph with a cache of keys and
+    values; of the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and logits and greedy ids are
+    compared with ours before the directory gets its name.
 
     page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. Where node is
     installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.

@@ -2,6 +2,7 @@
 
 import mimetypes
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from minigpt import export_onnx, load_run
 from minigpt.export.page.pack import rounded
 from minigpt.generation.text import complete
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 pytestmark = [
     *IN_CHROMIUM,
+    pytest.mark.skipif(
+        not (find_spec("onnx") and find_spec("onnxruntime")), reason="needs pip install 'minigpt[onnx]'"
+    ),
     pytest.mark.skipif(
         not (PACKAGES / "@huggingface/transformers").is_dir(),
         reason="transformers.js is not there: make .venv/installed-node",
