@@ -12,7 +12,7 @@ from test_export import TEXT, fails, make_run
 from minigpt import export_onnx, load_run
 from minigpt.cli import main
 from minigpt.errors import ConfigError, MiniGPTError, RunError, UserError
-from minigpt.export import onnx as ours
+from minigpt.export import onnx_directory as ours
 from minigpt.export.huggingface import write_description
 from minigpt.export.page.pack import rounded
 
