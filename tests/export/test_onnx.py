@@ -28,6 +28,7 @@ def test_onnxruntime_computes_what_we_do(shape: str, kind: str, precision: str, 
     run = load_run(make_run(tmp_path / "my", shape, kind), "cpu")
     done = export_onnx(run, precision=precision)
     assert done.path == tmp_path / "my-onnx" and done.difference < 1e-4
+    assert done.bytes < {"fp32": 4, "fp16": 2, "int8": 1}[precision] * done.weights + 30_000
     file = done.path / "onnx" / ours.FILES[precision]
     onnx.checker.check_model(onnx.load(file), full_check=True)
     model, config = rounded(run.model, precision), run.model.config
@@ -84,13 +85,6 @@ def test_readers_find_what_they_look_for(tmp_path: Path) -> None:
         "length",
         run.tokenizer.vocab_size,
     ]
-
-
-def test_fewer_bits_are_fewer_bytes(tmp_path: Path) -> None:
-    run = load_run(make_run(tmp_path / "my"), "cpu")
-    whole, half, eighth = (export_onnx(run, tmp_path / name, name) for name in ("fp32", "fp16", "int8"))
-    assert whole.weights == half.weights == eighth.weights
-    assert half.bytes < 0.6 * whole.bytes and eighth.bytes < 0.35 * whole.bytes
 
 
 def test_the_command(tmp_path: Path, capsys) -> None:

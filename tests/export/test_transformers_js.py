@@ -32,7 +32,7 @@ WRITE = """async ({names, prompts, count}) => {
     const {pipeline, env} = await import("/packages/@huggingface/transformers/dist/transformers.js");
     env.allowRemoteModels = false;
     env.allowLocalModels = true;
-    env.localModelPath = "/";
+    env.localModelPath = "./";
     env.backends.onnx.wasm.wasmPaths = location.origin + "/packages/onnxruntime-web/dist/";
     const settings = {max_new_tokens: count, do_sample: false, return_full_text: false};
     const found = [];
