@@ -122,10 +122,10 @@ def architecture(config: ModelConfig) -> str:
         if all(fits.values()):
             return name
         wrong[name] = [f"{field} {found[field]}" for field, fit in fits.items() if not fit]
-    nearest = min(wrong, key=lambda name: len(wrong[name]))
+    kin = min(wrong, key=lambda name: len(wrong[name]))
     raise CheckpointError(
         "only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields: "
-        f"nearest is {nearest}, which has not {', '.join(wrong[nearest])}"
+        f"nearest is {kin}, but: {', '.join(wrong[kin])}"
     )
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_export import TEXT, fails, make_run
+from page_run import save_run
+from test_export import SHAPES, TEXT, fails, make_run
 
 from minigpt import export_onnx, load_run
 from minigpt.cli import main
+from minigpt.config import TokenizerConfig
 from minigpt.errors import ConfigError, MiniGPTError, RunError, UserError
 from minigpt.export import onnx_directory as ours
 from minigpt.export.huggingface import write_description
 from minigpt.export.page.pack import rounded
+from minigpt.tokenizers import build
 
 onnx = pytest.importorskip("onnx")
 if importlib.util.find_spec("onnxruntime") is None:  # minigpt imports it, after it has switched its telemetry off
@@ -38,6 +41,20 @@ def test_onnxruntime_computes_what_we_do(shape: str, kind: str, precision: str, 
         expected = model(ids)
         for start, end in ((0, 7), (7, 8), (8, 20), (20, 40)):
             torch.testing.assert_close(session(ids[:, start:end]), expected[:, start:end], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation": "gelu"},
+        {"activation": "relu2", "tie_embeddings": False},
+        {"activation": "relu", "max_seq_len": 1},
+    ],
+)
+def test_other_fields_that_a_twin_allows(fields: dict, tmp_path: Path) -> None:
+    tokenizer = build(TokenizerConfig(kind="char"), [TEXT])
+    run = load_run(save_run(tmp_path / "my", tokenizer, SHAPES["gpt2"] | fields, {}), "cpu")
+    assert export_onnx(run).difference < 1e-4
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "modern"])
@@ -102,7 +119,7 @@ def test_the_command(tmp_path: Path, capsys) -> None:
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, capsys, monkeypatch) -> None:
     said = fails(capsys, make_run(tmp_path / "mixed", "mixed"), "--to", "onnx")
-    assert "this model mixes their fields: nearest is gpt2, which has not bias False" in said
+    assert "this model mixes their fields: nearest is gpt2, but: bias False" in said
     folder = make_run(tmp_path / "my")
     run = load_run(folder, "cpu")
     with pytest.raises(ConfigError, match="choose from fp32, fp16, int8"):
