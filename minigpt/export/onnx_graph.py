@@ -47,10 +47,10 @@ def build(config: ModelConfig, weights: dict[str, Tensor]) -> onnx.ModelProto:
         ]
     else:
         x = graph("Add", x, graph("Gather", graph.matrix("positions.weight"), places))
-    scores = _hidden(graph, ids, mask)
+    hidden = _hidden(graph, ids, mask)
     for i in range(config.num_layers):
         block = f"blocks.{i}"
-        x = graph("Add", x, _attention(graph, i, graph.norm(f"{block}.norm1", x), rotary, scores))
+        x = graph("Add", x, _attention(graph, i, graph.norm(f"{block}.norm1", x), rotary, hidden))
         x = graph("Add", x, _feed_forward(graph, block, graph.norm(f"{block}.norm2", x)))
     head = embedding if config.tie_embeddings else graph.matrix("head.weight")
     logits = graph("MatMul", graph.norm("norm", x), graph("Transpose", head, perm=[1, 0]))
