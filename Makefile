@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
 WORKERS ?= 2
-NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
+NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2
+# transformers.js runs in a browser here: a small package stands for onnxruntime's 290 MB for node.
+NODE_OVERRIDES := {"overrides": {"onnxruntime-node": "npm:onnxruntime-common@1.24.3"}}
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -64,6 +66,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 
 # Tools of others that read what we export, for slow tests; without npm those are skipped.
 $(VENV)/installed-node: Makefile | $(BIN)/python
+	mkdir -p $(VENV)/node && echo '$(NODE_OVERRIDES)' > $(VENV)/node/package.json
 	npm install --prefix $(VENV)/node --ignore-scripts --omit optional --no-audit --no-fund --loglevel error $(NODE_PACKAGES) \
 		&& touch $@ || echo "npm could not install $(NODE_PACKAGES): the tests that need it are skipped"
 

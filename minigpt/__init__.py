@@ -33,6 +33,7 @@ _HOME = {
     "quantize_run": "minigpt.runs.quantize",
     "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
+    "export_onnx": "minigpt.export",
     "export_page": "minigpt.export",
     "import_model": "minigpt.runs.importing",
     "MiniGPTError": "minigpt.errors",
@@ -53,6 +54,7 @@ __all__ = [
     "explain",
     "export_gguf",
     "export_huggingface",
+    "export_onnx",
     "export_page",
     "fine_tune",
     "generate",
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_records, evaluate_run
     from minigpt.explanation import explain
-    from minigpt.export import export_gguf, export_huggingface, export_page
+    from minigpt.export import export_gguf, export_huggingface, export_onnx, export_page
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text

@@ -92,21 +92,27 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
         name: tensor.to("cpu", dtype).contiguous()
         for name, tensor in weights_to_hf(config, run.model.weights()).items()
     }
-    trees = {
-        "config.json": config_to_hf(config, run.tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")},
-        "generation_config.json": _generation(run.config.generation, run.tokenizer),
-        "tokenizer_config.json": _special(run.tokenizer, config.max_seq_len) | _template(folder),
-    }
     with new_folder(out) as work:
-        for name, tree in trees.items():
-            (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        for name in (TOKENIZER, TEMPLATE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, work / name)
+        write_description(run, work, dtype=str(dtype).removeprefix("torch."))
         write_tensors(work / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
         difference = _compare(work, run.tokenizer) if importlib.util.find_spec("transformers") else None
         size = (work / "model.safetensors").stat().st_size
     return Exported(out, kind, precision, sum(w.numel() for w in weights.values()), size, difference)
+
+
+def write_description(run: Run, work: Path, **settings: Any) -> None:
+    """All of the directory but the weights; `settings` are added to config.json. Raises DataError, CheckpointError."""
+    config, folder = run.model.config, RunFolder.of(run.path, TOKENIZER).path
+    trees = {
+        "config.json": config_to_hf(config, run.tokenizer.eos_id) | settings,
+        "generation_config.json": _generation(run.config.generation, run.tokenizer),
+        "tokenizer_config.json": _special(run.tokenizer, config.max_seq_len) | _template(folder),
+    }
+    for name, tree in trees.items():
+        (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    for name in (TOKENIZER, TEMPLATE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, work / name)
 
 
 def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
     )
     assert "no such run" in fails(capsys, tmp_path / "mi")
     said = fails(capsys, run, "--precision", "int8")
-    assert "--precision int8 is for --to page; for --to hf choose fp32, bf16 or fp16" in said
+    assert "--precision int8 is for --to onnx or --to page; for --to hf choose fp32, bf16 or fp16" in said
     with pytest.raises(ConfigError, match="precision: int8 is not possible; choose from fp32, bf16, fp16"):
         export_huggingface(load_run(run, "cpu"), precision="int8")
     (run / "template.json").write_text("{")
