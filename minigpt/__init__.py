@@ -23,6 +23,7 @@ _HOME = {
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
     "evaluate_records": "minigpt.evals",
+    "evaluate_tasks": "minigpt.evals",
     "explain": "minigpt.explanation",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.generation.text",
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "evaluate_records",
     "evaluate_run",
+    "evaluate_tasks",
     "explain",
     "export_gguf",
     "export_huggingface",
@@ -72,7 +74,7 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
-    from minigpt.evals import evaluate_records, evaluate_run
+    from minigpt.evals import evaluate_records, evaluate_run, evaluate_tasks
     from minigpt.explanation import explain
     from minigpt.export import export_gguf, export_huggingface, export_page
     from minigpt.generation import generate
