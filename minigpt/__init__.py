@@ -35,6 +35,7 @@ _HOME = {
     "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
     "export_page": "minigpt.export",
+    "export_peft": "minigpt.export",
     "import_model": "minigpt.runs.importing",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
@@ -56,6 +57,7 @@ __all__ = [
     "export_gguf",
     "export_huggingface",
     "export_page",
+    "export_peft",
     "fine_tune",
     "generate",
     "generate_text",
@@ -76,7 +78,7 @@ if TYPE_CHECKING:
     from minigpt.errors import MiniGPTError, UserError
     from minigpt.evals import evaluate_records, evaluate_run, evaluate_tasks
     from minigpt.explanation import explain
-    from minigpt.export import export_gguf, export_huggingface, export_page
+    from minigpt.export import export_gguf, export_huggingface, export_page, export_peft
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text

@@ -73,7 +73,7 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / importing score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "export": "huggingface / gguf page",
+    "export": "card / huggingface / gguf page peft",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished presets tables / answers arguments tasks / bench config data demo doctor eval"
     " explain export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",

@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from minigpt.evals.report import Report
     from minigpt.runs.load import LoadedRun
 
-_NAMES = {
-    "uniform": "uniform: any byte",
-    "unigram": "unigram: byte frequencies",
-    "five_gram": "5-gram of bytes",
-    "xz": "xz",
-    "entropy": "entropy of the source",
-    "surprisal": "this text under the source",
-}
 _FOR_TASKS = ("include_path", "num_fewshot", "limit")
 _FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save")
 
@@ -212,7 +204,9 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _scale(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The model among the floors, the worst first, each with a bar."""
-    levels = {**{_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
+    from minigpt.evals.report import FLOOR_NAMES
+
+    levels = {**{FLOOR_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
     longest = max(levels.values())
     rows = [("[dim]on the same text[/dim]", "[dim]bits/byte[/dim]", "")]
     for name, level in sorted(levels.items(), key=lambda item: -item[1]):
