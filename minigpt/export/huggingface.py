@@ -93,10 +93,13 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, precision: str) -> int:
-    """Write config.json and model.safetensors; how many weights that are."""
+    """Write config.json and model.safetensors; returns how many weights that are.
+
+    GPT-2's names have no "transformer." before them, as OpenAI's own do not: mlx-lm knows no others.
+    """
     config, dtype = model.config, PRECISIONS[precision]
     twin = weights_to_hf(config, model.weights())
-    weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in twin.items()}
+    weights = {name.removeprefix("transformer."): tensor.to("cpu", dtype).contiguous() for name, tensor in twin.items()}
     tree = config_to_hf(config, tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", tree)
     write_tensors(folder / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
