@@ -7,8 +7,8 @@ and then needs no network. A task file is a program: it may name Python function
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +65,21 @@ def evaluate_tasks(
 
     random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; these are the seeds of the harness' own command
     np.random.seed(DEFAULT_OTHER_SEED)
-    loaded = _load(list(tasks), include_path)
-    for task in loaded["tasks"].values():
-        fixed = task.get_config("num_fewshot")
-        shots = fixed if fixed == 0 or num_fewshot is None else num_fewshot  # a task may insist on none
-        task.set_config("num_fewshot", shots or 0)
-        task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-    with redirect_stdout(sys.stderr):  # the harness prints
-        found = evaluate(
-            HarnessModel(run, batch_size, progress),
-            loaded,
-            limit=limit,
-            log_samples=False,
-            bootstrap_iters=RESAMPLES,
-        )
+    with _told(tasks), redirect_stdout(sys.stderr):  # the harness prints
+        loaded = _load(list(tasks), include_path)
+        for task in loaded["tasks"].values():
+            fixed = task.get_config("num_fewshot")
+            shots = fixed if fixed == 0 or num_fewshot is None else num_fewshot  # a task may insist on none
+            task.set_config("num_fewshot", shots or 0)
+            task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+        model = HarnessModel(run, batch_size, progress)
+        found = evaluate(model, loaded, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
     where = {"lm_eval": __version__, "checkpoint": str(run.checkpoint), "step": run.step}
     return {key: found[key] for key in _KEPT if key in found} | where
 
 
 def _load(names: list[str], folder: str | Path | None) -> Any:
     """The harness' tasks and groups of these names."""
-    from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     if folder is not None and not Path(folder).is_dir():
@@ -96,8 +90,18 @@ def _load(names: list[str], folder: str | Path | None) -> Any:
     for name in names:
         if name not in manager.task_index and not Path(name).is_file():
             raise UserError(f"no task is called {name}; {nearest(name, manager.all_tasks, 'or give a YAML file')}")
+    return manager.load(names)
+
+
+@contextmanager
+def _told(names: Sequence[str]) -> Iterator[None]:
+    """Inside, what is wrong with a task, which others wrote, is one UserError."""
+    from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
+
     try:
-        return manager.load(names)
-    except (OSError, ValueError, LookupError, TypeError, ImportError, DatasetsError, YAMLError) as error:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, ImportError, DatasetsError, TemplateError, YAMLError) as error:
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{', '.join(names)}: the harness cannot read the task ({why}); fix it, or its data") from None
+        hint = "see to the task file, its data, or the network"
+        raise UserError(f"{', '.join(names)}: the harness cannot run the task ({why}); {hint}") from None
