@@ -28,7 +28,7 @@ demo: $(VENV)/installed  ## Train a small GPT on generated stories for 72 second
 test: lint  ## Lint, then the default tests
 	$(PYTEST)
 
-test-all: test $(if $(shell command -v npm),$(VENV)/installed-node)  ## The same, then the proofs that take long
+test-all: test $(VENV)/installed-tools $(if $(shell command -v npm),$(VENV)/installed-node)  ## The same, then the proofs that take long
 	$(PYTEST) -m slow --no-loadscope-reorder
 
 lint: $(VENV)/installed-test  ## Style (ruff) and types (basedpyright)
@@ -69,6 +69,11 @@ $(VENV)/installed-node: Makefile | $(BIN)/python
 	mkdir -p $(VENV)/node && echo '$(NODE_OVERRIDES)' > $(VENV)/node/package.json
 	npm install --prefix $(VENV)/node --ignore-scripts --omit optional --no-audit --no-fund --loglevel error $(NODE_PACKAGES) \
 		&& touch $@ || echo "npm could not install $(NODE_PACKAGES): the tests that need it are skipped"
+
+# 400 MB, for slow tests too.
+$(VENV)/installed-tools: $(VENV)/installed-test
+	$(PIP) install -e ".[lm-eval]" -c constraints.txt && $(PIP) install "mlx-lm[cpu]" -c constraints.txt \
+		&& touch $@ || echo "pip could not install lm-eval or mlx-lm: the tests that need it are skipped"
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install -e ".[plot,test,docs]" -c constraints.txt

@@ -64,7 +64,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram perplexity token_text / floors / report / records",
+    "evals": "ngram perplexity token_text / floors / report / records harness_model / harness",
     "explanation": "canvas html metrics trace / heads recording run_plots / analysis data_plots over_time scaling"
     " / dataset figures tables walk",
     "machine": "bench doctor",
@@ -73,10 +73,10 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / importing score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "export": "huggingface onnx_graph / gguf page / onnx_directory",
+    "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",
     "export.page": "pattern / pack / check",
-    "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
-    " export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
+    "cli": "fields / help finished presets tables / answers arguments tasks / bench config data demo doctor eval"
+    " explain export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

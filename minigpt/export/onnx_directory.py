@@ -20,13 +20,14 @@ from torch import Tensor
 
 from minigpt.config import ModelConfig
 from minigpt.errors import ConfigError, MiniGPTError, UserError
-from minigpt.export.huggingface import TOLERANCE, Run, write_description
+from minigpt.export.card import Run
+from minigpt.export.huggingface import TOLERANCE, write_json, write_usage
 from minigpt.export.page.pack import rounded
 from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.runs.quantize import pack_weights
-from minigpt.weights.huggingface import architecture
+from minigpt.weights.huggingface import architecture, config_to_hf
 
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 """By precision: the name under which transformers.js looks for it."""
@@ -85,7 +86,9 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     from minigpt.export.onnx_graph import build
 
     with new_folder(out) as work:
-        write_description(run, work, **{"transformers.js_config": {"dtype": DTYPES[precision]}})
+        tree = config_to_hf(run.model.config, run.tokenizer.eos_id)
+        write_json(work / "config.json", tree | {"transformers.js_config": {"dtype": DTYPES[precision]}})
+        write_usage(work, run)
         file = work / "onnx" / FILES[precision]
         file.parent.mkdir()
         file.write_bytes(build(run.model.config, weights).SerializeToString())

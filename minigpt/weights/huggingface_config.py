@@ -146,6 +146,7 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
             "model_type": "gpt2",
             "architectures": ["GPT2LMHeadModel"],
             "n_positions": config.max_seq_len,
+            "n_ctx": config.max_seq_len,  # the same, for mlx-lm
             "n_embd": config.embed_dim,
             "n_layer": config.num_layers,
             "n_head": config.num_heads,
