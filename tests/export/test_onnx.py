@@ -15,7 +15,7 @@ from minigpt.cli import main
 from minigpt.config import TokenizerConfig
 from minigpt.errors import ConfigError, MiniGPTError, RunError, UserError
 from minigpt.export import onnx_directory as ours
-from minigpt.export.huggingface import write_description
+from minigpt.export.huggingface import write_model, write_usage
 from minigpt.export.page.pack import rounded
 from minigpt.tokenizers import build
 
@@ -80,12 +80,13 @@ def test_readers_find_what_they_look_for(tmp_path: Path) -> None:
     done = export_onnx(run, tmp_path / "out", "int8")
     twin = tmp_path / "hf"
     twin.mkdir()
-    write_description(run, twin)
+    write_model(twin, run.model, run.tokenizer, "fp32")
+    write_usage(twin, run)
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (done.path / name).read_bytes() == (twin / name).read_bytes()
     config = json.loads((done.path / "config.json").read_text())
     assert config.pop("transformers.js_config") == {"dtype": "q8"}
-    assert config == json.loads((twin / "config.json").read_text())
+    assert config | {"dtype": "float32"} == json.loads((twin / "config.json").read_text())
     graph = onnx.load(done.path / "onnx/model_quantized.onnx").graph
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
