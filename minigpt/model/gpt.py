@@ -120,7 +120,8 @@ class GPT(nn.Module):
         """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""
         if self.config.position != "rope":
             return None
-        cos, sin = self.cos[places].to(self.compute_dtype), self.sin[places].to(self.compute_dtype)
+        dtype = self.compute_dtype
+        cos, sin = self.cos[places].to(dtype), self.sin[places].to(dtype)
         return (cos, sin) if isinstance(places, slice) else (cos[:, None], sin[:, None])
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
