@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import ConfigError, MiniGPTError
-from minigpt.export.huggingface import Run, run_template
+from minigpt.export.huggingface import Exported, Run, run_template
 from minigpt.files import new_file, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
@@ -37,19 +37,13 @@ _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 
 @dataclass(frozen=True)
-class ExportedGGUF:
+class ExportedGGUF(Exported):
     """What `export_gguf` wrote.
 
     `difference` is the largest |logit of what is in the file - logit of the run| on random ids: what rounding does.
     `same` is the share of them after which the likeliest next id is the run's.
     """
 
-    path: Path
-    architecture: str
-    precision: str
-    weights: int
-    bytes: int
-    difference: float
     same: float
 
 

@@ -40,9 +40,9 @@ _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "t
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_huggingface` wrote.
+    """What an export wrote.
 
-    `difference` is the largest |logit of transformers - ours| on random ids, None where transformers is not installed.
+    `difference` is the largest |logit of the other tool - ours| on random ids, None where the tool is not installed.
     """
 
     path: Path

@@ -11,7 +11,6 @@ onnxruntime runs what was written, and logits and greedy ids are compared with o
 
 import importlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from minigpt.config import ModelConfig
 from minigpt.errors import ConfigError, MiniGPTError, UserError
 from minigpt.export.card import Run
-from minigpt.export.huggingface import TOLERANCE, write_json, write_usage
+from minigpt.export.huggingface import TOLERANCE, Exported, write_json, write_usage
 from minigpt.export.page.pack import rounded
 from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
@@ -40,22 +39,7 @@ TIE = 1e-5
 READ, WRITTEN = 64, 16
 
 
-@dataclass(frozen=True)
-class ExportedONNX:
-    """What `export_onnx` wrote.
-
-    `difference` is the largest |logit of onnxruntime - ours| for the same rounded weights.
-    """
-
-    path: Path
-    architecture: str
-    precision: str
-    weights: int
-    bytes: int
-    difference: float
-
-
-def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32") -> ExportedONNX:
+def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32") -> Exported:
     """Write a loaded run for onnxruntime: `export_onnx(load_run("runs/my"))`.
 
     Args:
@@ -95,7 +79,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
         difference = _compare(file, rounded(run.model, precision), run.tokenizer.vocab_size)
         size = file.stat().st_size
     count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(".scale"))
-    return ExportedONNX(out, kind, precision, count, size, difference)
+    return Exported(out, kind, precision, count, size, difference)
 
 
 def _onnxruntime() -> ModuleType:

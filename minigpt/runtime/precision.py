@@ -78,7 +78,7 @@ class Optimizer(Protocol):
     """What training asks of an optimizer; torch's are some too."""
 
     param_groups: list[dict[str, Any]]
-    """Of each the params, and the lr of the next step."""
+    """One dict per group: its parameters (`params`), and the rate of its next step (`lr`)."""
     state: State
     """What it remembers of each parameter, by name."""
 

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 2019): Adam's steps, and a decay of the weights that is no part of the gradient.
+"""AdamW (Loshchilov and Hutter, 2019): Adam's steps, with the decay of the weights kept apart from the gradient.
 
 A moving average of the gradients gives the direction, one of their squares the size: each weight takes steps of about
 the rate. torch's one fused operation does the work. Its class `torch.optim.AdamW` is not used, since it imports torch's

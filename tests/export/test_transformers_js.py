@@ -53,7 +53,7 @@ def browser() -> Iterator[Any]:
 
 
 def answer(route: Any, folder: Path) -> None:
-    """What the page asks for, from the disk; there is no network."""
+    """Answer a request of the page with a file of this folder, since there is no network."""
     path = route.request.url.removeprefix(f"{SITE}/")
     file = PACKAGES / path.removeprefix("packages/") if path.startswith("packages/") else folder / path
     if not path:
