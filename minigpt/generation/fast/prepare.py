@@ -231,6 +231,7 @@ class RowBlock(nn.Module):
     def __init__(self, block: Block, model: GPT):
         super().__init__()
         self.block, self.config = block, model.config
+        self.few = cast(RowLinear, block.attention.qkv).few
         self.tables: Rotary | None = None
         if model.config.position == "rope":  # rounded as GPT.rotary does
             self.tables = model.cos.to(model.compute_dtype).float(), model.sin.to(model.compute_dtype).float()
@@ -240,8 +241,7 @@ class RowBlock(nn.Module):
         self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        most = cast(RowLinear, self.block.attention.qkv).few
-        few = cache is not None and visible is None and x.shape[1] == 1 and len(x) <= most and rows.usable(x)
+        few = x.shape[1] == 1 and x.shape[0] <= self.few and visible is None and rows.usable(x)
         if few and cache is not None and (kernels := rows.library()):
             if self._plan is None:
                 self._plan = self._make_plan()

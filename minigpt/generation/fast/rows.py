@@ -125,7 +125,7 @@ class Kernels:
         """One position of each sequence through a block: fp32 [B, 1, C] -> [B, 1, C]; stores its key and value."""
         out = x.clone(memory_format=torch.contiguous_format)
         cache = ctypes.byref(Cache.of(keys, values))
-        _done(self._step(ctypes.byref(block), out.data_ptr(), cache, len(x), position, torch.get_num_threads()))
+        _done(self._step(ctypes.byref(block), out.data_ptr(), cache, x.shape[0], position, torch.get_num_threads()))
         return out
 
     def check(self) -> None:

@@ -102,4 +102,4 @@ def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     wide = torch.float32 if weights.device.type == "mps" else torch.float64  # mps has no float64
     sums = weights.to(wide).cumsum(0)
     point = sums[-1] * torch.rand((), generator=generator, device=weights.device)  # below sums[-1]: rand is float32
-    return torch.searchsorted(sums, point, right=True).clamp(max=len(weights) - 1)
+    return torch.searchsorted(sums, point, right=True).clamp(max=weights.shape[0] - 1)
