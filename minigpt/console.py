@@ -7,6 +7,7 @@ terminal. A result that goes into a pipe or a file stays as it is, byte for byte
 
 import codecs
 import errno
+import gc
 import importlib
 import io
 import json
@@ -15,7 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.cells import cell_len
@@ -183,15 +184,23 @@ console = messages()
 tell = teller(console)
 
 
-def loading() -> None:
-    """Load torch, unless it is there, and say so at once: it takes some seconds, in which a terminal shows life."""
+def loading(quiet: bool = False) -> None:
+    """Load torch, unless it is there, and say so at once: it takes some seconds, in which a terminal shows life.
+
+    Args:
+        quiet: say it to a terminal only, for a command whose output others read.
+    """
     if "torch" in sys.modules:
         return
-    if not console.is_terminal:
+    if not console.is_terminal and not quiet:
         tell("loading PyTorch")
-        return
-    with console.status("loading PyTorch"):
-        importlib.import_module("torch")
+    with console.status("loading PyTorch") if console.is_terminal else nullcontext():
+        gc.disable()  # a million objects that stay: looking for garbage among them is a tenth of the import
+        try:
+            importlib.import_module("torch")
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 def write(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
 from minigpt.cli.presets import load_preset, presets_file
-from minigpt.console import console, counted, out, teller, write
+from minigpt.console import console, counted, loading, out, teller, write
 from minigpt.errors import RunError, UserError
 
 
@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Chat, argv, "chat")
     asked = asked_settings(args)
+    loading(quiet=True)
     from minigpt.generation.chat import COMMANDS, Commands, load_session, save_session
     from minigpt.generation.chat.commands import SETTINGS
     from minigpt.generation.chat.saved import is_there

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from minigpt.cli.arguments import Name, parse
 from minigpt.cli.finished import headline_of
-from minigpt.console import console, out, out_json
+from minigpt.console import console, loading, out, out_json
 
 MOST_MINUTES = 1.2
 STORY_TOKENS = 160
@@ -32,6 +32,8 @@ class Demo:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Demo, argv, "demo", with_config=True)
+    console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories")
+    loading(quiet=True)
     from minigpt.config import find_recipe, load_config
     from minigpt.data.stories.generator import entropy
     from minigpt.evals import evaluate_run
@@ -41,7 +43,6 @@ def main(argv: list[str]) -> int:
     from minigpt.runs.train import train
 
     recipe = find_recipe("demo")
-    console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories")
     config = load_config(recipe, {"train.max_minutes": MOST_MINUTES} | overrides)
     task = FromNothing({"command": shlex.join(["minigpt", "demo", *argv])})
     run = train(config, name=args.name, recipe=str(recipe), task=task)

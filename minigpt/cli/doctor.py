@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from minigpt.cli.arguments import parse
-from minigpt.console import console, out, out_json
+from minigpt.console import console, loading, out, out_json
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Doctor:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Doctor, argv, "doctor")
+    loading(quiet=True)
     from rich.markup import escape
 
     from minigpt.machine.doctor import all_probes, examine

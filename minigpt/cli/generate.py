@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse, unreadable
 from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
-from minigpt.console import out_json, write
+from minigpt.console import loading, out_json, write
 from minigpt.errors import GenerationError
 
 SAMPLING = (
@@ -116,6 +116,7 @@ Generate = with_settings(_Generate)
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Generate, argv, "generate")
+    loading(quiet=True)
     prompt = _read_prompt(args)
     asked = asked_settings(args)
     if args.save_preset:
