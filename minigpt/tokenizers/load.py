@@ -6,6 +6,7 @@ that others made (GPT-2's, Llama 3's family) load too, with any split expression
 the same ids (a normalizer, another model, added start tokens) is refused by name.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from minigpt.tokenizers.gpt2 import is_gpt2
 from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_chars, byte_level, check, expression, unspell
 from minigpt.tokenizers.sentencepiece import from_model
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
+
+TIKTOKEN = re.compile(r"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
+"""How its file begins: a line is a token's bytes in base64, and its rank."""
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -32,6 +36,11 @@ def load(path: str | Path) -> Tokenizer:
         text = file.read_text(encoding="utf-8")
         if text.startswith("version https://git-lfs"):
             raise TokenizerError(f"{file}: a git-lfs pointer, not the tokenizer; get it with `git lfs pull`")
+        if TIKTOKEN.match(text):
+            raise TokenizerError(
+                f"{file}: a file of tiktoken, which does not say how text is split, nor its special tokens; give the "
+                "tokenizer.json of the same model"
+            )
         tree = parse_json(text)
     except FileNotFoundError:
         if (file.parent / "vocab.json").is_file() and (file.parent / "merges.txt").is_file():

@@ -177,6 +177,15 @@ def test_the_harness_own_model_of_the_export_agrees(harness: None, tmp_path: Pat
         for metric, value in figures(ours, name).items():
             if not metric.endswith("stderr") and isinstance(value, float):
                 assert np.log1p(value) == pytest.approx(np.log1p(expected[metric]), rel=1e-5), (name, metric)
+    with_examples = evaluate_tasks(run, [choices(tmp_path)], num_fewshot=2)
+    theirs = simple_evaluate(
+        model, tasks=[choices(tmp_path)], task_manager=TaskManager(include_defaults=False), num_fewshot=2,
+        bootstrap_iters=0,
+    )  # fmt: skip
+    told = [sample["arguments"][0][0] for sample in theirs["samples"]["questions"]]
+    assert all(text.count("\n\n") == 2 for text in told)  # two solved questions stand before each
+    assert with_examples["n-shot"]["questions"] == 2
+    assert figures(with_examples, "questions")["acc"] == figures(theirs, "questions")["acc"]
 
 
 @pytest.mark.slow

@@ -146,6 +146,7 @@ def test_an_expression_of_others_drops_no_text(pattern, tmp_path):
     [
         ("[" * 100_000, "not JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("IQ== 0\nIg== 1\nIw== 2\n", "tokenizer.json of the same model"),
         (json.dumps(TREE | {"added_tokens": [{"content": "<a>", "id": 10**10}]}), "10000000000"),
         (json.dumps(TREE | {"decoder": {"type": "Fuse"}}), "its decoder is not byte-level"),
     ],
