@@ -53,6 +53,9 @@ class Hook:
     def on_update(self, trainer: "Trainer") -> None:
         """After the optimizer has changed the weights, before an evaluation."""
 
+    def on_validation_batch(self, trainer: "Trainer", number: int) -> None:
+        """Before each batch of an evaluation, the first being 1."""
+
     def on_evaluation(self, trainer: "Trainer") -> None:
         """After an evaluation, when `trainer.state` has its loss and the best so far."""
 
@@ -263,12 +266,18 @@ class Trainer:
         started = time.perf_counter()
         with self.weights_to_use():
             loss = self._within_memory(
-                lambda _: validation_loss(self.model, self.validation(), self.runtime, self.evaluated)
+                lambda _: validation_loss(self.model, self._watched(self.validation()), self.runtime, self.evaluated)
             )
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
             raise DivergedError(f"the validation loss is not a number at step {self.state.step}")
         return loss
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for number, batch in enumerate(batches, 1):
+            for hook in self.hooks:
+                hook.on_validation_batch(self, number)
+            yield batch
 
     def evaluate(self) -> float:
         """Validation loss in nats per token; keeps the account of the best."""

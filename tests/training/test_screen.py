@@ -46,6 +46,18 @@ def test_the_live_line_fits_and_drops_the_least_important_first() -> None:
     assert live(110).startswith("━" * 14 + "─" * 10 + "  step")
 
 
+def test_a_long_evaluation_is_seen_to_move() -> None:
+    file = io.StringIO()
+    screen = Screen(Lines(file=file, force_terminal=True, width=80))
+    screen.on_start(trainer(step=0))
+    screen.on_validation_batch(trainer(step=0), 1)
+    screen.drawn = 0.0
+    screen.on_validation_batch(trainer(step=0), 34)
+    shown = Shown(80).feed(file.getvalue().replace("\n", "\r\n"))
+    screen.close()
+    assert shown.lines[-1] == "step 0/2,000  validation batch 34"
+
+
 def test_a_printed_line_is_whole_in_a_pipe_and_fits_a_terminal() -> None:
     whole = describe(LINE, trainer(), 42.0)
     assert whole == (

@@ -38,6 +38,12 @@ class Screen(Hook):
         if self.live and time.perf_counter() - self.drawn > LIVE_SECONDS:
             self._draw(trainer)
 
+    def on_validation_batch(self, trainer: Trainer, number: int) -> None:
+        """Show that a long evaluation moves."""
+        if self.live and time.perf_counter() - self.drawn > LIVE_SECONDS:
+            self.live.show(f"step {_of(trainer.state.step, trainer.budget.total_steps)}  validation batch {number:,}")
+            self.drawn = time.perf_counter()
+
     def on_rollback(self, trainer: Trainer) -> None:
         """Start it again."""
         self.began = None
