@@ -75,7 +75,23 @@ class ModelConfig(Section):
     ff_dim: Size | None = None
     """Hidden width of the feed-forward part (default: 4 x embed_dim; swiglu: 8/3 of it, to a multiple of 64)."""
     dropout: Fraction = 0.0
-    """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
+    """Probability of zeroing a number in training: of input, attention and block dropout, where these are left out."""
+    word_dropout: Fraction = 0.0
+    """Of a token's whole embedding: each batch draws which tokens of the vocabulary are zero everywhere in it."""
+    input_dropout: Fraction | None = None
+    """Of what the first block reads."""
+    qkv_dropout: Fraction = 0.0
+    """Of queries, keys and values, as their matrix makes them."""
+    attention_dropout: Fraction | None = None
+    """Of an attention weight."""
+    hidden_dropout: Fraction = 0.0
+    """Of the hidden numbers of the feed-forward part."""
+    block_dropout: Fraction | None = None
+    """Of what attention and feed-forward part add to the residual stream."""
+    output_dropout: Fraction = 0.0
+    """Of what the head reads."""
+    locked_dropout: tuple[Literal["input", "qkv", "hidden", "block", "output"], ...] = ()
+    """Those that draw once for all positions of a sequence; the others draw for each number by itself."""
     shape: Literal["gpt2", "modern"] = "modern"
     """Named architecture that sets the fields below where they are left out: gpt2 (OpenAI's) or modern (Qwen3's)."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
@@ -131,6 +147,11 @@ class ModelConfig(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def drops(self, place: Literal["input", "qkv", "attention", "hidden", "block", "output"]) -> tuple[float, bool]:
+        """(probability, whether it is locked) of the dropout at a place."""
+        probability: float | None = getattr(self, f"{place}_dropout")
+        return self.dropout if probability is None else probability, place in self.locked_dropout
 
     @property
     def head_size(self) -> int:

@@ -20,7 +20,7 @@ from minigpt.errors import CheckpointError
 from minigpt.model.cache import KVCache
 from minigpt.model.inputs import Places, Table, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
-from minigpt.model.kernels.dropout import dropout
+from minigpt.model.kernels.dropout import drop, word_dropout
 from minigpt.model.parts import ATTENTION, Attention, Block, FeedForward, Norm, Rotary, rotary_tables
 
 Reader = Callable[["GPT", Tensor, KVCache | None, Tensor | None], Tensor]
@@ -44,12 +44,12 @@ def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tenso
         visible = visible[:, None]
     x = model.embed(tokens, places, cache)  # [B, T] -> [B, T, C]
     rotary = model.rotary(places)
-    x = dropout(x, model.config.dropout, model.training)
+    x = drop(x, model.input_drops, model.training)
     for layer, block in enumerate(model.blocks):
         x = block(x, rotary, cache.layer(layer) if cache is not None else None, visible)
     if cache is not None:
         cache.length = end
-    return model.norm(x)
+    return drop(model.norm(x), model.output_drops, model.training)
 
 
 class GPT(nn.Module):
@@ -73,6 +73,7 @@ class GPT(nn.Module):
         for name, module in inputs.items():
             self.add_module(name, module)
         self.inputs = tuple(inputs)
+        self.input_drops, self.output_drops = config.drops("input"), config.drops("output")
         self.reader: Reader = read  # of a model prepared for CUDA: its graphs
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config, config.embed_dim)
@@ -112,6 +113,7 @@ class GPT(nn.Module):
     def embed(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, T] at their positions -> [B, T, C], what the first block reads."""
         x = self.embedding(tokens)
+        x = word_dropout(x, tokens, self.embedding.num_embeddings, self.config.word_dropout, self.training)
         for name in self.inputs:
             x = x + getattr(self, name)(tokens, places, cache)
         return x

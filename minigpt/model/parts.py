@@ -13,7 +13,7 @@ from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cache import LayerCache
 from minigpt.model.kernels import fused
 from minigpt.model.kernels.attention import fast_attention, tiles
-from minigpt.model.kernels.dropout import dropout
+from minigpt.model.kernels.dropout import drop
 from minigpt.model.norms import NORMS
 
 Rotary = tuple[Tensor, Tensor]
@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.num_heads, self.kv_heads, self.head_size = config.num_heads, config.kv_heads, config.head_size
-        self.dropout = config.dropout
+        self.dropout, self.qkv_drops = config.drops("attention")[0], config.drops("qkv")
         width = config.num_heads * config.head_size
         self.qkv = nn.Linear(config.embed_dim, width + 2 * self.kv_heads * self.head_size, bias=config.bias)
         self.out = nn.Linear(width, config.embed_dim, bias=config.bias)
@@ -98,7 +98,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
         batch, length, _ = x.shape
-        dropout, qkv = self.dropout if self.training else 0.0, self.qkv(x)  # [B, T, (H + 2 KV) D]
+        qkv = drop(self.qkv(x), self.qkv_drops, self.training)  # [B, T, (H + 2 KV) D]
+        dropout = self.dropout if self.training else 0.0
         if self.kernel is fused_attention and cache is None and visible is None:
             mixed = self._fused(qkv, rotary, dropout)
             if mixed is not None:
@@ -138,13 +139,16 @@ class FeedForward(nn.Module):
         self.fused = config.attention == "fused"
         self.up = nn.Linear(config.embed_dim, config.gates * config.hidden_dim, bias=config.bias)
         self.down = nn.Linear(config.hidden_dim, config.embed_dim, bias=config.bias)
+        self.drops = config.drops("hidden")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         wide = self.up(x)  # [B, T, gates H]
         if self.fused and self.in_c in fused.ACTIVATIONS and fused.usable(wide):
-            return self.down(fused.activate(wide, self.in_c, self.gates))
-        return self.down(self.activate(wide))  # [B, T, gates H] -> [B, T, H] -> [B, T, C]
+            hidden = fused.activate(wide, self.in_c, self.gates)
+        else:
+            hidden = self.activate(wide)  # [B, T, gates H] -> [B, T, H]
+        return self.down(drop(hidden, self.drops, self.training))
 
 
 class Block(nn.Module):
@@ -154,11 +158,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = Norm(config, config.embed_dim), Attention(config)
         self.norm2, self.feed_forward = Norm(config, config.embed_dim), FeedForward(config)
-        self.dropout = config.dropout
+        self.drops = config.drops("block")
 
     def forward(
         self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        x = x + dropout(self.attention(self.norm1(x), rotary, cache, visible), self.dropout, self.training)
-        return x + dropout(self.feed_forward(self.norm2(x)), self.dropout, self.training)
+        x = x + drop(self.attention(self.norm1(x), rotary, cache, visible), self.drops, self.training)
+        return x + drop(self.feed_forward(self.norm2(x)), self.drops, self.training)

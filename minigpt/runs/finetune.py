@@ -42,7 +42,6 @@ SKILL_STEPS, MOST_PASSES = 1200, 30
 """Steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); but not more passes than these."""
 SKILL_WIDTH = 512
 """Widest model to which answering is a new skill; wider ones are taken for pretrained, which are easily spoilt."""
-_MODEL_MAY_CHANGE = ("dropout", "attention")
 
 
 def fine_tune(
@@ -178,7 +177,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
     problems = [
         f"model.{field}: is the base's, {value}; train a model anew to change it"
         for field, value in base.model.config.model_dump().items()
-        if field not in _MODEL_MAY_CHANGE and getattr(config.model, field) != value
+        if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]
     if config.tokenizer.kind != base.tokenizer.kind or config.tokenizer.path:
         problems.append(f"tokenizer.kind: is the base's, {base.tokenizer.kind}")

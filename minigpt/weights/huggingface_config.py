@@ -153,9 +153,9 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
             "n_inner": config.hidden_dim,
             "activation_function": activation,
             "layer_norm_epsilon": config.norm_eps,
-            "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
-            "resid_pdrop": config.dropout,
+            "embd_pdrop": config.drops("input")[0],
+            "attn_pdrop": config.drops("attention")[0],
+            "resid_pdrop": config.drops("block")[0],
         }
     return common | {
         "model_type": kind,
@@ -171,7 +171,7 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_dropout": config.dropout,
+        "attention_dropout": config.drops("attention")[0],
         "attention_bias": False,
     }
 

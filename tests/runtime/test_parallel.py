@@ -62,7 +62,9 @@ def test_fifty_steps_lose_what_one_process_loses(count: int, tmp_path: Path) -> 
 
 
 def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
-    config = ModelConfig.model_validate(MODEL | {"dropout": 0.3})
+    config = ModelConfig.model_validate(
+        MODEL | {"dropout": 0.3, "qkv_dropout": 0.2, "hidden_dropout": 0.2, "locked_dropout": ("block", "hidden")}
+    )
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     gradients, kept = [], []
     for again in (False, True):

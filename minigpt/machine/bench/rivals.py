@@ -67,6 +67,8 @@ def _twin(config: ModelConfig, name: str) -> Twin | None:
     ]
     if config.dropout and name == "modern":
         differences.append("dropout in attention alone")
+    ours = ("word_dropout", "qkv_dropout", "hidden_dropout", "output_dropout", "locked_dropout")
+    differences += [f"no {field}" for field in ours if getattr(config, field)]
     return Twin(_CLASSES[name], config_to_hf(other), tuple(differences))
 
 
