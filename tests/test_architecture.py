@@ -74,6 +74,8 @@ INSIDE = {
     " / importing score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
     "export": "huggingface / gguf page",
+    "serve": "limits / engine",
+    "serve.engine": "batch / job prefixes / choose / writer / loop",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
     " export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",

@@ -1,0 +1,1 @@
+"""The server: `engine/` writes texts for many clients at once, `api/` speaks OpenAI's HTTP, `models.py` keeps runs."""
