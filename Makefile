@@ -59,7 +59,7 @@ $(BIN)/python:
 # torch comes first and alone, so that the build that pip finds for this machine is the one that stays.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install torch -c constraints.txt
-	$(PIP) install -e ".[plot]" -c constraints.txt
+	$(PIP) install -e ".[plot,serve]" -c constraints.txt
 	@touch $@
 
 # Tools of others that read what we export, for slow tests; without npm those are skipped.
@@ -68,5 +68,5 @@ $(VENV)/installed-node: Makefile | $(BIN)/python
 		&& touch $@ || echo "npm could not install $(NODE_PACKAGES): the tests that need it are skipped"
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) install -e ".[plot,test,docs]" -c constraints.txt
+	$(PIP) install -e ".[plot,serve,test,docs]" -c constraints.txt
 	@touch $@

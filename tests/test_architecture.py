@@ -71,14 +71,16 @@ INSIDE = {
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
-    " / importing score / compare repeat train / budget finetune / sweep",
+    " / importing score spelling / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
     "export": "huggingface / gguf page",
-    "serve": "limits / engine",
+    "serve": "limits / engine / models / api / server",
+    "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
+    " / app",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished presets tables / answers arguments / bench config data demo doctor eval explain"
-    " export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
+    " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

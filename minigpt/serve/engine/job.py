@@ -18,9 +18,17 @@ Reason = Literal["eos", "stop", "length", "time"]
 
 
 class BusyError(MiniGPTError):
-    """The queue is full, or no memory is free now; `seconds` says when to try again."""
+    """Too many texts wait; `seconds` says when to try again."""
 
-    def __init__(self, what: str, seconds: int = 1):
+    def __init__(self, what: str, seconds: int):
+        super().__init__(what)
+        self.seconds = seconds
+
+
+class UnavailableError(MiniGPTError):
+    """The model cannot be had now; `seconds` says when to try again."""
+
+    def __init__(self, what: str, seconds: int):
         super().__init__(what)
         self.seconds = seconds
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from minigpt.model import GPT
-from minigpt.serve.engine.job import BusyError, Event, Job
-from minigpt.serve.engine.writer import Writer
+from minigpt.serve.engine.job import BusyError, Event, Job, UnavailableError
+from minigpt.serve.engine.writer import Counts, Writer
 from minigpt.serve.limits import Limits
 
+ENDING = "the server ends", 5
 Calls = list[tuple[Job, Event]]
 
 
@@ -39,6 +40,7 @@ class Engine:
     ):
         self.limits, self.post, self.clock = limits or Limits(), post, clock
         self.writers: dict[GPT, Writer] = {}
+        self.counts = Counts()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -53,14 +55,17 @@ class Engine:
 
         Raises:
             BusyError: the queue is full.
+            UnavailableError: the engine ends.
         """
         with self._changed:
+            if self._stopping:
+                raise UnavailableError(*ENDING)
             waiting = self.waiting
             if waiting and waiting + len(jobs) > self.limits.queue:
                 raise BusyError(f"{waiting} texts wait already; try again later", 1 + waiting // self.limits.texts)
             if model not in self.writers:
                 most = min(texts or self.limits.texts, self.limits.texts)
-                self.writers[model] = Writer(model, most, self.limits.prefixes, self._note)
+                self.writers[model] = Writer(model, most, self.limits.prefixes, self._note, self.counts)
             self.writers[model].waiting.extend(jobs)
             self._changed.notify()
 
@@ -88,9 +93,7 @@ class Engine:
                 writer.turn(self.clock())
             except Exception as error:  # noqa: BLE001  memory that ran out, or a bug: the other models go on
                 writer.fail_all(error)
-            if self._happened:
-                happened, self._happened = self._happened, []
-                self.post(happened)
+            self._tell()
         return bool(busy)
 
     def start(self) -> None:
@@ -98,11 +101,15 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="minigpt-engine", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the turn at hand; texts on their way are not completed."""
+    def end(self) -> None:
+        """End after the turn at hand; texts on their way fail. A signal handler may call it."""
+        self._stopping = True
         with self._changed:
-            self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
         if self._thread is not None:
             self._thread.join()
 
@@ -110,9 +117,17 @@ class Engine:
         if not job.cancelled:
             self._happened.append((job, event))
 
+    def _tell(self) -> None:
+        if self._happened:
+            happened, self._happened = self._happened, []
+            self.post(happened)
+
     def _run(self) -> None:
         while not self._stopping:
             if self.turn():
                 continue
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or any(not w.idle for w in self.writers.values()))
+        for writer in self.writers.values():
+            writer.fail_all(UnavailableError(*ENDING))
+        self._tell()

@@ -27,7 +27,7 @@ AT_ONCE = 1 << 22
 
 @dataclass
 class Counts:
-    """What was done since the start."""
+    """What was done since the start, by all writers: tokens, turns, and how texts ended."""
 
     prompt: int = 0
     cached: int = 0
@@ -44,14 +44,16 @@ class Writer:
         most: texts at once.
         prefixes: bytes for the beginnings of earlier texts.
         report: called with each job and event, in order.
+        counts: what was done is added here.
     """
 
-    def __init__(self, model: GPT, most: int, prefixes: int, report: Callable[[Job, Event], None]):
-        self.model, self.report = model, report
+    def __init__(
+        self, model: GPT, most: int, prefixes: int, report: Callable[[Job, Event], None], counts: Counts | None = None
+    ):
+        self.model, self.report, self.counts = model, report, counts or Counts()
         self.batch, self.prefixes = Batch(model, most), Prefixes(prefixes)
         self.waiting: deque[Job] = deque()
         self.jobs: list[Job] = []  # job i writes text i of the batch
-        self.counts = Counts()
 
     @property
     def idle(self) -> bool:
