@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tuned_run import TEXT, make_base
 
+from minigpt.config import ModelConfig
+from minigpt.config.finetune import LoRAConfig
+from minigpt.model import GPT
 from minigpt.serve.limits import Limits
 from minigpt.tokenizers.chat_template import Template
+from minigpt.training.finetune import adapter, add_lora, save_adapter
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
@@ -18,14 +23,20 @@ PROMPT = TEXT[17:40]
 
 
 def make_runs(folder: Path) -> Path:
-    """`base` with two checkpoints, and `talks`, which has a chat template."""
+    """`base` with two checkpoints and an adapter, and `talks`, which has a chat template."""
     for seed, name in ((3, "base"), (5, "talks")):
         make_base(folder / name, seed=seed)
     loaded = checkpoint.load(folder / "base" / "checkpoints" / "step-00000001")
-    weights = {name: tensor * 0.5 for name, tensor in loaded.weights.items()}
+    weights = GPT(ModelConfig(**(loaded.state.model or {})), seed=7).weights()
     state = CheckpointState(model=loaded.state.model, train=TrainState(step=2, finished=True))
     checkpoint.save(folder / "base" / "checkpoints" / "step-00000002", {"model": weights}, state)
     Template().save(folder / "talks")
+    config, model = LoRAConfig(), GPT.from_pretrained(folder / "base")
+    add_lora(model, config)
+    with torch.no_grad():
+        for tensor in adapter(model).values():
+            tensor.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    save_adapter(folder / "base" / "adapters" / "pirate", model, config, base=folder / "base")
     return folder
 
 

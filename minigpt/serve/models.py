@@ -118,6 +118,10 @@ class Loaded:
         return sum(tensors.values())
 
 
+def _unreadable(listed: Listed, error: Exception) -> UnavailableError:
+    return UnavailableError(f"the model {listed.name!r} cannot be loaded: {error}", 30)
+
+
 class Models:
     """Those in memory.
 
@@ -143,27 +147,34 @@ class Models:
             UnavailableError: it cannot be loaded now: no memory, or damaged.
         """
         listed = await self.catalog.find(name)
-        async with self._loading:
-            loaded = await self._get(listed)
-            loaded.users += 1
+        key = self._key(listed)
+        if key not in self.loaded:
+            async with self._loading:
+                if key not in self.loaded:
+                    await self._load(listed, key)
+        loaded = self.loaded[key]
+        loaded.users += 1
         try:
             yield loaded
         finally:
             loaded.users -= 1
             loaded.used = time.monotonic()
 
-    async def _get(self, listed: Listed) -> Loaded:
+    def _key(self, listed: Listed) -> Path:
+        """The checkpoint that is meant now. Raises UnavailableError."""
         try:
-            key = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
-            if key in self.loaded:
-                return self.loaded[key]
+            return listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+        except (UserError, OSError) as error:
+            raise _unreadable(listed, error) from None
+
+    async def _load(self, listed: Listed, key: Path) -> None:
+        try:
             self._make_room(sum(file.stat().st_size for file in key.rglob("model*.safetensors")))
             run = await asyncio.to_thread(self._read, listed.path)
         except (UserError, OSError) as error:
-            raise UnavailableError(f"the model {listed.name!r} cannot be loaded: {error}", 30) from None
-        loaded = self.loaded[key] = Loaded(key, run, self._texts(run))
+            raise _unreadable(listed, error) from None
+        loaded = self.loaded[key] = Loaded(key, run, self._texts(run), used=time.monotonic())
         self._make_room(0, loaded)
-        return loaded
 
     def _read(self, path: Path) -> LoadedRun:
         run = load_run(path, self.device)

@@ -52,10 +52,27 @@ def events(client: Any, path: str, **fields: Any) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def test_models_are_runs_and_their_kept_checkpoints(client: Any):
+def test_models_are_runs_their_kept_checkpoints_and_adapters(client: Any, runs: Path):
     found = [card["id"] for card in client.get("/v1/models").json()["data"]]
-    assert sorted(found) == ["base", "base@1", "base@2", "talks", "talks@1"]
-    assert client.get("/v1/models/base@2").json()["id"] == "base@2"
+    places = {
+        "base": "base",
+        "base@1": "base/checkpoints/step-00000001",
+        "base@2": "base/checkpoints/step-00000002",
+        "base+pirate": "base/adapters/pirate",
+        "talks": "talks",
+        "talks@1": "talks/checkpoints/step-00000001",
+    }
+    assert sorted(found) == sorted(places)
+    texts = {}
+    for name, place in places.items():
+        assert client.get(f"/v1/models/{name}").json()["id"] == name
+        run = load_run(runs / place, "cpu")
+        right = generate_text(run.model, PROMPT, run.tokenizer, max_new_tokens=30, temperature=0)
+        answer = post(client, "/v1/completions", model=name, prompt=PROMPT, max_tokens=30, temperature=0)
+        texts[name] = answer["choices"][0]["text"]
+        assert texts[name] == right
+    assert texts["base"] == texts["base@2"] and texts["talks"] == texts["talks@1"]
+    assert len(set(texts.values())) == 4
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -87,5 +87,6 @@ def test_two_hundred_streams_are_each_what_they_are_alone(tmp_path: Path):
     ordered = sorted(first)
     print(
         f"\n{STREAMS} streams in {seconds:.1f} s; first token p50 {ordered[len(ordered) // 2]:.2f} s, "
-        f"p99 {ordered[int(len(ordered) * 0.99)]:.2f} s; /health {max(well):.3f} s at most; memory grew {grown / 1e6:.0f} MB"
+        f"p99 {ordered[int(len(ordered) * 0.99)]:.2f} s; /health {max(well):.3f} s at most; "
+        f"memory grew {grown / 1e6:.0f} MB"
     )

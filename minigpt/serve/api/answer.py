@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from minigpt.config import GenerationConfig
 from minigpt.generation.text import Completion, Writing
@@ -118,16 +117,16 @@ def now() -> int:
     return int(time.time())
 
 
-def as_stream(pieces: AsyncIterator[BaseModel | str]) -> StreamingResponse:
+def as_stream(pieces: AsyncIterator[list[Any]]) -> StreamingResponse:
     """An answer that comes piece by piece."""
     return StreamingResponse(_events(pieces), media_type=STREAM, headers={"Cache-Control": "no-store"})
 
 
-async def _events(pieces: AsyncIterator[BaseModel | str]) -> AsyncGenerator[str, None]:
+async def _events(pieces: AsyncIterator[list[Any]]) -> AsyncGenerator[str, None]:
     """Server-sent events: an object each, then [DONE]; an error in the middle is an event too."""
     try:
-        async for piece in pieces:
-            yield f"data: {piece if isinstance(piece, str) else piece.model_dump_json()}\n\n"
+        async for some in pieces:
+            yield "".join(f"data: {piece.model_dump_json()}\n\n" for piece in some)
     except Exception as error:  # noqa: BLE001  the status is sent already, so that any error is told in the stream
         yield f"data: {as_api_error(error).as_json()}\n\n"
     yield "data: [DONE]\n\n"

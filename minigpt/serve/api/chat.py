@@ -34,7 +34,7 @@ from minigpt.serve.api.schemas import (
 )
 from minigpt.serve.api.scores import chat_scores
 from minigpt.serve.api.state import Shared, State, started, unless_gone
-from minigpt.serve.engine import Ended, Job, Score, Wrote
+from minigpt.serve.engine import Ended, Event, Job, Read, Score
 from minigpt.serve.models import Loaded
 
 
@@ -90,9 +90,10 @@ class Asked:
             counted = usage(count.prompt, sum(beam.tokens for beam in beams), 0, count.read)
         else:
             async with aclosing(self.state.write(self.loaded, jobs)) as events:
-                async for number, event in events:
-                    told[number].take(event)
-                    count.take(number, event)
+                async for some in events:
+                    for number, event in some:
+                        told[number].take(event)
+                        count.take(number, event)
             choices = [self.choice(index, each.text, each.finish, each.scores) for index, each in enumerate(told)]
             counted = count.usage()
         return ChatCompletion(id=self.id, created=self.created, model=self.asked.model, choices=choices, usage=counted)
@@ -102,34 +103,36 @@ class Asked:
         choice = ChatChunkChoice(index=index, delta=delta, logprobs=scores, finish_reason=finish)
         return ChatChunk(id=self.id, created=self.created, model=self.asked.model, choices=[choice])
 
-    async def pieces(self) -> AsyncGenerator[ChatChunk, None]:
-        """The answer, piece by piece."""
+    async def pieces(self) -> AsyncGenerator[list[ChatChunk], None]:
+        """The answer, some pieces at a time."""
         jobs = self.jobs()
         count = Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
         leads = [Lead(self.spaces) for _ in jobs]
         async with aclosing(self.state.write(self.loaded, jobs)) as events:
-            async for number, event in events:
-                count.take(number, event)
-                if isinstance(event, Wrote):
-                    text = leads[number].take(event.text)
-                    scores = self._spelled([event.score] if event.score else [])
-                    if text or scores:
-                        yield self.piece(number, Delta(content=text), scores, None)
-                elif isinstance(event, Ended):
-                    told = Told()
-                    told.take(event)
-                    if text := leads[number].take(told.text):
-                        yield self.piece(number, Delta(content=text), None, None)
-                    yield self.piece(number, Delta(), None, told.finish)
-                else:
-                    yield self.piece(number, Delta(role="assistant", content=""), None, None)
+            async for some in events:
+                made = []
+                for number, event in some:
+                    count.take(number, event)
+                    made += self._pieces(number, event, leads[number])
+                if made:
+                    yield made
         if self.asked.stream_options and self.asked.stream_options.include_usage:
             last = ChatChunk(id=self.id, created=self.created, model=self.asked.model, choices=[])
             last.usage = count.usage()
-            yield last
+            yield [last]
+
+    def _pieces(self, number: int, event: Event, lead: Lead) -> list[ChatChunk]:
+        """What one event adds to an answer."""
+        if isinstance(event, Read):
+            return [self.piece(number, Delta(role="assistant", content=""), None, None)]
+        told = Told()
+        told.take(event)
+        text, scores = lead.take(told.text), self._spelled(told.scores) if told.scores else None
+        made = [self.piece(number, Delta(content=text), scores, None)] if text or scores else []
+        return [*made, self.piece(number, Delta(), None, told.finish)] if isinstance(event, Ended) else made
 
 
-async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[ChatChunk, None]:
+async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[list[ChatChunk], None]:
     """The pieces of a request; the model stays in memory meanwhile."""
     async with state.models.use(asked.model) as loaded:
         request = await asyncio.to_thread(Asked, asked, loaded, state)

@@ -22,10 +22,10 @@ from minigpt.serve.api.answer import (
 )
 from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, make_jobs, prompts_of, readable, seed_of, settings
-from minigpt.serve.api.schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
+from minigpt.serve.api.schemas import Completion, CompletionChoice, CompletionRequest
 from minigpt.serve.api.scores import CompletionScores
 from minigpt.serve.api.state import Shared, State, started, unless_gone
-from minigpt.serve.engine import Ended, Job, Read, Wrote
+from minigpt.serve.engine import Ended, Event, Job, Read
 from minigpt.serve.models import Loaded
 
 USUAL = 16
@@ -87,9 +87,10 @@ class Asked:
         jobs = self.jobs()
         told, count = [Told() for _ in jobs], Count(jobs, self.copies, self.loaded.run.model.config.max_seq_len)
         async with aclosing(self.state.write(self.loaded, jobs)) as events:
-            async for number, event in events:
-                told[number].take(event)
-                count.take(number, event)
+            async for some in events:
+                for number, event in some:
+                    told[number].take(event)
+                    count.take(number, event)
         choices = []
         for first in range(0, len(told), self.copies):
             best = sorted(range(first, first + self.copies), key=lambda at: -told[at].likeliness)
@@ -121,37 +122,37 @@ class Asked:
         answer.usage = usage(sum(sizes), written, 0, sum(min(size, context) for size in sizes))
         return answer
 
-    async def pieces(self) -> AsyncGenerator[Completion, None]:
-        """The answer, piece by piece."""
+    async def pieces(self) -> AsyncGenerator[list[Completion], None]:
+        """The answer, some pieces at a time."""
         jobs = self.jobs()
         count = Count(jobs, self.copies, self.loaded.run.model.config.max_seq_len)
         scores = [CompletionScores(self.loaded.run.tokenizer) for _ in jobs]
         async with aclosing(self.state.write(self.loaded, jobs)) as events:
-            async for number, event in events:
-                count.take(number, event)
-                text, logprobs, finish = "", None, None
-                if isinstance(event, Read):
-                    text, logprobs = self.echoed(number), self._spelled(scores[number], event.scores)
-                elif isinstance(event, Wrote):
-                    text = event.text
-                    logprobs = self._spelled(scores[number], [event.score] if event.score else [])
-                elif isinstance(event, Ended):
-                    told = Told()
-                    told.take(event)
-                    text, finish = told.text, told.finish
-                if text or finish or (logprobs and logprobs.tokens):
-                    choice = CompletionChoice(index=number, text=text, logprobs=logprobs, finish_reason=finish)
-                    yield self.answer([choice])
+            async for some in events:
+                made = []
+                for number, event in some:
+                    count.take(number, event)
+                    choice = self._piece(number, event, scores[number])
+                    if choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens):
+                        made.append(self.answer([choice]))
+                if made:
+                    yield made
         if self.asked.stream_options and self.asked.stream_options.include_usage:
             last = self.answer([])
             last.usage = count.usage()
-            yield last
+            yield [last]
 
-    def _spelled(self, scores: CompletionScores, new: list) -> CompletionLogprobs | None:
-        return scores.take(new) if self.asked.logprobs is not None else None
+    def _piece(self, number: int, event: Event, scores: CompletionScores) -> CompletionChoice:
+        """What one event adds to a choice."""
+        told = Told()
+        told.take(event)
+        text = self.echoed(number) if isinstance(event, Read) else told.text
+        logprobs = scores.take([*told.read, *told.scores]) if self.asked.logprobs is not None else None
+        finish = told.finish if isinstance(event, Ended) else None
+        return CompletionChoice(index=number, text=text, logprobs=logprobs, finish_reason=finish)
 
 
-async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[Completion, None]:
+async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[list[Completion], None]:
     """The pieces of a request; the model stays in memory meanwhile."""
     async with state.models.use(asked.model) as loaded:
         request = await asyncio.to_thread(Asked, asked, loaded, state)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Text = Annotated[str, Field(max_length=4 << 20)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
@@ -255,10 +255,14 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """A piece of what the assistant says."""
+    """A piece of what the assistant says; what it does not hold is left out, as clients expect."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class ChatChunkChoice(BaseModel):

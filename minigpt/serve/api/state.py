@@ -78,8 +78,9 @@ class State:
         self.meter, self.ready = Meter(), True
         self.aside = Aside()
 
-    async def write(self, loaded: Loaded, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Event], None]:
-        """(number of the job, what happened) until all are complete; if nobody listens any more, all are cancelled.
+    async def write(self, loaded: Loaded, jobs: Sequence[Job]) -> AsyncGenerator[list[tuple[int, Event]], None]:
+        """Pairs (number of the job, what happened), all that are there, until all jobs are complete. If nobody listens
+        any more, all are cancelled.
 
         Raises: what makes one of them fail.
         """
@@ -93,13 +94,17 @@ class State:
             first = True
             while left:
                 await asyncio.sleep(0)  # a queue that is never empty would keep all others waiting
-                number, event = await queue.get()
-                if isinstance(event, Failed):
-                    raise event.error
+                found = [await queue.get()]
+                while not queue.empty():  # many only where the event loop is behind: then it sends them together
+                    found.append(queue.get_nowait())
+                for _, event in found:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    left -= isinstance(event, Ended)
                 if first:
                     self.meter.began(time.monotonic() - begun)
-                first, left = False, left - isinstance(event, Ended)
-                yield number, event
+                first = False
+                yield found
         finally:
             for job in jobs:
                 job.cancelled = True

@@ -128,6 +128,6 @@ class Engine:
                 continue
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or any(not w.idle for w in self.writers.values()))
-        for writer in self.writers.values():
+        for writer in [*self.writers.values()]:
             writer.fail_all(UnavailableError(*ENDING))
         self._tell()

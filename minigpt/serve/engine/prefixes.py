@@ -9,6 +9,9 @@ from itertools import takewhile
 
 from minigpt.serve.engine.batch import Held
 
+TEXTS = 256
+"""Beginnings that are looked through for each chat."""
+
 
 class Prefixes:
     """Beginnings of texts of one model.
@@ -38,7 +41,7 @@ class Prefixes:
             self._drop(old)
         self.kept.append(held)
         self.bytes += held.bytes
-        while self.bytes > self.most:
+        while self.bytes > self.most or len(self.kept) > TEXTS:
             self._drop(self.kept[0])
 
     def _drop(self, held: Held) -> None:
