@@ -64,7 +64,8 @@ def test_only_this_servers_own_pages_may_ask(client: Any, headers: dict[str, str
 
 
 @pytest.mark.parametrize(
-    "sent", ["", "Bearer", "Bearer ", f"bearer {KEY}", KEY, f"Bearer {KEY} ", "Bearer " + "é" * 9, f"Bearer {KEY[:-1]}"]
+    "sent",
+    ["", "Bearer", f"bearer {KEY}", KEY, f"Bearer  {KEY}", "Bearer " + "é" * 9, f"Bearer {KEY[:-1]}", "x"],
 )
 def test_a_wrong_key_gets_401_and_stands_in_no_log(locked: Any, sent: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
