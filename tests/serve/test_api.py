@@ -218,6 +218,7 @@ WRONG: list[tuple[str, dict[str, Any] | bytes, int, str]] = [
     ("/v1/completions", {"model": "base", "prompt": "x", "best_of": 2, "stream": True}, 400, "streamed"),
     ("/v1/completions", {"model": "base", "prompt": ["x"] * 300, "n": 2}, 400, "600 texts"),
     ("/v1/completions", {"model": "base", "prompt": "x", "num_beams": 2, "n": 3}, 400, "num_samples"),
+    ("/v1/completions", {"model": "base", "prompt": ["x"] * 64, "num_beams": 8}, 400, "256 beams"),
     ("/v1/completions", {"model": "base", "prompt": LONG, "echo": True, "logprobs": 1}, 400, "context"),
     ("/v1/chat/completions", {"model": "base", "messages": CHAT}, 400, "/v1/completions"),
     ("/v1/chat/completions", {"model": "talks", "messages": CHAT[:1]}, 400, "user"),

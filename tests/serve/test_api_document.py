@@ -12,8 +12,8 @@ from minigpt.serve.limits import Limits
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
-CASES = 250
-"""For each path, of which there are eight."""
+CASES = 185
+"""Of each path and kind: 2,000 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_the_document_names_every_status_and_no_422(address: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("known", [True, False])
-def test_no_made_up_request_gets_an_answer_outside_of_the_document(address: str, known: bool):
+@pytest.mark.parametrize("right", [True, False])
+def test_no_made_up_request_gets_an_answer_outside_of_the_document(address: str, right: bool):
     schemathesis = pytest.importorskip("schemathesis", reason="needs the package schemathesis")
     from hypothesis import HealthCheck, given, settings
     from schemathesis import GenerationMode
@@ -51,13 +51,15 @@ def test_no_made_up_request_gets_an_answer_outside_of_the_document(address: str,
     statuses: dict[int, int] = {}
     names = ["base", "talks", "base@1"]
 
-    for operation in schema.get_all_operations():
-        modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+    for operation in (found.ok() for found in schema.get_all_operations()):
+        if not right and not operation.body:  # nothing can be wrong
+            continue
+        mode = GenerationMode.POSITIVE if right else GenerationMode.NEGATIVE
 
-        @given(data=operation.ok().as_strategy(generation_mode=modes[known]))
-        @settings(max_examples=CASES // 2, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(data=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def check(data: Any) -> None:
-            if known and isinstance(data.body, dict) and "model" in data.body:
+            if right and isinstance(data.body, dict) and "model" in data.body:
                 data.body["model"] = random.Random(len(str(data.body))).choice(names)
             answer = data.call(timeout=60)
             statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1

@@ -118,6 +118,19 @@ def test_a_full_queue_refuses_and_takes_all_or_none() -> None:
     run_out(engine)
 
 
+def test_a_text_that_is_cancelled_while_it_waits_frees_its_place() -> None:
+    gpt, engine = make_model(), Engine(Limits(texts=1, queue=4))
+    jobs = [make_job("abc", max_new_tokens=9, stop_at_eos=False)[0] for _ in range(5)]
+    engine.submit(gpt, jobs[:1])
+    engine.turn()
+    engine.submit(gpt, jobs[1:])
+    for job in jobs[2:]:
+        job.cancelled = True
+    engine.turn()
+    assert (engine.writing, engine.waiting) == (1, 1)
+    run_out(engine)
+
+
 def test_time_that_is_over_ends_a_text_and_refuses_one_that_waits() -> None:
     now = [0.0]
     gpt, engine = make_model(), Engine(Limits(texts=1), clock=lambda: now[0])
@@ -126,7 +139,8 @@ def test_time_that_is_over_ends_a_text_and_refuses_one_that_waits() -> None:
     engine.turn()
     engine.turn()
     now[0] = 5.0
-    run_out(engine)
+    engine.turn()
+    assert first.end and second.end
     assert isinstance(first.end, Ended) and first.end.reason == "time"
     assert isinstance(second.end, Failed) and isinstance(second.end.error, BusyError)
 

@@ -18,8 +18,9 @@ from minigpt.serve.models import Loaded
 
 FINISH: dict[str, Finish] = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
 STREAM = "text/event-stream"
-STREAMED: dict[int | str, dict[str, Any]] = {**RESPONSES, 200: {"content": {STREAM: {"schema": {"type": "string"}}}}}
-"""For the document of the API: an answer that may be a stream."""
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAMED: dict[int | str, dict[str, Any]] = {**RESPONSES, 200: {"content": {STREAM: {"schema": EVENT}}}}
+"""For the document of the API: an answer that may be a stream, here what each of its events is."""
 
 
 @dataclass
@@ -90,9 +91,11 @@ def check_texts(count: int, state: State) -> None:
         raise ApiError(400, f"{count} texts in one request; {state.limits.queue} are the most of this server")
 
 
-def check_stream(asked: Sampled, copies: int) -> None:
-    """Raises ApiError for what can only be answered whole."""
+def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
+    """Raises ApiError for a search that is too wide, or whose answer is to be streamed."""
     beams = (asked.num_beams or 1) > 1
+    if beams and prompts * (asked.num_beams or 1) > loaded.texts:
+        raise ApiError(400, f"num_beams: {loaded.texts} beams of all prompts together are the most here", "num_beams")
     if asked.stream and (beams or copies > (asked.n or 1)):
         what = "num_beams" if beams else "best_of"
         raise ApiError(400, f"{what} compares whole texts, so they cannot be streamed; leave stream out", what)

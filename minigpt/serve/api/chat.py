@@ -13,7 +13,7 @@ from minigpt.serve.api.answer import (
     Count,
     Told,
     as_stream,
-    check_stream,
+    check_search,
     check_texts,
     make_id,
     now,
@@ -58,7 +58,7 @@ class Asked:
         self.asked, self.loaded, self.state = asked, loaded, state
         self.n, self.beams = asked.n or 1, (asked.num_beams or 1) > 1
         turns = turns_of(loaded)
-        check_stream(asked, self.n)
+        check_search(asked, 1, self.n, loaded)
         check_texts(self.n, state)
         most = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

@@ -13,7 +13,7 @@ from minigpt.serve.api.answer import (
     Count,
     Told,
     as_stream,
-    check_stream,
+    check_search,
     check_texts,
     make_id,
     now,
@@ -40,11 +40,11 @@ class Asked:
         self.n = asked.n or 1
         self.copies = max(self.n, asked.best_of or 1)
         self.beams = (asked.num_beams or 1) > 1
-        check_stream(asked, self.copies)
         if asked.best_of is not None and asked.best_of < self.n:
             raise ApiError(400, f"best_of {asked.best_of} is less than n {self.n}", "best_of")
         self.given = prompts_of(asked.prompt)
         check_texts(len(self.given) * self.copies, state)
+        check_search(asked, len(self.given), self.copies, loaded)
         self.prompts = [encode(prompt, loaded) for prompt in self.given]
         self.scored = bool(asked.echo) and asked.logprobs is not None
         self._check_length()

@@ -86,11 +86,14 @@ class Engine:
 
     def turn(self) -> bool:
         """One token of every text; False if there is nothing to do."""
+        now = self.clock()
         with self._changed:
             busy = [writer for writer in self.writers.values() if not writer.idle]
+            for writer in busy:
+                writer.tidy(now)
         for writer in busy:
             try:
-                writer.turn(self.clock())
+                writer.turn(now)
             except Exception as error:  # noqa: BLE001  memory that ran out, or a bug: the other models go on
                 writer.fail_all(error)
             self._tell()

@@ -60,6 +60,12 @@ class Writer:
         """Whether nothing is to be done."""
         return not self.jobs and not self.waiting
 
+    def tidy(self, now: float) -> None:
+        """Drop those that wait in vain: cancelled, or too late. Nobody may add one meanwhile."""
+        for job in [job for job in self.waiting if job.cancelled or now >= job.deadline]:
+            self.waiting.remove(job)
+            self.report(job, Failed(BusyError("too many texts are being written; this one had no turn in time", 5)))
+
     @torch.inference_mode()
     def turn(self, now: float) -> None:
         """Write one token of every text."""
@@ -68,7 +74,7 @@ class Writer:
         for job in [job for job in self.jobs if now >= job.deadline]:
             self._end(job, "time")
         logits = [self.batch.step()] if self.jobs else []
-        logits += self._join(now)
+        logits += self._join()
         if not logits:
             return
         self.counts.turns += 1
@@ -93,16 +99,11 @@ class Writer:
         self.waiting.clear()
         self.batch = Batch(self.model, self.batch.most)
 
-    def _join(self, now: float) -> list[Tensor]:
+    def _join(self) -> list[Tensor]:
         """Read prompts that wait; the logits [1, V] of each that goes on."""
         logits, read = [], 0
         while self.waiting and len(self.jobs) < self.batch.most and (read == 0 or read + self._length() <= READ):
             job = self.waiting.popleft()
-            if job.cancelled:
-                continue
-            if now >= job.deadline:
-                self.report(job, Failed(BusyError("too many texts are being written; this one had no turn in time", 5)))
-                continue
             read += self._length(job)
             hidden = self._read(job)
             if job.most == 0:
