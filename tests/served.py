@@ -48,9 +48,11 @@ def served(runs: Path, limits: Limits | None = None, **options: Any) -> Iterator
     from minigpt.serve.api.app import make_app, make_state
     from minigpt.serve.models import Catalog
     from minigpt.serve.server import listen
+    from minigpt.serve.workbench import Workbench
 
     bound = listen("127.0.0.1", 0)
-    app = make_app(make_state(Catalog([runs]), limits, "cpu"), **options)
+    state = make_state(Catalog([runs]), limits, "cpu")
+    app = make_app(state, routers=[Workbench(state).router()], **options)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()

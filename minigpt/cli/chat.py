@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
-from minigpt.cli.presets import load_preset, presets_file
+from minigpt.config.presets import load_preset, presets_file
 from minigpt.console import console, counted, out, teller, write
 from minigpt.errors import UserError
 

@@ -81,11 +81,17 @@ class Catalog:
         return known[name]
 
 
+def named(root: Path) -> dict[str, Path]:
+    """The directory itself by its name where it is a run, else the runs in it by theirs."""
+    return {
+        path.resolve().name if path == root else path.relative_to(root).as_posix(): path for path in run_folders([root])
+    }
+
+
 def _in_folder(root: Path) -> list[Listed]:
     """A run, or the runs in a folder, each with its checkpoints and adapters."""
     found: list[Listed] = []
-    for path in run_folders([root]):
-        name = path.resolve().name if path == root else path.relative_to(root).as_posix()
+    for name, path in named(root).items():
         steps = RunFolder(path).steps()
         whole = is_huggingface(path) or bool(steps)
         paths = {name: path} if whole or (path == root and path.exists()) else {}

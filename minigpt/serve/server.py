@@ -18,6 +18,7 @@ from minigpt.serve.api.guard import LOOPBACK
 from minigpt.serve.engine import Engine
 from minigpt.serve.limits import Limits
 from minigpt.serve.models import Catalog
+from minigpt.serve.workbench import Workbench
 
 GOODBYE = 2
 """Seconds that answers on their way get after Ctrl-C."""
@@ -93,7 +94,14 @@ def serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
     hosts = {*LOOPBACK, host, *(name.lower() for name in names)} if here or names else None
     state = make_state(catalog, limits, device, precision)
-    app = make_app(state, hosts=hosts, key=key, metrics=metrics, preload=models if preload else ())
+    app = make_app(
+        state,
+        hosts=hosts,
+        key=key,
+        metrics=metrics,
+        preload=models if preload else (),
+        routers=[Workbench(state).router()],
+    )
     tell(f"serving {', '.join(map(harmless, models[:5]))}{' and others' if len(models) > 5 else ''} at {address}/v1")
     tell("Ctrl-C ends it")
     if open_browser:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from minigpt import __version__
 from minigpt.console import tell
@@ -36,6 +36,7 @@ def make_app(
     key: str | None = None,
     metrics: bool = False,
     preload: Sequence[str] = (),
+    routers: Sequence[APIRouter] = (),
 ) -> Guard:
     """The server as an ASGI app.
 
@@ -45,6 +46,7 @@ def make_app(
         key: what clients must send; None: nothing.
         metrics: whether there is /metrics.
         preload: names of models that are loaded at the start; /health answers 503 until they are.
+        routers: more of them.
     """
     engine = state.engine
 
@@ -71,7 +73,7 @@ def make_app(
     app = FastAPI(title="minigpt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shared = state
     errors.install(app)
-    for router in (completions.router, chat.router, embeddings.router, small.router):
+    for router in (completions.router, chat.router, embeddings.router, small.router, *routers):
         app.include_router(router)
     if metrics:
         app.include_router(small.metrics)

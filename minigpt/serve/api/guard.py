@@ -19,8 +19,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-OPEN = ("/health",)
-"""Paths that need no key: whoever balances load asks them."""
+OPEN = ("/health", "/")
+"""Paths that need no key: whoever balances load asks the first; the second is the page, which asks for the key."""
+FILES = "/page/"
+"""Below it are the page's scripts and styles, which hold nothing of a run."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -96,7 +98,7 @@ class Guard:
         foreign = origin and urlsplit_host(origin) != host
         if foreign or headers.get(b"sec-fetch-site") == b"cross-site":
             raise ApiError(403, "a page of another site may not use this server", code="wrong_origin")
-        if self.key is not None and scope["path"] not in OPEN:
+        if self.key is not None and scope["path"] not in OPEN and not scope["path"].startswith(FILES):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
                 raise ApiError(401, "the key is missing or wrong: send Authorization: Bearer KEY")

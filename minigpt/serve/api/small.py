@@ -3,7 +3,7 @@
 import asyncio
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.requests import Request
 
 from minigpt.serve.api.errors import RESPONSES
@@ -61,12 +61,6 @@ async def health(state: Shared) -> Health:
     """Whether the server is ready; 503 while it loads the models that it was started with."""
     ready = Health(status="ok" if state.ready else "loading")
     return ready if state.ready else JSONResponse(ready.model_dump(), 503)  # pyright: ignore[reportReturnType]
-
-
-@router.get("/", include_in_schema=False)
-async def home() -> Response:
-    """Where a browser begins."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/docs", include_in_schema=False)
