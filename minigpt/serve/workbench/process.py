@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt.console import harmless
-from minigpt.errors import RunError, UserError
+from minigpt.errors import UserError
 from minigpt.runs.lock import holder
 from minigpt.runs.record import RunRecord
 
@@ -59,10 +59,10 @@ class Resumed:
         self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
 
     def start(self, run: RunRecord) -> None:
-        """Go on with a run. Raises RunError where it is trained already, or has nothing left to do."""
+        """Go on with a run. Raises UserError where it is trained already, or has nothing left to do."""
         if run.state != "interrupted" or self.told(run.path)["starting"]:
             why = "it has come to its end" if run.state == "finished" else "a process trains it now"
-            raise RunError(f"{run.name} cannot be resumed: {why}")
+            raise UserError(f"{run.name} cannot be resumed: {why}")
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
         words = [sys.executable, "-m", "minigpt", *resume_words(run)]
         process = subprocess.Popen(

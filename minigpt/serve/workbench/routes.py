@@ -130,8 +130,9 @@ class Workbench:
         return {"settings": differences(one, two), "cautions": cautions([one, two])}
 
     def presets(self) -> dict[str, Any]:
-        """Settings that were saved under names, here or with `minigpt generate --save-preset`."""
-        return {"presets": read_presets(), "file": str(presets_file())}
+        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each one does."""
+        about = {name: field.description for name, field in GenerationConfig.model_fields.items()}
+        return {"presets": read_presets(), "file": str(presets_file()), "help": about}
 
     def save(self, asked: Preset) -> dict[str, Any]:
         """Keep settings under a name. Raises ConfigError for settings that do not go together."""
