@@ -101,7 +101,6 @@ class Chat {
       : button("Answer again", () => this.answer(before), { kind: "quiet" });
     const item = el("li", { class: each.role }, el("span", { class: "hidden" }, `${each.role}: `), text,
       el("div", { class: "row tools" }, ...branches, this.stop ? "" : act));
-    each.shown = undefined;
     Object.defineProperty(each, "shown", { value: text, enumerable: false, writable: true, configurable: true });
     return item;
   }

@@ -76,10 +76,12 @@ export class Curve {
       made.append(svg("text", { x: X(value), y: what.height - BOTTOM + 18, "text-anchor": "middle" }, plain(value)));
     }
     made.append(svg("text", { x: width - RIGHT, y: what.height - 1, "text-anchor": "end", class: "unit" }, what.x));
-    for (const { name, value } of what.levels) {
-      if (value < low || value > high) continue;
+    let above = Infinity; // names do not lie over each other
+    for (const { name, value } of what.levels.filter((level) => level.value >= low && level.value <= high).sort((a, b) => a.value - b.value)) {
+      const y = Math.min(Y(value) - 5, above - 14);
+      above = y;
       made.append(svg("line", { class: "level", x1: LEFT, x2: width - RIGHT, y1: Y(value), y2: Y(value) }),
-        svg("text", { class: "level-name", x: width - RIGHT, y: Y(value) - 5, "text-anchor": "end" }, name));
+        svg("text", { class: "level-name", x: width - RIGHT, y, "text-anchor": "end" }, name));
     }
     for (const { x, name } of what.marks) {
       made.append(svg("line", { class: "event", x1: X(x), x2: X(x), y1: TOP, y2: what.height - BOTTOM },

@@ -123,9 +123,10 @@ class Live {
     this.none.replaceChildren(...(lines.length ? [] : [state === "running" || state === "starting"
       ? empty("The run is starting", "It prepares its text and measures this machine; the first figures come soon.")
       : empty("This run has no figures yet", "Resume it here, or in a terminal: ", code(`minigpt train ${run.path}/config.yaml`))]));
-    if (this.failed) {
-      this.status.className = "status wrong";
-      this.status.textContent = `It could not go on: ${this.failed}`;
+    if (this.failed || this.toldFailure) {
+      this.toldFailure = this.failed;
+      this.status.className = this.failed ? "status wrong" : "status";
+      this.status.textContent = this.failed ? `It could not go on: ${this.failed}` : "";
     }
     if (lines.length) this.chart();
     this.happened();
@@ -135,27 +136,27 @@ class Live {
 
   buttons() {
     const { state } = this;
-    if (this.drawn === state) return;
-    this.drawn = state;
+    if (state !== "running") this.stopping = false;
+    if (this.drawn === `${state} ${this.stopping}`) return;
+    this.drawn = `${state} ${this.stopping}`;
     const does = (path, words) => async () => {
-      await during(this.status, words, () => ask(path, { name: this.name }));
-      this.asked = path === "/api/stop";
+      const done = await during(this.status, words, () => ask(path, { name: this.name }));
+      this.stopping = Boolean(done) && path === "/api/stop";
       await this.app.refresh();
       clearTimeout(this.timer);
       await this.read().catch(() => null);
-      this.drawn = "";
       if (!this.open) return;
       this.draw();
       this.wait();
     };
-    const stop = button("Stop", does("/api/stop", "Stopping after this step; the run is saved …"),
+    const stop = button("Stop", does("/api/stop", "Asking the run to stop …"),
       { title: "As Ctrl-C: ends after this step, saved" });
     const resume = button("Resume", does("/api/resume", "Starting …"),
       { kind: "primary", title: "Goes on from the newest checkpoint, as the command does" });
-    const found = { running: [stop], starting: [el("span", { class: "note" }, "Starting …")], interrupted: [resume],
+    const waits = (words) => el("span", { class: "status busy" }, words);
+    const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop], starting: [waits("Starting …")], interrupted: [resume],
       finished: [] };
     this.act.replaceChildren(...found[state]);
-    if (state === "interrupted" || state === "finished") this.status.textContent = "";
   }
 
   head(last) {

@@ -49,7 +49,7 @@ async function look() {
     if (!(error instanceof Problem)) throw error;
     tell(error.message);
   }
-  if (!app.line && app.runs.length) app.run = newest(app.runs).name;
+  if (!app.run && app.runs.length) app.run = newest(app.runs).name;
   list();
   head();
 }
@@ -86,7 +86,11 @@ function list() {
     ? [el("p", { class: "note" }, "No runs yet. Train one in a terminal: ", el("code", {}, "minigpt train my.txt"))]
     : some.length ? [] : [el("p", { class: "note" }, app.server ? "No run is called so." : "Reading the runs …")];
   const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
-  if (text !== list.text) find("runs").replaceChildren(...items, ...damaged, ...none);
+  if (text !== list.text) {
+    const focused = find("runs").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    find("runs").replaceChildren(...items, ...damaged, ...none);
+    if (focused) items.find((item) => item.getAttribute("href") === focused)?.focus();
+  }
   list.text = text;
   if (app.server) {
     const { usage, models, version } = app.server;
@@ -130,7 +134,7 @@ async function show() {
   find("panel").replaceChildren(panel);
   unfold(false);
   if (!app.line && part !== "runs") {
-    panel.append(app.server && app.runs.length
+    if (app.server) panel.append(app.runs.length
       ? empty(`There is no run called ${app.run}`, "Choose one in the list of runs.")
       : empty("Train your first model", "In a terminal: ", el("code", {}, "minigpt train my.txt"),
         ", or ", el("code", {}, "minigpt demo"), " for a complete one in minutes. It appears here as soon as it starts."));

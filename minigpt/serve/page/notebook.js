@@ -81,7 +81,11 @@ class Notebook {
       if (!suggest.checked) this.ghost.clear();
     });
     this.area.addEventListener("input", () => this.typed());
-    this.area.addEventListener("change", () => { keepText(this.area.value); this.counts(); });
+    this.area.addEventListener("change", () => {
+      this.before = this.text;
+      keepText(this.text);
+      this.counts();
+    });
     this.panel.onkeydown = (event) => this.key(event);
     this.choices = el("div", { class: "choices" });
     this.count = el("span", { class: "note" });

@@ -114,6 +114,7 @@ class Runs {
     if (!sure) return;
     await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }));
     this.open = "";
+    if (this.app.run === run.name) this.app.run = "";
     await this.app.refresh();
     this.draw();
   }

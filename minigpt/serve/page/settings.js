@@ -44,7 +44,7 @@ export class Settings {
     range.addEventListener("input", () => this.set(name, Number(range.value)));
     number.addEventListener("change", () => { if (number.value !== "") this.set(name, Number(number.value)); });
     this.rows.set(name, { range, number, reset });
-    const row = el("div", { class: "setting" }, el("label", { for: range.id, title: this.help[name] }, label), reset, number, range);
+    const row = el("div", { class: "setting" }, el("label", { for: range.id, title: this.help[name] ?? "" }, label), reset, number, range);
     this.paint(name);
     return row;
   }
