@@ -16,7 +16,7 @@ NEEDED = ("fastapi", "uvicorn")
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve your models to any client of OpenAI's API, such as the openai package.
+    """Open your runs as a page in the browser, and serve them to any client of OpenAI's API.
 
     minigpt serve
     minigpt serve runs/my --port 8080
@@ -43,7 +43,7 @@ class Serve:
     allow_host: tuple[str, ...] = ()
     """Other names of this server, such as that of a proxy in front of it."""
     open: bool = False
-    """Open the server in the browser."""
+    """Open the page in the browser."""
     metrics: bool = False
     """Offer /metrics, for Prometheus."""
     device: str = "auto"

@@ -1,1 +1,1 @@
-"""The server: `engine/` writes texts for many clients at once, `api/` speaks OpenAI's HTTP, `models.py` keeps runs."""
+"""The server: `engine/` writes texts for many clients at once, `api/` speaks OpenAI's HTTP, `workbench/` is the page."""
