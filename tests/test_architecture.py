@@ -65,7 +65,7 @@ INSIDE = {
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
     "evals": "ngram perplexity token_text / floors / report / records",
-    "explanation": "canvas html metrics surprise trace / heads recording run_plots / analysis data_plots over_time scaling"
+    "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots / analysis data_plots over_time scaling"
     " / dataset figures tables walk",
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
@@ -77,7 +77,7 @@ INSIDE = {
     "serve": "limits / engine / models / api / workbench / server",
     "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
     " / app",
-    "serve.workbench": "notes process shelf static / details / routes",
+    "serve.workbench": "inside notes process shelf static / details / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished tables / answers arguments / bench config data demo doctor eval explain"

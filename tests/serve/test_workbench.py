@@ -139,6 +139,19 @@ def test_surprises_count_ranks_from_one(runs: Path):
     assert all(row.rank and row.rank >= 1 and len(row.likeliest) == 3 for row in rest)
 
 
+def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
+    asked = {"model": "base@2", "text": PROMPT}
+    plain, again = (client.post("/api/inside", json=asked).json() for _ in range(2))
+    none = client.post("/api/inside", json=asked | {"factors": {"head 0.1": 1, "attention 1": 1}}).json()
+    off = client.post("/api/inside", json=asked | {"factors": {"head 0.1": 0}}).json()
+    assert plain == again == none and plain["loss"] != off["loss"] and plain["step"] == 2
+    layers = {f"{part} {layer}": 0.0 for part in ("attention", "feed-forward") for layer in (0, 1)}
+    assert max(client.post("/api/inside", json=asked | {"factors": layers}).json()["written_norm"][1]) == 0
+    for wrong in ("head 0.9", "head 0", "attention 2", "attention 0.1", "../x"):
+        answer = client.post("/api/inside", json=asked | {"factors": {wrong: 0}})
+        assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
+
+
 def test_two_runs_are_compared(client: Any):
     found = client.get("/api/differences", params={"name": ["base", "talks"]}).json()
     assert found["settings"] == {}

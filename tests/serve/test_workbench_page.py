@@ -233,7 +233,25 @@ def test_a_chat_has_branches(browser, address: str) -> None:
         assert saved["format"] == 1 and saved["messages"][0] == {"role": "user", "content": "the cat"}
 
 
-PARTS = ("live", "learn", "notebook", "why", "compare", "chat", "runs")
+def test_a_head_is_switched_off(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'The old mill went round and the old')")
+        go(page, "inside")
+        page.wait_for_selector("#grid canvas")
+        shoot(page, "inside")
+        page.focus("#grid button")
+        page.keyboard.press("x")
+        page.wait_for_selector(".effect b")
+        assert "1 part changed" in page.locator(".effect").inner_text()
+        page.click("text=Scale or switch off layers")
+        page.locator(".scale input").nth(1).fill("0")
+        page.wait_for_selector("text=With 2 parts changed")
+        shoot(page, "inside-changed")
+        page.click("text=All as trained")
+        page.wait_for_selector(".effect b", state="detached")
+
+
+PARTS = ("live", "learn", "notebook", "why", "inside", "compare", "chat", "runs")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

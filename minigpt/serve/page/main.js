@@ -6,11 +6,12 @@ import * as live from "./live.js";
 import * as learn from "./learn.js";
 import * as notebook from "./notebook.js";
 import * as why from "./why.js";
+import * as inside from "./inside.js";
 import * as compare from "./compare.js";
 import * as chat from "./chat.js";
 import * as runs from "./runs.js";
 
-const PARTS = { live, learn, notebook, why, compare, chat, runs };
+const PARTS = { live, learn, notebook, why, inside, compare, chat, runs };
 const EVERY = 4000; // milliseconds between two looks at the list of runs
 const find = (id) => document.getElementById(id);
 

@@ -21,6 +21,7 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
+from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Resumed, stop, usage_of
 from minigpt.serve.workbench.shelf import Damaged, Shelf
@@ -55,6 +56,12 @@ class OfText(Asked):
     text: Annotated[str, Field(max_length=1 << 20)]
 
 
+class OfParts(OfText):
+    """A text, for a model whose parts are changed."""
+
+    factors: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
+
+
 class Preset(Asked):
     """Settings under a name."""
 
@@ -69,7 +76,7 @@ class Workbench:
         self.state = state
         self.shelf = Shelf(state.models.catalog.runs)
         self.resumed = Resumed()
-        self.files = find_files()
+        self.files, self.looking = find_files(), Inside()
 
     def router(self) -> APIRouter:
         """The routes; they are not part of the API's document."""
@@ -89,6 +96,7 @@ class Workbench:
             ("POST", "/api/note", self.note),
             ("POST", "/api/delete", self.delete),
             ("POST", "/api/why", self.why),
+            ("POST", "/api/inside", self.inside),
         ]
         for method, path, function in table:
             router.add_api_route(path, function, methods=[method], include_in_schema=False, response_model=None)
@@ -181,3 +189,8 @@ class Workbench:
             text = await asyncio.to_thread(readable, asked.text, loaded)
             ids = await asyncio.to_thread(encode, text, loaded)
             return await self.state.aside.do(lambda: details.why(loaded, text, ids))
+
+    async def inside(self, asked: OfParts) -> dict[str, Any]:
+        """What happens in a model at a text, with some of its parts scaled or switched off."""
+        listed = await self.state.models.catalog.find(asked.model)
+        return await self.state.aside.do(lambda: self.looking.look(listed, asked.text, asked.factors))
