@@ -16,6 +16,8 @@ from minigpt.explanation.recording import record
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.serve.models import Listed
 from minigpt.tokenizers.base import valid_unicode
+from minigpt.weights import checkpoint
+from minigpt.weights.pretrained import is_huggingface
 
 MOST = 96
 """Tokens that are looked at: a picture for each pair of them is sent."""
@@ -25,7 +27,7 @@ class Inside:
     """Keeps the model that was looked into last. One thread at a time may use it."""
 
     def __init__(self) -> None:
-        self._key: tuple[Path, int] | None = None
+        self._key: Path | None = None
         self._kept: tuple[LoadedRun, Heads] | None = None
 
     def look(self, listed: Listed, text: str, factors: Mapping[str, float]) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class Inside:
         }
 
     def _load(self, listed: Listed) -> tuple[LoadedRun, Heads]:
-        key = (listed.path, listed.created)
+        key = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
         if self._kept is None or self._key != key:
             self._kept = None  # its memory first
             run = load_run(listed.path, "cpu")
