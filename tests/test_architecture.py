@@ -77,7 +77,7 @@ INSIDE = {
     "serve": "limits / engine / models / api / workbench / server",
     "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
     " / app",
-    "serve.workbench": "inside notes process shelf static / details / routes",
+    "serve.workbench": "inside notes process shelf static / details starting / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
     "export.page": "pattern / pack / check",
     "cli": "fields / help finished tables / answers arguments / bench config data demo doctor eval explain"

@@ -10,8 +10,10 @@ import * as inside from "./inside.js";
 import * as compare from "./compare.js";
 import * as chat from "./chat.js";
 import * as runs from "./runs.js";
+import * as start from "./start.js";
 
-const PARTS = { live, learn, notebook, why, inside, compare, chat, runs };
+const PARTS = { live, learn, notebook, why, inside, compare, chat, runs, start };
+const OF_ALL = new Set(["runs", "start"]); // parts that are not about one run
 const EVERY = 4000; // milliseconds between two looks at the list of runs
 const find = (id) => document.getElementById(id);
 
@@ -84,7 +86,7 @@ function list() {
   });
   const damaged = app.damaged.map((run) => el("p", { class: "note wrong", title: run.why }, `${run.name} cannot be read: ${run.why}`));
   const none = app.server && !app.runs.length
-    ? [el("p", { class: "note" }, "No runs yet. Train one in a terminal: ", el("code", {}, "minigpt train my.txt"))]
+    ? [el("p", { class: "note" }, "No runs yet.")]
     : some.length ? [] : [el("p", { class: "note" }, app.server ? "No run is called so." : "Reading the runs …")];
   const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
   if (text !== list.text) {
@@ -102,16 +104,17 @@ function list() {
 
 function head() {
   const run = app.line;
-  find("title").textContent = app.part === "runs" ? "All runs" : run ? run.name : "minigpt";
-  document.title = `${app.part === "runs" ? "runs" : run ? run.name : "runs"} · minigpt`;
-  const facts = !run || app.part === "runs" ? [] : [
+  const all = { runs: "All runs", start: "A new run" }[app.part];
+  find("title").textContent = all ?? run?.name ?? "minigpt";
+  document.title = `${all ?? run?.name ?? "runs"} · minigpt`;
+  const facts = !run || all ? [] : [
     STATES[stateOf(run)], run.parameters === null ? "" : `${short(run.parameters)} parameters`,
     run.data ? `learns from ${run.data.split("/").pop()}` : ""];
   find("facts").textContent = facts.filter(Boolean).join(" · ");
 }
 
 function tabs() {
-  find("tabs").replaceChildren(...Object.entries(PARTS).map(([id, part]) => el("a",
+  find("tabs").replaceChildren(...Object.entries(PARTS).filter(([id]) => id !== "start").map(([id, part]) => el("a",
     { href: `#${id}/${encodeURIComponent(app.run)}`, "aria-current": id === app.part ? "page" : null }, part.title)));
   find("tabs").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 }
@@ -134,11 +137,11 @@ async function show() {
   const panel = el("div", { class: `part ${part}` });
   find("panel").replaceChildren(panel);
   unfold(false);
-  if (!app.line && part !== "runs") {
+  if (!app.line && !OF_ALL.has(part)) {
     if (app.server) panel.append(app.runs.length
       ? empty(`There is no run called ${app.run}`, "Choose one in the list of runs.")
-      : empty("Train your first model", "In a terminal: ", el("code", {}, "minigpt train my.txt"),
-        ", or ", el("code", {}, "minigpt demo"), " for a complete one in minutes. It appears here as soon as it starts."));
+      : empty("Train your first model", el("a", { href: "#start/" }, "Start one here"), ", or in a terminal: ",
+        el("code", {}, "minigpt train my.txt"), ". It appears here as soon as it starts."));
     shown = "";
     return;
   }

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,23 +53,31 @@ def resume_words(run: RunRecord) -> list[str]:
     return [command, str(run.folder.config), *place]
 
 
-class Resumed:
+def command(*words: str) -> list[str]:
+    """A command of ours as a process of its own."""
+    return [sys.executable, "-m", "minigpt", *words]
+
+
+class Started:
     """The processes that this server started, by the directory of their run."""
 
     def __init__(self) -> None:
         self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
 
-    def start(self, run: RunRecord) -> None:
+    def resume(self, run: RunRecord) -> None:
         """Go on with a run. Raises UserError where it is trained already, or has nothing left to do."""
         if run.state != "interrupted" or self.told(run.path)["starting"]:
             why = "it has come to its end" if run.state == "finished" else "a process trains it now"
             raise UserError(f"{run.name} cannot be resumed: {why}")
+        self.begin(run.path, resume_words(run))
+
+    def begin(self, path: Path, words: list[str]) -> None:
+        """Start a command that trains the run at a path. It lives on when the server ends."""
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
-        words = [sys.executable, "-m", "minigpt", *resume_words(run)]
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
-        self._started[run.path] = (process, said)
+        self._started[path] = (process, said)
 
     def told(self, path: Path) -> dict[str, Any]:
         """{"starting": whether a process is on its way, "failed": its last line where it ended with an error}."""
@@ -77,9 +86,17 @@ class Resumed:
         process, said = self._started[path]
         if process.poll() is None:
             return {"starting": True, "failed": ""}
-        if not process.returncode:
-            return {"starting": False, "failed": ""}
-        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
-        lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-        last = harmless(lines[-1].strip()) if lines else f"the process ended with code {process.returncode}"
+        last = last_line(said, process.returncode) if process.returncode else ""
         return {"starting": False, "failed": last}
+
+    def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
+        """Those whose run is not on disk yet, or never came to be: {"name", "starting", "failed"}."""
+        found = [{"name": path.name} | self.told(path) for path in list(self._started) if path not in known]
+        return [each for each in found if each["starting"] or each["failed"]]
+
+
+def last_line(said: IO[bytes], code: int) -> str:
+    """The last line of what a process said."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
+    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    return harmless(lines[-1].strip()) if lines else f"the process ended with code {code}"

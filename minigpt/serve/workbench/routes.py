@@ -23,8 +23,9 @@ from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
-from minigpt.serve.workbench.process import Resumed, stop, usage_of
+from minigpt.serve.workbench.process import Started, stop, usage_of
 from minigpt.serve.workbench.shelf import Damaged, Shelf
+from minigpt.serve.workbench.starting import Texts, inspected, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
 
 Name = Annotated[str, Field(max_length=500)]
@@ -62,6 +63,23 @@ class OfParts(OfText):
     factors: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
 
 
+class Slice(Asked):
+    """A part of a text file that is sent, in order; `done` with the last."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    text: Annotated[str, Field(max_length=2 << 20)]
+    first: bool
+    done: bool
+
+
+class OfSource(Asked):
+    """A text of the list."""
+
+    text: Name
+    budget: Annotated[str, Field(max_length=20)] = "5m"
+    name: Annotated[str, Field(max_length=100)] = ""
+
+
 class Preset(Asked):
     """Settings under a name."""
 
@@ -75,7 +93,8 @@ class Workbench:
     def __init__(self, state: State):
         self.state = state
         self.shelf = Shelf(state.models.catalog.runs)
-        self.resumed = Resumed()
+        self.kept = Texts(self.shelf)
+        self.started = Started()
         self.files, self.looking = find_files(), Inside()
 
     def router(self) -> APIRouter:
@@ -90,6 +109,11 @@ class Workbench:
             ("GET", "/api/differences", self.differences),
             ("GET", "/api/presets", self.presets),
             ("POST", "/api/presets", self.save),
+            ("GET", "/api/texts", self.texts),
+            ("POST", "/api/texts", self.upload),
+            ("POST", "/api/inspect", self.inspect),
+            ("POST", "/api/plan", self.plan),
+            ("POST", "/api/start", self.start),
             ("POST", "/api/floors", self.floors),
             ("POST", "/api/stop", self.stop),
             ("POST", "/api/resume", self.resume),
@@ -116,21 +140,22 @@ class Workbench:
     def runs(self) -> dict[str, Any]:
         """All runs, those that cannot be read too, and what this process uses."""
         found = self.shelf.all()
-        runs = [details.brief(run) | self.resumed.told(run.path) for run in found if not isinstance(run, Damaged)]
+        runs = [details.brief(run) | self.started.told(run.path) for run in found if not isinstance(run, Damaged)]
         damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
         server = {"version": __version__, "folder": str(Path.cwd()), "usage": usage_of(os.getpid())}
         loaded = [{"name": one.run.name, "bytes": one.bytes} for one in list(self.state.models.loaded.values())]
-        return {"runs": runs, "damaged": damaged, "server": server | {"models": loaded}}
+        begun = self.started.without_a_run({run.path for run in found if not isinstance(run, Damaged)})
+        return {"runs": runs, "damaged": damaged, "begun": begun, "server": server | {"models": loaded}}
 
     def run(self, name: str) -> dict[str, Any]:
         """One run."""
         run = self.shelf.find(name)
-        return details.full(run) | self.resumed.told(run.path)
+        return details.full(run) | self.started.told(run.path)
 
     def figures(self, name: str, after: float = -1) -> dict[str, Any]:
         """Its figures past a step, and whether a process trains it."""
         run = self.shelf.find(name)
-        return details.figures(run, after) | {"state": run.state} | self.resumed.told(run.path)
+        return details.figures(run, after) | {"state": run.state} | self.started.told(run.path)
 
     def differences(self, name: Annotated[list[str], Query(max_length=2)]) -> dict[str, Any]:
         """In what settings two runs differ, and why their figures should not be compared."""
@@ -160,7 +185,7 @@ class Workbench:
 
     def resume(self, asked: OfRun) -> dict[str, bool]:
         """Go on with the run."""
-        self.resumed.start(self.shelf.find(asked.name))
+        self.started.resume(self.shelf.find(asked.name))
         return {"done": True}
 
     def note(self, asked: Noted) -> dict[str, Any]:
@@ -194,3 +219,25 @@ class Workbench:
         """What happens in a model at a text, with some of its parts scaled or switched off."""
         listed = await self.state.models.catalog.find(asked.model)
         return await self.state.aside.do(lambda: self.looking.look(listed, asked.text, asked.factors))
+
+    def texts(self) -> dict[str, Any]:
+        """The texts that a run can learn from."""
+        return {"texts": list(self.kept.all())}
+
+    def upload(self, asked: Slice) -> dict[str, str]:
+        """Take a part of a text file; the answer names it. Nothing of it is ever run."""
+        return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
+
+    async def inspect(self, asked: OfSource) -> dict[str, Any]:
+        """What `minigpt data inspect` says of a text."""
+        return await asyncio.to_thread(inspected, self.kept.find(asked.text))
+
+    async def plan(self, asked: OfSource) -> dict[str, Any]:
+        """What `--budget` would choose, and what loss and size to expect: the machine is measured for it."""
+        return await planned(self.kept.find(asked.text), asked.budget)
+
+    def start(self, asked: OfSource) -> dict[str, str]:
+        """Train, as the command does. Raises RunError for a name that is taken or impossible."""
+        path = self.kept.place(asked.name)
+        self.started.begin(path, train_words(self.kept.find(asked.text), asked.budget, path))
+        return {"name": path.name}
