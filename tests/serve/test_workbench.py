@@ -152,6 +152,26 @@ def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
         assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"])
+def test_a_text_is_sent_in_slices_and_looked_at(tmp_path: Path, name: str):
+    runs = make_runs(tmp_path / "runs")
+    text = "The cat sat on the mat; the dog saw é.\n" * 50
+    with served(runs) as address, httpx.Client(base_url=address) as client:
+        for begin, end in ((0, 1000), (1000, len(text))):
+            part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
+            found = client.post("/api/texts", json=part).json()["text"]
+        (kept,) = (tmp_path / "texts").iterdir()
+        assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
+        assert found == f"sent: {kept.name}" and found in client.get("/api/texts").json()["texts"]
+        report = client.post("/api/inspect", json={"text": found}).json()
+        assert sum(split["chars"] for split in report["splits"].values()) == len(text)
+        for wrong in (str(kept), "/etc/passwd", "sent: ../x"):
+            assert client.post("/api/inspect", json={"text": wrong}).status_code == 404
+            assert client.post("/api/start", json={"text": wrong, "name": "x"}).status_code == 404
+        for wrong in ("../x", "base", "", ".x", "a/b", "a\\b"):
+            assert client.post("/api/start", json={"text": found, "name": wrong}).status_code == 404
+
+
 def test_two_runs_are_compared(client: Any):
     found = client.get("/api/differences", params={"name": ["base", "talks"]}).json()
     assert found["settings"] == {}
@@ -220,3 +240,24 @@ def test_a_run_is_stopped_and_resumed_as_by_the_command(tmp_path: Path, monkeypa
             until(lambda: told()["state"] == "interrupted")
     steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "my" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_a_run_is_started_and_planned_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    text = "".join(f"The cat sat on mat {number} and saw {number * 7} dogs.\n" for number in range(3000))
+    with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=120) as client:
+        sent = client.post("/api/texts", json={"name": "my.txt", "text": text, "first": True, "done": True}).json()
+        plan = client.post("/api/plan", json={**sent, "budget": "20s"}).json()
+        assert plan["predicted_loss"] > 0 and plan["steps"] > 0
+        wrong = client.post("/api/plan", json={**sent, "budget": "soon"})
+        assert wrong.status_code == 400 and "budget" in wrong.json()["error"]["message"]
+        assert client.post("/api/start", json={**sent, "budget": "20s", "name": "mine"}).json() == {"name": "mine"}
+        until(lambda: client.get("/api/runs").json()["runs"], 120)
+        until(lambda: client.get("/api/runs").json()["runs"][0]["state"] == "finished", 120)
+        run = client.get("/api/run", params={"name": "mine"}).json()
+        assert run["best_val_loss"] and "--budget 20s --name mine" in run["receipt"]["command"]
+        client.post("/api/start", json={**sent, "budget": "soon", "name": "bad"})
+        until(lambda: client.get("/api/runs").json()["begun"][0]["failed"])
+        assert "budget" in client.get("/api/runs").json()["begun"][0]["failed"]
