@@ -65,8 +65,8 @@ INSIDE = {
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
     "evals": "ngram perplexity token_text / floors / report / records",
-    "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots / analysis data_plots over_time scaling"
-    " / dataset figures tables walk",
+    "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots"
+    " / analysis data_plots over_time scaling / dataset figures tables walk",
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",

@@ -1,7 +1,6 @@
 """One run as its directory tells it. Only files are read: no model is built."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

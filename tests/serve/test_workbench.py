@@ -1,4 +1,4 @@
-"""What the page of `minigpt serve` is told: runs by name, figures past a step, stopping and resuming, what is refused."""
+"""What the page of `minigpt serve` is told: runs by name, figures past a step, stop and resume, what is refused."""
 
 import json
 import os

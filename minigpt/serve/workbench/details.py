@@ -61,7 +61,7 @@ def limits(config: TrainConfig) -> dict[str, float]:
 
 
 def figures(run: RunRecord, after: float) -> dict[str, Any]:
-    """The lines of metrics.jsonl past a step, and what went wrong; `last` tells a page whether steps were taken back."""
+    """The lines of metrics.jsonl past a step, and what went wrong; `last` tells whether steps were taken back."""
     incidents = read_lines(run.folder.incidents)
     return {
         "lines": [line for line in run.lines if line["step"] > after],

@@ -163,7 +163,7 @@ class Workbench:
         return {"settings": differences(one, two), "cautions": cautions([one, two])}
 
     def presets(self) -> dict[str, Any]:
-        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each one does."""
+        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each does."""
         about = {name: field.description for name, field in GenerationConfig.model_fields.items()}
         return {"presets": read_presets(), "file": str(presets_file()), "help": about}
 

@@ -70,7 +70,7 @@ class Texts:
                 size = file.tell()
             if size > MOST:
                 part.unlink()
-                raise UserError(f"the text is longer than {MOST >> 20} MB; train on it in a terminal: minigpt train FILE")
+                raise UserError(f"the text is over {MOST >> 20} MB; train on it in a terminal: minigpt train FILE")
             if not done:
                 return ""
             path, number = self.folder / f"{stem}.txt", 2
