@@ -1,6 +1,7 @@
 """What the page is told of one run."""
 
 import codecs
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ def figures(run: RunRecord, after: float) -> dict[str, Any]:
     """The lines of metrics.jsonl past a step, and what went wrong; `last` tells whether steps were taken back."""
     incidents = read_lines(run.folder.incidents)
     return {
-        "lines": [line for line in run.lines if line["step"] > after],
+        "lines": [_finite(line) for line in run.lines if line["step"] > after],
         "last": run.lines[-1]["step"] if run.lines else -1,
         "incidents": incidents,
     }
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Without what JSON does not know."""
+    return {name: value for name, value in line.items() if math.isfinite(value)}
 
 
 def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from minigpt.errors import RunError, UserError
 from minigpt.layout import RunFolder
 from minigpt.runs.record import RunRecord, read_run
 from minigpt.serve.models import named
+from minigpt.tokenizers.base import valid_unicode
 
 Signature = tuple[int, ...]
 
@@ -36,7 +37,7 @@ class Shelf:
         found: dict[str, Path] = {}
         for root in self.roots:
             for name, path in named(root).items():
-                if RunFolder(path).config.is_file():
+                if RunFolder(path).config.is_file() and valid_unicode(name) == name:  # else JSON could not tell it
                     found.setdefault(name, path)
         return found
 
