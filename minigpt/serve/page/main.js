@@ -145,8 +145,9 @@ async function show() {
     shown = "";
     return;
   }
-  close = (await PARTS[part].show(panel, app)) || (() => null);
-  if (shown !== place) close();
+  const done = await PARTS[part].show(panel, app);
+  if (shown === place) close = done;
+  else done();
 }
 
 function unfold(open) {
