@@ -103,8 +103,7 @@ def serve(
         routers=[Workbench(state).router()],
     )
     tell(f"serving {', '.join(map(harmless, models[:5]))}{' and others' if len(models) > 5 else ''} at {address}/v1")
-    tell(f"the page: {address}")
-    tell("Ctrl-C ends it")
+    tell(f"the page: {address}; Ctrl-C ends it")
     if open_browser:
         Timer(1.0, webbrowser.open, [address]).start()
     config = uvicorn.Config(

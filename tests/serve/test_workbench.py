@@ -152,17 +152,21 @@ def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
         assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"])
-def test_a_text_is_sent_in_slices_and_looked_at(tmp_path: Path, name: str):
-    runs = make_runs(tmp_path / "runs")
-    text = "The cat sat on the mat; the dog saw é.\n" * 50
+NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"]
+
+
+def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
+    runs, found = make_runs(tmp_path / "runs"), ""
     with served(runs) as address, httpx.Client(base_url=address) as client:
-        for begin, end in ((0, 1000), (1000, len(text))):
-            part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
-            found = client.post("/api/texts", json=part).json()["text"]
-        (kept,) = (tmp_path / "texts").iterdir()
-        assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
-        assert found == f"sent: {kept.name}" and found in client.get("/api/texts").json()["texts"]
+        for number, name in enumerate(NAMES):
+            text = f"The cat {number} sat on the mat; the dog saw é.\n" * 50
+            for begin, end in ((0, 1000), (1000, len(text))):
+                part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
+                found = client.post("/api/texts", json=part).json()["text"]
+            kept = tmp_path / "texts" / found.removeprefix("sent: ")
+            assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
+        assert len(list((tmp_path / "texts").iterdir())) == len(NAMES)
+        assert found in client.get("/api/texts").json()["texts"]
         report = client.post("/api/inspect", json={"text": found}).json()
         assert sum(split["chars"] for split in report["splits"].values()) == len(text)
         for wrong in (str(kept), "/etc/passwd", "sent: ../x"):

@@ -48,9 +48,9 @@ def stop(run: RunRecord) -> None:
 
 def resume_words(run: RunRecord) -> list[str]:
     """The command that goes on with a run, without its first word."""
-    command = "train" if run.config.finetune.base is None else "finetune"
+    verb = "train" if run.config.finetune.base is None else "finetune"
     place = ["--name", run.path.name, "--logging.runs-dir", str(run.path.parent)]
-    return [command, str(run.folder.config), *place]
+    return [verb, str(run.folder.config), *place]
 
 
 def command(*words: str) -> list[str]:
