@@ -183,7 +183,7 @@ function again() {
   timer = setTimeout(async () => {
     if (!document.hidden) {
       await look();
-      if (!shown) await show();
+      if (!shown && app.line) await show();
     }
     again();
   }, EVERY);
