@@ -93,7 +93,7 @@ class Inside {
       if (!changed) this.plain = { key, data };
       return [data, changed ? this.plain.data : null];
     });
-    if (!both || signal.aborted) return;
+    if (!both || signal.aborted || !this.panel.isConnected) return; // another part is shown by now
     this.draw(...both);
   }
 
