@@ -47,11 +47,14 @@ class Inside {
       button("›", () => this.move(1), { id: "later", "aria-label": "One token on" }), el("output", { id: "where" }));
     this.panel.replaceChildren(labelled("Text (the notebook's); the pictures follow as you write", this.area),
       el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
-    const sections = await during(this.status, "Reading …", async () => (await fetch("/page/explain/sections.html")).text());
-    if (sections === undefined) return;
-    // Our own file, the same as on explain's page; it holds no text of a run
-    const parsed = new DOMParser().parseFromString(sections, "text/html");
-    this.pictures.append(this.steps, ...parsed.body.childNodes);
+    // Our own files, the same as on explain's page; they hold no text of a run
+    const read = async (name, around) => new DOMParser().parseFromString(
+      `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`, "text/html").body.firstElementChild;
+    const found = await during(this.status, "Reading …", () => Promise.all([read("symbols.html", "dl"), read("sections.html", "div")]));
+    if (!found) return;
+    const [symbols, sections] = found;
+    symbols.className = "symbols";
+    this.pictures.append(this.steps, el("details", {}, el("summary", {}, "How to read the pictures"), symbols), ...sections.children);
     for (const box of this.pictures.querySelectorAll(".scroll")) box.addEventListener("scroll", () => edges(box));
     this.dark.addEventListener("change", this.again);
     addEventListener("resize", this.wider);

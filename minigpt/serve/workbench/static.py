@@ -9,7 +9,7 @@ from minigpt.explanation import html as pictures
 
 FOLDER = Path(__file__).parents[1] / "page"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
-SHARED = ("page.css", "tools.js", "pictures.js", "sections.html")
+SHARED = ("page.css", "tools.js", "pictures.js", "sections.html", "symbols.html")
 
 
 def find_files() -> dict[str, Path]:
