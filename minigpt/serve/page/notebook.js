@@ -65,7 +65,7 @@ class Notebook {
     this.model = models(this.app, () => this.ghost.clear());
     this.area = el("textarea", { class: "paper", rows: 16, spellcheck: false, "aria-label": "The text",
       placeholder: "Write the beginning of a text, and let the model go on." });
-    this.area.value = notebookText() || run.prompt || "";
+    this.area.value = notebookText() || (run.prompt ?? "").trim();
     this.ghost = new Ghost(this.area, (text, signal) => this.suggest(text, signal), () => this.remember());
     this.ghost.on = localStorage.getItem("minigpt-suggest") !== "no";
     this.go = button("Continue", () => this.write(), { kind: "primary", title: "Ctrl + Enter" });
