@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
 WORKERS ?= 2
-NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
+NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2
+# transformers.js runs in a browser here: a small package stands for onnxruntime's 290 MB for node.
+NODE_OVERRIDES := {"overrides": {"onnxruntime-node": "npm:onnxruntime-common@1.24.3"}}
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -26,7 +28,7 @@ demo: $(VENV)/installed  ## Train a small GPT on generated stories for 72 second
 test: lint  ## Lint, then the default tests
 	$(PYTEST)
 
-test-all: test $(if $(shell command -v npm),$(VENV)/installed-node)  ## The same, then the proofs that take long
+test-all: test $(VENV)/installed-tools $(if $(shell command -v npm),$(VENV)/installed-node)  ## The same, then the proofs that take long
 	$(PYTEST) -m slow --no-loadscope-reorder
 
 lint: $(VENV)/installed-test  ## Style (ruff) and types (basedpyright)
@@ -64,8 +66,14 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 
 # Tools of others that read what we export, for slow tests; without npm those are skipped.
 $(VENV)/installed-node: Makefile | $(BIN)/python
+	mkdir -p $(VENV)/node && echo '$(NODE_OVERRIDES)' > $(VENV)/node/package.json
 	npm install --prefix $(VENV)/node --ignore-scripts --omit optional --no-audit --no-fund --loglevel error $(NODE_PACKAGES) \
 		&& touch $@ || echo "npm could not install $(NODE_PACKAGES): the tests that need it are skipped"
+
+# 400 MB, for slow tests too.
+$(VENV)/installed-tools: $(VENV)/installed-test
+	$(PIP) install -e ".[lm-eval]" -c constraints.txt && $(PIP) install "mlx-lm[cpu]" -c constraints.txt \
+		&& touch $@ || echo "pip could not install lm-eval or mlx-lm: the tests that need it are skipped"
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install -e ".[plot,serve,test,docs]" -c constraints.txt

@@ -23,6 +23,7 @@ _HOME = {
     "load_template": "minigpt.tokenizers.chat_template",
     "evaluate_run": "minigpt.evals",
     "evaluate_records": "minigpt.evals",
+    "evaluate_tasks": "minigpt.evals",
     "explain": "minigpt.explanation",
     "generate": "minigpt.generation",
     "generate_text": "minigpt.generation.text",
@@ -33,7 +34,9 @@ _HOME = {
     "quantize_run": "minigpt.runs.quantize",
     "export_gguf": "minigpt.export",
     "export_huggingface": "minigpt.export",
+    "export_onnx": "minigpt.export",
     "export_page": "minigpt.export",
+    "export_peft": "minigpt.export",
     "import_model": "minigpt.runs.importing",
     "MiniGPTError": "minigpt.errors",
     "UserError": "minigpt.errors",
@@ -50,10 +53,13 @@ __all__ = [
     "__version__",
     "evaluate_records",
     "evaluate_run",
+    "evaluate_tasks",
     "explain",
     "export_gguf",
     "export_huggingface",
+    "export_onnx",
     "export_page",
+    "export_peft",
     "fine_tune",
     "generate",
     "generate_text",
@@ -72,9 +78,9 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
-    from minigpt.evals import evaluate_records, evaluate_run
+    from minigpt.evals import evaluate_records, evaluate_run, evaluate_tasks
     from minigpt.explanation import explain
-    from minigpt.export import export_gguf, export_huggingface, export_page
+    from minigpt.export import export_gguf, export_huggingface, export_onnx, export_page, export_peft
     from minigpt.generation import generate
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.generation.text import generate_text, stream_text

@@ -7,6 +7,7 @@ terminal. A result that goes into a pipe or a file stays as it is, byte for byte
 
 import codecs
 import errno
+import importlib
 import io
 import json
 import os
@@ -183,9 +184,14 @@ tell = teller(console)
 
 
 def loading() -> None:
-    """Say at once that torch is being loaded, which takes a second or two, unless it is there."""
-    if "torch" not in sys.modules:
+    """Load torch, unless it is there, and say so at once: it takes some seconds, in which a terminal shows life."""
+    if "torch" in sys.modules:
+        return
+    if not console.is_terminal:
         tell("loading PyTorch")
+        return
+    with console.status("loading PyTorch"):
+        importlib.import_module("torch")
 
 
 def write(text: str) -> None:

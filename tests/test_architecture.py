@@ -54,7 +54,7 @@ INSIDE = {
     "model.kernels": "attention chunked_loss dropout fused",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
-    "training": "muon objective schedule / optim step / loop / finetune hooks memory",
+    "training": "adamw / muon objective schedule / optim step / loop / finetune hooks memory",
     "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen signals trackers"
     " / guard sharded_checkpoints tracking",
     "training.finetune": "distill freeze lora records row_batches / adapters preference",
@@ -64,7 +64,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram perplexity token_text / floors / report / records",
+    "evals": "ngram perplexity token_text / floors / report / records harness_model / harness",
     "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots"
     " / analysis data_plots over_time scaling / dataset figures tables walk",
     "machine": "bench doctor",
@@ -73,14 +73,14 @@ INSIDE = {
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
     " / importing score spelling / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
-    "export": "huggingface / gguf page",
+    "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",
+    "export.page": "pattern / pack / check",
     "serve": "limits / engine / models / api / workbench / server",
     "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
     " / app",
     "serve.workbench": "inside notes process shelf static / details starting / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
-    "export.page": "pattern / pack / check",
-    "cli": "fields / help finished tables / answers arguments / bench config data demo doctor eval explain"
+    "cli": "fields / help finished tables / answers arguments tasks / bench config data demo doctor eval explain"
     " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",
 }
 CORE = (

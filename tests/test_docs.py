@@ -284,7 +284,7 @@ def test_the_readmes_first_commands_run(here: Path):
 
 
 NEWCOMER = ("README.md", "docs/quickstart.md", "docs/tutorial.md")
-HOW_TO = ("own-data", "tokenizers", "resume", "generate", "finetune", "quantise", "export", "low-memory")
+HOW_TO = ("own-data", "tokenizers", "resume", "generate", "evaluate", "finetune", "quantise", "export", "low-memory")
 
 
 @pytest.mark.slow

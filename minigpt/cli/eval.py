@@ -1,8 +1,9 @@
 """minigpt eval."""
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +16,8 @@ if TYPE_CHECKING:
     from minigpt.evals.report import Report
     from minigpt.runs.load import LoadedRun
 
-_NAMES = {
-    "uniform": "uniform: any byte",
-    "unigram": "unigram: byte frequencies",
-    "five_gram": "5-gram of bytes",
-    "xz": "xz",
-    "entropy": "entropy of the source",
-    "surprisal": "this text under the source",
-}
+_FOR_TASKS = ("include_path", "num_fewshot", "limit")
+_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save")
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class Eval:
     minigpt eval runs/my --data other.txt --json
     minigpt eval runs/answers
     minigpt eval runs/my --data questions.jsonl
+    minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default windows of the model's full context follow each other without overlap: the same headline that training
     ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
@@ -42,6 +38,9 @@ class Eval:
 
     Records (.jsonl), a fine-tuned run's own or those of --data, are answered: the loss of the expected answers, how
     many the model writes exactly, and a table of prompt, expected answer and what it wrote.
+
+    --tasks evaluates on tasks of lm-evaluation-harness instead (pip install 'minigpt[lm-eval]'). A task that is a YAML
+    file with local data needs no network.
     """
 
     run: Positional[PathText]
@@ -59,6 +58,14 @@ class Eval:
     """Windows at a time; only speed and memory depend on it (default: by memory)."""
     ask: int | None = None
     """Records: how many answers are written, at most (default: 200); 0 computes the loss alone."""
+    tasks: str | None = None
+    """Tasks of lm-evaluation-harness with commas between: its names, or YAML files. They may run Python code."""
+    include_path: PathText | None = None
+    """Tasks: a folder of YAML files whose tasks are known by name."""
+    num_fewshot: int | None = None
+    """Tasks: solved examples before each question (default: as the task says)."""
+    limit: int | None = None
+    """Tasks: most documents of each task."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -70,7 +77,7 @@ class Eval:
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
     five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data. Of records:
     loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]), split, checkpoint, step,
-    data."""
+    data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its version), checkpoint, step."""
 
 
 def main(argv: list[str]) -> int:
@@ -78,13 +85,21 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Eval, argv, "eval")
     if args.save and (args.data is not None or args.split != "val"):
         raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
+    _check_tasks(args)
+    if args.tasks is not None:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; one bar of ours tells how far it is
     loading()
     from minigpt.cli.answers import report_records
+    from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device, args.precision)
+    if args.tasks is not None:
+        settings = {name: getattr(args, name) for name in (*_FOR_TASKS, "batch_size")}
+        report_tasks(run, args.run, args.tasks, args.json, **settings)
+        return 0
     if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     if scores_records(run, args.data):
@@ -103,6 +118,15 @@ def main(argv: list[str]) -> int:
     else:
         _show(report, args.run)
     return 0
+
+
+def _check_tasks(args: Eval) -> None:
+    """Raises UserError: flags of tasks without any, or flags that are for a text or records."""
+    unset = {field.name: field.default for field in fields(Eval)}
+    names = _FOR_TASKS if args.tasks is None else _FOR_TEXTS
+    if given := [name for name in names if getattr(args, name) != unset[name]]:
+        flags = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"{flags}: {'only with --tasks' if args.tasks is None else 'not with --tasks; leave it out'}")
 
 
 def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
@@ -180,7 +204,9 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _scale(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The model among the floors, the worst first, each with a bar."""
-    levels = {**{_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
+    from minigpt.evals.report import FLOOR_NAMES
+
+    levels = {**{FLOOR_NAMES.get(k, k): v for k, v in report["floors"].items()}, "this model": report["bits_per_byte"]}
     longest = max(levels.values())
     rows = [("[dim]on the same text[/dim]", "[dim]bits/byte[/dim]", "")]
     for name, level in sorted(levels.items(), key=lambda item: -item[1]):

@@ -16,6 +16,7 @@ class Export:
     minigpt export runs/my --out my-model --precision bf16
     minigpt export runs/my --to page
     minigpt export runs/my --to gguf --precision q8_0
+    minigpt export runs/my --to onnx
 
     hf: a Hugging Face directory, which transformers loads without minigpt. The shapes gpt2 and modern have twins there,
     GPT-2 and Qwen3 (modern without qk_norm: Llama); a run whose fields mix them has none. Where transformers is
@@ -24,26 +25,35 @@ class Export:
     gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are made of it; of the same shapes. It is
     read back and compared with the run before it gets its name.
 
+    onnx: a directory for onnxruntime, transformers.js (in a browser) and optimum: one graph with a cache of keys and
+    values; of the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and logits and greedy ids are
+    compared with ours before the directory gets its name.
+
     page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. Where node is
     installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.
 
-    An adapter is merged, and the integers of a quantised run become numbers again.
+    peft: the adapter alone of a run that was fine-tuned with one, as peft's directory beside the base's --to hf.
+
+    In the other formats an adapter is merged, and the integers of a quantised run become numbers again.
     """
 
     run: Positional[PathText]
     """A run directory or a checkpoint."""
-    to: Literal["hf", "gguf", "page"] = "hf"
-    """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; page, an HTML file for a browser."""
+    to: Literal["hf", "gguf", "onnx", "page", "peft"] = "hf"
+    """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; onnx, a directory for onnxruntime
+    and transformers.js; page, an HTML file for a browser; peft, a run's adapter alone."""
     out: PathText | None = None
-    """The directory or file to write (default: RUN-hf, RUN-F16.gguf and the like, or RUN.html, beside the run)."""
+    """The directory or file to write (default: RUN-hf, RUN-F16.gguf and the like, RUN-onnx, RUN.html or RUN-peft,
+    beside the run)."""
     precision: Literal["fp32", "bf16", "fp16", "int8", "q8_0", "q4_0"] | None = None
     """Of the weights in the file. hf: fp32 (the default), bf16 or fp16; gguf: fp16 (the default), fp32, bf16, q8_0 or
-    q4_0 (8.5 and 4.5 bits); page: int8 (the default), fp16 or fp32."""
+    q4_0 (8.5 and 4.5 bits); onnx: fp32 (the default), fp16 or int8; page: int8 (the default), fp16 or fp32; peft:
+    fp32."""
     json: bool = False
-    """Print one JSON object: run, path, architecture (hf, gguf: gpt2, qwen3 or llama), precision, weights (how many),
+    """Print one JSON object: run, path, architecture (gpt2, qwen3 or llama; not page), precision, weights (how many),
     bytes, difference (largest between the other tool's logits and ours, for gguf between the file's and the run's; null
-    where transformers, or node, is not installed), same (gguf: share of the likeliest next tokens that are the run's).
-    """
+    where transformers, peft or node is not installed), same (gguf: share of the likeliest next tokens that are the
+    run's)."""
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +61,9 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Export, argv, "export")
     precisions, write = TARGETS[args.to]
     if args.precision and args.precision not in precisions:
-        *most, last = precisions
         others = " or ".join(f"--to {name}" for name, (known, _) in TARGETS.items() if args.precision in known)
-        raise UserError(
-            f"--precision {args.precision} is for {others}; for --to {args.to} choose {', '.join(most)} or {last}"
-        )
+        listed = " or ".join(filter(None, (", ".join(precisions[:-1]), precisions[-1])))
+        raise UserError(f"--precision {args.precision} is for {others}; for --to {args.to} choose {listed}")
     loading()
     from minigpt.runs.load import load_run
 
@@ -88,6 +96,14 @@ def _gguf(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
 
 
+def _onnx(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
+    from minigpt.export import export_onnx
+
+    done = export_onnx(run, path, precision)
+    compared = f"onnxruntime's logits are ours within {done.difference:.1g}, its greedy ids are equal"
+    return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
+
+
 def _page(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     from minigpt.export import export_page
 
@@ -98,6 +114,16 @@ def _page(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     return done, f"{done.path}: {_size(done)}; {compared}", f"open it in a browser: {done.path.resolve().as_uri()}"
 
 
+def _peft(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
+    from minigpt.export import export_peft
+
+    done = export_peft(run, path)
+    compared = "not compared: peft or transformers is not installed"
+    if done.difference is not None:
+        compared = f"peft's logits are ours within {done.difference:.1g}"
+    return done, f"{done.path}: an adapter for {done.architecture}, {_size(done)}; {compared}", ""
+
+
 def _size(done: Any) -> str:
     return f"{counted(done.weights, 'weight')} in {done.precision}, {done.bytes / 1e6:,.2f} MB"
 
@@ -105,6 +131,8 @@ def _size(done: Any) -> str:
 TARGETS = {
     "hf": (("fp32", "bf16", "fp16"), _huggingface),
     "gguf": (("fp16", "fp32", "bf16", "q8_0", "q4_0"), _gguf),
+    "onnx": (("fp32", "fp16", "int8"), _onnx),
     "page": (("int8", "fp16", "fp32"), _page),
+    "peft": (("fp32",), _peft),
 }
 """By name: its precisions, the default first, and what writes it: (run, out, precision) -> (report, line, hint)."""

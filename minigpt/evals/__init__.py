@@ -1,6 +1,7 @@
 """Evaluation: exact scores over a whole split, and the floors beside them."""
 
 from minigpt.evals.floors import compute_floors, run_floors
+from minigpt.evals.harness import evaluate_tasks
 from minigpt.evals.ngram import NGram
 from minigpt.evals.perplexity import Score, evaluate
 from minigpt.evals.records import RECORD_KEYS, evaluate_records, scores_records
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "evaluate_records",
     "evaluate_run",
+    "evaluate_tasks",
     "report",
     "run_floors",
     "scores_records",

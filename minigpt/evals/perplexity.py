@@ -70,7 +70,7 @@ def evaluate(
     stride = context if stride is None else stride
     _check(tokens, context, stride, batch_size)
     columns: list[list[npt.NDArray[Any]]] = [[], [], []]
-    size = batch_size or _batch_size(model, context, runtime.device.type)
+    size = batch_size or rows_at_once(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
     done = 0
     for targets, nats in target_losses(model, eval_batches(tokens, context, stride, size), runtime):
@@ -103,7 +103,8 @@ def _bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: np
     return np.where(scored, lengths[np.where(scored, targets, 0)], 0).sum(1)
 
 
-def _batch_size(model: nn.Module, context: int, device: str) -> int:
+def rows_at_once(model: nn.Module, context: int, device: str) -> int:
+    """How many windows of `context` tokens are computed together."""
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 2**16
     if device == "cpu":
         return max(1, _CPU_TOKENS // context)

@@ -61,6 +61,16 @@ class Report(TypedDict):
     data: str
 
 
+FLOOR_NAMES = {
+    "uniform": "uniform: any byte",
+    "unigram": "unigram: byte frequencies",
+    "five_gram": "5-gram of bytes",
+    "xz": "xz",
+    "entropy": "entropy of the source",
+    "surprisal": "this text under the source",
+}
+"""What stands beside a floor in a table."""
+
 TOLD_FLOORS = {"five_gram": "a 5-gram model", "entropy": "the source's entropy"}
 """The floors that stand beside the headline."""
 

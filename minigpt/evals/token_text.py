@@ -1,6 +1,7 @@
 """Token ids back to the bytes they stand for, by table: floors need no source file."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,11 @@ class TokenText:
     def head(self, ids: Ids, limit: int) -> Bytes:
         """The first `limit` bytes of the text, or all of it."""
         return self._take(self.chunks(ids), limit)[:limit]
+
+    def spread(self, ids: Ids, limit: int, parts: int = 20) -> Bytes:
+        """The beginnings of so many equal parts of the text, `limit` bytes together; all of a text that has no more."""
+        edges, each = np.linspace(0, len(ids), parts + 1).astype(int), limit // parts
+        return np.concatenate([self.head(ids[start:end][:each], each) for start, end in pairwise(edges)])
 
     def tail(self, ids: Ids, limit: int) -> Bytes:
         """The last `limit` bytes of the text, or all of it."""

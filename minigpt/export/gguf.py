@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import ConfigError, MiniGPTError
-from minigpt.export.huggingface import Run
+from minigpt.export.huggingface import Exported, Run, run_template
 from minigpt.files import new_file, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.tokenizers.chat_template import read_template
 from minigpt.tokenizers.gguf import from_gguf, to_gguf
 from minigpt.weights import gguf_file
 from minigpt.weights.gguf import (
@@ -38,19 +37,13 @@ _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 
 @dataclass(frozen=True)
-class ExportedGGUF:
+class ExportedGGUF(Exported):
     """What `export_gguf` wrote.
 
     `difference` is the largest |logit of what is in the file - logit of the run| on random ids: what rounding does.
     `same` is the share of them after which the likeliest next id is the run's.
     """
 
-    path: Path
-    architecture: str
-    precision: str
-    weights: int
-    bytes: int
-    difference: float
     same: float
 
 
@@ -79,7 +72,9 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
     refuse_existing(out)
     settings = config_to_gguf(config)
     settings |= {"general.name": folder.name, "general.file_type": FILE_TYPES[precision]}
-    settings |= {"general.quantization_version": 2} | _sampling(run) | vocabulary | _template(folder)
+    settings |= {"general.quantization_version": 2} | _sampling(run) | vocabulary
+    if template := run_template(folder):
+        settings |= {"tokenizer.chat_template": template.jinja(), "minigpt.template": template.to_json()}
     weights = run.model.weights()
     tensors = weights_to_gguf(config, weights, precision)
     with new_file(out) as work:
@@ -94,15 +89,6 @@ def _sampling(run: Run) -> dict[str, Any]:
     """The run's way of writing, where llama.cpp has a setting of the kind."""
     ours = run.config.generation
     return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
-
-
-def _template(folder: Path) -> dict[str, str]:
-    """The chat template of a run that was tuned on chats. Raises DataError for a damaged one."""
-    file = RunFolder(folder).template
-    if not file.is_file():
-        return {}
-    template = read_template(file)
-    return {"tokenizer.chat_template": template.jinja(), "minigpt.template": template.to_json()}
 
 
 def _compare(run: Run, path: Path, expected: dict[str, Tensor], precision: str) -> tuple[float, float]:

@@ -7,6 +7,7 @@
         tokenizer.json            as it is in the run
         tokenizer_config.json     the special tokens and, after a tuning on chats, the chat template
         template.json             that template as we read it
+        README.md                 the model card, made of the run's receipt and score
 
 Nothing is believed: where transformers is installed, it loads what was written, and its logits and ids are compared
 with ours before the directory gets its name.
@@ -17,16 +18,18 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from minigpt.config import GenerationConfig, RunConfig
-from minigpt.errors import ConfigError, DataError, MiniGPTError
-from minigpt.files import new_folder, parse_json, refuse_existing
+from minigpt.config import GenerationConfig
+from minigpt.errors import ConfigError, MiniGPTError
+from minigpt.export.card import CARD, Run, model_card
+from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TEMPLATE, TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
+from minigpt.tokenizers.chat_template import Template, read_template
 from minigpt.weights.checkpoint import write_tensors
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
@@ -35,24 +38,11 @@ TOLERANCE = 1e-4  # of the largest logit: different orders of the sums in fp32 d
 _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
 
 
-class Run(Protocol):
-    """What exporting wants of a loaded run."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def model(self) -> GPT: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def config(self) -> RunConfig: ...
-
-
 @dataclass(frozen=True)
 class Exported:
-    """What `export_huggingface` wrote.
+    """What an export wrote.
 
-    `difference` is the largest |logit of transformers - ours| on random ids, None where transformers is not installed.
+    `difference` is the largest |logit of the other tool - ours| on random ids, None where the tool is not installed.
     """
 
     path: Path
@@ -83,30 +73,57 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(PRECISIONS)}")
-    config, folder = run.model.config, RunFolder.of(run.path, TOKENIZER).path.resolve()
-    kind = architecture(config)
+    folder = RunFolder.of(run.path, TOKENIZER).path.resolve()
+    kind = architecture(run.model.config)
     out = folder.with_name(f"{folder.name}-hf") if out is None else Path(out)
     refuse_existing(out)
-    dtype = PRECISIONS[precision]
-    weights = {
-        name: tensor.to("cpu", dtype).contiguous()
-        for name, tensor in weights_to_hf(config, run.model.weights()).items()
-    }
-    trees = {
-        "config.json": config_to_hf(config, run.tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")},
-        "generation_config.json": _generation(run.config.generation, run.tokenizer),
-        "tokenizer_config.json": _special(run.tokenizer, config.max_seq_len) | _template(folder),
-    }
     with new_folder(out) as work:
-        for name, tree in trees.items():
-            (work / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        for name in (TOKENIZER, TEMPLATE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, work / name)
-        write_tensors(work / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
+        count = write_model(work, run.model, run.tokenizer, precision)
+        write_usage(work, run)
+        (work / CARD).write_text(model_card(run, kind, precision, out.name), encoding="utf-8")
         difference = _compare(work, run.tokenizer) if importlib.util.find_spec("transformers") else None
         size = (work / "model.safetensors").stat().st_size
-    return Exported(out, kind, precision, sum(w.numel() for w in weights.values()), size, difference)
+    return Exported(out, kind, precision, count, size, difference)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """A tree as JSON that people can read."""
+    path.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, precision: str) -> int:
+    """Write config.json and model.safetensors; returns how many weights that are.
+
+    GPT-2's names have no "transformer." before them, as OpenAI's own do not: mlx-lm knows no others.
+    """
+    config, dtype = model.config, PRECISIONS[precision]
+    twin = weights_to_hf(config, model.weights())
+    weights = {name.removeprefix("transformer."): tensor.to("cpu", dtype).contiguous() for name, tensor in twin.items()}
+    tree = config_to_hf(config, tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")}
+    write_json(folder / "config.json", tree)
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def write_tokenizer(folder: Path, run: Run) -> None:
+    """Write the tokenizer's files, and the chat template of a run that was tuned on chats.
+
+    Raises DataError, CheckpointError.
+    """
+    source = RunFolder.of(run.path, TOKENIZER).path
+    tree = _special(run.tokenizer, run.model.config.max_seq_len)
+    if template := run_template(source):
+        tree["chat_template"] = template.jinja()
+    write_json(folder / "tokenizer_config.json", tree)
+    for name in (TOKENIZER, TEMPLATE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def write_usage(folder: Path, run: Run) -> None:
+    """Write what the directory has beside config.json and weights: how to write with it, and the tokenizer."""
+    write_json(folder / "generation_config.json", _generation(run.config.generation, run.tokenizer))
+    write_tokenizer(folder, run)
 
 
 def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
@@ -119,15 +136,10 @@ def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
     return fixed | {"model_max_length": max_seq_len} | known
 
 
-def _template(folder: Path) -> dict[str, str]:
+def run_template(folder: Path) -> Template | None:
     """The chat template of a run that was tuned on chats. Raises DataError for a damaged one."""
     file = RunFolder(folder).template
-    if not file.is_file():
-        return {}
-    try:
-        return {"chat_template": str(parse_json(file.read_text(encoding="utf-8"))["chat_template"])}
-    except (ValueError, TypeError, KeyError):
-        raise DataError(f"{file}: is damaged; copy that of the run's base, or delete it to go without") from None
+    return read_template(file) if file.is_file() else None
 
 
 def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -143,25 +155,33 @@ def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return out
 
 
+def load_twin(path: Path) -> Any:
+    """transformers' model of a directory, in fp32, loaded without its progress bar."""
+    import transformers
+    from transformers.utils import logging
+
+    if showing := logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+    twin = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    if showing:
+        logging.enable_progress_bar()
+    return twin.eval()
+
+
 def _compare(path: Path, tokenizer: Tokenizer) -> float:
     """The largest difference between transformers' logits and ours for what was written, both computing in fp32.
 
     Raises MiniGPTError: larger than TOLERANCE allows, or a text that transformers encodes otherwise.
     """
     import transformers
-    from transformers.utils import logging
 
-    if showing := logging.is_progress_bar_enabled():
-        logging.disable_progress_bar()
     ours = GPT.from_pretrained(path)
     words = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.special_tokens.values()]
     draw = torch.Generator().manual_seed(0)
     ids = torch.tensor(words)[torch.randint(len(words), (2, min(64, ours.config.max_seq_len)), generator=draw)]
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    if showing:
-        logging.enable_progress_bar()
+    theirs = load_twin(path)
     with torch.inference_mode():
-        expected, found = ours(ids).float(), theirs.eval()(ids).logits
+        expected, found = ours(ids).float(), theirs(ids).logits
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise MiniGPTError(

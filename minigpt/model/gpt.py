@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.cache import KVCache
-from minigpt.model.inputs import Places, make_inputs
+from minigpt.model.inputs import Places, Table, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import dropout
 from minigpt.model.parts import ATTENTION, Attention, Block, FeedForward, Norm, Rotary, rotary_tables
@@ -68,7 +68,7 @@ class GPT(nn.Module):
         self.config = config
         self.source: Path | None = None  # the run or directory it was loaded from
         self.loss_terms: Terms | None = None  # compiled, in a compiled view
-        self.embedding = nn.Embedding(config.padded_vocab_size, config.embed_dim)
+        self.embedding: nn.Embedding = Table(config.padded_vocab_size, config.embed_dim)
         inputs = make_inputs(config)
         for name, module in inputs.items():
             self.add_module(name, module)
@@ -120,7 +120,8 @@ class GPT(nn.Module):
         """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""
         if self.config.position != "rope":
             return None
-        cos, sin = self.cos[places].to(self.compute_dtype), self.sin[places].to(self.compute_dtype)
+        dtype = self.compute_dtype
+        cos, sin = self.cos[places].to(dtype), self.sin[places].to(dtype)
         return (cos, sin) if isinstance(places, slice) else (cos[:, None], sin[:, None])
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:

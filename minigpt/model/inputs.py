@@ -17,7 +17,17 @@ Places = Tensor | slice
 """Positions of the tokens at hand: the same for all rows, or [B, T] where each row has its own."""
 
 
-class Positions(nn.Embedding):
+class Table(nn.Embedding):
+    """An embedding whose numbers are drawn by `GPT.initialise` only.
+
+    torch would draw them before; for a model on the meta device, that alone imports its compiler: two seconds.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
+class Positions(Table):
     """A learned vector for each position (Radford et al., 2018)."""
 
     looks_back = False
@@ -47,7 +57,7 @@ class Sinusoids(nn.Module):
         return self.table[places]
 
 
-class Bigrams(nn.Embedding):
+class Bigrams(Table):
     """A second embedding, of each token with the one before it; where pairs are more than rows, they share by a hash.
 
     `looks_back` says that a token alone is not enough: the cache keeps the ids, and no graph is recorded.
@@ -81,6 +91,8 @@ class Bigrams(nn.Embedding):
 
 def sinusoids(length: int, size: int) -> Tensor:
     """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
+    if torch.get_default_device().type == "meta":  # only the shape counts, and `arange` there imports torch's compiler
+        return torch.empty(length, size)
     wavelengths = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
     angles = torch.arange(length)[:, None] * wavelengths  # [T, C/2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [T, C/2, 2] -> [T, C]

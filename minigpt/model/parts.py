@@ -40,6 +40,8 @@ class Norm(nn.Module):
 
 def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines [length, D] of the rotary angles; the second half of the columns repeats the first."""
+    if torch.get_default_device().type == "meta":  # only shapes count, and `arange` there imports torch's compiler
+        return torch.empty(length, head_size), torch.empty(length, head_size)
     frequencies = theta ** (-torch.arange(0, head_size, 2) / head_size)
     angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)  # [T, D]
     return angles.cos(), angles.sin()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch.optim import Optimizer
 
 from minigpt.config import LENGTHS, DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
@@ -25,6 +24,7 @@ from minigpt.runs.receipt import read_receipt
 from minigpt.runs.train import TrainedRun, execute
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.placement import Placement, joined
+from minigpt.runtime.precision import Optimizer
 from minigpt.runtime.ranks import Ranks
 from minigpt.tokenizers.chat_template import Template, load_template, read_template
 from minigpt.training import Budget, make_optimizer

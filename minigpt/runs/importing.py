@@ -130,8 +130,8 @@ def _read(source: Path) -> Foreign:
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read ({error.strerror or error})") from None
     raise CheckpointError(
-        f"{source}: is no model that minigpt reads; give a Hugging Face directory, a .gguf, nanoGPT's ckpt.pt, or "
-        "llama2.c's .bin"
+        f"{source}: is not a model that minigpt can read; give a Hugging Face directory, a .gguf, nanoGPT's ckpt.pt, "
+        "or llama2.c's .bin"
     )
 
 

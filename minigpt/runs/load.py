@@ -14,7 +14,7 @@ from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.finetune import fingerprint, load_adapter, load_saved, merge
+from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
 from minigpt.weights.pretrained import is_huggingface
@@ -82,12 +82,8 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
 
 def _adapted(path: Path, device: str) -> GPT:
     """The base of an adapter, with the adapter made part of its weights."""
-    saved, run = load_saved(path), RunFolder.of(path).path
-    base = Path(saved.base)
-    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
-    base = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)
-    if base is None:
-        raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
+    saved = load_saved(path)
+    base = find_base(path, saved)
     model = load_run(base, device).model
     if fingerprint(model) != saved.sha256:
         raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put back the one it began from")
@@ -95,6 +91,16 @@ def _adapted(path: Path, device: str) -> GPT:
     merge(model)
     model.source = path
     return model
+
+
+def find_base(path: Path, saved: SavedAdapter) -> Path:
+    """Where the base of the adapter at `path` is now. Raises CheckpointError: it is gone."""
+    run, base = RunFolder.of(path).path, Path(saved.base)
+    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
+    found = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)
+    if found is None:
+        raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
+    return found
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch.optim import Optimizer
-
 from minigpt.config import RunConfig
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
+from minigpt.runtime.precision import Optimizer
 from minigpt.runtime.ranks import Ranks
 from minigpt.training import make_optimizer
 from minigpt.training.objective import WHOLE, Loss, Saved

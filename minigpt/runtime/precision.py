@@ -6,9 +6,10 @@ loss and gradients of a small batch, by the run's own kernels, against the same 
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
@@ -70,7 +71,22 @@ def _try(model: GPT, ids: Tensor, runtime: Runtime) -> tuple[float, Tensor]:
     return loss.item(), torch.cat(parts) / SCALE
 
 
-class MasterWeights(optim.Optimizer):
+State = dict[Tensor, dict[str, Tensor]]
+
+
+class Optimizer(Protocol):
+    """What training asks of an optimizer; torch's are some too."""
+
+    param_groups: list[dict[str, Any]]
+    """One dict per group: its parameters (`params`), and the rate of its next step (`lr`)."""
+    state: State
+    """What it remembers of each parameter, by name."""
+
+    def step(self) -> object:
+        """Update the parameters that have a gradient."""
+
+
+class MasterWeights:
     """Any optimizer, for a model whose weights are bf16: it works on fp32 copies, from which they are rounded again.
 
     An update of less than 1/256 of a weight would vanish in bf16; in the copies it adds up (Micikevicius et al., 2018,
@@ -81,8 +97,7 @@ class MasterWeights(optim.Optimizer):
         model: theirs; it becomes bf16.
     """
 
-    def __init__(self, optimizer: optim.Optimizer, model: nn.Module):
-        super().__init__(optimizer.param_groups, optimizer.defaults)
+    def __init__(self, optimizer: Optimizer, model: nn.Module):
         self.inner, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
         for parameter in self._parameters():
             self.state[parameter]["master"] = parameter.data
@@ -92,7 +107,7 @@ class MasterWeights(optim.Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:
         """For the time of the step the weights are the copies, and the gradients fp32."""
         parameters = self._parameters()
         gradients = [parameter.grad for parameter in parameters]
@@ -108,7 +123,7 @@ class MasterWeights(optim.Optimizer):
             parameter.grad = gradient
 
 
-def with_masters(optimizer: optim.Optimizer, model: nn.Module, runtime: Runtime) -> optim.Optimizer:
+def with_masters(optimizer: Optimizer, model: nn.Module, runtime: Runtime) -> Optimizer:
     """The optimizer, or for bf16-pure `MasterWeights` around it."""
     return MasterWeights(optimizer, model) if runtime.precision == "bf16-pure" else optimizer
 

@@ -1,8 +1,13 @@
-"""Tokenizers of Llama's family (SentencePiece's BPE): others made them, we run them; llama2.c's tokenizer.bin is one.
+"""Tokenizers of Llama's family (SentencePiece's BPE). We read them from files, and never train them.
 
-A text gets a space in front. Its characters are joined pair by pair: of all neighbours that are a token together, those
-come first whose token has the best rank, the leftmost of equals. A character that is no token becomes its bytes, for
-each of which there is a token. Nothing splits the text before, so a word at the beginning is spelled as any other.
+How a text is encoded:
+1. A space is put before the text.
+2. Each character becomes a token. A character that is not in the vocabulary becomes its bytes: every byte has a token.
+3. Two neighbours that form a token are joined, again and again. The pair whose token has the best rank goes first; of
+   equal pairs, the leftmost.
+
+No pattern splits the text into words first. The space of step 1 makes the first word look like every other word.
+llama2.c's tokenizer.bin is a tokenizer of this kind.
 """
 
 import heapq

@@ -21,6 +21,7 @@ from minigpt.model import GPT
 from minigpt.model.learner import Learner
 from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import keep_freed_pages
+from minigpt.runtime.precision import Optimizer
 from minigpt.training.objective import WHOLE, Saved
 from minigpt.training.optim import load_optimizer, optimizer_tensors
 from minigpt.training.schedule import Budget, context_parts, lr_factor
@@ -118,7 +119,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         batches: BatchSource,
         validation: Callable[[], Iterable[Batch]],
         config: TrainConfig,

@@ -8,9 +8,10 @@ apart, and all of one shape together in one batch.
 from collections import defaultdict
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from minigpt.runtime.ranks import ALONE, Ranks
+from minigpt.training.adamw import AdamW
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -42,7 +43,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class Muon(optim.Optimizer):
+class Muon:
     """Muon for some matrices, the given AdamW for the rest, as one optimizer.
 
     Args:
@@ -57,20 +58,20 @@ class Muon(optim.Optimizer):
     def __init__(
         self,
         pieces: dict[Tensor, list[int]],
-        adamw: optim.AdamW,
+        adamw: AdamW,
         lr: float,
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.bfloat16,
         ranks: Ranks = ALONE,
     ):
-        super().__init__([{"params": list(pieces), "momentum": momentum, "weight_decay": weight_decay}], {"lr": lr})
         self.pieces, self.adamw, self.dtype, self.ranks = pieces, adamw, dtype, ranks
-        adamw.state = self.state  # one account of state and of rates, for checkpoints and schedules
-        self.param_groups += adamw.param_groups
+        own = {"params": list(pieces), "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.param_groups = [own, *adamw.param_groups]
+        self.state = adamw.state  # one account of state and of rates, for checkpoints and schedules
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.adamw.step()
         group, wholes = self.param_groups[0], []

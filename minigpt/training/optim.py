@@ -3,18 +3,20 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from minigpt.config import OptimizerConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.parts import Block
+from minigpt.runtime.precision import Optimizer
 from minigpt.runtime.ranks import ALONE, Ranks
+from minigpt.training.adamw import AdamW
 from minigpt.training.muon import Muon
 
 
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, precision: str = "bf16", ranks: Ranks = ALONE
-) -> optim.Optimizer:
+) -> Optimizer:
     """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks' matrices, with
     AdamW at a share of its rate for the rest."""
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
@@ -26,7 +28,7 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     rate = config.learning_rate * share
-    adamw = optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps)
     if not pieces:
         return adamw
     dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # as the run's products
@@ -47,7 +49,7 @@ def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
     return {matrix: rows for matrix, rows in pieces.items() if matrix.requires_grad}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """State as {"exp_avg:blocks.0.norm1.weight": ...}; empty before the first step."""
     return {
         f"{key}:{name}": value
@@ -58,7 +60,7 @@ def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str,
 
 def load_optimizer(
     model: nn.Module,
-    optimizer: optim.Optimizer,
+    optimizer: Optimizer,
     tensors: dict[str, Tensor],
     own: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
 ) -> None:

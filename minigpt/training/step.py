@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from minigpt.model import GPT
 from minigpt.model.learner import Learner
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating, step_seed
+from minigpt.runtime.precision import Optimizer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -55,7 +57,7 @@ def accumulate(
 
 def update(
     learner: Learner,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     *,
     runtime: Runtime,
     grad_clip: float = 1.0,
@@ -66,10 +68,10 @@ def update(
     Returns the norm before clipping.
     """
     if scaler:
-        scaler.unscale_(optimizer)
+        scaler.unscale_(cast(Any, optimizer))  # it reads param_groups only
     norm = runtime.ranks.whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), grad_clip or float("inf")))
     if scaler:
-        scaler.step(optimizer)
+        scaler.step(cast(Any, optimizer))
         scaler.update()
     elif norm.isfinite():
         optimizer.step()

@@ -114,12 +114,19 @@ def architecture(config: ModelConfig) -> str:
         raise CheckpointError(
             "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
         )
+    wrong: dict[str, list[str]] = {}
     for name, fields in (("gpt2", gpt2), ("qwen3", qwen3), ("llama", qwen3 | {"qk_norm": False})):
         fields["activation"] = tuple(_ACTIVATIONS[name].values())
         found = {field: getattr(config, field) for field in fields}
-        if all(found[f] in value if isinstance(value, tuple) else found[f] == value for f, value in fields.items()):
+        fits = {f: found[f] in value if isinstance(value, tuple) else found[f] == value for f, value in fields.items()}
+        if all(fits.values()):
             return name
-    raise CheckpointError("only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields")
+        wrong[name] = [f"{field} {found[field]}" for field, fit in fits.items() if not fit]
+    kin = min(wrong, key=lambda name: len(wrong[name]))
+    raise CheckpointError(
+        "only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields: "
+        f"nearest is {kin}, but: {', '.join(wrong[kin])}"
+    )
 
 
 def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, Any]:
@@ -139,6 +146,7 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
             "model_type": "gpt2",
             "architectures": ["GPT2LMHeadModel"],
             "n_positions": config.max_seq_len,
+            "n_ctx": config.max_seq_len,  # the same, for mlx-lm
             "n_embd": config.embed_dim,
             "n_layer": config.num_layers,
             "n_head": config.num_heads,

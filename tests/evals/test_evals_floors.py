@@ -129,6 +129,13 @@ def test_bytes_by_table_are_the_tokens_bytes_joined(tokenizer, data, limit):
     assert table.lengths[ids].sum() == len(expected)
 
 
+def test_a_spread_is_taken_from_all_parts_of_the_text() -> None:
+    table, ids = TokenText(ByteTokenizer()), np.array(ByteTokenizer().encode("aaaabbbbcccc"), np.uint16)
+    assert table.spread(ids, 6, parts=3).tobytes() == b"aabbcc"
+    assert table.spread(ids, 100, parts=3).tobytes() == b"aaaabbbbcccc"
+    assert table.spread(ids[:0], 100).tobytes() == b""
+
+
 @pytest.fixture
 def prepared(tmp_path):
     path = tmp_path / "text.txt"

@@ -77,7 +77,7 @@ def test_an_induction_head_is_found_in_a_model_trained_to_have_one():
         targets = rows[:, 1:].clone()
         targets[:, : period - 1] = IGNORE
         loss = next_token_loss(model(rows[:, :-1]), targets)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 25 == 0:

@@ -153,7 +153,8 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert list(report) == ["run", "path", "architecture", "precision", "weights", "bytes", "difference"]
     assert report["architecture"] == "qwen3" and report["difference"] < 1e-4 and said.err == ""
     assert sorted(p.name for p in (tmp_path / "my-hf").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
     assert main(["generate", str(tmp_path / "my-hf"), "--prompt", "The", "--max-new-tokens", "5", "--seed", "1"]) == 0
     copy = capsys.readouterr().out
@@ -209,11 +210,11 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
     )
     assert "no such run" in fails(capsys, tmp_path / "mi")
     said = fails(capsys, run, "--precision", "int8")
-    assert "--precision int8 is for --to page; for --to hf choose fp32, bf16 or fp16" in said
+    assert "--precision int8 is for --to onnx or --to page; for --to hf choose fp32, bf16 or fp16" in said
     with pytest.raises(ConfigError, match="precision: int8 is not possible; choose from fp32, bf16, fp16"):
         export_huggingface(load_run(run, "cpu"), precision="int8")
     (run / "template.json").write_text("{")
-    assert "template.json: is damaged" in fails(capsys, run)
+    assert "template.json: cannot be read as a template" in fails(capsys, run)
     (tmp_path / "file").write_text("")
     (run / "template.json").unlink()
     assert "cannot be written (Not a directory)" in fails(capsys, run, "--out", tmp_path / "file/out")

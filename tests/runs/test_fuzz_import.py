@@ -55,7 +55,7 @@ def test_a_pickle_that_would_run_code_runs_nothing(tmp_path: Path) -> None:
     refused(folder / "ckpt.pt", "could run code", tokenizer=folder / "input.txt")
     bare = tmp_path / "bare.pt"
     bare.write_bytes(pickle.dumps(Runs(trap)))
-    refused(bare, "is no model that minigpt reads")
+    refused(bare, "is not a model that minigpt can read")
     meta = tmp_path / "meta.pkl"
     meta.write_bytes(pickle.dumps({"stoi": {}}))
     folder, _ = nano(tmp_path / "good")
@@ -189,7 +189,7 @@ def test_llama2c_headers_that_lie(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model of others" in refused(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("hello")
-    assert "is no model that minigpt reads" in refused(tmp_path / "notes.txt")
+    assert "is not a model that minigpt can read" in refused(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.slow)])

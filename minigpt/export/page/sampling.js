@@ -147,7 +147,7 @@ class Stops {
 // Write on from `prompt`, ids. A generator: it yields null while it reads, then { id, text } for each token; it returns
 // why it ended: eos, stop, length or time.
 function* write(model, tokenizer, prompt, settings, rules) {
-  if (!prompt.length) throw new Error("There is no text to go on from; type some.");
+  if (!prompt.length) throw new Error("The text is empty. Type some text first.");
   const random = new Random(settings.seed), stream = new TextStream(tokenizer), stops = new Stops(settings.stop);
   const ids = prompt.slice(-model.config.max_seq_len);
   const end = settings.max_seconds ? Date.now() + 1000 * settings.max_seconds : Infinity;

@@ -262,13 +262,13 @@ def _rivals(
 
 
 def hf_side(model: nn.Module, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
-    """transformers, in the plain loop that everybody writes, with the AdamW of torch that we use."""
+    """transformers, in the plain loop that everybody writes, with the optimizer that we use."""
     model = model.to(runtime.device).train()
     optimizer = make_optimizer(model, config.optimizer, runtime.precision)
     forward = torch.compile(model, dynamic=False) if runtime.compile else model
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
         for inputs, targets in batches:
             with runtime.autocast():
                 logits = forward(input_ids=inputs, use_cache=False).logits  # [b, T, V]

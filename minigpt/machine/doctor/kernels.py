@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.console import counted
 from minigpt.errors import ConfigError
 from minigpt.machine.doctor.check import Check, reason
@@ -200,10 +200,11 @@ def learning(device: str) -> Check:
     from minigpt.model import GPT
     from minigpt.model.loss import next_token_loss
     from minigpt.runtime.device import make_runtime
+    from minigpt.training.optim import make_optimizer
 
     runtime = make_runtime(device)
     model = GPT(ModelConfig(vocab_size=8, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=32), seed=1).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = make_optimizer(model, OptimizerConfig(kind="adamw", learning_rate=1e-2))
     text = (torch.arange(4 * 33) % 8).view(4, 33).to(device)  # 0 1 2 ... 7 0 1 ...: [B, T + 1]
     losses: list[float] = []
     for _ in range(LEARNING_STEPS + 1):
@@ -211,7 +212,7 @@ def learning(device: str) -> Check:
             logits = model(text[:, :-1])
         loss = next_token_loss(logits, text[:, 1:])
         losses.append(loss.item())
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         optimizer.step()
     drop = losses[0] - losses[-1]

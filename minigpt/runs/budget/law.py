@@ -23,7 +23,7 @@ class Text:
         train_tokens, val_tokens: of its splits.
         vocab_size: ids of its tokenizer.
         bytes_per_token: bytes of a validation token.
-        five_gram: nats a byte that a 5-gram model of its first million bytes gives to the validation text.
+        five_gram: nats per byte that a 5-gram model of a million of its bytes gives to the validation text.
         kind: "text" as people write it, or "stories", whose sentences a grammar made.
     """
 

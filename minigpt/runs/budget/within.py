@@ -49,7 +49,8 @@ SHORTEST = 2
 LITTLE = 50_000
 """Bytes of a training text below which the plan says that they are few."""
 FLOOR_BYTES, SCORED_BYTES = 1_000_000, 200_000
-"""Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores."""
+"""Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores; both are
+taken from all over the text, whose parts may differ much."""
 LEAST = 0.1
 """The share of a budget that is trained in any case, when reading and measuring took the rest."""
 BETWEEN = 0.25
@@ -222,14 +223,14 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
     """What the law wants to know of a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
-    head, scored = table.head(train, FLOOR_BYTES), table.head(val, SCORED_BYTES)
+    learned, scored = table.spread(train, FLOOR_BYTES), table.spread(val, SCORED_BYTES)
     told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
     return Text(
         len(train),
         len(val),
         tokenizer.vocab_size,
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
-        NGram.fit(head, 5).bits(scored) / max(1, len(scored)) * math.log(2),
+        NGram.fit(learned, 5).bits(scored) / max(1, len(scored)) * math.log(2),
         "stories" if told else "text",
     )
 

@@ -135,7 +135,8 @@ class Adapters:
         return load_adapter(self.model, self.saved[name].tensors, self.saved[name].config)
 
 
-# ours -> the modules of the Hugging Face twins; where ours stacks several, they share A and split the rows of B
+# ours -> the modules of the Hugging Face twins (Llama's are Qwen3's); where ours stacks several, they share A and split
+# the rows of B
 _TWINS = {
     "attention.qkv": {"gpt2": ("attn.c_attn",), "qwen3": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
     "attention.out": {"gpt2": ("attn.c_proj",), "qwen3": ("self_attn.o_proj",)},
@@ -154,7 +155,7 @@ def to_peft(
 
     Raises CheckpointError: a shape without a twin.
     """
-    kind = architecture(model)
+    kind = "gpt2" if architecture(model) == "gpt2" else "qwen3"  # Llama has Qwen3's names
     out: dict[str, Tensor] = {}
     modules: list[str] = []
     for name in (name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")):

@@ -2,10 +2,9 @@
 
 from fnmatch import fnmatchcase
 
-from torch.optim import Optimizer
-
 from minigpt.errors import ConfigError, nearest
 from minigpt.model import GPT
+from minigpt.runtime.precision import Optimizer
 
 
 def freeze(model: GPT, patterns: tuple[str, ...]) -> None:

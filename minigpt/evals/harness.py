@@ -1,0 +1,107 @@
+"""Tasks of lm-evaluation-harness: the figures that others publish for their models, of a run of ours.
+
+A task is a name of the harness (`lambada_openai`; its data set is fetched) or a YAML file, which can name local data
+and then needs no network. A task file is a program: it may name Python functions, so run only those that you trust.
+"""
+
+import importlib.util
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yaml import YAMLError
+
+from minigpt.errors import UserError, first_line, nearest
+from minigpt.evals.report import Run
+
+RESAMPLES = 1000
+"""Of the bootstrap, where the harness estimates a standard error by one."""
+_KEPT = ("results", "groups", "higher_is_better", "versions", "n-shot", "n-samples")
+
+
+def evaluate_tasks(
+    run: Run,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a loaded run on tasks of the harness: `evaluate_tasks(load_run("runs/my"), ["mine.yaml"])["results"]`.
+
+    Args:
+        run: from `load_run`.
+        tasks: names of tasks or groups, or YAML files.
+        include_path: a folder with task files; their names are known then.
+        num_fewshot: solved examples before each question (default: as the task says).
+        limit: most documents of each task.
+        batch_size: windows at a time (default: by memory).
+        progress: called with (requests or windows done, all of this kind).
+
+    Returns:
+        The harness' own results, versions, n-shot and n-samples, of groups too, by its names ("acc,none"); with
+        lm_eval (its version), checkpoint and step.
+
+    Raises:
+        UserError: lm_eval is not installed; no such task; a task that cannot be read, or that asks for what we lack.
+        CheckpointError: the loss is not a number.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("tasks need lm-evaluation-harness; install it with: pip install 'minigpt[lm-eval]'")
+    if not tasks:
+        raise UserError("no task is named; give one, for example lambada_openai, or a YAML file")
+    if (1 if limit is None else limit) < 1 or (num_fewshot or 0) < 0:
+        raise UserError("limit must be 1 or more, and num_fewshot 0 or more")
+    from lm_eval import __version__, evaluate  # pyright: ignore[reportMissingImports]  an extra
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED  # pyright: ignore[reportMissingImports]
+
+    from minigpt.evals.harness_model import HarnessModel
+
+    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; these are the seeds of the harness' own command
+    np.random.seed(DEFAULT_OTHER_SEED)
+    with _told(tasks), redirect_stdout(sys.stderr):  # the harness prints
+        loaded = _load(list(tasks), include_path)
+        for task in loaded["tasks"].values():
+            fixed = task.get_config("num_fewshot")
+            shots = fixed if fixed == 0 or num_fewshot is None else num_fewshot  # a task may insist on none
+            task.set_config("num_fewshot", shots or 0)
+            task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+        model = HarnessModel(run, batch_size, progress)
+        found = evaluate(model, loaded, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
+    where = {"lm_eval": __version__, "checkpoint": str(run.checkpoint), "step": run.step}
+    return {key: found[key] for key in _KEPT if key in found} | where
+
+
+def _load(names: list[str], folder: str | Path | None) -> Any:
+    """The harness' tasks and groups of these names."""
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"{folder}: is not a folder; --include-path names one with task files")
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not all(name in manager.task_index or Path(name).is_file() for name in names):
+        manager = TaskManager(include_path=folder)  # reads ten thousand files
+    for name in names:
+        if name not in manager.task_index and not Path(name).is_file():
+            raise UserError(f"no task is called {name}; {nearest(name, manager.all_tasks, 'or give a YAML file')}")
+    return manager.load(names)
+
+
+@contextmanager
+def _told(names: Sequence[str]) -> Iterator[None]:
+    """Inside, what is wrong with a task, which others wrote, is one UserError."""
+    from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, ImportError, DatasetsError, TemplateError, YAMLError) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        hint = "see to the task file, its data, or the network"
+        raise UserError(f"{', '.join(names)}: the harness cannot run the task ({why}); {hint}") from None
