@@ -56,7 +56,7 @@ def run_out(engine: Engine) -> None:
         continue
 
 
-COUNT = 15
+COUNT = 10
 PROMPTS = ["abcdefghijklmnopqrstuvw"[: 1 + (7 * i) % 23] for i in range(COUNT)]
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -75,7 +75,7 @@ def test_texts_that_join_at_any_moment_are_what_each_is_alone(shape: dict[str, A
     gpt = prepare_decoding(gpt, "fp32") if prepared else gpt
     moments, engine = random.Random(7), Engine(Limits(texts=6))
     asked = [
-        {**KINDS[i % 5], "seed": i, "max_new_tokens": moments.randint(1, 60), "stop_at_eos": i % 3 > 0}
+        {**KINDS[i % 5], "seed": i, "max_new_tokens": moments.randint(1, 40), "stop_at_eos": i % 3 > 0}
         for i in range(COUNT)
     ]
     told = []
@@ -88,7 +88,7 @@ def test_texts_that_join_at_any_moment_are_what_each_is_alone(shape: dict[str, A
     run_out(engine)
     alone = [generate_text(gpt, prompt, LETTERS, **fields) for prompt, fields in zip(PROMPTS, asked, strict=True)]
     assert [heard.text for heard in told] == alone
-    assert len(set(alone)) > 12
+    assert len(set(alone)) > 7
     assert engine.writing == engine.waiting == 0 and engine.writers[gpt].batch.buffer is None
 
 

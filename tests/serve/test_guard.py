@@ -63,6 +63,10 @@ def test_only_this_servers_own_pages_may_ask(client: Any, headers: dict[str, str
     assert answer.headers["x-content-type-options"] == "nosniff" and "content-security-policy" in answer.headers
 
 
+def test_a_link_of_another_site_may_lead_to_the_page(client: Any):
+    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "sent",
     ["", "Bearer", f"bearer {KEY}", KEY, f"Bearer  {KEY}", "Bearer " + "é" * 9, f"Bearer {KEY[:-1]}", "x"],

@@ -19,6 +19,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_the_command_serves_and_ctrl_c_ends_it_cleanly(tmp_path: Path):
     make_runs(tmp_path / "runs")

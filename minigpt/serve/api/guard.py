@@ -96,7 +96,8 @@ class Guard:
             raise ApiError(403, f"this server is not called {host!r}", code="wrong_host")
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         foreign = origin and urlsplit_host(origin) != host
-        if foreign or headers.get(b"sec-fetch-site") == b"cross-site":
+        cross = headers.get(b"sec-fetch-site") == b"cross-site" and scope["path"] not in OPEN  # a link may lead here
+        if foreign or cross:
             raise ApiError(403, "a page of another site may not use this server", code="wrong_origin")
         if self.key is not None and scope["path"] not in OPEN and not scope["path"].startswith(FILES):
             given = headers.get(b"authorization", b"")
