@@ -123,24 +123,24 @@ async def alone(port: int, model: str) -> tuple[list[str], list[float]]:
 async def measure(port: int, process: int, model: str, clients: int, seconds: float) -> None:
     """Ask alone, then all together, and print."""
     await ask(port, {"model": model, **question(0)})  # what is prepared at first use
-    written, begun = counted(port, "minigpt_tokens_total{kind=\"written\"}"), time.perf_counter()
+    written, begun = counted(port, 'minigpt_tokens_total{kind="written"}'), time.perf_counter()
     right, first = await alone(port, model)
-    single = (counted(port, "minigpt_tokens_total{kind=\"written\"}") - written) / (time.perf_counter() - begun)
+    single = (counted(port, 'minigpt_tokens_total{kind="written"}') - written) / (time.perf_counter() - begun)
     before = memory(process)
     print(f"one at a time: {single:,.0f} tokens/s; first token p50 {part(first, 0.5)}, p99 {part(first, 0.99)}")
 
     heard, begun = Heard(), time.perf_counter()
-    written, until = counted(port, "minigpt_tokens_total{kind=\"written\"}"), begun + seconds
+    written, until = counted(port, 'minigpt_tokens_total{kind="written"}'), begun + seconds
     watching = asyncio.ensure_future(watch(port, process, until))
     await asyncio.gather(*(client(port, number, model, until, right, heard) for number in range(clients)))
     slowest, most = await watching
-    total = (counted(port, "minigpt_tokens_total{kind=\"written\"}") - written) / (time.perf_counter() - begun)
+    total = (counted(port, 'minigpt_tokens_total{kind="written"}') - written) / (time.perf_counter() - begun)
     while counted(port, "minigpt_texts_writing") or counted(port, "minigpt_texts_waiting"):
         await asyncio.sleep(0.1)
     print(
         f"{clients} at once: {total:,.0f} tokens/s in all ({total / single:.1f} times); first token p50 "
         f"{part(heard.first, 0.5)}, p99 {part(heard.first, 0.99)}; /health {slowest:.3f} s at most\n"
-        f"answers: {heard.right} are those of alone, {heard.wrong} are not; {heard.left} clients went away in the middle\n"
+        f"answers: {heard.right} are those of alone, {heard.wrong} are not; {heard.left} were left in the middle\n"
         f"memory of the server: {before:.0f} MB before, {most:.0f} at most, {memory(process):.0f} after"
     )
 

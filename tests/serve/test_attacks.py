@@ -1,6 +1,6 @@
 """Attacks on every parameter of every route, and what each got: with -s it is printed.
 
-    pytest -s -m "slow or not slow" tests/serve/test_attacks.py
+pytest -s -m "slow or not slow" tests/serve/test_attacks.py
 """
 
 import asyncio
@@ -36,7 +36,8 @@ Request = tuple[str, str, Any]
 NO_RUN = {"name": "none"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {
-        "model": "base", "prompt": "a", "stop": "b", "user": "c", "suffix": "", "logit_bias": {"1": 1.0}, "max_tokens": 1,
+        "model": "base", "prompt": "a", "stop": "b", "user": "c", "suffix": "", "logit_bias": {"1": 1.0},
+        "max_tokens": 1,
     },
     "/v1/chat/completions": {
         "model": "talks", "messages": [{"role": "user", "content": "a"}], "stop": ["b"], "user": "c", "max_tokens": 1,
@@ -219,7 +220,16 @@ def test_no_key_or_a_wrong_one_gets_401_and_stands_in_no_log(folder: Path, caplo
     from minigpt.serve.api.guard import FILES, OPEN
 
     caplog.set_level(logging.DEBUG)
-    wrong = ["", "Bearer", KEY, f"bearer {KEY}", f"Bearer  {KEY}", f"Bearer {KEY[:-1]}", f"Bearer {KEY}x", f"Basic {KEY}"]
+    wrong = [
+        "",
+        "Bearer",
+        KEY,
+        f"bearer {KEY}",
+        f"Bearer  {KEY}",
+        f"Bearer {KEY[:-1]}",
+        f"Bearer {KEY}x",
+        f"Basic {KEY}",
+    ]
     with served(folder / "runs", key=KEY, hosts=None) as address:
         attacker = Attacker(address)
         for request in plain():
