@@ -22,6 +22,20 @@ SWITCH = 0.0005
 """Seconds for which the engine's thread may keep Python's lock from the event loop, in place of 0.005."""
 
 
+class App(FastAPI):
+    """FastAPI, without what it says of 422 in the document of the API, since 400 is answered in its place."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made when it is first asked for."""
+        made = super().openapi()
+        for methods in made["paths"].values():
+            for found in methods.values():
+                found["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            made["components"]["schemas"].pop(name, None)
+        return made
+
+
 def make_state(catalog: Catalog, limits: Limits | None = None, device: str = "auto", precision: str = "fp32") -> State:
     """What an app needs: models of the catalog, on a device and in a precision as of `minigpt generate`."""
     limits = limits or Limits()
@@ -46,7 +60,7 @@ def make_app(
         key: what clients must send; None: nothing.
         metrics: whether there is /metrics.
         preload: names of models that are loaded at the start; /health answers 503 until they are.
-        routers: more of them.
+        routers: of other routes, beside those of the API.
     """
     engine = state.engine
 
@@ -70,15 +84,14 @@ def make_app(
             await asyncio.to_thread(engine.stop)
             sys.setswitchinterval(before)
 
-    app = FastAPI(title="minigpt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = App(title="minigpt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shared = state
     errors.install(app)
-    for router in (completions.router, chat.router, embeddings.router, small.router, *routers):
+    every = [completions.router, chat.router, embeddings.router, small.router, *routers]
+    every += [small.metrics] if metrics else []
+    for router in every:
         app.include_router(router)
-    if metrics:
-        app.include_router(small.metrics)
-    document(app)
-    paths = set(app.openapi()["paths"])
+    paths = {getattr(route, "path", "") for router in every for route in router.routes}
 
     def seen(path: str, status: int) -> None:
         state.meter.answers[path if path in paths else "other", status] += 1
@@ -95,13 +108,3 @@ async def _load(state: State, names: Sequence[str]) -> None:
         except UnavailableError as error:
             warnings.warn(str(error), stacklevel=2)
     state.ready = True
-
-
-def document(app: FastAPI) -> None:
-    """Make the OpenAPI document once; what FastAPI says of 422 is left out, since 400 is answered in its place."""
-    made: dict[str, Any] = app.openapi()
-    for methods in made["paths"].values():
-        for found in methods.values():
-            found["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        made["components"]["schemas"].pop(name, None)

@@ -47,12 +47,7 @@ async def answer(asked: EmbeddingRequest, state: State) -> EmbeddingList:
                 "context_length_exceeded",
             )
         vectors = await state.aside.do(lambda: mean_states(loaded, prompts))
-    spelled = [
-        base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        if asked.encoding_format == "base64"
-        else vector.tolist()
-        for vector in vectors
-    ]
+    spelled = [_packed(vector) if asked.encoding_format == "base64" else vector.tolist() for vector in vectors]
     count = sum(map(len, prompts))
     return EmbeddingList(
         data=[Embedding(index=index, embedding=each) for index, each in enumerate(spelled)],
