@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """All are most, not least."""
+    """Each is an upper limit."""
 
     texts: int = 256
     """Texts that a model writes at once; fewer where memory is small."""

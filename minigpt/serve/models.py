@@ -48,10 +48,10 @@ class Listed:
 
 
 class Catalog:
-    """The names.
+    """The names of all models.
 
     Args:
-        runs: run directories, checkpoints or Hugging Face directories; of a folder that is none, the runs in it.
+        runs: run directories, checkpoints or Hugging Face directories; of any other folder, the runs in it.
         clock: seconds.
     """
 
@@ -61,7 +61,7 @@ class Catalog:
         self._known: dict[str, Listed] = {}
 
     def read(self) -> dict[str, Listed]:
-        """All, by name, as they are on disk."""
+        """All models by name, as they are on disk."""
         known: dict[str, Listed] = {}
         for listed in (listed for root in self.runs for listed in _in_folder(root)):
             known.setdefault(listed.name, listed)
@@ -69,7 +69,7 @@ class Catalog:
         return known
 
     async def listed(self) -> dict[str, Listed]:
-        """All, by name, as they were `FRESH` seconds ago or later; the disk is read in another thread."""
+        """All models by name, as they were at most `FRESH` seconds ago; the disk is read in another thread."""
         fresh = self.clock() - self._read_at <= FRESH
         return self._known if fresh else await asyncio.to_thread(self.read)
 
@@ -108,13 +108,13 @@ class Loaded:
     key: Path
     run: LoadedRun
     texts: int
-    """That it can write at once."""
+    """How many texts it can write at once."""
     users: int = 0
     used: float = 0.0
 
     @cached_property
     def spelling(self) -> Plain | Turns:
-        """How it is talked with."""
+        """How a chat with it becomes a text."""
         return spelling_of(self.run)
 
     @cached_property
@@ -129,7 +129,7 @@ def _unreadable(listed: Listed, error: Exception) -> UnavailableError:
 
 
 class Models:
-    """Those in memory.
+    """The models in memory.
 
     Args:
         catalog: the names.
@@ -192,7 +192,7 @@ class Models:
         idle = sorted((one for one in self.loaded.values() if not one.users and one is not kept), key=lambda o: o.used)
         while self.loaded and needed + sum(one.bytes for one in self.loaded.values()) > self.memory:
             if not idle:
-                if kept or not self.loaded:
+                if kept:
                     return
                 raise UnavailableError("other models are in use, and there is no memory for one more now", 10)
             self.engine.forget(idle[0].run.model)

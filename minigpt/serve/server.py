@@ -25,7 +25,7 @@ GOODBYE = 2
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at Ctrl-C tells the engine first: streams end by themselves, and none is torn."""
+    """uvicorn that tells the engine first at Ctrl-C, so that each stream ends with an error and [DONE]."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)

@@ -49,7 +49,7 @@ class Told:
             self.finish = FINISH[event.reason]
 
     @property
-    def likeliness(self) -> float:
+    def mean_logprob(self) -> float:
         """Mean log-probability of its tokens."""
         return self.total / max(1, self.tokens)
 

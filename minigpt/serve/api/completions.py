@@ -93,7 +93,7 @@ class Asked:
                     count.take(number, event)
         choices = []
         for first in range(0, len(told), self.copies):
-            best = sorted(range(first, first + self.copies), key=lambda at: -told[at].likeliness)
+            best = sorted(range(first, first + self.copies), key=lambda at: -told[at].mean_logprob)
             for at in best[: self.n] if self.copies > self.n else range(first, first + self.n):
                 choices.append(self._choice(len(choices), at, told[at]))
         answer = self.answer(choices)

@@ -95,7 +95,7 @@ class Guard:
         if self.hosts is not None and _name(host) not in self.hosts:
             raise ApiError(403, f"this server is not called {host!r}", code="wrong_host")
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        foreign = origin and urlsplit_host(origin) != host
+        foreign = origin and _host_of(origin) != host
         cross = headers.get(b"sec-fetch-site") == b"cross-site" and scope["path"] not in OPEN  # a link may lead here
         if foreign or cross:
             raise ApiError(403, "a page of another site may not use this server", code="wrong_origin")
@@ -117,8 +117,8 @@ def _name(host: str) -> str:
     return head if colon and port.isdigit() else host
 
 
-def urlsplit_host(origin: str) -> str:
-    """Host and port of an Origin: "http://localhost:8000" -> "localhost:8000"; "null", or what is none -> ""."""
+def _host_of(origin: str) -> str:
+    """Host and port of an Origin: "http://localhost:8000" -> "localhost:8000"; "null", or not a URL -> ""."""
     try:
         return urlsplit(origin).netloc
     except ValueError:  # [ without ]

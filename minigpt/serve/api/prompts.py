@@ -36,11 +36,11 @@ def prompts_of(given: Prompt | list[str] | list[list[int]] | None) -> list[Promp
 
 
 def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
-    """Ids of a prompt; of none, the end of text, after which a new one begins.
+    """Ids of a prompt. An empty one becomes the end of text, after which a new text begins.
 
     Raises:
-        ApiError: an id that is none.
-        GenerationError: no text, and a tokenizer that has no end of text.
+        ApiError: an id that the tokenizer does not have.
+        GenerationError: an empty prompt, and a tokenizer without an end of text.
         TokenizerError: a text that it cannot spell.
     """
     tokenizer = loaded.run.tokenizer
@@ -114,10 +114,10 @@ def make_jobs(
 
 
 def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[int]:
-    """Ids of a chat; of what does not fit beside `room` tokens, the oldest turns are left out.
+    """Ids of a chat. Where it does not fit beside `room` new tokens, its oldest turns are left out.
 
     Raises:
-        ApiError: a model that was not tuned on chats, or nobody but the system.
+        ApiError: a model that was not tuned on chats, or only messages of the system.
         GenerationError, TokenizerError.
     """
     messages = []
@@ -133,7 +133,7 @@ def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[i
 
 
 def turns_of(loaded: Loaded) -> Turns:
-    """How the model spells a chat. Raises ApiError where it was taught none."""
+    """How the model spells a chat. Raises ApiError if it was not tuned on chats."""
     spelling = loaded.spelling
     if not isinstance(spelling, Turns):
         raise ApiError(

@@ -17,20 +17,20 @@ from minigpt.tokenizers import Tokenizer
 Reason = Literal["eos", "stop", "length", "time"]
 
 
-class BusyError(MiniGPTError):
-    """Too many texts wait; `seconds` says when to try again."""
+class TryLaterError(MiniGPTError):
+    """It cannot be done now; `seconds` says when to try again."""
 
     def __init__(self, what: str, seconds: int):
         super().__init__(what)
         self.seconds = seconds
 
 
-class UnavailableError(MiniGPTError):
-    """The model cannot be had now; `seconds` says when to try again."""
+class BusyError(TryLaterError):
+    """Too many texts wait."""
 
-    def __init__(self, what: str, seconds: int):
-        super().__init__(what)
-        self.seconds = seconds
+
+class UnavailableError(TryLaterError):
+    """The model cannot be used now."""
 
 
 class Score(NamedTuple):

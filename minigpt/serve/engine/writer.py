@@ -61,7 +61,7 @@ class Writer:
         return not self.jobs and not self.waiting
 
     def tidy(self, now: float) -> None:
-        """Drop those that wait in vain: cancelled, or too late. Nobody may add one meanwhile."""
+        """Drop waiting jobs that are cancelled or too late. The caller sees to it that none is added meanwhile."""
         for job in [job for job in self.waiting if job.cancelled or now >= job.deadline]:
             self.waiting.remove(job)
             self.report(job, Failed(BusyError("too many texts are being written; this one had no turn in time", 5)))
