@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
 WORKERS ?= 2
-NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2
+NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2 openai@7.59.0
 # transformers.js runs in a browser here: a small package stands for onnxruntime's 290 MB for node.
 NODE_OVERRIDES := {"overrides": {"onnxruntime-node": "npm:onnxruntime-common@1.24.3"}}
 
@@ -61,7 +61,7 @@ $(BIN)/python:
 # torch comes first and alone, so that the build that pip finds for this machine is the one that stays.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install torch -c constraints.txt
-	$(PIP) install -e ".[plot]" -c constraints.txt
+	$(PIP) install -e ".[plot,serve]" -c constraints.txt
 	@touch $@
 
 # Tools of others that read what we export, for slow tests; without npm those are skipped.
@@ -72,9 +72,9 @@ $(VENV)/installed-node: Makefile | $(BIN)/python
 
 # 400 MB, for slow tests too.
 $(VENV)/installed-tools: $(VENV)/installed-test
-	$(PIP) install -e ".[lm-eval]" -c constraints.txt && $(PIP) install "mlx-lm[cpu]" -c constraints.txt \
+	$(PIP) install -e ".[lm-eval]" "lm_eval[api]" -c constraints.txt && $(PIP) install "mlx-lm[cpu]" -c constraints.txt \
 		&& touch $@ || echo "pip could not install lm-eval or mlx-lm: the tests that need it are skipped"
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) install -e ".[plot,test,docs]" -c constraints.txt
+	$(PIP) install -e ".[plot,serve,test,docs]" -c constraints.txt
 	@touch $@

@@ -41,7 +41,7 @@ ROOMS = """
 """
 # The same law inside the large rooms. A room's __init__.py stands above all that is in it.
 INSIDE = {
-    "config": "rates section yaml_text / finetune generation parallel recovery / tree / load",
+    "config": "rates section yaml_text / finetune generation parallel presets recovery / tree / load",
     "tokenizers": "cutter patterns / base / learn simple utf8_stream / bpe sentencepiece / gpt2"
     " / load / chat_template gguf",
     "data": "batches clean named_datasets statistics stories text_files token_file / json_rows / huggingface / sources"
@@ -65,18 +65,23 @@ INSIDE = {
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
     "evals": "ngram perplexity token_text / floors / report / records harness_model / harness",
-    "explanation": "canvas html metrics trace / heads recording run_plots / analysis data_plots over_time scaling"
-    " / dataset figures tables walk",
+    "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots"
+    " / analysis data_plots over_time scaling / dataset figures tables walk",
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
-    " / importing score / compare repeat train / budget finetune / sweep",
+    " / importing score spelling / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / around speed / plan / within",
     "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",
     "export.page": "pattern / pack / check",
-    "cli": "fields / help finished presets tables / answers arguments tasks / bench config data demo doctor eval"
-    " explain export finetune import model plot prepare prompts quantize runs tokenizer train / generate sweep / chat",
+    "serve": "limits / engine / models / api / workbench / server",
+    "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
+    " / app",
+    "serve.workbench": "inside notes process shelf static / details starting / routes",
+    "serve.engine": "batch / job prefixes / choose / writer / loop",
+    "cli": "fields / help finished tables / answers arguments tasks / bench config data demo doctor eval explain"
+    " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

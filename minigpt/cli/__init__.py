@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal",
     "quantize": "write a run again with its weights in 8 or 4 bits",
+    "serve": "serve runs to any client of OpenAI's API",
     "export": "write a run for transformers, llama.cpp, or as one web page",
     "import": "bring in a model of others: Hugging Face, GGUF, nanoGPT, llama2.c",
     "explain": "look inside a model while it reads a text",

@@ -18,15 +18,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from minigpt.cli.fields import Argument, arguments_of
 from minigpt.cli.help import config_sections, print_help
-from minigpt.config import RunConfig, find_recipe, load_config, recipes, split_flags
-from minigpt.config.load import SWITCH_VALUES
 from minigpt.errors import UserError, nearest
 from minigpt.files import expand_home
 from minigpt.layout import check_name, is_pointer
+
+if TYPE_CHECKING:
+    from minigpt.config import RunConfig
 
 Args = TypeVar("Args")
 Kind = TypeVar("Kind")
@@ -72,7 +73,11 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
         UserError: one line for what cannot be understood.
         SystemExit: after --help.
     """
-    overrides, words = split_flags(argv) if with_config else ({}, list(argv))
+    overrides, words = {}, list(argv)
+    if with_config:
+        from minigpt.config import split_flags  # here, as in all of this file: other commands' help needs no config
+
+        overrides, words = split_flags(argv)
     arguments = list(arguments_of(kind))
     sections = config_sections(command) if with_config else {}
     _refuse_unknown(arguments, words, sections, command)
@@ -120,6 +125,8 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
 def _takes(argument: Argument, taken: Sequence[str], word: str) -> bool:
     """Whether the next word is a value of the flag: of a switch, only true, false and the like."""
     if argument.switch:
+        from minigpt.config.load import SWITCH_VALUES
+
         return not taken and word.lower() in SWITCH_VALUES
     return not word.startswith("--") and (argument.many or not taken)
 
@@ -217,6 +224,8 @@ def recipe_and_data(words: tuple[str, ...] | list[str]) -> tuple[str | None, str
 
     Raises UserError for two of a kind.
     """
+    from minigpt.config import recipes
+
     recipe = data = None
     for word in words:
         is_recipe = word.endswith((".yaml", ".yml")) or (word in recipes() and not Path(word).exists())
@@ -227,8 +236,10 @@ def recipe_and_data(words: tuple[str, ...] | list[str]) -> tuple[str | None, str
     return recipe, data
 
 
-def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -> tuple[RunConfig, str | None]:
+def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -> "tuple[RunConfig, str | None]":
     """The resolved config of positional words and flags, and the recipe's path."""
+    from minigpt.config import find_recipe, load_config
+
     recipe, data = recipe_and_data(words)
     path = str(find_recipe(recipe)) if recipe else None
     return load_config(path, overrides if data is None else {"data.source": data, **overrides}), path

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
-from minigpt.cli.presets import load_preset, presets_file
+from minigpt.config.presets import load_preset, presets_file
 from minigpt.console import console, counted, loading, out, teller, write
-from minigpt.errors import RunError, UserError
+from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.runs.load import load_run
+    from minigpt.runs.spelling import spelling_of
 
     run = load_run(args.run, args.device)
     draft = load_draft(args, run)
@@ -107,32 +108,12 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
         run.model,
         run.tokenizer,
         run.config.generation.model_copy(update={"num_samples": 1, "logprobs": None}),
-        _spelling(run),
+        spelling_of(run),
         lambda text: clean_text(text, run.config.data.clean),  # as the training text was
         draft,
     )
     session.update(asked)
     return session
-
-
-def _spelling(run: Any) -> Any:
-    """By the run's chat template; as one text where it has none."""
-    from minigpt.generation.chat import Plain, Turns
-    from minigpt.tokenizers.chat_template import encode_question, load_template
-
-    try:
-        template = load_template(run.path)
-    except RunError:
-        return Plain(run.tokenizer)
-    before, after = template.assistant.split("{}")
-    end = after + template.user.split("{}")[0].rstrip()  # "\nUser:", where a model forgets to end its answer
-    stop = {end} if run.tokenizer.eos_id is not None else {end, after}
-    return Turns(
-        run.tokenizer,
-        lambda messages: encode_question(messages, template, run.tokenizer),
-        before.removeprefix(template.lead),
-        tuple(sorted(stop - {""})),
-    )
 
 
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:

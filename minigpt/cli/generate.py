@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse, unreadable
-from minigpt.cli.presets import load_preset, save_preset
 from minigpt.config import GenerationConfig, load_config
+from minigpt.config.presets import load_preset, save_preset
 from minigpt.console import loading, out_json, write
 from minigpt.errors import GenerationError
 

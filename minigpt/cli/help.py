@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from minigpt.cli.fields import Argument, metavar, without_none
-from minigpt.config import RunConfig
 from minigpt.errors import UserError, nearest
 
 INDENT = 26
@@ -43,6 +42,8 @@ class Section:
 
 def config_sections(command: str) -> dict[str, Any]:
     """The sections of the config tree that a command takes, by name."""
+    from minigpt.config import RunConfig  # here, so that the help of other commands comes without it, in half the time
+
     fields = RunConfig.model_fields
     hidden = () if command in ("finetune", "sweep") else ("finetune", "lora")
     return {name: field for name, field in fields.items() if name not in hidden}

@@ -73,7 +73,7 @@ def evaluate_tasks(
             task.set_config("num_fewshot", shots or 0)
             task.set_fewshot_seed(DEFAULT_OTHER_SEED)
         model = HarnessModel(run, batch_size, progress)
-        found = evaluate(model, loaded, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
+        found: Any = evaluate(model, loaded, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
     where = {"lm_eval": __version__, "checkpoint": str(run.checkpoint), "step": run.step}
     return {key: found[key] for key in _KEPT if key in found} | where
 

@@ -49,7 +49,7 @@ class HarnessModel(TemplateLM):
         self.max_length = run.model.config.max_seq_len
 
     @property
-    def eot_token_id(self) -> int | None:
+    def eot_token_id(self) -> Any:
         """What a text is scored after, the harness' prefix_token_id; None: nothing."""
         return self.run.tokenizer.eos_id
 
@@ -59,7 +59,7 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether it is the likeliest) of each request."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return super().loglikelihood(list(requests), disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text."""
@@ -157,7 +157,7 @@ def windows(context: Sequence[int | None], continuation: list[int], limit: int) 
 
 def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """A task's generation_kwargs as settings of ours. Raises UserError for one that we do not have."""
-    theirs = dict(normalize_gen_kwargs(dict(given)))
+    theirs: dict[str, Any] = dict(normalize_gen_kwargs(dict(given)))
     sampled, temperature = theirs.pop("do_sample"), theirs.pop("temperature", None)
     ours = {
         "max_new_tokens": theirs.pop("max_gen_toks"),

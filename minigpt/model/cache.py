@@ -1,5 +1,6 @@
 """The key/value cache of generation: keys and values of earlier positions, kept so that each is computed once."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,14 @@ class KVCache:
                 held.copy_(held[:, rows])
         else:
             self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+    def part(self, rows: int, start: int, length: int) -> "KVCache":
+        """The first `rows` sequences from position `start` on, `length` of them filled, in the same memory."""
+        part = copy.copy(self)
+        part.keys, part.values = self.keys[:, :rows, :, start:], self.values[:, :rows, :, start:]
+        part.tokens = None if self.tokens is None else self.tokens[:rows, start:]
+        part.length = length
+        return part
 
     def layer(self, index: int) -> "LayerCache":
         """The room of one block."""

@@ -1,7 +1,6 @@
 """One run as its directory tells it. Only files are read: no model is built."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from minigpt.config import RunConfig, load_config
 from minigpt.errors import CheckpointError, RunError, UserError
 from minigpt.files import parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
+from minigpt.runs.lock import is_held
 from minigpt.runs.receipt import read_receipt
 from minigpt.weights.checkpoint_state import read_state
 
@@ -55,7 +55,7 @@ class RunRecord:
     @property
     def state(self) -> State:
         """Whether a process trains it now, else whether it came to its end."""
-        if _is_held(self.folder.lock):
+        if is_held(self.folder.lock):
             return "running"
         return "finished" if self.checkpoints and _is_finished(self.checkpoints[-1]) else "interrupted"
 
@@ -237,17 +237,3 @@ def _numbers(path: Path) -> int | None:
             )
     except (OSError, SafetensorError):
         return None
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the run's lock; told on POSIX only, where asking does not disturb for long."""
-    if os.name == "nt" or not lock.is_file():
-        return False
-    import fcntl
-
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -82,7 +82,7 @@ def test_paths_of_the_command_line_know_home(home: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["MINIGPT_CACHE", "MINIGPT_CONFIG"])
 def test_variables_know_home(variable: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt.cli.presets import presets_file
+    from minigpt.config.presets import presets_file
 
     monkeypatch.setenv(variable, "~/there")
     found = cache_root() if variable == "MINIGPT_CACHE" else presets_file().parent

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cli_run import fails
 from page_run import SHAPES, TEXT, make_run, save_run
+from served import served
 
 from minigpt import evaluate_tasks, export_huggingface, generate_text, load_run
 from minigpt.cli import main
@@ -186,6 +187,43 @@ def test_the_harness_own_model_of_the_export_agrees(harness: None, tmp_path: Pat
     assert all(text.count("\n\n") == 2 for text in told)  # two solved questions stand before each
     assert with_examples["n-shot"]["questions"] == 2
     assert figures(with_examples, "questions")["acc"] == figures(theirs, "questions")["acc"]
+
+
+@pytest.mark.slow
+def test_its_client_of_our_server_has_the_figures_of_eval(
+    harness: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("fastapi", "uvicorn", "transformers", "aiohttp", "tenacity"):
+        pytest.importorskip(package, reason="needs the extra serve, and pip install 'lm_eval[api]'")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=300), [TEXT])
+    path = save_run(tmp_path / "runs/my", tokenizer, SHAPES["modern"] | {"max_seq_len": 130, "init_std": 0.05}, {})
+    exported = export_huggingface(run := load_run(path, "cpu"), tmp_path / "exported").path
+    text = TEXT * 200  # so long that its first token, which eval does not predict, counts little
+    (tmp_path / "all.txt").write_text(text)
+    window = 128  # the harness keeps one place for a token before a window, and one for a token after it
+    assert main(["eval", str(path), "--data", str(tmp_path / "all.txt"), "--context", str(window), "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)
+    rows = [{"prompt": row["question"], "answer": ""} for row in QUESTIONS]
+    files = [rolling(tmp_path, text[int(0.9 * len(text)) :]), choices(tmp_path), asked(tmp_path, rows)]
+    with served(tmp_path / "runs") as address:
+        theirs = simple_evaluate(
+            "local-completions",
+            model_args={
+                "model": "my", "base_url": f"{address}/v1/completions", "tokenizer": str(exported), "max_length": 130,
+                "batch_size": 8,
+            },
+            tasks=files, task_manager=TaskManager(include_defaults=False), log_samples=False, bootstrap_iters=0,
+        )  # fmt: skip
+    found = figures(theirs, "whole")
+    print(f"\nword perplexity: {found['word_perplexity']} by the server, {ours['word_perplexity']} by eval")
+    assert np.log(found["word_perplexity"]) == pytest.approx(np.log(ours["word_perplexity"]), abs=1e-3)
+    assert found["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], abs=1e-3)
+    own = evaluate_tasks(run, files[1:])
+    assert figures(theirs, "questions")["acc"] == figures(own, "questions")["acc"]
+    assert figures(theirs, "asked")["exact_match"] == figures(own, "asked")["exact_match"]
 
 
 @pytest.mark.slow

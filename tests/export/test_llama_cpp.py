@@ -1,29 +1,20 @@
 """The real llama.cpp reads our GGUF files: the same ids, the same greedy tokens (make .venv/installed-node)."""
 
 import json
-import os
 import random
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from node_run import PACKAGES, needs_node
 from test_export import TEXT, make_run
 
 from minigpt import export_gguf, load_run
 from minigpt.runs.load import LoadedRun
 from minigpt.tokenizers.chat_template import Template
 
-PACKAGES = Path(os.environ.get("MINIGPT_NODE", Path(sys.prefix) / "node")) / "node_modules"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not shutil.which("node") or not (PACKAGES / "node-llama-cpp").is_dir(),
-        reason="node-llama-cpp is not there: make .venv/installed-node",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_node("node-llama-cpp")]
 PIECES = [
     *"aAzéßñİǅʼnΩжאعहไ漢かカ한", *"0189²½٣९Ⅷ", *"'’`\"“”.,;:!?-_/\\|@#$€%&*()[]{}<>=+~^°§¶",
     *" \t\n\r\v\f\u0085\u00a0\u1680\u2003\u2028\u2029\u202f\u3000", *"\u0301\u0308\u20dd\u200b\u200d\ufe0f\u00ad\ufeff",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from browser_run import IN_CHROMIUM, chromium
+from node_run import PACKAGES, needs_node
 from test_export import make_run
-from test_llama_cpp import PACKAGES
 
 from minigpt import export_onnx, load_run
 from minigpt.export.page.pack import rounded
@@ -20,10 +20,7 @@ pytestmark = [
     pytest.mark.skipif(
         not (find_spec("onnx") and find_spec("onnxruntime")), reason="needs pip install 'minigpt[onnx]'"
     ),
-    pytest.mark.skipif(
-        not (PACKAGES / "@huggingface/transformers").is_dir(),
-        reason="transformers.js is not there: make .venv/installed-node",
-    ),
+    needs_node("@huggingface/transformers"),
 ]
 SITE = "https://here.test"
 CASES = [("modern", "bpe", "fp32"), ("gpt2", "char", "int8"), ("llama", "byte", "fp16"), ("untied", "bpe", "int8")]

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import dump_yaml, read_yaml
+from minigpt.config.yaml_text import dump_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
-from minigpt.files import expand_home
+from minigpt.files import expand_home, write_text
 
 
 def presets_file() -> Path:
@@ -39,7 +39,5 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = dump_yaml(read_presets() | {name: plain})
-    from minigpt.files import write_text
-
     write_text(file, text, parents=True)
     return file

@@ -1,0 +1,135 @@
+"""What completions and chats have in common: one request's texts on their way, counted, and sent piece by piece."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from minigpt.config import GenerationConfig
+from minigpt.generation.text import Completion, Writing
+from minigpt.serve.api.errors import RESPONSES, ApiError, as_api_error
+from minigpt.serve.api.schemas import CachedTokens, Finish, Sampled, Usage
+from minigpt.serve.api.state import State
+from minigpt.serve.engine import Ended, Event, Job, Read, Score, Wrote
+from minigpt.serve.models import Loaded
+
+FINISH: dict[str, Finish] = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
+STREAM = "text/event-stream"
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAMED: dict[int | str, dict[str, Any]] = {**RESPONSES, 200: {"content": {STREAM: {"schema": EVENT}}}}
+"""For the document of the API: an answer that may be a stream, here what each of its events is."""
+
+
+@dataclass
+class Told:
+    """What is known of one text."""
+
+    text: str = ""
+    scores: list[Score] = field(default_factory=list)
+    read: list[Score] = field(default_factory=list)
+    finish: Finish = "length"
+    tokens: int = 0
+    total: float = 0.0
+
+    def take(self, event: Event) -> None:
+        """Add what happened."""
+        if isinstance(event, Read):
+            self.read = event.scores
+        elif isinstance(event, Wrote):
+            self.tokens += 1
+            self.text += event.text
+            if event.score is not None:
+                self.scores.append(event.score)
+                self.total += event.score.logprob or 0.0
+        elif isinstance(event, Ended):
+            self.text += event.text
+            self.finish = FINISH[event.reason]
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of its tokens."""
+        return self.total / max(1, self.tokens)
+
+
+class Count:
+    """Tokens of a request, as its events tell them.
+
+    Args:
+        copies: texts for each prompt.
+    """
+
+    def __init__(self, jobs: Sequence[Job], copies: int, context: int):
+        self.prompt = sum(len(job.ids) for job in jobs[::copies])
+        self.read = sum(min(len(job.ids), context) for job in jobs[::copies])
+        self.copies, self.cached, self.written = copies, 0, 0
+
+    def take(self, number: int, event: Event) -> None:
+        """Add what happened to job `number`."""
+        if isinstance(event, Read) and number % self.copies == 0:
+            self.cached += event.cached
+        self.written += isinstance(event, Wrote)
+
+    def usage(self) -> Usage:
+        """In OpenAI's form."""
+        return usage(self.prompt, self.written, self.cached, self.read - self.cached)
+
+
+def usage(prompt: int, written: int, cached: int, read: int) -> Usage:
+    """Counts in OpenAI's form."""
+    details = CachedTokens(cached_tokens=cached, read_tokens=read)
+    return Usage(
+        prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written, prompt_tokens_details=details
+    )
+
+
+def check_texts(count: int, state: State) -> None:
+    """Raises ApiError for more texts than one request may ask for."""
+    if count > state.limits.queue:
+        raise ApiError(400, f"{count} texts in one request; {state.limits.queue} are the most of this server")
+
+
+def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
+    """Raises ApiError for a search that is too wide, or whose answer is to be streamed."""
+    beams = (asked.num_beams or 1) > 1
+    if beams and prompts * (asked.num_beams or 1) > loaded.texts:
+        raise ApiError(400, f"num_beams: {loaded.texts} beams of all prompts together are the most here", "num_beams")
+    if asked.stream and (beams or copies > (asked.n or 1)):
+        what = "num_beams" if beams else "best_of"
+        raise ApiError(400, f"{what} compares whole texts, so they cannot be streamed; leave stream out", what)
+
+
+async def search(
+    state: State, loaded: Loaded, prompts: Sequence[list[int]], config: GenerationConfig, seed: int
+) -> list[list[Completion]]:
+    """The best beams of each prompt."""
+    model, tokenizer = loaded.run.model, loaded.run.tokenizer
+    read = [ids[-model.config.max_seq_len :] for ids in prompts]
+    return await state.aside.do(lambda: Writing(model, tokenizer, read, config, [seed] * len(read)).finish())
+
+
+def make_id(kind: str) -> str:
+    """A new one: "cmpl-6f0c...."."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def as_stream(pieces: AsyncIterator[list[Any]]) -> StreamingResponse:
+    """An answer that comes piece by piece."""
+    return StreamingResponse(_events(pieces), media_type=STREAM, headers={"Cache-Control": "no-store"})
+
+
+async def _events(pieces: AsyncIterator[list[Any]]) -> AsyncGenerator[str, None]:
+    """Server-sent events: an object each, then [DONE]; an error in the middle is an event too."""
+    try:
+        async for some in pieces:
+            yield "".join(f"data: {piece.model_dump_json()}\n\n" for piece in some)
+    except Exception as error:  # noqa: BLE001  the status is sent already, so that any error is told in the stream
+        yield f"data: {as_api_error(error).as_json()}\n\n"
+    yield "data: [DONE]\n\n"

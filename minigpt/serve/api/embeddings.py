@@ -1,0 +1,65 @@
+"""POST /v1/embeddings: what a model makes of a text, as numbers: the mean of its last hidden states.
+
+The states are those that the head reads, after the last norm. A small model that was trained to continue texts was not
+trained to compare them: expect texts of like words to be near each other, and no more.
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from fastapi import APIRouter, Request
+
+from minigpt.serve.api.answer import check_texts
+from minigpt.serve.api.errors import RESPONSES, ApiError
+from minigpt.serve.api.prompts import encode, prompts_of
+from minigpt.serve.api.schemas import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from minigpt.serve.api.state import Shared, State, unless_gone
+from minigpt.serve.models import Loaded
+
+
+@torch.inference_mode()
+def mean_states(loaded: Loaded, prompts: Sequence[list[int]]) -> list[np.ndarray]:
+    """A vector [C] of each prompt."""
+    model = loaded.run.model
+    device = model.embedding.weight.device
+    return [model.hidden(torch.tensor([ids], device=device))[0].float().mean(0).cpu().numpy() for ids in prompts]
+
+
+def _packed(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+async def answer(asked: EmbeddingRequest, state: State) -> EmbeddingList:
+    """The answer to a request."""
+    async with state.models.use(asked.model) as loaded:
+        given = prompts_of(asked.input)
+        check_texts(len(given), state)
+        prompts = await asyncio.to_thread(lambda: [encode(prompt, loaded) for prompt in given])
+        longest, context = max(map(len, prompts)), loaded.run.model.config.max_seq_len
+        if longest > context:
+            raise ApiError(
+                400,
+                f"a text has {longest} tokens, more than the model's context of {context}",
+                "input",
+                "context_length_exceeded",
+            )
+        vectors = await state.aside.do(lambda: mean_states(loaded, prompts))
+    spelled = [_packed(vector) if asked.encoding_format == "base64" else vector.tolist() for vector in vectors]
+    count = sum(map(len, prompts))
+    return EmbeddingList(
+        data=[Embedding(index=index, embedding=each) for index, each in enumerate(spelled)],
+        model=asked.model,
+        usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
+    )
+
+
+router = APIRouter()
+
+
+@router.post("/v1/embeddings", responses=RESPONSES)
+async def embeddings(asked: EmbeddingRequest, request: Request, state: Shared) -> EmbeddingList:
+    """Numbers for texts."""
+    return await unless_gone(request, answer(asked, state))

@@ -1,0 +1,146 @@
+"""From a request to jobs: its texts become ids, its fields become settings. No line here knows of HTTP."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from minigpt.config import GenerationConfig, validate
+from minigpt.data.clean import clean_text
+from minigpt.errors import GenerationError
+from minigpt.generation.chat import Message, Turns
+from minigpt.generation.chat.conversation import fit
+from minigpt.generation.text.bias_and_bans import make_rules
+from minigpt.serve.api.errors import ApiError
+from minigpt.serve.api.schemas import ChatMessage, Sampled
+from minigpt.serve.engine import Job
+from minigpt.serve.limits import Limits
+from minigpt.serve.models import Loaded
+from minigpt.tokenizers.base import valid_unicode
+
+OURS = (
+    "temperature top_p top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty num_beams"
+).split()
+"""Fields of a request that are settings of ours under the same name."""
+ALONE = {"num_samples": 1, "best_of": 1, "penalty_alpha": 0.0, "prompt_lookup": 0, "num_beam_groups": 1, "num_beams": 1}
+"""Settings of a run that a request does not take over: how many texts, and searches."""
+SMALLEST = 1e-9
+SEEDS = 2**62
+Prompt = str | list[int]
+
+
+def prompts_of(given: Prompt | list[str] | list[list[int]] | None) -> list[Prompt]:
+    """One prompt or several, as several."""
+    if given is None or isinstance(given, str):
+        return [given or ""]
+    return [given] if isinstance(given[0], int) else list(given)  # pyright: ignore
+
+
+def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
+    """Ids of a prompt. An empty one becomes the end of text, after which a new text begins.
+
+    Raises:
+        ApiError: an id that the tokenizer does not have.
+        GenerationError: an empty prompt, and a tokenizer without an end of text.
+        TokenizerError: a text that it cannot spell.
+    """
+    tokenizer = loaded.run.tokenizer
+    if isinstance(prompt, list):
+        if wrong := next((id_ for id_ in prompt if id_ >= tokenizer.vocab_size), None):
+            raise ApiError(400, f"there is no token {wrong}; ids go from 0 to {tokenizer.vocab_size - 1}", "prompt")
+        return prompt
+    ids = tokenizer.encode(readable(prompt, loaded))
+    if not ids and tokenizer.eos_id is None:
+        raise GenerationError("the prompt is empty; give some text")
+    return ids or [tokenizer.eos_id]  # pyright: ignore[reportReturnType]
+
+
+def readable(text: str, loaded: Loaded) -> str:
+    """As the training text was: cleaned, and without halves of characters."""
+    return clean_text(valid_unicode(text), loaded.run.config.data.clean)
+
+
+def settings(
+    asked: Sampled, loaded: Loaded, limits: Limits, most: int | None, *, logprobs: int | None, stop: Sequence[str] = ()
+) -> GenerationConfig:
+    """The run's settings with those of a request.
+
+    Args:
+        most: new tokens (default: the run's own).
+        stop: texts that end a text, beside those that are asked for.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    own = loaded.run.config.generation
+    given: dict[str, Any] = {name: value for name in OURS if (value := getattr(asked, name)) is not None}
+    if "top_p" in given:
+        given["top_p"] = max(given["top_p"], SMALLEST)
+    if asked.stop is not None:
+        given["stop"] = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+    if asked.logit_bias is not None:
+        given["logit_bias"] = {_token(name): value for name, value in asked.logit_bias.items()}
+    if asked.num_beams is not None and asked.num_beams > 1:
+        given["num_samples"] = asked.n or 1
+    fields = own.model_dump() | ALONE | given
+    fields["stop"] = tuple(dict.fromkeys((*fields["stop"], *stop)))
+    fields["max_new_tokens"] = max(1, min(own.max_new_tokens if most is None else most, limits.tokens))
+    fields |= {"seed": 0, "logprobs": logprobs, "max_seconds": limits.seconds}
+    return validate({"generation": fields}).generation
+
+
+def _token(name: str) -> str:
+    """OpenAI's "13" is our "#13"."""
+    if not (name.isascii() and name.isdecimal()) or len(name) > 10:
+        raise ApiError(400, f"logit_bias: {name!r} is not the id of a token", "logit_bias")
+    return f"#{int(name)}"
+
+
+def seed_of(asked: Sampled) -> int:
+    """The seed that is asked for, or any."""
+    return secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
+
+
+def make_jobs(
+    loaded: Loaded, prompts: Sequence[list[int]], config: GenerationConfig, seed: int, copies: int, **more: Any
+) -> list[Job]:
+    """`copies` texts for each prompt, text i with seed + i; `more` are fields of `Job`. Raises GenerationError."""
+    tokenizer = loaded.run.tokenizer
+    more = {"most": config.max_new_tokens, "rules": make_rules(config, tokenizer), **more}
+    return [
+        Job(ids, tokenizer, config, (seed + copy) % SEEDS, tell=lambda event: None, **more)
+        for ids in prompts
+        for copy in range(copies)
+    ]
+
+
+def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[int]:
+    """Ids of a chat. Where it does not fit beside `room` new tokens, its oldest turns are left out.
+
+    Raises:
+        ApiError: a model that was not tuned on chats, or only messages of the system.
+        GenerationError, TokenizerError.
+    """
+    messages = []
+    for message in given:
+        content = message.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        role = "system" if message.role == "developer" else message.role
+        messages.append(Message(role, readable(text, loaded)))
+    if all(message.role == "system" for message in messages):
+        raise ApiError(400, "messages: the user says nothing", "messages")
+    spelling, limit = turns_of(loaded), loaded.run.model.config.max_seq_len
+    return spelling.encode(fit(messages, spelling.encode, limit, min(room, limit // 2)))
+
+
+def turns_of(loaded: Loaded) -> Turns:
+    """How the model spells a chat. Raises ApiError if it was not tuned on chats."""
+    spelling = loaded.spelling
+    if not isinstance(spelling, Turns):
+        raise ApiError(
+            400,
+            f"{loaded.run.name} was not tuned on chats; continue a text with /v1/completions, or teach it to chat with "
+            "minigpt finetune",
+            "model",
+            "not_a_chat_model",
+        )
+    return spelling

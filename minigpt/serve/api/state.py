@@ -1,0 +1,149 @@
+"""What all answers share: models, engine, limits, counters, and a second thread for what is not written in turns."""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
+from queue import SimpleQueue
+from threading import Thread
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from minigpt.serve.api.errors import ApiError
+from minigpt.serve.engine import BusyError, Ended, Engine, Event, Failed, Job
+from minigpt.serve.limits import Limits
+from minigpt.serve.models import Loaded, Models
+
+Result = TypeVar("Result")
+Piece = TypeVar("Piece")
+ASIDE = 16
+"""Beam searches and embeddings that wait; they are done one after another."""
+FIRST = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Seconds to the first token, by which requests are counted."""
+
+
+class Meter:
+    """What Prometheus reads."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.first = [0] * (len(FIRST) + 1)
+        self.first_seconds = 0.0
+
+    def began(self, seconds: float) -> None:
+        """A text had its first token after so long."""
+        self.first[bisect_left(FIRST, seconds)] += 1
+        self.first_seconds += seconds
+
+
+class Aside:
+    """A thread for what is not written in turns, one thing after another; it ends with the process."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._waiting = 0
+        Thread(target=self._run, name="minigpt-aside", daemon=True).start()
+
+    async def do(self, work: Callable[[], Result]) -> Result:
+        """The result of the work. Raises BusyError, and what the work raises."""
+        if self._waiting >= ASIDE:
+            raise BusyError("too many searches wait already; try again later", 5)
+        future: Future[Result] = Future()
+        self._waiting += 1
+        try:
+            self._tasks.put((future, work))
+            return await asyncio.wrap_future(future)
+        finally:
+            self._waiting -= 1
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._tasks.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except Exception as error:  # noqa: BLE001  told to who waits for the result
+                    future.set_exception(error)
+
+
+class State:
+    """Shared by all answers."""
+
+    def __init__(self, models: Models, engine: Engine, limits: Limits):
+        self.models, self.engine, self.limits = models, engine, limits
+        self.meter, self.ready = Meter(), True
+        self.aside = Aside()
+
+    async def write(self, loaded: Loaded, jobs: Sequence[Job]) -> AsyncGenerator[list[tuple[int, Event]], None]:
+        """Pairs (number of the job, what happened), all that are there, until all jobs are complete. If nobody listens
+        any more, all are cancelled.
+
+        Raises: what makes one of them fail.
+        """
+        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        begun, left = time.monotonic(), len(jobs)
+        for number, job in enumerate(jobs):
+            job.tell = lambda event, number=number: queue.put_nowait((number, event))
+            job.deadline = self.engine.clock() + self.limits.seconds
+        try:
+            self.engine.submit(loaded.run.model, jobs, loaded.texts)
+            first = True
+            while left:
+                await asyncio.sleep(0)  # a queue that is never empty would keep all others waiting
+                found = [await queue.get()]
+                while not queue.empty():  # many only where the event loop is behind: then it sends them together
+                    found.append(queue.get_nowait())
+                for _, event in found:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    left -= isinstance(event, Ended)
+                if first:
+                    self.meter.began(time.monotonic() - begun)
+                first = False
+                yield found
+        finally:
+            for job in jobs:
+                job.cancelled = True
+
+
+def shared(request: Request) -> State:
+    """The state of the app that a request came to."""
+    return request.app.state.shared
+
+
+Shared = Annotated[State, Depends(shared)]
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of the work, which is cancelled when the client goes away. Raises ApiError then; nobody reads it."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(400, "the client went away")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def started(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """The same pieces, once the first is there: what goes wrong before it is raised here, and not in the stream."""
+    first = await anext(pieces)
+
+    async def all_of_them() -> AsyncGenerator[Piece, None]:
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return all_of_them()

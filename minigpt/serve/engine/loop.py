@@ -1,0 +1,136 @@
+"""The thread in which all texts are written, beside the thread that answers clients.
+
+It sleeps while there is nothing to write. Models that have work get a turn each, one after another. What happened in a
+turn is told by one call of `post`, which hands it to the event loop.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from minigpt.model import GPT
+from minigpt.serve.engine.job import BusyError, Event, Job, UnavailableError
+from minigpt.serve.engine.writer import Counts, Writer
+from minigpt.serve.limits import Limits
+
+ENDING = "the server ends", 5
+Calls = list[tuple[Job, Event]]
+
+
+def tell_all(calls: Calls) -> None:
+    """Tell each job its event."""
+    for job, event in calls:
+        job.tell(event)
+
+
+class Engine:
+    """Writes the jobs of any number of models.
+
+    Args:
+        limits: of the queue, and of what one model may take.
+        post: gets what happened in a turn, and lets `tell_all` do its work in another thread (default: in this one).
+        clock: seconds, on which the jobs' deadlines stand.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        post: Callable[[Calls], None] = tell_all,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.limits, self.post, self.clock = limits or Limits(), post, clock
+        self.writers: dict[GPT, Writer] = {}
+        self.counts = Counts()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._happened: Calls = []
+
+    def submit(self, model: GPT, jobs: Sequence[Job], texts: int | None = None) -> None:
+        """Let jobs wait for their turn, all or none.
+
+        Args:
+            model: in evaluation mode.
+            texts: that the model may write at once (default: the limit).
+
+        Raises:
+            BusyError: the queue is full.
+            UnavailableError: the engine ends.
+        """
+        with self._changed:
+            if self._stopping:
+                raise UnavailableError(*ENDING)
+            waiting = self.waiting
+            if waiting and waiting + len(jobs) > self.limits.queue:
+                raise BusyError(f"{waiting} texts wait already; try again later", 1 + waiting // self.limits.texts)
+            if model not in self.writers:
+                most = min(texts or self.limits.texts, self.limits.texts)
+                self.writers[model] = Writer(model, most, self.limits.prefixes, self._note, self.counts)
+            self.writers[model].waiting.extend(jobs)
+            self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have not begun."""
+        return sum(len(writer.waiting) for writer in [*self.writers.values()])
+
+    @property
+    def writing(self) -> int:
+        """Texts on their way."""
+        return sum(len(writer.jobs) for writer in [*self.writers.values()])
+
+    def forget(self, model: GPT) -> None:
+        """Drop all that belongs to a model, which has no job now."""
+        with self._changed:
+            self.writers.pop(model, None)
+
+    def turn(self) -> bool:
+        """One token of every text; False if there is nothing to do."""
+        now = self.clock()
+        with self._changed:
+            busy = [writer for writer in self.writers.values() if not writer.idle]
+            for writer in busy:
+                writer.tidy(now)
+        for writer in busy:
+            try:
+                writer.turn(now)
+            except Exception as error:  # noqa: BLE001  memory that ran out, or a bug: the other models go on
+                writer.fail_all(error)
+            self._tell()
+        return bool(busy)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread = threading.Thread(target=self._run, name="minigpt-engine", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """End after the turn at hand; texts on their way fail. A signal handler may call it."""
+        self._stopping = True
+        with self._changed:
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _note(self, job: Job, event: Event) -> None:
+        if not job.cancelled:
+            self._happened.append((job, event))
+
+    def _tell(self) -> None:
+        if self._happened:
+            happened, self._happened = self._happened, []
+            self.post(happened)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            if self.turn():
+                continue
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or any(not w.idle for w in self.writers.values()))
+        for writer in [*self.writers.values()]:
+            writer.fail_all(UnavailableError(*ENDING))
+        self._tell()

@@ -1,0 +1,205 @@
+"""Which models there are, by name, and those that are in memory.
+
+A name is looked up among those of the runs that were found, so nothing that a client sends becomes a path:
+
+    my              the run's best checkpoint
+    my@500          a checkpoint that was kept
+    my+pirate       an adapter that lies beside the run
+
+A model is loaded when it is first asked for. Where memory is needed for another, those that nobody uses give theirs
+back, the one not used for longest first. Names that mean the same checkpoint share one model.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from minigpt.errors import RunError, UserError
+from minigpt.generation.chat import Plain, Turns
+from minigpt.generation.fast.prepare import prepare_decoding
+from minigpt.layout import RunFolder, step_of
+from minigpt.runs.load import LoadedRun, load_run
+from minigpt.runs.record import run_folders
+from minigpt.runs.spelling import spelling_of
+from minigpt.runtime.memory import host_memory
+from minigpt.serve.engine import Engine, UnavailableError
+from minigpt.serve.limits import Limits
+from minigpt.training.finetune import find_adapters
+from minigpt.weights import checkpoint
+from minigpt.weights.pretrained import is_huggingface
+
+FRESH = 2.0
+"""Seconds for which the list of runs is taken for right."""
+UNKNOWN = 8 << 30
+"""Bytes taken for free where the system does not tell."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model that can be asked for: its name, where it is, when it was written (seconds since 1970)."""
+
+    name: str
+    path: Path
+    created: int
+
+
+class Catalog:
+    """The names of all models.
+
+    Args:
+        runs: run directories, checkpoints or Hugging Face directories; of any other folder, the runs in it.
+        clock: seconds.
+    """
+
+    def __init__(self, runs: Sequence[Path], clock: Callable[[], float] = time.monotonic):
+        self.runs, self.clock = runs, clock
+        self._read_at = float("-inf")
+        self._known: dict[str, Listed] = {}
+
+    def read(self) -> dict[str, Listed]:
+        """All models by name, as they are on disk."""
+        known: dict[str, Listed] = {}
+        for listed in (listed for root in self.runs for listed in _in_folder(root)):
+            known.setdefault(listed.name, listed)
+        self._known, self._read_at = known, self.clock()
+        return known
+
+    async def listed(self) -> dict[str, Listed]:
+        """All models by name, as they were at most `FRESH` seconds ago; the disk is read in another thread."""
+        fresh = self.clock() - self._read_at <= FRESH
+        return self._known if fresh else await asyncio.to_thread(self.read)
+
+    async def find(self, name: str) -> Listed:
+        """The model of that name. Raises RunError."""
+        known = await self.listed()
+        if name not in known:
+            raise RunError(f"the model {name!r} does not exist; GET /v1/models lists those that do")
+        return known[name]
+
+
+def named(root: Path) -> dict[str, Path]:
+    """The directory itself by its name where it is a run, else the runs in it by theirs."""
+    return {
+        path.resolve().name if path == root else path.relative_to(root).as_posix(): path for path in run_folders([root])
+    }
+
+
+def _in_folder(root: Path) -> list[Listed]:
+    """A run, or the runs in a folder, each with its checkpoints and adapters."""
+    found: list[Listed] = []
+    for name, path in named(root).items():
+        steps = RunFolder(path).steps()
+        whole = is_huggingface(path) or bool(steps)
+        paths = {name: path} if whole or (path == root and path.exists()) else {}
+        paths |= {f"{name}@{step_of(step)}": step for step in steps}
+        paths |= {f"{name}+{adapter}": place for adapter, place in find_adapters(path).items()}
+        found += [Listed(name, path, int(path.stat().st_mtime)) for name, path in paths.items()]
+    return found
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory."""
+
+    key: Path
+    run: LoadedRun
+    texts: int
+    """How many texts it can write at once."""
+    users: int = 0
+    used: float = 0.0
+
+    @cached_property
+    def spelling(self) -> Plain | Turns:
+        """How a chat with it becomes a text."""
+        return spelling_of(self.run)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of its weights."""
+        tensors = {tensor.data_ptr(): tensor.nbytes for tensor in self.run.model.state_dict().values()}
+        return sum(tensors.values())
+
+
+def _unreadable(listed: Listed, error: Exception) -> UnavailableError:
+    return UnavailableError(f"the model {listed.name!r} cannot be loaded: {error}", 30)
+
+
+class Models:
+    """The models in memory.
+
+    Args:
+        catalog: the names.
+        engine: told of models that are dropped.
+        device, precision: as of `minigpt generate`.
+    """
+
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, device: str = "auto", precision: str = "fp32"):
+        self.catalog, self.engine, self.limits = catalog, engine, limits
+        self.device, self.precision = device, precision
+        self.memory = limits.memory or (host_memory()[1] or UNKNOWN) // 2
+        self.loaded: dict[Path, Loaded] = {}
+        self._loading = asyncio.Lock()
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Loaded]:
+        """The model of a name, which stays in memory meanwhile.
+
+        Raises:
+            RunError: no such name.
+            UnavailableError: it cannot be loaded now: no memory, or damaged.
+        """
+        listed = await self.catalog.find(name)
+        key = self._key(listed)
+        if key not in self.loaded:
+            async with self._loading:
+                if key not in self.loaded:
+                    await self._load(listed, key)
+        loaded = self.loaded[key]
+        loaded.users += 1
+        try:
+            yield loaded
+        finally:
+            loaded.users -= 1
+            loaded.used = time.monotonic()
+
+    def _key(self, listed: Listed) -> Path:
+        """The checkpoint that is meant now. Raises UnavailableError."""
+        try:
+            return listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+        except (UserError, OSError) as error:
+            raise _unreadable(listed, error) from None
+
+    async def _load(self, listed: Listed, key: Path) -> None:
+        try:
+            self._make_room(sum(file.stat().st_size for file in key.rglob("model*.safetensors")))
+            run = await asyncio.to_thread(self._read, listed.path)
+        except (UserError, OSError) as error:
+            raise _unreadable(listed, error) from None
+        loaded = self.loaded[key] = Loaded(key, run, self._texts(run), used=time.monotonic())
+        self._make_room(0, loaded)
+
+    def _read(self, path: Path) -> LoadedRun:
+        run = load_run(path, self.device)
+        prepare_decoding(run.model, self.precision)
+        return run
+
+    def _make_room(self, needed: int, kept: Loaded | None = None) -> None:
+        """Drop models that nobody uses until there is room. Raises UnavailableError where those in use leave none."""
+        idle = sorted((one for one in self.loaded.values() if not one.users and one is not kept), key=lambda o: o.used)
+        while self.loaded and needed + sum(one.bytes for one in self.loaded.values()) > self.memory:
+            if not idle:
+                if kept:
+                    return
+                raise UnavailableError("other models are in use, and there is no memory for one more now", 10)
+            self.engine.forget(idle[0].run.model)
+            del self.loaded[idle.pop(0).key]
+
+    def _texts(self, run: LoadedRun) -> int:
+        """Texts whose keys and values take a quarter of the memory at most."""
+        shape, weight = run.model.config, run.model.compute_dtype.itemsize
+        each = 2 * shape.num_layers * shape.kv_heads * shape.head_size * 2 * shape.max_seq_len * weight
+        return max(1, min(self.limits.texts, self.memory // 4 // each))

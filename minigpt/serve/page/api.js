@@ -1,0 +1,62 @@
+// Talks with the server. Every answer that is not 200 becomes a Problem with the server's own sentence.
+const KEY = "minigpt-key";
+
+export class Problem extends Error {}
+
+// Set by main.js: asks a person for the key of the server; resolves once there is a new one
+export const door = { ask: async () => { throw new Problem("the server wants a key"); } };
+export const keep = (key) => sessionStorage.setItem(KEY, key);
+
+async function send(path, body, signal) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let answer;
+  try {
+    answer = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, signal, cache: "no-store",
+      body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("the server does not answer; start it again with: minigpt serve");
+  }
+  if (answer.status === 401) {
+    await door.ask();
+    return send(path, body, signal);
+  }
+  if (!answer.ok) {
+    const found = await answer.json().catch(() => null);
+    throw new Problem(found?.error?.message ?? `the server answered ${answer.status}`);
+  }
+  return answer;
+}
+
+// A GET without a body, a POST with one
+export async function ask(path, body, signal) {
+  return (await send(path, body, signal)).json();
+}
+
+export const query = (values) => new URLSearchParams(values).toString();
+
+// The objects of a stream of server-sent events, as they come. Ends at [DONE]; throws where the stream tells an error
+export async function* stream(path, body, signal) {
+  const answer = await send(path, { ...body, stream: true }, signal);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop();
+      for (const event of events) {
+        const text = event.replace(/^data: /, "");
+        if (text === "[DONE]") return;
+        const found = JSON.parse(text);
+        if (found.error) throw new Problem(found.error.message);
+        yield found;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => null);
+  }
+}

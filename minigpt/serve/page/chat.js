@@ -1,0 +1,187 @@
+// A chat with a run that was tuned on chats. What was said is a tree: editing a message or answering again makes a branch.
+/* global el */
+import { ask, query, stream } from "./api.js";
+import { Settings } from "./settings.js";
+import { button, code, during, empty, labelled } from "./words.js";
+import { models, noModel } from "./notebook.js";
+
+export const title = "Chat";
+const KEPT = "minigpt-chat:";
+
+export async function show(panel, app) {
+  if (!app.modelsOf(app.run).length) {
+    panel.append(noModel(app.run));
+    return () => null;
+  }
+  const view = new Chat(panel, app);
+  await view.start();
+  return () => view.stop?.abort();
+}
+
+// A message with the messages that may follow it; `chosen` is the one that does
+const message = (role, content) => ({ role, content, next: [], chosen: 0 });
+
+class Chat {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app, stop: null });
+  }
+
+  async start() {
+    this.status = el("p", { class: "status", role: "status" });
+    this.panel.append(this.status);
+    const run = await during(this.status, "Reading the run …", () => ask(`/api/run?${query({ name: this.app.run })}`));
+    if (!run) return;
+    if (!run.chats) {
+      this.panel.replaceChildren(empty("This run was not tuned on chats", "It continues texts; write with it in the ",
+        el("a", { href: `#notebook/${encodeURIComponent(this.app.run)}` }, "Notebook"), ", or teach it to answer: ",
+        code(`minigpt finetune ${run.path} chats.jsonl`), "."));
+      return;
+    }
+    this.settings = new Settings(run.generation);
+    await this.settings.build();
+    this.root = this.recall();
+    this.build();
+    this.draw();
+  }
+
+  build() {
+    this.model = models(this.app, () => null);
+    this.log = el("ol", { class: "messages", "aria-label": "Messages" });
+    this.say = el("textarea", { rows: 2, placeholder: "Say something", "aria-label": "Your message" });
+    this.say.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.send();
+    });
+    this.go = button("Send", () => this.send(), { kind: "primary" });
+    this.halt = button("Stop", () => this.stop?.abort(), { hidden: true });
+    const file = el("input", { type: "file", accept: "application/json,.json", hidden: true });
+    file.addEventListener("change", () => this.load(file));
+    this.panel.onkeydown = (event) => { if (event.key === "Escape") this.stop?.abort(); };
+    this.panel.replaceChildren(el("div", { class: "beside" }, el("div", { class: "stack" }, this.log, this.status,
+      el("div", { class: "say" }, this.say, this.go, this.halt),
+      el("div", { class: "row" }, button("New chat", () => { this.root = message("root", ""); this.draw(); }, { kind: "small" }),
+        button("Save", () => this.save(), { kind: "small" }), button("Load", () => file.click(), { kind: "small" }), file)),
+    el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"), labelled("Model", this.model), this.settings.box)));
+  }
+
+  recall() {
+    try {
+      return JSON.parse(localStorage.getItem(KEPT + this.app.run)) ?? message("root", "");
+    } catch {
+      return message("root", "");
+    }
+  }
+
+  keep() { localStorage.setItem(KEPT + this.app.run, JSON.stringify(this.root)); }
+
+  // The messages that stand now, each with the one that it follows
+  get path() {
+    const found = [];
+    for (let at = this.root; at.next.length; at = at.next[at.chosen]) found.push([at.next[at.chosen], at]);
+    return found;
+  }
+
+  draw() {
+    const { path } = this;
+    this.log.replaceChildren(...(path.length ? path.map(([each, before]) => this.item(each, before))
+      : [el("li", { class: "note" }, "Nothing is said yet. Enter sends, Shift + Enter begins a new line.")]));
+    this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
+    this.go.hidden = Boolean(this.stop);
+    this.halt.hidden = !this.stop;
+    this.keep();
+  }
+
+  item(each, before) {
+    const text = el("p", {}, each.content);
+    const turn = (by) => { before.chosen = (before.chosen + by + before.next.length) % before.next.length; this.draw(); };
+    const branches = before.next.length > 1 ? [el("span", { class: "branches" }, button("‹", () => turn(-1), { "aria-label": "The branch before" }),
+      `${before.chosen + 1} of ${before.next.length}`, button("›", () => turn(1), { "aria-label": "The next branch" }))] : [];
+    const act = each.role === "user" ? button("Edit", () => this.edit(each, before, item), { kind: "quiet" })
+      : button("Answer again", () => this.answer(before), { kind: "quiet" });
+    const item = el("li", { class: each.role }, el("span", { class: "hidden" }, `${each.role}: `), text,
+      el("div", { class: "row tools" }, ...branches, this.stop ? "" : act));
+    Object.defineProperty(each, "shown", { value: text, enumerable: false, writable: true, configurable: true });
+    return item;
+  }
+
+  edit(each, before, item) {
+    const field = el("textarea", { rows: 3, "aria-label": "The message" });
+    field.value = each.content;
+    item.replaceChildren(field, el("div", { class: "row" }, button("Send", () => {
+      before.next.push(message("user", field.value));
+      before.chosen = before.next.length - 1;
+      this.answer(before.next[before.chosen]);
+    }, { kind: "primary small" }), button("Cancel", () => this.draw(), { kind: "small" })));
+    field.focus();
+  }
+
+  send() {
+    const text = this.say.value.trim();
+    if (!text || this.stop) return;
+    const last = this.path.at(-1)?.[0] ?? this.root, mine = message("user", text);
+    last.chosen = last.next.push(mine) - 1;
+    this.say.value = "";
+    this.answer(mine);
+  }
+
+  // Another answer to a message
+  async answer(to) {
+    if (this.stop) return;
+    const asked = [];
+    for (const [each] of this.path) {
+      asked.push({ role: each.role, content: each.content });
+      if (each === to) break;
+    }
+    const mine = message("assistant", "");
+    to.chosen = to.next.push(mine) - 1;
+    this.stop = new AbortController();
+    this.draw();
+    await during(this.status, "Answering …", async () => {
+      const request = { ...this.settings.request, model: this.model.value, messages: asked };
+      for await (const piece of stream("/v1/chat/completions", request, this.stop.signal)) {
+        mine.content += piece.choices[0]?.delta?.content ?? "";
+        mine.shown.textContent = mine.content;
+      }
+    });
+    this.stop = null;
+    if (!mine.content) {
+      to.next.pop();
+      to.chosen = Math.max(0, to.next.length - 1);
+    }
+    this.draw();
+    this.say.focus();
+  }
+
+  // The form of `minigpt chat` and /save, with the branches beside it
+  save() {
+    const { max_new_tokens: most, seed, ...rest } = this.settings.values;
+    const settings = { ...this.settings.own, ...rest, max_new_tokens: most, ...(seed === null ? {} : { seed }) };
+    const messages = this.path.map(([each]) => ({ role: each.role, content: each.content }));
+    const saved = { format: 1, run: this.app.run, messages, settings, answers: messages.filter((each) => each.role === "assistant").length, branches: this.root };
+    const address = URL.createObjectURL(new Blob([`${JSON.stringify(saved, null, 2)}\n`], { type: "application/json" }));
+    el("a", { href: address, download: `${this.app.run.replaceAll("/", "-")}-chat.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  async load(file) {
+    await during(this.status, "Reading …", async () => {
+      const saved = JSON.parse(await file.files[0].text());
+      if (saved.format !== 1 || !Array.isArray(saved.messages)) throw new Error("this file is not a saved chat");
+      const whole = (each) => ["user", "assistant", "system"].includes(each?.role) && typeof each.content === "string";
+      const read = (each) => ({ ...message(each.role, each.content), next: each.next.filter(whole).map(read),
+        chosen: Math.min(Math.max(0, each.chosen | 0), Math.max(0, each.next.length - 1)) });
+      if (saved.branches?.next) this.root = read({ ...saved.branches, role: "root", content: "" });
+      else {
+        this.root = message("root", "");
+        let last = this.root;
+        for (const each of saved.messages.filter(whole)) {
+          last.next.push(message(each.role, each.content));
+          [last] = last.next;
+        }
+      }
+      this.draw();
+    });
+    file.value = "";
+  }
+}

@@ -1,0 +1,75 @@
+// What the model would write next, in grey behind the caret of a text area; Tab takes a word of it, Escape puts it away.
+/* global el */
+
+export class Ghost {
+  // suggest: (text, signal) -> a promise of a text; taken: told when a word was taken
+  constructor(area, suggest, taken) {
+    Object.assign(this, { area, suggest, taken, rest: "", on: false });
+    this.before = el("span", {});
+    this.grey = el("span", { class: "ghost" });
+    this.mirror = el("div", { class: "mirror", "aria-hidden": "true" }, this.before, this.grey);
+    this.box = el("div", { class: "ghosted" }, this.mirror, area);
+    area.addEventListener("input", () => this.typed());
+    area.addEventListener("keydown", (event) => this.key(event));
+    area.addEventListener("scroll", () => { this.mirror.scrollTop = area.scrollTop; });
+    for (const kind of ["pointerup", "keyup", "blur"]) area.addEventListener(kind, () => { if (!this.atEnd()) this.clear(); });
+  }
+
+  atEnd() {
+    const { area } = this;
+    return document.activeElement === area && area.selectionStart === area.value.length && area.selectionEnd === area.value.length;
+  }
+
+  clear() {
+    clearTimeout(this.timer);
+    this.stop?.abort();
+    this.rest = "";
+    this.paint();
+  }
+
+  // A letter that was foretold leaves the rest standing
+  typed() {
+    const last = this.area.value.at(-1);
+    if (this.rest && last === this.rest[0] && this.atEnd()) {
+      this.rest = this.rest.slice(1);
+      this.paint();
+      if (this.rest) return;
+    }
+    this.clear();
+    if (this.on) this.timer = setTimeout(() => this.fetch(), 500);
+  }
+
+  async fetch() {
+    if (!this.on || !this.atEnd() || !this.area.value) return;
+    const stop = (this.stop = new AbortController()), { value } = this.area;
+    const found = await this.suggest(value, stop.signal).catch(() => "");
+    if (stop.signal.aborted || this.area.value !== value || !this.atEnd()) return;
+    this.rest = found;
+    this.paint();
+  }
+
+  key(event) {
+    if (!this.rest || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Tab" && !event.shiftKey) {
+      event.preventDefault();
+      const word = /^\s*\S+/.exec(this.rest)?.[0] ?? this.rest;
+      this.taken();
+      this.area.value += word;
+      this.area.selectionStart = this.area.value.length;
+      this.rest = this.rest.slice(word.length);
+      this.paint();
+      this.area.dispatchEvent(new Event("change"));
+      if (!this.rest.trim()) this.timer = setTimeout(() => this.fetch(), 100);
+    } else if (event.key === "Escape") {
+      event.stopPropagation();
+      this.clear();
+    }
+  }
+
+  paint() {
+    this.before.textContent = this.area.value;
+    this.grey.textContent = this.rest;
+    this.mirror.scrollTop = this.area.scrollTop;
+    this.area.setAttribute("aria-description", this.rest ? `Suggested: ${this.rest}. Tab takes a word.` : "");
+  }
+}

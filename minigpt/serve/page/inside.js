@@ -1,0 +1,159 @@
+// Attention, logit lens, heads and the residual stream of the notebook's text, drawn by explain's own pictures; heads
+// and layers can be switched off or scaled, and all follows.
+/* global el, drawExplanation, constants, edges, percent, token, nats */
+import { ask } from "./api.js";
+import { keepText, models, noModel, notebookText } from "./notebook.js";
+import { button, count, during, labelled } from "./words.js";
+
+export const title = "Look inside";
+const PAUSE = 500; // milliseconds after the last letter
+
+export async function show(panel, app) {
+  if (!app.modelsOf(app.run).length) await app.refresh();
+  if (!app.modelsOf(app.run).length) {
+    panel.append(noModel(app.run));
+    return () => null;
+  }
+  const view = new Inside(panel, app);
+  await view.start();
+  return () => view.close();
+}
+
+class Inside {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app, factors: {}, drawn: null, plain: null });
+    this.off = new Set(); // heads, as layer * H + head, as the pictures want them
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    this.again = () => this.drawn?.colours();
+    this.wider = () => this.drawn?.draw();
+  }
+
+  async start() {
+    this.area = el("textarea", { rows: 2, spellcheck: false, placeholder: "A text to look into" });
+    this.area.value = notebookText();
+    this.area.addEventListener("input", () => {
+      keepText(this.area.value);
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.look(), PAUSE);
+    });
+    this.model = models(this.app, () => { this.allOn(); this.look(); });
+    this.status = el("p", { class: "status", role: "status" });
+    this.effect = el("div", { class: "effect", "aria-live": "polite" });
+    this.layers = el("details", { class: "side layers-off" }, el("summary", {}, "Scale or switch off layers"));
+    this.pictures = el("div", { class: "pictures", hidden: true });
+    this.steps = el("div", { class: "scrub" }, button("‹", () => this.move(-1), { id: "earlier", "aria-label": "One token back" }),
+      el("input", { type: "range", id: "position", min: 0, value: 0, "aria-label": "Position in the text",
+        oninput: (event) => this.drawn?.choose(Number(event.target.value)) }),
+      button("›", () => this.move(1), { id: "later", "aria-label": "One token on" }), el("output", { id: "where" }));
+    this.panel.replaceChildren(labelled("Text (the notebook's); the pictures follow as you write", this.area),
+      el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
+    // Our own files, the same as on explain's page; they hold no text of a run
+    const read = async (name, around) => new DOMParser().parseFromString(
+      `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`, "text/html").body.firstElementChild;
+    const found = await during(this.status, "Reading …", () => Promise.all([read("symbols.html", "dl"), read("sections.html", "div")]));
+    if (!found) return;
+    const [symbols, sections] = found;
+    symbols.className = "symbols";
+    this.pictures.append(this.steps, el("details", {}, el("summary", {}, "How to read the pictures"), symbols), ...sections.children);
+    for (const box of this.pictures.querySelectorAll(".scroll")) box.addEventListener("scroll", () => edges(box));
+    this.dark.addEventListener("change", this.again);
+    addEventListener("resize", this.wider);
+    await this.look();
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.stop?.abort();
+    this.dark.removeEventListener("change", this.again);
+    removeEventListener("resize", this.wider);
+  }
+
+  move(by) {
+    if (this.drawn) this.drawn.choose(Math.max(0, Math.min(this.drawn.last, this.drawn.state.token + by)));
+  }
+
+  allOn() {
+    this.factors = {};
+    this.off.clear();
+    this.plain = null;
+    this.layers.replaceChildren(this.layers.firstElementChild);
+  }
+
+  async look() {
+    this.stop?.abort();
+    this.stop = new AbortController();
+    const text = this.area.value, asked = { model: this.model.value, text, factors: this.factors };
+    if (!text) {
+      this.status.textContent = "Write a text above.";
+      this.pictures.hidden = true;
+      return;
+    }
+    const { signal } = this.stop;
+    const both = await during(this.status, "Looking inside …", async () => {
+      const changed = Object.keys(this.factors).length > 0, key = `${asked.model} ${text}`;
+      if (changed && this.plain?.key !== key) this.plain = { key, data: await ask("/api/inside", { ...asked, factors: {} }, signal) };
+      const data = await ask("/api/inside", asked, signal);
+      if (!changed) this.plain = { key, data };
+      return [data, changed ? this.plain.data : null];
+    });
+    if (!both || signal.aborted || !this.panel.isConnected) return; // another part is shown by now
+    this.draw(...both);
+  }
+
+  draw(data, plain) {
+    this.pictures.hidden = false;
+    constants(data);
+    this.sliders(data.model);
+    const before = this.drawn ? this.drawn.state : null;
+    const toggle = (layer, head) => this.head(layer, head, data.model.heads);
+    this.drawn = drawExplanation(data, before, { off: this.off, toggle });
+    this.differs(data, plain);
+    if (data.left_out) this.status.textContent = `Only the last ${count(data.texts.length)} tokens are looked at; ${count(data.left_out)} before them are left out.`;
+  }
+
+  head(layer, head, heads) {
+    const at = layer * heads + head, name = `head ${layer}.${head}`;
+    if (this.off.delete(at)) delete this.factors[name];
+    else {
+      this.off.add(at);
+      this.factors[name] = 0;
+    }
+    this.look();
+  }
+
+  sliders({ layers }) {
+    if (this.layers.childElementCount > 1) return;
+    const names = Array.from({ length: layers }, (_, layer) => [`attention ${layer}`, `feed-forward ${layer}`]).flat();
+    const all = button("All as trained", () => { this.allOn(); this.look(); }, { kind: "small" });
+    this.layers.append(el("div", { class: "scales" }, ...names.map((name) => {
+      const range = el("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1 });
+      const told = el("output", {}, "× 1");
+      range.addEventListener("input", () => {
+        told.textContent = range.value === "0" ? "off" : `× ${range.value}`;
+        if (range.value === "1") delete this.factors[name];
+        else this.factors[name] = Number(range.value);
+        clearTimeout(this.timer);
+        this.timer = setTimeout(() => this.look(), PAUSE / 2);
+      });
+      return el("div", { class: "scale" }, labelled(name, range), told);
+    })), all);
+  }
+
+  // What the change did: to the loss, and to what comes next
+  differs(data, plain) {
+    if (!plain) {
+      this.effect.replaceChildren();
+      return;
+    }
+    const mean = (found) => found.loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, found.loss.length - 1);
+    const next = (found) => {
+      const { ids, probs } = found.lens, last = ids.length - 1, end = found.texts.length - 1;
+      return ids[last][end].slice(0, 5).map((id, k) => el("li", {}, token(found.vocabulary[id]), ` ${percent(probs[last][end][k])}`));
+    };
+    const by = mean(data) - mean(plain), parts = Object.keys(this.factors).length;
+    this.effect.replaceChildren(el("p", {}, `With ${parts} part${parts === 1 ? "" : "s"} changed, the loss of this text is `,
+      el("b", {}, `${nats(mean(data))} nats`), ` in place of ${nats(mean(plain))} (${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
+    el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),
+      el("div", {}, el("h3", {}, "Next token, changed"), el("ol", {}, ...next(data)))));
+  }
+}

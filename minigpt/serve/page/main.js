@@ -1,0 +1,198 @@
+// The frame: which runs there are, which one is looked at, which part is shown. The address says both: #live/my
+/* global el */
+import { ask, door, keep, Problem } from "./api.js";
+import { button, empty, megabytes, sentence, short } from "./words.js";
+import * as live from "./live.js";
+import * as learn from "./learn.js";
+import * as notebook from "./notebook.js";
+import * as why from "./why.js";
+import * as inside from "./inside.js";
+import * as compare from "./compare.js";
+import * as chat from "./chat.js";
+import * as runs from "./runs.js";
+import * as start from "./start.js";
+
+const PARTS = { live, learn, notebook, why, inside, compare, chat, runs, start };
+const OF_ALL = new Set(["runs", "start"]); // parts that are not about one run
+const EVERY = 4000; // milliseconds between two looks at the list of runs
+const find = (id) => document.getElementById(id);
+
+// What all parts share
+export const app = {
+  runs: [], damaged: [], server: null, models: [], run: "", part: "live",
+  // The line of the run that is looked at
+  get line() { return this.runs.find((run) => run.name === this.run); },
+  // The models of the run: itself, its checkpoints, its adapters; a run without checkpoints has none
+  modelsOf(name) {
+    return this.models.filter((id) => id === name || id.startsWith(`${name}@`) || id.startsWith(`${name}+`));
+  },
+  go(part, run = this.run) { location.hash = `${part}/${encodeURIComponent(run)}`; },
+  async refresh() { await look(); },
+};
+
+let close = () => null, shown = "", timer = 0;
+
+function read() {
+  const [part, run] = location.hash.slice(1).split("/");
+  let name = "";
+  try {
+    name = decodeURIComponent(run || "");
+  } catch { /* % without its two digits: no run is called so */
+    name = "";
+  }
+  return [part in PARTS ? part : "live", name];
+}
+
+async function look() {
+  try {
+    const [found, models] = await Promise.all([ask("/api/runs"), ask("/v1/models")]);
+    Object.assign(app, found, { models: models.data.map((model) => model.id) });
+    tell("");
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    tell(error.message);
+  }
+  if (!app.run && app.runs.length) app.run = newest(app.runs).name;
+  list();
+  head();
+}
+
+const newest = (found) => found.reduce((a, b) => (rank(b) > rank(a) ? b : a));
+const rank = (run) => `${run.state === "running" ? 1 : 0}${run.started}`;
+
+function tell(text) {
+  find("alert").hidden = !text;
+  if (find("alert").textContent !== text) find("alert").textContent = text && sentence(text);
+}
+
+// --- the left column ---
+
+const STATES = { running: "training now", starting: "starting", interrupted: "stopped", finished: "finished" };
+export const stateOf = (run) => (run.state !== "running" && run.starting ? "starting" : run.state);
+
+function list() {
+  const wanted = find("find").value.trim().toLowerCase();
+  const some = app.runs.filter((run) => `${run.name} ${run.note}`.toLowerCase().includes(wanted))
+    .sort((a, b) => (b.star - a.star) || (rank(b) > rank(a) ? 1 : -1));
+  const items = some.map((run) => {
+    const score = run.bits_per_byte ?? run.best_val_loss;
+    const unit = run.bits_per_byte !== null ? "bits per byte" : "validation loss";
+    return el("a", { href: `#${app.part}/${encodeURIComponent(run.name)}`, class: `run ${stateOf(run)}`,
+      "aria-current": run.name === app.run ? "page" : null },
+    el("span", { class: "run-name" }, el("span", { class: "lamp", title: STATES[stateOf(run)] }), run.name,
+      run.star ? el("span", { class: "star", title: "starred" }, "★") : ""),
+    el("span", { class: "run-facts" }, `${STATES[stateOf(run)]} · ${short(run.steps)} steps`,
+      score === null ? "" : el("span", { title: unit }, ` · ${score.toFixed(3)}`)));
+  });
+  const damaged = app.damaged.map((run) => el("p", { class: "note wrong", title: run.why }, `${run.name} cannot be read: ${run.why}`));
+  const none = app.server && !app.runs.length
+    ? [el("p", { class: "note" }, "No runs yet.")]
+    : some.length ? [] : [el("p", { class: "note" }, app.server ? "No run is called so." : "Reading the runs …")];
+  const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
+  if (text !== list.text) {
+    const focused = find("runs").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    find("runs").replaceChildren(...items, ...damaged, ...none);
+    if (focused) items.find((item) => item.getAttribute("href") === focused)?.focus();
+  }
+  list.text = text;
+  if (app.server) {
+    const { usage, models, version } = app.server;
+    const held = models.length ? `${models.length} model${models.length === 1 ? "" : "s"} in memory` : "no model in memory";
+    find("server").textContent = `minigpt ${version} · ${held}${usage ? ` · ${megabytes(usage.bytes)}` : ""}`;
+  }
+}
+
+function head() {
+  const run = app.line;
+  const all = { runs: "All runs", start: "A new run" }[app.part];
+  find("title").textContent = all ?? run?.name ?? "minigpt";
+  document.title = `${all ?? run?.name ?? "runs"} · minigpt`;
+  const facts = !run || all ? [] : [
+    STATES[stateOf(run)], run.parameters === null ? "" : `${short(run.parameters)} parameters`,
+    run.data ? `learns from ${run.data.split("/").pop()}` : ""];
+  find("facts").textContent = facts.filter(Boolean).join(" · ");
+}
+
+function tabs() {
+  find("tabs").replaceChildren(...Object.entries(PARTS).filter(([id]) => id !== "start").map(([id, part]) => el("a",
+    { href: `#${id}/${encodeURIComponent(app.run)}`, "aria-current": id === app.part ? "page" : null }, part.title)));
+  find("tabs").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+}
+
+// --- what is shown ---
+
+async function show() {
+  const [part, name] = read();
+  app.part = part;
+  if (name && name !== app.run) app.run = name;
+  if (!app.server) await look();
+  list();
+  head();
+  tabs();
+  const place = `${part}/${app.run}`;
+  if (place === shown) return;
+  shown = place;
+  close();
+  close = () => null;
+  const panel = el("div", { class: `part ${part}` });
+  find("panel").replaceChildren(panel);
+  unfold(false);
+  if (!app.line && !OF_ALL.has(part)) {
+    if (app.server) panel.append(app.runs.length
+      ? empty(`There is no run called ${app.run}`, "Choose one in the list of runs.")
+      : empty("Train your first model", el("a", { href: "#start/" }, "Start one here"), ", or in a terminal: ",
+        el("code", {}, "minigpt train my.txt"), ". It appears here as soon as it starts."));
+    shown = "";
+    return;
+  }
+  const done = await PARTS[part].show(panel, app);
+  if (shown === place) close = done;
+  else done();
+}
+
+function unfold(open) {
+  find("shelf").classList.toggle("open", open);
+  find("unfold").setAttribute("aria-expanded", String(open));
+}
+
+// The key of the server, where it has one
+door.ask = () => {
+  door.asking ||= new Promise((done) => {
+    const field = el("input", { type: "password", autocomplete: "current-password", required: true, "aria-label": "Key" });
+    const form = el("form", { method: "dialog" }, el("h2", {}, "The key of this server"),
+      el("p", {}, "It was given with --api-key, or printed when the server started."), field,
+      el("div", { class: "row end" }, button("Open", () => form.requestSubmit(), { kind: "primary" })));
+    const box = el("dialog", { class: "ask", "aria-label": "The key of this server" }, form);
+    box.addEventListener("cancel", (event) => event.preventDefault());
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      keep(field.value.trim());
+      box.close();
+      box.remove();
+      door.asking = null;
+      done();
+    });
+    document.body.append(box);
+    box.showModal();
+  });
+  return door.asking;
+};
+
+function again() {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    if (!document.hidden) {
+      await look();
+      if (!shown && app.line) await show();
+    }
+    again();
+  }, EVERY);
+}
+
+find("find").addEventListener("input", list);
+find("unfold").addEventListener("click", () => unfold(!find("shelf").classList.contains("open")));
+addEventListener("hashchange", show);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+await show();
+document.documentElement.dataset.ready = "";
+again();

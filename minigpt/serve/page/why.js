@@ -1,0 +1,116 @@
+// Why this word: tokens coloured by surprise, what the model held for likelier at each, and a way on from there.
+/* global el, visible, token, percent, roving */
+import { ask } from "./api.js";
+import { keepText, models, noModel, notebookText, pending } from "./notebook.js";
+import { button, count, during, labelled } from "./words.js";
+
+export const title = "Why this word";
+
+export async function show(panel, app) {
+  if (!app.modelsOf(app.run).length) await app.refresh();
+  if (!app.modelsOf(app.run).length) {
+    panel.append(noModel(app.run));
+    return () => null;
+  }
+  const view = new Why(panel, app);
+  view.build();
+  if (view.area.value) await view.look();
+  return () => view.stop?.abort();
+}
+
+class Why {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app });
+  }
+
+  build() {
+    this.area = el("textarea", { rows: 3, spellcheck: false, placeholder: "A text to read with the model's eyes" });
+    this.area.value = notebookText();
+    this.area.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      this.look();
+    });
+    this.model = models(this.app, () => this.look());
+    this.status = el("p", { class: "status", role: "status" });
+    this.tokens = el("div", { class: "text", role: "group", "aria-label": "The text, token by token; arrow keys move" });
+    this.legend = el("div", { class: "legend" });
+    this.side = el("div", { class: "likeliest", "aria-live": "polite" });
+    this.panel.replaceChildren(
+      el("p", { class: "lead-in" }, "The stronger the colour, the less the model expected the token. Point at one to see what it held for likelier, and choose one of those to go on from there."),
+      labelled("Text (the notebook's)", this.area),
+      el("div", { class: "row" }, button("Read it", () => this.look(), { kind: "primary", title: "Ctrl + Enter" }), labelled("Model", this.model)),
+      this.status, el("div", { class: "beside" }, el("div", {}, this.tokens, this.legend), this.side));
+  }
+
+  async look() {
+    this.stop?.abort();
+    this.stop = new AbortController();
+    if (!this.area.value) {
+      this.tokens.replaceChildren(el("span", { class: "given" }, "Write a text above, or in the notebook, and read it here."));
+      return;
+    }
+    keepText(this.area.value);
+    const found = await during(this.status, "Reading …",
+      () => ask("/api/why", { model: this.model.value, text: this.area.value }, this.stop.signal));
+    if (!found) return;
+    this.found = found;
+    this.letters = Array.from(found.text);
+    this.draw();
+  }
+
+  draw() {
+    const { tokens, vocabulary, left_out: cut } = this.found, blind = Math.log(vocabulary);
+    const known = tokens.filter((each) => each.loss !== null), apart = tokens.some((each) => each.text?.length > 1);
+    this.spans = tokens.map((each, at) => {
+      const end = each.text === null;
+      const about = end ? "what comes next" : each.loss === null ? "the first token, which nothing predicts"
+        : `${each.loss.toFixed(2)} nats, rank ${each.rank}`;
+      const parts = end ? ["?"] : each.text.split(/(?=\n)/).flatMap((part) => (part[0] === "\n"
+        ? [el("span", { class: "space", "aria-hidden": "true" }, "↵"), part] : [part]));
+      return el("span", { class: `surprising${apart ? " apart" : ""}${end ? " next-place" : ""}`, role: "button", tabindex: -1,
+        style: { "--v": Math.min(1, (each.loss ?? 0) / blind) }, "aria-label": `${end ? "the end" : visible(each.text)}, ${about}`,
+        title: about, onmouseenter: () => this.pinned || this.point(at), onfocus: () => this.point(at),
+        onclick: () => { this.pinned = true; this.point(at); } }, ...parts);
+    });
+    this.tokens.replaceChildren(...this.spans);
+    this.tokens.onmouseleave = () => { this.pinned = false; };
+    roving(this.tokens, this.spans, 10);
+    const mean = known.reduce((sum, each) => sum + each.loss, 0) / Math.max(1, known.length);
+    const first = known.filter((each) => each.rank === 1).length;
+    this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }), `${blind.toFixed(1)} nats: a blind guess among ${count(vocabulary)} tokens`,
+      ...(known.length ? [el("span", {}, `· mean ${mean.toFixed(3)} nats · ${Math.round((100 * first) / known.length)} % were the likeliest token`)] : []),
+      ...(cut ? [el("span", {}, `· the first ${count(cut)} tokens are left out: the model reads ${count(tokens.length - 1)} at once`)] : []));
+    this.point(tokens.length - 1);
+  }
+
+  point(at) {
+    const { tokens, left_out: cut } = this.found, here = tokens[at];
+    for (const [place, span] of this.spans.entries()) {
+      span.classList.toggle("chosen", place === at);
+      span.tabIndex = place === at ? 0 : -1;
+    }
+    if (!here.likeliest.length) {
+      this.side.replaceChildren(el("h2", {}, token(here.text)), el("p", { class: "note" }, cut
+        ? "The first token that is read: nothing stands before it here." : "The first token: nothing stands before it, so that nothing predicts it."));
+      return;
+    }
+    const most = here.likeliest[0].probability, own = Math.exp(-(here.loss ?? 0));
+    const head = here.text === null ? [el("h2", {}, "What comes next")]
+      : [el("h2", {}, "Why ", token(here.text), "?"), el("p", { class: "note" },
+        here.rank === 1 ? "It was the likeliest token: " : `${count(here.rank - 1)} token${here.rank === 2 ? " was" : "s were"} likelier (rank ${count(here.rank)}): `,
+        el("b", {}, percent(own)), `, ${here.loss.toFixed(2)} nats of surprise.`)];
+    const rows = here.likeliest.map((each) => el("button", { type: "button", class: each.id === here.id ? "bar-row own" : "bar-row",
+      title: "Go on from here with this token", onclick: () => this.goOn(here, each) },
+    el("span", { class: "bar-token" }, token(each.text)), el("span", { class: "bar-fill", style: { width: `${(62 * each.probability) / most}%` } }),
+    el("span", { class: "bar-value" }, percent(each.probability))));
+    this.side.replaceChildren(...head, el("div", { class: "bars", role: "group", "aria-label": "The likeliest tokens" }, ...rows),
+      el("p", { class: "note" }, "Choose a token: the text is cut here, goes on with it, and the model writes the rest in the notebook."));
+  }
+
+  goOn(here, chosen) {
+    keepText(this.letters.slice(0, here.begin).join("") + chosen.plain);
+    pending.go = true;
+    this.app.go("notebook");
+  }
+}

@@ -1,0 +1,122 @@
+// Numbers, times and small elements, as a person reads them. `el` and `svg` are of explain's tools.js.
+/* global el */
+export const count = (value) => Math.round(value).toLocaleString("en");
+
+export function short(value) {
+  if (value === null || value === undefined) return "–";
+  for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+    if (value >= size) return `${(value / size).toFixed(value < 10 * size ? 2 : 1)}${sign}`;
+  }
+  return String(value);
+}
+
+export const figure = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+
+// For axes and rates: 0.00031 -> 3.1e-4
+export function plain(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size < 0.01) return value.toExponential(1).replace(".0e", "e");
+  if (size >= 1e4) return short(value);
+  return String(Number(value.toPrecision(size < 1 ? 2 : 4)));
+}
+
+export function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export const megabytes = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
+export function when(iso) {
+  const date = new Date(iso), today = new Date().toDateString() === date.toDateString();
+  return date.toLocaleString("en-GB", today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" });
+}
+
+// What an empty place says: what is missing, and what to do
+export function empty(title, ...what) {
+  return el("div", { class: "empty" }, el("p", { class: "empty-title" }, title), el("p", {}, ...what));
+}
+
+export const code = (text) => el("code", {}, text);
+
+export function button(text, act, { kind = "", ...more } = {}) {
+  return el("button", { type: "button", class: kind, onclick: act, ...more }, text);
+}
+
+// Work that takes a while: the box says what is done until it has ended, and then what went wrong, if anything did
+export async function during(box, words, work) {
+  box.hidden = false;
+  box.className = "status busy";
+  box.setAttribute("role", "status");
+  box.textContent = words;
+  try {
+    const found = await work((more) => { box.textContent = more; });
+    box.textContent = "";
+    box.className = "status";
+    return found;
+  } catch (error) {
+    box.className = "status";
+    box.textContent = "";
+    if (error.name === "AbortError") return undefined;
+    box.className = "status wrong";
+    box.textContent = sentence(error.message);
+    return undefined;
+  }
+}
+
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+export function copier(text, label = "Copy") {
+  const made = button(label, async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      made.textContent = "Copied";
+    } catch {
+      made.textContent = "Select the line and copy it";
+    }
+    setTimeout(() => { made.textContent = label; }, 1600);
+  }, { kind: "small" });
+  return made;
+}
+
+let fields = 0;
+// A label with its field below
+export function labelled(text, field, hint = "") {
+  field.id ||= `field-${(fields += 1)}`;
+  return el("label", { class: "field", for: field.id, title: hint }, el("span", {}, text), field);
+}
+
+export function choice(options, value, act) {
+  const made = el("select", { onchange: () => act(made.value) },
+    ...options.map(([id, text]) => el("option", { value: id }, text)));
+  made.value = value;
+  return made;
+}
+
+// One of a few, as buttons beside each other
+export function segments(name, options, value, act) {
+  const box = el("div", { class: "segments", role: "group", "aria-label": name });
+  const paint = (chosen) => {
+    for (const each of box.children) each.setAttribute("aria-pressed", String(each.dataset.value === chosen));
+  };
+  box.append(...options.map(([id, text]) => el("button",
+    { type: "button", "data-value": id, onclick: () => { paint(id); act(id); } }, text)));
+  paint(value);
+  return box;
+}
+
+export function askFirst(title, text, yes) {
+  return new Promise((done) => {
+    const box = el("dialog", { class: "ask", "aria-label": title });
+    const close = (answer) => { box.close(); box.remove(); done(answer); };
+    box.addEventListener("cancel", (event) => { event.preventDefault(); close(false); });
+    box.append(el("h2", {}, title), el("p", {}, text), el("div", { class: "row end" },
+      button("Cancel", () => close(false)), button(yes, () => close(true), { kind: "danger" })));
+    document.body.append(box);
+    box.showModal();
+  });
+}

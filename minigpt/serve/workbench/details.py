@@ -1,0 +1,134 @@
+"""What the page is told of one run."""
+
+import codecs
+import math
+from pathlib import Path
+from typing import Any
+
+from minigpt import tokenizers
+from minigpt.config import TrainConfig
+from minigpt.errors import DataError, RunError
+from minigpt.evals.floors import run_floors
+from minigpt.explanation.analysis import token_text
+from minigpt.explanation.metrics import read_floors
+from minigpt.explanation.surprise import surprises
+from minigpt.files import read_lines
+from minigpt.layout import BEST, LAST, step_of
+from minigpt.runs.data import prepare_data
+from minigpt.runs.lock import holder
+from minigpt.runs.record import RunRecord
+from minigpt.runs.repeat import receipt_line
+from minigpt.runs.settings import essential
+from minigpt.serve.models import Loaded
+from minigpt.serve.workbench.notes import read_note
+from minigpt.serve.workbench.process import usage_of
+from minigpt.training.finetune.records import holds_records
+
+
+def brief(run: RunRecord) -> dict[str, Any]:
+    """A line of the list."""
+    return run.summary() | {"path": str(run.path)} | read_note(run.folder)
+
+
+def full(run: RunRecord) -> dict[str, Any]:
+    """All but the figures."""
+    pid = holder(run.folder.lock)
+    samples = read_lines(run.folder.samples)
+    return brief(run) | {
+        "settings": essential(run.config),
+        "generation": run.config.generation.model_dump(mode="json"),
+        "prompt": run.config.train.sample_prompt,
+        "chats": run.folder.template.is_file(),
+        "context": run.config.model.max_seq_len,
+        "command": receipt_line(run),
+        "receipt": run.receipt,
+        "floors": read_floors(run.path, bits=True),
+        "checkpoints": [_checkpoint(run, folder) for folder in run.checkpoints],
+        "samples": samples[-200:],
+        "limits": limits(run.config.train),
+        "process": None if pid is None else {"pid": pid, "usage": usage_of(pid)},
+    }
+
+
+def limits(config: TrainConfig) -> dict[str, float]:
+    """What ends the run, by the name of the figure that counts up to it."""
+    found = {
+        "step": config.max_steps,
+        "epoch": config.max_epochs,
+        "tokens": config.max_tokens,
+        "seconds": config.max_minutes and 60 * config.max_minutes,
+    }
+    return {name: float(value) for name, value in found.items() if value}
+
+
+def figures(run: RunRecord, after: float) -> dict[str, Any]:
+    """The lines of metrics.jsonl past a step, and what went wrong; `last` tells whether steps were taken back."""
+    incidents = read_lines(run.folder.incidents)
+    return {
+        "lines": [_finite(line) for line in run.lines if line["step"] > after],
+        "last": run.lines[-1]["step"] if run.lines else -1,
+        "incidents": incidents,
+    }
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Without what JSON does not know."""
+    return {name: value for name, value in line.items() if math.isfinite(value)}
+
+
+def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
+    pointed = [name for name in (BEST, LAST) if _points(run.folder.checkpoints / name, folder)]
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return {"step": step_of(folder), "bytes": size, "is": pointed}
+
+
+def _points(pointer: Path, folder: Path) -> bool:
+    return pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == folder.name
+
+
+def measure_floors(run: RunRecord) -> dict[str, float]:
+    """What simpler models reach on the run's validation text, in bits per byte: as kept, else measured now.
+
+    Raises:
+        RunError: the run learns from records, not from a text.
+        DataError: the text is not there any more.
+    """
+    if known := read_floors(run.path, bits=True):
+        return known
+    data = run.config.data
+    if run.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
+        raise RunError(f"{run.name} learns from records, so that simpler models cannot be measured on its text")
+    try:
+        tokenizer = tokenizers.load(run.path)
+        return run_floors(prepare_data(run.config, tokenizer), tokenizer, "val")
+    except OSError as error:
+        raise DataError(f"{data.source}: cannot be read ({error.strerror}); put the text back") from None
+
+
+def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
+    """The last tokens of a text that the model can read at once: how surprising each was, and what was likelier.
+
+    `begin` counts the characters of the text before a token.
+    """
+    tokenizer = loaded.run.tokenizer
+    shown = ids[-loaded.run.model.config.max_seq_len :]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    begin = len(decoder.decode(b"".join(map(tokenizer.token_bytes, ids[: len(ids) - len(shown)]))))
+    rows = []
+    for place, found in enumerate(surprises(loaded.run.model, shown)):
+        own = shown[place] if place < len(shown) else None
+        rows.append(
+            {
+                "id": own,
+                "text": None if own is None else token_text(tokenizer, own),
+                "loss": found.loss,
+                "rank": found.rank,
+                "begin": begin,
+                "likeliest": [
+                    {"id": id_, "text": token_text(tokenizer, id_), "plain": tokenizer.decode([id_]), "probability": p}
+                    for id_, p in found.likeliest
+                ],
+            }
+        )
+        begin += 0 if own is None else len(decoder.decode(tokenizer.token_bytes(own)))
+    return {"text": text, "left_out": len(ids) - len(shown), "vocabulary": tokenizer.vocab_size, "tokens": rows}

@@ -1,0 +1,58 @@
+"""What happens inside a model at a text, also with parts of it switched off: the numbers that `minigpt explain` draws.
+
+The engine may write with the same run meanwhile, so that a model of its own is looked into; the last one is kept.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.data.clean import clean_text
+from minigpt.explanation.analysis import describe
+from minigpt.explanation.heads import Heads, measure_heads
+from minigpt.explanation.html import pack_attention
+from minigpt.explanation.intervene import scaled
+from minigpt.explanation.recording import record
+from minigpt.runs.load import LoadedRun, load_run
+from minigpt.serve.models import Listed
+from minigpt.tokenizers.base import valid_unicode
+from minigpt.weights import checkpoint
+from minigpt.weights.pretrained import is_huggingface
+
+MOST = 96
+"""Tokens that are looked at: a picture for each pair of them is sent."""
+
+
+class Inside:
+    """Keeps the model that was looked into last. One thread at a time may use it."""
+
+    def __init__(self) -> None:
+        self._key: Path | None = None
+        self._kept: tuple[LoadedRun, Heads] | None = None
+
+    def look(self, listed: Listed, text: str, factors: Mapping[str, float]) -> dict[str, Any]:
+        """The object of `minigpt.explain`, attention packed, for the last tokens of a text.
+
+        `left_out` counts the tokens before them. Raises UserError for a part that the model does not have.
+        """
+        run, heads = self._load(listed)
+        ids = run.tokenizer.encode(clean_text(valid_unicode(text), run.config.data.clean))
+        shown = ids[-min(MOST, run.model.config.max_seq_len) :]
+        with scaled(run.model, factors):
+            recording = record(run.model, shown)
+        found = describe(recording, heads, run.model, run.tokenizer)
+        return found | {
+            "run": listed.name,
+            "step": run.step,
+            "attention": pack_attention(found["attention"]),
+            "left_out": len(ids) - len(shown),
+        }
+
+    def _load(self, listed: Listed) -> tuple[LoadedRun, Heads]:
+        key = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+        if self._kept is None or self._key != key:
+            self._kept = None  # its memory first
+            run = load_run(listed.path, "cpu")
+            self._kept = (run, measure_heads(run.model, exclude=run.tokenizer.special_tokens.values()))
+            self._key = key
+        return self._kept

@@ -1,0 +1,24 @@
+"""What a person wrote about a run: note.json beside its other files, so that it moves and goes with the run."""
+
+import json
+from typing import Any
+
+from minigpt.files import parse_json, write_text
+from minigpt.layout import RunFolder
+
+
+def read_note(folder: RunFolder) -> dict[str, Any]:
+    """{"note": text, "star": bool}; a damaged file says nothing."""
+    try:
+        found = parse_json(folder.note.read_bytes())
+        return {"note": str(found["note"]), "star": bool(found["star"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"note": "", "star": False}
+
+
+def write_note(folder: RunFolder, note: str, star: bool) -> None:
+    """Keep it; an empty one leaves no file. Raises StorageError."""
+    if note or star:
+        write_text(folder.note, json.dumps({"note": note, "star": star}, ensure_ascii=False) + "\n")
+    else:
+        folder.note.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""The processes that train: who trains a run, what that process uses, how it is stopped, how a run is resumed.
+
+A run is stopped by the signal that the command itself knows (SIGTERM: it ends after the current step, saved). It is
+resumed by the command, as a process of its own, which lives on when the server ends.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+from minigpt.console import harmless
+from minigpt.errors import UserError
+from minigpt.runs.lock import holder
+from minigpt.runs.record import RunRecord
+
+LAST = 4000
+"""Bytes of what a process said that are read when it failed."""
+
+
+def usage_of(pid: int, proc: Path = Path("/proc")) -> dict[str, float] | None:
+    """{"bytes": memory, "seconds": of the processor, so far}; None where the system does not tell."""
+    try:
+        fields = (proc / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        pages = int((proc / str(pid) / "statm").read_text(encoding="utf-8").split()[1])
+        ticks = int(fields[11]) + int(fields[12])
+        return {"bytes": pages * os.sysconf("SC_PAGE_SIZE"), "seconds": ticks / os.sysconf("SC_CLK_TCK")}
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def stop(run: RunRecord) -> None:
+    """Ask the process that trains a run to end after the current step, saved. Raises UserError where there is none."""
+    pid = holder(run.folder.lock)
+    if pid is None:
+        raise UserError(f"no process of this machine trains {run.name} now; reload the page to see how it ended")
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        raise UserError(f"{run.name} has just ended; reload the page") from None
+    except PermissionError:
+        raise UserError(f"{run.name} is trained by another user; stop it there with Ctrl-C") from None
+
+
+def resume_words(run: RunRecord) -> list[str]:
+    """The command that goes on with a run, without its first word."""
+    verb = "train" if run.config.finetune.base is None else "finetune"
+    place = ["--name", run.path.name, "--logging.runs-dir", str(run.path.parent)]
+    return [verb, str(run.folder.config), *place]
+
+
+def command(*words: str) -> list[str]:
+    """A command of ours as a process of its own."""
+    return [sys.executable, "-m", "minigpt", *words]
+
+
+class Started:
+    """The processes that this server started, by the directory of their run."""
+
+    def __init__(self) -> None:
+        self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+
+    def resume(self, run: RunRecord) -> None:
+        """Go on with a run. Raises UserError where it is trained already, or has nothing left to do."""
+        if run.state != "interrupted" or self.told(run.path)["starting"]:
+            why = "it has come to its end" if run.state == "finished" else "a process trains it now"
+            raise UserError(f"{run.name} cannot be resumed: {why}")
+        self.begin(run.path, resume_words(run))
+
+    def begin(self, path: Path, words: list[str]) -> None:
+        """Start a command that trains the run at a path. It lives on when the server ends."""
+        said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+        process = subprocess.Popen(
+            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self._started[path] = (process, said)
+
+    def told(self, path: Path) -> dict[str, Any]:
+        """{"starting": whether a process is on its way, "failed": its last line where it ended with an error}."""
+        if path not in self._started:
+            return {"starting": False, "failed": ""}
+        process, said = self._started[path]
+        if process.poll() is None:
+            return {"starting": True, "failed": ""}
+        last = last_line(said, process.returncode) if process.returncode else ""
+        return {"starting": False, "failed": last}
+
+    def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
+        """Those whose run is not on disk yet, or never came to be: {"name", "starting", "failed"}."""
+        found = [{"name": path.name} | self.told(path) for path in list(self._started) if path not in known]
+        return [each for each in found if each["starting"] or each["failed"]]
+
+
+def last_line(said: IO[bytes], code: int) -> str:
+    """The last line of what a process said."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
+    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    return harmless(lines[-1].strip()) if lines else f"the process ended with code {code}"

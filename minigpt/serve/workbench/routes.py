@@ -1,0 +1,243 @@
+"""The routes of the page. A run is named in the query or in the body, and looked up among those that were listed."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from minigpt import __version__
+from minigpt.config import GenerationConfig, validate
+from minigpt.config.presets import presets_file, read_presets, save_preset
+from minigpt.errors import RunError, storage_error
+from minigpt.files import delete_folder
+from minigpt.runs.compare import cautions, differences
+from minigpt.runs.lock import run_lock
+from minigpt.serve.api.errors import ApiError
+from minigpt.serve.api.prompts import encode, readable
+from minigpt.serve.api.state import State
+from minigpt.serve.workbench import details
+from minigpt.serve.workbench.inside import Inside
+from minigpt.serve.workbench.notes import read_note, write_note
+from minigpt.serve.workbench.process import Started, stop, usage_of
+from minigpt.serve.workbench.shelf import Damaged, Shelf
+from minigpt.serve.workbench.starting import Texts, inspected, planned, train_words
+from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
+
+Name = Annotated[str, Field(max_length=500)]
+
+
+class Asked(BaseModel):
+    """A body of the page."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class OfRun(Asked):
+    """A run."""
+
+    name: Name
+
+
+class Noted(OfRun):
+    """What a person wrote about it; what is left out stays."""
+
+    note: Annotated[str, Field(max_length=10_000)] | None = None
+    star: bool | None = None
+
+
+class OfText(Asked):
+    """A text, for a model."""
+
+    model: Name
+    text: Annotated[str, Field(max_length=1 << 20)]
+
+
+class OfParts(OfText):
+    """A text, for a model whose parts are changed."""
+
+    factors: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
+
+
+class Slice(Asked):
+    """A part of a text file that is sent, in order; `done` with the last."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    text: Annotated[str, Field(max_length=2 << 20)]
+    first: bool
+    done: bool
+
+
+class OfSource(Asked):
+    """A text of the list."""
+
+    text: Name
+    budget: Annotated[str, Field(max_length=20)] = "5m"
+    name: Annotated[str, Field(max_length=100)] = ""
+
+
+class Preset(Asked):
+    """Settings under a name."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    settings: dict[str, Any]
+
+
+class Workbench:
+    """All that the page asks for, over the state of a server."""
+
+    def __init__(self, state: State):
+        self.state = state
+        self.shelf = Shelf(state.models.catalog.runs)
+        self.kept = Texts(self.shelf)
+        self.started = Started()
+        self.files, self.looking = find_files(), Inside()
+
+    def router(self) -> APIRouter:
+        """The routes; they are not part of the API's document."""
+        router = APIRouter()
+        table: list[tuple[str, str, Callable[..., Any]]] = [
+            ("GET", "/", self.home),
+            ("GET", "/page/{name:path}", self.file),
+            ("GET", "/api/runs", self.runs),
+            ("GET", "/api/run", self.run),
+            ("GET", "/api/figures", self.figures),
+            ("GET", "/api/differences", self.differences),
+            ("GET", "/api/presets", self.presets),
+            ("POST", "/api/presets", self.save),
+            ("GET", "/api/texts", self.texts),
+            ("POST", "/api/texts", self.upload),
+            ("POST", "/api/inspect", self.inspect),
+            ("POST", "/api/plan", self.plan),
+            ("POST", "/api/start", self.start),
+            ("POST", "/api/floors", self.floors),
+            ("POST", "/api/stop", self.stop),
+            ("POST", "/api/resume", self.resume),
+            ("POST", "/api/note", self.note),
+            ("POST", "/api/delete", self.delete),
+            ("POST", "/api/why", self.why),
+            ("POST", "/api/inside", self.inside),
+        ]
+        for method, path, function in table:
+            router.add_api_route(path, function, methods=[method], include_in_schema=False, response_model=None)
+        return router
+
+    def home(self) -> Response:
+        """The page."""
+        return FileResponse(FOLDER / "page.html", media_type=KINDS[".html"], headers={"Cache-Control": "no-cache"})
+
+    def file(self, name: str) -> Response:
+        """A script or a style of it."""
+        if name not in self.files:
+            raise ApiError(404, "the page has no such file")
+        file = self.files[name]
+        return FileResponse(file, media_type=KINDS[file.suffix], headers={"Cache-Control": "no-cache"})
+
+    def runs(self) -> dict[str, Any]:
+        """All runs, those that cannot be read too, and what this process uses."""
+        found = self.shelf.all()
+        runs = [details.brief(run) | self.started.told(run.path) for run in found if not isinstance(run, Damaged)]
+        damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
+        server = {"version": __version__, "folder": str(Path.cwd()), "usage": usage_of(os.getpid())}
+        loaded = [{"name": one.run.name, "bytes": one.bytes} for one in list(self.state.models.loaded.values())]
+        begun = self.started.without_a_run({run.path for run in found if not isinstance(run, Damaged)})
+        return {"runs": runs, "damaged": damaged, "begun": begun, "server": server | {"models": loaded}}
+
+    def run(self, name: str) -> dict[str, Any]:
+        """One run."""
+        run = self.shelf.find(name)
+        return details.full(run) | self.started.told(run.path)
+
+    def figures(self, name: str, after: float = -1) -> dict[str, Any]:
+        """Its figures past a step, and whether a process trains it."""
+        run = self.shelf.find(name)
+        return details.figures(run, after) | {"state": run.state} | self.started.told(run.path)
+
+    def differences(self, name: Annotated[list[str], Query(max_length=2)]) -> dict[str, Any]:
+        """In what settings two runs differ, and why their figures should not be compared."""
+        one, two = (self.shelf.find(each) for each in (name[0], name[-1]))
+        return {"settings": differences(one, two), "cautions": cautions([one, two])}
+
+    def presets(self) -> dict[str, Any]:
+        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each does."""
+        about = {name: field.description for name, field in GenerationConfig.model_fields.items()}
+        return {"presets": read_presets(), "file": str(presets_file()), "help": about}
+
+    def save(self, asked: Preset) -> dict[str, Any]:
+        """Keep settings under a name. Raises ConfigError for settings that do not go together."""
+        whole = validate({"generation": GenerationConfig().model_dump() | asked.settings}).generation.model_dump()
+        save_preset(asked.name, {name: whole[name] for name in asked.settings})
+        return self.presets()
+
+    async def floors(self, asked: OfRun) -> dict[str, float]:
+        """What simpler models reach on the run's text."""
+        run = await asyncio.to_thread(self.shelf.find, asked.name)
+        return await self.state.aside.do(lambda: details.measure_floors(run))
+
+    def stop(self, asked: OfRun) -> dict[str, bool]:
+        """Stop the run as Ctrl-C does."""
+        stop(self.shelf.find(asked.name))
+        return {"done": True}
+
+    def resume(self, asked: OfRun) -> dict[str, bool]:
+        """Go on with the run."""
+        self.started.resume(self.shelf.find(asked.name))
+        return {"done": True}
+
+    def note(self, asked: Noted) -> dict[str, Any]:
+        """Write about a run."""
+        folder = self.shelf.find(asked.name).folder
+        new = read_note(folder) | asked.model_dump(include={"note", "star"}, exclude_none=True)
+        write_note(folder, **new)
+        return new
+
+    def delete(self, asked: OfRun) -> dict[str, bool]:
+        """Delete a run with all its files. Raises RunError where a process trains it."""
+        paths = self.shelf.paths()
+        if asked.name not in paths:
+            raise RunError(f"there is no run {asked.name!r}")
+        path = paths[asked.name]
+        with run_lock(path):
+            try:
+                delete_folder(path)
+            except OSError as error:
+                raise storage_error(path, error) from None
+        return {"done": True}
+
+    async def why(self, asked: OfText) -> dict[str, Any]:
+        """How surprising each token of a text is, and what the model held for likelier."""
+        async with self.state.models.use(asked.model) as loaded:
+            text = await asyncio.to_thread(readable, asked.text, loaded)
+            ids = await asyncio.to_thread(encode, text, loaded)
+            return await self.state.aside.do(lambda: details.why(loaded, text, ids))
+
+    async def inside(self, asked: OfParts) -> dict[str, Any]:
+        """What happens in a model at a text, with some of its parts scaled or switched off."""
+        listed = await self.state.models.catalog.find(asked.model)
+        return await self.state.aside.do(lambda: self.looking.look(listed, asked.text, asked.factors))
+
+    def texts(self) -> dict[str, Any]:
+        """The texts that a run can learn from."""
+        return {"texts": list(self.kept.all())}
+
+    def upload(self, asked: Slice) -> dict[str, str]:
+        """Take a part of a text file; the answer names it. Nothing of it is ever run."""
+        return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
+
+    async def inspect(self, asked: OfSource) -> dict[str, Any]:
+        """What `minigpt data inspect` says of a text."""
+        return await asyncio.to_thread(inspected, self.kept.find(asked.text))
+
+    async def plan(self, asked: OfSource) -> dict[str, Any]:
+        """What `--budget` would choose, and what loss and size to expect: the machine is measured for it."""
+        return await planned(self.kept.find(asked.text), asked.budget)
+
+    def start(self, asked: OfSource) -> dict[str, str]:
+        """Train, as the command does. Raises RunError for a name that is taken or impossible."""
+        path = self.kept.place(asked.name)
+        self.started.begin(path, train_words(self.kept.find(asked.text), asked.budget, path))
+        return {"name": path.name}

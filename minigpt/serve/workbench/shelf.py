@@ -1,0 +1,83 @@
+"""The runs of the server, by name, as they are on disk now. A run is read again only after one of its files changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt.errors import RunError, UserError
+from minigpt.layout import RunFolder
+from minigpt.runs.record import RunRecord, read_run
+from minigpt.serve.models import named
+from minigpt.tokenizers.base import valid_unicode
+
+Signature = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A run that cannot be read, and why."""
+
+    name: str
+    why: str
+
+
+class Shelf:
+    """The runs.
+
+    Args:
+        roots: run directories, or folders of them.
+    """
+
+    def __init__(self, roots: Sequence[Path]):
+        self.roots = roots
+        self._known: dict[Path, tuple[Signature, RunRecord]] = {}
+
+    def paths(self) -> dict[str, Path]:
+        """The directory of each run."""
+        found: dict[str, Path] = {}
+        for root in self.roots:
+            for name, path in named(root).items():
+                if RunFolder(path).config.is_file() and valid_unicode(name) == name:  # else JSON could not tell it
+                    found.setdefault(name, path)
+        return found
+
+    def all(self) -> list[RunRecord | Damaged]:
+        """All runs."""
+        paths = self.paths()
+        for gone in self._known.keys() - set(paths.values()):
+            self._known.pop(gone, None)
+        return [self._try(name, path) for name, path in paths.items()]
+
+    def find(self, name: str) -> RunRecord:
+        """The run of that name. Raises RunError."""
+        paths = self.paths()
+        if name not in paths:
+            raise RunError(f"there is no run {name!r}; GET /api/runs lists those that there are")
+        return self._read(name, paths[name])
+
+    def _try(self, name: str, path: Path) -> RunRecord | Damaged:
+        try:
+            return self._read(name, path)
+        except (UserError, OSError) as error:
+            return Damaged(name, str(error))
+
+    def _read(self, name: str, path: Path) -> RunRecord:
+        seen = _signature(RunFolder(path))
+        known = self._known.get(path)
+        if known is None or known[0] != seen:
+            run = read_run(path, name)
+            run.summary()  # a damaged line is found here, and not where the figures are used
+            known = self._known[path] = (seen, run)
+        return known[1]
+
+
+def _signature(folder: RunFolder) -> Signature:
+    """Of when the files of a run changed that a record reads."""
+    found: list[int] = []
+    for file in (folder.config, folder.receipt, folder.metrics, folder.checkpoints, folder.last):
+        try:
+            stat = file.stat()
+            found += [stat.st_mtime_ns, stat.st_size]
+        except OSError:
+            found += [0, 0]
+    return tuple(found)

@@ -1,0 +1,117 @@
+"""To start a run from the page: texts that it can learn from, what is in them, what a budget would reach, the command.
+
+Texts that a person sends lie in `texts/` beside the folder of the runs, under a name made of letters, digits, - and _.
+A text is looked up among those that are listed: no name that is asked for becomes a path.
+"""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import DataConfig
+from minigpt.console import harmless
+from minigpt.data.inspect.report import inspect_data
+from minigpt.data.named_datasets import NAMED
+from minigpt.errors import RunError, UserError, storage_error
+from minigpt.layout import RunFolder, check_name
+from minigpt.serve.workbench.process import command
+from minigpt.serve.workbench.shelf import Damaged, Shelf
+
+MOST = 256 << 20
+"""Bytes of a text that is sent; longer ones are trained on in a terminal."""
+SENT = "sent: "
+"""Before the names of texts that were sent, so that none hides a text of another kind."""
+
+
+class Texts:
+    """The texts: those that are published, those of earlier runs, and those that were sent.
+
+    Args:
+        shelf: of the runs; new ones are made in its first folder.
+    """
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        first = shelf.roots[0]
+        self.runs = first.parent if RunFolder(first).is_run else first
+        self.folder = self.runs.absolute().parent / "texts"
+
+    def all(self) -> dict[str, str]:
+        """The source of each, by the name that is shown."""
+        sent = {f"{SENT}{path.name}": str(path) for path in sorted(self.folder.glob("*.txt"))}
+        sources = [run.config.data.source for run in self.shelf.all() if not isinstance(run, Damaged)]
+        earlier = {source: source for source in sources if Path(source).is_file()}
+        return sent | {"stories": "stories"} | {name: name for name in NAMED} | earlier
+
+    def find(self, name: str) -> str:
+        """The source of that name. Raises RunError."""
+        known = self.all()
+        if name not in known:
+            raise RunError(f"there is no text {name!r} here; choose one of the list, or send it")
+        return known[name]
+
+    def add(self, name: str, text: str, first: bool, done: bool) -> str:
+        """Add to a text that is sent; the name under which it is found in the end.
+
+        Raises:
+            UserError: it is too long, or begins in the middle.
+            StorageError: it cannot be written.
+        """
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rpartition(".")[0] or name).strip("-_")[:80] or "text"
+        part = self.folder / f"{stem}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not first and not part.is_file():
+                raise UserError("the beginning of this text is missing; send it again")
+            with part.open("wb" if first else "ab") as file:
+                file.write(text.encode(errors="replace"))
+                size = file.tell()
+            if size > MOST:
+                part.unlink()
+                raise UserError(f"the text is over {MOST >> 20} MB; train on it in a terminal: minigpt train FILE")
+            if not done:
+                return ""
+            path, number = self.folder / f"{stem}.txt", 2
+            while path.exists() and path.read_bytes() != part.read_bytes():
+                path, number = self.folder / f"{stem}-{number}.txt", number + 1
+            part.replace(path)
+        except OSError as error:
+            raise storage_error(part, error) from None
+        return f"{SENT}{path.name}"
+
+    def place(self, name: str) -> Path:
+        """The directory of a new run. Raises RunError for a name that is taken or impossible."""
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise RunError(f"a run cannot be named {name!r}; use letters, digits, - and _")
+        path = self.runs / check_name(name)
+        if path.exists():
+            raise RunError(f"there is a run {name} already; choose another name")
+        return path
+
+
+def inspected(source: str) -> dict[str, Any]:
+    """Figures of a text; its commonest characters and lines are left out where they are many. Raises DataError."""
+    return dict(inspect_data(DataConfig(source=source)))
+
+
+def train_words(source: str, budget: str, path: Path) -> list[str]:
+    """The command that trains on a text within a budget."""
+    return ["train", source, "--budget", budget, "--name", path.name, "--logging.runs-dir", str(path.parent)]
+
+
+async def planned(source: str, budget: str) -> dict[str, Any]:
+    """What the command says that it would do. Raises UserError with the command's own line."""
+    words = command("train", source, "--budget", budget, "--dry-run", "--json")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    try:
+        answered, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+        raise UserError(harmless(lines[-1]) if lines else "the text could not be measured")
+    return {**json.loads(answered), "said": harmless(said.decode(errors="replace"))}

@@ -1,0 +1,18 @@
+"""The files of the page, by the names under which browsers ask for them. No name becomes a path.
+
+The scripts and styles of `minigpt explain` are the same files.
+"""
+
+from pathlib import Path
+
+from minigpt.explanation import html as pictures
+
+FOLDER = Path(__file__).parents[1] / "page"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+SHARED = ("page.css", "tools.js", "pictures.js", "sections.html", "symbols.html")
+
+
+def find_files() -> dict[str, Path]:
+    """All of them: {"main.js": ...}; those of the other page as "explain/tools.js"."""
+    own = {path.name: path for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
+    return own | {f"explain/{name}": pictures.FOLDER / name for name in SHARED}

@@ -1,0 +1,267 @@
+"""What the page of `minigpt serve` is told: runs by name, figures past a step, stop and resume, what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import PROMPT, make_runs, served
+
+from minigpt.explanation import html as pictures
+from minigpt.explanation.recording import record
+from minigpt.explanation.surprise import surprises
+from minigpt.runs.load import load_run
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="needs httpx")
+LINES = [
+    {"step": 0, "epoch": 0.0, "tokens": 0, "seconds": 0.0, "val_loss": 4.0, "bits_per_byte": 5.0},
+    {"step": 10, "epoch": 0.1, "tokens": 100, "seconds": 1.0, "loss": 3.0, "lr": 1e-3, "val_loss": 2.0},
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_runs(tmp_path_factory.mktemp("runs"))
+    (folder / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    (folder / "torn").mkdir()
+    (folder / "torn" / "config.yaml").write_text("model: [")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(runs: Path) -> Iterator[Any]:
+    with served(runs) as address, httpx.Client(base_url=address, timeout=60) as made:
+        yield made
+
+
+def test_the_page_is_our_files_and_nothing_else(client: Any):
+    page = client.get("/")
+    assert page.status_code == 200 and "<title>minigpt</title>" in page.text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    names = set(re.findall(r'(?:src|href)="(/[^"]+)"', page.text))
+    waiting, seen = set(names), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        answer = client.get(name)
+        assert answer.status_code == 200, name
+        waiting |= {f"/page/{found}" for found in re.findall(r'from "\./([^"]+)"', answer.text)} - seen
+    assert {"/page/main.js", "/page/curve.js", "/page/explain/tools.js"} <= seen
+    assert client.get("/page/explain/page.css").text == (pictures.FOLDER / "page.css").read_text()
+    assert "style=" not in page.text and "<style" not in page.text and "onclick" not in page.text
+
+
+@pytest.mark.parametrize("name", ["../server.py", "%2e%2e/server.py", "..%2f..%2flayout.py", "/etc/passwd", "none.js"])
+def test_no_name_of_a_file_leaves_the_page(client: Any, name: str):
+    assert client.get(f"/page/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["../runs/base", "/etc", "base/..", "", "base@1", "\x00", "none"])
+@pytest.mark.parametrize("path", ["/api/run", "/api/figures", "/api/stop", "/api/resume", "/api/note", "/api/delete"])
+def test_only_runs_that_were_listed_are_touched(client: Any, path: str, name: str):
+    get = path in ("/api/run", "/api/figures")
+    answer = client.get(path, params={"name": name}) if get else client.post(path, json={"name": name})
+    assert answer.status_code == 404 and "no run" in answer.json()["error"]["message"]
+
+
+def test_runs_are_listed_and_a_damaged_one_says_why(client: Any):
+    found = client.get("/api/runs").json()
+    assert [run["name"] for run in found["runs"]] == ["base", "talks"]
+    base = found["runs"][0]
+    assert (base["state"], base["steps"], base["best_val_loss"], base["star"]) == ("finished", 10, 2.0, False)
+    assert found["damaged"][0]["name"] == "torn" and "config.yaml" in found["damaged"][0]["why"]
+
+
+def test_a_run_is_told_with_all_that_the_page_shows(client: Any, runs: Path):
+    run = client.get("/api/run", params={"name": "base"}).json()
+    assert [each["step"] for each in run["checkpoints"]] == [1, 2]
+    assert run["command"].startswith("minigpt train ") and run["generation"]["temperature"] == 0.8
+    assert (run["chats"], run["process"], run["floors"]) == (False, None, {})
+    assert client.get("/api/run", params={"name": "talks"}).json()["chats"]
+
+
+def test_figures_come_past_a_step(client: Any, runs: Path):
+    asked = {"name": "base"}
+    assert client.get("/api/figures", params=asked).json()["lines"] == LINES
+    assert client.get("/api/figures", params=asked | {"after": 0}).json()["lines"] == LINES[1:]
+    more = {**LINES[1], "step": 20}
+    with (runs / "base" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(more) + "\n")
+    found = client.get("/api/figures", params=asked | {"after": 10}).json()
+    assert (found["lines"], found["last"], found["incidents"]) == ([more], 20, [])
+
+
+def test_a_note_stays_with_the_run(client: Any, runs: Path):
+    told = client.post("/api/note", json={"name": "base", "note": "<b>best</b> ☆"}).json()
+    assert told == {"note": "<b>best</b> ☆", "star": False}
+    assert client.post("/api/note", json={"name": "base", "star": True}).json()["note"] == "<b>best</b> ☆"
+    assert client.get("/api/runs").json()["runs"][0]["star"]
+    client.post("/api/note", json={"name": "base", "note": "", "star": False})
+    assert not (runs / "base" / "note.json").exists()
+
+
+def test_presets_are_those_of_the_command(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINIGPT_CONFIG", str(tmp_path))
+    assert client.get("/api/presets").json()["presets"] == {}
+    found = client.post("/api/presets", json={"name": "bold", "settings": {"temperature": 1.2}}).json()
+    assert found["presets"] == {"bold": {"temperature": 1.2}} and "greedy" in found["help"]["temperature"]
+    wrong = client.post("/api/presets", json={"name": "bad", "settings": {"top_p": 7}})
+    assert wrong.status_code == 400 and "top_p" in wrong.json()["error"]["message"]
+
+
+def test_why_tells_what_the_model_expected(client: Any, runs: Path):
+    found = client.post("/api/why", json={"model": "base@2", "text": PROMPT}).json()
+    run = load_run(runs / "base" / "checkpoints" / "step-00000002", "cpu")
+    ids = run.tokenizer.encode(PROMPT)
+    rows = found["tokens"]
+    assert [row["id"] for row in rows] == [*ids, None] and found["left_out"] == 0
+    assert [row["loss"] for row in rows[1:-1]] == pytest.approx(record(run.model, ids).loss.tolist(), abs=1e-4)
+    assert [row["begin"] for row in rows] == list(range(len(PROMPT) + 1))
+    for row in rows[1:-1]:
+        likely = [each["id"] for each in row["likeliest"]]
+        assert row["rank"] > 10 if row["id"] not in likely else likely.index(row["id"]) + 1 == row["rank"]
+    long = client.post("/api/why", json={"model": "base", "text": PROMPT * 10}).json()
+    assert long["left_out"] == len(PROMPT) * 10 - 64 and long["tokens"][0]["begin"] == long["left_out"]
+
+
+def test_surprises_count_ranks_from_one(runs: Path):
+    run = load_run(runs / "base", "cpu")
+    first, *rest, end = surprises(run.model, run.tokenizer.encode("a cat"), top=3)
+    assert (first.loss, first.rank, first.likeliest) == (None, None, []) and end.rank is None
+    assert all(row.rank and row.rank >= 1 and len(row.likeliest) == 3 for row in rest)
+
+
+def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
+    asked = {"model": "base@2", "text": PROMPT}
+    plain, again = (client.post("/api/inside", json=asked).json() for _ in range(2))
+    none = client.post("/api/inside", json=asked | {"factors": {"head 0.1": 1, "attention 1": 1}}).json()
+    off = client.post("/api/inside", json=asked | {"factors": {"head 0.1": 0}}).json()
+    assert plain == again == none and plain["loss"] != off["loss"] and plain["step"] == 2
+    layers = {f"{part} {layer}": 0.0 for part in ("attention", "feed-forward") for layer in (0, 1)}
+    assert max(client.post("/api/inside", json=asked | {"factors": layers}).json()["written_norm"][1]) == 0
+    for wrong in ("head 0.9", "head 0", "attention 2", "attention 0.1", "../x"):
+        answer = client.post("/api/inside", json=asked | {"factors": {wrong: 0}})
+        assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
+
+
+NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"]
+
+
+def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
+    runs, found = make_runs(tmp_path / "runs"), ""
+    with served(runs) as address, httpx.Client(base_url=address) as client:
+        for number, name in enumerate(NAMES):
+            text = f"The cat {number} sat on the mat; the dog saw é.\n" * 50
+            for begin, end in ((0, 1000), (1000, len(text))):
+                part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
+                found = client.post("/api/texts", json=part).json()["text"]
+            kept = tmp_path / "texts" / found.removeprefix("sent: ")
+            assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
+        assert len(list((tmp_path / "texts").iterdir())) == len(NAMES)
+        assert found in client.get("/api/texts").json()["texts"]
+        report = client.post("/api/inspect", json={"text": found}).json()
+        assert sum(split["chars"] for split in report["splits"].values()) == len(text)
+        for wrong in (str(kept), "/etc/passwd", "sent: ../x"):
+            assert client.post("/api/inspect", json={"text": wrong}).status_code == 404
+            assert client.post("/api/start", json={"text": wrong, "name": "x"}).status_code == 404
+        for wrong in ("../x", "base", "", ".x", "a/b", "a\\b"):
+            assert client.post("/api/start", json={"text": found, "name": wrong}).status_code == 404
+
+
+def test_two_runs_are_compared(client: Any):
+    found = client.get("/api/differences", params={"name": ["base", "talks"]}).json()
+    assert found["settings"] == {}
+
+
+def test_a_run_is_deleted_with_its_files(tmp_path: Path):
+    runs = make_runs(tmp_path / "runs")
+    with served(runs) as address, httpx.Client(base_url=address) as client:
+        assert client.post("/api/delete", json={"name": "talks"}).status_code == 200
+        assert sorted(path.name for path in runs.iterdir()) == ["base"]
+        assert [run["name"] for run in client.get("/api/runs").json()["runs"]] == ["base"]
+
+
+def test_what_cannot_be_stopped_or_resumed_says_why(client: Any):
+    for path, word in (("/api/stop", "no process"), ("/api/resume", "come to its end")):
+        answer = client.post(path, json={"name": "base"})
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"]
+
+
+def test_the_page_needs_no_key_and_what_it_asks_does(runs: Path):
+    with served(runs, key="sesame", hosts=None) as address, httpx.Client(base_url=address) as client:
+        assert client.get("/").status_code == client.get("/page/main.js").status_code == 200
+        for path in ("/api/runs", "/api/run?name=base", "/v1/models"):
+            assert client.get(path).status_code == 401
+        assert client.get("/api/runs", headers={"Authorization": "Bearer sesame"}).status_code == 200
+
+
+def until(true: Any, seconds: float = 90.0) -> None:
+    """Wait until it is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_run_is_stopped_and_resumed_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("the cat sat on the mat and saw the dog. " * 400)
+    flags = "--name my --model.embed-dim 32 --model.num-layers 1 --model.num-heads 2 --model.max-seq-len 32"
+    flags += " --train.max-steps 40000 --train.batch-size 4 --train.device cpu --train.eval-every 50"
+    flags += " --train.save-every 20 --tokenizer.kind char --logging.log-every 5 --logging.plots false"
+    words = [sys.executable, "-m", "minigpt", "train", "my.txt", *flags.split()]
+    with subprocess.Popen(words, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until((tmp_path / "runs" / "my" / "metrics.jsonl").is_file)
+        with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=60) as client:
+
+            def told(path: str = "/api/figures") -> dict[str, Any]:
+                return client.get(path, params={"name": "my"}).json()
+
+            until(lambda: told()["state"] == "running" and told()["last"] >= 20)
+            assert told("/api/run")["process"]["pid"] == process.pid
+            assert client.post("/api/delete", json={"name": "my"}).status_code == 404
+            assert client.post("/api/stop", json={"name": "my"}).json() == {"done": True}
+            process.wait(60)
+            stopped = told()
+            assert stopped["state"] == "interrupted" and stopped["last"] < 40000
+            assert client.post("/api/resume", json={"name": "my"}).json() == {"done": True}
+            assert client.post("/api/resume", json={"name": "my"}).status_code == 400
+            until(lambda: told()["last"] > stopped["last"])
+            assert told()["failed"] == ""
+            pid = told("/api/run")["process"]["pid"]
+            assert pid != process.pid
+            client.post("/api/stop", json={"name": "my"})
+            until(lambda: told()["state"] == "interrupted")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "my" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_a_run_is_started_and_planned_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    text = "".join(f"The cat sat on mat {number} and saw {number * 7} dogs.\n" for number in range(3000))
+    with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=120) as client:
+        sent = client.post("/api/texts", json={"name": "my.txt", "text": text, "first": True, "done": True}).json()
+        plan = client.post("/api/plan", json={**sent, "budget": "20s"}).json()
+        assert plan["predicted_loss"] > 0 and plan["steps"] > 0
+        wrong = client.post("/api/plan", json={**sent, "budget": "soon"})
+        assert wrong.status_code == 400 and "budget" in wrong.json()["error"]["message"]
+        assert client.post("/api/start", json={**sent, "budget": "20s", "name": "mine"}).json() == {"name": "mine"}
+        until(lambda: client.get("/api/runs").json()["runs"], 120)
+        until(lambda: client.get("/api/runs").json()["runs"][0]["state"] == "finished", 120)
+        run = client.get("/api/run", params={"name": "mine"}).json()
+        assert run["best_val_loss"] and "--budget 20s --name mine" in run["receipt"]["command"]
+        client.post("/api/start", json={**sent, "budget": "soon", "name": "bad"})
+        until(lambda: client.get("/api/runs").json()["begun"][0]["failed"])
+        assert "budget" in client.get("/api/runs").json()["begun"][0]["failed"]

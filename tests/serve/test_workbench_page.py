@@ -1,0 +1,307 @@
+"""The page of `minigpt serve` in a real browser with the network closed, as a person would walk it.
+
+Set MINIGPT_SHOTS to a folder to keep the pictures that the test takes.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_run import IN_CHROMIUM, chromium
+from served import make_runs, served
+
+pytestmark = IN_CHROMIUM
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+WAIT = 60_000
+NASTY = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from chromium()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`my`, which was trained; `base` and `talks`, which were not."""
+    root = tmp_path_factory.mktemp("work")
+    (root / "my.txt").write_text("The old mill went round and the cat sat by the door.\nThe dog saw the cat.\n" * 300)
+    flags = "--name my --model.embed-dim 48 --model.num-layers 2 --model.num-heads 2 --model.max-seq-len 64"
+    flags += " --train.max-steps 240 --train.batch-size 8 --train.device cpu --train.eval-every 20"
+    flags += " --train.save-every 40 --train.keep-checkpoints 20 --train.sample-every 40 --tokenizer.kind char"
+    flags += " --logging.plots false --logging.log-every 2"
+    subprocess.run([sys.executable, "-m", "minigpt", "train", "my.txt", *flags.split()], cwd=root, check=True)
+    make_runs(root / "runs")
+    incident = {"step": 100, "what": NASTY, "batches": [3], "action": "skipped", "rate_scale": 1.0, "checkpoint": None}
+    (root / "runs" / "my" / "incidents.jsonl").write_text(json.dumps(incident) + "\n")
+    return root / "runs"
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path) -> Iterator[str]:
+    with served(runs) as found:
+        yield found
+
+
+class Opened:
+    """A page that is ready; at the end nothing may have gone wrong, and no other host been asked."""
+
+    def __init__(self, browser: Any, address: str, **look: Any):
+        look = {"viewport": {"width": 1280, "height": 860}, "color_scheme": "light"} | look
+        self.address, self.context = address, browser.new_context(**look)
+        self.wrong: list[str] = []
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
+        self.page.on("request", lambda request: self.wrong.extend([request.url] * self.foreign(request.url)))
+
+    def foreign(self, url: str) -> bool:
+        return not url.startswith((self.address, "blob:"))
+
+    def __enter__(self) -> Any:
+        self.page.goto(self.address)
+        self.page.wait_for_selector("html[data-ready]")
+        return self.page
+
+    def __exit__(self, *wrong: object) -> None:
+        self.context.close()
+        if wrong[0] is None:
+            assert self.wrong == []
+
+
+def go(page: Any, part: str, run: str = "my") -> None:
+    page.evaluate(f"location.hash = '{part}/{run}'")
+    page.wait_for_selector(f"#panel > .{part}")
+
+
+def until(page: Any, true: str) -> None:
+    """Wait until an expression is true; the page's own policy forbids what Playwright would do for it."""
+    for _ in range(WAIT // 50):
+        if page.evaluate(true):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"it never came: {true}")
+
+
+def shoot(page: Any, name: str) -> None:
+    if folder := os.environ.get("MINIGPT_SHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+def fits(page: Any) -> bool:
+    """Whether nothing is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_live_run_shows_curves_events_and_how_to_repeat_it(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "live")
+        page.wait_for_selector("#chart-loss path.line.accent")
+        assert page.locator(".figures").inner_text().startswith("step\n240 of 240")
+        assert NASTY in page.locator(".events").inner_text()
+        assert page.locator("pre.line").inner_text().startswith("minigpt train ")
+        page.hover("#chart-loss svg", position={"x": 400, "y": 100})
+        assert re.search(r"training\s+\d\.\d{4}", page.locator("#chart-loss .curve-readout").inner_text())
+        page.click("text=Bits per byte >> visible=true")
+        shoot(page, "live")
+        page.reload()
+        page.wait_for_selector("#chart-loss path.line.accent")
+        assert page.locator("#tabs [aria-current]").inner_text() == "Live run"
+
+
+def test_each_checkpoint_continues_the_prompt(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "learn")
+        page.wait_for_selector(".scrub")
+        shoot(page, "learn-samples")
+        page.click("text=/Your prompt at \\d+ checkpoints/")
+        page.fill(".learn textarea", "The old")
+        page.click("text=Continue it at every checkpoint")
+        page.wait_for_selector("text=Continue it at every checkpoint >> visible=true")
+        until(page, "!document.querySelector('.learn .primary').disabled")
+        last = page.locator(".sample.large").inner_text()
+        page.press(".scrub input", "Home")
+        first = page.locator(".sample.large").inner_text()
+        assert last.startswith("The old") and first.startswith("The old") and first != last
+        assert page.locator(".scrub output").inner_text().startswith("step ")
+        shoot(page, "learn")
+
+
+def test_a_text_is_written_together(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "notebook")
+        area = page.locator("textarea.paper")
+        area.fill("")
+        area.press_sequentially("The old mi")
+        until(page, "document.querySelector('.ghost').textContent.length > 3")
+        shoot(page, "notebook-suggestion")
+        area.press("Tab")
+        assert area.input_value().startswith("The old mill")
+        area.press("Control+z")
+        assert area.input_value() == "The old mi"
+        page.fill(".setting:has(#set-max_new_tokens) input[type=number]", "30")
+        page.press(".setting:has(#set-max_new_tokens) input[type=number]", "Enter")
+        area.press("Control+Enter")
+        page.wait_for_selector(".tools .primary >> visible=true")
+        assert len(area.input_value()) > 20
+        page.click("text=Undo")
+        assert area.input_value() == "The old mi"
+        page.select_option(".tools select", "3")
+        page.click(".tools .primary")
+        page.wait_for_selector(".tools .primary >> visible=true")
+        assert page.locator(".card").count() == 3
+        shoot(page, "notebook")
+        page.locator(".card button").nth(1).click()
+        assert len(area.input_value()) > 20 and page.locator(".card").count() == 0
+        page.click(".setting:has(#set-max_new_tokens) .reset")
+        assert page.input_value("#set-max_new_tokens") == "200"
+
+
+def test_a_token_is_explained_and_gone_on_from(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'The old mill went bound.')")
+        go(page, "why")
+        page.wait_for_selector(".text .surprising")
+        page.locator(".text .surprising").nth(18).click()
+        assert "likelier" in page.locator(".likeliest").inner_text()
+        shoot(page, "why")
+        page.keyboard.press("ArrowLeft")
+        page.locator(".text .surprising").nth(18).click()
+        page.locator(".bar-row").first.click()
+        page.wait_for_selector("textarea.paper")
+        until(page, "document.querySelector('textarea.paper').value.startsWith('The old mill went r')")
+        page.wait_for_selector(".tools .primary >> visible=true")
+
+
+def test_runs_are_sorted_starred_noted_and_deleted(browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path / "runs")
+    with served(runs) as address, Opened(browser, address) as page:
+        go(page, "runs", "base")
+        page.click("[data-key=name]")
+        names = page.locator("tbody .link").all_inner_texts()
+        assert names == ["base", "talks"]
+        page.click("[data-key=name]")
+        assert page.locator("tbody .link").all_inner_texts() == ["talks", "base"]
+        page.click("[aria-label='Star talks']")
+        page.wait_for_selector("[aria-label='Star talks'][aria-pressed=true]")
+        page.click("[data-key='run talks']")
+        page.fill("[aria-label='Note about talks']", NASTY)
+        page.press("[aria-label='Note about talks']", "Tab")
+        page.wait_for_selector(f"td p.note:has-text('{NASTY}')")
+        shoot(page, "runs")
+        page.click("text=Delete")
+        page.wait_for_selector("dialog.ask")
+        shoot(page, "runs-delete")
+        page.click("text=Cancel")
+        assert (runs / "talks").exists()
+        page.click("text=Delete")
+        page.click("text=Delete it")
+        page.wait_for_selector("[data-key='run talks']", state="detached")
+        assert not (runs / "talks").exists()
+
+
+def test_two_models_are_compared(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "compare")
+        page.fill(".compare textarea", "the cat")
+        page.click("text=Let both go on")
+        page.wait_for_selector("text=Let both go on >> visible=true")
+        texts = page.locator(".compare .sample").all_inner_texts()
+        assert len(set(texts)) == 2 and all(text.startswith("the cat") for text in texts)
+        assert "model.embed_dim" in page.locator(".runs-table").inner_text()
+        shoot(page, "compare")
+
+
+def test_a_chat_has_branches(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "chat", "my")
+        page.wait_for_selector("text=This run was not tuned on chats")
+        go(page, "chat", "talks")
+        page.fill(".setting:has(#set-max_new_tokens) input[type=number]", "12")
+        page.press(".setting:has(#set-max_new_tokens) input[type=number]", "Enter")
+        page.fill(".say textarea", "the cat")
+        page.press(".say textarea", "Enter")
+        page.wait_for_selector(".messages .assistant .tools button")
+        page.click("text=Answer again")
+        page.wait_for_selector("text=2 of 2")
+        page.click("[aria-label='The branch before']")
+        page.wait_for_selector("text=1 of 2")
+        shoot(page, "chat")
+        with page.expect_download() as found:
+            page.click("text=Save")
+        saved = json.loads(found.value.path().read_text())
+        assert saved["format"] == 1 and saved["messages"][0] == {"role": "user", "content": "the cat"}
+
+
+def test_a_head_is_switched_off(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'The old mill went round and the old')")
+        go(page, "inside")
+        page.wait_for_selector("#grid canvas")
+        shoot(page, "inside")
+        page.focus("#grid button")
+        page.keyboard.press("x")
+        page.wait_for_selector(".effect b")
+        assert "1 part changed" in page.locator(".effect").inner_text()
+        page.click("text=Scale or switch off layers")
+        page.locator(".scale input").nth(1).fill("0")
+        page.wait_for_selector("text=With 2 parts changed")
+        shoot(page, "inside-changed")
+        page.click("text=All as trained")
+        page.wait_for_selector(".effect b", state="detached")
+
+
+PARTS = ("live", "learn", "notebook", "why", "inside", "compare", "chat", "runs")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser, address: str, scheme: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": scheme}
+    with Opened(browser, address, **phone) as page:
+        for part in PARTS:
+            go(page, part)
+            page.wait_for_timeout(600)
+            shoot(page, f"phone-{scheme}-{part}")
+            assert fits(page), part
+        page.click("#unfold")
+        assert page.locator("#runs a").count() == 3
+
+
+def test_it_is_dark_where_the_system_is(browser, address: str) -> None:
+    with Opened(browser, address, color_scheme="dark") as page:
+        for part in ("live", "why", "notebook"):
+            go(page, part)
+            page.wait_for_timeout(800)
+            shoot(page, f"dark-{part}")
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60
+
+
+def test_without_runs_it_says_what_to_do(browser, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with served(tmp_path / "runs") as address, Opened(browser, address) as page:
+        page.wait_for_selector("text=Train your first model")
+        shoot(page, "empty")
+        page.click("#tabs >> text=Runs")
+        page.wait_for_selector("text=No runs yet >> nth=0")
+
+
+def test_the_key_is_asked_for_once(browser, runs: Path) -> None:
+    with served(runs, key="sesame") as address:
+        opened = Opened(browser, address)
+        opened.page.goto(address)
+        opened.page.fill("dialog input", "sesame")
+        opened.page.click("dialog button")
+        opened.page.wait_for_selector("html[data-ready]")
+        assert opened.page.locator("#runs a").count() == 3
+        opened.context.close()
+        assert any("401" in each for each in opened.wrong)
