@@ -1,22 +1,20 @@
 """The real llama.cpp reads our GGUF files: the same ids, the same greedy tokens (make .venv/installed-node)."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from browser_run import PACKAGES
 from test_export import TEXT, make_run
 
 from minigpt import export_gguf, load_run
 from minigpt.runs.load import LoadedRun
 from minigpt.tokenizers.chat_template import Template
 
-PACKAGES = Path(os.environ.get("MINIGPT_NODE", Path(sys.prefix) / "node")) / "node_modules"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM, PACKAGES, chromium
 from test_export import make_run
-from test_llama_cpp import PACKAGES
 
 from minigpt import export_onnx, load_run
 from minigpt.export.page.pack import rounded

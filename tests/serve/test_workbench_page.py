@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM, PACKAGES, chromium
 from served import make_runs, served
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 WAIT = 60_000
+AXE = PACKAGES / "axe-core" / "axe.min.js"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+LOOKS = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone-light": PHONE,
+    "phone-dark": PHONE | {"color_scheme": "dark"},
+}
 NASTY = "<img src=x onerror=alert(1)>"
 
 
@@ -213,8 +221,8 @@ def test_two_models_are_compared(browser, address: str) -> None:
     with Opened(browser, address) as page:
         go(page, "compare")
         page.fill(".compare textarea", "the cat")
-        page.click("text=Let both go on")
-        page.wait_for_selector("text=Let both go on >> visible=true")
+        page.click("text=Continue with both")
+        page.wait_for_selector("text=Continue with both >> visible=true")
         texts = page.locator(".compare .sample").all_inner_texts()
         assert len(set(texts)) == 2 and all(text.startswith("the cat") for text in texts)
         assert "model.embed_dim" in page.locator(".runs-table").inner_text()
@@ -260,30 +268,55 @@ def test_a_head_is_switched_off(browser, address: str) -> None:
         page.wait_for_selector(".effect b", state="detached")
 
 
-PARTS = ("live", "learn", "notebook", "why", "inside", "compare", "chat", "runs")
+def parts(page: Any) -> list[str]:
+    """The names of all parts: those of the tabs, and a new run."""
+    return [
+        *page.eval_on_selector_all("#tabs a", "all => all.map((each) => each.hash.slice(1).split('/')[0])"),
+        "start",
+    ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(browser, address: str, scheme: str) -> None:
-    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": scheme}
-    with Opened(browser, address, **phone) as page:
-        for part in PARTS:
+def settle(page: Any) -> None:
+    """Wait until a part has all that it asked for."""
+    until(page, "!document.querySelector('.status.busy') && document.querySelector('#panel > .part > *')")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_part_fits_its_window(browser, address: str, look: str) -> None:
+    with Opened(browser, address, **LOOKS[look]) as page:
+        for part in parts(page):
             go(page, part)
-            page.wait_for_timeout(600)
-            shoot(page, f"phone-{scheme}-{part}")
+            settle(page)
+            shoot(page, f"{look}-{part}")
             assert fits(page), part
-        page.click("#unfold")
-        assert page.locator("#runs a").count() == 3
+        dark = (
+            max(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) < 60
+        )
+        assert dark == look.endswith("dark")
 
 
-def test_it_is_dark_where_the_system_is(browser, address: str) -> None:
-    with Opened(browser, address, color_scheme="dark") as page:
-        for part in ("live", "why", "notebook"):
-            go(page, part)
-            page.wait_for_timeout(800)
-            shoot(page, f"dark-{part}")
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not there: make .venv/installed-node")
+@pytest.mark.parametrize("look", LOOKS)
+def test_axe_finds_no_serious_fault(browser, address: str, look: str) -> None:
+    with Opened(browser, address, bypass_csp=True, **LOOKS[look]) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'The old mill went bound.')")
+        page.add_script_tag(path=AXE)
+        found = []
+        for part in parts(page):
+            go(page, part, "talks" if part == "chat" else "my")
+            settle(page)
+            for fault in page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]:
+                if fault["impact"] in ("serious", "critical"):
+                    found += [f"{part}: {fault['id']}: {node['target']}" for node in fault["nodes"]]
+        assert found == []
+
+
+def test_the_first_screen_comes_at_once(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        page.reload()
+        page.wait_for_selector("#chart-loss path.line.accent")
+        passed = page.evaluate("performance.now()")
+    print(f"the first screen is there after {passed:.0f} ms")
 
 
 def test_without_runs_it_says_what_to_do(browser, tmp_path: Path) -> None:
