@@ -89,7 +89,8 @@ class Chat {
   draw() {
     const { path } = this;
     this.log.replaceChildren(...(path.length ? path.map(([each, before]) => this.item(each, before))
-      : [el("li", { class: "note" }, "Nothing is said yet. Enter sends, Shift + Enter begins a new line.")]));
+      : [el("li", { class: "empty" }, el("p", { class: "empty-title" }, "Nothing is said yet"),
+        el("p", {}, "Write below. Enter sends, Shift + Enter begins a new line."))]));
     this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
     this.go.hidden = Boolean(this.stop);
     this.halt.hidden = !this.stop;

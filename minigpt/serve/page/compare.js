@@ -124,7 +124,8 @@ class Compare {
     const rows = [...lines[0].keys()].filter((step) => lines.every((each) => each.has(step)))
       .map((step) => lines.map((each) => each.get(step)));
     const points = rows.map((row) => [mean(row.map(([x]) => x)), mean(row.map(([, y]) => y))]);
-    if (group.length === 1) return { name: group[0], tone, points };
+    const one = group.length === 1;
+    if (one || !rows.length) return { name: `${group[0]}${rows.length ? "" : " (no figures yet)"}`, tone, points };
     const edge = (row, outer) => outer(...row.map(([, y]) => y));
     const band = rows.map((row, at) => [points[at][0], edge(row, Math.min), edge(row, Math.max)]);
     return { name: `${group[0]}: mean of ${many(group.length, "seed")}, and their range`, tone, points, band };

@@ -2,7 +2,7 @@
 /* global el, svg */
 import { plain } from "./words.js";
 
-const LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 32;
+const LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 40;
 const NAME = 16; // height of the name of a level
 
 // 3 to 6 round numbers between two values
@@ -98,7 +98,7 @@ export class Curve {
 
   // Lines of the levels in sight, and their names: above the line where the curves ended below it, else below it
   levels(made, end, Y) {
-    const { series, format } = this.what, { low, high } = this.scale;
+    const { series } = this.what, { low, high } = this.scale;
     const last = Math.min(...series.map((each) => each.points.at(-1)?.[1] ?? Infinity));
     const seen = this.what.levels.filter(({ value }) => value >= low && value <= high)
       .sort((a, b) => a.value - b.value);
@@ -107,7 +107,7 @@ export class Curve {
       y = place;
       made.append(svg("line", { class: "level", x1: LEFT, x2: end, y1: Y(level.value), y2: Y(level.value) }));
       return svg("text", { class: "level-name", x: end, y, "text-anchor": "end" },
-        `${level.name} ${format(level.value)}`);
+        `${level.name} ${level.value.toFixed(2)}`);
     };
     y = Infinity; // names keep NAME apart, upwards and downwards
     const above = seen.filter(({ value }) => value > last)

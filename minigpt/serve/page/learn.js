@@ -120,7 +120,8 @@ class Learn {
     }
     if (this.source === "samples") {
       const { prompt, text } = run.samples[at];
-      this.paper.replaceChildren(el("span", { class: "given" }, prompt), text);
+      const given = `${prompt}${text}`.trim() ? prompt : "It wrote nothing.";
+      this.paper.replaceChildren(el("span", { class: "given" }, given), text);
       return;
     }
     const text = this.written.get(step);

@@ -107,7 +107,8 @@ function head() {
   const all = { runs: "All runs", start: "A new run" }[app.part];
   find("title").textContent = all ?? run?.name ?? "minigpt";
   document.title = `${all ?? run?.name ?? "runs"} · minigpt`;
-  const facts = !run || all ? [] : [
+  const facts = app.part === "start" ? ["From a text of yours to a model of yours"] : app.part === "runs"
+    ? [many(app.runs.length, "run")] : !run ? [] : [
     STATES[stateOf(run)], run.parameters === null ? "" : `${short(run.parameters)} parameters`,
     run.data ? `learns from ${run.data.split("/").pop()}` : ""];
   find("facts").textContent = facts.filter(Boolean).join(" · ");

@@ -107,7 +107,7 @@ class Why {
         here.rank === 1 ? "It was the likeliest token: "
           : `${many(here.rank - 1, "token")} ${here.rank === 2 ? "was" : "were"} likelier (rank ${count(here.rank)}): `,
         el("b", {}, percent(own)), `, ${here.loss.toFixed(2)} nats of surprise.`)];
-    const bar = (each) => el("span", { class: "bar" },
+    const bar = (each) => el("span", {},
       el("span", { class: "bar-fill", style: { width: `${(100 * each.probability) / most}%` } }));
     const rows = here.likeliest.map((each) => el("button", { type: "button", onclick: () => this.goOn(here, each),
       class: each.id === here.id ? "bar-row own" : "bar-row", title: "Continue from here with this token" },
