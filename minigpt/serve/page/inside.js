@@ -25,7 +25,7 @@ class Inside {
     this.off = new Set(); // heads, as layer * H + head, as the pictures want them
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.again = () => this.drawn?.colours();
-    this.wider = () => this.drawn?.draw();
+    this.wider = () => { if (this.pictures.clientWidth > 100) this.drawn?.draw(); }; // hidden, it has no width
   }
 
   async start() {
@@ -113,6 +113,7 @@ class Inside {
     const before = this.drawn ? this.drawn.state : null;
     const toggle = (layer, head) => this.head(layer, head, data.model.heads);
     this.drawn = drawExplanation(data, before, { off: this.off, toggle });
+    for (const box of this.pictures.querySelectorAll(".equation")) edges(box);
     this.differs(data, plain);
     const { texts, left_out: cut } = data;
     if (cut) this.status.textContent = `The last ${count(texts.length)} tokens are read, without ${count(cut)} before.`;
