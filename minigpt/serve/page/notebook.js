@@ -75,8 +75,7 @@ class Notebook {
     this.halt = button("Stop", () => this.stop?.abort(), { title: "Escape", hidden: true });
     this.back = button("Undo", () => this.undo(), { title: "Ctrl + Z" });
     this.forth = button("Redo", () => this.redo());
-    const beside = choice([["1", "one"], ...[2, 3, 4].map((n) => [n, `${n} beside each other`])], "1",
-      (n) => { this.many = Number(n); });
+    const beside = choice(["1", "2", "3", "4"].map((n) => [n, n]), "1", (n) => { this.many = Number(n); });
     const suggest = el("input", { type: "checkbox" });
     suggest.checked = this.ghost.on;
     suggest.addEventListener("change", () => {
