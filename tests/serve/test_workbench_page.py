@@ -358,10 +358,16 @@ def test_the_pictures_of_the_docs_are_drawn(browser) -> None:
         for part in ("live", "notebook", "why", "inside"):
             go(page, part, "demo")
             settle(page)
+            if part == "notebook":
+                page.fill(".setting:has(#set-max_new_tokens) input[type=number]", "40")
+                page.select_option(".tools select", "2")
+                page.click(".tools .primary")
+                page.wait_for_selector(".tools .primary >> visible=true")
             if part == "why":
                 page.locator(".text .surprising").filter(has_text="Rosie").first.click()
             if part == "inside":
-                page.locator("#h-next").scroll_into_view_if_needed()
+                page.evaluate("document.getElementById('grid').scrollIntoView()")
+                page.evaluate("scrollBy(0, -72)")  # below the slider
             page.wait_for_timeout(200)
             IMAGES.mkdir(exist_ok=True)
             file = IMAGES / f"workbench-{part}.png"

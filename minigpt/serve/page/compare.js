@@ -3,7 +3,7 @@
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
 import { WAYS } from "./learn.js";
-import { button, choice, code, during, empty, labelled, many, segments } from "./words.js";
+import { button, choice, code, during, empty, labelled, many, plain, segments } from "./words.js";
 
 export const title = "Compare";
 const AXES = [["step", "Steps"], ["tokens", "Tokens"], ["minutes", "Minutes"]];
@@ -111,6 +111,7 @@ class Compare {
     const bits = runs.length === 2 && groups.flat().every(has), value = bits ? "bits_per_byte" : "val_loss";
     this.heading.textContent = bits ? "Validation, bits per byte" : "Validation loss";
     const what = { about: `${this.heading.textContent} of ${runs.join(" and ")}`, height: 272, named: true, x: this.x,
+      format: (value, exact) => (exact ? value.toFixed(4) : plain(value)),
       series: groups.map((group, at) => this.series(group, value, at ? "second" : "accent")) };
     if (this.curve) this.curve.show(what);
     else this.curve = new Curve(this.box, what);
@@ -133,14 +134,14 @@ class Compare {
 
   differ({ settings, cautions }, runs) {
     const rows = Object.entries(settings);
-    const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+    const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
     const head = ["Setting", ...runs].map((name) => el("th", { scope: "col" }, name));
     return [el("h2", {}, "What differs in their settings"),
       ...cautions.map((each) => el("p", { class: "caution" }, `Caution: ${each}.`)),
       rows.length ? el("div", { class: "table-box", tabindex: 0, role: "region", "aria-label": "Settings that differ" },
         el("table", { class: "runs-table" }, el("thead", {}, el("tr", {}, ...head)),
           el("tbody", {}, ...rows.map(([name, values]) => el("tr", {}, el("th", { scope: "row" }, name),
-            ...values.map((value) => el("td", {}, plain(value))))))))
+            ...values.map((value) => el("td", {}, told(value))))))))
         : el("p", { class: "note" }, "All their settings are equal.")];
   }
 
