@@ -367,7 +367,7 @@ def test_the_pictures_of_the_docs_are_drawn(browser) -> None:
                 page.locator(".text .surprising").filter(has_text="Rosie").first.click()
             if part == "inside":
                 page.evaluate("document.getElementById('grid').scrollIntoView()")
-                page.evaluate("scrollBy(0, -72)")  # below the slider
+            page.evaluate(f"scrollBy(0, {-60 if part == 'inside' else -1000})")  # 60: below the slider
             page.wait_for_timeout(200)
             IMAGES.mkdir(exist_ok=True)
             file = IMAGES / f"workbench-{part}.png"
