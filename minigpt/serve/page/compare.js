@@ -34,7 +34,7 @@ class Compare {
     Object.assign(this, { panel, app, x: "step", heat: "0.8", figures: new Map(), seeds: new Map(), closed: false });
     const first = app.modelsOf(app.run)[0] ?? app.models[0];
     const others = app.models.filter((id) => id !== first);
-    this.names = [first, others.find((id) => !id.includes("@")) ?? others[0]];
+    this.names = [first, others.find((id) => this.runOf(id) !== this.runOf(first)) ?? others[0]];
   }
 
   close() {
