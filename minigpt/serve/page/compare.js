@@ -3,7 +3,7 @@
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
 import { WAYS } from "./learn.js";
-import { button, choice, code, during, empty, labelled, many, plain, segments } from "./words.js";
+import { button, choice, code, counted, during, empty, labelled, plain, segments } from "./words.js";
 
 export const title = "Compare";
 const AXES = [["step", "Steps"], ["tokens", "Tokens"], ["minutes", "Minutes"]];
@@ -129,7 +129,7 @@ class Compare {
     if (one || !rows.length) return { name: `${group[0]}${rows.length ? "" : " (no figures yet)"}`, tone, points };
     const edge = (row, outer) => outer(...row.map(([, y]) => y));
     const band = rows.map((row, at) => [points[at][0], edge(row, Math.min), edge(row, Math.max)]);
-    return { name: `${group[0]}: mean of ${many(group.length, "seed")}, and their range`, tone, points, band };
+    return { name: `${group[0]}: mean of ${counted(group.length, "seed")}, and their range`, tone, points, band };
   }
 
   differ({ settings, cautions }, runs) {

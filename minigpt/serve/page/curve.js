@@ -61,8 +61,8 @@ export class Curve {
       this.frame.replaceChildren();
       return;
     }
-    const xs = known.map((point) => point[0]), right = Math.max(...maxima(xs), ...what.marks.map((mark) => mark.x));
-    const left = Math.min(0, ...minima(xs));
+    const xs = known.map((point) => point[0]), right = most([...xs, ...what.marks.map((mark) => mark.x)]);
+    const left = Math.min(0, xs.reduce((a, b) => Math.min(a, b)));
     const bands = what.series.flatMap((each) => each.band ?? []).flatMap(([, least, most]) => [least, most]);
     const [low, high] = this.range([...known.map((point) => point[1]), ...bands]);
     const X = (x) => LEFT + ((width - LEFT - RIGHT) * (x - left)) / (right - left || 1);
@@ -186,8 +186,7 @@ const legend = (what) => (what.series.length < 2 && !what.named ? [] : what.seri
   el("span", { class: `key ${each.tone}` }), each.name)));
 
 // Math.max(...values) fails for very many of them
-const maxima = (values) => [values.reduce((a, b) => (b > a ? b : a), -Infinity)];
-const minima = (values) => [values.reduce((a, b) => (b < a ? b : a), Infinity)];
+const most = (values) => values.reduce((a, b) => Math.max(a, b));
 
 function nearest(points, x) {
   let low = 0, high = points.length - 1;

@@ -3,7 +3,7 @@
 /* global el, drawExplanation, constants, edges, percent, token, nats */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText } from "./notebook.js";
-import { button, count, during, labelled, many } from "./words.js";
+import { button, count, counted, during, labelled } from "./words.js";
 
 export const title = "Look inside";
 const PAUSE = 500; // milliseconds after the last letter
@@ -160,7 +160,7 @@ class Inside {
         .map((id, k) => el("li", {}, token(found.vocabulary[id]), ` ${percent(probs[last][end][k])}`));
     };
     const by = mean(data) - mean(plain), parts = Object.keys(this.factors).length;
-    this.effect.replaceChildren(el("p", {}, `With ${many(parts, "part")} changed, the loss of this text is `,
+    this.effect.replaceChildren(el("p", {}, `With ${counted(parts, "part")} changed, the loss of this text is `,
       el("b", {}, `${nats(mean(data))} nats`), ` in place of ${nats(mean(plain))} `,
       `(${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
     el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),

@@ -2,7 +2,7 @@
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
-import { button, choice, code, count, during, empty, figure, labelled, link, many, segments } from "./words.js";
+import { button, choice, code, count, counted, during, empty, figure, labelled, link, segments } from "./words.js";
 
 export const title = "Watch it learn";
 const LENGTHS = [["40", "40 tokens"], ["100", "100 tokens"], ["200", "200 tokens"], ["400", "400 tokens"]];
@@ -41,7 +41,7 @@ class Learn {
         "The first one is written at the first evaluation; wait for it at ", link("live", this.name, "Live run"), "."));
       return;
     }
-    const checkpoints = many(run.checkpoints.length, "checkpoint");
+    const checkpoints = counted(run.checkpoints.length, "checkpoint");
     this.source = run.samples.length > 1 ? "samples" : "mine";
     this.prompt = el("textarea", { rows: 2, spellcheck: false });
     this.prompt.value = run.prompt ?? "";

@@ -1,7 +1,7 @@
 // The frame: which runs there are, which one is looked at, which part is shown. The address says both: #live/my
 /* global el */
 import { ask, door, keep, Problem } from "./api.js";
-import { button, empty, many, megabytes, sentence, short } from "./words.js";
+import { button, counted, empty, megabytes, sentence, short } from "./words.js";
 import * as live from "./live.js";
 import * as learn from "./learn.js";
 import * as notebook from "./notebook.js";
@@ -97,20 +97,20 @@ function list() {
   list.text = text;
   if (app.server) {
     const { usage, models, version } = app.server;
-    const held = `${models.length ? many(models.length, "model") : "no model"} in memory`;
+    const held = `${models.length ? counted(models.length, "model") : "no model"} in memory`;
     find("server").textContent = `minigpt ${version} · ${held}${usage ? ` · ${megabytes(usage.bytes)}` : ""}`;
   }
 }
 
 function head() {
   const run = app.line;
-  const all = { runs: "All runs", start: "A new run" }[app.part];
-  find("title").textContent = all ?? run?.name ?? "minigpt";
-  document.title = `${all ?? run?.name ?? "runs"} · minigpt`;
-  const facts = app.part === "start" ? ["From a text of yours to a model of yours"] : app.part === "runs"
-    ? [many(app.runs.length, "run")] : !run ? [] : [
-    STATES[stateOf(run)], run.parameters === null ? "" : `${short(run.parameters)} parameters`,
+  const all = { runs: ["All runs", counted(app.runs.length, "run")],
+    start: ["A new run", "From a text of yours to a model of yours"] }[app.part];
+  const facts = all ? all.slice(1) : !run ? [] : [STATES[stateOf(run)],
+    run.parameters === null ? "" : `${short(run.parameters)} parameters`,
     run.data ? `learns from ${run.data.split("/").pop()}` : ""];
+  find("title").textContent = all?.[0] ?? run?.name ?? "minigpt";
+  document.title = `${all?.[0] ?? run?.name ?? "runs"} · minigpt`;
   find("facts").textContent = facts.filter(Boolean).join(" · ");
 }
 

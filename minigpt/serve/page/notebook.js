@@ -3,7 +3,7 @@
 import { ask, query, stream } from "./api.js";
 import { Ghost } from "./ghost.js";
 import { Settings } from "./settings.js";
-import { button, choice, count, during, empty, labelled, link, many } from "./words.js";
+import { button, choice, count, counted, during, empty, labelled, link } from "./words.js";
 
 export const title = "Notebook";
 const TEXT = "minigpt-notebook"; // the text stays in this browser, for all runs
@@ -67,7 +67,7 @@ class Notebook {
   build(run) {
     this.model = models(this.app, () => this.ghost.clear());
     this.area = el("textarea", { class: "paper", rows: 16, spellcheck: false, "aria-label": "The text",
-      placeholder: "Write the beginning of a text, and let the model go on." });
+      placeholder: "Write the beginning of a text, and let the model continue it." });
     this.area.value = notebookText() || (run.prompt ?? "").trim();
     this.ghost = new Ghost(this.area, (text, signal) => this.suggest(text, signal), () => this.remember());
     this.ghost.on = localStorage.getItem("minigpt-suggest") !== "no";
@@ -118,7 +118,7 @@ class Notebook {
 
   counts() {
     const words = this.text.trim() ? this.text.trim().split(/\s+/).length : 0;
-    const size = `${many(words, "word")}, ${many([...this.text].length, "character")}`;
+    const size = `${counted(words, "word")}, ${counted([...this.text].length, "character")}`;
     this.count.textContent = `${size}. The text stays in this browser.`;
   }
 

@@ -1,8 +1,8 @@
-// Why this word: tokens coloured by surprise, what the model held for likelier at each, and a way on from there.
+// Why this word: tokens coloured by surprise, which tokens were likelier at each place, and a way to continue there.
 /* global el, visible, token, percent, roving */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText, pending } from "./notebook.js";
-import { button, count, during, labelled, many } from "./words.js";
+import { button, count, counted, during, labelled } from "./words.js";
 
 export const title = "Why this word";
 
@@ -83,7 +83,7 @@ class Why {
     const mean = known.reduce((sum, each) => sum + each.loss, 0) / Math.max(1, known.length);
     const first = known.filter((each) => each.rank === 1).length / known.length;
     this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }),
-      `${blind.toFixed(1)} nats: a blind guess among ${many(vocabulary, "token")}`,
+      `${blind.toFixed(1)} nats: a blind guess among ${counted(vocabulary, "token")}`,
       known.length ? el("p", {}, `Mean ${mean.toFixed(3)} nats. ${percent(first)} were the likeliest token.`) : "",
       cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens at once, without ${count(cut)} before.`)
         : "");
@@ -105,7 +105,8 @@ class Why {
     const head = here.text === null ? [el("h2", {}, "What comes next")]
       : [el("h2", {}, "Why ", token(here.text), "?"), el("p", { class: "note" },
         here.rank === 1 ? "It was the likeliest token: "
-          : `${many(here.rank - 1, "token")} ${here.rank === 2 ? "was" : "were"} likelier (rank ${count(here.rank)}): `,
+          : `${counted(here.rank - 1, "token")} ${here.rank === 2 ? "was" : "were"} likelier `
+            + `(rank ${count(here.rank)}): `,
         el("b", {}, percent(own)), `, ${here.loss.toFixed(2)} nats of surprise.`)];
     const bar = (each) => el("span", {},
       el("span", { class: "bar-fill", style: { width: `${(100 * each.probability) / most}%` } }));

@@ -2,8 +2,7 @@
 /* global el */
 export const count = (value) => Math.round(value).toLocaleString("en");
 
-// 1 word, 2 words
-export const many = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
+export const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 
 export function short(value) {
   if (value === null || value === undefined) return "–";
@@ -32,9 +31,8 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-export function megabytes(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
+export const megabytes = (bytes) =>
+  (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export function when(iso) {
   const date = new Date(iso), today = new Date().toDateString() === date.toDateString();
