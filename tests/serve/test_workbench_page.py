@@ -48,7 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags += " --train.max-steps 240 --train.batch-size 8 --train.device cpu --train.eval-every 20"
     flags += " --train.save-every 40 --train.keep-checkpoints 20 --train.sample-every 40 --tokenizer.kind char"
     flags += " --logging.plots false --logging.log-every 2"
-    subprocess.run([sys.executable, "-m", "minigpt", "train", "my.txt", *flags.split()], cwd=root, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "minigpt", "train", str(root / "my.txt"), *flags.split()], cwd=root, check=True
+    )
     make_runs(root / "runs")
     incident = {"step": 100, "what": NASTY, "batches": [3], "action": "skipped", "rate_scale": 1.0, "checkpoint": None}
     (root / "runs" / "my" / "incidents.jsonl").write_text(json.dumps(incident) + "\n")

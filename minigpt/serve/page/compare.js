@@ -50,7 +50,8 @@ class Compare {
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
     });
-    ask(`/api/run?${query({ name: app.run })}`).then((run) => { this.prompt.value ||= run.prompt ?? ""; }, () => null);
+    ask(`/api/run?${query({ name: app.run })}`).then((run) => { this.prompt.value ||= (run.prompt ?? "").trim(); },
+      () => null);
     this.go = button("Continue with both", () => this.write(), { kind: "primary", title: "Ctrl + Enter" });
     this.halt = button("Stop", () => this.stop?.abort(), { hidden: true });
     this.papers = names.map(() => el("blockquote", { class: "sample", tabindex: 0 },
