@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each has one torch thread, so WORKERS is also the number of cores that the tests use.
 WORKERS ?= 2
-NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2 openai@7.59.0
+NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @huggingface/transformers@4.3.2 \
+	openai@7.59.0 axe-core@4.14.1
 # transformers.js runs in a browser here: a small package stands for onnxruntime's 290 MB for node.
 NODE_OVERRIDES := {"overrides": {"onnxruntime-node": "npm:onnxruntime-common@1.24.3"}}
 

@@ -1,8 +1,8 @@
-// A chat with a run that was tuned on chats. What was said is a tree: editing a message or answering again makes a branch.
+// A chat with a run that was tuned on chats. The messages are a tree: an edit or another answer begins a branch.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Settings } from "./settings.js";
-import { button, code, during, empty, labelled } from "./words.js";
+import { button, code, during, empty, labelled, link } from "./words.js";
 import { models, noModel } from "./notebook.js";
 
 export const title = "Chat";
@@ -29,11 +29,12 @@ class Chat {
   async start() {
     this.status = el("p", { class: "status", role: "status" });
     this.panel.append(this.status);
-    const run = await during(this.status, "Reading the run …", () => ask(`/api/run?${query({ name: this.app.run })}`));
+    const run = await during(this.status, "Reading the run …",
+      () => ask(`/api/run?${query({ name: this.app.run })}`));
     if (!run) return;
     if (!run.chats) {
       this.panel.replaceChildren(empty("This run was not tuned on chats", "It continues texts; write with it in the ",
-        el("a", { href: `#notebook/${encodeURIComponent(this.app.run)}` }, "Notebook"), ", or teach it to answer: ",
+        link("notebook", this.app.run, "Notebook"), ", or teach it to answer: ",
         code(`minigpt finetune ${run.path} chats.jsonl`), "."));
       return;
     }
@@ -60,9 +61,12 @@ class Chat {
     this.panel.onkeydown = (event) => { if (event.key === "Escape") this.stop?.abort(); };
     this.panel.replaceChildren(el("div", { class: "beside" }, el("div", { class: "stack" }, this.log, this.status,
       el("div", { class: "say" }, this.say, this.go, this.halt),
-      el("div", { class: "row" }, button("New chat", () => { this.root = message("root", ""); this.draw(); }, { kind: "small" }),
-        button("Save", () => this.save(), { kind: "small" }), button("Load", () => file.click(), { kind: "small" }), file)),
-    el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"), labelled("Model", this.model), this.settings.box)));
+      el("div", { class: "row" },
+        button("New chat", () => { this.root = message("root", ""); this.draw(); }, { kind: "small" }),
+        button("Save", () => this.save(), { kind: "small" }),
+        button("Load", () => file.click(), { kind: "small" }), file)),
+    el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"),
+      labelled("Model", this.model), this.settings.box)));
   }
 
   recall() {
@@ -85,7 +89,8 @@ class Chat {
   draw() {
     const { path } = this;
     this.log.replaceChildren(...(path.length ? path.map(([each, before]) => this.item(each, before))
-      : [el("li", { class: "note" }, "Nothing is said yet. Enter sends, Shift + Enter begins a new line.")]));
+      : [el("li", { class: "empty" }, el("p", { class: "empty-title" }, "Nothing is said yet"),
+        el("p", {}, "Write below. Enter sends, Shift + Enter begins a new line."))]));
     this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
     this.go.hidden = Boolean(this.stop);
     this.halt.hidden = !this.stop;
@@ -94,9 +99,13 @@ class Chat {
 
   item(each, before) {
     const text = el("p", {}, each.content);
-    const turn = (by) => { before.chosen = (before.chosen + by + before.next.length) % before.next.length; this.draw(); };
-    const branches = before.next.length > 1 ? [el("span", { class: "branches" }, button("‹", () => turn(-1), { "aria-label": "The branch before" }),
-      `${before.chosen + 1} of ${before.next.length}`, button("›", () => turn(1), { "aria-label": "The next branch" }))] : [];
+    const all = before.next.length;
+    const turn = (by, name) => button(by < 0 ? "‹" : "›", () => {
+      before.chosen = (before.chosen + by + all) % all;
+      this.draw();
+    }, { "aria-label": name });
+    const branches = all > 1 ? [el("span", { class: "branches" }, turn(-1, "The branch before"),
+      `${before.chosen + 1} of ${all}`, turn(1, "The next branch"))] : [];
     const act = each.role === "user" ? button("Edit", () => this.edit(each, before, item), { kind: "quiet" })
       : button("Answer again", () => this.answer(before), { kind: "quiet" });
     const item = el("li", { class: each.role }, el("span", { class: "hidden" }, `${each.role}: `), text,
@@ -158,8 +167,10 @@ class Chat {
     const { max_new_tokens: most, seed, ...rest } = this.settings.values;
     const settings = { ...this.settings.own, ...rest, max_new_tokens: most, ...(seed === null ? {} : { seed }) };
     const messages = this.path.map(([each]) => ({ role: each.role, content: each.content }));
-    const saved = { format: 1, run: this.app.run, messages, settings, answers: messages.filter((each) => each.role === "assistant").length, branches: this.root };
-    const address = URL.createObjectURL(new Blob([`${JSON.stringify(saved, null, 2)}\n`], { type: "application/json" }));
+    const answers = messages.filter((each) => each.role === "assistant").length;
+    const saved = { format: 1, run: this.app.run, messages, settings, answers, branches: this.root };
+    const file = new Blob([`${JSON.stringify(saved, null, 2)}\n`], { type: "application/json" });
+    const address = URL.createObjectURL(file);
     el("a", { href: address, download: `${this.app.run.replaceAll("/", "-")}-chat.json` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 1000);
   }

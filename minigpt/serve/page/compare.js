@@ -1,20 +1,40 @@
-// Two models answer one prompt side by side; the curves of two runs over each other; what differs in their settings.
+// Two models answer one prompt side by side; the curves of their runs over each other; what differs in their settings.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
-import { button, choice, count, during, empty, labelled, segments } from "./words.js";
+import { WAYS } from "./learn.js";
+import { button, choice, code, counted, during, empty, labelled, plain, segments } from "./words.js";
 
 export const title = "Compare";
+const AXES = [["step", "Steps"], ["tokens", "Tokens"], ["minutes", "Minutes"]];
+const SEED = "train.seed";
 
 export async function show(panel, app) {
+  if (app.models.length < 2) {
+    panel.append(empty("One model alone cannot be compared", "Train a second one, or keep more checkpoints: ",
+      code("--train.keep-checkpoints 20"), "."));
+    return () => null;
+  }
   const view = new Compare(panel, app);
-  await view.start();
+  view.build();
+  await view.draw();
   return () => view.close();
 }
 
+// Whether the seed is all that differs, beside what is only written or printed
+function onlySeed(settings) {
+  const names = Object.keys(settings).filter((name) => !name.startsWith("logging."));
+  return names.length === 1 && names[0] === SEED;
+}
+
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
 class Compare {
   constructor(panel, app) {
-    Object.assign(this, { panel, app, x: "step", figures: new Map(), closed: false });
+    Object.assign(this, { panel, app, x: "step", heat: "0.8", figures: new Map(), seeds: new Map(), closed: false });
+    const first = app.modelsOf(app.run)[0] ?? app.models[0];
+    const others = app.models.filter((id) => id !== first);
+    this.names = [first, others.find((id) => this.runOf(id) !== this.runOf(first)) ?? others[0]];
   }
 
   close() {
@@ -23,83 +43,107 @@ class Compare {
     this.curve?.close();
   }
 
-  async start() {
-    const { app } = this;
-    this.others = app.models.filter((id) => !id.startsWith(`${app.run}@`) || id.includes("+")).filter((id) => !id.includes("@"));
-    const all = app.models;
-    if (all.length < 2) {
-      this.panel.append(empty("One model alone cannot be compared", "Train a second one, or keep more checkpoints: ",
-        el("code", {}, "--train.keep-checkpoints 20"), "."));
-      return;
-    }
-    const first = app.modelsOf(app.run)[0] ?? all[0];
-    const second = this.others.find((id) => id !== first) ?? all.find((id) => id !== first);
-    this.names = [first, second];
+  build() {
+    const { app, names } = this;
     this.status = el("p", { class: "status", role: "status" });
     this.prompt = el("textarea", { rows: 2, spellcheck: false, placeholder: "One prompt for both" });
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
     });
-    ask(`/api/run?${query({ name: app.run })}`).then((run) => { this.prompt.value ||= run.prompt ?? ""; }, () => null);
-    this.heat = "0.8";
-    this.go = button("Let both go on", () => this.write(), { kind: "primary" });
+    ask(`/api/run?${query({ name: app.run })}`).then((run) => { this.prompt.value ||= (run.prompt ?? "").trim(); },
+      () => null);
+    this.go = button("Continue with both", () => this.write(), { kind: "primary", title: "Ctrl + Enter" });
     this.halt = button("Stop", () => this.stop?.abort(), { hidden: true });
-    this.papers = this.names.map(() => el("blockquote", { class: "sample" }, el("span", { class: "given" }, "…")));
-    const sides = this.names.map((name, at) => el("div", { class: "stack" }, labelled(at ? "Second" : "First",
-      choice(all.map((id) => [id, id]), name, (id) => { this.names[at] = id; this.draw(); })), this.papers[at]));
+    this.papers = names.map(() => el("blockquote", { class: "sample", tabindex: 0 },
+      el("span", { class: "given" }, "Its text appears here.")));
+    const sides = names.map((name, at) => el("div", { class: "stack" }, labelled(at ? "Second model" : "First model",
+      choice(app.models.map((id) => [id, id]), name, (id) => { names[at] = id; this.draw(); })), this.papers[at]));
     this.box = el("div", { class: "chart" });
-    this.curves = el("div", {}, el("div", { class: "row between" }, el("h2", {}, "Validation loss"), segments("Horizontal axis",
-      [["step", "Steps"], ["tokens", "Tokens"], ["minutes", "Minutes"]], this.x, (x) => { this.x = x; this.draw(); })), this.box);
+    this.heading = el("h2", {}, "Validation loss");
+    this.curves = el("div", {}, el("div", { class: "row between" }, this.heading,
+      segments("Horizontal axis", AXES, this.x, (x) => { this.x = x; this.draw(); })), this.box);
     this.settings = el("div", {});
     this.panel.replaceChildren(labelled("Prompt", this.prompt), el("div", { class: "row" }, this.go, this.halt,
-      labelled("Choose", choice([["0", "always the likeliest token"], ["0.8", "temperature 0.8"], ["1", "temperature 1"]], this.heat,
-        (heat) => { this.heat = heat; }))), this.status, el("div", { class: "columns" }, ...sides), this.curves, this.settings);
-    await this.draw();
+      labelled("Sampling", choice(WAYS, this.heat, (heat) => { this.heat = heat; }))), this.status,
+    el("div", { class: "columns" }, ...sides), this.curves, this.settings);
   }
 
   // The run that a model belongs to
   runOf(model) {
-    return this.app.runs.map((run) => run.name).filter((name) => model === name || model.startsWith(`${name}@`) || model.startsWith(`${name}+`))
-      .sort((a, b) => b.length - a.length)[0];
+    const runs = this.app.runs.map((run) => run.name).sort((a, b) => b.length - a.length);
+    return runs.find((name) => model === name || model.startsWith(`${name}@`) || model.startsWith(`${name}+`));
+  }
+
+  differences(one, two) { return ask(`/api/differences?${new URLSearchParams([["name", one], ["name", two]])}`); }
+
+  // A run, and those that differ from it in the seed alone
+  async group(name) {
+    const own = this.app.runs.find((run) => run.name === name);
+    const like = this.app.runs.filter((run) => run !== own && run.data === own.data
+      && run.parameters === own.parameters);
+    const found = await Promise.all(like.map((run) => this.differences(name, run.name)));
+    return [name, ...like.filter((_, at) => onlySeed(found[at].settings)).map((run) => run.name)];
+  }
+
+  async read(name) {
+    if (!this.seeds.has(name)) this.seeds.set(name, await this.group(name));
+    await Promise.all(this.seeds.get(name).filter((each) => !this.figures.has(each)).map(async (each) => {
+      this.figures.set(each, (await ask(`/api/figures?${query({ name: each })}`)).lines);
+    }));
   }
 
   async draw() {
-    const runs = this.names.map((name) => this.runOf(name)), different = runs[0] !== runs[1] && runs.every(Boolean);
-    this.curves.hidden = !runs.some(Boolean);
-    await during(this.status, "Reading the figures …", async () => {
-      for (const run of new Set(runs.filter(Boolean))) {
-        if (!this.figures.has(run)) this.figures.set(run, (await ask(`/api/figures?${query({ name: run })}`)).lines);
-      }
+    const runs = this.names.map((name) => this.runOf(name)), shown = [...new Set(runs.filter(Boolean))];
+    this.curves.hidden = !shown.length;
+    const found = await during(this.status, "Reading the figures …", async () => {
+      for (const run of shown) await this.read(run);
+      return shown.length === 2 ? this.differences(...shown) : { settings: {}, cautions: [] };
     });
-    const found = different ? await during(this.status, "Comparing the settings …",
-      () => ask(`/api/differences?${new URLSearchParams(runs.map((run) => ["name", run]))}`)) : null;
-    if (this.closed) return;
-    // Losses of different tokenizers do not compare; bits per byte do
-    const lines = [...new Set(runs.filter(Boolean))].map((run) => [run, this.figures.get(run) ?? []]);
-    const bits = different && lines.every(([, each]) => each.some((line) => "bits_per_byte" in line));
-    const value = bits ? "bits_per_byte" : "val_loss";
-    const at = (line) => (this.x === "minutes" ? line.seconds / 60 : line[this.x]);
-    this.curves.querySelector("h2").textContent = bits ? "Validation, bits per byte" : "Validation loss";
-    const what = { about: "Validation over each other", height: 260, named: true, x: this.x,
-      series: lines.map(([run, each], place) => ({ name: run, tone: place ? "second" : "accent",
-        points: each.filter((line) => value in line).map((line) => [at(line), line[value]]) })) };
-    if (this.curve) this.curve.show(what);
-    else this.curve = new Curve(this.box, what);
-    this.differ(found, runs);
+    if (!found || this.closed) return;
+    this.chart(shown);
+    this.settings.replaceChildren(...(shown.length === 2 ? this.differ(found, shown) : []));
   }
 
-  differ(found, runs) {
-    if (!found) {
-      this.settings.replaceChildren();
-      return;
-    }
-    const rows = Object.entries(found.settings), plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-    this.settings.replaceChildren(el("h2", {}, "What differs in their settings"),
-      ...found.cautions.map((each) => el("p", { class: "caution" }, `Caution: ${each}.`)),
-      rows.length ? el("div", { class: "table-box", tabindex: 0, role: "region", "aria-label": "Settings" }, el("table", { class: "runs-table" },
-        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Setting"), ...runs.map((run) => el("th", { scope: "col" }, run)))),
-        el("tbody", {}, ...rows.map(([name, [one, two]]) => el("tr", {}, el("td", {}, name), el("td", {}, plain(one)), el("td", {}, plain(two)))))))
-        : el("p", { class: "note" }, "Nothing."));
+  chart(runs) {
+    const same = runs.length === 2 && this.seeds.get(runs[0]).includes(runs[1]); // one band holds both
+    const groups = (same ? runs.slice(0, 1) : runs).map((run) => this.seeds.get(run));
+    // Losses of different tokenizers do not compare; bits per byte do
+    const has = (run) => this.figures.get(run).some((line) => "bits_per_byte" in line);
+    const bits = runs.length === 2 && groups.flat().every(has), value = bits ? "bits_per_byte" : "val_loss";
+    this.heading.textContent = bits ? "Validation, bits per byte" : "Validation loss";
+    const what = { about: `${this.heading.textContent} of ${runs.join(" and ")}`, height: 272, named: true, x: this.x,
+      format: (value, exact) => (exact ? value.toFixed(4) : plain(value)),
+      series: groups.map((group, at) => this.series(group, value, at ? "second" : "accent")) };
+    if (this.curve) this.curve.show(what);
+    else this.curve = new Curve(this.box, what);
+  }
+
+  // The line of a run; of several seeds the mean, and the band from the least to the most, where all have a value
+  series(group, value, tone) {
+    const of = (line) => [this.x === "minutes" ? line.seconds / 60 : line[this.x], line[value]];
+    const lines = group.map((run) => new Map(this.figures.get(run).filter((line) => value in line)
+      .map((line) => [line.step, of(line)])));
+    const rows = [...lines[0].keys()].filter((step) => lines.every((each) => each.has(step)))
+      .map((step) => lines.map((each) => each.get(step)));
+    const points = rows.map((row) => [mean(row.map(([x]) => x)), mean(row.map(([, y]) => y))]);
+    const one = group.length === 1;
+    if (one || !rows.length) return { name: `${group[0]}${rows.length ? "" : " (no figures yet)"}`, tone, points };
+    const edge = (row, outer) => outer(...row.map(([, y]) => y));
+    const band = rows.map((row, at) => [points[at][0], edge(row, Math.min), edge(row, Math.max)]);
+    return { name: `${group[0]}: mean of ${counted(group.length, "seed")}, and their range`, tone, points, band };
+  }
+
+  differ({ settings, cautions }, runs) {
+    const rows = Object.entries(settings);
+    const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+    const head = ["Setting", ...runs].map((name) => el("th", { scope: "col" }, name));
+    return [el("h2", {}, "What differs in their settings"),
+      ...cautions.map((each) => el("p", { class: "caution" }, `Caution: ${each}.`)),
+      rows.length ? el("div", { class: "table-box", tabindex: 0, role: "region", "aria-label": "Settings that differ" },
+        el("table", { class: "runs-table" }, el("thead", {}, el("tr", {}, ...head)),
+          el("tbody", {}, ...rows.map(([name, values]) => el("tr", {}, el("th", { scope: "row" }, name),
+            ...values.map((value) => el("td", {}, told(value))))))))
+        : el("p", { class: "note" }, "All their settings are equal.")];
   }
 
   async write() {
@@ -112,9 +156,12 @@ class Compare {
       const text = document.createTextNode("");
       paper.replaceChildren(el("span", { class: "given" }, prompt), text);
       const asked = { model, prompt, max_tokens: 200, temperature: Number(this.heat), seed: 0 };
-      for await (const piece of stream("/v1/completions", asked, this.stop.signal)) text.data += piece.choices[0]?.text ?? "";
+      for await (const piece of stream("/v1/completions", asked, this.stop.signal)) {
+        text.data += piece.choices[0]?.text ?? "";
+      }
     };
-    await during(this.status, `${count(2)} models write …`, () => Promise.all(this.names.map((name, at) => one(name, this.papers[at]))));
+    await during(this.status, "Both models write …",
+      () => Promise.all(this.names.map((name, at) => one(name, this.papers[at]))));
     this.stop = null;
     this.go.hidden = false;
     this.halt.hidden = true;

@@ -2,15 +2,15 @@
 /* global el, svg */
 import { plain } from "./words.js";
 
-const LEFT = 48, RIGHT = 14, TOP = 12, BOTTOM = 30;
+const LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 40;
+const NAME = 16; // height of the name of a level
 
 // 3 to 6 round numbers between two values
 function ticks(low, high, about) {
   const rough = (high - low) / Math.max(1, about), power = 10 ** Math.floor(Math.log10(rough || 1));
   const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough) || power;
-  const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(Number(value.toPrecision(12)));
-  return found;
+  const first = Math.ceil(low / step), last = Math.floor(high / step + 1e-6);
+  return Array.from({ length: last - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(12)));
 }
 
 // Of two points in one pixel only the outermost are drawn: a run has many thousands
@@ -61,9 +61,10 @@ export class Curve {
       this.frame.replaceChildren();
       return;
     }
-    const xs = known.map((point) => point[0]), right = Math.max(...maxima(xs), ...what.marks.map((mark) => mark.x));
-    const left = Math.min(0, ...minima(xs));
-    const [low, high] = this.range(known.map((point) => point[1]));
+    const xs = known.map((point) => point[0]), right = most([...xs, ...what.marks.map((mark) => mark.x)]);
+    const left = Math.min(0, xs.reduce((a, b) => Math.min(a, b)));
+    const bands = what.series.flatMap((each) => each.band ?? []).flatMap(([, least, most]) => [least, most]);
+    const [low, high] = this.range([...known.map((point) => point[1]), ...bands]);
     const X = (x) => LEFT + ((width - LEFT - RIGHT) * (x - left)) / (right - left || 1);
     const Y = (y) => TOP + (what.height - TOP - BOTTOM) * (1 - (y - low) / (high - low || 1));
     this.scale = { X, Y, left, right, low, high };
@@ -76,18 +77,13 @@ export class Curve {
       made.append(svg("text", { x: X(value), y: what.height - BOTTOM + 18, "text-anchor": "middle" }, plain(value)));
     }
     made.append(svg("text", { x: width - RIGHT, y: what.height - 1, "text-anchor": "end", class: "unit" }, what.x));
-    let above = Infinity; // names do not lie over each other
-    for (const { name, value } of what.levels.filter((level) => level.value >= low && level.value <= high).sort((a, b) => a.value - b.value)) {
-      const y = Math.min(Y(value) - 5, above - 14);
-      above = y;
-      made.append(svg("line", { class: "level", x1: LEFT, x2: width - RIGHT, y1: Y(value), y2: Y(value) }),
-        svg("text", { class: "level-name", x: width - RIGHT, y, "text-anchor": "end" }, name));
-    }
+    const names = this.levels(made, X(right), Y);
     for (const { x, name } of what.marks) {
       made.append(svg("line", { class: "event", x1: X(x), x2: X(x), y1: TOP, y2: what.height - BOTTOM },
         svg("title", {}, name)));
     }
     for (const each of what.series) this.line(made, each, X, Y);
+    made.append(...names);
     this.cursor = svg("line", { class: "cursor", y1: TOP, y2: what.height - BOTTOM, visibility: "hidden" });
     made.append(this.cursor);
     made.addEventListener("pointermove", (event) => this.point(event));
@@ -100,7 +96,28 @@ export class Curve {
     this.at(what.cursor);
   }
 
-  // The range of the values; levels just outside are drawn in, and one wild value at the start does not flatten the rest
+  // Lines of the levels in sight, and their names: above the line where the curves ended below it, else below it
+  levels(made, end, Y) {
+    const { series } = this.what, { low, high } = this.scale;
+    const last = Math.min(...series.map((each) => each.points.at(-1)?.[1] ?? Infinity));
+    const seen = this.what.levels.filter(({ value }) => value >= low && value <= high)
+      .sort((a, b) => a.value - b.value);
+    let y;
+    const put = (level, place) => {
+      y = place;
+      made.append(svg("line", { class: "level", x1: LEFT, x2: end, y1: Y(level.value), y2: Y(level.value) }));
+      return svg("text", { class: "level-name", x: end, y, "text-anchor": "end" },
+        `${level.name} ${level.value.toFixed(2)}`);
+    };
+    y = Infinity; // names keep NAME apart, upwards and downwards
+    const above = seen.filter(({ value }) => value > last)
+      .map((each) => put(each, Math.min(Y(each.value) - 5, y - NAME)));
+    y = -Infinity;
+    const below = seen.filter(({ value }) => value <= last).reverse();
+    return [...above, ...below.map((each) => put(each, Math.max(Y(each.value) + 14, y + NAME)))];
+  }
+
+  // The range of the values, with the levels just outside; one wild value at the start does not flatten the rest
   range(ys) {
     const finite = ys.filter(Number.isFinite).sort((a, b) => a - b);
     let low = finite[0], high = finite[finite.length - 1];
@@ -113,7 +130,8 @@ export class Curve {
     }
     if (this.what.zero) low = Math.min(0, low);
     const pad = 0.04 * (high - low || span);
-    return [this.what.zero && low === 0 ? 0 : low - pad, high + pad];
+    const room = this.what.levels.length ? 2 * pad : pad; // a name stands below the lowest level
+    return [this.what.zero && low === 0 ? 0 : low - room, high + pad];
   }
 
   line(made, each, X, Y) {
@@ -124,9 +142,11 @@ export class Curve {
       const edge = (index) => each.band.map((row) => place([row[0], row[index]]));
       made.append(svg("path", { class: `band ${each.tone}`, d: `M${[...edge(1), ...edge(2).reverse()].join("L")}Z` }));
     }
-    if (points.length > 1) made.append(svg("path", { class: `line ${each.tone}`, d: `M${points.map(place).join("L")}` }));
-    if (each.dots || points.length === 1) {
-      for (const [x, y] of points) made.append(svg("circle", { class: `dot ${each.tone}`, cx: X(x), cy: Math.max(top, Y(y)), r: 3 }));
+    if (points.length > 1) {
+      made.append(svg("path", { class: `line ${each.tone}`, d: `M${points.map(place).join("L")}` }));
+    }
+    for (const [x, y] of each.dots || points.length === 1 ? points : []) {
+      made.append(svg("circle", { class: `dot ${each.tone}`, cx: X(x), cy: Math.max(top, Y(y)), r: 3 }));
     }
   }
 
@@ -152,16 +172,21 @@ export class Curve {
     this.cursor.setAttribute("visibility", "visible");
     this.readout.replaceChildren(el("span", {}, `${what.x} ${Math.round(here).toLocaleString("en")}`),
       ...near.map(([each, point]) => el("span", {}, el("span", { class: `key ${each.tone}` }), `${each.name} `,
-        el("b", {}, what.format(point[1], true)))));
+        el("b", {}, what.format(point[1], true)), range(each, point[0], what))));
   }
+}
+
+// What the band of a series spans at a step
+function range(each, x, what) {
+  const row = each.band?.find(([at]) => at === x);
+  return row ? ` (${what.format(row[1], true)} to ${what.format(row[2], true)})` : "";
 }
 
 const legend = (what) => (what.series.length < 2 && !what.named ? [] : what.series.map((each) => el("span", {},
   el("span", { class: `key ${each.tone}` }), each.name)));
 
 // Math.max(...values) fails for very many of them
-const maxima = (values) => [values.reduce((a, b) => (b > a ? b : a), -Infinity)];
-const minima = (values) => [values.reduce((a, b) => (b < a ? b : a), Infinity)];
+const most = (values) => values.reduce((a, b) => Math.max(a, b));
 
 function nearest(points, x) {
   let low = 0, high = points.length - 1;

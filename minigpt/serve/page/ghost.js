@@ -1,4 +1,4 @@
-// What the model would write next, in grey behind the caret of a text area; Tab takes a word of it, Escape puts it away.
+// What the model would write next, in grey behind the caret of a text area; Tab takes a word, Escape hides it.
 /* global el */
 
 export class Ghost {
@@ -12,12 +12,13 @@ export class Ghost {
     area.addEventListener("input", () => this.typed());
     area.addEventListener("keydown", (event) => this.key(event));
     area.addEventListener("scroll", () => { this.mirror.scrollTop = area.scrollTop; });
-    for (const kind of ["pointerup", "keyup", "blur"]) area.addEventListener(kind, () => { if (!this.atEnd()) this.clear(); });
+    const moved = () => { if (!this.atEnd()) this.clear(); };
+    for (const kind of ["pointerup", "keyup", "blur"]) area.addEventListener(kind, moved);
   }
 
   atEnd() {
-    const { area } = this;
-    return document.activeElement === area && area.selectionStart === area.value.length && area.selectionEnd === area.value.length;
+    const { area } = this, end = area.value.length;
+    return document.activeElement === area && area.selectionStart === end && area.selectionEnd === end;
   }
 
   clear() {
@@ -27,7 +28,7 @@ export class Ghost {
     this.paint();
   }
 
-  // A letter that was foretold leaves the rest standing
+  // A letter that was predicted leaves the rest standing
   typed() {
     const last = this.area.value.at(-1);
     if (this.rest && last === this.rest[0] && this.atEnd()) {

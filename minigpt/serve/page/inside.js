@@ -3,7 +3,7 @@
 /* global el, drawExplanation, constants, edges, percent, token, nats */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText } from "./notebook.js";
-import { button, count, during, labelled } from "./words.js";
+import { button, count, counted, during, labelled } from "./words.js";
 
 export const title = "Look inside";
 const PAUSE = 500; // milliseconds after the last letter
@@ -25,7 +25,7 @@ class Inside {
     this.off = new Set(); // heads, as layer * H + head, as the pictures want them
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.again = () => this.drawn?.colours();
-    this.wider = () => this.drawn?.draw();
+    this.wider = () => { if (this.pictures.clientWidth > 100) this.drawn?.draw(); }; // hidden, it has no width
   }
 
   async start() {
@@ -41,7 +41,8 @@ class Inside {
     this.effect = el("div", { class: "effect", "aria-live": "polite" });
     this.layers = el("details", { class: "side layers-off" }, el("summary", {}, "Scale or switch off layers"));
     this.pictures = el("div", { class: "pictures", hidden: true });
-    this.steps = el("div", { class: "scrub" }, button("‹", () => this.move(-1), { id: "earlier", "aria-label": "One token back" }),
+    this.steps = el("div", { class: "scrub" },
+      button("‹", () => this.move(-1), { id: "earlier", "aria-label": "One token back" }),
       el("input", { type: "range", id: "position", min: 0, value: 0, "aria-label": "Position in the text",
         oninput: (event) => this.drawn?.choose(Number(event.target.value)) }),
       button("›", () => this.move(1), { id: "later", "aria-label": "One token on" }), el("output", { id: "where" }));
@@ -49,12 +50,15 @@ class Inside {
       el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
     // Our own files, the same as on explain's page; they hold no text of a run
     const read = async (name, around) => new DOMParser().parseFromString(
-      `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`, "text/html").body.firstElementChild;
-    const found = await during(this.status, "Reading …", () => Promise.all([read("symbols.html", "dl"), read("sections.html", "div")]));
+      `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`,
+      "text/html").body.firstElementChild;
+    const found = await during(this.status, "Reading …",
+      () => Promise.all([read("symbols.html", "dl"), read("sections.html", "div")]));
     if (!found) return;
     const [symbols, sections] = found;
     symbols.className = "symbols";
-    this.pictures.append(this.steps, el("details", {}, el("summary", {}, "How to read the pictures"), symbols), ...sections.children);
+    this.pictures.append(this.steps, el("details", {}, el("summary", {}, "How to read the pictures"), symbols),
+      ...sections.children);
     for (const box of this.pictures.querySelectorAll(".scroll")) box.addEventListener("scroll", () => edges(box));
     this.dark.addEventListener("change", this.again);
     addEventListener("resize", this.wider);
@@ -91,7 +95,9 @@ class Inside {
     const { signal } = this.stop;
     const both = await during(this.status, "Looking inside …", async () => {
       const changed = Object.keys(this.factors).length > 0, key = `${asked.model} ${text}`;
-      if (changed && this.plain?.key !== key) this.plain = { key, data: await ask("/api/inside", { ...asked, factors: {} }, signal) };
+      if (changed && this.plain?.key !== key) {
+        this.plain = { key, data: await ask("/api/inside", { ...asked, factors: {} }, signal) };
+      }
       const data = await ask("/api/inside", asked, signal);
       if (!changed) this.plain = { key, data };
       return [data, changed ? this.plain.data : null];
@@ -107,8 +113,10 @@ class Inside {
     const before = this.drawn ? this.drawn.state : null;
     const toggle = (layer, head) => this.head(layer, head, data.model.heads);
     this.drawn = drawExplanation(data, before, { off: this.off, toggle });
+    for (const box of this.pictures.querySelectorAll(".equation")) edges(box);
     this.differs(data, plain);
-    if (data.left_out) this.status.textContent = `Only the last ${count(data.texts.length)} tokens are looked at; ${count(data.left_out)} before them are left out.`;
+    const { texts, left_out: cut } = data;
+    if (cut) this.status.textContent = `The last ${count(texts.length)} tokens are read, without ${count(cut)} before.`;
   }
 
   head(layer, head, heads) {
@@ -145,14 +153,16 @@ class Inside {
       this.effect.replaceChildren();
       return;
     }
-    const mean = (found) => found.loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, found.loss.length - 1);
+    const mean = ({ loss }) => loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, loss.length - 1);
     const next = (found) => {
       const { ids, probs } = found.lens, last = ids.length - 1, end = found.texts.length - 1;
-      return ids[last][end].slice(0, 5).map((id, k) => el("li", {}, token(found.vocabulary[id]), ` ${percent(probs[last][end][k])}`));
+      return ids[last][end].slice(0, 5)
+        .map((id, k) => el("li", {}, token(found.vocabulary[id]), ` ${percent(probs[last][end][k])}`));
     };
     const by = mean(data) - mean(plain), parts = Object.keys(this.factors).length;
-    this.effect.replaceChildren(el("p", {}, `With ${parts} part${parts === 1 ? "" : "s"} changed, the loss of this text is `,
-      el("b", {}, `${nats(mean(data))} nats`), ` in place of ${nats(mean(plain))} (${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
+    this.effect.replaceChildren(el("p", {}, `With ${counted(parts, "part")} changed, the loss of this text is `,
+      el("b", {}, `${nats(mean(data))} nats`), ` in place of ${nats(mean(plain))} `,
+      `(${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
     el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),
       el("div", {}, el("h3", {}, "Next token, changed"), el("ol", {}, ...next(data)))));
   }

@@ -2,11 +2,11 @@
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
-import { button, choice, code, count, during, empty, figure, labelled, segments } from "./words.js";
+import { button, choice, code, count, counted, during, empty, figure, labelled, link, segments } from "./words.js";
 
 export const title = "Watch it learn";
 const LENGTHS = [["40", "40 tokens"], ["100", "100 tokens"], ["200", "200 tokens"], ["400", "400 tokens"]];
-const WAYS = [["0", "always the likeliest token"], ["0.5", "temperature 0.5"], ["0.8", "temperature 0.8"], ["1", "temperature 1"]];
+export const WAYS = [["0", "the likeliest token"], ...["0.5", "0.8", "1"].map((heat) => [heat, `temperature ${heat}`])];
 
 export async function show(panel, app) {
   const view = new Learn(panel, app);
@@ -37,10 +37,11 @@ class Learn {
   build() {
     const { run, lines } = this;
     if (!run.checkpoints.length && !run.samples.length) {
-      this.panel.replaceChildren(empty("There is no checkpoint yet", "The first one is written at the first evaluation; wait for it at ",
-        el("a", { href: `#live/${encodeURIComponent(this.name)}` }, "Live run"), "."));
+      this.panel.replaceChildren(empty("There is no checkpoint yet",
+        "The first one is written at the first evaluation; wait for it at ", link("live", this.name, "Live run"), "."));
       return;
     }
+    const checkpoints = counted(run.checkpoints.length, "checkpoint");
     this.source = run.samples.length > 1 ? "samples" : "mine";
     this.prompt = el("textarea", { rows: 2, spellcheck: false });
     this.prompt.value = run.prompt ?? "";
@@ -50,26 +51,27 @@ class Learn {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
     });
     const few = run.checkpoints.length < 4
-      ? el("p", { class: "note" }, `This run kept ${run.checkpoints.length} checkpoint${run.checkpoints.length === 1 ? "" : "s"}. To see more of the way, train with `,
+      ? el("p", { class: "note" }, `This run kept ${checkpoints}. To see more of the way, train with `,
         code("--train.keep-checkpoints 20"), ".") : "";
-    this.mine = el("div", { class: "stack" }, labelled("Prompt", this.prompt), el("div", { class: "row" }, this.go, this.halt,
-      labelled("Length", choice(LENGTHS, this.length, (value) => { this.length = value; })),
-      labelled("Choose", choice(WAYS, this.heat, (value) => { this.heat = value; }))), few);
+    this.mine = el("div", { class: "stack" }, labelled("Prompt", this.prompt),
+      el("div", { class: "row" }, this.go, this.halt,
+        labelled("Length", choice(LENGTHS, this.length, (value) => { this.length = value; })),
+        labelled("Sampling", choice(WAYS, this.heat, (value) => { this.heat = value; }))), few);
     this.box = el("div", { class: "chart" });
     this.slider = el("input", { type: "range", min: 0, step: 1, "aria-label": "Step of the text below" });
     this.where = el("output", {});
     this.paper = el("blockquote", { class: "sample large", "aria-live": "polite" });
     this.slider.addEventListener("input", () => this.turn());
     const which = segments("Texts", [["samples", `Written while it trained (${run.samples.length})`],
-      ["mine", `Your prompt at ${run.checkpoints.length} checkpoint${run.checkpoints.length === 1 ? "" : "s"}`]], this.source,
-    (source) => { this.source = source; this.choose(); });
+      ["mine", `Your prompt at ${checkpoints}`]], this.source, (source) => { this.source = source; this.choose(); });
     this.panel.replaceChildren(which, this.mine, this.status, this.box,
       el("div", { class: "scrub" }, button("‹", () => this.move(-1), { "aria-label": "Earlier" }), this.slider,
         button("›", () => this.move(1), { "aria-label": "Later" }), this.where), this.paper);
     if (lines.length) {
       const of = (name) => lines.filter((line) => name in line).map((line) => [line.step, line[name]]);
       this.curve = new Curve(this.box, { about: "Loss over steps", height: 200, named: true,
-        series: [{ name: "training", tone: "quiet", points: of("loss") }, { name: "validation", tone: "accent", points: of("val_loss") }],
+        series: [{ name: "training", tone: "quiet", points: of("loss") },
+          { name: "validation", tone: "accent", points: of("val_loss") }],
         pick: (x) => this.near(x) });
     }
     this.choose();
@@ -77,7 +79,7 @@ class Learn {
 
   // The steps that have a text, or will have one
   get steps() {
-    return this.source === "samples" ? this.run.samples.map((each) => each.step) : this.run.checkpoints.map((each) => each.step);
+    return (this.source === "samples" ? this.run.samples : this.run.checkpoints).map((each) => each.step);
   }
 
   choose() {
@@ -96,7 +98,8 @@ class Learn {
   near(x) {
     const { steps } = this;
     if (!steps.length) return;
-    this.slider.value = steps.reduce((best, step, at) => (Math.abs(step - x) < Math.abs(steps[best] - x) ? at : best), 0);
+    const far = steps.map((step) => Math.abs(step - x));
+    this.slider.value = far.indexOf(Math.min(...far));
     this.turn();
   }
 
@@ -117,12 +120,13 @@ class Learn {
     }
     if (this.source === "samples") {
       const { prompt, text } = run.samples[at];
-      this.paper.replaceChildren(el("span", { class: "given" }, prompt), text);
+      const given = `${prompt}${text}`.trim() ? prompt : "It wrote nothing.";
+      this.paper.replaceChildren(el("span", { class: "given" }, given), text);
       return;
     }
     const text = this.written.get(step);
-    this.paper.replaceChildren(...(text === undefined
-      ? [el("span", { class: "given" }, this.stop ? "This checkpoint has its turn soon." : "Press Continue, and each checkpoint writes its own end to your prompt.")]
+    const waits = this.stop ? "This checkpoint writes soon." : "Press Continue: every checkpoint writes.";
+    this.paper.replaceChildren(...(text === undefined ? [el("span", { class: "given" }, waits)]
       : [el("span", { class: "given" }, this.asked), text]));
   }
 

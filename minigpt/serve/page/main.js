@@ -1,7 +1,7 @@
 // The frame: which runs there are, which one is looked at, which part is shown. The address says both: #live/my
 /* global el */
 import { ask, door, keep, Problem } from "./api.js";
-import { button, empty, megabytes, sentence, short } from "./words.js";
+import { button, counted, empty, megabytes, sentence, short } from "./words.js";
 import * as live from "./live.js";
 import * as learn from "./learn.js";
 import * as notebook from "./notebook.js";
@@ -81,13 +81,13 @@ function list() {
       "aria-current": run.name === app.run ? "page" : null },
     el("span", { class: "run-name" }, el("span", { class: "lamp", title: STATES[stateOf(run)] }), run.name,
       run.star ? el("span", { class: "star", title: "starred" }, "★") : ""),
-    el("span", { class: "run-facts" }, `${STATES[stateOf(run)]} · ${short(run.steps)} steps`,
+    el("span", { class: "run-facts" }, STATES[stateOf(run)],
+      run.steps === 1 ? " · 1 step" : ` · ${short(run.steps)} steps`,
       score === null ? "" : el("span", { title: unit }, ` · ${score.toFixed(3)}`)));
   });
-  const damaged = app.damaged.map((run) => el("p", { class: "note wrong", title: run.why }, `${run.name} cannot be read: ${run.why}`));
-  const none = app.server && !app.runs.length
-    ? [el("p", { class: "note" }, "No runs yet.")]
-    : some.length ? [] : [el("p", { class: "note" }, app.server ? "No run is called so." : "Reading the runs …")];
+  const damaged = app.damaged.map((run) => el("p", { class: "note wrong" }, `${run.name} cannot be read: ${run.why}`));
+  const why = !app.server ? "Reading the runs …" : app.runs.length ? "No name or note has this." : "No runs yet.";
+  const none = some.length ? [] : [el("p", { class: "note" }, why)];
   const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
   if (text !== list.text) {
     const focused = find("runs").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
@@ -97,19 +97,20 @@ function list() {
   list.text = text;
   if (app.server) {
     const { usage, models, version } = app.server;
-    const held = models.length ? `${models.length} model${models.length === 1 ? "" : "s"} in memory` : "no model in memory";
+    const held = `${models.length ? counted(models.length, "model") : "no model"} in memory`;
     find("server").textContent = `minigpt ${version} · ${held}${usage ? ` · ${megabytes(usage.bytes)}` : ""}`;
   }
 }
 
 function head() {
   const run = app.line;
-  const all = { runs: "All runs", start: "A new run" }[app.part];
-  find("title").textContent = all ?? run?.name ?? "minigpt";
-  document.title = `${all ?? run?.name ?? "runs"} · minigpt`;
-  const facts = !run || all ? [] : [
-    STATES[stateOf(run)], run.parameters === null ? "" : `${short(run.parameters)} parameters`,
+  const all = { runs: ["All runs", counted(app.runs.length, "run")],
+    start: ["A new run", "From a text of yours to a model of yours"] }[app.part];
+  const facts = all ? all.slice(1) : !run ? [] : [STATES[stateOf(run)],
+    run.parameters === null ? "" : `${short(run.parameters)} parameters`,
     run.data ? `learns from ${run.data.split("/").pop()}` : ""];
+  find("title").textContent = all?.[0] ?? run?.name ?? "minigpt";
+  document.title = `${all?.[0] ?? run?.name ?? "runs"} · minigpt`;
   find("facts").textContent = facts.filter(Boolean).join(" · ");
 }
 
@@ -158,7 +159,8 @@ function unfold(open) {
 // The key of the server, where it has one
 door.ask = () => {
   door.asking ||= new Promise((done) => {
-    const field = el("input", { type: "password", autocomplete: "current-password", required: true, "aria-label": "Key" });
+    const field = el("input",
+      { type: "password", autocomplete: "current-password", required: true, "aria-label": "Key" });
     const form = el("form", { method: "dialog" }, el("h2", {}, "The key of this server"),
       el("p", {}, "It was given with --api-key, or printed when the server started."), field,
       el("div", { class: "row end" }, button("Open", () => form.requestSubmit(), { kind: "primary" })));

@@ -3,7 +3,7 @@
 import { ask, query, stream } from "./api.js";
 import { Ghost } from "./ghost.js";
 import { Settings } from "./settings.js";
-import { button, choice, count, during, empty, labelled } from "./words.js";
+import { button, choice, count, counted, during, empty, labelled, link } from "./words.js";
 
 export const title = "Notebook";
 const TEXT = "minigpt-notebook"; // the text stays in this browser, for all runs
@@ -17,13 +17,15 @@ export const pending = { go: false };
 // The models of a run as a choice; "" where it has none yet
 export function models(app, act) {
   const all = app.modelsOf(app.run);
-  const label = (id) => (id === app.run ? "best checkpoint" : id.includes("@") ? `step ${count(Number(id.split("@").pop()))}`
-    : `adapter ${id.slice(app.run.length + 1)}`);
+  const label = (id) => {
+    if (id === app.run) return "best checkpoint";
+    return id.includes("@") ? `step ${count(Number(id.split("@").pop()))}` : `adapter ${id.slice(app.run.length + 1)}`;
+  };
   return choice(all.map((id) => [id, label(id)]), all[0] ?? "", act);
 }
 
-export const noModel = (name) => empty("This run has no checkpoint yet", "A model can write as soon as the first one is saved; see ",
-  el("a", { href: `#live/${encodeURIComponent(name)}` }, "Live run"), ".");
+export const noModel = (name) => empty("This run has no checkpoint yet",
+  "A model can write as soon as the first one is saved; see ", link("live", name, "Live run"), ".");
 
 export async function show(panel, app) {
   if (!app.modelsOf(app.run).length) await app.refresh();
@@ -44,7 +46,8 @@ class Notebook {
   async start() {
     this.status = el("p", { class: "status", role: "status" });
     this.panel.append(this.status);
-    const run = await during(this.status, "Reading the run …", () => ask(`/api/run?${query({ name: this.app.run })}`));
+    const run = await during(this.status, "Reading the run …",
+      () => ask(`/api/run?${query({ name: this.app.run })}`));
     if (!run) return;
     this.settings = new Settings(run.generation);
     await this.settings.build();
@@ -64,7 +67,7 @@ class Notebook {
   build(run) {
     this.model = models(this.app, () => this.ghost.clear());
     this.area = el("textarea", { class: "paper", rows: 16, spellcheck: false, "aria-label": "The text",
-      placeholder: "Write the beginning of a text, and let the model go on." });
+      placeholder: "Write the beginning of a text, and let the model continue it." });
     this.area.value = notebookText() || (run.prompt ?? "").trim();
     this.ghost = new Ghost(this.area, (text, signal) => this.suggest(text, signal), () => this.remember());
     this.ghost.on = localStorage.getItem("minigpt-suggest") !== "no";
@@ -72,7 +75,7 @@ class Notebook {
     this.halt = button("Stop", () => this.stop?.abort(), { title: "Escape", hidden: true });
     this.back = button("Undo", () => this.undo(), { title: "Ctrl + Z" });
     this.forth = button("Redo", () => this.redo());
-    const many = choice([1, 2, 3, 4].map((n) => [String(n), n === 1 ? "one" : `${n} beside each other`]), "1", (n) => { this.many = Number(n); });
+    const beside = choice(["1", "2", "3", "4"].map((n) => [n, n]), "1", (n) => { this.many = Number(n); });
     const suggest = el("input", { type: "checkbox" });
     suggest.checked = this.ghost.on;
     suggest.addEventListener("change", () => {
@@ -92,10 +95,11 @@ class Notebook {
     this.settings.changed = () => this.ghost.clear();
     this.panel.replaceChildren(el("div", { class: "beside" },
       el("div", { class: "stack" }, this.ghost.box,
-        el("div", { class: "row tools" }, this.go, this.halt, this.back, this.forth, labelled("Continuations", many),
+        el("div", { class: "row tools" }, this.go, this.halt, this.back, this.forth, labelled("Continuations", beside),
           el("label", { class: "check" }, suggest, "Suggest while I write (Tab takes a word)")),
         this.status, this.count, this.choices),
-      el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"), labelled("Model", this.model), this.settings.box)));
+      el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"),
+        labelled("Model", this.model), this.settings.box)));
     this.before = this.area.value;
     this.ghost.paint();
     this.counts();
@@ -114,7 +118,8 @@ class Notebook {
 
   counts() {
     const words = this.text.trim() ? this.text.trim().split(/\s+/).length : 0;
-    this.count.textContent = `${count(words)} word${words === 1 ? "" : "s"}, ${count([...this.text].length)} characters. The text stays in this browser.`;
+    const size = `${counted(words, "word")}, ${counted([...this.text].length, "character")}`;
+    this.count.textContent = `${size}. The text stays in this browser.`;
   }
 
   // --- undo ---
@@ -159,10 +164,10 @@ class Notebook {
   }
 
   key(event) {
-    const control = event.ctrlKey || event.metaKey;
+    const control = event.ctrlKey || event.metaKey, back = control && event.key.toLowerCase() === "z";
     if (control && event.key === "Enter") this.write();
     else if (event.key === "Escape" && this.stop) this.stop.abort();
-    else if (control && event.key.toLowerCase() === "z" && event.target === this.area) event.shiftKey ? this.redo() : this.undo();
+    else if (back && event.target === this.area) event.shiftKey ? this.redo() : this.undo();
     else return;
     event.preventDefault();
   }
@@ -171,7 +176,8 @@ class Notebook {
 
   async suggest(text, signal) {
     if (this.stop) return "";
-    const asked = { ...this.settings.request, model: this.model.value, prompt: text, max_tokens: AHEAD, temperature: 0 };
+    const ahead = { prompt: text, max_tokens: AHEAD, temperature: 0 };
+    const asked = { ...this.settings.request, model: this.model.value, ...ahead };
     return (await ask("/v1/completions", asked, signal)).choices[0].text;
   }
 

@@ -1,8 +1,8 @@
-// Why this word: tokens coloured by surprise, what the model held for likelier at each, and a way on from there.
+// Why this word: tokens coloured by surprise, which tokens were likelier at each place, and a way to continue there.
 /* global el, visible, token, percent, roving */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText, pending } from "./notebook.js";
-import { button, count, during, labelled } from "./words.js";
+import { button, count, counted, during, labelled } from "./words.js";
 
 export const title = "Why this word";
 
@@ -33,13 +33,15 @@ class Why {
     });
     this.model = models(this.app, () => this.look());
     this.status = el("p", { class: "status", role: "status" });
-    this.tokens = el("div", { class: "text", role: "group", "aria-label": "The text, token by token; arrow keys move" });
+    this.tokens = el("div", { class: "text", role: "group", "aria-label": "The tokens of the text; arrow keys move" });
     this.legend = el("div", { class: "legend" });
     this.side = el("div", { class: "likeliest", "aria-live": "polite" });
     this.panel.replaceChildren(
-      el("p", { class: "lead-in" }, "The stronger the colour, the less the model expected the token. Point at one to see what it held for likelier, and choose one of those to go on from there."),
-      labelled("Text (the notebook's)", this.area),
-      el("div", { class: "row" }, button("Read it", () => this.look(), { kind: "primary", title: "Ctrl + Enter" }), labelled("Model", this.model)),
+      el("p", { class: "lead-in" }, "The stronger the colour, the less the model expected the token. Point at a token ",
+        "to see which tokens were likelier there. Choose one of these to continue from there."),
+      labelled("Text (the notebook's)", this.area), el("div", { class: "row" },
+        button("Read it", () => this.look(), { kind: "primary", title: "Ctrl + Enter" }),
+        labelled("Model", this.model)),
       this.status, el("div", { class: "beside" }, el("div", {}, this.tokens, this.legend), this.side));
   }
 
@@ -47,7 +49,7 @@ class Why {
     this.stop?.abort();
     this.stop = new AbortController();
     if (!this.area.value) {
-      this.tokens.replaceChildren(el("span", { class: "given" }, "Write a text above, or in the notebook, and read it here."));
+      this.tokens.replaceChildren(el("span", { class: "given" }, "Write a text above, then press Read it."));
       return;
     }
     keepText(this.area.value);
@@ -68,19 +70,23 @@ class Why {
         : `${each.loss.toFixed(2)} nats, rank ${each.rank}`;
       const parts = end ? ["?"] : each.text.split(/(?=\n)/).flatMap((part) => (part[0] === "\n"
         ? [el("span", { class: "space", "aria-hidden": "true" }, "↵"), part] : [part]));
-      return el("span", { class: `surprising${apart ? " apart" : ""}${end ? " next-place" : ""}`, role: "button", tabindex: -1,
-        style: { "--v": Math.min(1, (each.loss ?? 0) / blind) }, "aria-label": `${end ? "the end" : visible(each.text)}, ${about}`,
-        title: about, onmouseenter: () => this.pinned || this.point(at), onfocus: () => this.point(at),
+      const kind = `surprising${apart ? " apart" : ""}${end ? " next-place" : ""}`;
+      return el("span", { class: kind, role: "button", tabindex: -1, title: about,
+        "aria-label": `${end ? "the end" : visible(each.text)}, ${about}`,
+        style: { "--v": Math.min(1, (each.loss ?? 0) / blind) },
+        onmouseenter: () => this.pinned || this.point(at), onfocus: () => this.point(at),
         onclick: () => { this.pinned = true; this.point(at); } }, ...parts);
     });
     this.tokens.replaceChildren(...this.spans);
     this.tokens.onmouseleave = () => { this.pinned = false; };
     roving(this.tokens, this.spans, 10);
     const mean = known.reduce((sum, each) => sum + each.loss, 0) / Math.max(1, known.length);
-    const first = known.filter((each) => each.rank === 1).length;
-    this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }), `${blind.toFixed(1)} nats: a blind guess among ${count(vocabulary)} tokens`,
-      ...(known.length ? [el("span", {}, `· mean ${mean.toFixed(3)} nats · ${Math.round((100 * first) / known.length)} % were the likeliest token`)] : []),
-      ...(cut ? [el("span", {}, `· the first ${count(cut)} tokens are left out: the model reads ${count(tokens.length - 1)} at once`)] : []));
+    const first = known.filter((each) => each.rank === 1).length / known.length;
+    this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }),
+      `${blind.toFixed(1)} nats: a blind guess among ${counted(vocabulary, "token")}`,
+      known.length ? el("p", {}, `Mean ${mean.toFixed(3)} nats. ${percent(first)} were the likeliest token.`) : "",
+      cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens at once, without ${count(cut)} before.`)
+        : "");
     this.point(tokens.length - 1);
   }
 
@@ -91,21 +97,27 @@ class Why {
       span.tabIndex = place === at ? 0 : -1;
     }
     if (!here.likeliest.length) {
-      this.side.replaceChildren(el("h2", {}, token(here.text)), el("p", { class: "note" }, cut
-        ? "The first token that is read: nothing stands before it here." : "The first token: nothing stands before it, so that nothing predicts it."));
+      this.side.replaceChildren(el("h2", {}, token(here.text)), el("p", { class: "note" },
+        `The first token${cut ? " that is read" : ""}: nothing stands before it, so that nothing predicts it.`));
       return;
     }
     const most = here.likeliest[0].probability, own = Math.exp(-(here.loss ?? 0));
     const head = here.text === null ? [el("h2", {}, "What comes next")]
       : [el("h2", {}, "Why ", token(here.text), "?"), el("p", { class: "note" },
-        here.rank === 1 ? "It was the likeliest token: " : `${count(here.rank - 1)} token${here.rank === 2 ? " was" : "s were"} likelier (rank ${count(here.rank)}): `,
+        here.rank === 1 ? "It was the likeliest token: "
+          : `${counted(here.rank - 1, "token")} ${here.rank === 2 ? "was" : "were"} likelier `
+            + `(rank ${count(here.rank)}): `,
         el("b", {}, percent(own)), `, ${here.loss.toFixed(2)} nats of surprise.`)];
-    const rows = here.likeliest.map((each) => el("button", { type: "button", class: each.id === here.id ? "bar-row own" : "bar-row",
-      title: "Go on from here with this token", onclick: () => this.goOn(here, each) },
-    el("span", { class: "bar-token" }, token(each.text)), el("span", { class: "bar-fill", style: { width: `${(62 * each.probability) / most}%` } }),
+    const bar = (each) => el("span", {},
+      el("span", { class: "bar-fill", style: { width: `${(100 * each.probability) / most}%` } }));
+    const rows = here.likeliest.map((each) => el("button", { type: "button", onclick: () => this.goOn(here, each),
+      class: each.id === here.id ? "bar-row own" : "bar-row", title: "Continue from here with this token" },
+    el("span", { class: "bar-token" }, token(each.text)), bar(each),
     el("span", { class: "bar-value" }, percent(each.probability))));
-    this.side.replaceChildren(...head, el("div", { class: "bars", role: "group", "aria-label": "The likeliest tokens" }, ...rows),
-      el("p", { class: "note" }, "Choose a token: the text is cut here, goes on with it, and the model writes the rest in the notebook."));
+    this.side.replaceChildren(...head,
+      el("div", { class: "bars", role: "group", "aria-label": "The likeliest tokens" }, ...rows),
+      el("p", { class: "note" }, "Choose a token: the notebook puts it behind the text before this place, ",
+        "and the model writes the rest."));
   }
 
   goOn(here, chosen) {

@@ -2,6 +2,8 @@
 /* global el */
 export const count = (value) => Math.round(value).toLocaleString("en");
 
+export const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+
 export function short(value) {
   if (value === null || value === undefined) return "–";
   for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
@@ -29,7 +31,8 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-export const megabytes = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
+export const megabytes = (bytes) =>
+  (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export function when(iso) {
   const date = new Date(iso), today = new Date().toDateString() === date.toDateString();
@@ -40,6 +43,9 @@ export function when(iso) {
 export function empty(title, ...what) {
   return el("div", { class: "empty" }, el("p", { class: "empty-title" }, title), el("p", {}, ...what));
 }
+
+// A link to a part of the page, of one run
+export const link = (part, run, text) => el("a", { href: `#${part}/${encodeURIComponent(run)}` }, text);
 
 export const code = (text) => el("code", {}, text);
 
