@@ -2,6 +2,12 @@
 /* global el */
 export const count = (value) => Math.round(value).toLocaleString("en");
 
+export const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+
+// [label, value] as a line of large figures
+export const figures = (rows) => el("dl", { class: "figures inspected" },
+  ...rows.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
+
 export function short(value) {
   if (value === null || value === undefined) return "–";
   for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
@@ -29,7 +35,8 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-export const megabytes = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
+export const megabytes = (bytes) =>
+  (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export function when(iso) {
   const date = new Date(iso), today = new Date().toDateString() === date.toDateString();

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from minigpt import __version__
 from minigpt.config import GenerationConfig, validate
 from minigpt.config.presets import presets_file, read_presets, save_preset
-from minigpt.errors import RunError, storage_error
+from minigpt.errors import ConfigError, RunError, storage_error
 from minigpt.files import delete_folder
 from minigpt.runs.compare import cautions, differences
 from minigpt.runs.lock import run_lock
@@ -21,11 +21,12 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
+from minigpt.serve.workbench.form import form, line, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Started, stop, usage_of
 from minigpt.serve.workbench.shelf import Damaged, Shelf
-from minigpt.serve.workbench.starting import Texts, inspected, planned, train_words
+from minigpt.serve.workbench.starting import Texts, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
 
 Name = Annotated[str, Field(max_length=500)]
@@ -72,12 +73,31 @@ class Slice(Asked):
     done: bool
 
 
-class OfSource(Asked):
-    """A text of the list."""
+class Wanted(Asked):
+    """Settings of a new run, each as it is written after its flag."""
+
+    settings: Annotated[dict[str, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
+
+
+class NewRun(Wanted):
+    """A text of the list, and how to train on it; an empty budget leaves the length to the settings."""
 
     text: Name
     budget: Annotated[str, Field(max_length=20)] = "5m"
     name: Annotated[str, Field(max_length=100)] = ""
+
+
+class Looked(Asked):
+    """A text of the list, or the run's own where it is left out; through the run's tokenizer, where one is named."""
+
+    text: Name = ""
+    name: Name = ""
+
+
+class Spelled(OfRun):
+    """A text for a run's tokenizer."""
+
+    text: Annotated[str, Field(max_length=1 << 20)]
 
 
 class Preset(Asked):
@@ -112,6 +132,9 @@ class Workbench:
             ("GET", "/api/texts", self.texts),
             ("POST", "/api/texts", self.upload),
             ("POST", "/api/inspect", self.inspect),
+            ("POST", "/api/tokens", self.tokens),
+            ("GET", "/api/form", self.form),
+            ("POST", "/api/check", self.check),
             ("POST", "/api/plan", self.plan),
             ("POST", "/api/start", self.start),
             ("POST", "/api/floors", self.floors),
@@ -228,16 +251,35 @@ class Workbench:
         """Take a part of a text file; the answer names it. Nothing of it is ever run."""
         return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
 
-    async def inspect(self, asked: OfSource) -> dict[str, Any]:
+    async def inspect(self, asked: Looked) -> dict[str, Any]:
         """What `minigpt data inspect` says of a text."""
-        return await asyncio.to_thread(inspected, self.kept.find(asked.text))
+        run = await asyncio.to_thread(self.shelf.find, asked.name) if asked.name or not asked.text else None
+        source = self.kept.find(asked.text) if asked.text else None
+        return await asyncio.to_thread(details.inspected, source, run)
 
-    async def plan(self, asked: OfSource) -> dict[str, Any]:
-        """What `--budget` would choose, and what loss and size to expect: the machine is measured for it."""
-        return await planned(self.kept.find(asked.text), asked.budget)
+    def tokens(self, asked: Spelled) -> dict[str, Any]:
+        """A text through the tokenizer of a run."""
+        return details.tokens(self.shelf.find(asked.name), asked.text)
 
-    def start(self, asked: OfSource) -> dict[str, str]:
+    def form(self) -> dict[str, Any]:
+        """The settings that the page may set, as JSON Schema."""
+        return {"sections": form()}
+
+    def check(self, asked: NewRun) -> dict[str, Any]:
+        """What the command says of the settings, and the command itself; the names of text and run are as they are."""
+        found = wrong(asked.settings)
+        words = [] if found else train_words(self.kept.find(asked.text), asked.budget, asked.settings, Path(asked.name))
+        return {"wrong": found, "line": line(words) if words else ""}
+
+    async def plan(self, asked: NewRun) -> dict[str, Any]:
+        """What `--budget` would choose, and what loss, size and memory to expect: the machine is measured for it."""
+        return await planned(self.kept.find(asked.text), asked.budget, asked.settings)
+
+    def start(self, asked: NewRun) -> dict[str, str]:
         """Train, as the command does. Raises RunError for a name that is taken or impossible."""
         path = self.kept.place(asked.name)
-        self.started.begin(path, train_words(self.kept.find(asked.text), asked.budget, path))
+        if found := wrong(asked.settings):
+            raise ConfigError(found)
+        source = self.kept.find(asked.text)
+        self.started.begin(path, train_words(source, asked.budget, asked.settings, path))
         return {"name": path.name}
