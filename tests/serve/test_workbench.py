@@ -391,8 +391,6 @@ def test_a_budget_is_planned_and_trained_as_by_the_command(tmp_path: Path, monke
         asked = {**sent, "budget": "6s", "settings": {"model.num_layers": "1"}}
         plan = client.post("/api/plan", json=asked).json()
         assert min(plan["predicted_loss"], plan["steps"], plan["parameters"], plan["memory_bytes"]) > 0
-        size = client.post("/api/plan", json={**asked, "budget": ""}).json()
-        assert size["parameters"] > 0 and size["memory_bytes"] > 4 * size["parameters"]
         late = client.post("/api/plan", json={**asked, "settings": {"train.max_steps": "3"}})
         assert late.json()["error"]["message"].startswith("--train.max-steps: --budget chooses")
         assert client.post("/api/start", json={**asked, "name": "mine"}).json() == {"name": "mine"}

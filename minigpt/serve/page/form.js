@@ -30,7 +30,7 @@ export class Form {
     this.box.replaceChildren(el("div", { class: "row" }, this.find,
       el("label", { class: "check" }, this.only, "only what I changed"),
       button("Back to the defaults", () => this.reset(), { kind: "small" })),
-    this.none, ...this.groups.map((group) => group.box));
+    this.none, el("div", { class: "form-groups" }, ...this.groups.map((group) => group.box)));
   }
 
   row(name, schema) {
@@ -85,8 +85,10 @@ export class Form {
     for (const { mistake } of [...this.rows.values(), ...this.groups ?? []]) mistake.textContent = "";
     return lines.filter((line) => {
       const [, name, rest] = line.match(/^(?:--)?([\w.-]+): ?(.*)$/s) ?? [null, "", line];
-      const plain = name.replaceAll("-", "_");
-      const place = this.rows.get(plain) ?? this.groups?.find(({ section }) => section === plain);
+      const plain = name.replaceAll("-", "_").toLowerCase(), changed = Object.keys(this.values);
+      // a mistake of two settings names their section: it belongs to the one that was changed
+      const meant = changed.find((each) => each.startsWith(`${plain}.`) && rest.includes(each.split(".")[1]));
+      const place = this.rows.get(meant ?? plain) ?? this.groups?.find(({ section }) => section === plain);
       if (!place) return true;
       place.mistake.textContent = sentence(rest);
       place.box.hidden = false;
