@@ -230,6 +230,8 @@ def test_settings_are_a_form_and_errors_are_those_of_the_command(client: Any, ca
         said = capsys.readouterr().err
         found = checked(**settings)["wrong"]
         assert found and found[0].partition(": ")[2] in said  # the command begins it as the flag was typed
+    taken = client.post("/api/check", json={"text": "stories", "name": "base"}).json()
+    assert taken == {"wrong": ["there is a run base already; choose another name"], "line": ""}
     for path in ("data.source", "data.cache_dir", "finetune.base", "logging.runs_dir", "json", "../x"):
         asked = {"text": "stories", "name": "my", "settings": {path: "/etc/passwd"}}
         assert client.post("/api/check", json=asked).json()["wrong"] == [f"{path}: no such setting here"]

@@ -9,6 +9,7 @@ document.head.append(el("link", { rel: "stylesheet", href: "/page/forms.css" }))
 export const title = "Data";
 const SMALL = 50000; // bytes of a text that a model learns by heart
 const LEAK = 0.01; // of validation that is in training too, from which on a score says little
+const SPECIAL = "A special token: it stands for no text, or for a character that is not known.";
 const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 
 export async function show(panel, app) {
@@ -106,9 +107,9 @@ class Data {
       el("p", { class: "note" }, `${counted(bytes, "byte")}, ${counted(all, "token")}: `,
         `${figure(bytes / Math.max(1, all), 2)} bytes per token. `,
         `The tokenizer (${kind}) knows ${counted(vocabulary, "token")}.`),
-      el("ol", { class: "boxes" }, ...tokens.map((each) => el("li", { class: each.special ? "special" : null,
-        title: each.special ? "a special token: it stands for no text, or for a character that is not known" : null },
-      el("b", {}, visible(each.text) || "∅"), el("span", {}, each.id), el("small", {}, each.bytes)))),
+      el("ol", { class: "boxes", tabindex: 0, "aria-label": "Tokens" }, ...tokens.map((each) => el("li",
+        { class: each.special ? "special" : null, title: each.special ? SPECIAL : null },
+        el("b", {}, visible(each.text) || "∅"), el("span", {}, each.id), el("small", {}, each.bytes)))),
       ...(left ? [el("p", { class: "note" }, `and ${counted(left, "token")} more`)] : []));
   }
 }

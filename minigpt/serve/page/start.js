@@ -37,6 +37,7 @@ class Start {
     this.expected = el("div", {});
     this.name = el("input", { type: "text", maxlength: 100, spellcheck: false, autocomplete: "off" });
     this.name.addEventListener("change", () => this.check());
+    this.chosen = el("p", { class: "note" });
     this.go = button("Start training", () => this.start(), { kind: "primary", disabled: true });
     this.plan = button("What to expect", () => this.expect(),
       { disabled: true, title: "Measures this machine for some seconds" });
@@ -53,16 +54,17 @@ class Start {
       el("h2", {}, "1. A text"), drop, this.sending,
       el("div", { class: "row" }, labelled("Or one that is here", this.source)), this.about,
       el("h2", {}, "2. A time"), el("div", { class: "row" }, labelled("Train for", this.time), this.plan),
-      el("p", { class: "note" }, "Size, context, batch and rates are chosen for the time that you give. ",
-        "What you set yourself stands."), fold, this.expected,
+      this.chosen, fold, this.expected,
       el("h2", {}, "3. A name"), el("div", { class: "row" }, labelled("Name of the run", this.name), this.go),
       this.status, this.command);
+    this.check();
   }
 
   async choose(name) {
     this.text = name;
     this.go.disabled = this.plan.disabled = !name;
     this.about.replaceChildren();
+    this.expected.replaceChildren();
     if (!name) return;
     const stem = name.replace(/^sent: /, "").split("/").pop().replace(/\.[a-z]+$/, "");
     const taken = new Set(this.app.runs.map((run) => run.name));
@@ -81,11 +83,15 @@ class Start {
 
   // What the command says of the settings, and the command itself, after each change
   async check() {
-    this.expected.replaceChildren();
+    this.expected.classList.add("stale"); // it stays where it is: what moves under a pointer is not clicked
     const changed = Object.keys(this.settings), own = LENGTHS.some((name) => changed.includes(name));
     this.changes.textContent = changed.length ? `· ${changed.length} changed` : "";
     if (own && this.budget) this.time.value = this.budget = ""; // a length of one's own takes the place of the time
-    if (!this.text) return true;
+    this.chosen.textContent = this.budget
+      ? "Size, context, batch and rates are chosen for the time that you give. What you set yourself stands."
+      : own ? "Each setting is the default, or what you set yourself."
+        : "Say below how long: max steps, max epochs, max tokens or max minutes. Else it is 5 minutes.";
+    if (!this.text) return false;
     const asked = this.asked, found = await during(this.status, "", () => ask("/api/check", asked));
     if (!found || JSON.stringify(asked) !== JSON.stringify(this.asked)) return false;
     this.complain(found.wrong);
@@ -112,6 +118,7 @@ class Start {
     const found = await this.tried(() => during(this.status, words, () => ask("/api/plan", asked)));
     this.plan.disabled = false;
     if (!found || JSON.stringify(asked) !== JSON.stringify(this.asked)) return;
+    this.expected.classList.remove("stale");
     const size = [["parameters", short(found.parameters)], ["memory, about", megabytes(found.memory_bytes)]];
     const better = found.five_gram_bits - found.predicted_bits_per_byte;
     this.expected.replaceChildren(figures(asked.budget ? [["loss", figure(found.predicted_loss)],

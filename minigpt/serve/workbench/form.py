@@ -3,7 +3,6 @@
 Values are texts, as they are written after a flag. No path can be set here: a request names listed texts only.
 """
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,13 +41,8 @@ def flags(settings: Mapping[str, str]) -> list[str]:
 def wrong(settings: Mapping[str, str]) -> list[str]:
     """What the command says of settings that are wrong, a line each: "train.max_steps: ..."."""
     try:
-        written = {word.partition("=")[0]: pair for word, pair in zip(flags(settings), settings.items(), strict=True)}
-        load_config(None, {name: flag_value(flag, name, text) for flag, (name, text) in written.items()})
+        pairs = zip(flags(settings), settings.items(), strict=True)
+        load_config(None, {name: flag_value(word.partition("=")[0], name, text) for word, (name, text) in pairs})
     except ConfigError as error:
         return error.problems
     return []
-
-
-def line(words: list[str]) -> str:
-    """The command as a person types it."""
-    return shlex.join(["minigpt", *words])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
-from minigpt.serve.workbench.form import form, line, wrong
+from minigpt.serve.workbench.form import form, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Started, stop, usage_of
@@ -266,10 +267,14 @@ class Workbench:
         return {"sections": form()}
 
     def check(self, asked: NewRun) -> dict[str, Any]:
-        """What the command says of the settings, and the command itself; the names of text and run are as they are."""
-        found = wrong(asked.settings)
-        words = [] if found else train_words(self.kept.find(asked.text), asked.budget, asked.settings, Path(asked.name))
-        return {"wrong": found, "line": line(words) if words else ""}
+        """What is wrong with the settings and the name, a line each; else the command that would run."""
+        found, source = wrong(asked.settings), self.kept.find(asked.text)
+        try:
+            path = self.kept.place(asked.name)
+        except RunError as error:
+            return {"wrong": [*found, str(error)], "line": ""}
+        words = [] if found else train_words(source, asked.budget, asked.settings, path)
+        return {"wrong": found, "line": shlex.join(["minigpt", *words]) if words else ""}
 
     async def plan(self, asked: NewRun) -> dict[str, Any]:
         """What `--budget` would choose, and what loss, size and memory to expect: the machine is measured for it."""

@@ -123,6 +123,7 @@ async def _answer(*words: str) -> dict[str, Any]:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     if process.returncode:
         raise UserError(last_line(said, process.returncode).removeprefix("minigpt: "))
     return json.loads(answered)
