@@ -73,8 +73,8 @@ class Budgeted:
         text: what the law knows of the text.
         plan: what was chosen.
         report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
-            predicted_bits_per_byte, parameters, memory_bytes (about), steps, tokens, passes, flops, step_seconds,
-            measuring_seconds, five_gram_bits.
+            predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits,
+            parameters, memory_bytes (about).
         tokenizer: of the text.
         started: when the command began, by time.perf_counter.
         again: seconds of work that `train` will do before its clock begins.
@@ -211,8 +211,6 @@ def plan_within(
         "promised_seconds": whole if plan.limited or not amount.seconds else max(whole, amount.seconds),
         "predicted_loss": plan.loss,
         "predicted_bits_per_byte": plan.loss / text.bytes_per_token / math.log(2),
-        "parameters": parameter_table(plan.config.model)["total"],
-        "memory_bytes": _memory(plan.config),
         "steps": plan.steps,
         "tokens": plan.tokens,
         "passes": plan.tokens / text.train_tokens,
@@ -221,14 +219,14 @@ def plan_within(
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / math.log(2),
     }
-    return Budgeted(amount, text, plan, report, tokenizer, started, again)
+    return Budgeted(amount, text, plan, report | _size(plan.config), tokenizer, started, again)
 
 
-def _memory(config: RunConfig) -> int:
-    """Bytes that training needs, about."""
+def _size(config: RunConfig) -> dict[str, int]:
+    """Weights of the model, and the bytes that its training needs, about."""
     shape, settings = config.model, config.train
     kernel = "sdpa" if shape.attention == "auto" else shape.attention
-    return training_memory(
+    memory = training_memory(
         shape.model_copy(update={"attention": kernel}),
         settings.rows,
         make_runtime(settings.device, settings.precision),
@@ -236,7 +234,8 @@ def _memory(config: RunConfig) -> int:
         ema=settings.ema_decay > 0,
         accumulates=settings.rows < settings.batch_size,
         checkpointing=config.parallel.activation_checkpointing,
-    ).total
+    )
+    return {"parameters": parameter_table(shape)["total"], "memory_bytes": memory.total}
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:

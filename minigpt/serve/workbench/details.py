@@ -111,14 +111,9 @@ def measure_floors(run: RunRecord) -> dict[str, float]:
         raise DataError(f"{data.source}: cannot be read ({error.strerror}); put the text back") from None
 
 
-def inspected(source: str | None, run: RunRecord | None) -> dict[str, Any]:
-    """What `minigpt data inspect` says of a text, or of a run's own; tokens are counted with the run's tokenizer.
-
-    Raises DataError.
-    """
-    config = run.config.data if run else DataConfig()
-    tokenizer = tokenizers.load(run.path) if run else None
-    return dict(inspect_data(config.model_copy(update={"source": source}) if source else config, tokenizer))
+def inspected(config: DataConfig, run: RunRecord | None) -> dict[str, Any]:
+    """What `minigpt data inspect` says of a text; tokens are counted with a run's tokenizer. Raises DataError."""
+    return dict(inspect_data(config, tokenizers.load(run.path) if run else None))
 
 
 def tokens(run: RunRecord, text: str) -> dict[str, Any]:

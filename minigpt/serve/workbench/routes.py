@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt import __version__
-from minigpt.config import GenerationConfig, validate
+from minigpt.config import DataConfig, GenerationConfig, validate
 from minigpt.config.presets import presets_file, read_presets, save_preset
 from minigpt.errors import ConfigError, RunError, storage_error
 from minigpt.files import delete_folder
@@ -255,8 +255,8 @@ class Workbench:
     async def inspect(self, asked: Looked) -> dict[str, Any]:
         """What `minigpt data inspect` says of a text."""
         run = await asyncio.to_thread(self.shelf.find, asked.name) if asked.name or not asked.text else None
-        source = self.kept.find(asked.text) if asked.text else None
-        return await asyncio.to_thread(details.inspected, source, run)
+        config = DataConfig(source=self.kept.find(asked.text)) if asked.text or not run else run.config.data
+        return await asyncio.to_thread(details.inspected, config, run)
 
     def tokens(self, asked: Spelled) -> dict[str, Any]:
         """A text through the tokenizer of a run."""
