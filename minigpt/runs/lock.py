@@ -59,7 +59,7 @@ def _take_away(path: Path, made: list[Path]) -> None:
 
 
 def _take(handle: int) -> bool:
-    """Whether the lock could be had; who only asks about it (`is_held`) has it for a moment, so it is tried again."""
+    """Whether the lock could be had. `is_held` of another process has it for a moment, so several tries are made."""
     for pause in PAUSES:
         if _try(handle):
             return True

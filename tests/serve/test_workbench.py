@@ -332,6 +332,7 @@ def test_a_run_is_started_stopped_and_resumed_as_by_the_command(tmp_path: Path, 
         assert page.told()["last"] < 1000
         assert page.post("/api/resume", name="my") == {"done": True}
         assert page.client.post("/api/resume", json={"name": "my"}).status_code == 400
+        assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
         until(lambda: page.state() == "running")
         assert page.pid() != first
         until(lambda: page.state() == "finished")

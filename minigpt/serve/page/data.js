@@ -2,13 +2,14 @@
 /* global el, visible, token */
 import { ask } from "./api.js";
 import { addText, dropPlace } from "./drop.js";
+import { notebookText } from "./notebook.js";
 import { choice, count, counted, during, empty, figure, figures, labelled } from "./words.js";
 
 document.head.append(el("link", { rel: "stylesheet", href: "/page/forms.css" }));
 
 export const title = "Data";
 const SMALL = 50000; // bytes of a text that a model learns by heart
-const LEAK = 0.01; // of validation that is in training too, from which on a score says little
+const LEAK = 0.05; // of validation that is in training too, from which on a score says little
 const SPECIAL = "A special token: it stands for no text, or for a character that is not known.";
 const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 
@@ -58,7 +59,7 @@ class Data {
       labelled(`Text, for the tokenizer of ${this.run}`, this.area), this.spelling, this.boxes,
       el("h2", {}, "A text to train on"), el("div", { class: "row" }, labelled("Look at", this.source)),
       dropPlace(this.status, (name) => { addText(this.source, name); return this.look(); }), this.status, this.report);
-    this.area.value = this.app.line?.prompt ?? "";
+    this.area.value = notebookText();
     await Promise.all([this.spell(), this.look()]);
   }
 
@@ -90,7 +91,7 @@ class Data {
         ? `The validation text has no ${overlap.unit} in a row to look for.`
         : `${count(overlap.seen)} of ${count(overlap.grams)} runs of ${overlap.unit} in the validation text `
           + "are in the training text too."),
-      el("h3", {}, "Examples"), ...examples.map((text) => el("blockquote", { class: "sample" }, text)));
+      el("h3", {}, "Examples"), ...examples.filter(Boolean).map((text) => el("blockquote", { class: "sample" }, text)));
   }
 
   async spell() {

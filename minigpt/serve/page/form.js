@@ -93,6 +93,7 @@ export class Form {
       place.mistake.textContent = sentence(rest);
       place.box.hidden = false;
       place.box.closest("fieldset").hidden = false;
+      place.box.scrollIntoView({ block: "nearest" });
       return false;
     });
   }

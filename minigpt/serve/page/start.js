@@ -102,7 +102,7 @@ class Start {
 
   complain(lines) {
     const rest = this.form.complain(lines);
-    if (lines.length) this.form.box.closest("details").open = true;
+    if (rest.length < lines.length) this.form.box.closest("details").open = true;
     this.say(rest.map(sentence).join(" "), "wrong");
   }
 

@@ -74,17 +74,15 @@ class Slice(Asked):
     done: bool
 
 
-class Wanted(Asked):
-    """Settings of a new run, each as it is written after its flag."""
+class NewRun(Asked):
+    """A text of the list, and how to train on it.
 
-    settings: Annotated[dict[str, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
-
-
-class NewRun(Wanted):
-    """A text of the list, and how to train on it; an empty budget leaves the length to the settings."""
+    An empty budget leaves the length to the settings. Those are written as after a flag.
+    """
 
     text: Name
     budget: Annotated[str, Field(max_length=20)] = "5m"
+    settings: Annotated[dict[str, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
     name: Annotated[str, Field(max_length=100)] = ""
 
 
@@ -220,11 +218,13 @@ class Workbench:
         return new
 
     def delete(self, asked: OfRun) -> dict[str, bool]:
-        """Delete a run with all its files. Raises RunError where a process trains it."""
+        """Delete a run with all its files. Raises RunError where a process trains it, or is about to."""
         paths = self.shelf.paths()
         if asked.name not in paths:
             raise RunError(f"there is no run {asked.name!r}")
         path = paths[asked.name]
+        if self.started.told(path)["starting"]:
+            raise RunError(f"{asked.name} is starting; stop it first")
         with run_lock(path):
             try:
                 delete_folder(path)
@@ -252,11 +252,11 @@ class Workbench:
         """Take a part of a text file; the answer names it. Nothing of it is ever run."""
         return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
 
-    async def inspect(self, asked: Looked) -> dict[str, Any]:
+    def inspect(self, asked: Looked) -> dict[str, Any]:
         """What `minigpt data inspect` says of a text."""
-        run = await asyncio.to_thread(self.shelf.find, asked.name) if asked.name or not asked.text else None
+        run = self.shelf.find(asked.name) if asked.name else None
         config = DataConfig(source=self.kept.find(asked.text)) if asked.text or not run else run.config.data
-        return await asyncio.to_thread(details.inspected, config, run)
+        return details.inspected(config, run)
 
     def tokens(self, asked: Spelled) -> dict[str, Any]:
         """A text through the tokenizer of a run."""
@@ -278,7 +278,8 @@ class Workbench:
 
     async def plan(self, asked: NewRun) -> dict[str, Any]:
         """What `--budget` would choose, and what loss, size and memory to expect: the machine is measured for it."""
-        return await planned(self.kept.find(asked.text), asked.budget, asked.settings)
+        source = await asyncio.to_thread(self.kept.find, asked.text)
+        return await planned(source, asked.budget, asked.settings)
 
     def start(self, asked: NewRun) -> dict[str, str]:
         """Train, as the command does. Raises RunError for a name that is taken or impossible."""

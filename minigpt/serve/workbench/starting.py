@@ -103,8 +103,7 @@ async def planned(source: str, budget: str, settings: Mapping[str, str]) -> dict
     """
     if not budget:
         found = await _answer("model", "inspect", "--json", *flags(settings))
-        total = {"parameters": found["parameters"]["total"], "memory_bytes": found["training_memory"]["total"]}
-        return {**total, "asked": {"budget": ""}}
+        return {"parameters": found["parameters"]["total"], "memory_bytes": found["training_memory"]["total"]}
     return await _answer("train", source, *_within(budget), *flags(settings), "--dry-run", "--json")
 
 
