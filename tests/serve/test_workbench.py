@@ -224,7 +224,11 @@ def test_settings_are_a_form_and_errors_are_those_of_the_command(client: Any, ca
 
     good = checked(train__max_steps="30", generation__stop='["--a", "b"]', train__sample_prompt="--x\n")
     assert good["wrong"] == [] and "--train.max-steps=30" in good["line"]
-    for settings in ({"train__max_steps": "many"}, {"model__embed_dim": "30"}, {"train__seed": "["}):
+    for settings in (
+        {"train__max_steps": "many"},
+        {"model__embed_dim": "30", "train__max_steps": "3"},
+        {"train__seed": "["},
+    ):
         flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
         assert main(["train", "stories", *flags]) == 2
         said = capsys.readouterr().err

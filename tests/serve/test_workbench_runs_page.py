@@ -85,7 +85,7 @@ def test_any_setting_is_found_changed_and_judged(browser: Any, tmp_path: Path):
         page.evaluate("location.hash = 'start/'")
         page.set_input_files(".drop input", str(tmp_path / "my.txt"))
         page.wait_for_selector("text=repeated lines")
-        assert "minigpt train" in page.locator("pre.line").inner_text()
+        page.wait_for_selector("pre.line:has-text('minigpt train')")
         page.click("summary")
         page.fill("[aria-label='Find a setting']", "drop")
         assert page.locator(".form-row:visible label").all_inner_texts()[0] == "dropout"
