@@ -78,7 +78,7 @@ INSIDE = {
     "serve": "limits / engine / models / api / workbench / server",
     "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
     " / app",
-    "serve.workbench": "inside notes process shelf static / details starting / routes",
+    "serve.workbench": "form inside notes process shelf static / details starting / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
     "cli": "fields / help finished tables / answers arguments tasks / bench config data demo doctor eval explain"
     " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",

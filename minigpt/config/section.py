@@ -33,8 +33,9 @@ def _checked(check: Callable[[str], str]) -> AfterValidator:
     return AfterValidator(validate)
 
 
-PathText = Annotated[str, _checked(expand_home)]
-OptionalPath = Annotated[str | None, _checked(expand_home)]
+_IS_PATH = Field(json_schema_extra={"format": "path"})
+PathText = Annotated[str, _checked(expand_home), _IS_PATH]
+OptionalPath = Annotated[str | None, _checked(expand_home), _IS_PATH]
 """Paths of files and folders, where ~ is the home folder."""
 RunName = Annotated[str | None, _checked(check_name)]
 

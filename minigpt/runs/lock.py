@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from pathlib import Path
 from minigpt.errors import RunError, storage_error
 from minigpt.files import parse_json
 from minigpt.layout import LOCK
+
+PAUSES = (0.01, 0.03, 0.1, 0.2)
+"""Seconds between two tries to have the lock."""
 
 
 @contextmanager
@@ -55,7 +59,16 @@ def _take_away(path: Path, made: list[Path]) -> None:
 
 
 def _take(handle: int) -> bool:
-    """Whether the lock could be had, without waiting."""
+    """Whether the lock could be had. `is_held` of another process has it for a moment, so several tries are made."""
+    for pause in PAUSES:
+        if _try(handle):
+            return True
+        time.sleep(pause)
+    return _try(handle)
+
+
+def _try(handle: int) -> bool:
+    """Whether the lock could be had at once."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -105,8 +118,11 @@ def is_held(file: Path) -> bool:
 
 def holder(file: Path) -> int | None:
     """The process of this machine that holds the lock; None where there is none, or where another machine has it."""
-    if not is_held(file):
-        return None
+    return last_holder(file) if is_held(file) else None
+
+
+def last_holder(file: Path) -> int | None:
+    """The process of this machine that holds the lock, or held it last; None where it was on another machine."""
     try:
         owner = parse_json(file.read_text(encoding="utf-8"))
         return int(owner["pid"]) if owner["host"] == socket.gethostname() else None

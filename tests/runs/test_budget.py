@@ -235,7 +235,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(cats: Path, capsys: pytest.
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
         "asked", "promised_seconds", "predicted_loss", "predicted_bits_per_byte", "steps", "tokens", "passes", "flops",
-        "step_seconds", "measuring_seconds", "five_gram_bits",
+        "step_seconds", "measuring_seconds", "five_gram_bits", "parameters", "memory_bytes",
     }  # fmt: skip
     assert report["predicted_bits_per_byte"] == pytest.approx(report["predicted_loss"] / math.log(2))
     assert not (cats / "runs").exists()

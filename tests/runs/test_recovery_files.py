@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
-from minigpt.runs.lock import run_lock
+from minigpt.runs.lock import is_held, run_lock
 from minigpt.runs.train import train
 from minigpt.weights.damage import newest_whole
 
@@ -133,6 +134,15 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
         pass
     with (run / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_who_only_asks_about_a_lock_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    asked = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(asked, fcntl.LOCK_SH)
+    threading.Timer(0.05, os.close, [asked]).start()
+    with run_lock(tmp_path):
+        assert is_held(tmp_path / ".lock")
 
 
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

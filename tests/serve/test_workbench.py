@@ -1,18 +1,23 @@
 """What the page of `minigpt serve` is told: runs by name, figures past a step, stop and resume, what is refused."""
 
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from served import PROMPT, make_runs, served
 
+from minigpt import tokenizers
+from minigpt.cli import main
 from minigpt.explanation import html as pictures
 from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
@@ -38,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(runs: Path) -> Iterator[Any]:
-    with served(runs) as address, httpx.Client(base_url=address, timeout=60) as made:
+    with served(runs) as address, httpx.Client(base_url=address, timeout=300) as made:
         yield made
 
 
@@ -168,7 +173,10 @@ def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
         assert len(list((tmp_path / "texts").iterdir())) == len(NAMES)
         assert found in client.get("/api/texts").json()["texts"]
         report = client.post("/api/inspect", json={"text": found}).json()
-        assert sum(split["chars"] for split in report["splits"].values()) == len(text)
+        assert sum(split["chars"] for split in report["splits"].values()) == len(text) and report["tokens"] is None
+        report = client.post("/api/inspect", json={"text": found, "name": "base"}).json()
+        assert sum(split["tokens"] for split in report["splits"].values()) == len(text)
+        assert report["tokens"]["kind"] == "char" and report["duplicates"]["repeated"] == 49
         for wrong in (str(kept), "/etc/passwd", "sent: ../x"):
             assert client.post("/api/inspect", json={"text": wrong}).status_code == 404
             assert client.post("/api/start", json={"text": wrong, "name": "x"}).status_code == 404
@@ -203,65 +211,199 @@ def test_the_page_needs_no_key_and_what_it_asks_does(runs: Path):
         assert client.get("/api/runs", headers={"Authorization": "Bearer sesame"}).status_code == 200
 
 
-def until(true: Any, seconds: float = 90.0) -> None:
+def test_settings_are_a_form_and_errors_are_those_of_the_command(client: Any, capsys: pytest.CaptureFixture[str]):
+    sections = client.get("/api/form").json()["sections"]
+    known = {f"{section}.{name}" for section, part in sections.items() for name in part["properties"]}
+    assert {"train.max_steps", "model.dropout", "generation.stop"} <= known
+    assert not known & {"data.source", "data.cache_dir", "tokenizer.path", "logging.runs_dir", "logging.name"}
+    assert all(field["description"] for part in sections.values() for field in part["properties"].values())
+
+    def checked(**settings: str) -> dict[str, Any]:
+        named = {name.replace("__", "."): value for name, value in settings.items()}
+        return client.post("/api/check", json={"text": "stories", "name": "my", "settings": named}).json()
+
+    good = checked(train__max_steps="30", generation__stop='["--a", "b"]', train__sample_prompt="--x\n")
+    assert good["wrong"] == [] and "--train.max-steps=30" in good["line"]
+    for settings in (
+        {"train__max_steps": "many"},
+        {"model__embed_dim": "30", "train__max_steps": "3"},
+        {"train__seed": "["},
+    ):
+        flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
+        assert main(["train", "stories", *flags]) == 2
+        said = capsys.readouterr().err
+        found = checked(**settings)["wrong"]
+        assert found and found[0].partition(": ")[2] in said  # the command begins it as the flag was typed
+    taken = client.post("/api/check", json={"text": "stories", "name": "base"}).json()
+    assert taken == {"wrong": ["there is a run base already; choose another name"], "line": ""}
+    for path in ("data.source", "data.cache_dir", "finetune.base", "logging.runs_dir", "json", "../x"):
+        asked = {"text": "stories", "name": "my", "settings": {path: "/etc/passwd"}}
+        assert client.post("/api/check", json=asked).json()["wrong"] == [f"{path}: no such setting here"]
+        assert client.post("/api/start", json=asked).status_code == 400
+        assert client.post("/api/plan", json=asked).status_code == 400
+
+
+def test_a_text_is_looked_at_with_the_tokenizer_of_a_run(client: Any, runs: Path, tmp_path: Path):
+    found = client.post("/api/tokens", json={"name": "base", "text": PROMPT}).json()
+    tokenizer = tokenizers.load(runs / "base")
+    assert [row["id"] for row in found["tokens"]] == tokenizer.encode(PROMPT)
+    assert bytes.fromhex("".join(row["bytes"] for row in found["tokens"])) == PROMPT.encode()
+    assert (found["count"], found["bytes"], found["kind"]) == (len(PROMPT), len(PROMPT.encode()), "char")
+    assert client.post("/api/tokens", json={"name": "base", "text": ""}).json()["tokens"] == []
+    strange = client.post("/api/tokens", json={"name": "base", "text": "\u2603"}).json()["tokens"]
+    assert [row["special"] for row in strange] == [True]
+    assert client.post("/api/tokens", json={"name": "../base", "text": "a"}).status_code == 404
+
+
+def until(true: Any, seconds: float = 300.0) -> None:
     """Wait until it is so."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+SETTINGS = {
+    "model.embed_dim": "16", "model.num_layers": "1", "model.num_heads": "2", "model.max_seq_len": "16",
+    "model.dropout": "0.1", "train.max_steps": "1000", "train.batch_size": "4", "train.device": "cpu",
+    "train.eval_every": "500", "train.eval_batches": "1", "train.save_every": "100", "train.sample_every": "300",
+    "train.ema_decay": "0.9", "train.compile": "off", "model.attention": "sdpa", "generation.max_new_tokens": "5",
+    "logging.log_every": "10", "logging.plots": "false", "recovery.spike_deviations": "0",
+}  # fmt: skip
+TEXT = "".join(f"The cat sat on mat {number} and saw {number * 7} dogs.\n" for number in range(1000))
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What must be the same: the bytes of the last tensors, the figures but their times, the samples."""
+    last = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = ("seconds", "tokens_per_second", "mfu")
+    return {
+        "tensors": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last.glob("*.safetensors")},
+        "lines": [{key: value for key, value in line.items() if key not in times} for line in lines],
+        "samples": (run / "samples.jsonl").read_text(),
+    }
+
+
+class Page:
+    """What the page asks for about the run `my`, at an address."""
+
+    def __init__(self, address: str):
+        self.client = httpx.Client(base_url=address, timeout=120)
+
+    def begin(self) -> None:
+        """Send the text, and start the run; wait until it trains."""
+        sent = self.post("/api/texts", name="my.txt", text=TEXT, first=True, done=True)
+        assert self.post("/api/start", **sent, budget="", name="my", settings=SETTINGS) == {"name": "my"}
+        until(lambda: [run for run in self.client.get("/api/runs").json()["runs"] if run["name"] == "my"])
+        until(lambda: self.told()["last"] >= 20)
+
+    def post(self, path: str, **asked: Any) -> Any:
+        return self.client.post(path, json=asked).json()
+
+    def told(self, path: str = "/api/figures") -> dict[str, Any]:
+        return self.client.get(path, params={"name": "my"}).json()
+
+    def state(self) -> str:
+        told = self.told()
+        assert not told["failed"]
+        return told["state"]
+
+    def pid(self) -> int:
+        return self.told("/api/run")["process"]["pid"]
+
+
+def undisturbed(folder: Path) -> dict[str, Any]:
+    """What the command alone makes of the same text and settings."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    words = [sys.executable, "-m", "minigpt", "train", str(folder / "texts" / "my.txt"), *flags, "--name", "alone"]
+    subprocess.run(words, check=True, env=os.environ, capture_output=True)
+    return outcome(folder / "runs" / "alone")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_a_run_is_stopped_and_resumed_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_is_started_stopped_and_resumed_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.txt").write_text("the cat sat on the mat and saw the dog. " * 400)
-    flags = "--name my --model.embed-dim 32 --model.num-layers 1 --model.num-heads 2 --model.max-seq-len 32"
-    flags += " --train.max-steps 40000 --train.batch-size 4 --train.device cpu --train.eval-every 50"
-    flags += " --train.save-every 20 --tokenizer.kind char --logging.log-every 5 --logging.plots false"
-    words = [sys.executable, "-m", "minigpt", "train", "my.txt", *flags.split()]
-    with subprocess.Popen(words, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until((tmp_path / "runs" / "my" / "metrics.jsonl").is_file)
-        with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=60) as client:
+    (tmp_path / "runs").mkdir()
+    with served(tmp_path / "runs") as address:
+        page = Page(address)
+        page.begin()
+        first = page.pid()
+        assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
+        assert page.post("/api/stop", name="my") == {"done": True}
+        until(lambda: page.state() == "interrupted")
+        assert page.told()["last"] < 1000
+        assert page.post("/api/resume", name="my") == {"done": True}
+        assert page.client.post("/api/resume", json={"name": "my"}).status_code == 400
+        assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
+        until(lambda: page.state() == "running")
+        assert page.pid() != first
+        until(lambda: page.state() == "finished")
+    assert outcome(tmp_path / "runs" / "my") == undisturbed(tmp_path)
 
-            def told(path: str = "/api/figures") -> dict[str, Any]:
-                return client.get(path, params={"name": "my"}).json()
 
-            until(lambda: told()["state"] == "running" and told()["last"] >= 20)
-            assert told("/api/run")["process"]["pid"] == process.pid
-            assert client.post("/api/delete", json={"name": "my"}).status_code == 404
-            assert client.post("/api/stop", json={"name": "my"}).json() == {"done": True}
-            process.wait(60)
-            stopped = told()
-            assert stopped["state"] == "interrupted" and stopped["last"] < 40000
-            assert client.post("/api/resume", json={"name": "my"}).json() == {"done": True}
-            assert client.post("/api/resume", json={"name": "my"}).status_code == 400
-            until(lambda: told()["last"] > stopped["last"])
-            assert told()["failed"] == ""
-            pid = told("/api/run")["process"]["pid"]
-            assert pid != process.pid
-            client.post("/api/stop", json={"name": "my"})
-            until(lambda: told()["state"] == "interrupted")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "my" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
+@contextmanager
+def server_process() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The command's own server of runs/, and its address; killed at the end."""
+    words = [sys.executable, "-m", "minigpt", "serve", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stderr
+        said = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", said)):
+            said += process.stderr.readline()
+        until(lambda: answers(found[0]))
+        try:
+            yield found[0], process
+        finally:
+            process.kill()
+
+
+def answers(address: str) -> bool:
+    """Whether a server is up."""
+    try:
+        return httpx.get(f"{address}/health").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 @pytest.mark.slow
-def test_a_run_is_started_and_planned_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with server_process() as (address, server):
+        page = Page(address)
+        page.begin()
+        pid, before = page.pid(), page.told()["last"]
+        server.kill()
+    figures = tmp_path / "runs" / "my" / "metrics.jsonl"
+    until(lambda: json.loads(figures.read_text().splitlines()[-1])["step"] > max(before, 250))  # the run lives on
+    os.kill(pid, signal.SIGKILL)
+    with server_process() as (address, _):
+        page = Page(address)
+        until(lambda: page.state() == "interrupted")
+        assert page.post("/api/resume", name="my") == {"done": True}
+        until(lambda: page.state() == "finished")
+    assert outcome(tmp_path / "runs" / "my") == undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_budget_is_planned_and_trained_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     text = "".join(f"The cat sat on mat {number} and saw {number * 7} dogs.\n" for number in range(3000))
-    with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=120) as client:
+    with served(tmp_path / "runs") as address, httpx.Client(base_url=address, timeout=300) as client:
         sent = client.post("/api/texts", json={"name": "my.txt", "text": text, "first": True, "done": True}).json()
-        plan = client.post("/api/plan", json={**sent, "budget": "20s"}).json()
-        assert plan["predicted_loss"] > 0 and plan["steps"] > 0
-        wrong = client.post("/api/plan", json={**sent, "budget": "soon"})
-        assert wrong.status_code == 400 and "budget" in wrong.json()["error"]["message"]
-        assert client.post("/api/start", json={**sent, "budget": "20s", "name": "mine"}).json() == {"name": "mine"}
-        until(lambda: client.get("/api/runs").json()["runs"], 120)
-        until(lambda: client.get("/api/runs").json()["runs"][0]["state"] == "finished", 120)
+        asked = {**sent, "budget": "6s", "settings": {"model.num_layers": "1"}}
+        plan = client.post("/api/plan", json=asked).json()
+        assert min(plan["predicted_loss"], plan["steps"], plan["parameters"], plan["memory_bytes"]) > 0
+        late = client.post("/api/plan", json={**asked, "settings": {"train.max_steps": "3"}})
+        assert late.json()["error"]["message"].startswith("--train.max-steps: --budget chooses")
+        assert client.post("/api/start", json={**asked, "name": "mine"}).json() == {"name": "mine"}
+        until(lambda: [run["state"] for run in client.get("/api/runs").json()["runs"]] == ["finished"])
         run = client.get("/api/run", params={"name": "mine"}).json()
-        assert run["best_val_loss"] and "--budget 20s --name mine" in run["receipt"]["command"]
+        assert run["best_val_loss"] and "--budget 6s --model.num-layers=1 --name mine" in run["receipt"]["command"]
         client.post("/api/start", json={**sent, "budget": "soon", "name": "bad"})
         until(lambda: client.get("/api/runs").json()["begun"][0]["failed"])
-        assert "budget" in client.get("/api/runs").json()["begun"][0]["failed"]
+        assert client.get("/api/runs").json()["begun"][0]["failed"].startswith("--budget: 'soon' is no budget")

@@ -24,6 +24,7 @@ from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
 from minigpt.evals.token_text import TokenText
 from minigpt.layout import RunFolder
+from minigpt.model.cost import parameter_table
 from minigpt.runs.budget import rule
 from minigpt.runs.budget.amount import Amount, parse_amount
 from minigpt.runs.budget.law import LAWS, Text
@@ -38,6 +39,7 @@ from minigpt.runs.task import FromNothing
 from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
+from minigpt.runtime.memory_estimate import training_memory
 from minigpt.tokenizers import Tokenizer
 
 MEASURING, LONGEST = 0.1, 1.0
@@ -71,7 +73,8 @@ class Budgeted:
         text: what the law knows of the text.
         plan: what was chosen.
         report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
-            predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits.
+            predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits,
+            parameters, memory_bytes (about).
         tokenizer: of the text.
         started: when the command began, by time.perf_counter.
         again: seconds of work that `train` will do before its clock begins.
@@ -216,7 +219,23 @@ def plan_within(
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / math.log(2),
     }
-    return Budgeted(amount, text, plan, report, tokenizer, started, again)
+    return Budgeted(amount, text, plan, report | _size(plan.config), tokenizer, started, again)
+
+
+def _size(config: RunConfig) -> dict[str, int]:
+    """Weights of the model, and the bytes that its training needs, about."""
+    shape, settings = config.model, config.train
+    kernel = "sdpa" if shape.attention == "auto" else shape.attention
+    memory = training_memory(
+        shape.model_copy(update={"attention": kernel}),
+        settings.rows,
+        make_runtime(settings.device, settings.precision),
+        optimizer=config.optimizer.kind,
+        ema=settings.ema_decay > 0,
+        accumulates=settings.rows < settings.batch_size,
+        checkpointing=config.parallel.activation_checkpointing,
+    )
+    return {"parameters": parameter_table(shape)["total"], "memory_bytes": memory.total}
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:

@@ -2,7 +2,8 @@
 /* global el */
 import { ask, query } from "./api.js";
 import { Curve } from "./curve.js";
-import { button, code, copier, count, during, duration, empty, figure, megabytes, plain, segments, sentence, short } from "./words.js";
+import { button, code, copier, count, counted, during, duration, empty, figure, megabytes, plain, segments, sentence,
+  short } from "./words.js";
 
 export const title = "Live run";
 const FAST = 1500, SLOW = 6000; // milliseconds between two looks, while it trains and while it does not
@@ -104,7 +105,8 @@ class Live {
       localStorage.setItem("minigpt-unit", unit);
       this.draw();
     });
-    const small = (name, about) => el("figure", { class: "small-chart" }, el("figcaption", {}, about), this.boxes[name]);
+    const small = (name, about) => el("figure", { class: "small-chart" },
+      el("figcaption", {}, about), this.boxes[name]);
     this.charts = el("div", {},
       el("div", { class: "row between" }, el("h2", {}, "Loss"), el("div", { class: "row" }, this.floorRow, units)),
       this.boxes.loss,
@@ -122,7 +124,8 @@ class Live {
     this.charts.hidden = lines.length === 0;
     this.none.replaceChildren(...(lines.length ? [] : [state === "running" || state === "starting"
       ? empty("The run is starting", "It prepares its text and measures this machine; the first figures come soon.")
-      : empty("This run has no figures yet", "Resume it here, or in a terminal: ", code(`minigpt train ${run.path}/config.yaml`))]));
+      : empty("This run has no figures yet", "Resume it here, or in a terminal: ",
+        code(`minigpt train ${run.path}/config.yaml`))]));
     if (this.failed || this.toldFailure) {
       this.toldFailure = this.failed;
       this.status.className = this.failed ? "status wrong" : "status";
@@ -154,8 +157,8 @@ class Live {
     const resume = button("Resume", does("/api/resume", "Starting …"),
       { kind: "primary", title: "Goes on from the newest checkpoint, as the command does" });
     const waits = (words) => el("span", { class: "status busy" }, words);
-    const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop], starting: [waits("Starting …")], interrupted: [resume],
-      finished: [] };
+    const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop],
+      starting: [waits("Starting …")], interrupted: [resume], finished: [] };
     this.act.replaceChildren(...found[state]);
   }
 
@@ -169,9 +172,10 @@ class Live {
       ["validation loss", val ? figure(val.val_loss) : "–"],
       ...(val?.bits_per_byte ? [["bits per byte", figure(val.bits_per_byte)]] : []),
       ["tokens per second", last?.tokens_per_second ? count(last.tokens_per_second) : "–"],
-      busy ? ["time left", Number.isFinite(time) ? duration(time) : "–"] : ["trained for", last ? duration(last.seconds) : "–"],
+      busy ? ["time left", duration(time)] : ["trained for", duration(last?.seconds)],
     ];
-    this.figures.replaceChildren(...items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+    this.figures.replaceChildren(...items.map(([name, value]) =>
+      el("div", {}, el("dt", {}, name), el("dd", {}, value))));
     const done = progress(last, run.limits);
     this.bar.hidden = !Object.keys(run.limits).length;
     this.bar.value = state === "finished" ? 1 : Math.min(1, done);
@@ -190,7 +194,8 @@ class Live {
     const of = (name, by = 1) => lines.filter((line) => name in line).map((line) => [line.step, line[name] * by]);
     const levels = ratio ? Object.entries(run.floors).filter(([name]) => name !== "surprisal")
       .map(([name, level]) => ({ name: FLOORS[name] ?? name, value: bits ? level : level * ratio })) : [];
-    const marks = this.incidents.map((each) => ({ x: each.step, name: `step ${each.step}: ${each.what}; ${each.action}` }));
+    const marks = this.incidents.map((each) => ({ x: each.step,
+      name: `step ${each.step}: ${each.what}; ${each.action}` }));
     const words = bits ? "bits per byte" : "nats per token";
     const last = lines[lines.length - 1];
     this.put("loss", { about: `Loss in ${words} over ${last.step} steps`, height: 320, levels, marks, named: true,
@@ -235,8 +240,11 @@ class Live {
     const rows = this.incidents.slice(-20).reverse().map((each) => el("li", {},
       el("b", {}, `Step ${count(each.step)}: ${each.action}.`), ` ${sentence(each.what)}`,
       each.checkpoint ? `; back to ${each.checkpoint}, on at ${each.rate_scale} of the rate.` : "."));
-    if (skipped) rows.push(el("li", {}, `${count(skipped)} step${skipped === 1 ? "" : "s"} changed no weight, because a figure was not a number.`));
-    this.events.replaceChildren(...(rows.length ? [el("h2", {}, "What happened"), el("ul", { class: "events" }, ...rows)] : []));
+    if (skipped) {
+      rows.push(el("li", {}, `${counted(skipped, "step")} changed no weight, because a figure was not a number.`));
+    }
+    this.events.replaceChildren(...(rows.length
+      ? [el("h2", {}, "What happened"), el("ul", { class: "events" }, ...rows)] : []));
   }
 
   text() {
@@ -249,7 +257,9 @@ class Live {
 
   more() {
     const { run } = this, usage = run.process?.usage;
-    const uses = usage ? [el("p", { class: "note" }, `Process ${run.process.pid} uses ${megabytes(usage.bytes)} of memory, and used the processor for ${duration(usage.seconds)}.`)] : [];
+    const uses = usage ? [el("p", { class: "note" },
+      `Process ${run.process.pid} uses ${megabytes(usage.bytes)} of memory, `,
+      `and used the processor for ${duration(usage.seconds)}.`)] : [];
     const settings = Object.entries(run.settings);
     const text = JSON.stringify([run.command, settings, run.checkpoints.length, usage]);
     if (text === this.told) return;

@@ -9,10 +9,11 @@ import * as why from "./why.js";
 import * as inside from "./inside.js";
 import * as compare from "./compare.js";
 import * as chat from "./chat.js";
+import * as data from "./data.js";
 import * as runs from "./runs.js";
 import * as start from "./start.js";
 
-const PARTS = { live, learn, notebook, why, inside, compare, chat, runs, start };
+const PARTS = { live, learn, notebook, why, inside, compare, chat, data, runs, start };
 const OF_ALL = new Set(["runs", "start"]); // parts that are not about one run
 const EVERY = 4000; // milliseconds between two looks at the list of runs
 const find = (id) => document.getElementById(id);

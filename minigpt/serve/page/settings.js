@@ -37,14 +37,16 @@ export class Settings {
   }
 
   slider([name, label, least, most, step]) {
-    const range = el("input", { type: "range", id: `set-${name}`, min: least, max: Math.max(most, this.own[name]), step });
+    const range = el("input", { type: "range", id: `set-${name}`, min: least,
+      max: Math.max(most, this.own[name]), step });
     const number = el("input", { type: "number", min: least, step: "any", "aria-label": `${label}, as a number` });
-    const reset = button("↺", () => this.set(name, this.own[name]), { kind: "reset", title: `Back to ${this.own[name]}, the run's own`,
-      "aria-label": `${label}: back to the run's own` });
+    const reset = button("↺", () => this.set(name, this.own[name]), { kind: "reset",
+      title: `Back to ${this.own[name]}, the run's own`, "aria-label": `${label}: back to the run's own` });
     range.addEventListener("input", () => this.set(name, Number(range.value)));
     number.addEventListener("change", () => { if (number.value !== "") this.set(name, Number(number.value)); });
     this.rows.set(name, { range, number, reset });
-    const row = el("div", { class: "setting" }, el("label", { for: range.id, title: this.help[name] ?? "" }, label), reset, number, range);
+    const row = el("div", { class: "setting" },
+      el("label", { for: range.id, title: this.help[name] ?? "" }, label), reset, number, range);
     this.paint(name);
     return row;
   }
@@ -56,7 +58,8 @@ export class Settings {
       this.changed();
     });
     this.seedField = number;
-    return el("div", { class: "setting seed" }, el("label", { for: number.id, title: "The same seed writes the same text" }, "Seed"), number);
+    return el("div", { class: "setting seed" },
+      el("label", { for: number.id, title: "The same seed writes the same text" }, "Seed"), number);
   }
 
   set(name, value) {
@@ -86,7 +89,8 @@ export class Settings {
       this.values.seed = "seed" in (this.known[select.value] ?? {}) ? chosen.seed : null;
       this.seedField.value = this.values.seed ?? "";
     });
-    const name = el("input", { type: "text", placeholder: "name", "aria-label": "Name of the new preset", maxlength: 100, hidden: true });
+    const name = el("input", { type: "text", placeholder: "name", "aria-label": "Name of the new preset",
+      maxlength: 100, hidden: true });
     const keep = async () => {
       if (name.hidden) {
         name.hidden = false;
@@ -100,7 +104,8 @@ export class Settings {
       const differs = Object.fromEntries([...this.rows.keys()].filter((each) => this.values[each] !== this.own[each])
         .map((each) => [each, this.values[each]]));
       if (this.values.seed !== null) differs.seed = this.values.seed;
-      const found = await during(this.status, "Saving …", () => ask("/api/presets", { name: name.value.trim(), settings: differs }));
+      const found = await during(this.status, "Saving …",
+        () => ask("/api/presets", { name: name.value.trim(), settings: differs }));
       if (!found) return;
       fill(found.presets);
       select.value = name.value.trim();
@@ -112,6 +117,7 @@ export class Settings {
       if (event.key === "Escape") name.hidden = true;
     });
     return el("div", { class: "presets" }, select, name,
-      button("Save as preset", keep, { kind: "small", title: `Kept in ${file ?? "the presets file"}; minigpt generate --preset NAME uses it too` }));
+      button("Save as preset", keep, { kind: "small",
+        title: `Kept in ${file ?? "the presets file"}; minigpt generate --preset NAME uses it too` }));
   }
 }

@@ -4,6 +4,10 @@ export const count = (value) => Math.round(value).toLocaleString("en");
 
 export const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 
+// [label, value] as a line of large figures
+export const figures = (rows) => el("dl", { class: "figures inspected" },
+  ...rows.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
+
 export function short(value) {
   if (value === null || value === undefined) return "–";
   for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt import tokenizers
-from minigpt.config import TrainConfig
+from minigpt.config import DataConfig, TrainConfig
+from minigpt.data.clean import clean_text
+from minigpt.data.inspect.report import inspect_data
 from minigpt.errors import DataError, RunError
 from minigpt.evals.floors import run_floors
 from minigpt.explanation.analysis import token_text
@@ -22,17 +24,22 @@ from minigpt.runs.settings import essential
 from minigpt.serve.models import Loaded
 from minigpt.serve.workbench.notes import read_note
 from minigpt.serve.workbench.process import usage_of
+from minigpt.tokenizers.base import valid_unicode
 from minigpt.training.finetune.records import holds_records
+
+MOST_TOKENS = 5000
+"""Of a text that are shown by themselves."""
 
 
 def brief(run: RunRecord) -> dict[str, Any]:
     """A line of the list."""
-    return run.summary() | {"path": str(run.path)} | read_note(run.folder)
+    pid = holder(run.folder.lock)
+    process = None if pid is None else {"pid": pid, "usage": usage_of(pid)}
+    return run.summary() | {"path": str(run.path), "process": process} | read_note(run.folder)
 
 
 def full(run: RunRecord) -> dict[str, Any]:
     """All but the figures."""
-    pid = holder(run.folder.lock)
     samples = read_lines(run.folder.samples)
     return brief(run) | {
         "settings": essential(run.config),
@@ -46,7 +53,6 @@ def full(run: RunRecord) -> dict[str, Any]:
         "checkpoints": [_checkpoint(run, folder) for folder in run.checkpoints],
         "samples": samples[-200:],
         "limits": limits(run.config.train),
-        "process": None if pid is None else {"pid": pid, "usage": usage_of(pid)},
     }
 
 
@@ -103,6 +109,29 @@ def measure_floors(run: RunRecord) -> dict[str, float]:
         return run_floors(prepare_data(run.config, tokenizer), tokenizer, "val")
     except OSError as error:
         raise DataError(f"{data.source}: cannot be read ({error.strerror}); put the text back") from None
+
+
+def inspected(config: DataConfig, run: RunRecord | None) -> dict[str, Any]:
+    """What `minigpt data inspect` says of a text; tokens are counted with a run's tokenizer. Raises DataError."""
+    return dict(inspect_data(config, tokenizers.load(run.path) if run else None))
+
+
+def tokens(run: RunRecord, text: str) -> dict[str, Any]:
+    """The tokens that a run's tokenizer makes of a text: `bytes` in hex, `special` for those that are no text."""
+    tokenizer = tokenizers.load(run.path)
+    ids = tokenizer.encode(clean_text(valid_unicode(text), run.config.data.clean))
+    special = set(tokenizer.special_tokens.values())
+    rows = [
+        {
+            "id": id_,
+            "text": token_text(tokenizer, id_),
+            "bytes": tokenizer.token_bytes(id_).hex(" "),
+            "special": id_ in special,
+        }
+        for id_ in ids[:MOST_TOKENS]
+    ]
+    kind = {"kind": tokenizer.kind, "vocabulary": tokenizer.vocab_size}
+    return {**kind, "count": len(ids), "bytes": len(text.encode(errors="replace")), "tokens": rows}
 
 
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:

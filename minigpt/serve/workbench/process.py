@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt.console import harmless
-from minigpt.errors import UserError
-from minigpt.runs.lock import holder
+from minigpt.errors import RunError, UserError
+from minigpt.layout import RunFolder
+from minigpt.runs.lock import holder, last_holder
 from minigpt.runs.record import RunRecord
 
 LAST = 4000
@@ -72,7 +73,12 @@ class Started:
         self.begin(run.path, resume_words(run))
 
     def begin(self, path: Path, words: list[str]) -> None:
-        """Start a command that trains the run at a path. It lives on when the server ends."""
+        """Start a command that trains the run at a path. It lives on when the server ends.
+
+        Raises RunError where one is on its way.
+        """
+        if self.told(path)["starting"]:
+            raise RunError(f"a run {path.name} is starting; choose another name")
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
         process = subprocess.Popen(
             command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
@@ -84,10 +90,11 @@ class Started:
         if path not in self._started:
             return {"starting": False, "failed": ""}
         process, said = self._started[path]
-        if process.poll() is None:
-            return {"starting": True, "failed": ""}
-        last = last_line(said, process.returncode) if process.returncode else ""
-        return {"starting": False, "failed": last}
+        if process.poll() is None:  # one that had the lock has trained, and is at its end
+            return {"starting": last_holder(RunFolder(path).lock) != process.pid, "failed": ""}
+        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
+        failed = last_line(said.read(), process.returncode) if process.returncode else ""
+        return {"starting": False, "failed": failed.removeprefix("minigpt: ")}
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
         """Those whose run is not on disk yet, or never came to be: {"name", "starting", "failed"}."""
@@ -95,8 +102,7 @@ class Started:
         return [each for each in found if each["starting"] or each["failed"]]
 
 
-def last_line(said: IO[bytes], code: int) -> str:
+def last_line(said: bytes, code: int) -> str:
     """The last line of what a process said."""
-    said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
-    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
     return harmless(lines[-1].strip()) if lines else f"the process ended with code {code}"

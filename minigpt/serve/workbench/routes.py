@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,9 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt import __version__
-from minigpt.config import GenerationConfig, validate
+from minigpt.config import DataConfig, GenerationConfig, validate
 from minigpt.config.presets import presets_file, read_presets, save_preset
-from minigpt.errors import RunError, storage_error
+from minigpt.errors import ConfigError, RunError, storage_error
 from minigpt.files import delete_folder
 from minigpt.runs.compare import cautions, differences
 from minigpt.runs.lock import run_lock
@@ -21,11 +22,12 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
+from minigpt.serve.workbench.form import form, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Started, stop, usage_of
 from minigpt.serve.workbench.shelf import Damaged, Shelf
-from minigpt.serve.workbench.starting import Texts, inspected, planned, train_words
+from minigpt.serve.workbench.starting import Texts, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
 
 Name = Annotated[str, Field(max_length=500)]
@@ -72,12 +74,29 @@ class Slice(Asked):
     done: bool
 
 
-class OfSource(Asked):
-    """A text of the list."""
+class NewRun(Asked):
+    """A text of the list, and how to train on it.
+
+    An empty budget leaves the length to the settings. Those are written as after a flag.
+    """
 
     text: Name
     budget: Annotated[str, Field(max_length=20)] = "5m"
+    settings: Annotated[dict[str, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
     name: Annotated[str, Field(max_length=100)] = ""
+
+
+class Looked(Asked):
+    """A text of the list, or the run's own where it is left out; through the run's tokenizer, where one is named."""
+
+    text: Name = ""
+    name: Name = ""
+
+
+class Spelled(OfRun):
+    """A text for a run's tokenizer."""
+
+    text: Annotated[str, Field(max_length=1 << 20)]
 
 
 class Preset(Asked):
@@ -112,6 +131,9 @@ class Workbench:
             ("GET", "/api/texts", self.texts),
             ("POST", "/api/texts", self.upload),
             ("POST", "/api/inspect", self.inspect),
+            ("POST", "/api/tokens", self.tokens),
+            ("GET", "/api/form", self.form),
+            ("POST", "/api/check", self.check),
             ("POST", "/api/plan", self.plan),
             ("POST", "/api/start", self.start),
             ("POST", "/api/floors", self.floors),
@@ -196,11 +218,13 @@ class Workbench:
         return new
 
     def delete(self, asked: OfRun) -> dict[str, bool]:
-        """Delete a run with all its files. Raises RunError where a process trains it."""
+        """Delete a run with all its files. Raises RunError where a process trains it, or is about to."""
         paths = self.shelf.paths()
         if asked.name not in paths:
             raise RunError(f"there is no run {asked.name!r}")
         path = paths[asked.name]
+        if self.started.told(path)["starting"]:
+            raise RunError(f"{asked.name} is starting; stop it first")
         with run_lock(path):
             try:
                 delete_folder(path)
@@ -228,16 +252,40 @@ class Workbench:
         """Take a part of a text file; the answer names it. Nothing of it is ever run."""
         return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
 
-    async def inspect(self, asked: OfSource) -> dict[str, Any]:
+    def inspect(self, asked: Looked) -> dict[str, Any]:
         """What `minigpt data inspect` says of a text."""
-        return await asyncio.to_thread(inspected, self.kept.find(asked.text))
+        run = self.shelf.find(asked.name) if asked.name else None
+        config = DataConfig(source=self.kept.find(asked.text)) if asked.text or not run else run.config.data
+        return details.inspected(config, run)
 
-    async def plan(self, asked: OfSource) -> dict[str, Any]:
-        """What `--budget` would choose, and what loss and size to expect: the machine is measured for it."""
-        return await planned(self.kept.find(asked.text), asked.budget)
+    def tokens(self, asked: Spelled) -> dict[str, Any]:
+        """A text through the tokenizer of a run."""
+        return details.tokens(self.shelf.find(asked.name), asked.text)
 
-    def start(self, asked: OfSource) -> dict[str, str]:
+    def form(self) -> dict[str, Any]:
+        """The settings that the page may set, as JSON Schema."""
+        return {"sections": form()}
+
+    def check(self, asked: NewRun) -> dict[str, Any]:
+        """What is wrong with the settings and the name, a line each; else the command that would run."""
+        found, source = wrong(asked.settings), self.kept.find(asked.text)
+        try:
+            path = self.kept.place(asked.name)
+        except RunError as error:
+            return {"wrong": [*found, str(error)], "line": ""}
+        words = [] if found else train_words(source, asked.budget, asked.settings, path)
+        return {"wrong": found, "line": shlex.join(["minigpt", *words]) if words else ""}
+
+    async def plan(self, asked: NewRun) -> dict[str, Any]:
+        """What `--budget` would choose, and what loss, size and memory to expect: the machine is measured for it."""
+        source = await asyncio.to_thread(self.kept.find, asked.text)
+        return await planned(source, asked.budget, asked.settings)
+
+    def start(self, asked: NewRun) -> dict[str, str]:
         """Train, as the command does. Raises RunError for a name that is taken or impossible."""
         path = self.kept.place(asked.name)
-        self.started.begin(path, train_words(self.kept.find(asked.text), asked.budget, path))
+        if found := wrong(asked.settings):
+            raise ConfigError(found)
+        source = self.kept.find(asked.text)
+        self.started.begin(path, train_words(source, asked.budget, asked.settings, path))
         return {"name": path.name}

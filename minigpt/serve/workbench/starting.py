@@ -1,4 +1,4 @@
-"""To start a run from the page: texts that it can learn from, what is in them, what a budget would reach, the command.
+"""To start a run from the page: texts that it can learn from, what a budget would reach, the command.
 
 Texts that a person sends lie in `texts/` beside the folder of the runs, under a name made of letters, digits, - and _.
 A text is looked up among those that are listed: no name that is asked for becomes a path.
@@ -7,16 +7,15 @@ A text is looked up among those that are listed: no name that is asked for becom
 import asyncio
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import DataConfig
-from minigpt.console import harmless
-from minigpt.data.inspect.report import inspect_data
 from minigpt.data.named_datasets import NAMED
 from minigpt.errors import RunError, UserError, storage_error
 from minigpt.layout import RunFolder, check_name
-from minigpt.serve.workbench.process import command
+from minigpt.serve.workbench.form import flags
+from minigpt.serve.workbench.process import command, last_line
 from minigpt.serve.workbench.shelf import Damaged, Shelf
 
 MOST = 256 << 20
@@ -91,27 +90,39 @@ class Texts:
         return path
 
 
-def inspected(source: str) -> dict[str, Any]:
-    """Figures of a text; its commonest characters and lines are left out where they are many. Raises DataError."""
-    return dict(inspect_data(DataConfig(source=source)))
+def train_words(source: str, budget: str, settings: Mapping[str, str], path: Path) -> list[str]:
+    """The command that trains on a text. Raises ConfigError for a setting that is not in the form."""
+    place = ["--name", path.name, "--logging.runs-dir", str(path.parent)]
+    return ["train", source, *_within(budget), *flags(settings), *place]
 
 
-def train_words(source: str, budget: str, path: Path) -> list[str]:
-    """The command that trains on a text within a budget."""
-    return ["train", source, "--budget", budget, "--name", path.name, "--logging.runs-dir", str(path.parent)]
+async def planned(source: str, budget: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """What the command says that it would do; without a budget, size and memory only.
+
+    Raises UserError with the command's own line.
+    """
+    if not budget:
+        found = await _answer("model", "inspect", "--json", *flags(settings))
+        return {"parameters": found["parameters"]["total"], "memory_bytes": found["training_memory"]["total"]}
+    return await _answer("train", source, *_within(budget), *flags(settings), "--dry-run", "--json")
 
 
-async def planned(source: str, budget: str) -> dict[str, Any]:
-    """What the command says that it would do. Raises UserError with the command's own line."""
-    words = command("train", source, "--budget", budget, "--dry-run", "--json")
+def _within(budget: str) -> list[str]:
+    return ["--budget", budget] if budget else []
+
+
+async def _answer(*words: str) -> dict[str, Any]:
+    """The object that a command prints. Raises UserError with its last line where it fails."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(
+        *command(*words), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+    )
     try:
         answered, said = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     if process.returncode:
-        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-        raise UserError(harmless(lines[-1]) if lines else "the text could not be measured")
-    return {**json.loads(answered), "said": harmless(said.decode(errors="replace"))}
+        raise UserError(last_line(said, process.returncode).removeprefix("minigpt: "))
+    return json.loads(answered)
