@@ -265,8 +265,8 @@ def until(true: Any, seconds: float = 300.0) -> None:
 
 SETTINGS = {
     "model.embed_dim": "16", "model.num_layers": "1", "model.num_heads": "2", "model.max_seq_len": "16",
-    "model.dropout": "0.1", "train.max_steps": "1000", "train.batch_size": "4", "train.device": "cpu",
-    "train.eval_every": "500", "train.eval_batches": "1", "train.save_every": "100", "train.sample_every": "300",
+    "model.dropout": "0.1", "train.max_steps": "800", "train.batch_size": "4", "train.device": "cpu",
+    "train.eval_every": "400", "train.eval_batches": "1", "train.save_every": "100", "train.sample_every": "300",
     "train.ema_decay": "0.9", "train.compile": "off", "model.attention": "sdpa", "generation.max_new_tokens": "5",
     "logging.log_every": "10", "logging.plots": "false", "recovery.spike_deviations": "0",
 }  # fmt: skip
@@ -333,7 +333,7 @@ def test_a_run_is_started_stopped_and_resumed_as_by_the_command(tmp_path: Path, 
         assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
         assert page.post("/api/stop", name="my") == {"done": True}
         until(lambda: page.state() == "interrupted")
-        assert page.told()["last"] < 1000
+        assert page.told()["last"] < 800
         assert page.post("/api/resume", name="my") == {"done": True}
         assert page.client.post("/api/resume", json={"name": "my"}).status_code == 400
         assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
