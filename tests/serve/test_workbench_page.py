@@ -199,33 +199,6 @@ def test_a_token_is_explained_and_gone_on_from(browser, address: str) -> None:
         page.wait_for_selector(".tools .primary >> visible=true")
 
 
-def test_runs_are_sorted_starred_noted_and_deleted(browser, tmp_path: Path) -> None:
-    runs = make_runs(tmp_path / "runs")
-    with served(runs) as address, Opened(browser, address) as page:
-        go(page, "runs", "base")
-        page.click("[data-key=name]")
-        names = page.locator("tbody .link").all_inner_texts()
-        assert names == ["base", "talks"]
-        page.click("[data-key=name]")
-        assert page.locator("tbody .link").all_inner_texts() == ["talks", "base"]
-        page.click("[aria-label='Star talks']")
-        page.wait_for_selector("[aria-label='Star talks'][aria-pressed=true]")
-        page.click("[data-key='run talks']")
-        page.fill("[aria-label='Note about talks']", NASTY)
-        page.press("[aria-label='Note about talks']", "Tab")
-        page.wait_for_selector(f"td p.note:has-text('{NASTY}')")
-        shoot(page, "runs")
-        page.click("text=Delete")
-        page.wait_for_selector("dialog.ask")
-        shoot(page, "runs-delete")
-        page.click("text=Cancel")
-        assert (runs / "talks").exists()
-        page.click("text=Delete")
-        page.click("text=Delete it")
-        page.wait_for_selector("[data-key='run talks']", state="detached")
-        assert not (runs / "talks").exists()
-
-
 def test_two_models_are_compared(browser, address: str) -> None:
     with Opened(browser, address) as page:
         go(page, "compare")

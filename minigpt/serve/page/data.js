@@ -5,8 +5,6 @@ import { addText, dropPlace } from "./drop.js";
 import { notebookText } from "./notebook.js";
 import { choice, count, counted, during, empty, figure, figures, labelled } from "./words.js";
 
-document.head.append(el("link", { rel: "stylesheet", href: "/page/forms.css" }));
-
 export const title = "Data";
 const SMALL = 50000; // bytes of a text that a model learns by heart
 const LEAK = 0.05; // of validation that is in training too, from which on a score says little
