@@ -34,6 +34,7 @@ CLIMBS = [
 Request = tuple[str, str, Any]
 """Method, path with query, body."""
 NO_RUN = {"name": "none"}
+NEW_RUN = {"text": "none", "budget": "1m", "name": "new", "settings": {"train.max_steps": "3"}}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {
         "model": "base", "prompt": "a", "stop": "b", "user": "c", "suffix": "", "logit_bias": {"1": 1.0},
@@ -48,9 +49,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/detokenize": {"model": "base", "tokens": [1]},
     "/api/presets": {"name": "mine", "settings": {"temperature": 1.0}},
     "/api/texts": {"name": "my.txt", "text": "a", "first": True, "done": True},
-    "/api/inspect": {"text": "none", "budget": "1m", "name": "new"},
-    "/api/plan": {"text": "none", "budget": "1m", "name": "new"},
-    "/api/start": {"text": "none", "budget": "1m", "name": "new"},
+    "/api/inspect": {"text": "none", "name": "base"},
+    "/api/tokens": {"text": "a", "name": "base"},
+    "/api/check": NEW_RUN,
+    "/api/plan": NEW_RUN,
+    "/api/start": NEW_RUN,
     "/api/floors": NO_RUN,
     "/api/stop": NO_RUN,
     "/api/resume": NO_RUN,
