@@ -50,20 +50,10 @@ def main(argv: list[str]) -> int:
 def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
     """All figures as plain values, of a shape whose vocabulary is known, trained as the config says."""
     from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
-    from minigpt.runtime.device import make_runtime
-    from minigpt.runtime.memory_estimate import inference_memory, training_memory
+    from minigpt.runtime.memory_estimate import inference_memory, memory_of_run
 
     settings = config.train
-    kernel = "sdpa" if shape.attention == "auto" else shape.attention
-    training = training_memory(
-        shape.model_copy(update={"attention": kernel}),
-        settings.rows,
-        make_runtime(settings.device, settings.precision),
-        optimizer=config.optimizer.kind,
-        ema=settings.ema_decay > 0,
-        accumulates=settings.rows < settings.batch_size,
-        checkpointing=config.parallel.activation_checkpointing,
-    )
+    training = memory_of_run(config.model_copy(update={"model": shape}))
     inference = inference_memory(shape)
     return {
         "config": shape.model_dump(mode="json"),

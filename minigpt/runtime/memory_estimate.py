@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, RunConfig
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta, parameter_table, up_rows
 from minigpt.model.kernels.attention import scored
 from minigpt.model.kernels.chunked_loss import at_once, chunk_logits
-from minigpt.runtime.device import DTYPES, Runtime
+from minigpt.runtime.device import DTYPES, Runtime, make_runtime
 
 PLAIN = Runtime(torch.device("cpu"), "fp32")
 
@@ -77,6 +77,20 @@ def training_memory(
     parts = [count // shards for count in (weights, gradients, moments, average)]
     activations = max(forward, step) - gradients + whole
     return Memory(parts[0], parts[1], parts[2], max(0, activations), 0, parts[3])
+
+
+def memory_of_run(config: RunConfig) -> Memory:
+    """`training_memory` of a run by its config, whose vocabulary is known; `auto` attention counts as sdpa."""
+    settings, shape = config.train, config.model
+    return training_memory(
+        shape.model_copy(update={"attention": "sdpa" if shape.attention == "auto" else shape.attention}),
+        settings.rows,
+        make_runtime(settings.device, settings.precision),
+        optimizer=config.optimizer.kind,
+        ema=settings.ema_decay > 0,
+        accumulates=settings.rows < settings.batch_size,
+        checkpointing=config.parallel.activation_checkpointing,
+    )
 
 
 def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing: bool) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ from minigpt.runs.task import FromNothing
 from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
-from minigpt.runtime.memory_estimate import training_memory
+from minigpt.runtime.memory_estimate import memory_of_run
 from minigpt.tokenizers import Tokenizer
 
 MEASURING, LONGEST = 0.1, 1.0
@@ -224,18 +224,7 @@ def plan_within(
 
 def _size(config: RunConfig) -> dict[str, int]:
     """Weights of the model, and the bytes that its training needs, about."""
-    shape, settings = config.model, config.train
-    kernel = "sdpa" if shape.attention == "auto" else shape.attention
-    memory = training_memory(
-        shape.model_copy(update={"attention": kernel}),
-        settings.rows,
-        make_runtime(settings.device, settings.precision),
-        optimizer=config.optimizer.kind,
-        ema=settings.ema_decay > 0,
-        accumulates=settings.rows < settings.batch_size,
-        checkpointing=config.parallel.activation_checkpointing,
-    )
-    return {"parameters": parameter_table(shape)["total"], "memory_bytes": memory.total}
+    return {"parameters": parameter_table(config.model)["total"], "memory_bytes": memory_of_run(config).total}
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
