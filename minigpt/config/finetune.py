@@ -1,6 +1,6 @@
 """Settings of finetuning."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -12,7 +12,7 @@ from minigpt.config.section import (
     PositiveFloat,
     Section,
     Size,
-    one_or_many,
+    names,
 )
 
 
@@ -32,7 +32,7 @@ class LoRAConfig(Section):
     """Linear layers to adapt, by the end of their dotted names, with * and ?: qkv, attention.*, blocks.[01].*.qkv,
     head. All of the blocks' by default, which a full finetune's quality needs (Dettmers et al., 2023, 4)."""
 
-    _one_or_many = field_validator("targets", mode="before")(one_or_many)
+    _names = field_validator("targets", mode="before")(names)
 
     @property
     def scale(self) -> float:
@@ -75,7 +75,4 @@ class FinetuneConfig(Section):
     template: OptionalPath = None
     """A template.json that says how chats are spelled (default: the base's own, else User: and Assistant:)."""
 
-    @field_validator("freeze", mode="before")
-    @classmethod
-    def _comma_separated(cls, given: Any) -> Any:
-        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+    _names = field_validator("freeze", mode="before")(names)

@@ -45,6 +45,11 @@ def one_or_many(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
+def names(given: Any) -> Any:
+    """A text of names with commas between as their list: a validator that runs before pydantic's own."""
+    return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+
 class Section(BaseModel):
     """A part of the tree: frozen, unknown keys forbidden, docstrings as help."""
 

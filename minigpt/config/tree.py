@@ -26,7 +26,7 @@ from minigpt.config.section import (
     Section,
     Seed,
     Size,
-    one_or_many,
+    names,
 )
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -92,6 +92,9 @@ class ModelConfig(Section):
     """Of what the head reads."""
     locked_dropout: tuple[Literal["input", "qkv", "hidden", "block", "output"], ...] = ()
     """Those that draw once for all positions of a sequence; the others draw for each number by itself."""
+
+    _names = field_validator("locked_dropout", mode="before")(names)
+
     shape: Literal["gpt2", "modern"] = "modern"
     """Named architecture that sets the fields below where they are left out: gpt2 (OpenAI's) or modern (Qwen3's)."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
@@ -214,7 +217,7 @@ class DataConfig(Section):
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
     """Cleaning, in this order: ascii (drop the rest), nfc (Unicode form), lower (case), newlines (\\r\\n to \\n)."""
 
-    _one_or_many = field_validator("clean", mode="before")(one_or_many)
+    _names = field_validator("clean", mode="before")(names)
 
     split_at: str = ""
     """A text between documents, such as <|endoftext|>: it is taken out, each part is a document, and the tokenizer's
@@ -364,10 +367,7 @@ class LoggingConfig(Section):
     track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()
     """Tools that get the metrics too, comma-separated: wandb, tensorboard, trackio, mlflow (each needs its extra)."""
 
-    @field_validator("track", mode="before")
-    @classmethod
-    def _comma_separated(cls, given: Any) -> Any:
-        return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+    _names = field_validator("track", mode="before")(names)
 
 
 class RunConfig(Section):

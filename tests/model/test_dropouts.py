@@ -87,6 +87,10 @@ def test_compiled_locked_and_word_dropout_keep_their_law() -> None:
     assert locked.mean() == pytest.approx(1.0, abs=0.03)
 
 
+def test_locked_places_may_be_written_with_commas() -> None:
+    assert ModelConfig(**SMALL, locked_dropout="block, input").locked_dropout == ("block", "input")  # type: ignore[arg-type]
+
+
 def test_a_locked_place_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match="locked_dropout"):
         ModelConfig(**SMALL, locked_dropout=("attention",))
