@@ -50,7 +50,7 @@ class Data {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.spell(), 200);
     });
-    this.boxes = el("div", {});
+    this.boxes = el("div", { class: "spelled" });
     this.spelling = el("p", { class: "status", role: "status" });
     this.panel.replaceChildren(
       el("h2", {}, "A text through the tokenizer"),

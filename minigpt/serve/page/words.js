@@ -39,8 +39,10 @@ export const megabytes = (bytes) =>
   (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export function when(iso) {
-  const date = new Date(iso), today = new Date().toDateString() === date.toDateString();
-  return date.toLocaleString("en-GB", today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" });
+  const date = new Date(iso), now = new Date();
+  if (now.toDateString() === date.toDateString()) return date.toLocaleTimeString("en-GB", { timeStyle: "short" });
+  const year = now.getFullYear() === date.getFullYear() ? {} : { year: "numeric" };
+  return date.toLocaleDateString("en-GB", { day: "numeric", month: "short", ...year });
 }
 
 // What an empty place says: what is missing, and what to do
