@@ -22,6 +22,8 @@ from minigpt.explanation import html as pictures
 from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
 from minigpt.runs.load import load_run
+from minigpt.runs.record import read_run
+from minigpt.serve.workbench.details import kept
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -386,6 +388,14 @@ def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypa
         assert page.post("/api/resume", name="my") == {"done": True}
         until(lambda: page.state() == "finished")
     assert outcome(tmp_path / "runs" / "my") == undisturbed(tmp_path)
+
+
+def test_a_checkpoint_that_was_just_deleted_is_left_out(tmp_path: Path) -> None:
+    run = read_run(make_runs(tmp_path / "runs") / "base")
+    whole, gone = run.checkpoints[-1], run.folder.checkpoints / "step-00000009"
+    found = kept(run, whole)
+    assert found is not None and found["step"] == 2 and found["bytes"] > 0
+    assert kept(run, gone) is None
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def full(run: RunRecord) -> dict[str, Any]:
         "command": receipt_line(run),
         "receipt": run.receipt,
         "floors": read_floors(run.path, bits=True),
-        "checkpoints": [_checkpoint(run, folder) for folder in run.checkpoints],
+        "checkpoints": [found for folder in run.checkpoints if (found := kept(run, folder))],
         "samples": samples[-200:],
         "limits": limits(run.config.train),
     }
@@ -82,9 +82,13 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if math.isfinite(value)}
 
 
-def _checkpoint(run: RunRecord, folder: Path) -> dict[str, Any]:
+def kept(run: RunRecord, folder: Path) -> dict[str, Any] | None:
+    """A checkpoint; None if the run's process has deleted it since it was listed."""
+    try:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    except FileNotFoundError:
+        return None
     pointed = [name for name in (BEST, LAST) if _points(run.folder.checkpoints / name, folder)]
-    size = sum(file.stat().st_size for file in folder.iterdir())
     return {"step": step_of(folder), "bytes": size, "is": pointed}
 
 
