@@ -51,7 +51,7 @@ INSIDE = {
     "weights": "checkpoint_state gguf_file huggingface_config quantized sharded torch_file / checkpoint huggingface"
     " / damage gguf llama2c nanogpt pretrained",
     "model": "activations cache learner loss / inputs kernels / reference / norms / parts / gpt / cost",
-    "model.kernels": "attention chunked_loss dropout fused",
+    "model.kernels": "attention dropout fused / chunked_loss",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
     "training": "adamw / muon objective schedule / optim step / loop / finetune hooks memory",

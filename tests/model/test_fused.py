@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.model.kernels import fused
+from minigpt.model.kernels.chunked_loss import loss_terms
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,3 +133,25 @@ def test_a_number_that_is_none_is_passed_on() -> None:
     assert fused.attend(x, fused.Shape(2, 1, 16)).isnan().any(-1).nonzero().tolist() == [[1, 30]]
     assert fused.activate(x, fused.GELU, 1).isnan().sum() == 1
     assert fused.norm(x, torch.ones(64), None, 1e-5, 1).isnan().any(-1).sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exponentials_are_those_of_torch_and_keep_what_is_not_finite(dtype: torch.dtype) -> None:
+    kernels = fused.library()
+    assert kernels is not None
+    logits = 30 * torch.randn(7, 1031, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(dtype)
+    logits[:, 1000:] = float("-inf")  # padding
+    ours = logits.clone()
+    for one, other in zip(loss_terms(logits), fused.exponentials(ours, kernels), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-3, atol=0)
+    torch.testing.assert_close(logits, ours, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-37)
+    assert not ours[:, 1000:].any()
+    for bad in (float("nan"), float("inf")):
+        row = torch.zeros(1, 40, dtype=dtype)
+        row[0, 17] = bad
+        assert fused.exponentials(row, kernels)[1].isnan().all()
+
+
+def test_the_library_loads_inside_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.library.__wrapped__() is not None

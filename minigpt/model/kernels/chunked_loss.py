@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from minigpt.model.kernels import fused
 from minigpt.model.loss import IGNORE, next_token_loss
 
 
@@ -28,16 +29,14 @@ def head_loss(
         targets: [B, T] ids, -100 where not counted.
         valid, label_smoothing: as in `next_token_loss`.
         chunk: most logits at once (default: `chunk_logits`).
-        terms: `loss_terms`, or its compiled form.
+        terms: a compiled form of `loss_terms`; on a CPU that has them, the kernels in C come before it.
     """
     chunk = chunk or chunk_logits(hidden.device)
     if at_once(targets.numel() * vocab_size, chunk) or type(head) is not nn.Linear:
         logits = head(hidden)[..., :vocab_size]
         return next_token_loss(logits, targets, valid=valid, label_smoothing=label_smoothing)
-    parts = -(-targets.numel() // max(1, chunk // vocab_size))  # alike, so that none is a small rest
-    rows = -(-targets.numel() // parts)
     total = _ChunkedLoss.apply(
-        hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, rows, label_smoothing, terms or loss_terms
+        hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, chunk, label_smoothing, terms
     )
     return cast(Tensor, total) / valid
 
@@ -65,6 +64,18 @@ def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
     return largest.float(), logits.sum(-1, keepdim=True, dtype=torch.float32)
 
 
+def _terms(hidden: Tensor, chunk: int, compiled: "Terms | None") -> "tuple[Terms, int]":
+    """The fastest form of `loss_terms` here, and the most logits at once.
+
+    In C, bf16 logits are never made fp32: four times as many find room, and the head's gradient, which is added up
+    in fp32, is read and written less often (docs/LOG.md).
+    """
+    kernels = fused.library() if hidden.device.type == "cpu" and hidden.dtype in fused.EXPONENTIALS else None
+    if kernels is None:
+        return compiled or loss_terms, chunk
+    return lambda logits: fused.exponentials(logits, kernels), chunk if hidden.dtype == torch.float32 else 4 * chunk
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Some rows at a time; the gradient is made at once, while the exponentials are there.
 
@@ -80,9 +91,9 @@ class _ChunkedLoss(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         vocab_size: int,
-        rows: int,
+        chunk: int,
         smoothing: float,
-        terms: "Terms",
+        compiled: "Terms | None",
     ) -> Tensor:
         """[N, C], [V or more, C], [N] -> a scalar."""
         autocast, device = torch.is_autocast_enabled(hidden.device.type), hidden.device.type
@@ -92,8 +103,12 @@ class _ChunkedLoss(torch.autograd.Function):
         to_learn = any(ctx.needs_input_grad)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         pulls = torch.empty_like(counted)  # gradient of the target's logit
+        terms, chunk = _terms(hidden, chunk, compiled)
+        parts = -(-len(hidden) // max(1, chunk // vocab_size))
+        rows = -(-len(hidden) // parts)  # alike, so that none is a small rest
         # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
-        room = hidden.new_empty(min(rows, len(hidden)), len(low))
+        room = hidden.new_empty(rows, len(low))
+        places = torch.arange(len(room), device=room.device)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -106,7 +121,7 @@ class _ChunkedLoss(torch.autograd.Function):
             total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
-                logits.scatter_(1, wants, 0.0)
+                logits[places[: len(some)], wants[:, 0]] = 0
                 torch.mm(logits, low, out=d_hidden[part])
                 share = count / sums
                 d_hidden[part] *= share

@@ -30,6 +30,47 @@ static inline float logistic(float x) { return 1 / (1 + fast_exp(-x)); }
 
 static inline float inner_tanh(float x) { return 1.59576912f * (x + 0.044715f * x * x * x); } /* 2 sqrt(2 / pi) (..) */
 
+/* e^(x - the row's largest) in place of each x, [rows, width], fp32 or bf16; largest and sums: [rows]. */
+static inline float shifted(float x, float most) { return x - most < -87 ? 0 : fast_exp(x - most); }
+
+static inline float of_bf16(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static inline uint16_t to_bf16(float x) /* to the nearest, ties to even */
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x == x ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : 0x7FC0;
+}
+
+#define EXPONENTIALS(NAME, NUMBER, READ, WRITE)                                                                        \
+    void NAME(NUMBER *logits, float *largest, float *sums, long rows, long width, int threads)                         \
+    {                                                                                                                  \
+        _Pragma("omp parallel for num_threads(threads) schedule(static) if (rows * width > ALONE)")                    \
+        for (long r = 0; r < rows; r++) {                                                                              \
+            NUMBER *row = logits + r * width;                                                                          \
+            float most = READ(row[0]), total = 0;                                                                      \
+            _Pragma("omp simd reduction(max : most)")                                                                  \
+            for (long i = 1; i < width; i++) {                                                                         \
+                float x = READ(row[i]);                                                                                \
+                most = x > most ? x : most;                                                                            \
+            }                                                                                                          \
+            _Pragma("omp simd reduction(+ : total)")                                                                   \
+            for (long i = 0; i < width; i++) {                                                                         \
+                row[i] = WRITE(shifted(READ(row[i]), most));                                                           \
+                total += READ(row[i]);                                                                                 \
+            }                                                                                                          \
+            largest[r] = most, sums[r] = total;                                                                        \
+        }                                                                                                              \
+    }
+EXPONENTIALS(exponentials, float, , )
+EXPONENTIALS(exponentials_bf16, uint16_t, of_bf16, to_bf16)
+
 /* y [rows, H] of x [rows, H], or [rows, 2 H] for a gated activation; slope, as large as x: the derivative of y. */
 void activate(const float *x, float *y, float *slope, long rows, long H, int kind, int threads)
 {

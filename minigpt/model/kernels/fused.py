@@ -1,7 +1,8 @@
 """Training on a CPU in fp32: norms, activations and attention in C (fused.c), forward and backward, each in one pass.
+The loss of a large vocabulary takes its exponentials from here too, in fp32 and in bf16.
 
 torch's forms serve wherever these cannot: on other devices, in other precisions, inside torch.compile, without a C
-compiler, or with MINIGPT_FUSED=0. What each computes is in `norms`, `activations` and `reference`.
+compiler, or with MINIGPT_FUSED=0. What each computes is in `norms`, `activations`, `reference` and `chunked_loss`.
 """
 
 import ctypes
@@ -25,6 +26,8 @@ RMS_NORM = 1
 GELU, GELU_TANH, SWIGLU = 0, 1, 3
 ACTIVATIONS = {GELU, GELU_TANH, SWIGLU}
 """Those that fused.c knows, by `in_c` of `activations.ACTIVATIONS`; torch is as fast for the others."""
+EXPONENTIALS = {torch.float32: "exponentials", torch.bfloat16: "exponentials_bf16"}
+"""The function of fused.c for each dtype of logits."""
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
@@ -51,7 +54,10 @@ class Kernels:
         calls.norm_back.argtypes = [_POINTER] * 7 + [_NUMBER] * 3 + [_THREADS] * 2
         calls.attend.argtypes = [_POINTER] * 3
         calls.attend_back.argtypes = [_POINTER] * 6
-        for call in (calls.activate, calls.norm, calls.norm_back):
+        self.exponentials = {dtype: getattr(calls, name) for dtype, name in EXPONENTIALS.items()}
+        for call in self.exponentials.values():
+            call.argtypes = [_POINTER] * 3 + [_NUMBER] * 2 + [_THREADS]
+        for call in (calls.activate, calls.norm, calls.norm_back, *self.exponentials.values()):
             call.restype = None
 
     def check(self) -> None:
@@ -79,6 +85,14 @@ class Kernels:
                 found.append((out.detach(), cast(Tensor, into.grad)))
             if not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(*found, strict=True)):
                 raise KernelError(f"{name} computes wrongly here")
+        for dtype in self.exponentials:
+            powers = x.flatten(0, 1).to(dtype, copy=True)
+            right = (powers.float() - powers.float().amax(-1, keepdim=True)).exp()
+            _, sums = exponentials(powers, self)
+            if not all(
+                (a - b).abs().max() <= 1e-2 * b.max() for a, b in ((powers, right), (sums, right.sum(-1, True)))
+            ):
+                raise KernelError("exponentials are wrong here")
 
 
 @cache
@@ -87,7 +101,7 @@ def library() -> Kernels | None:
     if os.environ.get("MINIGPT_FUSED") == "0":
         return None
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             return load(SOURCE, Kernels)
     except (KernelError, OSError) as error:
         warnings.warn(f"training by torch's own ops, which is slower: {error}", stacklevel=2)
@@ -161,6 +175,14 @@ class _Norm(torch.autograd.Function):
         )
         weights, biases = sums.sum(1)
         return slope, weights, None if bias is None else biases, None, None, None
+
+
+def exponentials(logits: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """`chunked_loss.loss_terms` of contiguous logits [n, V] in fp32 or bf16 on the CPU."""
+    largest, sums = torch.empty(2, len(logits), 1)
+    into = logits.data_ptr(), largest.data_ptr(), sums.data_ptr()
+    kernels.exponentials[logits.dtype](*into, *logits.shape, torch.get_num_threads())
+    return largest, sums
 
 
 class Shape(NamedTuple):
