@@ -48,7 +48,8 @@ def trainer(precision: str, rate: float = 3e-3, kind: str = "adamw", **settings)
 @pytest.mark.parametrize("precision", ["bf16", "bf16-pure", "fp16"])
 @pytest.mark.parametrize("attention", ["sdpa", "reference"])
 def test_what_works_passes_the_self_test_with_room(precision: str, attention: str) -> None:
-    shape = SHAPE.model_copy(update={"attention": attention, "embed_dim": 128, "vocab_size": 300, "dropout": 0.1})
+    drops = dict.fromkeys(("dropout", "word_dropout", "qkv_dropout", "hidden_dropout", "output_dropout"), 0.1)
+    shape = SHAPE.model_copy(update={"attention": attention, "embed_dim": 128, "vocab_size": 300, **drops})
     verdict = self_test(shape, Runtime(CPU, precision))
     print(verdict)
     assert verdict.ok
