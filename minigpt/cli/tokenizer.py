@@ -47,10 +47,10 @@ class Train:
 
     source: Positional[PathText | None] = None
     """Named source, file, directory, glob, .jsonl, .gz, or - (byte and gpt2 need none)."""
-    kind: Literal["char", "byte", "bpe", "gpt2"] = "bpe"
-    """char, byte, bpe, or gpt2 (OpenAI's, fetched once)."""
-    vocab_size: int = DEFAULTS.vocab_size
-    """bpe: number of ids, special tokens included."""
+    kind: Literal["char", "byte", "bpe", "word", "gpt2"] = "bpe"
+    """char, byte, bpe, word (the text's words, as WikiText counts), or gpt2 (OpenAI's, fetched once)."""
+    vocab_size: int | None = None
+    """bpe: number of ids, special tokens included (default: 4096). word: the most ids (default: all words)."""
     pattern: Literal["gpt2", "gpt4"] = DEFAULTS.pattern
     """bpe: how text is split before merging."""
     unknown: Literal["token", "error"] = DEFAULTS.unknown
@@ -129,8 +129,9 @@ def _train(args: Train, data: DataConfig) -> int:
     if target.exists() and not args.overwrite:
         raise TokenizerError(f"{target} exists already; give another --out, or --overwrite")
     fields = ("kind", "vocab_size", "pattern", "unknown", "max_train_bytes")
-    config = load_config(None, {f"tokenizer.{name}": getattr(args, name) for name in fields}).tokenizer
-    if args.kind in ("char", "bpe") and args.source is None:
+    given = {f"tokenizer.{name}": value for name in fields if (value := getattr(args, name)) is not None}
+    config = load_config(None, given).tokenizer
+    if args.kind in ("char", "bpe", "word") and args.source is None:
         raise TokenizerError(f"a {args.kind} tokenizer is made from a text; name a source, as in `train my.txt`")
     start = time.perf_counter()
     with progress_bars(console) as report:

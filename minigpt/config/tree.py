@@ -191,10 +191,11 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """How text becomes ids."""
 
-    kind: Literal["char", "byte", "bpe", "gpt2", "auto"] = "char"
-    """char, byte, bpe (trained on your text), gpt2 (OpenAI's), or auto (gpt2 when it can be had, else char)."""
+    kind: Literal["char", "byte", "bpe", "word", "gpt2", "auto"] = "char"
+    """char, byte, bpe (trained on your text), word (its words, as WikiText counts), gpt2 (OpenAI's), or auto (gpt2 when
+    it can be had, else char)."""
     vocab_size: Size = 4096
-    """bpe: number of ids to reach, special tokens included."""
+    """bpe: number of ids to reach, special tokens included. word: the most ids (default: all words of the text)."""
     pattern: Literal["gpt2", "gpt4"] = "gpt4"
     """bpe: how text is split before merging."""
     unknown: Literal["token", "error"] = "token"
@@ -203,6 +204,13 @@ class TokenizerConfig(Section):
     """bpe: bytes of text to learn merges from; the rest of a larger text is only encoded."""
     path: OptionalPath = None
     """A tokenizer.json to use as it is, in place of making one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_words(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind") == "word":
+            return {"vocab_size": MOST_SIZE} | given
+        return given
 
 
 class DataConfig(Section):

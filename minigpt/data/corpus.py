@@ -29,6 +29,8 @@ from minigpt.tokenizers.base import EOS
 from minigpt.tokenizers.cutter import CHUNK, Cutter
 
 FEW = 1000
+LONGEST = 16 * CHUNK
+"""Characters of a chunk at the most, about."""
 
 _TRAIN, _VAL, _EMPTY = range(3)
 _SPLITS = ("train", "val")
@@ -93,9 +95,11 @@ class Corpus:
         """The pieces, put together to about a million characters, never across documents.
 
         Long documents are cut after a line's end where the next line begins with no white space: there no split
-        pattern of ours joins the two sides, so that what is counted over chunks is what the whole text has.
+        pattern of ours joins the two sides, so that what is counted over chunks is what the whole text has. Where the
+        lines of 16 million characters all begin with white space, as WikiText's do, the last line's end will do, or the
+        last space: no word is cut.
         """
-        cutter = Cutter(_line_cut, longest=16 * CHUNK)
+        cutter = Cutter(_chunk_cut, longest=LONGEST)
         for piece in self.pieces(split):
             if text := cutter.end(piece.text) if piece.ends else cutter.add(piece.text):
                 yield Piece(piece.split, text, piece.ends)
@@ -180,6 +184,13 @@ def _line_cut(text: str) -> int:
             return at + 1
         end = at
     return 0
+
+
+def _chunk_cut(text: str) -> int:
+    """Where a chunk may end; 0 to wait for more text."""
+    if (cut := _line_cut(text)) or len(text) < LONGEST:
+        return cut
+    return text.rfind("\n") + 1 or max(0, text.rfind(" "))
 
 
 def _to_split(source: Source, part: str) -> bool:

@@ -19,7 +19,7 @@ class TokenText:
     """The text of a sequence of ids, a chunk at a time.
 
     Special tokens are not text, so they have no bytes; except unk, which stands for a character that was there and
-    is written as one "?".
+    is written as one "?". An unk that is itself a word of the text (`<unk>`) is written so.
 
     Args:
         tokenizer: whose ids they are.
@@ -29,7 +29,7 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer, chunk: int = CHUNK):
         self.chunk = chunk
         pieces = [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
-        if tokenizer.unk_id is not None:
+        if tokenizer.unk_id is not None and not pieces[tokenizer.unk_id]:
             pieces[tokenizer.unk_id] = b"?"
         self.lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)  # [V] bytes of each id
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))  # [V] where its bytes begin in _flat

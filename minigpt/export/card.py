@@ -151,8 +151,10 @@ def _limits(run: Run) -> list[str]:
         "Nothing filters what it writes.",
         f"It reads {counted(run.model.config.max_seq_len, 'token')} at most.",
     ]
-    if run.tokenizer.unk_id is not None and run.tokenizer.kind == "char":
-        lines.append("It reads only the characters of its training text; every other one is unknown to it.")
+    if run.tokenizer.unk_id is not None and run.tokenizer.kind in ("char", "word"):
+        lines.append(
+            f"It reads only the {run.tokenizer.unit}s of its training text; every other one is unknown to it."
+        )
     return lines
 
 

@@ -12,16 +12,16 @@ from minigpt.console import Report
 from minigpt.data import Prepared, open_corpus, prepare, text_chunks
 from minigpt.errors import DataError
 from minigpt.tokenizers import Tokenizer
-from minigpt.tokenizers.base import listed, unknown_characters
+from minigpt.tokenizers.base import listed
 
-MOST_UNKNOWN = 0.1
-"""Share of a text that may be characters that the tokenizer does not know."""
+MOST_UNKNOWN = {"character": 0.1, "word": 0.5}
+"""Share of a text that may be units that the tokenizer does not know. A small text has many words that come once."""
 
 
 def make_tokenizer(config: RunConfig, report: Report | None = None) -> Tokenizer:
     """The tokenizer of the config, trained on its data where it needs training.
 
-    bpe learns from the training split; char takes its characters from all splits, so that none is unknown.
+    bpe and word learn from the training split; char takes its characters from all splits, so that none is unknown.
     """
     if report:
         open_corpus(config.data, report)  # fetches and surveys the text, which the next line then finds done
@@ -37,7 +37,7 @@ def prepare_data(
 
 
 def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, splits: Iterable[str]) -> str:
-    """What to say of characters of these splits that the tokenizer does not know, "" if there are none.
+    """What to say of units of these splits that the tokenizer does not know, "" if there are none.
 
     Raises DataError if they are more than MOST_UNKNOWN of a split.
     """
@@ -45,6 +45,9 @@ def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, spl
         return ""
     ids = {split: prepared.splits[split].tokens for split in splits}
     counts = {split: count_unknown([tokens], tokenizer) for split, tokens in ids.items()}
+    for split in filter(counts.get, counts):
+        texts = text_chunks(config.data.source, config.data, split) if tokenizer.unit == "word" else ()
+        counts[split] -= sum(map(tokenizer.spelled_unknown, texts))
     worst = max(ids, key=lambda split: counts[split] / max(1, len(ids[split])))
     if not counts[worst]:
         return ""
@@ -54,7 +57,7 @@ def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, spl
 
 
 def count_unknown(rows: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
-    """How many ids of the rows stand for a character that the tokenizer does not know."""
+    """How many ids of the rows stand for a unit that the tokenizer does not know."""
     block = 1 << 24  # of a long text that lies in a file
     starts = ((row, start) for row in rows for start in range(0, len(row), block))
     return sum(int((row[start : start + block] == tokenizer.unk_id).sum()) for row, start in starts)
@@ -75,14 +78,15 @@ def tell_unknown(
     """
     found: list[str] = []
     for text in texts:
-        found = list(dict.fromkeys(chain(found, unknown_characters(text, tokenizer))))
+        found = list(dict.fromkeys(chain(found, tokenizer.unknown_parts(text))))
         if len(found) > 8:
             break
     share = f"{unknown:,} of {total:,} {what} ({100 * unknown / total:.2g} %)"
-    told = f"{source}: {share} are characters that the tokenizer does not know: {listed(found, 8)}"
-    if unknown > MOST_UNKNOWN * total:
+    told = f"{source}: {share} are {tokenizer.unit}s that the tokenizer does not know: {listed(found, 8)}"
+    if unknown > MOST_UNKNOWN[tokenizer.unit] * total:
+        clean = " (--data.clean ascii drops all beyond ASCII)" if tokenizer.unit == "character" else ""
         raise DataError(
-            f"{told}; give a text of the model's own characters (--data.clean ascii drops all beyond ASCII), or take a "
-            "model whose tokenizer knows all: byte, bpe or gpt2"
+            f"{told}; give a text of the model's own {tokenizer.unit}s{clean}, or take a model whose tokenizer knows "
+            "all: byte, bpe or gpt2"
         )
     return f"{told}; {effect}"

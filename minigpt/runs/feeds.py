@@ -124,7 +124,10 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
 
 
 def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
-    """Source bytes of one predicted token: the first token of the split is not predicted."""
+    """Source bytes of one predicted token: the first token of the split is not predicted.
+
+    All bytes of the source count, also those that a tokenizer of words does not keep.
+    """
     return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
 
 
@@ -193,18 +196,20 @@ def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
 def _tell_unknown(
     source: str, sides: Sides, rows: list[Row], template: Template, tokenizer: Tokenizer, console: Console
 ) -> None:
-    """Say which characters of the records the tokenizer does not know. Raises DataError for too many."""
+    """Say which units of the records the tokenizer does not know. Raises DataError for too many."""
     ids = [row.ids for row in rows]
     if tokenizer.unk_id is None or not (unknown := count_unknown(ids, tokenizer)):
         return
     answers = ("chosen", "rejected") if sides[0][0].kind == "preference" else ("",)
-    texts = (
+    texts = [
         piece.text
         for side in sides
         for record in side
         for answer in answers
         for piece in record.pieces(template, True, answer)
-    )
+    ]
+    if not (unknown := unknown - sum(map(tokenizer.spelled_unknown, texts))):
+        return
     effect = "the model reads them all as one, and cannot write them"
     teller(console)(tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer, effect))
 

@@ -13,6 +13,7 @@ from minigpt.tokenizers.load import load
 from minigpt.tokenizers.patterns import safe_cut
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 from minigpt.tokenizers.utf8_stream import TextStream
+from minigpt.tokenizers.words import WordTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ def build(config: TokenizerConfig, texts: Iterable[str], progress: Progress | No
 
     Args:
         config: with `path`, that file is loaded and the other fields are not looked at.
-        texts: chunks of one text, in any sizes; read at most once, and only by char and bpe.
-        progress: called with (what, how much is done, of how much) while bpe learns.
+        texts: chunks of one text, in any sizes (of none may word find half a word at its end); read at most once, and
+            only by char, bpe and word.
+        progress: called with (what, how much is done, of how much) while bpe and word learn.
 
     Raises:
         TokenizerError: what cannot be loaded, learned or fetched.
@@ -41,6 +43,8 @@ def build(config: TokenizerConfig, texts: Iterable[str], progress: Progress | No
             log.warning("tokenizer auto: taking char in place of gpt2, since %s", error)
     if config.kind == "bpe":
         return BPETokenizer.train(texts, config.vocab_size, config.pattern, config.max_train_bytes, progress=progress)
+    if config.kind == "word":
+        return WordTokenizer.from_texts(texts, config.vocab_size, progress)
     return CharTokenizer.from_texts(texts, config.unknown)
 
 
@@ -54,6 +58,7 @@ __all__ = [
     "CharTokenizer",
     "TextStream",
     "Tokenizer",
+    "WordTokenizer",
     "build",
     "gpt2_tokenizer",
     "load",

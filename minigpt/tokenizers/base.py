@@ -27,13 +27,17 @@ from minigpt.layout import TOKENIZER
 from minigpt.tokenizers.patterns import safe_cut
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
+_LONG = 30
+"""Characters of an unknown word that are shown."""
 
 
 class Tokenizer(ABC):
     """Text to ids and back.
 
     Attributes:
-        kind: char, byte, bpe, gpt2 or sentencepiece.
+        kind: char, byte, bpe, gpt2, sentencepiece or word.
+        unit: what unk stands for, character or word.
+        keeps_text: whether a text without unknown units is decoded to itself.
         vocab_size: number of ids, special tokens included.
         special_tokens: name to id, {"<|endoftext|>": 50256}.
         added_tokens: text to id of those that no merges make and that are not special (others' files).
@@ -42,6 +46,8 @@ class Tokenizer(ABC):
     """
 
     kind: str
+    unit: str = "character"
+    keeps_text: bool = True
 
     def __init__(
         self, pieces: Sequence[bytes], special_tokens: Mapping[str, int], added_tokens: Mapping[str, int] | None = None
@@ -94,6 +100,16 @@ class Tokenizer(ABC):
     def safe_cut(self, text: str) -> int:
         """Largest index where a text may be cut so that the ids stay those of the whole; 0 if none is known."""
         return safe_cut(text)
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """Units of a text that the tokenizer does not know, each once, in their order."""
+        if self.unk_id is None:
+            return []
+        return [char for char in dict.fromkeys(text) if self.unk_id in self.encode(char)]
+
+    def spelled_unknown(self, text: str) -> int:
+        """How many unks of a text are spelled so in it, as WikiText does, and are not unknown units."""
+        return 0
 
     def _encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
@@ -157,17 +173,11 @@ def valid_unicode(text: str) -> str:
     return text
 
 
-def unknown_characters(text: str, tokenizer: Tokenizer) -> list[str]:
-    """Characters of a text that the tokenizer does not know, each once, in their order."""
-    if tokenizer.unk_id is None:
-        return []
-    return [char for char in dict.fromkeys(text) if tokenizer.unk_id in tokenizer.encode(char)]
-
-
-def listed(characters: Sequence[str], most: int = 20) -> str:
-    """Characters as they can be shown, the first of many: "\u2603 '\\t' ..."."""
-    shown = " ".join(char if char.isprintable() and not char.isspace() else repr(char) for char in characters[:most])
-    return shown + " ..." * (len(characters) > most)
+def listed(parts: Sequence[str], most: int = 20) -> str:
+    """Characters or words as they can be shown, the first of many: "\u2603 '\\t' ..."; of a long word its beginning."""
+    short = (part if len(part) <= _LONG else part[:_LONG] + "…" for part in parts[:most])
+    shown = " ".join(part if part.isprintable() and not part.isspace() else repr(part) for part in short)
+    return shown + " ..." * (len(parts) > most)
 
 
 def file_tree(

@@ -18,6 +18,7 @@ from minigpt.tokenizers.load import from_tree
 from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_level, pre_tokenizer_tree, spell
 from minigpt.tokenizers.sentencepiece import BYTE, SentencePieceTokenizer, from_scores
 from minigpt.tokenizers.simple import CharTokenizer, bpe_model
+from minigpt.tokenizers.words import WordTokenizer
 
 QWEN2 = PUBLISHED["gpt4"].replace(r"\p{N}{1,3}", r"\p{N}")
 PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2", DIGITS: "smollm"}
@@ -31,7 +32,11 @@ _JSON = "tokenizer.huggingface.json"
 
 
 def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The settings that describe a tokenizer. Raises TokenizerError for one that llama.cpp has no pattern for."""
+    """The settings that describe a tokenizer. Raises TokenizerError for one that llama.cpp has nothing like."""
+    if isinstance(tokenizer, WordTokenizer):
+        raise TokenizerError(
+            "llama.cpp has no tokenizer of whole words; export to hf, onnx or page, or train with --tokenizer.kind bpe"
+        )
     named = {id_: name for name, id_ in (tokenizer.special_tokens | tokenizer.added_tokens).items()}
     tokens = [named.get(id_) or spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.vocab_size)]
     types = [_NORMAL] * len(tokens)

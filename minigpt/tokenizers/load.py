@@ -1,6 +1,6 @@
 """Reading tokenizer.json back: the parts of the file say which tokenizer it is.
 
-WordLevel model -> char (unknown="error" if the vocabulary has no unk); BPE without merges or split -> byte;
+WordLevel model -> word with a normalizer, else char (unknown="error" if the vocabulary has no unk); BPE without merges or split -> byte;
 other byte-level BPE -> bpe with its split pattern, or gpt2 if the merges are OpenAI's. Byte-level BPE files
 that others made (GPT-2's, Llama 3's family) load too, with any split expression; what minigpt cannot run to
 the same ids (a normalizer, another model, added start tokens) is refused by name.
@@ -19,6 +19,7 @@ from minigpt.tokenizers.gpt2 import is_gpt2
 from minigpt.tokenizers.patterns import DIGITS, PUBLISHED, byte_chars, byte_level, check, expression, unspell
 from minigpt.tokenizers.sentencepiece import from_model
 from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
+from minigpt.tokenizers.words import from_model as words_from_model
 
 TIKTOKEN = re.compile(r"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
 """How its file begins: a line is a token's bytes in base64, and its rank."""
@@ -71,6 +72,8 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
     post, normalizer = tree.get("post_processor"), tree.get("normalizer")
     if tree["model"].get("byte_fallback") and tree.get("pre_tokenizer") is None:
         return _sentencepiece(tree)
+    if tree["model"]["type"] == "WordLevel" and normalizer:
+        return words_from_model(tree)
     if normalizer and normalizer != {"type": "NFC"}:
         raise TokenizerError(f"its normalizer ({normalizer['type']}) is not supported by minigpt")
     if post and post["type"] != "ByteLevel":

@@ -109,17 +109,17 @@ function readDials() {
 const ENDS = { eos: "it ended the text", stop: "a stop text came", length: "all that was asked for",
   time: "its time is over", interrupted: "stopped" };
 
-function told({ tokens, rate, reason, given, read, unknown, cut }) {
+function told({ tokens, rate, reason, given, read, unknown, unit, cut }) {
   const parts = [count(tokens, "token")];
   if (rate) parts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`);
   if (reason) parts.push(ENDS[reason]);
   if (given > read) parts.push(`only the last ${count(read, "token")} of the beginning were read, the model's context`);
   if (cut) parts.push("the oldest messages no longer fit");
-  if (unknown && unknown.length) parts.push(strange(unknown));
+  if (unknown && unknown.length) parts.push(strange(unknown, unit));
   return parts.join(" · ");
 }
 
-const strange = (unknown) => `${count(unknown.length, "character")} that the model never saw: ${unknown.slice(0, 20).map(visible).join(" ")}`;
+const strange = (unknown, unit) => `${count(unknown.length, unit)} that the model never saw: ${unknown.slice(0, 20).map(visible).join(" ")}`;
 
 // Write with the settings, and count the seed on. `button` becomes the one that stops.
 let writing = null;
@@ -258,7 +258,7 @@ async function explain(keep) {
   const text = byId("text").value;
   byId("explain-status").classList.add("busy");
   try {
-    const { stale, data, given, unknown } = await ask("explain", { text, off: [...off] });
+    const { stale, data, given, unknown, unit } = await ask("explain", { text, off: [...off] });
     if (stale) return;
     alertReader("");
     byId("pictures").hidden = byId("steer").hidden = !data;
@@ -268,7 +268,7 @@ async function explain(keep) {
       return;
     }
     if (!off.size) allOn = { text, loss: mean(data.loss) };
-    byId("explain-status").replaceChildren(...summary(data, text, given, unknown));
+    byId("explain-status").replaceChildren(...summary(data, text, given, unknown, unit));
     const state = keep && drawn ? drawn.state : { token: data.texts.length - 1, ...(shown ? pick(shown) : best()) };
     drawn = drawExplanation(data, state, { off, toggle });
     shown = drawn.state;
@@ -290,7 +290,7 @@ function best() {
   return found;
 }
 
-function summary(data, text, given, unknown) {
+function summary(data, text, given, unknown, unit) {
   const known = data.loss.length > 1, fact = (value) => el("b", {}, value), out = [fact(count(data.ids.length, "token"))];
   if (given > data.ids.length) out.push(` (the last of ${count(given, "token")})`);
   if (known) out.push(", mean surprise ", fact(`${mean(data.loss).toFixed(3)} nats`), ", as if the model chose among ",
@@ -300,7 +300,7 @@ function summary(data, text, given, unknown) {
     if (known && allOn && allOn.text === text) out.push(` (with all on: ${allOn.loss.toFixed(3)} nats)`);
     out.push(" ", el("button", { type: "button", class: "link", onclick: () => { off.clear(); explain(true); } }, "switch all on"));
   }
-  if (unknown.length) out.push(". ", strange(unknown));
+  if (unknown.length) out.push(". ", strange(unknown, unit));
   return out;
 }
 

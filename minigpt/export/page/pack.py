@@ -18,6 +18,7 @@ from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.chat_template import Template
 from minigpt.tokenizers.patterns import spell
 from minigpt.tokenizers.simple import CharTokenizer
+from minigpt.tokenizers.words import WordTokenizer
 
 PRECISIONS = ("int8", "fp16", "fp32")
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
@@ -76,6 +77,8 @@ def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:
         named = {*tokenizer.special_tokens.values(), *tokenizer.added_tokens.values()}
         pieces = ["" if id_ in named else spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.vocab_size)]
         return data | {"pieces": " ".join(pieces), "pattern": javascript(tokenizer.pattern), "nfc": tokenizer.nfc}
+    if isinstance(tokenizer, WordTokenizer):
+        return data | {"pieces": " ".join(tokenizer.words)}
     if tokenizer.kind == "byte":
         return data
     raise ConfigError(f"a page cannot run a tokenizer of the kind {tokenizer.kind}")

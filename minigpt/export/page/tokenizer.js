@@ -3,6 +3,10 @@
 
 const LONE = /\p{Cs}/gu; // half of a character that is outside of the first 65,536
 
+// The white space that words.py splits at
+const SPACES = /[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
+const wordsOf = (text) => text.replace(LONE, "\ufffd").replaceAll("\n", " <eos> ").split(SPACES).filter(Boolean);
+
 // What was done to the training text, in its order (data/clean.py)
 const CLEANING = {
   ascii: (text) => text.replace(/[^\x00-\x7f]/g, ""),
@@ -44,6 +48,12 @@ class Tokenizer {
         this.pieces[first + at] = toBytes(char);
         this.ids.set(char, first + at);
       });
+    } else if (data.kind === "word") {
+      data.pieces.split(" ").forEach((word, id) => {
+        this.pieces[id] = word === "<eos>" ? " \n" : toBytes(` ${word}`);
+        this.ids.set(word, id);
+      });
+      this.unk = this.ids.get("<unk>");
     } else if (data.kind === "byte") {
       for (let byte = 0; byte < 256; byte++) this.pieces[byte] = String.fromCharCode(byte);
     } else {
@@ -58,6 +68,7 @@ class Tokenizer {
     }
     this.named = new Map(Object.entries(data.added));
     for (const [name, id] of this.named) this.pieces[id] = toBytes(name);
+    this.unit = data.kind === "word" ? "word" : "character";
     this.names = new Map(Object.entries(data.special).map(([name, id]) => [id, name]));
     const longest = [...this.named.keys()].sort((a, b) => b.length - a.length);
     this.parts = longest.length
@@ -79,6 +90,7 @@ class Tokenizer {
         return id;
       });
     }
+    if (this.kind === "word") return wordsOf(text).map((word) => this.ids.get(word) ?? this.unk);
     if (this.nfc) text = text.normalize("NFC");
     const ids = [];
     let end = 0;
@@ -139,8 +151,9 @@ class Tokenizer {
     return [...text].length === 1 && /\p{C}/u.test(text) && !/[\t-\r\x1c-\x1f\x85]/.test(text) ? hex : text;
   }
 
-  // Characters of a text that stand for nothing the model ever saw
+  // Characters or words of a text that the model never saw
   unknown(text) {
+    if (this.kind === "word") return [...new Set(wordsOf(text))].filter((word) => !this.ids.has(word));
     if (this.kind !== "char") return [];
     return [...new Set(text.replace(LONE, "\ufffd"))].filter((char) => !this.ids.has(char));
   }

@@ -74,6 +74,7 @@ const JOBS = {
     const chat = messages ? fitChat(
       messages.map((message) => ({ ...message, content: cleanText(message.content, about.clean) })), about, tokenizer, settings.max_new_tokens) : null;
     const ids = chat ? chat.ids : tokenizer.encode(cleanText(prompt, about.clean));
+    if (!ids.length) throw new Error("There is no word to continue; write one.");
     const stop = chat ? [...settings.stop, ...about.chat.stop] : settings.stop;
     const start = performance.now();
     let tokens = 0, first = 0, text = "";
@@ -95,7 +96,7 @@ const JOBS = {
     return { reason: done.stopped ? "interrupted" : done.value, tokens, seconds: (performance.now() - start) / 1000,
       rate: tokens > 1 ? (1000 * (tokens - 1)) / (performance.now() - first) : null,
       read: Math.min(ids.length, model.config.max_seq_len), given: ids.length, cut: Boolean(chat && chat.cut),
-      unknown: tokenizer.unknown(chat ? messages.at(-1).content : prompt) };
+      unknown: tokenizer.unknown(chat ? messages.at(-1).content : prompt), unit: tokenizer.unit };
   },
 
   async explain({ text, off }, job) {
@@ -105,7 +106,8 @@ const JOBS = {
     if (!read.length) return { data: null };
     const done = await drive(explainer.read(read, off), job, () => {});
     return done.stopped ? { stale: true }
-      : { data: explainer.describe(run.about), given: ids.length, unknown: tokenizer.unknown(text) };
+      : { data: explainer.describe(run.about), given: ids.length, unknown: tokenizer.unknown(text),
+        unit: tokenizer.unit };
   },
 };
 

@@ -7,7 +7,7 @@ from minigpt.console import counted
 from minigpt.errors import GenerationError
 from minigpt.files import read_piped
 from minigpt.tokenizers import EOS, Tokenizer
-from minigpt.tokenizers.base import listed, unknown_characters, valid_unicode
+from minigpt.tokenizers.base import listed, valid_unicode
 
 MOST = 1 << 24
 """Bytes of one prompt that is read from a file or a pipe."""
@@ -28,21 +28,23 @@ def typed_prompt(given: str) -> str:
 
 def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
     """Ids of texts (ids stay as they are), of each the last `limit`; one warning for all that are cut, and one for all
-    characters that the tokenizer does not know.
+    units that the tokenizer does not know.
 
     Raises:
-        GenerationError: an empty prompt.
+        GenerationError: an empty prompt, or one without a token.
         TokenizerError: a text that the tokenizer cannot spell.
     """
     if not all(len(prompt) for prompt in prompts):
         raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
     found = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    if not all(found):
+        raise GenerationError("the prompt has no word, and this model reads words; give one, for example The")
     sizes = [len(ids) for ids in found if len(ids) > limit]
     if sizes:
         who = "the prompt has" if len(found) == 1 else f"{len(sizes)} of {len(found)} prompts have up to"
         told = f"{who} {counted(max(sizes), 'token')}; the last {limit:,} are read, the model's context"
         warnings.warn(told, stacklevel=3)
-    if any(isinstance(prompt, str) and EOS in prompt for prompt in prompts):
+    if tokenizer.unit == "character" and any(isinstance(prompt, str) and EOS in prompt for prompt in prompts):
         warnings.warn(f"{EOS} in a prompt is read as {len(EOS)} characters, not as the end of a text", stacklevel=3)
     if told := tell_unknown("".join(prompt for prompt in prompts if isinstance(prompt, str)), tokenizer):
         warnings.warn(told, stacklevel=3)
@@ -55,6 +57,6 @@ def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int)
 
 
 def tell_unknown(text: str, tokenizer: Tokenizer) -> str:
-    """What to say of characters that the tokenizer does not know (the model reads them all alike); "" if none."""
-    found = unknown_characters(text, tokenizer)
-    return f"{counted(len(found), 'character')} that the model never saw: {listed(found)}" if found else ""
+    """What to say of units that the tokenizer does not know (the model reads them all alike); "" if none."""
+    found = tokenizer.unknown_parts(text)
+    return f"{counted(len(found), tokenizer.unit)} that the model never saw: {listed(found)}" if found else ""

@@ -2,6 +2,7 @@
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig
+from minigpt.tokenizers.words import WIKITEXT_2
 
 CHARACTERS = 65
 """Ids of the char tokenizer on Tiny Shakespeare; another text has as many as it has characters."""
@@ -17,7 +18,8 @@ def vocabulary(config: RunConfig) -> int:
     kind = config.tokenizer.kind
     if kind == "byte":
         return tokenizers.ByteTokenizer().vocab_size
-    return {"char": CHARACTERS, "bpe": config.tokenizer.vocab_size}.get(kind, GPT2)
+    ids = config.tokenizer.vocab_size
+    return {"char": CHARACTERS, "bpe": ids, "word": min(ids, WIKITEXT_2)}.get(kind, GPT2)
 
 
 def with_vocabulary(config: RunConfig) -> RunConfig:

@@ -50,7 +50,7 @@ def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
         return prompt
     ids = tokenizer.encode(readable(prompt, loaded))
     if not ids and tokenizer.eos_id is None:
-        raise GenerationError("the prompt is empty; give some text")
+        raise GenerationError(f"the prompt has no {tokenizer.unit}; give some text")
     return ids or [tokenizer.eos_id]  # pyright: ignore[reportReturnType]
 
 

@@ -141,9 +141,10 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
     """The last tokens of a text that the model can read at once: how surprising each was, and what was likelier.
 
-    `begin` counts the characters of the text before a token.
+    `begin` counts the characters of the text before a token. A tokenizer of words gives the text as it read it.
     """
     tokenizer = loaded.run.tokenizer
+    text = text if tokenizer.keeps_text else tokenizer.decode(ids)
     shown = ids[-loaded.run.model.config.max_seq_len :]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     begin = len(decoder.decode(b"".join(map(tokenizer.token_bytes, ids[: len(ids) - len(shown)]))))

@@ -1,0 +1,155 @@
+"""Whole words, as the field's WikiText tables count them: one id per word, `<eos>` for each line end, `<unk>` for the rest.
+
+    "the cat \\n sat"  ->  the  cat  <eos>  sat
+
+Notable choices:
+- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is one line
+  end and "\\r" alone a space.
+- A token is shown with one space before it, so that a text in WikiText's form (" the cat \\n") is decoded to itself: each
+  word after one space, a space before each line end. Of any other text the words and the line ends are kept, and not the
+  white space between them, nor the words that are not in the vocabulary.
+- `<eos>` is text. It ends a line, not a document, so nothing ends a document: `eos_id` is None. The words `<eos>` and
+  `<unk>` in a text are these tokens, as in WikiText.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigpt.download import Progress
+from minigpt.errors import TokenizerError
+from minigpt.tokenizers.base import Tokenizer, file_tree, valid_unicode
+
+LINE_END, UNKNOWN = "<eos>", "<unk>"
+WIKITEXT_2 = 33_278
+"""Ids of WikiText-2's training text (Merity et al., 2016, table 1), for estimates without a text."""
+SPACES = "".join(chr(code) for code in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
+                                        0x2028, 0x2029, 0x202F, 0x205F, 0x3000))  # fmt: skip
+"""The white space of `str.split()`, the line end among it."""
+_SPELLED = re.compile(rf"{UNKNOWN}(?!\S)")
+
+
+class WordTokenizer(Tokenizer):
+    """One id per word; see the module.
+
+    In tokenizer.json it is a WordLevel model whose normalizer writes `<eos>` for each line end. Its vocabulary holds both
+    names, so it has no special tokens.
+    """
+
+    kind = "word"
+    unit = "word"
+    keeps_text = False
+
+    def __init__(self, words: Sequence[str]):
+        """`words[id]`; `<eos>` and `<unk>` are among them.
+
+        Raises:
+            TokenizerError: one of these two is missing, a word comes twice, or has white space in it.
+        """
+        self._ids = {word: id_ for id_, word in enumerate(words)}
+        if wrong := next((word for word in words if word.split() != [word]), None):
+            raise TokenizerError(f"{wrong!r} is not one word; make the tokenizer again from its text")
+        if len(self._ids) != len(words) or not {LINE_END, UNKNOWN} <= self._ids.keys():
+            raise TokenizerError(f"its words are not all different, with {LINE_END} and {UNKNOWN}; make it again")
+        self.words = list(words)
+        super().__init__([b" \n" if word == LINE_END else f" {word}".encode() for word in words], {})
+        self.unk_id = self._ids[UNKNOWN]
+
+    @classmethod
+    def from_texts(
+        cls, texts: Iterable[str], vocab_size: int | None = None, progress: Progress | None = None
+    ) -> "WordTokenizer":
+        """The tokenizer of the most frequent words; the most frequent has the id 0, of equals the first by code points.
+
+        Args:
+            texts: each is read once, by itself: no word goes from one to the next.
+            vocab_size: the most ids, `<eos>` and `<unk>` included (default: all words).
+            progress: called with (what, characters done, None).
+
+        Raises:
+            TokenizerError: vocab_size below 3, or no word.
+        """
+        if vocab_size is not None and vocab_size < 3:
+            raise TokenizerError(f"vocab_size {vocab_size} is too small for word; give 3 or more, or leave it out")
+        counts: Counter[str] = Counter()
+        done = 0
+        for text in texts:
+            counts.update(_split(text))
+            done += len(text)
+            if progress:
+                progress("counting words", done, None)
+        if not counts.keys() - {LINE_END, UNKNOWN}:
+            raise TokenizerError("no text to take words from; give a text that is not empty")
+        always = {name: counts.pop(name, 0) for name in (LINE_END, UNKNOWN)}
+        room = None if vocab_size is None else vocab_size - len(always)
+        kept = sorted(counts.items(), key=_place)[:room]
+        return cls([word for word, _ in sorted([*kept, *always.items()], key=_place)])
+
+    def encode_array(self, text: str) -> np.ndarray:
+        words = _split(text)
+        ids, unknown = self._ids, self.unk_id
+        return np.fromiter((ids.get(word, unknown) for word in words), self.dtype, len(words))
+
+    def safe_cut(self, text: str) -> int:
+        """Largest index beside white space, so that no word is cut; 0 if there is none."""
+        for index in range(len(text) - 1, 0, -1):
+            if text[index].isspace() or text[index - 1].isspace():
+                return index
+        return 0
+
+    def unknown_parts(self, text: str) -> list[str]:
+        return [word for word in dict.fromkeys(_split(text)) if word not in self._ids]
+
+    def spelled_unknown(self, text: str) -> int:
+        starts = (match.start() for match in _SPELLED.finditer(text))
+        return sum(start == 0 or text[start - 1].isspace() for start in starts)
+
+    def to_tree(self) -> dict[str, Any]:
+        return file_tree(
+            self,
+            model={"type": "WordLevel", "vocab": dict(self._ids), "unk_token": UNKNOWN},
+            pre_tokenizer={
+                "type": "Split",
+                "pattern": {"Regex": f"[{SPACES}]+"},
+                "behavior": "Removed",
+                "invert": False,
+            },
+            decoder={
+                "type": "Sequence",
+                "decoders": [_replace({"Regex": "^"}, " "), _replace({"Regex": f"^ {LINE_END}$"}, " \n"), _FUSE],
+            },
+            normalizer=_replace({"String": "\n"}, f" {LINE_END} "),
+        )
+
+
+_FUSE = {"type": "Fuse"}
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _split(text: str) -> list[str]:
+    """_split(" a b\\n") -> ["a", "b", "<eos>"]."""
+    return valid_unicode(text).replace("\n", f" {LINE_END} ").split()
+
+
+def _place(counted: tuple[str, int]) -> tuple[int, str]:
+    """Sorts words by how often they come, the most frequent first."""
+    word, count = counted
+    return -count, word
+
+
+def from_model(tree: dict[str, Any]) -> WordTokenizer:
+    """The tokenizer of a tokenizer.json. Raises TokenizerError, KeyError and such."""
+    vocab: dict[str, int] = tree["model"]["vocab"]
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise TokenizerError("its ids are not 0, 1, 2 and so on without a hole; minigpt cannot run it")
+    tokenizer = WordTokenizer(sorted(vocab, key=vocab.__getitem__))
+    ours = tokenizer.to_tree()
+    if strange := next((part for part in ours if tree.get(part, ours[part]) != ours[part]), None):
+        raise TokenizerError(f"its {strange} is not as minigpt writes it for words; make it again")
+    return tokenizer
