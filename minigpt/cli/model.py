@@ -10,7 +10,6 @@ from minigpt.cli.arguments import PathText, Positional, config_from, parse
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import SafeConsole, out_json
 from minigpt.layout import RunFolder
-from minigpt.tokenizers.words import WIKITEXT_2
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ def main(argv: list[str]) -> int:
     config, _ = config_from([recipe] if recipe else [], overrides)
     shape = config.model
     if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take what that would say at most
+        from minigpt.tokenizers.words import WIKITEXT_2
+
         ids = config.tokenizer.vocab_size
         known = {"gpt2": 50257, "bpe": ids, "word": min(ids, WIKITEXT_2), "auto": 50257, "byte": 260}
         shape = shape.model_copy(update={"vocab_size": known.get(config.tokenizer.kind, 96)})

@@ -164,8 +164,7 @@ def record_feed(
     _tell_unknown(config.data.source, sides, chosen + chosen_val, template, tokenizer, console)
     learn, check = cut(chosen), cut(chosen_val)
     learned, tokens = sum(int(row.learned.sum()) for row in learn), sum(len(row.ids) for row in learn)
-    targets = np.concatenate([row.ids[row.learned] for row in check])
-    ratio = sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))
+    ratio = _bytes_per_answer_token(val, chosen_val, check, template, tokenizer)
     learn = pack(learn, seq_len + 1) if config.finetune.pack else learn
     batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack)
     size = f"{counted(len(train), 'record')} to learn ({learned:,} of {counted(tokens, 'token')})"
@@ -179,6 +178,18 @@ def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer:
         return Row(*encode(record.pieces(template, tokenizer.eos_id is not None, answer), tokenizer))
     except TokenizerError as error:
         raise TokenizerError(f"{record.where}: {error}") from None
+
+
+def _bytes_per_answer_token(
+    records: list[Record], rows: list[Row], cut: list[Row], template: Template, tokenizer: Tokenizer
+) -> float:
+    """Bytes of one learned token: by its ids after the cut, or by the text before it, where ids do not keep the text."""
+    if tokenizer.keeps_text:
+        targets = np.concatenate([row.ids[row.learned] for row in cut])
+        return sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))
+    pieces = (piece for record in records for piece in record.pieces(template, tokenizer.eos_id is not None))
+    size = sum(len(piece.text.encode()) for piece in pieces if piece.learned)
+    return size / max(1, sum(int(row.learned.sum()) for row in rows))
 
 
 def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:

@@ -22,6 +22,7 @@ from minigpt.tokenizers import (
     CharTokenizer,
     TextStream,
     Tokenizer,
+    WordTokenizer,
     build,
     load,
     patterns,
@@ -59,11 +60,12 @@ def tokenizers() -> dict[str, Tokenizer]:
         "bpe, gpt4": BPETokenizer.train([TEXT], 330, "gpt4"),
         "bpe, gpt2": BPETokenizer.train([TEXT], 311, "gpt2"),
         "bpe, no merges": BPETokenizer.train([TEXT], 260, "gpt2"),
+        "word": WordTokenizer.from_texts([TEXT], 40),
     }
 
 
 ALL = tokenizers()
-LOSSLESS = [name for name in ALL if name != "char, small"]
+LOSSLESS = [name for name in ALL if name not in ("char, small", "word")]
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -97,7 +99,8 @@ def test_hugging_face_reads_the_file_to_identical_ids(name: str, tmp_path: Path)
     for text in ADVERSARIAL[:-3]:
         ids = ours.encode(text)
         if ours.unk_id not in ids:
-            assert theirs.decode(ids) == ours.decode(ids) == text
+            assert theirs.decode(ids) == ours.decode(ids)
+            assert ours.decode(ids) == text or not ours.keeps_text
 
 
 @settings(max_examples=150)
@@ -121,7 +124,7 @@ def test_saved_and_loaded_is_the_same_tokenizer(name: str, tmp_path: Path) -> No
     assert type(again) is type(ours)
     for attribute in ("kind", "vocab_size", "special_tokens", "eos_id", "bos_id", "pad_id", "unk_id", "fingerprint"):
         assert getattr(again, attribute) == getattr(ours, attribute)
-    for attribute in ("pattern", "merges", "unknown", "characters"):
+    for attribute in ("pattern", "merges", "unknown", "characters", "words", "unit", "keeps_text"):
         assert getattr(again, attribute, None) == getattr(ours, attribute, None)
     assert [again.token_bytes(id_) for id_ in range(again.vocab_size)] == [
         ours.token_bytes(id_) for id_ in range(ours.vocab_size)
@@ -139,7 +142,7 @@ def test_fingerprints_differ_by_tokenizer_and_not_by_version() -> None:
 
 
 def test_special_tokens_are_parsed_only_on_request() -> None:
-    for tokenizer in ALL.values():
+    for tokenizer in (each for each in ALL.values() if each.special_tokens):
         text = f"a{EOS}b{EOS}"
         ids = tokenizer.encode(text, special=True)
         assert ids.count(tokenizer.eos_id) == 2
@@ -306,7 +309,7 @@ def test_build_makes_what_the_config_says(tmp_path: Path) -> None:
         build(TokenizerConfig(path=str(tmp_path / "no")), [])
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
 def test_no_text_is_an_error(kind: str) -> None:
     with pytest.raises(TokenizerError, match="give a text that is not empty"):
         build(TokenizerConfig.model_validate({"kind": kind}), ["", ""])

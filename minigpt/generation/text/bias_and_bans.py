@@ -11,13 +11,15 @@ def make_rules(config: GenerationConfig, tokenizer: Tokenizer) -> Rules:
     """logit_bias, bad_words and min_new_tokens for this tokenizer.
 
     Raises:
-        GenerationError: a biased text that is not one token, or an id that is none.
+        GenerationError: a biased text that is not one token or not known, or an id that is none.
         TokenizerError: a text that the tokenizer cannot spell.
     """
     if not (config.logit_bias or config.bad_words or config.min_new_tokens):
         return NO_RULES
     bias = {_token(text, tokenizer): value for text, value in config.logit_bias.items()}
-    banned = {spelling for word in config.bad_words for spelling in _spellings(word, tokenizer)}
+    # A word that the tokenizer does not know is never written; to ban it must not ban unk.
+    known = (word for word in config.bad_words if not tokenizer.unknown_parts(word))
+    banned = {spelling for word in known for spelling in _spellings(word, tokenizer) if spelling}
     return Rules(tokenizer.eos_id, bias, tuple(sorted(banned)))
 
 
@@ -31,6 +33,8 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
         raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
+    if tokenizer.unknown_parts(text):
+        raise GenerationError(f"logit_bias: {text!r} is not in the tokenizer's vocabulary; leave it out")
     return ids[0]
 
 
