@@ -16,6 +16,7 @@ with ours before the directory gets its name.
 import importlib.util
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,15 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, precision: str) 
     return sum(tensor.numel() for tensor in weights.values())
 
 
-def write_tokenizer(folder: Path, run: Run) -> None:
+def write_tokenizer(folder: Path, run: Run, also: Mapping[str, Any] | None = None) -> None:
     """Write the tokenizer's files, and the chat template of a run that was tuned on chats.
+
+    `also` is added to tokenizer_config.json.
 
     Raises DataError, CheckpointError.
     """
     source = RunFolder.of(run.path, TOKENIZER).path
-    tree = _special(run.tokenizer, run.model.config.max_seq_len)
+    tree = _special(run.tokenizer, run.model.config.max_seq_len) | dict(also or {})
     if template := run_template(source):
         tree["chat_template"] = template.jinja()
     write_json(folder / "tokenizer_config.json", tree)
@@ -120,10 +123,13 @@ def write_tokenizer(folder: Path, run: Run) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def write_usage(folder: Path, run: Run) -> None:
-    """Write what the directory has beside config.json and weights: how to write with it, and the tokenizer."""
+def write_usage(folder: Path, run: Run, also: Mapping[str, Any] | None = None) -> None:
+    """Write what the directory has beside config.json and weights: how to write with it, and the tokenizer.
+
+    `also` as of `write_tokenizer`.
+    """
     write_json(folder / "generation_config.json", _generation(run.config.generation, run.tokenizer))
-    write_tokenizer(folder, run)
+    write_tokenizer(folder, run, also)
 
 
 def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:

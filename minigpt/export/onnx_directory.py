@@ -26,6 +26,7 @@ from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
 from minigpt.runs.quantize import pack_weights
+from minigpt.tokenizers.words import UNKNOWN
 from minigpt.weights.huggingface import architecture, config_to_hf
 
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
@@ -72,7 +73,8 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     with new_folder(out) as work:
         tree = config_to_hf(run.model.config, run.tokenizer.eos_id)
         write_json(work / "config.json", tree | {"transformers.js_config": {"dtype": DTYPES[precision]}})
-        write_usage(work, run)
+        # transformers.js looks for the name of unk here alone; others would then find it inside of words too
+        write_usage(work, run, {"unk_token": UNKNOWN} if run.tokenizer.unit == "word" else None)
         file = work / "onnx" / FILES[precision]
         file.parent.mkdir()
         file.write_bytes(build(run.model.config, weights).SerializeToString())

@@ -105,6 +105,8 @@ def test_the_command(tmp_path: Path, capsys) -> None:
 
 
 def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> None:
+    words = make_run(tmp_path / "words", "gpt2", "word")
+    assert "llama.cpp has no tokenizer of whole words; export to hf" in fails(capsys, words, "--to", "gguf")
     mixed = make_run(tmp_path / "mixed", "mixed")
     said = fails(capsys, mixed, "--to", "gguf")
     assert "nearest is gpt2, but: bias False (True), activation relu2 (gelu_tanh)" in said
@@ -123,7 +125,7 @@ def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> No
     (folder / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(TokenizerError, match=r"llama\.cpp has no name for the tokenizer's split pattern"):
         export_gguf(load_run(folder, "cpu"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "my", "there.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "my", "there.gguf", "words"]
 
 
 def test_a_chat_comes_back_and_nothing_is_left_of_a_failed_export(tmp_path: Path, capsys) -> None:

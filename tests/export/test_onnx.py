@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from node_run import PACKAGES, needs_node
 from page_run import save_run
 from test_export import SHAPES, TEXT, fails, make_run
 
@@ -23,7 +25,8 @@ onnx = pytest.importorskip("onnx")
 if importlib.util.find_spec("onnxruntime") is None:  # minigpt imports it, after it has switched its telemetry off
     pytest.skip("onnxruntime is not installed", allow_module_level=True)
 onnx_graph = importlib.import_module("minigpt.export.onnx_graph")
-CASES = [("gpt2", "byte", "fp32"), ("modern", "char", "int8"), ("untied", "bpe", "fp16"), ("llama", "bpe", "fp32")]
+CASES = [("gpt2", "byte", "fp32"), ("modern", "char", "int8"), ("untied", "bpe", "fp16"), ("llama", "bpe", "fp32"),
+         ("modern", "word", "fp32")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "kind", "precision"), CASES)
@@ -73,6 +76,28 @@ def test_a_shorter_row_is_padded_on_its_left(shape: str, tmp_path: Path) -> None
         alone = run.model(torch.tensor([[*short, 3]]))[0]
         torch.testing.assert_close(found[1, pads:], alone[:-1], rtol=0, atol=1e-4)
         torch.testing.assert_close(session(torch.tensor([[1], [3]]))[1], alone[-1:], rtol=0, atol=1e-4)
+
+
+JAVASCRIPT = """import fs from "fs";
+const [packages, folder, text] = process.argv.slice(2), read = (name) => JSON.parse(fs.readFileSync(`${folder}/${name}`));
+const { Tokenizer } = await import(`${packages}/@huggingface/tokenizers/dist/tokenizers.mjs`);
+const tokenizer = new Tokenizer(read("tokenizer.json"), read("tokenizer_config.json"));
+const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+console.log(JSON.stringify({ ids, text: tokenizer.decode(ids, { skip_special_tokens: true }) }));
+"""
+
+
+@needs_node("@huggingface/tokenizers")
+def test_the_tokenizer_of_transformers_js_reads_words_as_we_do(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "my", "modern", "word"), "cpu")
+    done = export_onnx(run)
+    text = " the cat\u3000sat\r\n\n zebra\x1fthe \t "
+    (tmp_path / "ask.mjs").write_text(JAVASCRIPT)
+    command = ["node", str(tmp_path / "ask.mjs"), str(PACKAGES), str(done.path), text]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+    ids = run.tokenizer.encode(text)
+    assert run.tokenizer.unk_id in ids
+    assert found == {"ids": ids, "text": run.tokenizer.decode(ids)}
 
 
 def test_readers_find_what_they_look_for(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ pytestmark = [
     needs_node("@huggingface/transformers"),
 ]
 SITE = "https://here.test"
-CASES = [("modern", "bpe", "fp32"), ("gpt2", "char", "int8"), ("llama", "byte", "fp16"), ("untied", "bpe", "int8")]
+CASES = [("modern", "bpe", "fp32"), ("gpt2", "char", "int8"), ("llama", "byte", "fp16"), ("untied", "bpe", "int8"),
+         ("modern", "word", "fp32")]  # fmt: skip
 PROMPTS, COUNT = ["The cat", "And the old mill\nwent 42", "a"], 40
 WRITE = """async ({names, prompts, count}) => {
     const {pipeline, env} = await import("/packages/@huggingface/transformers/dist/transformers.js");
@@ -62,13 +63,13 @@ def answer(route: Any, folder: Path) -> None:
 
 
 def test_it_writes_what_we_do(browser, tmp_path: Path) -> None:
-    runs = [load_run(make_run(tmp_path / shape, shape, kind, max_seq_len=80), "cpu") for shape, kind, _ in CASES]
+    runs = [load_run(make_run(tmp_path / f"{shape}-{kind}", shape, kind, max_seq_len=80), "cpu") for shape, kind, _ in CASES]
     for run, (_, _, precision) in zip(runs, CASES, strict=True):
         export_onnx(run, precision=precision)
     page = browser.new_page()
     page.route("**/*", lambda route: answer(route, tmp_path))
     page.goto(SITE)
-    names = [f"{shape}-onnx" for shape, _, _ in CASES]
+    names = [f"{shape}-{kind}-onnx" for shape, kind, _ in CASES]
     found = page.evaluate(WRITE, {"names": names, "prompts": PROMPTS, "count": COUNT})
     for run, case, theirs in zip(runs, CASES, found, strict=True):
         assert theirs["ids"] == [run.tokenizer.encode(prompt) for prompt in PROMPTS], case

@@ -57,6 +57,7 @@ def written(model: GPT, tokenizer: Tokenizer, ids: list[int], **settings: Any) -
     ("shape", "kind", "precision"),
     [
         ("modern", "char", "int8"),
+        pytest.param("gpt2", "word", "fp32", marks=pytest.mark.slow),
         pytest.param("gpt2", "byte", "fp32", marks=pytest.mark.slow),
         pytest.param("mixed", "byte", "fp16", marks=pytest.mark.slow),
         pytest.param("odd", "bpe", "fp32", marks=pytest.mark.slow),
@@ -114,7 +115,7 @@ def test_a_seed_and_every_setting_write_what_generate_writes(tmp_path: Path) -> 
 
 
 @needs_node
-@pytest.mark.parametrize("kind", ["bpe", *(pytest.param(k, marks=pytest.mark.slow) for k in ("byte", "char"))])
+@pytest.mark.parametrize("kind", ["bpe", "word", *(pytest.param(k, marks=pytest.mark.slow) for k in ("byte", "char"))])
 def test_hostile_texts_become_our_ids_and_come_back(kind: str, tmp_path: Path) -> None:
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=kind))
     spread = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400).tolist()
