@@ -100,7 +100,11 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     used = ("train", split)
     unknown = tokenizer.unk_id  # of a tokenizer that has none, no token is read here
-    lossy = not tokenizer.keeps_text or unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
+    lossy = (
+        not tokenizer.keeps_text
+        or unknown is not None
+        and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
+    )
     texts = [prepared.meta["splits"][name]["sha256"] for name in used]
     parts = [VERSION, _told(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -121,7 +125,7 @@ def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
     # The archives are written in other threads, without Python's lock, while the stories are read here.
     with ThreadPoolExecutor(1) as pool:
         parts = (table.head(train, FIT_BYTES), table.tail(train, XZ_BYTES), text)
-        kept = tokenizer.keeps_text or hashlib.sha256(text).hexdigest() == prepared.meta["splits"][split]["sha256"]
+        kept = tokenizer.keeps_text or hashlib.sha256(text.tobytes()).hexdigest() == prepared.meta["splits"][split]["sha256"]
         fitted = pool.submit(compute_floors, *parts) if split != "train" and kept else None
         told = stories_floors(text) if _told(prepared) else {}
         return (fitted.result() if fitted else {}) | told

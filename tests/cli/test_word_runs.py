@@ -59,7 +59,9 @@ def test_bits_per_byte_count_the_source_where_the_tokens_do_not_keep_it(tmp_path
     figures = score(run, capsys)
     held_out = content[int(0.9 * len(content)) :]
     assert figures["bytes"] == len(held_out) - len(first_token(run, held_out))
-    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] * figures["tokens"] / math.log(2) / figures["bytes"])
+    assert figures["bits_per_byte"] == pytest.approx(
+        figures["loss"] * figures["tokens"] / math.log(2) / figures["bytes"]
+    )
     assert figures["floors"] == {}, "they would be floors of another text"
 
 
@@ -70,7 +72,11 @@ def test_the_unk_that_a_text_spells_is_a_word_of_it(tmp_path: Path, capsys) -> N
 
 def test_a_text_of_other_words_is_refused_with_the_fix(words: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "other.txt").write_text("Привет мир и снова\n" * 100)
-    parts = ("(80 %) are words that the tokenizer does not know: Привет мир и снова", "own words, or take", "bpe or gpt2")
+    parts = (
+        "(80 %) are words that the tokenizer does not know: Привет мир и снова",
+        "own words, or take",
+        "bpe or gpt2",
+    )
     fails(capsys, ["eval", str(words), "--data", str(tmp_path / "other.txt")], "validation tokens", *parts)
 
 
@@ -86,7 +92,7 @@ def test_a_prompt_of_strange_words_is_told_and_one_without_words_refused(words: 
     banned = make_rules(GenerationConfig(bad_words=("the", "zebra", "\t", "on a")), tokenizer).bad_words
     assert sorted(banned) == sorted(tuple(tokenizer.encode(word)) for word in ("the", "on a"))
     fails(capsys, [*argv, " \t "], "the prompt has no word")
-    fails(capsys, [*argv, "the", "--logit-bias", "zebra=1"], "'zebra' is not in the tokenizer's vocabulary")
+    fails(capsys, [*argv, "the", "--logit-bias", "zebra", "1"], "'zebra' is not in the tokenizer's vocabulary")
 
 
 def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path, capsys) -> None:

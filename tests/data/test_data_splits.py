@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from split_text import split_of
 
 from minigpt.config import DataConfig
-from minigpt.data import open_corpus, text_chunks
+from minigpt.data import corpus, open_corpus, text_chunks
 from minigpt.data.corpus import CHUNK, FEW
 from minigpt.errors import DataError
+from minigpt.tokenizers.cutter import Cutter
 
 
 def jsonl(path: Path, texts: Sequence[str]) -> DataConfig:
@@ -162,3 +163,16 @@ def test_a_text_too_short_to_split_says_so(tmp_path: Path, text: str) -> None:
     config = jsonl(tmp_path / "my.jsonl", [text])
     with pytest.raises(DataError, match=r"1 character cannot be split|no text"):
         open_corpus(config)
+
+
+@pytest.mark.parametrize(("line", "end"), [(" the cat sat \n", "\n"), ("the cat sat ", "")])
+def test_a_chunk_of_lines_that_begin_with_space_ends_with_a_line_or_a_word(
+    line: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "LONGEST", 1000)
+    cutter, text, chunks = Cutter(corpus._chunk_cut, 100, longest=1000), line * 1000, []
+    for start in range(0, len(text), 70):
+        chunks += [chunk] if (chunk := cutter.add(text[start : start + 70])) else []
+    assert len(chunks) > 5 and "".join(chunks) + cutter.end() == text
+    assert all(chunk.endswith(end) for chunk in chunks)
+    assert {word for chunk in chunks for word in chunk.split()} == {"the", "cat", "sat"}

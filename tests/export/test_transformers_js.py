@@ -63,7 +63,9 @@ def answer(route: Any, folder: Path) -> None:
 
 
 def test_it_writes_what_we_do(browser, tmp_path: Path) -> None:
-    runs = [load_run(make_run(tmp_path / f"{shape}-{kind}", shape, kind, max_seq_len=80), "cpu") for shape, kind, _ in CASES]
+    runs = [
+        load_run(make_run(tmp_path / f"{shape}-{kind}", shape, kind, max_seq_len=80), "cpu") for shape, kind, _ in CASES
+    ]
     for run, (_, _, precision) in zip(runs, CASES, strict=True):
         export_onnx(run, precision=precision)
     page = browser.new_page()

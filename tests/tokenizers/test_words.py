@@ -63,7 +63,9 @@ def test_a_limit_keeps_the_most_frequent_words_beside_the_two_names() -> None:
     assert WordTokenizer.from_texts(["c\n"], 99).vocab_size == 3
 
 
-@pytest.mark.parametrize(("vocab_size", "text", "message"), [(2, "a", "vocab_size 2 is too small"), (9, " \n", "empty")])
+@pytest.mark.parametrize(
+    ("vocab_size", "text", "message"), [(2, "a", "vocab_size 2 is too small"), (9, " \n", "empty")]
+)
 def test_what_cannot_be_learned_is_one_error(vocab_size: int, text: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         WordTokenizer.from_texts([text], vocab_size)
@@ -99,7 +101,9 @@ def test_a_text_in_pieces_gives_the_ids_of_the_whole(parts: list[str], size: int
     assert ids + WORDS.encode(cutter.end()) == WORDS.encode("".join(parts))
 
 
-@pytest.mark.parametrize(("text", "cut"), [("one two", 4), ("one two ", 7), ("one", 0), ("", 0), (" a", 1), ("a\nb", 2)])
+@pytest.mark.parametrize(
+    ("text", "cut"), [("one two", 4), ("one two ", 7), ("one", 0), ("", 0), (" a", 1), ("a\nb", 2)]
+)
 def test_the_cut_is_the_last_place_beside_white_space(text: str, cut: int) -> None:
     assert WORDS.safe_cut(text) == cut
 
@@ -124,7 +128,10 @@ def test_the_words_that_a_text_spells_unk_are_known() -> None:
         ({"pre_tokenizer": {"type": "Whitespace"}}, "its pre_tokenizer is not"),
         ({"decoder": None}, "its decoder is not"),
         ({"added_tokens": [{"id": 0, "content": "<eos>", "special": True}]}, "its added_tokens is not"),
-        ({"model": {"type": "WordLevel", "vocab": {"a b": 0, "<eos>": 1, "<unk>": 2}, "unk_token": "<unk>"}}, "'a b' is"),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a b": 0, "<eos>": 1, "<unk>": 2}, "unk_token": "<unk>"}},
+            "'a b' is",
+        ),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0, "<eos>": 1}, "unk_token": "<unk>"}}, "with <eos> and <unk>"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 2}, "unk_token": "<unk>"}}, "without a hole"),
     ],
