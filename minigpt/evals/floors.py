@@ -11,8 +11,8 @@ The first three are fitted on the first 16 MiB of the training text; xz (preset 
 make xz a little better: on the stories it falls from 0.88 to 0.83 with all of the text, in three times the time. The
 floors read documents one after another, without the end-of-text token between them.
 
-A tokenizer of words keeps the text only if it is in WikiText's form and has no unknown word; of any other text such a run
-has no fitted floors, since they would be those of another text.
+A tokenizer of words keeps the text only if it is in WikiText's form and has no unknown word; of any other text such a
+run has no fitted floors, since they would be those of another text.
 
 They belong to the text, so they lie in the cache under its hash:
 
@@ -100,10 +100,8 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     used = ("train", split)
     unknown = tokenizer.unk_id  # of a tokenizer that has none, no token is read here
-    lossy = (
-        not tokenizer.keeps_text
-        or unknown is not None
-        and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
+    lossy = not tokenizer.keeps_text or (
+        unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
     )
     texts = [prepared.meta["splits"][name]["sha256"] for name in used]
     parts = [VERSION, _told(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
@@ -125,7 +123,8 @@ def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
     # The archives are written in other threads, without Python's lock, while the stories are read here.
     with ThreadPoolExecutor(1) as pool:
         parts = (table.head(train, FIT_BYTES), table.tail(train, XZ_BYTES), text)
-        kept = tokenizer.keeps_text or hashlib.sha256(text.tobytes()).hexdigest() == prepared.meta["splits"][split]["sha256"]
+        source = prepared.meta["splits"][split]["sha256"]
+        kept = tokenizer.keeps_text or hashlib.sha256(text.tobytes()).hexdigest() == source
         fitted = pool.submit(compute_floors, *parts) if split != "train" and kept else None
         told = stories_floors(text) if _told(prepared) else {}
         return (fitted.result() if fitted else {}) | told

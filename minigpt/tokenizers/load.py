@@ -1,9 +1,9 @@
 """Reading tokenizer.json back: the parts of the file say which tokenizer it is.
 
-WordLevel model -> word with a normalizer, else char (unknown="error" if the vocabulary has no unk); BPE without merges or split -> byte;
-other byte-level BPE -> bpe with its split pattern, or gpt2 if the merges are OpenAI's. Byte-level BPE files
-that others made (GPT-2's, Llama 3's family) load too, with any split expression; what minigpt cannot run to
-the same ids (a normalizer, another model, added start tokens) is refused by name.
+WordLevel model -> word with a normalizer, else char (unknown="error" if the vocabulary has no unk); BPE without merges
+or split -> byte; other byte-level BPE -> bpe with its split pattern, or gpt2 if the merges are OpenAI's. Byte-level BPE
+files that others made (GPT-2's, Llama 3's family) load too, with any split expression; what minigpt cannot run to the
+same ids (a normalizer, another model, added start tokens) is refused by name.
 """
 
 import re

@@ -1,13 +1,13 @@
-"""Whole words, as the field's WikiText tables count them: one id per word, `<eos>` for each line end, `<unk>` for the rest.
+"""Whole words, as the field's WikiText tables count them: an id per word, `<eos>` for a line end, `<unk>` for the rest.
 
     "the cat \\n sat"  ->  the  cat  <eos>  sat
 
 Notable choices:
-- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is one line
-  end and "\\r" alone a space.
+- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is one
+  line end and "\\r" alone a space.
 - A token is shown with one space before it, so that a text in WikiText's form (" the cat \\n") is decoded to itself: each
-  word after one space, a space before each line end. Of any other text the words and the line ends are kept, and not the
-  white space between them, nor the words that are not in the vocabulary.
+  word after one space, a space before each line end. Of any other text the words and the line ends are kept, but not
+  the white space between them, nor the words that are not in the vocabulary.
 - `<eos>` is text. It ends a line, not a document, so nothing ends a document: `eos_id` is None. The words `<eos>` and
   `<unk>` in a text are these tokens, as in WikiText.
 """
@@ -35,8 +35,8 @@ _SPELLED = re.compile(rf"{UNKNOWN}(?!\S)")
 class WordTokenizer(Tokenizer):
     """One id per word; see the module.
 
-    In tokenizer.json it is a WordLevel model whose normalizer writes `<eos>` for each line end. Its vocabulary holds both
-    names, so it has no special tokens.
+    In tokenizer.json it is a WordLevel model whose normalizer writes `<eos>` for each line end. Its vocabulary holds
+    both names, so it has no special tokens.
     """
 
     kind = "word"

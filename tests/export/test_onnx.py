@@ -79,7 +79,8 @@ def test_a_shorter_row_is_padded_on_its_left(shape: str, tmp_path: Path) -> None
 
 
 JAVASCRIPT = """import fs from "fs";
-const [packages, folder, text] = process.argv.slice(2), read = (name) => JSON.parse(fs.readFileSync(`${folder}/${name}`));
+const [packages, folder, text] = process.argv.slice(2);
+const read = (name) => JSON.parse(fs.readFileSync(`${folder}/${name}`));
 const { Tokenizer } = await import(`${packages}/@huggingface/tokenizers/dist/tokenizers.mjs`);
 const tokenizer = new Tokenizer(read("tokenizer.json"), read("tokenizer_config.json"));
 const { ids } = tokenizer.encode(text, { add_special_tokens: false });

@@ -23,7 +23,8 @@ from minigpt.tokenizers.words import LINE_END, SPACES, UNKNOWN, WIKITEXT_2
 TEXT = " \n = The cat = \n \n The cat sat on the mat , and the <unk> cat ran . \n"
 WORDS = WordTokenizer.from_texts([TEXT])
 SPACED = [
-    "the  cat", "\tthe\tcat", "the cat\r\nsat\r\n", "the cat\nsat", "\n\n\nthe\n \n", "the\u3000cat\xa0sat\u2028on\x85the",
+    "the  cat", "\tthe\tcat", "the cat\r\nsat\r\n", "the cat\nsat", "\n\n\nthe\n \n",
+    "the\u3000cat\xa0sat\u2028on\x85the",
     "\x1cthe\x1fcat\x0b\x0csat", "the\u200bcat", "the cat<unk> <unk>, <eos> a<eos>b", "", "   ", "Zoë 🦊 sat",
 ]  # fmt: skip
 spaced_text = st.lists(st.sampled_from([*SPACES, "the", "cat", "sat", "dog", "<unk>", "<eos>", "é", "\r\n", "\ufeff"]))
