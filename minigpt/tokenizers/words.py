@@ -3,11 +3,11 @@
     "the cat \\n sat"  ->  the  cat  <eos>  sat
 
 Notable choices:
-- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is one
-  line end and "\\r" alone a space.
-- A token is shown with one space before it, so that a text in WikiText's form (" the cat \\n") is decoded to itself: each
-  word after one space, a space before each line end. Of any other text the words and the line ends are kept, but not
-  the white space between them, nor the words that are not in the vocabulary.
+- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is
+  one line end and "\\r" alone a space.
+- A token is shown with one space before it, so that a text in WikiText's form (" the cat \\n") is decoded to itself:
+  each word after one space, a space before each line end. Of any other text the words and the line ends are kept, but
+  not the white space between them, nor the words that are not in the vocabulary.
 - `<eos>` is text. It ends a line, not a document, so nothing ends a document: `eos_id` is None. The words `<eos>` and
   `<unk>` in a text are these tokens, as in WikiText.
 """
