@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import TokenizerError
-from minigpt.tokenizers import BPETokenizer, load
+from minigpt.tokenizers import BPETokenizer, WordTokenizer, load
 
 library = pytest.importorskip("tokenizers")
 TEXT = "the cat and the dog don't sit, they're 1234 strong;\n\n  Zoë's naïve “tea” costs $9.50 <|endoftext|> " * 20
 TREE = BPETokenizer.train([TEXT], 320).to_tree()
+WORDS = WordTokenizer.from_texts([TEXT]).to_tree()
 PATTERNS = (
     r"\p{L}+", r"\w+|\s+", "(", "x*", r"[a-z]+", r"\s+|\S+", r"(?=a)", r"(\p{L})+|\s", "gpt2", r"\p{N}|[^\p{N}]+", "'t",
     r"(?i:'s|'t)| ?\p{L}+", r"^a", "a{1,2}+", r"\p{L}++", r"[[:alpha:]]+", r"\p{L}+?", "a|", r"(?R)", r"(?i:ss)", ".",
@@ -37,11 +38,16 @@ def split_by(pattern: str) -> dict[str, object]:
 @st.composite
 def trees(draw):
     tree = copy.deepcopy(TREE)
-    kind = draw(st.sampled_from(["split", "field", "merges", "added", "nfc", "model", "long"]))
+    kind = draw(st.sampled_from(["split", "field", "merges", "added", "nfc", "model", "long", "words"]))
     if kind in ("split", "nfc"):
         tree["pre_tokenizer"] = split_by(draw(st.sampled_from(PATTERNS)))
     if kind in ("nfc", "long"):
         tree["normalizer"] = {"type": "NFC"}
+    if kind == "words":
+        tree = copy.deepcopy(WORDS)
+        vocab = tree["model"]["vocab"]
+        place = draw(st.sampled_from([tree, tree["model"], vocab]))
+        place[draw(st.sampled_from(sorted(place)))] = draw(st.one_of(VALUES, st.integers(0, len(vocab))))
     if kind == "field":
         tree[draw(st.sampled_from(sorted(tree)))] = draw(VALUES)
     if kind == "model":

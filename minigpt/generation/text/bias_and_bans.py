@@ -33,7 +33,7 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
         raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
-    if tokenizer.unknown_parts(text):
+    if text not in tokenizer.special_tokens and tokenizer.unknown_parts(text):
         raise GenerationError(f"logit_bias: {text!r} is not in the tokenizer's vocabulary; leave it out")
     return ids[0]
 
