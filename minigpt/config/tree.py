@@ -299,8 +299,16 @@ class TrainConfig(Section):
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
     """Share of the target's probability that is spread over the vocabulary."""
+    masked_inputs: Fraction = 0.0
+    """For a text that is read many times: learn from each batch once more with some input tokens masked. Of each
+    sequence a share is masked that is drawn from 0 to this, such as 0.5 (0: off). A step costs twice the time."""
+    masked_weight: PositiveFloat = 0.4
+    """masked_inputs: weight of that second loss; `loss` in the metrics is the first alone."""
     ema_decay: Fraction = 0.0
     """Decay of a running average of the weights, used for evaluation and sampling (0: off)."""
+    average_last: Fraction = 0.0
+    """Share of the run, at its end, whose weights are averaged evenly, step by step; their mean is used for evaluation
+    and sampling (0: off). 0.2: over the last fifth. In place of ema_decay."""
     eval_every: Positive | Literal["auto"] = "auto"
     """Steps between evaluations; auto: ten in the run, after each tenth of its budget. The start and the end of the run
     are evaluated in any case, and where max_epochs is set, the end of each epoch."""
@@ -341,9 +349,24 @@ class TrainConfig(Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.precision == "bf16-pure" and self.ema_decay:
-            raise ValueError("ema_decay: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
+        if self.masked_weight != TrainConfig.model_fields["masked_weight"].default and not self.masked_inputs:
+            raise ValueError("masked_weight: nothing is masked; set masked_inputs too, such as 0.5")
+        if self.ema_decay and self.average_last:
+            raise ValueError("average_last: a run keeps one average; leave ema_decay or average_last 0")
+        if self.precision == "bf16-pure" and self.averages:
+            name = "ema_decay" if self.ema_decay else "average_last"
+            raise ValueError(f"{name}: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
         return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the run keeps an average of its weights."""
+        return bool(self.ema_decay or self.average_last)
+
+    @property
+    def passes(self) -> int:
+        """Times that a step reads its batch."""
+        return 2 if self.masked_inputs else 1
 
     @property
     def rows(self) -> int:

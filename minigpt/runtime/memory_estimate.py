@@ -84,10 +84,10 @@ def memory_of_run(config: RunConfig) -> Memory:
     settings, shape = config.train, config.model
     return training_memory(
         shape.model_copy(update={"attention": "sdpa" if shape.attention == "auto" else shape.attention}),
-        settings.rows,
+        settings.rows * settings.passes,
         make_runtime(settings.device, settings.precision),
         optimizer=config.optimizer.kind,
-        ema=settings.ema_decay > 0,
+        ema=settings.averages,
         accumulates=settings.rows < settings.batch_size,
         checkpointing=config.parallel.activation_checkpointing,
     )
