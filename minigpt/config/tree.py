@@ -349,8 +349,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.masked_weight != TrainConfig.model_fields["masked_weight"].default and not self.masked_inputs:
-            raise ValueError("masked_weight: nothing is masked; set masked_inputs too, such as 0.5")
         if self.ema_decay and self.average_last:
             raise ValueError("average_last: a run keeps one average; leave ema_decay or average_last 0")
         if self.precision == "bf16-pure" and self.averages:

@@ -59,7 +59,7 @@ class Average(Hook):
 
 
 class TailAverage(Average):
-    """The even mean of the weights after each step of the run's end (SWA: Izmailov et al., 2018); before it, the weights.
+    """The even mean of the weights after each step of the run's end (Izmailov et al., 2018); before it, the weights.
 
     Args:
         model: whose weights are averaged, on its device.
