@@ -29,7 +29,8 @@ FLAGS: dict[str, Any] = {
     "model.word_dropout": 0.1, "model.bigrams": 300, "data.source": "stories", "data.stories_count": 30,
     "schedule.warmup_steps": 2, "train.batch_size": 8, "train.eval_every": 3, "train.save_every": 4,
     "train.sample_every": 0, "train.device": "cpu", "train.precision": "fp32", "train.compile": "off",
-    "train.max_steps": 9, "train.masked_inputs": 0.6, "train.masked_weight": 0.7, "logging.plots": False,
+    "train.max_steps": 9, "train.masked_inputs": 0.6, "train.masked_weight": 0.7, "train.average_last": 0.2,
+    "logging.plots": False,
 }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def trained(folder: Path, name: str, more: dict[str, Any], resume: bool = False)
 @pytest.mark.parametrize("micro", [8, 4])
 def test_a_run_that_is_resumed_ends_with_the_same_bits(micro: int, tmp_path: Path) -> None:
     def tensors(path: Path) -> dict[str, torch.Tensor]:
-        parts = checkpoint.load(path / "checkpoints/last", ("model", "optimizer")).tensors
+        parts = checkpoint.load(path / "checkpoints/last", ("model", "ema", "optimizer")).tensors
         return {f"{part} {name}": tensor for part, named in parts.items() for name, tensor in named.items()}
 
     kind = {"train.micro_batch_size": micro, "schedule.kind": "constant"}
@@ -118,6 +119,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(micro: int, tmp_path: Pat
     again = tensors(trained(tmp_path, "parts", kind, resume=True))
     assert whole.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    assert not torch.equal(whole["ema embedding.weight"], whole["model embedding.weight"])
     plain = tensors(trained(tmp_path, "plain", kind | {"train.masked_inputs": 0}))
     assert not torch.equal(plain["model embedding.weight"], whole["model embedding.weight"])
 
