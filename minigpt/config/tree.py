@@ -254,7 +254,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate, and length of the context, over time."""
+    """Learning rate, weight decay, and length of the context, over time."""
 
     kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
     """Shape after warm-up; cosine+plateau goes on past the budget while cutting the rate when validation stalls."""
@@ -270,6 +270,9 @@ class ScheduleConfig(Section):
     """cosine+plateau: evaluations without a better validation loss that make a stall."""
     plateau_max_steps: NonNegativeInt = 1000
     """cosine+plateau: most steps to go on past the budget."""
+    weight_decay: Literal["constant", "follow", "opposite"] = "constant"
+    """optimizer.weight_decay over time: constant, follow (as the rate does), or opposite (least where the rate is
+    highest, all of it where the rate is lowest)."""
     context_warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run over which the context grows: a window is read as four short ones for the first half of it, as
     two for the second. A step costs less, and early on teaches as much."""
