@@ -116,6 +116,9 @@ class ModelConfig(Section):
     bigrams: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
     """Rows of a second embedding, of each token with the one before it; where the pairs are more, they share rows by a
     hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
+    softmaxes: Annotated[int, Field(ge=1, le=16)] = 1
+    """Softmaxes that the head mixes, 3 to 5 for a small text of words; each computes all logits once more. 1: a plain
+    head. No other tool can run a mixture."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False

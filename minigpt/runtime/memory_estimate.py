@@ -112,8 +112,10 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = round(config.num_heads * wide * size)
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
-    logits, chunk = tokens * vocab, chunk_logits(runtime.device)
-    if at_once(logits, chunk):
+    logits, chunk = tokens * vocab * config.softmaxes, chunk_logits(runtime.device)
+    if config.softmaxes > 1:
+        head = 24 * (logits if at_once(logits, chunk) else chunk)
+    elif at_once(logits, chunk):
         head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
     else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`
         a_logit, a_weight = (4, 8) if size == 4 else (10, 10)
