@@ -116,6 +116,9 @@ class ModelConfig(Section):
     bigrams: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
     """Rows of a second embedding, of each token with the one before it; where the pairs are more, they share rows by a
     hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
+    softmaxes: Annotated[int, Field(ge=1, le=16)] = 1
+    """Softmaxes that the head mixes, 3 to 5 for a small text of words; each computes all logits once more. 1: a plain
+    head. No other tool can run a mixture."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False
@@ -262,7 +265,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate, and length of the context, over time."""
+    """Learning rate, weight decay, and length of the context, over time."""
 
     kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
     """Shape after warm-up; cosine+plateau goes on past the budget while cutting the rate when validation stalls."""
@@ -278,6 +281,9 @@ class ScheduleConfig(Section):
     """cosine+plateau: evaluations without a better validation loss that make a stall."""
     plateau_max_steps: NonNegativeInt = 1000
     """cosine+plateau: most steps to go on past the budget."""
+    weight_decay: Literal["constant", "follow", "opposite"] = "constant"
+    """optimizer.weight_decay over time: constant, follow (as the rate does), or opposite (least where the rate is
+    highest, all of it where the rate is lowest)."""
     context_warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run over which the context grows: a window is read as four short ones for the first half of it, as
     two for the second. A step costs less, and early on teaches as much."""
@@ -307,8 +313,16 @@ class TrainConfig(Section):
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
     """Share of the target's probability that is spread over the vocabulary."""
+    masked_inputs: Fraction = 0.0
+    """For a text that is read many times: learn from each batch once more with some input tokens masked. Of each
+    sequence a share is masked that is drawn from 0 to this, such as 0.5 (0: off). A step costs twice the time."""
+    masked_weight: PositiveFloat = 0.4
+    """masked_inputs: weight of that second loss; `loss` in the metrics is the first alone."""
     ema_decay: Fraction = 0.0
     """Decay of a running average of the weights, used for evaluation and sampling (0: off)."""
+    average_last: Fraction = 0.0
+    """Share of the run, at its end, whose weights are averaged evenly, step by step; their mean is used for evaluation
+    and sampling (0: off). 0.2: over the last fifth. In place of ema_decay."""
     eval_every: Positive | Literal["auto"] = "auto"
     """Steps between evaluations; auto: ten in the run, after each tenth of its budget. The start and the end of the run
     are evaluated in any case, and where max_epochs is set, the end of each epoch."""
@@ -349,9 +363,22 @@ class TrainConfig(Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.precision == "bf16-pure" and self.ema_decay:
-            raise ValueError("ema_decay: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
+        if self.ema_decay and self.average_last:
+            raise ValueError("average_last: a run keeps one average; leave ema_decay or average_last 0")
+        if self.precision == "bf16-pure" and self.averages:
+            name = "ema_decay" if self.ema_decay else "average_last"
+            raise ValueError(f"{name}: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
         return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the run keeps an average of its weights."""
+        return bool(self.ema_decay or self.average_last)
+
+    @property
+    def passes(self) -> int:
+        """Times that a step reads its batch."""
+        return 2 if self.masked_inputs else 1
 
     @property
     def rows(self) -> int:

@@ -161,6 +161,9 @@ def _head(config: ModelConfig, trace: Trace, logits: Tensor, guesses: list[tuple
         Step("norm", "norm(x)", trace.normed[-1][0, at], "one scale for the last time"),
         Step("logits", "W norm(x)", logits, f"a number for each token: how well x fits its row in {table}"),
     ]
+    if config.softmaxes > 1:
+        told = f"{config.softmaxes} softmaxes of W tanh(H norm(x)), mixed: the logarithm of each token's probability"
+        made[-1] = Step("logits", "ln p", logits, told)
     return Stage("Head", made, guesses=guesses)
 
 

@@ -38,6 +38,7 @@ def flops_per_token(config: ModelConfig, training: bool = True) -> int:
     """
     model = build_meta(config)
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    weights += (config.softmaxes - 1) * config.padded_vocab_size * config.embed_dim
     attention = 2 * config.num_layers * config.num_heads * config.head_size * config.max_seq_len
     return (6 if training else 2) * (weights + attention)
 

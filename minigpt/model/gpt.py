@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
 from minigpt.model.cache import KVCache
+from minigpt.model.heads import make_head, output_matrix
 from minigpt.model.inputs import Places, Table, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import drop, word_dropout
@@ -77,9 +78,9 @@ class GPT(nn.Module):
         self.reader: Reader = read  # of a model prepared for CUDA: its graphs
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config, config.embed_dim)
-        self.head = nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
+        self.head = make_head(config)
         if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
+            output_matrix(self.head).weight = self.embedding.weight
         if config.position == "rope":
             cos, sin = rotary_tables(config.max_seq_len, config.head_size, config.rope_theta)
             self.register_buffer("cos", cos, persistent=False)
@@ -135,7 +136,7 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
         """`next_token_loss` of the logits of tokens [B, T], a scalar; many logits are made and used piece by piece."""
-        size, terms = self.config.vocab_size or self.head.out_features, self.loss_terms
+        size, terms = cast(int, self.config.vocab_size), self.loss_terms
         return head_loss(
             self.head, self.hidden(tokens), targets, size, valid=valid, label_smoothing=label_smoothing, terms=terms
         )
@@ -207,4 +208,4 @@ class GPT(nn.Module):
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if not self._tied(name)}
 
     def _tied(self, name: str) -> bool:
-        return name == "head.weight" and self.config.tie_embeddings
+        return name in ("head.weight", "head.logits.weight") and self.config.tie_embeddings

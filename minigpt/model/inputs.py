@@ -27,6 +27,19 @@ class Table(nn.Embedding):
         """Draw nothing."""
 
 
+MASKED = -1
+"""An id that stands for a token which the model shall not see, once it has its `take_masks`: it has no embedding."""
+
+
+class MaskableTable(Table):
+    """An embedding in which `MASKED` is zero."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """[B, T] -> [B, T, C]."""
+        hidden = tokens == MASKED
+        return super().forward(tokens.masked_fill(hidden, 0)).masked_fill(hidden[..., None], 0.0)
+
+
 class Positions(Table):
     """A learned vector for each position (Radford et al., 2018)."""
 
@@ -89,6 +102,16 @@ class Bigrams(Table):
         return (before * self.none + tokens) % self.num_embeddings
 
 
+class MaskableBigrams(Bigrams):
+    """Bigrams in which no pair with `MASKED` has a row."""
+
+    def forward(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
+        """[B, T] -> [B, T, C]."""
+        hidden = tokens == MASKED
+        paired = hidden | nn.functional.pad(hidden, (1, -1))  # it, or the one before it
+        return super().forward(tokens, places, cache).masked_fill(paired[..., None], 0.0)
+
+
 def sinusoids(length: int, size: int) -> Tensor:
     """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
     if torch.get_default_device().type == "meta":  # only the shape counts, and `arange` there imports torch's compiler
@@ -109,3 +132,13 @@ INPUTS: dict[str, tuple[Callable[[ModelConfig], bool], Callable[[ModelConfig], n
 def make_inputs(config: ModelConfig) -> dict[str, nn.Module]:
     """The modules that a model of this config has, by name."""
     return {name: make(config) for name, (wanted, make) in INPUTS.items() if wanted(config)}
+
+
+def take_masks(model: nn.Module, config: ModelConfig) -> None:
+    """Put embeddings that know `MASKED` in place of a built model's own, with the same weights."""
+    swaps: dict[str, nn.Embedding] = {"embedding": MaskableTable(config.padded_vocab_size, config.embed_dim)}
+    if config.bigrams:
+        swaps["bigrams"] = MaskableBigrams(config)
+    for name, table in swaps.items():
+        table.weight = getattr(model, name).weight
+        setattr(model, name, table)

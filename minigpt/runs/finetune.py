@@ -189,8 +189,9 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("optimizer.kind: muon goes with neither lora nor finetune.layer_decay; choose adamw")
     if not config.lora.rank and config.lora != AdapterConfig():
         problems.append("lora: rank is 0, so there is no adapter; give --lora.rank 8")
-    if config.lora.rank and config.train.ema_decay:
-        problems.append("train.ema_decay: an adapter is saved without an average; leave it 0")
+    if config.lora.rank and config.train.averages:
+        name = "ema_decay" if config.train.ema_decay else "average_last"
+        problems.append(f"train.{name}: an adapter is saved without an average; leave it 0")
     tuned, plain = config.finetune, FinetuneConfig()
     if tuned.teacher is None and any(
         getattr(tuned, name) != getattr(plain, name) for name in ("teacher_weight", "teacher_temperature")
@@ -198,6 +199,8 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("finetune.teacher: name the teacher that teacher_weight and teacher_temperature are about")
     if tuned.dpo_beta and (tuned.teacher or tuned.pack):
         problems.append("finetune.dpo_beta: pairs go with neither a teacher nor packing")
+    if config.train.masked_inputs and (tuned.teacher or tuned.dpo_beta):
+        problems.append("train.masked_inputs: goes with neither finetune.teacher nor finetune.dpo_beta; leave it 0")
     if problems:
         raise ConfigError(problems)
     return config

@@ -15,6 +15,7 @@ from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import teller
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
+from minigpt.model.inputs import take_masks
 from minigpt.model.learner import Learner
 from minigpt.runs.task import Task
 from minigpt.runtime.autotune import Choice, choose
@@ -27,7 +28,7 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
 from minigpt.training.memory import Prospect, choose_micro_batch
-from minigpt.training.objective import Objective
+from minigpt.training.objective import MaskedInputs, Objective
 from minigpt.weights.checkpoint_state import CheckpointState
 
 
@@ -88,9 +89,14 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
     model.use_attention(config.model.attention)
     if runtime.precision == "fp8":
         use_fp8(model)
+    if config.train.masked_inputs:
+        take_masks(model, config.model)
     model, stepped = placement.place(model, runtime)
     evaluated = placement.evaluated(model, stepped)
-    if loss := task.objective(runtime):
+    loss = task.objective(runtime)
+    if config.train.masked_inputs:
+        loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # goes with no other objective
+    if loss:
         stepped = Objective(cast(GPT, stepped), loss)  # no objective goes with a sharded model
         evaluated = Objective(model, loss) if task.judged else evaluated
     return model, stepped, evaluated

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from minigpt import tokenizers
 from minigpt.before_torch import SWITCH
-from minigpt.config import RunConfig, load_config
+from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import progress_bars, scored_on, teller
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.report import Report
@@ -33,7 +33,7 @@ from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.precision import with_masters
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer
-from minigpt.training.hooks.average import Average
+from minigpt.training.hooks.average import Average, TailAverage
 from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.hooks.early_stopping import EarlyStopping
 from minigpt.training.hooks.epochs import epoch_table, render_epochs
@@ -250,6 +250,8 @@ def make_hooks(
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
     samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
+    if settings.average_last:
+        common.append(TailAverage(model, settings.average_last))
     if config.schedule.kind == "cosine+plateau":
         common.append(Plateau(config.schedule))
     if settings.early_stopping:
@@ -260,11 +262,16 @@ def make_hooks(
     metrics = Metrics(
         folder.metrics,
         config.logging.log_every,
-        cache(lambda parts: flops_per_token(shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts}))),
+        cache(lambda parts: settings.passes * flops_per_token(_shorter(shape, parts))),
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )
     return [*common, Signals(), screen, MicroBatches(tell), guard, metrics, tracking, samples, saver]
+
+
+def _shorter(shape: ModelConfig, parts: int) -> ModelConfig:
+    """The shape with a window in so many parts."""
+    return shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts})
 
 
 def _saver(placement: Placement) -> type[Checkpoints]:

@@ -84,10 +84,10 @@ def memory_of_run(config: RunConfig) -> Memory:
     settings, shape = config.train, config.model
     return training_memory(
         shape.model_copy(update={"attention": "sdpa" if shape.attention == "auto" else shape.attention}),
-        settings.rows,
+        settings.rows * settings.passes,
         make_runtime(settings.device, settings.precision),
         optimizer=config.optimizer.kind,
-        ema=settings.ema_decay > 0,
+        ema=settings.averages,
         accumulates=settings.rows < settings.batch_size,
         checkpointing=config.parallel.activation_checkpointing,
     )
@@ -112,8 +112,10 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = round(config.num_heads * wide * size)
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
-    logits, chunk = tokens * vocab, chunk_logits(runtime.device)
-    if at_once(logits, chunk):
+    logits, chunk = tokens * vocab * config.softmaxes, chunk_logits(runtime.device)
+    if config.softmaxes > 1:
+        head = 24 * (logits if at_once(logits, chunk) else chunk)
+    elif at_once(logits, chunk):
         head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
     else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`
         a_logit, a_weight = (4, 8) if size == 4 else (10, 10)

@@ -169,6 +169,8 @@ def _problems(config: RunConfig, world: int, divisible: bool) -> list[str]:
         problems.append(f"train.batch_size: {batch} is not a multiple of the {world} ranks; {fits}")
     if config.parallel.kind == "fsdp" and not divisible:
         problems.append("parallel.kind: fsdp is for training from nothing; fine-tuning runs with ddp")
+    if config.parallel.kind == "fsdp" and config.train.masked_inputs:
+        problems.append("train.masked_inputs: goes with parallel.kind ddp, not with fsdp")
     if config.finetune.dpo_beta:
         problems.append("finetune.dpo_beta: pairs are learned by one process; leave torchrun out")
     return problems

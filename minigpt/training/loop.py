@@ -24,7 +24,7 @@ from minigpt.runtime.memory import keep_freed_pages
 from minigpt.runtime.precision import Optimizer
 from minigpt.training.objective import WHOLE, Saved
 from minigpt.training.optim import load_optimizer, optimizer_tensors
-from minigpt.training.schedule import Budget, context_parts, lr_factor
+from minigpt.training.schedule import Budget, context_parts, decay_factor, lr_factor
 from minigpt.training.step import Batch, accumulate, update, validation_loss
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
@@ -107,7 +107,7 @@ class Trainer:
 
     Args:
         model: on the runtime's device.
-        optimizer: over its parameters; each group's rate is set before every step.
+        optimizer: over its parameters; each group's rate and decay are set before every step.
         batches: training data.
         validation: called for an iterable of validation batches.
         config, schedule: budget, accumulation, clipping, evaluation; and the rate over time.
@@ -137,6 +137,7 @@ class Trainer:
         self.model, self.optimizer, self.batches, self.validation = model, optimizer, batches, validation
         self.config, self.schedule, self.runtime = config, schedule, runtime
         self.learning_rate, self.hooks = learning_rate, list(hooks)
+        self.decays: list[float] = [group["weight_decay"] for group in optimizer.param_groups]
         self.learner: Learner = model if learner is None else learner  # not `or`: a compiled module has no truth value
         self.evaluated: Learner = model if evaluated is None else evaluated
         self.saved = saved
@@ -203,8 +204,9 @@ class Trainer:
         factor = math.prod(hook.rate_factor(self) for hook in self.hooks)
         share = lr_factor(state.step, self.progress, self.schedule, state.decay_after_warmup)
         self.lr = self.learning_rate * factor * share
-        for group in self.optimizer.param_groups:
+        for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
+            group["weight_decay"] = decay * decay_factor(share, self.schedule)
         batch = self.batches.batch(batch_number(state.step, state.skipped), ranks.rank, ranks.world)
         self.loss = self._within_memory(lambda size: self._gradients(batch, size))
         self.grad_norm = update(

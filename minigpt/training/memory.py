@@ -64,10 +64,10 @@ class Prospect:
         shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
         memory = training_memory(
             shape,
-            size,
+            size * config.train.passes,
             self.runtime,
             optimizer=config.optimizer.kind,
-            ema=bool(config.train.ema_decay),
+            ema=config.train.averages,
             accumulates=size < self.rows,
             shards=self.shards,
             checkpointing=config.parallel.activation_checkpointing,

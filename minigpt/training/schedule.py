@@ -1,4 +1,4 @@
-"""Learning-rate schedules and budgets as pure functions."""
+"""Schedules of the learning rate and of the weight decay, and budgets, as pure functions."""
 
 import math
 from collections.abc import Callable
@@ -58,6 +58,25 @@ def lr_factor(step: int, progress: float, config: ScheduleConfig, after_warmup: 
         start = progress * (config.warmup_steps / max(step, 1))  # what warm-up used up; of a clock, at the mean speed
         progress = (progress - start) / (1 - start)
     return SCHEDULES[config.kind](min(progress, 1.0), config)
+
+
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda rate, floor: 1.0,
+    "follow": lambda rate, floor: rate,
+    "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
+}
+"""(the rate as a share of its peak; its floor, `min_lr_ratio`) -> the weight decay as a share of the config's. To add
+one: a row here, and its name in `config.tree.ScheduleConfig.weight_decay`."""
+
+
+def decay_factor(rate: float, config: ScheduleConfig) -> float:
+    """The weight decay as a share of `optimizer.weight_decay`, where the rate is this share of its peak.
+
+    A step takes rate x decay of a weight away, so `constant` falls with the rate, and `follow` with its square. With
+    `opposite` (rate and decay in opposite phase: arXiv 2606.03938) and a floor of 0.1: 0.1 at the peak, 0.55 where the
+    rate is 0.55, 1 at the floor, and no more than 1 in the warm-up.
+    """
+    return DECAYS[config.weight_decay](rate, config.min_lr_ratio)
 
 
 def context_parts(progress: float, config: ScheduleConfig) -> int:

@@ -35,9 +35,10 @@ class TrainState:
     rate_scale: float = 1.0
     decay_after_warmup: bool = False  # whether the rate's schedule begins where warm-up ends; not in older runs
     unlogged: list[list[float]] = field(default_factory=list)  # [loss, gradient norm] of each step since the last line
+    averaged: int = 0  # steps whose weights are in the average of the run's end
 
 
-_LATER = ("decay_after_warmup", "unlogged")
+_LATER = ("decay_after_warmup", "unlogged", "averaged")
 """Fields of `TrainState` that older versions refuse: in the file only where they are set."""
 
 

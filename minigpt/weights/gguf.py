@@ -38,7 +38,7 @@ _PAIRED = re.compile(r"blk\.\d+\.attn_(q|k)\.weight")
 def architecture_in_gguf(config: ModelConfig) -> str:
     """The name at llama.cpp. Raises CheckpointError naming the fields that its architectures do not have."""
     gpt2 = config.position == "learned"
-    wanted: dict[str, tuple[Any, ...]] = {"bigrams": (0,), "position": ("learned", "rope")}
+    wanted: dict[str, tuple[Any, ...]] = {"bigrams": (0,), "softmaxes": (1,), "position": ("learned", "rope")}
     if gpt2:
         wanted |= {"norm": ("layernorm",), "bias": (True,), "qk_norm": (False,), "activation": ("gelu_tanh",)}
         wanted |= {"num_kv_heads": (None, config.num_heads), "head_dim": (None, config.embed_dim / config.num_heads)}

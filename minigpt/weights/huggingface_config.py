@@ -110,10 +110,11 @@ def architecture(config: ModelConfig) -> str:
     gpt2 = {"norm": "layernorm", "position": "learned", "qk_norm": False, "bias": True}
     gpt2 |= {"num_kv_heads": (None, config.num_heads), "head_dim": (None, config.embed_dim / config.num_heads)}
     qwen3 = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "bias": False}
-    if config.bigrams:
-        raise CheckpointError(
-            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run"
-        )
+    for name, off in (("bigrams", 0), ("softmaxes", 1)):
+        if getattr(config, name) != off:
+            raise CheckpointError(
+                f"{name} have no Hugging Face twin; train with --model.{name} {off} for what other tools can run"
+            )
     wrong: dict[str, list[str]] = {}
     for name, fields in (("gpt2", gpt2), ("qwen3", qwen3), ("llama", qwen3 | {"qk_norm": False})):
         fields["activation"] = tuple(_ACTIVATIONS[name].values())

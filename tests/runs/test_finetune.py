@@ -258,6 +258,8 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
         ({"finetune__seq_len": 65}, "finetune.seq_len: the model reads 64 tokens at most"),
         ({"lora__rank": 2, "optimizer__kind": "muon"}, "muon goes with neither"),
         ({"lora__rank": 2, "train__ema_decay": 0.9}, "train.ema_decay: an adapter"),
+        ({"lora__rank": 2, "train__average_last": 0.2}, "train.average_last: an adapter"),
+        ({"train__masked_inputs": 0.5, "finetune__dpo_beta": 0.1}, "train.masked_inputs: goes with neither"),
         ({"lora__rank": 2, "lora__targets": "nose"}, "no linear layer is called 'nose'"),
         ({"lora__targets": "head"}, "lora: rank is 0, so there is no adapter"),
         ({"finetune__dpo_beta": 0.1, "finetune__pack": True}, "pairs go with neither"),

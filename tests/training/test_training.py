@@ -17,7 +17,7 @@ from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
 from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
-from minigpt.training.hooks.average import Average
+from minigpt.training.hooks.average import Average, TailAverage
 from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.hooks.early_stopping import EarlyStopping
 from minigpt.training.hooks.metrics import Metrics
@@ -51,6 +51,7 @@ def make_trainer(hooks=(), schedule=None, shape=SHAPE, **settings) -> Trainer:
     schedule = schedule or ScheduleConfig(warmup_steps=3)
     source = CountingBatches()
     own = [Average(model, config.ema_decay)] if config.ema_decay else []
+    own += [TailAverage(model, config.average_last)] if config.average_last else []
     own += [Plateau(schedule)] if schedule.kind == "cosine+plateau" else []
     own += [EarlyStopping(config.early_stopping)] if config.early_stopping else []
     return Trainer(
@@ -403,10 +404,43 @@ def test_average_equals_its_recurrence_and_is_what_evaluation_sees() -> None:
     assert torch.equal(trainer.model.embedding.weight, seen[-1])
 
 
+@pytest.mark.parametrize(("last", "steps"), [(0.3, (8, 9, 10)), (0.05, (10,)), (0.95, tuple(range(1, 11)))])
+def test_the_average_of_the_end_is_the_mean_of_its_steps(last: float, steps: tuple[int, ...]) -> None:
+    seen, used = [], []
+
+    class Watch(Hook):
+        def on_step(self, trainer):
+            seen.append(trainer.model.embedding.weight.detach().clone())
+            used.append(trainer.tensors()["ema"]["embedding.weight"].clone())
+
+    trainer = make_trainer(hooks=[Watch()], max_steps=10, average_last=last)
+    trainer.run()
+    mean = torch.stack([seen[step - 1] for step in steps]).mean(0)
+    torch.testing.assert_close(used[-1], mean)
+    assert trainer.state.averaged == len(steps)
+    for step in range(1, steps[0] + 1):
+        assert torch.equal(used[step - 1], seen[step - 1]), "before the end the weights themselves"
+    with trainer.weights_to_use():
+        assert torch.equal(trainer.model.embedding.weight, used[-1])
+    assert torch.equal(trainer.model.embedding.weight, seen[-1])
+
+
+def test_a_longer_run_averages_its_own_end(tmp_path: Path) -> None:
+    first = make_trainer(max_steps=10, average_last=0.3)
+    first.run()
+    saved = checkpoint.save(tmp_path / "step-00000010", first.tensors(), first.checkpoint_state())
+    longer = make_trainer(max_steps=30, average_last=0.3)
+    longer.resume(checkpoint.load(saved, PARTS))
+    assert longer.state.averaged == 3
+    longer.run()
+    assert longer.state.averaged == 9
+
+
+@pytest.mark.parametrize("average", [{"ema_decay": 0.9}, {"average_last": 0.5}])
 @pytest.mark.parametrize("stop_at", [4, 10, 13])
-def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int) -> None:
+def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int, average: dict[str, float]) -> None:
     settings = {
-        "max_steps": 20, "micro_batch_size": 2, "ema_decay": 0.9, "eval_every": 3, "label_smoothing": 0.05,
+        "max_steps": 20, "micro_batch_size": 2, "eval_every": 3, "label_smoothing": 0.05, **average,
     }  # fmt: skip
     schedule = ScheduleConfig(
         kind="cosine+plateau", warmup_steps=3, plateau_patience=1, plateau_max_steps=7, context_warmup=0.7

@@ -16,6 +16,7 @@ FULL = CheckpointState(
         step=7, tokens=896, seconds=1.5, val_loss=2.25, eval_step=6, best_loss=2.0, best_step=3, evals_since_best=1,
         evals_since_cut=2, cuts=1, finished=True, stop_reason="budget used up", scaler={"scale": 1024.0},
         micro_batch_size=2, skipped=[4, 9], rate_scale=0.5, decay_after_warmup=True, unlogged=[[2.5, 0.25]],
+        averaged=5,
     ),
     tokenizer="abc",
     precision="bf16",

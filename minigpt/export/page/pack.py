@@ -28,6 +28,7 @@ KNOWN = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "sinusoidal", "rope"),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
+    "softmaxes": (1,),
 }
 """What model.js computes, by field of ModelConfig."""
 _SHAPE = (

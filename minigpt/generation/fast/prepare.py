@@ -26,6 +26,7 @@ from minigpt.generation.fast.cuda_graphs import Replay
 from minigpt.model import GPT
 from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cache import LayerCache
+from minigpt.model.heads import output_matrix
 from minigpt.model.norms import NORMS
 from minigpt.model.parts import Attention, Block, Rotary, fast_attention
 from minigpt.runtime.device import DTYPES, make_runtime
@@ -51,7 +52,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
         ConfigError: another precision, int8 or int4 elsewhere than on a CPU, or matrices too narrow for int4.
         ValueError: a model that is prepared already, or that carries an adapter.
     """
-    if isinstance(model.head, RowLinear | PackedLinear):
+    if isinstance(output_matrix(model.head), RowLinear | PackedLinear):
         raise ValueError("the model is prepared already; load it again")
     if any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
         raise ValueError("the model carries an adapter; merge it first: minigpt.training.finetune.merge(model)")
@@ -72,7 +73,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     if precision != "fp32":
         model.embedding = Lookup(model.embedding.weight.bfloat16())
     if precision == "bf16" and model.config.tie_embeddings:
-        model.head.weight = model.embedding.weight
+        output_matrix(model.head).weight = model.embedding.weight
     wide = torch.float32 if precision == "fp32" else DTYPES[make_runtime("cpu").precision]
     for module in [*model.modules()]:
         for name, child in module.named_children():

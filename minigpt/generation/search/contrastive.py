@@ -10,6 +10,7 @@ the chosen one's keys and values stay, and its row gives the next logits.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def contrastive_search(
 
 def _walk(model: GPT, prompt: Sequence[int], config: GenerationConfig, rules: Rules) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (the chosen id [], the logits [V] it was chosen from) without end."""
-    limit, vocab_size = model.config.max_seq_len, model.config.vocab_size or model.head.out_features
+    limit, vocab_size = model.config.max_seq_len, cast(int, model.config.vocab_size)
     count = min(config.top_k, vocab_size)
     tokens = torch.tensor([*prompt], device=model.embedding.weight.device)
     start, new = window_start(len(tokens), limit), 0

@@ -5,7 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from minigpt.model.heads import Mixture
 from minigpt.model.kernels import fused
 from minigpt.model.loss import IGNORE, next_token_loss
 
@@ -24,7 +26,8 @@ def head_loss(
     """`next_token_loss(head(hidden)[..., :vocab_size], targets)`, without ever holding all logits if they are many.
 
     Args:
-        head: [.., C] -> [.., V or more]; a plain linear layer without bias is read in chunks, all else at once.
+        head: [.., C] -> [.., V or more]; a plain linear layer without bias is read in chunks, a mixture some rows at
+            a time, all else at once.
         hidden: [B, T, C].
         targets: [B, T] ids, -100 where not counted.
         valid, label_smoothing: as in `next_token_loss`.
@@ -32,9 +35,20 @@ def head_loss(
         terms: a compiled form of `loss_terms`; on a CPU that has them, the kernels in C come before it.
     """
     chunk = chunk or chunk_logits(hidden.device)
-    if at_once(targets.numel() * vocab_size, chunk) or type(head) is not nn.Linear:
-        logits = head(hidden)[..., :vocab_size]
-        return next_token_loss(logits, targets, valid=valid, label_smoothing=label_smoothing)
+
+    def whole(hidden: Tensor, targets: Tensor) -> Tensor:
+        return next_token_loss(head(hidden)[..., :vocab_size], targets, valid=valid, label_smoothing=label_smoothing)
+
+    copies = head.count if isinstance(head, Mixture) else 1
+    if at_once(targets.numel() * vocab_size * copies, chunk):
+        return whole(hidden, targets)
+    if isinstance(head, Mixture):
+        rows = max(1, chunk // (vocab_size * copies))
+        pieces = zip(hidden.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
+        losses = [checkpoint(whole, some[None], wanted[None], use_reentrant=False) for some, wanted in pieces]
+        return torch.stack(cast(list[Tensor], losses)).sum()
+    if type(head) is not nn.Linear:
+        return whole(hidden, targets)
     total = _ChunkedLoss.apply(
         hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, chunk, label_smoothing, terms
     )

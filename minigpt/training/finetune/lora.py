@@ -96,7 +96,7 @@ def find_targets(model: GPT, patterns: Iterable[str]) -> list[str]:
             ends = sorted({name.split(".")[-1] for name in linears})
             raise ConfigError(f"lora.targets: no linear layer is called {pattern!r}; {nearest(pattern, ends)}")
         found.update(matches)
-    if "head" in found and model.config.tie_embeddings:
+    if {"head", "head.logits"} & found and model.config.tie_embeddings:
         raise ConfigError("lora.targets: the head is the embedding here (tie_embeddings); choose qkv, out, up, down")
     return [name for name in linears if name in found]
 

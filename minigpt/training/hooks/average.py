@@ -1,4 +1,4 @@
-"""The hook that keeps a running average of the weights (Polyak and Juditsky, 1992) to evaluate, sample and save."""
+"""Hooks that keep an average of the weights (Polyak and Juditsky, 1992) to evaluate, sample and save."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +27,14 @@ class Average(Hook):
     @torch.no_grad()
     def on_update(self, trainer: Trainer) -> None:
         """Take in the new weights."""
-        step = trainer.state.step
-        decay = min(self.decay, (1 + step) / (10 + step))
+        share = self.share_of_new(trainer)
         for name, parameter in trainer.model.named_parameters():
-            self.weights[name].lerp_(parameter, 1 - decay)
+            self.weights[name].lerp_(parameter, share)
+
+    def share_of_new(self, trainer: Trainer) -> float:
+        """What the new weights count for in the average."""
+        step = trainer.state.step
+        return 1 - min(self.decay, (1 + step) / (10 + step))
 
     @contextmanager
     def weights_to_use(self, trainer: Trainer) -> Iterator[None]:
@@ -52,3 +56,22 @@ class Average(Hook):
         own, parameters = trainer.runtime.ranks.own, dict(trainer.model.named_parameters())
         for name, tensor in checkpoint.tensors.get("ema", checkpoint.tensors["model"]).items():
             self.weights[name].copy_(own(tensor, parameters[name]))
+
+
+class TailAverage(Average):
+    """The even mean of the weights after each step of the run's end (Izmailov et al., 2018); before it, the weights.
+
+    Args:
+        model: whose weights are averaged, on its device.
+        last: share of the run, at its end, that counts.
+    """
+
+    def __init__(self, model: nn.Module, last: float):
+        super().__init__(model, decay=0.0)
+        self.last = last
+
+    def share_of_new(self, trainer: Trainer) -> float:
+        """1 before the end begins and in its first step, then 1/2, 1/3, ..."""
+        state = trainer.state
+        state.averaged = state.averaged + 1 if trainer.progress > 1 - self.last else 0
+        return 1 / max(1, state.averaged)

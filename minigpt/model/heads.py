@@ -1,0 +1,42 @@
+"""Make logits of the last hidden numbers: one linear layer, or a mixture of softmaxes."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.config import ModelConfig
+
+
+class Mixture(nn.Module):
+    """p = sum over k of share_k x softmax(W tanh(H_k h)): Yang et al., 2018, "Breaking the Softmax Bottleneck".
+
+    The logits of one softmax have the rank C at most, whatever the vocabulary; a mixture of several has no such bound.
+    Its outputs are log-probabilities, so they serve as logits wherever a plain head's do.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.count, self.vocab_size = config.softmaxes, cast(int, config.vocab_size)
+        self.shares = nn.Linear(config.embed_dim, self.count, bias=False)
+        self.turns = nn.Linear(config.embed_dim, self.count * config.embed_dim, bias=False)
+        self.logits = nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., C] -> log-probabilities [..., V] in fp32."""
+        turned = self.turns(hidden).tanh().unflatten(-1, (self.count, -1))  # [..., K C] -> [..., K, C]
+        each = self.logits(turned)[..., : self.vocab_size].float().log_softmax(-1)  # [..., K, V]
+        shares = self.shares(hidden).float().log_softmax(-1)  # [..., K]
+        return torch.logsumexp(each + shares[..., None], -2)
+
+
+def make_head(config: ModelConfig) -> nn.Module:
+    """The head that a config asks for."""
+    if config.softmaxes > 1:
+        return Mixture(config)
+    return nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
+
+
+def output_matrix(head: nn.Module) -> nn.Linear:
+    """The layer of a head that has a row for each token, and may be the embedding."""
+    return cast(nn.Linear, head.logits if isinstance(head, Mixture) else head)
