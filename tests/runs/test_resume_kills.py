@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 FLAGS = (
     "--model.embed-dim 32 --model.num-heads 2 --model.num-layers 2 --model.max-seq-len 32 --model.dropout 0.2 "
     "--model.word-dropout 0.1 --model.output-dropout 0.1 --model.locked-dropout block --train.batch-size 8 "
-    "--train.micro-batch-size 4 --train.ema-decay 0.95 --train.max-steps 180 "
+    "--train.micro-batch-size 4 --train.ema-decay 0.95 --train.max-steps 180 --train.masked-inputs 0.4 "
+    "--schedule.weight-decay opposite --model.softmaxes 2 "
     "--train.eval-every 15 --train.save-every 10 --train.sample-every 50 --schedule.kind cosine+plateau "
     "--schedule.plateau-patience 1 --schedule.plateau-max-steps 20 --schedule.warmup-steps 10 "
     "--train.device cpu --train.precision fp32 --logging.plots false --logging.log-every 5"
