@@ -114,7 +114,7 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
     logits, chunk = tokens * vocab * config.softmaxes, chunk_logits(runtime.device)
     if config.softmaxes > 1:
-        head = 24 * (logits if at_once(logits, chunk) else chunk)
+        head = 24 * min(logits, chunk)  # of each softmax, their logarithms, the sums, and the gradients
     elif at_once(logits, chunk):
         head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
     else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`

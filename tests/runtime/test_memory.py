@@ -40,6 +40,9 @@ SHAPES = {
         4, 2,
     ),
     "a wide model": (ModelConfig(vocab_size=300, embed_dim=192, num_heads=4, num_kv_heads=2, max_seq_len=32), 2, 2),
+    "a mixture": (
+        ModelConfig(vocab_size=500, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=64, softmaxes=3), 16, 16,
+    ),
     "logits in pieces": (
         ModelConfig(vocab_size=40000, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=128), 8, 8,
     ),
