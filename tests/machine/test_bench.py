@@ -122,6 +122,7 @@ def test_the_vocabulary_is_the_tokenizers(tmp_path: Path):
     assert size(tokenizer__kind="byte") == ByteTokenizer().vocab_size
     assert size(tokenizer__kind="gpt2") == 50257
     assert size(tokenizer__kind="bpe", tokenizer__vocab_size=777) == 777
+    assert size(tokenizer__kind="word") == 33_278 and size(tokenizer__kind="word", tokenizer__vocab_size=777) == 777
     assert size(tokenizer__kind="gpt2", model__vocab_size=99) == 99
     ByteTokenizer().save(tmp_path)
     assert size(tokenizer__kind="gpt2", tokenizer__path=str(tmp_path)) == ByteTokenizer().vocab_size

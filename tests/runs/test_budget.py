@@ -21,11 +21,12 @@ from scipy.optimize import nnls
 
 from minigpt.cli import main
 from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.config.section import MOST_SIZE
 from minigpt.errors import ConfigError
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
-from minigpt.runs.budget import rule
+from minigpt.runs.budget import rule, within
 from minigpt.runs.budget.amount import parse_amount
 from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Plan
@@ -270,6 +271,10 @@ def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: 
                                                          (10**9, "bpe", 4096)])  # fmt: skip
 def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: str, ids: int):
     assert rule.tokenizer(characters) == {"tokenizer.kind": kind, "tokenizer.vocab_size": ids}
+    for own, size in (({}, ids), ({"tokenizer.kind": "word"}, MOST_SIZE)):  # of words all, as without a budget
+        configure = within._Settings(None, own)
+        configure.choose_tokenizer(characters)
+        assert configure({}).tokenizer.vocab_size == size
 
 
 @pytest.mark.slow

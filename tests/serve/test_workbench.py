@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from page_run import make_run as make_page_run
 from served import PROMPT, make_runs, served
 
 from minigpt import tokenizers
@@ -23,6 +26,7 @@ from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
 from minigpt.runs.load import load_run
 from minigpt.runs.record import read_run
+from minigpt.serve.workbench import details
 from minigpt.serve.workbench.details import kept
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -137,6 +141,15 @@ def test_why_tells_what_the_model_expected(client: Any, runs: Path):
         assert row["rank"] > 10 if row["id"] not in likely else likely.index(row["id"]) + 1 == row["rank"]
     long = client.post("/api/why", json={"model": "base", "text": PROMPT * 10}).json()
     assert long["left_out"] == len(PROMPT) * 10 - 64 and long["tokens"][0]["begin"] == long["left_out"]
+
+
+def test_why_places_words_in_the_text_as_they_were_read(tmp_path: Path):
+    run = load_run(make_page_run(tmp_path / "my", kind="word"), "cpu")
+    text = "the\t\tcat\nzebra"
+    found = details.why(SimpleNamespace(run=run), text, run.tokenizer.encode(text))
+    assert found["text"] == " the cat \n <unk>"
+    begins = [row["begin"] for row in found["tokens"]]
+    assert [found["text"][at:end] for at, end in pairwise(begins)] == [row["text"] for row in found["tokens"][:-1]]
 
 
 def test_surprises_count_ranks_from_one(runs: Path):

@@ -18,7 +18,7 @@ def make_rules(config: GenerationConfig, tokenizer: Tokenizer) -> Rules:
         return NO_RULES
     bias = {_token(text, tokenizer): value for text, value in config.logit_bias.items()}
     # A word that the tokenizer does not know is never written; to ban it must not ban unk.
-    known = (word for word in config.bad_words if not tokenizer.unknown_parts(word))
+    known = (word for word in config.bad_words if not _unknown(word, tokenizer))
     banned = {spelling for word in known for spelling in _spellings(word, tokenizer) if spelling}
     return Rules(tokenizer.eos_id, bias, tuple(sorted(banned)))
 
@@ -33,9 +33,14 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
         raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
-    if text not in tokenizer.special_tokens and tokenizer.unknown_parts(text):
+    if text not in tokenizer.special_tokens and _unknown(text, tokenizer):
         raise GenerationError(f"logit_bias: {text!r} is not in the tokenizer's vocabulary; leave it out")
     return ids[0]
+
+
+def _unknown(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether it has units that the tokenizer does not know; U+FFFD is how unk is shown, so it stands for that."""
+    return any(part != "\ufffd" for part in tokenizer.unknown_parts(text))
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:

@@ -155,8 +155,8 @@ class _Settings:
         return load_config(None, {**self.tokenizer, **chosen, **self.own, **self.ids})
 
     def choose_tokenizer(self, characters: int) -> None:
-        """By the text's size, where the person names none."""
-        if self.own.get("tokenizer.path") is None:
+        """By the text's size, where the person names none; the sizes are for byte pairs, so of words all are taken."""
+        if self.own.get("tokenizer.path") is None and self.own.get("tokenizer.kind") != "word":
             self.tokenizer = rule.tokenizer(characters)
 
 
