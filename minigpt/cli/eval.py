@@ -4,20 +4,22 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import Lines, console, counted, loading, out_json, tell
+from minigpt.console import Lines, console, counted, loading, out_json, progress_bars, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
 if TYPE_CHECKING:
+    from minigpt.data import Prepared
     from minigpt.evals.report import Report
     from minigpt.runs.load import LoadedRun
 
 _FOR_TASKS = ("include_path", "num_fewshot", "limit")
-_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save")
+_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save", "fit_temperature")
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,17 @@ class Eval:
     minigpt eval runs/my --data other.txt --json
     minigpt eval runs/answers
     minigpt eval runs/my --data questions.jsonl
+    minigpt eval runs/my --fit-temperature
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default windows of the model's full context follow each other without overlap: the same headline that training
     ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
     is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
     bootstrap's over blocks of text.
+
+    --fit-temperature finds the number by which to divide the logits so that the loss of the run's validation split is
+    smallest, and keeps it with the run (temperature.json): from then on the figures at this temperature stand beside
+    those of every text that the checkpoint is evaluated on. Generation does not use it.
 
     Records (.jsonl), a fine-tuned run's own or those of --data, are answered: the loss of the expected answers, how
     many the model writes exactly, and a table of prompt, expected answer and what it wrote.
@@ -72,10 +79,13 @@ class Eval:
     """Precision of the matrix products; a run that trains in another may report a val_loss some 0.001 away."""
     save: bool = False
     """Write the figures to eval.json in the run, where minigpt plot finds the floors."""
+    fit_temperature: bool = False
+    """Fit the softmax temperature on the run's validation split and keep it; three or four times the work."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
-    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data. Of records:
+    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data, at_temperature
+    (null, or the first four again, temperature and fitted_on). Of records:
     loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]), split, checkpoint, step,
     data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its version), checkpoint, step."""
 
@@ -83,13 +93,15 @@ class Eval:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Eval, argv, "eval")
-    if args.save and (args.data is not None or args.split != "val"):
-        raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
+    if (args.save or args.fit_temperature) and (args.data is not None or args.split != "val"):
+        flag = "--save" if args.save else "--fit-temperature"
+        raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
     _check_tasks(args)
     if args.tasks is not None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; one bar of ours tells how far it is
     loading()
     from minigpt.cli.answers import report_records
+    from minigpt.cli.beside import beside, fit, show_beside
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
@@ -103,20 +115,29 @@ def main(argv: list[str]) -> int:
     if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     if scores_records(run, args.data):
-        if args.save or any(flag is not None for flag in (args.context, args.stride, args.batch_size)):
-            flags = "--context, --stride, --batch-size and --save"
+        if (
+            args.save
+            or args.fit_temperature
+            or any(f is not None for f in (args.context, args.stride, args.batch_size))
+        ):
+            flags = "--context, --stride, --batch-size, --save and --fit-temperature"
             raise UserError(f"{flags} are for a text, not for records; leave them out")
         report_records(run, args.run, args.data, args.split, args.ask, args.json)
         return 0
     if args.ask is not None:
         raise UserError("--ask is for records (.jsonl), not for a text; leave it out")
-    report = _evaluate(args, run)
+    prepared = _prepared(args, run)
+    report = _evaluate(args, run, prepared)
     if args.save:
         _save(report, Path(args.run))
+    if args.fit_temperature:
+        fit(run, prepared, report, args.batch_size)
+    others = beside(run, report, partial(_evaluate, args, run, prepared))
     if args.json:
-        out_json(report)
+        out_json({**report, **others})
     else:
         _show(report, args.run)
+        show_beside(others)
     return 0
 
 
@@ -129,10 +150,7 @@ def _check_tasks(args: Eval) -> None:
         raise UserError(f"{flags}: {'only with --tasks' if args.tasks is None else 'not with --tasks; leave it out'}")
 
 
-def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
-    from rich.progress import Progress
-
-    from minigpt.evals import evaluate_run
+def _prepared(args: Eval, run: "LoadedRun") -> "Prepared":
     from minigpt.runs.data import check_known, prepare_data
 
     config = run.config
@@ -143,8 +161,13 @@ def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
         prepared = prepare_data(config, run.tokenizer)
     if args.split in prepared.splits and (caveat := check_known(config, run.tokenizer, prepared, [args.split])):
         tell(caveat)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+    return prepared
+
+
+def _evaluate(args: Eval, run: "LoadedRun", prepared: "Prepared", label: str = "evaluating", **how: Any) -> "Report":
+    from minigpt.evals import evaluate_run
+
+    with progress_bars(console) as bar:
         return evaluate_run(
             run,
             prepared=prepared,
@@ -152,7 +175,8 @@ def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
             context=args.context,
             stride=args.stride,
             batch_size=args.batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(bar, label),
+            **how,
         )
 
 

@@ -6,6 +6,7 @@ from minigpt.evals.ngram import NGram
 from minigpt.evals.perplexity import Score, evaluate
 from minigpt.evals.records import RECORD_KEYS, evaluate_records, scores_records
 from minigpt.evals.report import REPORT_KEYS, bootstrap, evaluate_run, report
+from minigpt.evals.temperature import at_temperature, fit_temperature
 from minigpt.evals.token_text import TokenText
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "NGram",
     "Score",
     "TokenText",
+    "at_temperature",
     "bootstrap",
     "compute_floors",
     "evaluate",
     "evaluate_records",
     "evaluate_run",
     "evaluate_tasks",
+    "fit_temperature",
     "report",
     "run_floors",
     "scores_records",

@@ -1,0 +1,69 @@
+"""What `eval` prints beside the headline: the same text scored in another way, each always under its own name."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from minigpt.console import Lines, console, progress_bars, scored_on
+from minigpt.evals import at_temperature, fit_temperature
+from minigpt.evals.report import Figures, Report, figures
+from minigpt.runs.score import FittedTemperature, keep_temperature, kept_temperature
+
+if TYPE_CHECKING:
+    from minigpt.data import Prepared
+    from minigpt.runs.load import LoadedRun
+
+
+class AtTemperature(Figures):
+    """The figures at the temperature that was fitted, and the split that it was fitted on."""
+
+    temperature: float
+    fitted_on: str
+
+
+class Beside(TypedDict):
+    """What stands beside a report; None for what was neither asked for nor kept."""
+
+    at_temperature: AtTemperature | None
+
+
+Again = Callable[..., Report]
+"""Scores the same text again: again("label", scorer=...)."""
+
+
+def fit(run: "LoadedRun", prepared: "Prepared", report: Report, batch_size: int | None) -> None:
+    """Find the temperature at which the split of the report has the smallest loss, and keep it with the run."""
+    windows = {"context": report["context"], "stride": report["stride"]}
+    tokens = prepared.splits[report["split"]].tokens
+    with progress_bars(console) as bar:
+        found = fit_temperature(
+            run.model, tokens, **windows, batch_size=batch_size, runtime=run.runtime, progress=partial(bar, "fitting")
+        )
+    keep_temperature(run.path, FittedTemperature(found, report["step"], report["split"], **windows))
+
+
+def beside(run: "LoadedRun", report: Report, again: Again) -> Beside:
+    """The other scores of the text of a report."""
+    fitted = kept_temperature(run.path, report["step"])
+    return {"at_temperature": fitted and _at_temperature(fitted, again)}
+
+
+def _at_temperature(fitted: FittedTemperature, again: Again) -> AtTemperature:
+    scored = again("evaluating at the temperature", scorer=at_temperature(fitted.temperature))
+    return {**figures(scored), "temperature": fitted.temperature, "fitted_on": fitted.split}
+
+
+def show_beside(others: Mapping[str, Any]) -> None:
+    """Print what there is, a line each."""
+    screen = Lines(highlight=False)
+    if found := others["at_temperature"]:
+        what = (
+            f"at temperature {found['temperature']:.4f}, fitted on the {scored_on(found['fitted_on']).split(', ')[0]}"
+        )
+        screen.print(f"{what}: {_told(found)}", markup=False)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    words = "" if found["word_perplexity"] is None else f", word perplexity {found['word_perplexity']:,.2f}"
+    perplexity = "over 10^300" if found["perplexity"] is None else f"{found['perplexity']:,.2f}"
+    return f"loss {found['loss']:.4f}, perplexity {perplexity}, {found['bits_per_byte']:.4f} bits per byte{words}"
