@@ -64,7 +64,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram perplexity token_text / floors temperature / report / records harness_model / harness",
+    "evals": "ngram perplexity token_text / adapt floors temperature / report / records harness_model / harness",
     "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots"
     " / analysis data_plots over_time scaling / dataset figures tables walk",
     "machine": "bench doctor",

@@ -5,7 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from minigpt.console import Lines, console, progress_bars, scored_on
-from minigpt.evals import at_temperature, fit_temperature
+from minigpt.evals import Adaptation, adapted, at_temperature, fit_temperature
+from minigpt.evals.adapt import LABEL
 from minigpt.evals.report import Figures, Report, figures
 from minigpt.runs.score import FittedTemperature, keep_temperature, kept_temperature
 
@@ -21,10 +22,22 @@ class AtTemperature(Figures):
     fitted_on: str
 
 
+class Adapted(Figures):
+    """The figures of a model that learned from the text: how, and the words that always stand beside them."""
+
+    method: str
+    category: str
+    rate: float
+    cache_tokens: int
+    cache_share: float
+    cache_sharpness: float
+
+
 class Beside(TypedDict):
     """What stands beside a report; None for what was neither asked for nor kept."""
 
     at_temperature: AtTemperature | None
+    adapted: Adapted | None
 
 
 Again = Callable[..., Report]
@@ -42,15 +55,28 @@ def fit(run: "LoadedRun", prepared: "Prepared", report: Report, batch_size: int 
     keep_temperature(run.path, FittedTemperature(found, report["step"], report["split"], **windows))
 
 
-def beside(run: "LoadedRun", report: Report, again: Again) -> Beside:
-    """The other scores of the text of a report."""
+def beside(run: "LoadedRun", report: Report, again: Again, how: Adaptation | None) -> Beside:
+    """The other scores of the text of a report: at the temperature that was kept, and adapted where that is asked."""
     fitted = kept_temperature(run.path, report["step"])
-    return {"at_temperature": fitted and _at_temperature(fitted, again)}
+    return {"at_temperature": fitted and _at_temperature(fitted, again), "adapted": how and _adapted(how, again)}
 
 
 def _at_temperature(fitted: FittedTemperature, again: Again) -> AtTemperature:
     scored = again("evaluating at the temperature", scorer=at_temperature(fitted.temperature))
     return {**figures(scored), "temperature": fitted.temperature, "fitted_on": fitted.split}
+
+
+def _adapted(how: Adaptation, again: Again) -> Adapted:
+    scored = again("learning from the text", scorer=adapted(how))
+    return {
+        **figures(scored),
+        "method": how.method,
+        "category": LABEL,
+        "rate": how.rate,
+        "cache_tokens": how.cache_tokens,
+        "cache_share": how.cache_share,
+        "cache_sharpness": how.cache_sharpness,
+    }
 
 
 def show_beside(others: Mapping[str, Any]) -> None:
@@ -61,6 +87,9 @@ def show_beside(others: Mapping[str, Any]) -> None:
             f"at temperature {found['temperature']:.4f}, fitted on the {scored_on(found['fitted_on']).split(', ')[0]}"
         )
         screen.print(f"{what}: {_told(found)}", markup=False)
+    if found := others["adapted"]:
+        method = {"dynamic": "dynamic evaluation", "cache": "neural cache", "both": "dynamic evaluation, neural cache"}
+        screen.print(f"{found['category']} ({method[found['method']]}): {_told(found)}", markup=False)
 
 
 def _told(found: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Evaluation: exact scores over a whole split, and the floors beside them."""
 
+from minigpt.evals.adapt import Adaptation, adapted
 from minigpt.evals.floors import compute_floors, run_floors
 from minigpt.evals.harness import evaluate_tasks
 from minigpt.evals.ngram import NGram
@@ -12,9 +13,11 @@ from minigpt.evals.token_text import TokenText
 __all__ = [
     "RECORD_KEYS",
     "REPORT_KEYS",
+    "Adaptation",
     "NGram",
     "Score",
     "TokenText",
+    "adapted",
     "at_temperature",
     "bootstrap",
     "compute_floors",
