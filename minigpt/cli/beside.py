@@ -1,18 +1,19 @@
 """What `eval` prints beside the headline: the same text scored in another way, each always under its own name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from minigpt.console import Lines, console, progress_bars, scored_on
-from minigpt.evals import Adaptation, adapted, at_temperature, fit_temperature
+from minigpt.evals import Adaptation, adapted, at_temperature, evaluate, fit_temperature
 from minigpt.evals.adapt import LABEL
 from minigpt.evals.report import Figures, Report, figures
+from minigpt.model.ensemble import Ensemble
+from minigpt.runs.load import LoadedRun, load_alike
 from minigpt.runs.score import FittedTemperature, keep_temperature, kept_temperature
 
 if TYPE_CHECKING:
     from minigpt.data import Prepared
-    from minigpt.runs.load import LoadedRun
 
 
 class AtTemperature(Figures):
@@ -33,18 +34,25 @@ class Adapted(Figures):
     cache_sharpness: float
 
 
+class OfEnsemble(Figures):
+    """The figures of the mean of several runs' probabilities, and the runs."""
+
+    runs: list[str]
+
+
 class Beside(TypedDict):
     """What stands beside a report; None for what was neither asked for nor kept."""
 
     at_temperature: AtTemperature | None
     adapted: Adapted | None
+    ensemble: OfEnsemble | None
 
 
 Again = Callable[..., Report]
 """Scores the same text again: again("label", scorer=...)."""
 
 
-def fit(run: "LoadedRun", prepared: "Prepared", report: Report, batch_size: int | None) -> None:
+def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
     """Find the temperature at which the split of the report has the smallest loss, and keep it with the run."""
     windows = {"context": report["context"], "stride": report["stride"]}
     tokens = prepared.splits[report["split"]].tokens
@@ -55,10 +63,24 @@ def fit(run: "LoadedRun", prepared: "Prepared", report: Report, batch_size: int 
     keep_temperature(run.path, FittedTemperature(found, report["step"], report["split"], **windows))
 
 
-def beside(run: "LoadedRun", report: Report, again: Again, how: Adaptation | None) -> Beside:
-    """The other scores of the text of a report: at the temperature that was kept, and adapted where that is asked."""
+def load_members(
+    run: LoadedRun, paths: Sequence[str], context: int | None, device: str, precision: str
+) -> list[LoadedRun]:
+    """The runs that make an ensemble with a run. Raises ConfigError for one that does not fit."""
+    length = context or run.model.config.max_seq_len
+    return [load_alike(path, run, length, "--ensemble", "--context", device, precision) for path in paths]
+
+
+def beside(
+    run: LoadedRun, report: Report, again: Again, how: Adaptation | None, members: Sequence[LoadedRun]
+) -> Beside:
+    """The other scores of the text of a report: at the temperature that was kept, and what is asked for."""
     fitted = kept_temperature(run.path, report["step"])
-    return {"at_temperature": fitted and _at_temperature(fitted, again), "adapted": how and _adapted(how, again)}
+    return {
+        "at_temperature": fitted and _at_temperature(fitted, again),
+        "adapted": how and _adapted(how, again),
+        "ensemble": _ensemble([run, *members], again) if members else None,
+    }
 
 
 def _at_temperature(fitted: FittedTemperature, again: Again) -> AtTemperature:
@@ -79,6 +101,12 @@ def _adapted(how: Adaptation, again: Again) -> Adapted:
     }
 
 
+def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
+    model = Ensemble([each.model for each in runs])
+    scored = again("evaluating the ensemble", scorer=lambda _, tokens, **how: evaluate(model, tokens, **how))
+    return {**figures(scored), "runs": [str(each.path) for each in runs]}
+
+
 def show_beside(others: Mapping[str, Any]) -> None:
     """Print what there is, a line each."""
     screen = Lines(highlight=False)
@@ -90,6 +118,8 @@ def show_beside(others: Mapping[str, Any]) -> None:
     if found := others["adapted"]:
         method = {"dynamic": "dynamic evaluation", "cache": "neural cache", "both": "dynamic evaluation, neural cache"}
         screen.print(f"{found['category']} ({method[found['method']]}): {_told(found)}", markup=False)
+    if found := others["ensemble"]:
+        screen.print(f"mean probability of {', '.join(found['runs'])}: {_told(found)}", markup=False)
 
 
 def _told(found: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _FOR_TASKS = ("include_path", "num_fewshot", "limit")
 _ADAPTING = ("adapt_rate", "cache_tokens", "cache_share", "cache_sharpness")
-_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save", "fit_temperature", "adapt", *_ADAPTING)
-_NOT_RECORDS = ("context", "stride", "batch_size", "save", "fit_temperature", "adapt")
+_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save", "fit_temperature", "adapt", "ensemble", *_ADAPTING)
+_NOT_RECORDS = ("context", "stride", "batch_size", "save", "fit_temperature", "adapt", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Eval:
     minigpt eval runs/my --data questions.jsonl
     minigpt eval runs/my --fit-temperature
     minigpt eval runs/my --adapt both
+    minigpt eval runs/my --ensemble runs/small runs/large
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default windows of the model's full context follow each other without overlap: the same headline that training
@@ -99,14 +100,17 @@ class Eval:
     """cache: its share in the probability (default: 0.1)."""
     cache_sharpness: float | None = None
     """cache: how much more a place counts the more it is alike; the cosine times this (default: 20)."""
+    ensemble: tuple[PathText, ...] = ()
+    """Runs of the same tokenizer: score again by the mean of the probabilities of this run and these."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
     five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data, at_temperature
     (null, or the first four again, temperature and fitted_on), adapted (null, or the first four again, method, category
-    and the settings: rate, cache_tokens, cache_share, cache_sharpness). Of records: loss, perplexity, exact_match,
-    records, tokens, answers ([{prompt, expected, got, exact}]), split, checkpoint, step, data. Of tasks the harness'
-    own results, versions, n-shot and n-samples; lm_eval (its version), checkpoint, step."""
+    and the settings: rate, cache_tokens, cache_share, cache_sharpness), ensemble (null, or the first four again, and
+    runs). Of records: loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]),
+    split, checkpoint, step, data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its
+    version), checkpoint, step."""
 
 
 def main(argv: list[str]) -> int:
@@ -120,7 +124,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; one bar of ours tells how far it is
     loading()
     from minigpt.cli.answers import report_records
-    from minigpt.cli.beside import beside, fit, show_beside
+    from minigpt.cli.beside import beside, fit, load_members, show_beside
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
@@ -140,12 +144,13 @@ def main(argv: list[str]) -> int:
     if args.ask is not None:
         raise UserError("--ask is for records (.jsonl), not for a text; leave it out")
     how, prepared = _adaptation(args), _prepared(args, run)
+    members = load_members(run, args.ensemble, args.context, args.device, args.precision)
     report = _evaluate(args, run, prepared)
     if args.save:
         _save(report, Path(args.run))
     if args.fit_temperature:
         fit(run, prepared, report, args.batch_size)
-    others = beside(run, report, partial(_evaluate, args, run, prepared), how)
+    others = beside(run, report, partial(_evaluate, args, run, prepared), how, members)
     if args.json:
         out_json({**report, **others})
     else:

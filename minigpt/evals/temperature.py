@@ -28,6 +28,7 @@ class Tempered(nn.Module):
     def __init__(self, model: nn.Module, temperature: float):
         super().__init__()
         self.model, self.temperature, self.config = model, temperature, getattr(model, "config", None)
+        self.training = model.training  # which `evaluating` puts back
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The logits of the model / temperature."""

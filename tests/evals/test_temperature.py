@@ -59,6 +59,9 @@ def test_it_is_the_temperature_that_undoes_what_the_logits_were_multiplied_by(fa
     losses = {scale: loss(found * scale) for scale in (0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0)}
     assert min(losses, key=lambda scale: losses[scale]) == 1.0
     assert loss(1.0) == pytest.approx(evaluate(model, tokens, context=16, runtime=CPU).loss, rel=1e-7)
+    assert model.training, "the mode is put back"
+    assert at_temperature(2.0)(model.eval(), tokens, context=16, runtime=CPU).loss > 0
+    assert not model.training
     assert found == fit_temperature(model, tokens, context=16, runtime=CPU, batch_size=7), "and it is no matter of luck"
 
 
