@@ -5,10 +5,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from minigpt.console import Lines, console, progress_bars, scored_on
-from minigpt.evals import Adaptation, adapted, at_temperature, evaluate, fit_temperature
+from minigpt.evals import Adaptation, adapted, at_temperature, averaged, fit_temperature
 from minigpt.evals.adapt import LABEL
 from minigpt.evals.report import Figures, Report, figures
-from minigpt.model.ensemble import Ensemble
 from minigpt.runs.load import LoadedRun, load_alike
 from minigpt.runs.score import FittedTemperature, keep_temperature, kept_temperature
 
@@ -102,8 +101,7 @@ def _adapted(how: Adaptation, again: Again) -> Adapted:
 
 
 def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
-    model = Ensemble([each.model for each in runs])
-    scored = again("evaluating the ensemble", scorer=lambda _, tokens, **how: evaluate(model, tokens, **how))
+    scored = again("evaluating the ensemble", scorer=averaged([each.model for each in runs[1:]]))
     return {**figures(scored), "runs": [str(each.path) for each in runs]}
 
 

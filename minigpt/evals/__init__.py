@@ -4,7 +4,7 @@ from minigpt.evals.adapt import Adaptation, adapted
 from minigpt.evals.floors import compute_floors, run_floors
 from minigpt.evals.harness import evaluate_tasks
 from minigpt.evals.ngram import NGram
-from minigpt.evals.perplexity import Score, evaluate
+from minigpt.evals.perplexity import Score, averaged, evaluate
 from minigpt.evals.records import RECORD_KEYS, evaluate_records, scores_records
 from minigpt.evals.report import REPORT_KEYS, bootstrap, evaluate_run, report
 from minigpt.evals.temperature import at_temperature, fit_temperature
@@ -19,6 +19,7 @@ __all__ = [
     "TokenText",
     "adapted",
     "at_temperature",
+    "averaged",
     "bootstrap",
     "compute_floors",
     "evaluate",

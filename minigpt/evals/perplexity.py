@@ -6,7 +6,7 @@ so that every token sees at least context - stride tokens before it (but those a
 times the work. Logits are fp32, sums float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
+from minigpt.model import GPT
+from minigpt.model.ensemble import Ensemble
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime
 from minigpt.training.step import target_losses
@@ -89,6 +91,11 @@ def check_finite(score: Score) -> Score:
     if not np.isfinite(score.nats).all():
         raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
     return score
+
+
+def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
+    """`evaluate` by the mean of the probabilities of a model and these: the `scorer` of `evaluate_run`."""
+    return lambda model, tokens, **how: evaluate(Ensemble([model, *others]), tokens, **how)
 
 
 def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
