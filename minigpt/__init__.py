@@ -21,6 +21,11 @@ _HOME = {
     "fine_tune": "minigpt.runs.finetune",
     "load_run": "minigpt.runs.load",
     "load_template": "minigpt.tokenizers.chat_template",
+    "Adaptation": "minigpt.evals",
+    "adapted": "minigpt.evals",
+    "at_temperature": "minigpt.evals",
+    "averaged": "minigpt.evals",
+    "fit_temperature": "minigpt.evals",
     "evaluate_run": "minigpt.evals",
     "evaluate_records": "minigpt.evals",
     "evaluate_tasks": "minigpt.evals",
@@ -44,6 +49,7 @@ _HOME = {
 
 __all__ = [
     "GPT",
+    "Adaptation",
     "GenerationConfig",
     "KVCache",
     "MiniGPTError",
@@ -51,6 +57,9 @@ __all__ = [
     "RunConfig",
     "UserError",
     "__version__",
+    "adapted",
+    "at_temperature",
+    "averaged",
     "evaluate_records",
     "evaluate_run",
     "evaluate_tasks",
@@ -61,6 +70,7 @@ __all__ = [
     "export_page",
     "export_peft",
     "fine_tune",
+    "fit_temperature",
     "generate",
     "generate_text",
     "import_model",
@@ -78,7 +88,16 @@ __all__ = [
 if TYPE_CHECKING:
     from minigpt.config import GenerationConfig, ModelConfig, RunConfig, load_config
     from minigpt.errors import MiniGPTError, UserError
-    from minigpt.evals import evaluate_records, evaluate_run, evaluate_tasks
+    from minigpt.evals import (
+        Adaptation,
+        adapted,
+        at_temperature,
+        averaged,
+        evaluate_records,
+        evaluate_run,
+        evaluate_tasks,
+        fit_temperature,
+    )
     from minigpt.explanation import explain
     from minigpt.export import export_gguf, export_huggingface, export_onnx, export_page, export_peft
     from minigpt.generation import generate

@@ -6,7 +6,7 @@ so whoever sees that name sees a whole file. Two processes wanting the same file
 A server may not send for ever: MOST bytes at most, at least SLOWEST bytes in any PATIENCE seconds.
 
 `locate` looks in $MINIGPT_DATA (a mirror somebody made) first, then in the cache ($MINIGPT_CACHE, else
-~/.cache/minigpt), and downloads last. What lies there is checked by sha256 each time: it costs 1 ms a MB.
+~/.cache/minigpt), and downloads last. What lies there is checked by sha256 in every process: it costs 1 ms a MB.
 """
 
 import http.client
@@ -20,9 +20,11 @@ import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minigpt import __version__
 from minigpt.errors import DataError, storage_error
 from minigpt.files import expand_home, file_sha256, find
 
@@ -32,8 +34,8 @@ Progress = Callable[[str, int, "int | None"], None]
 _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
-MOST = 1 << 30
-"""Bytes of a published file; the longest has 11 MB."""
+MOST = 4 << 30
+"""Bytes of a published file; the longest has 2.2 GB."""
 SLOWEST, PATIENCE = 1 << 14, 30.0
 """Bytes that must come in so many seconds."""
 
@@ -120,9 +122,20 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     return fetch(file.url, cached, file.sha256, progress, hint=hint)
 
 
+def digest(path: Path) -> str:
+    """The sha256 of a file, computed once a process as long as its size and time stay. Raises OSError."""
+    there = path.stat()
+    return _digest(path, there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
 def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
     try:
-        found = file_sha256(path)
+        found = digest(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     if found not in file.sha256:
@@ -150,7 +163,9 @@ def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, w
 def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) -> None:
     """One request, from where the file ends. Raises _BrokenError when it stops early."""
     have = file.tell()
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    # Some sites refuse Python's own name.
+    headers = {"User-Agent": f"minigpt/{__version__}", **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = _answer(request)
     except urllib.error.HTTPError as error:

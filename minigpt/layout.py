@@ -2,7 +2,7 @@
 
     runs/NAME/
         config.yaml, receipt.json, tokenizer.json, template.json (of a run that was tuned on chats)
-        metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, eval.json, plots/loss.png
+        metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, eval.json, temperature.json, plots/loss.png
         note.json (what a person wrote about it in the browser)
         checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
         adapters/NAME/, .lock
@@ -25,7 +25,7 @@ STATE, MANIFEST = "state.json", "manifest.json"
 """Of a checkpoint; the second is written last, so a directory without it is not a whole one."""
 CONFIG, RECEIPT, TOKENIZER, TEMPLATE = "config.yaml", "receipt.json", "tokenizer.json", "template.json"
 METRICS, METRICS_CSV, SAMPLES, INCIDENTS = "metrics.jsonl", "metrics.csv", "samples.jsonl", "incidents.jsonl"
-EVALUATION, NOTE = "eval.json", "note.json"
+EVALUATION, TEMPERATURE, NOTE = "eval.json", "temperature.json", "note.json"
 CHECKPOINTS, ADAPTERS, PLOTS, LOCK = "checkpoints", "adapters", "plots", ".lock"
 
 
@@ -94,6 +94,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """The report of `minigpt eval --save`."""
         return self.path / EVALUATION
+
+    @property
+    def temperature(self) -> Path:
+        """The temperature that `minigpt eval --fit-temperature` found."""
+        return self.path / TEMPERATURE
 
     @property
     def note(self) -> Path:

@@ -50,7 +50,7 @@ INSIDE = {
     "data.inspect": "overlap / report",
     "weights": "checkpoint_state gguf_file huggingface_config quantized sharded torch_file / checkpoint huggingface"
     " / damage gguf llama2c nanogpt pretrained",
-    "model": "activations cache heads learner loss / inputs kernels / reference / norms / parts / gpt / cost",
+    "model": "activations cache heads learner loss / inputs kernels / reference / norms / parts / gpt / cost ensemble",
     "model.kernels": "attention dropout fused / chunked_loss",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
@@ -64,7 +64,7 @@ INSIDE = {
     "generation.text": "bias_and_bans prompts stops / generate",
     "generation.chat": "conversation terminal / session / saved / commands",
     "generation.fast": "cuda_graphs rows / prepare",
-    "evals": "ngram perplexity token_text / floors / report / records harness_model / harness",
+    "evals": "ngram perplexity token_text / adapt floors temperature / report / records harness_model / harness",
     "explanation": "canvas html intervene metrics surprise trace / heads recording run_plots"
     " / analysis data_plots over_time scaling / dataset figures tables walk",
     "machine": "bench doctor",
@@ -80,7 +80,7 @@ INSIDE = {
     " / app",
     "serve.workbench": "form inside notes process shelf static / details starting / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
-    "cli": "fields / help finished tables / answers arguments tasks / bench config data demo doctor eval explain"
+    "cli": "fields / help finished tables / answers arguments beside tasks / bench config data demo doctor eval explain"
     " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",
 }
 CORE = (

@@ -50,7 +50,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
 }
 """What makes a value of a word, where the type itself does not."""
 
-RUNS = ("run", "runs", "one", "two", "draft")
+RUNS = ("run", "runs", "one", "two", "draft", "ensemble")
 """Arguments that name runs."""
 
 BOOLEANS = ("true", "false")

@@ -2,22 +2,27 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.console import Lines, console, counted, loading, out_json, tell
+from minigpt.console import Lines, console, counted, loading, out_json, progress_bars, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
 if TYPE_CHECKING:
+    from minigpt.data import Prepared
+    from minigpt.evals import Adaptation
     from minigpt.evals.report import Report
     from minigpt.runs.load import LoadedRun
 
 _FOR_TASKS = ("include_path", "num_fewshot", "limit")
-_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save")
+_ADAPTING = ("adapt_rate", "cache_tokens", "cache_share", "cache_sharpness")
+_FOR_TEXTS = ("data", "split", "context", "stride", "ask", "save", "fit_temperature", "adapt", "ensemble", *_ADAPTING)
+_NOT_RECORDS = ("context", "stride", "batch_size", "save", "fit_temperature", "adapt", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,23 @@ class Eval:
     minigpt eval runs/my --data other.txt --json
     minigpt eval runs/answers
     minigpt eval runs/my --data questions.jsonl
+    minigpt eval runs/my --fit-temperature
+    minigpt eval runs/my --adapt both
+    minigpt eval runs/my --ensemble runs/small runs/large
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default windows of the model's full context follow each other without overlap: the same headline that training
     ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
     is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
     bootstrap's over blocks of text.
+
+    --fit-temperature finds the number by which to divide the logits so that the loss of the run's validation split is
+    smallest, and keeps it with the run (temperature.json): from then on the figures at this temperature stand beside
+    those of every text that the checkpoint is evaluated on. Generation does not use it.
+
+    --adapt scores the text a second time while the model learns from what it has scored: from each window by a step of
+    gradient descent (dynamic), by more probability for words that followed a similar place (cache), or both. Such
+    figures are another category, and are compared with their like only. The run stays as it is.
 
     Records (.jsonl), a fine-tuned run's own or those of --data, are answered: the loss of the expected answers, how
     many the model writes exactly, and a table of prompt, expected answer and what it wrote.
@@ -72,24 +88,43 @@ class Eval:
     """Precision of the matrix products; a run that trains in another may report a val_loss some 0.001 away."""
     save: bool = False
     """Write the figures to eval.json in the run, where minigpt plot finds the floors."""
+    fit_temperature: bool = False
+    """Fit the softmax temperature on the run's validation split and keep it; three or four times the work."""
+    adapt: Literal["dynamic", "cache", "both"] | None = None
+    """Score again with a model that learns from the text, window by window: another category."""
+    adapt_rate: float | None = None
+    """dynamic: how much a step changes the weights, as root mean square (default: 1e-4)."""
+    cache_tokens: int | None = None
+    """cache: how many of the latest places are remembered (default: 2000)."""
+    cache_share: float | None = None
+    """cache: its share in the probability (default: 0.1)."""
+    cache_sharpness: float | None = None
+    """cache: how much more a place counts the more it is alike; the cosine times this (default: 20)."""
+    ensemble: tuple[PathText, ...] = ()
+    """Runs of the same tokenizer: score again by the mean of the probabilities of this run and these."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
-    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data. Of records:
-    loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]), split, checkpoint, step,
-    data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its version), checkpoint, step."""
+    five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data, at_temperature
+    (null, or the first four again, temperature and fitted_on), adapted (null, or the first four again, method, category
+    and the settings: rate, cache_tokens, cache_share, cache_sharpness), ensemble (null, or the first four again, and
+    runs). Of records: loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]),
+    split, checkpoint, step, data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its
+    version), checkpoint, step."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Eval, argv, "eval")
-    if args.save and (args.data is not None or args.split != "val"):
-        raise UserError("--save keeps the figures of the run's own validation split; leave --data and --split out")
-    _check_tasks(args)
+    if (args.save or args.fit_temperature) and (args.data is not None or args.split != "val"):
+        flag = "--save" if args.save else "--fit-temperature"
+        raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
+    _check_flags(args)
     if args.tasks is not None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; one bar of ours tells how far it is
     loading()
     from minigpt.cli.answers import report_records
+    from minigpt.cli.beside import beside, fit, load_members, show_beside
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
@@ -103,36 +138,56 @@ def main(argv: list[str]) -> int:
     if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
         raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     if scores_records(run, args.data):
-        if args.save or any(flag is not None for flag in (args.context, args.stride, args.batch_size)):
-            flags = "--context, --stride, --batch-size and --save"
-            raise UserError(f"{flags} are for a text, not for records; leave them out")
+        _refuse(args, _NOT_RECORDS, "for a text, not for records; leave it out")
         report_records(run, args.run, args.data, args.split, args.ask, args.json)
         return 0
     if args.ask is not None:
         raise UserError("--ask is for records (.jsonl), not for a text; leave it out")
-    report = _evaluate(args, run)
+    how, prepared = _adaptation(args), _prepared(args, run)
+    members = load_members(run, args.ensemble, args.context, args.device, args.precision)
+    report = _evaluate(args, run, prepared)
     if args.save:
         _save(report, Path(args.run))
+    if args.fit_temperature:
+        fit(run, prepared, report, args.batch_size)
+    others = beside(run, report, partial(_evaluate, args, run, prepared), how, members)
     if args.json:
-        out_json(report)
+        out_json({**report, **others})
     else:
         _show(report, args.run)
+        show_beside(others)
     return 0
 
 
-def _check_tasks(args: Eval) -> None:
-    """Raises UserError: flags of tasks without any, or flags that are for a text or records."""
+def _check_flags(args: Eval) -> None:
+    """Raises UserError: flags that are for something else than what is asked."""
+    if args.tasks is None:
+        _refuse(args, _FOR_TASKS, "only with --tasks")
+    else:
+        _refuse(args, _FOR_TEXTS, "not with --tasks; leave it out")
+    if args.adapt not in ("dynamic", "both"):
+        _refuse(args, _ADAPTING[:1], "only with --adapt dynamic or both")
+    if args.adapt not in ("cache", "both"):
+        _refuse(args, _ADAPTING[1:], "only with --adapt cache or both")
+
+
+def _refuse(args: Eval, names: Sequence[str], why: str) -> None:
+    """Raises UserError if one of these flags is given."""
     unset = {field.name: field.default for field in fields(Eval)}
-    names = _FOR_TASKS if args.tasks is None else _FOR_TEXTS
     if given := [name for name in names if getattr(args, name) != unset[name]]:
-        flags = " and ".join("--" + name.replace("_", "-") for name in given)
-        raise UserError(f"{flags}: {'only with --tasks' if args.tasks is None else 'not with --tasks; leave it out'}")
+        raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: {why}")
 
 
-def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
-    from rich.progress import Progress
+def _adaptation(args: Eval) -> "Adaptation | None":
+    from minigpt.evals import Adaptation
 
-    from minigpt.evals import evaluate_run
+    if args.adapt is None:
+        return None
+    named = {"rate": args.adapt_rate, **{name: getattr(args, name) for name in _ADAPTING[1:]}}
+    return Adaptation(args.adapt, **{name: value for name, value in named.items() if value is not None})
+
+
+def _prepared(args: Eval, run: "LoadedRun") -> "Prepared":
     from minigpt.runs.data import check_known, prepare_data
 
     config = run.config
@@ -143,8 +198,13 @@ def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
         prepared = prepare_data(config, run.tokenizer)
     if args.split in prepared.splits and (caveat := check_known(config, run.tokenizer, prepared, [args.split])):
         tell(caveat)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+    return prepared
+
+
+def _evaluate(args: Eval, run: "LoadedRun", prepared: "Prepared", label: str = "evaluating", **how: Any) -> "Report":
+    from minigpt.evals import evaluate_run
+
+    with progress_bars(console) as bar:
         return evaluate_run(
             run,
             prepared=prepared,
@@ -152,7 +212,8 @@ def _evaluate(args: Eval, run: "LoadedRun") -> "Report":
             context=args.context,
             stride=args.stride,
             batch_size=args.batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(bar, label),
+            **how,
         )
 
 

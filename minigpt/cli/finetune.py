@@ -18,7 +18,7 @@ class Finetune:
     minigpt finetune runs/my chats.jsonl --name chat
     minigpt finetune gpt2-directory answers.jsonl --lora.rank 8
     minigpt finetune runs/chat pairs.jsonl --finetune.dpo-beta 0.1
-    minigpt finetune runs/small more.txt --finetune.teacher runs/large
+    minigpt finetune runs/small more.txt --finetune.teacher runs/large,runs/my
     minigpt finetune runs/chat/config.yaml --name again
     minigpt finetune --merge runs/answers --out runs/whole
 

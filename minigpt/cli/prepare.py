@@ -24,8 +24,8 @@ class Prepare:
     """
 
     what: Positional[tuple[PathText, ...]] = ()
-    """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, stories, shakespeare, wikitext-2,
-    hf:NAME, - for standard input), or both."""
+    """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, a named text such as stories or
+    text8, hf:NAME, - for standard input), or both."""
     out: Path | None = None
     """Directory to write in place of the cache; it must not hold anything else."""
     json: bool = False

@@ -1,6 +1,6 @@
 """Settings of finetuning."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -9,6 +9,7 @@ from minigpt.config.section import (
     Fraction,
     NonNegativeFloat,
     OptionalPath,
+    PathText,
     PositiveFloat,
     Section,
     Size,
@@ -66,13 +67,20 @@ class FinetuneConfig(Section):
     dpo_beta: NonNegativeFloat = 0.0
     """Learn from rejected answers too, by DPO, held to the base with this strength: 0.1 is usual (0: the chosen answers
     alone are learned). A row is then a pair, and losses are of pairs."""
-    teacher: OptionalPath = None
-    """A run, checkpoint or Hugging Face directory of the same vocabulary whose probabilities are learned too."""
+    teacher: tuple[PathText, ...] = ()
+    """A run, checkpoint or Hugging Face directory of the same vocabulary whose probabilities are learned too; several,
+    with commas between, teach the mean of their probabilities."""
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the teacher in the loss; the rest is the data's."""
+    """Share of the teachers in the loss; the rest is the data's."""
     teacher_temperature: PositiveFloat = 1.0
-    """Divides both models' logits before they are compared; 2 shows more of what the teacher holds for unlikely."""
+    """Divides all models' logits before they are compared; 2 shows more of what the teachers hold for unlikely."""
     template: OptionalPath = None
     """A template.json that says how chats are spelled (default: the base's own, else User: and Assistant:)."""
 
     _names = field_validator("freeze", mode="before")(names)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teachers(cls, given: Any) -> Any:
+        """Configs of runs that began when there was one teacher at most say null for none."""
+        return () if given is None else names(given)

@@ -220,7 +220,8 @@ class DataConfig(Section):
     """Which text, and how it is cleaned and split."""
 
     source: PathText = "stories"
-    """stories, shakespeare, wikitext-2, hf:NAME, or a file, directory, glob, .jsonl, .gz, or - for standard input."""
+    """stories, shakespeare, wikitext-2, wikitext-103, tinystories, text8, enwik8, hf:NAME, or a file, directory, glob,
+    .jsonl, .gz, or - for standard input."""
     text_field: str = "text"
     """JSON and hf: the field that holds the text."""
     encoding: str = "utf-8"

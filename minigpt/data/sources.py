@@ -1,8 +1,8 @@
 """What a person names as data -> documents: files of any kind, standard input, named texts, stories, Hugging Face.
 
 A `Source` has one part, "train", which is still to be split, or its published parts train / val / test.
-A plain text is one document, and so is each split of WikiText-2, so that figures compare with published ones;
-of a directory each file is one, of JSON lines each line, of stories each story.
+A plain text is one document, and so is each split of WikiText, text8 and enwik8, so that figures compare with
+published ones; of a directory each file is one, of JSON lines each line, of stories each story.
 
 Names come before paths: a file called `stories` is reached as ./stories.
 """
@@ -22,9 +22,9 @@ from typing import Any
 from minigpt.config import DataConfig
 from minigpt.data import huggingface
 from minigpt.data.json_rows import LINES, Form, json_form, read_documents
-from minigpt.data.named_datasets import NAMED
-from minigpt.data.text_files import Blocks, binary_reason, check_encoding, spool_stdin, unreadable
-from minigpt.download import Progress, locate
+from minigpt.data.named_datasets import NAMED, Part
+from minigpt.data.text_files import Blocks, binary_reason, check_encoding, decoded, spool_stdin, unreadable, zipped
+from minigpt.download import Progress, digest, locate
 from minigpt.errors import DataError, EncodingError, nearest
 from minigpt.files import expand_home, file_sha256, find
 
@@ -137,9 +137,21 @@ def _stories(config: DataConfig) -> Source:
 
 
 def _named(name: str, progress: Progress | None) -> Source:
-    files = {split: locate(file, progress) for split, file in NAMED[name].items()}
-    parts = {split: partial(read_documents, path, "utf-8", "text") for split, path in files.items()}
-    return Source(name, [name, {split: file_sha256(path) for split, path in files.items()}], parts, single=True)
+    files = {split: locate(part.file, progress) for split, part in NAMED[name].items()}
+    readers = {split: partial(_read_part, files[split], part) for split, part in NAMED[name].items()}
+    single = not any(part.split_at for part in NAMED[name].values())
+    return Source(name, [name, {split: digest(path) for split, path in files.items()}], readers, single)
+
+
+def _read_part(path: Path, part: Part) -> Iterator[Blocks]:
+    """The documents of one split of a published text; line ends around the mark between two belong to neither."""
+    blocks = zipped(path, part.member, part.start, part.stop) if part.member else decoded(path, "utf-8", str(path))
+    if not part.split_at:
+        yield blocks
+        return
+    for document in _split(blocks, part.split_at):
+        if text := "".join(document).strip("\n"):
+            yield iter((text,))
 
 
 def _files(config: DataConfig) -> Source:

@@ -1,4 +1,4 @@
-"""Files -> streams of decoded blocks: text, gzip of it, standard input.
+"""Files -> streams of decoded blocks: text, gzip of it, a file in a zip archive, standard input.
 
 Memory does not grow with the file: it is read in blocks of 1 MiB.
 Gzip is recognised by its first bytes, not by its name. A byte-order mark at the start is dropped.
@@ -11,10 +11,12 @@ import io
 import re
 import sys
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import IO
 
 from minigpt.errors import DataError, EncodingError, nearest, storage_error
 from minigpt.tokenizers.base import valid_unicode
@@ -126,27 +128,62 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 def decoded(path: Path, encoding: str, label: str) -> Blocks:
     """The text of a file. Raises EncodingError naming the byte; DataError if it cannot be read."""
+    with _open(path) as file:
+        yield from _decoded(partial(_read, file, BLOCK, path), encoding, label)
+
+
+def zipped(path: Path, member: str, start: int = 0, stop: int | None = None) -> Blocks:
+    """UTF-8 text of a file in a zip archive: its bytes from start to stop (default: all).
+
+    A character that a border would cut belongs to the part that it begins in; one that the file's end cuts is dropped.
+
+    Raises:
+        DataError: not such an archive, or not readable.
+        EncodingError: not UTF-8.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            yield from _decoded(partial(next, _between(file, start, stop), b""), "utf-8", f"{path}: {member}", False)
+    except (zipfile.BadZipFile, KeyError, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: is not a zip archive that holds {member} ({error}); fetch it again") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _between(file: IO[bytes], start: int, stop: int | None) -> Iterator[bytes]:
+    """The blocks of bytes start to stop, both borders moved to where a UTF-8 character begins."""
+    inside = bytes(range(0x80, 0xC0))  # what no character begins with
+    file.seek(start)
+    at = start
+    while block := file.read(BLOCK if stop is None else min(BLOCK, stop - at)):
+        yield block.lstrip(inside) if at == start > 0 else block
+        at += len(block)
+    while stop is not None and (byte := file.read(1)) and byte in inside:
+        yield byte
+
+
+def _decoded(read: Callable[[], bytes], encoding: str, label: str, whole: bool = True) -> Blocks:
+    """The text of the bytes that `read` gives, b"" the last; `whole`: half a character at their end is an error."""
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     before = 0  # bytes read in earlier blocks
-    with _open(path) as file:
-        while True:
-            block = _read(file, BLOCK, path)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # error.object is what the decoder had kept of the last block and then this one
-                at = before + len(block) - len(error.object) + error.start
-                raise _undecodable(label, at, error, encoding) from None
-            except UnicodeError as error:
-                raise EncodingError(f"{label}: is not {encoding} ({error}); try --data.encoding utf-8") from None
-            text = valid_unicode(text)  # utf-7 and its like let them through
-            if before == 0:
-                text = text.removeprefix("\ufeff")
-            if text:
-                yield text
-            if not block:
-                return
-            before += len(block)
+    while True:
+        block = read()
+        try:
+            text = decoder.decode(block, final=whole and not block)
+        except UnicodeDecodeError as error:
+            # error.object is what the decoder had kept of the last block and then this one
+            at = before + len(block) - len(error.object) + error.start
+            raise _undecodable(label, at, error, encoding) from None
+        except UnicodeError as error:
+            raise EncodingError(f"{label}: is not {encoding} ({error}); try --data.encoding utf-8") from None
+        text = valid_unicode(text)  # utf-7 and its like let them through
+        if before == 0:
+            text = text.removeprefix("\ufeff")
+        if text:
+            yield text
+        if not block:
+            return
+        before += len(block)
 
 
 def _undecodable(label: str, at: int, error: UnicodeDecodeError, encoding: str) -> EncodingError:

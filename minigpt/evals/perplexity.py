@@ -6,7 +6,7 @@ so that every token sees at least context - stride tokens before it (but those a
 times the work. Logits are fp32, sums float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
+from minigpt.model import GPT
+from minigpt.model.ensemble import Ensemble
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime
 from minigpt.training.step import target_losses
@@ -68,7 +70,7 @@ def evaluate(
         CheckpointError: the loss is not a number.
     """
     stride = context if stride is None else stride
-    _check(tokens, context, stride, batch_size)
+    check_windows(tokens, context, stride, batch_size)
     columns: list[list[npt.NDArray[Any]]] = [[], [], []]
     size = batch_size or rows_at_once(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
@@ -77,17 +79,27 @@ def evaluate(
         scored = (targets != IGNORE).numpy()  # [B, T]
         columns[0].append(nats.sum(1).numpy())
         columns[1].append(scored.sum(1))
-        columns[2].append(_bytes(targets.numpy(), scored, lengths))
+        columns[2].append(text_bytes(targets.numpy(), scored, lengths))
         done += int(columns[1][-1].sum())
         if progress:
             progress(done, len(tokens) - 1)
-    score = Score(*(np.concatenate(column) for column in columns))
+    return check_finite(Score(*(np.concatenate(column) for column in columns)))
+
+
+def check_finite(score: Score) -> Score:
+    """The score itself. Raises CheckpointError if a loss is not a number."""
     if not np.isfinite(score.nats).all():
         raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
     return score
 
 
-def _check(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
+def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
+    """`evaluate` by the mean of the probabilities of a model and these: the `scorer` of `evaluate_run`."""
+    return lambda model, tokens, **how: evaluate(Ensemble([model, *others]), tokens, **how)
+
+
+def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
+    """Raises UserError for windows that cannot be, DataError for too few tokens."""
     if context < 1 or not 1 <= stride <= context:
         raise UserError(f"stride {stride} does not go with context {context}; choose a stride of 1 to {context}")
     if batch_size is not None and batch_size < 1:
@@ -96,7 +108,7 @@ def _check(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int 
         raise DataError(f"{len(tokens)} token cannot be evaluated, since the first is not predicted; give more text")
 
 
-def _bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:
+def text_bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:
     """[B] bytes of the scored targets [B, T]."""
     if not len(lengths):
         return np.zeros(len(targets), np.int64)

@@ -37,6 +37,15 @@ class Interval(TypedDict):
     bits_per_byte: list[float]
 
 
+class Figures(TypedDict):
+    """What stands beside a headline for another way to score the same text."""
+
+    loss: float
+    perplexity: float | None
+    bits_per_byte: float
+    word_perplexity: float | None
+
+
 class Report(TypedDict):
     """The figures of a score, as the module's docstring says, and what was scored.
 
@@ -110,6 +119,7 @@ def evaluate_run(
     stride: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    scorer: Callable[..., Score] = evaluate,
 ) -> Report:
     """Evaluate a loaded run on a whole split: `evaluate_run(load_run("runs/my"))["bits_per_byte"]`.
 
@@ -120,6 +130,7 @@ def evaluate_run(
         context: tokens in a window (default: all that the model can take).
         stride: tokens between windows (default: context, no overlap: what training reports as val_loss).
         batch_size, progress: see `evaluate`.
+        scorer: another way to score the text than `evaluate`, with its arguments, such as `at_temperature(1.1)`.
 
     Raises:
         UserError: no such split, a context longer than the model's, a stride out of range.
@@ -133,7 +144,7 @@ def evaluate_run(
     if not 1 <= context <= longest:
         raise UserError(f"context {context} does not fit the model; choose 1 to {longest}")
     tokens = prepared.splits[split].tokens
-    score = evaluate(
+    score = scorer(
         run.model,
         tokens,
         context=context,
@@ -191,6 +202,16 @@ def report(
         "checkpoint": checkpoint,
         "step": step,
         "data": data,
+    }
+
+
+def figures(report: Report) -> Figures:
+    """The figures of a report without what was scored."""
+    return {
+        "loss": report["loss"],
+        "perplexity": report["perplexity"],
+        "bits_per_byte": report["bits_per_byte"],
+        "word_perplexity": report["word_perplexity"],
     }
 
 

@@ -18,7 +18,7 @@ from minigpt.layout import LAST, TEMPLATE, RunFolder
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
 from minigpt.runs.feeds import Feed, record_feed, text_feed
-from minigpt.runs.load import LoadedRun, load_run
+from minigpt.runs.load import LoadedRun, load_alike, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
 from minigpt.runs.train import TrainedRun, execute
@@ -193,7 +193,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         name = "ema_decay" if config.train.ema_decay else "average_last"
         problems.append(f"train.{name}: an adapter is saved without an average; leave it 0")
     tuned, plain = config.finetune, FinetuneConfig()
-    if tuned.teacher is None and any(
+    if not tuned.teacher and any(
         getattr(tuned, name) != getattr(plain, name) for name in ("teacher_weight", "teacher_temperature")
     ):
         problems.append("finetune.teacher: name the teacher that teacher_weight and teacher_temperature are about")
@@ -230,8 +230,10 @@ class FineTuning:
 
     def __init__(self, config: RunConfig, base: LoadedRun, template: Template | None, command: str):
         self.settings, self.lora, self.base = config.finetune, config.lora, base
-        self.teacher = _teacher(self.settings.teacher, base, self.settings.seq_len or config.model.max_seq_len)
-        self.origins = {name: _origin(run) for name, run in (("base", base), ("teacher", self.teacher)) if run}
+        length, what, flag = self.settings.seq_len or config.model.max_seq_len, "finetune.teacher", "--finetune.seq-len"
+        self.teachers = [load_alike(path, base, length, what, flag) for path in self.settings.teacher]
+        named = {"teacher" + (f" {n}" if n > 1 else ""): run for n, run in enumerate(self.teachers, 1)}
+        self.origins = {name: _origin(run) for name, run in {"base": base, **named}.items()}
         self.receipt = {"command": command, **self.origins}
         self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
@@ -253,9 +255,9 @@ class FineTuning:
 
     def objective(self, runtime: Runtime) -> Loss | None:
         """Distillation, or the preference between two answers."""
-        if self.teacher:
-            teacher = self.teacher.model.to(runtime.device)
-            return Distillation(teacher, self.settings.teacher_weight, self.settings.teacher_temperature)
+        if self.teachers:
+            teachers = [teacher.model.to(runtime.device) for teacher in self.teachers]
+            return Distillation(teachers, self.settings.teacher_weight, self.settings.teacher_temperature)
         if self.settings.dpo_beta:
             return Preference(self.base.model.to(runtime.device), self.settings.dpo_beta)
         return None
@@ -271,19 +273,6 @@ class FineTuning:
         """Counted on the shapes alone."""
         parameters = list(self._adapted(build_meta(config.model), config).parameters())
         return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
-
-
-def _teacher(path: str | None, base: LoadedRun, seq_len: int) -> LoadedRun | None:
-    """The teacher, if there is one. Raises ConfigError if it does not fit the base."""
-    if path is None:
-        return None
-    teacher = load_run(path, "cpu")
-    if teacher.tokenizer.fingerprint != base.tokenizer.fingerprint:
-        raise ConfigError(f"finetune.teacher: {path} has another tokenizer than {base.path}; it must have the same")
-    if teacher.model.config.max_seq_len < seq_len:
-        limit = teacher.model.config.max_seq_len
-        raise ConfigError(f"finetune.teacher: {path} reads {limit} tokens at most; set --finetune.seq-len {limit}")
-    return teacher
 
 
 def _origin(run: LoadedRun) -> dict[str, str]:

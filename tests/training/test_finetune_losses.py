@@ -35,7 +35,7 @@ def test_distilling_equals_its_definition_and_nears_the_teacher(base: Path, tmp_
     tokens = torch.arange(20).reshape(2, 10)
     targets = tokens.roll(-1).masked_fill(tokens % 3 == 0, -100)
     for weight, temperature in ((0.3, 2.0), (1.0, 1.0)):
-        ours = Distillation(teacher, weight, temperature)(model, tokens, targets, valid=5)
+        ours = Distillation([teacher], weight, temperature)(model, tokens, targets, valid=5)
         expected = 0.0
         for row, column in (targets != -100).nonzero().tolist():  # place by place
             p, q = ((m(tokens)[row, column] / temperature).softmax(-1) for m in (teacher, model))

@@ -98,7 +98,7 @@ def data() -> Check:
     named = expand_home(named) if named else None
     if named and not Path(named).is_dir():
         return Check("data", False, f"MINIGPT_DATA={named} is not a directory", "correct MINIGPT_DATA, or unset it")
-    files = {name: {file.path: file.sha256 for file in parts.values()} for name, parts in NAMED.items()}
+    files = {name: {part.file.path: part.file.sha256 for part in parts.values()} for name, parts in NAMED.items()}
     files["gpt2 tokenizer"] = {f"{gpt2.FOLDER}/{name}": (digest,) for name, digest in gpt2.SHA256.items()}
     held: dict[str, list[str]] = {"mirror": [], "cache": []}
     altered: list[str] = []

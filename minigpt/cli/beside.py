@@ -1,0 +1,126 @@
+"""What `eval` prints beside the headline: the same text scored in another way, each always under its own name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from minigpt.console import Lines, console, progress_bars, scored_on
+from minigpt.evals import Adaptation, adapted, at_temperature, averaged, fit_temperature
+from minigpt.evals.adapt import LABEL
+from minigpt.evals.report import Figures, Report, figures
+from minigpt.runs.load import LoadedRun, load_alike
+from minigpt.runs.score import FittedTemperature, keep_temperature, kept_temperature
+
+if TYPE_CHECKING:
+    from minigpt.data import Prepared
+
+
+class AtTemperature(Figures):
+    """The figures at the temperature that was fitted, and the split that it was fitted on."""
+
+    temperature: float
+    fitted_on: str
+
+
+class Adapted(Figures):
+    """The figures of a model that learned from the text: how, and the words that always stand beside them."""
+
+    method: str
+    category: str
+    rate: float
+    cache_tokens: int
+    cache_share: float
+    cache_sharpness: float
+
+
+class OfEnsemble(Figures):
+    """The figures of the mean of several runs' probabilities, and the runs."""
+
+    runs: list[str]
+
+
+class Beside(TypedDict):
+    """What stands beside a report; None for what was neither asked for nor kept."""
+
+    at_temperature: AtTemperature | None
+    adapted: Adapted | None
+    ensemble: OfEnsemble | None
+
+
+Again = Callable[..., Report]
+"""Scores the same text again: again("label", scorer=...)."""
+
+
+def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
+    """Find the temperature at which the split of the report has the smallest loss, and keep it with the run."""
+    windows = {"context": report["context"], "stride": report["stride"]}
+    tokens = prepared.splits[report["split"]].tokens
+    with progress_bars(console) as bar:
+        found = fit_temperature(
+            run.model, tokens, **windows, batch_size=batch_size, runtime=run.runtime, progress=partial(bar, "fitting")
+        )
+    keep_temperature(run.path, FittedTemperature(found, report["step"], report["split"], **windows))
+
+
+def load_members(
+    run: LoadedRun, paths: Sequence[str], context: int | None, device: str, precision: str
+) -> list[LoadedRun]:
+    """The runs that make an ensemble with a run. Raises ConfigError for one that does not fit."""
+    length = context or run.model.config.max_seq_len
+    return [load_alike(path, run, length, "--ensemble", "--context", device, precision) for path in paths]
+
+
+def beside(
+    run: LoadedRun, report: Report, again: Again, how: Adaptation | None, members: Sequence[LoadedRun]
+) -> Beside:
+    """The other scores of the text of a report: at the temperature that was kept, and what is asked for."""
+    fitted = kept_temperature(run.path, report["step"])
+    return {
+        "at_temperature": fitted and _at_temperature(fitted, again),
+        "adapted": how and _adapted(how, again),
+        "ensemble": _ensemble([run, *members], again) if members else None,
+    }
+
+
+def _at_temperature(fitted: FittedTemperature, again: Again) -> AtTemperature:
+    scored = again("evaluating at the temperature", scorer=at_temperature(fitted.temperature))
+    return {**figures(scored), "temperature": fitted.temperature, "fitted_on": fitted.split}
+
+
+def _adapted(how: Adaptation, again: Again) -> Adapted:
+    scored = again("learning from the text", scorer=adapted(how))
+    return {
+        **figures(scored),
+        "method": how.method,
+        "category": LABEL,
+        "rate": how.rate,
+        "cache_tokens": how.cache_tokens,
+        "cache_share": how.cache_share,
+        "cache_sharpness": how.cache_sharpness,
+    }
+
+
+def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
+    scored = again("evaluating the ensemble", scorer=averaged([each.model for each in runs[1:]]))
+    return {**figures(scored), "runs": [str(each.path) for each in runs]}
+
+
+def show_beside(others: Mapping[str, Any]) -> None:
+    """Print what there is, a line each."""
+    screen = Lines(highlight=False)
+    if found := others["at_temperature"]:
+        what = (
+            f"at temperature {found['temperature']:.4f}, fitted on the {scored_on(found['fitted_on']).split(', ')[0]}"
+        )
+        screen.print(f"{what}: {_told(found)}", markup=False)
+    if found := others["adapted"]:
+        method = {"dynamic": "dynamic evaluation", "cache": "neural cache", "both": "dynamic evaluation, neural cache"}
+        screen.print(f"{found['category']} ({method[found['method']]}): {_told(found)}", markup=False)
+    if found := others["ensemble"]:
+        screen.print(f"mean probability of {', '.join(found['runs'])}: {_told(found)}", markup=False)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    words = "" if found["word_perplexity"] is None else f", word perplexity {found['word_perplexity']:,.2f}"
+    perplexity = "over 10^300" if found["perplexity"] is None else f"{found['perplexity']:,.2f}"
+    return f"loss {found['loss']:.4f}, perplexity {perplexity}, {found['bits_per_byte']:.4f} bits per byte{words}"
