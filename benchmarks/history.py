@@ -1,6 +1,6 @@
 """Read the measurements, and draw the important ones over time.
 
-    python benchmarks/history.py --out docs/history.svg
+    python benchmarks/history.py        writes docs/history.svg and docs/normal-loss.svg
 
 `history.jsonl` has every measurement that was ever made, one object a line: date (of the commit), claim, commit,
 command, hardware, figure (a number), unit; some have values (one per seed or repetition), also (other figures of the
@@ -41,6 +41,14 @@ MACHINES = {
     "AMD EPYC (avx512_bf16)": "#56b4e9",
 }
 """A part of `hardware` that names a kind of machine, with its colour (Okabe and Ito's, which most eyes tell apart)."""
+
+BANDS, CPU_STEPS = ("a59fd96", "2c84d3a"), 700
+"""Commits with three seeds of shakespeare-char-cpu as it is now, and the recipe's own steps."""
+EPOCHS = (
+    ("epochs of tiny-6.7m", "#d55e00", "the recipe; 81,920 easier tokens"),
+    ("ten epochs of tiny-6.7m with dropout 0.1", "#009e73", "dropout 0.1; the whole text"),
+)
+"""Claims with a curve over epochs, their colours, and what the legend says."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,30 @@ def draw_claim(axes: Axes, points: list[dict[str, Any]], title: str) -> None:
     axes.tick_params(labelsize=8)
 
 
+def draw_normal(known: list[dict[str, Any]]) -> Figure:
+    """What loss is normal: shakespeare-char-cpu by its number of steps, and tiny-6.7m by epochs."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for one in known:
+        if one["commit"] in BANDS and one["claim"].startswith("shakespeare-char-cpu, loss"):
+            steps = int(found[1]) if (found := re.search(r"max-steps (\d+)", one["command"])) else CPU_STEPS
+            left.plot([steps] * 2, [min(one["values"]), max(one["values"])], color="#0072b2", linewidth=5, alpha=0.4)
+            left.plot(steps, one["figure"], "o", color="#0072b2")
+            left.annotate(f"{one['figure']:.3f}", (steps, one["figure"]), xytext=(8, 0), textcoords="offset points")
+    left.set_xlabel("steps of the run")
+    left.set_title("shakespeare-char-cpu: loss, mean and range of 3 seeds", fontsize=10, loc="left")
+    for claim, colour, label in EPOCHS:
+        one = next(one for one in known if one["claim"] == claim and "epoch" in one["also"])
+        right.plot(one["also"]["epoch"], one["also"]["validation perplexity"], "o-", color=colour, label=label)
+    right.set_xlabel("epochs")
+    right.set_title("tiny-6.7m: perplexity of the validation text, one seed", fontsize=10, loc="left")
+    right.legend(frameon=False, fontsize=9)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12, y=0.12)
+    return figure
+
+
 def save(figure: Figure, out: Path) -> None:
     """As SVG with its words as text, the same bytes for the same figures."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "minigpt"}):
@@ -127,7 +159,8 @@ def save(figure: Figure, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "history.svg")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures")
     given = parser.parse_args()
-    save(draw(history()), given.out)
-    print(given.out)
+    for name, made in (("history.svg", draw(history())), ("normal-loss.svg", draw_normal(history()))):
+        save(made, given.out / name)
+        print(given.out / name)

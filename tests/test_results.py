@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])")
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -52,6 +53,32 @@ def test_each_row_has_a_machine_and_a_measurement_in_the_history(history: Module
         assert history.measured(row, known), f"no line of history.jsonl has this figure at this commit: {row}"
 
 
+def test_every_figure_of_the_readme_is_one_of_a_row():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120 and max(map(len, readme.splitlines())) <= 300
+    told = re.sub(
+        r"```(?:sh|python)\n.*?```|## Beside other tools.*?(?=^## )|\]\([^)]*\)", "", readme, flags=re.S | re.M
+    )
+    rows = {number for line in RESULTS.splitlines() if line.startswith("|") for number in NUMBER.findall(line)}
+    decimals = {number for number in NUMBER.findall(told) if "." in number} - {"3.11", "1.5"}  # Python; GB of disk
+    results = readme.partition("## Results")[2].partition("## More")[0]
+    figures = {number for row in re.findall(r"^\|.+\| (.+) \|$", results, re.M) for number in NUMBER.findall(row)}
+    assert len(decimals) > 10 and len(figures) > 15
+    assert not (decimals | figures) - rows
+
+
+def test_the_readmes_pictures_are_those_that_a_test_draws():
+    pictures = re.findall(
+        r"!\[[^]]+\]\((docs/img/workbench-\w+\.png)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    drawn = (ROOT / "tests/serve/test_workbench_page.py").read_text(encoding="utf-8")
+    parts = re.search(r'for part in \(("\w+"(?:, "\w+")+)\):', drawn)
+    assert parts and pictures
+    for picture in pictures:
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+        assert f'"{Path(picture).stem.removeprefix("workbench-")}"' in parts[1]
+
+
 def test_a_figure_that_was_never_measured_would_be_found(history: ModuleType):
     row, known = history.Row("Start", "demo", "`minigpt demo`", "Zen 3", "96 s", "06f1897"), history.history()
     assert history.measured(row, known)
@@ -86,7 +113,11 @@ def test_commits_of_measurements_are_in_the_repository(history: ModuleType):
     assert not {one["commit"] for one in history.history()} - there
 
 
-def test_the_picture_is_of_todays_history(history: ModuleType):
+def test_the_pictures_are_of_todays_history(history: ModuleType, tmp_path: Path):
+    made = ROOT / "docs" / "normal-loss.svg"
+    history.save(history.draw_normal(history.history()), tmp_path / made.name)
+    labels = re.compile(r">([^<>]+)</text>")
+    assert labels.findall(made.read_text(encoding="utf-8")) == labels.findall((tmp_path / made.name).read_text())
     drawn = (ROOT / "docs" / "history.svg").read_text(encoding="utf-8")
     for claim, title in history.DRAWN.items():
         points = [one for one in history.history() if one["claim"] == claim]
