@@ -141,7 +141,8 @@ def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said_by(folder, "python", "-m", "pip", "install", "--no-deps", "--no-index", str(wheel))
     where = sysconfig.get_path("purelib", vars={"base": str(folder / "env"), "platbase": str(folder / "env")})
     (Path(where) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    said_by(folder, "minigpt", "demo", *SMALL, "--train.max-steps", "20", "--tokenizer.vocab-size", "300")
+    small = [*SMALL, "--train.max-steps", "20", "--tokenizer.vocab-size", "300", "--data.stories-count", "200"]
+    said_by(folder, "minigpt", "demo", *small)
     return folder
 
 
