@@ -1,4 +1,4 @@
-"""The model: GPT, its parts, its cache, and what it costs."""
+"""Define the GPT model, its parts, its key/value cache, and its cost in parameters and FLOPs."""
 
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT

@@ -1,6 +1,7 @@
-"""The activations of the feed-forward part by name. What one needs anywhere in the code stands in its row.
+"""List the activations of the feed-forward part by name, each in one row with all that the code needs to know.
 
-To add one: a row here, and its name in `config.tree.ModelConfig.activation`; if it is gated, in `GATED` there too.
+To add one, write a row here and add its name to `config.tree.ModelConfig.activation`. Add a gated one to `GATED` there
+too.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activate = Callable[[Tensor], Tensor]
-"""[..., H] -> [..., H]; of a gated one [..., 2 H] -> [..., H]: the first half are the gates."""
+"""[..., H] -> [..., H]. A gated activation maps [..., 2 H] -> [..., H]; the first half holds the gates."""
 
 
 class Activation(NamedTuple):
@@ -20,8 +21,8 @@ class Activation(NamedTuple):
 
     reference: the readable form.
     torch: the form that models run.
-    in_c: its number in rows.c; None if the C kernels do not know it, so generation runs its blocks in torch.
-    formula: of the hidden vector, for the walk through a model.
+    in_c: its number in rows.c. None: the C kernels do not have it, and generation runs the blocks in torch.
+    formula: how the hidden vector is computed, shown by `minigpt explain`.
     """
 
     reference: Activate
@@ -36,17 +37,17 @@ def _swiglu(x: Tensor) -> Tensor:
 
 
 def _readable_gelu(x: Tensor) -> Tensor:
-    """x times the chance that a normal number is below x (Hendrycks and Gimpel, 2016)."""
+    """Multiply x by the probability that a standard normal number is below x (Hendrycks and Gimpel, 2016)."""
     return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def _readable_gelu_tanh(x: Tensor) -> Tensor:
-    """The approximation that GPT-2 was trained with (the same, section 2)."""
+    """Compute the approximation that GPT-2 was trained with (Hendrycks and Gimpel, 2016, section 2)."""
     return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def _readable_swiglu(x: Tensor) -> Tensor:
-    """The second half times silu of the first (Shazeer, 2020); silu(x) = x times the logistic function of x."""
+    """Multiply the second half by silu of the first half (Shazeer, 2020). silu(x) is x times the sigmoid of x."""
     half = x.shape[-1] // 2
     gate, hidden = x[..., :half], x[..., half:]
     return gate / (1 + torch.exp(-gate)) * hidden

@@ -1,4 +1,4 @@
-"""The key/value cache of generation: keys and values of earlier positions, kept so that each is computed once."""
+"""Keep the keys and values of earlier positions during generation, so that each is computed only once."""
 
 import copy
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from minigpt.config import ModelConfig
 
 
 class KVCache:
-    """Room for `size` positions of every layer, allocated once.
+    """Space for `size` positions in every layer, allocated once.
 
     Args:
         config: the model's shape.
-        batch: sequences B.
-        size: most positions (default: max_seq_len).
-        dtype, device: of the stored keys and values.
+        batch: number of sequences, B.
+        size: largest number of positions, S (default: max_seq_len).
+        dtype, device: dtype and device of the stored keys and values.
     """
 
     def __init__(
@@ -28,29 +28,32 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         shape = (config.num_layers, batch, config.kv_heads, size or config.max_seq_len, config.head_size)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not touched yet
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, KV, S, D], not initialised
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.tokens: Tensor | None = None  # [B, S], for an input that looks back
+        self.tokens: Tensor | None = None  # [B, S], for an input layer that reads earlier tokens
         self.length = 0
 
     def kept_tokens(self) -> Tensor:
-        """Room for the ids [B, S] of all positions, made when it is first asked for."""
+        """Space for the token ids [B, S] of all positions, allocated at the first call."""
         if self.tokens is None:
             batch, size = self.keys.shape[1], self.keys.shape[3]
             self.tokens = torch.empty(batch, size, dtype=torch.long, device=self.keys.device)
         return self.tokens
 
     def select(self, rows: Tensor) -> None:
-        """Let row i hold what row rows[i] held: beams that live on, or, longer than B, copies of a prompt."""
+        """Set row i to the old content of row rows[i].
+
+        Beam search keeps the surviving beams this way. If `rows` is longer than B, a prompt is copied to more rows.
+        """
         self.tokens = None if self.tokens is None else self.tokens[rows]
-        if len(rows) == self.keys.shape[1]:  # in place, and only what is filled
+        if len(rows) == self.keys.shape[1]:  # in place, and only the filled positions
             for held in (self.keys[..., : self.length, :], self.values[..., : self.length, :]):
                 held.copy_(held[:, rows])
         else:
             self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
     def part(self, rows: int, start: int, length: int) -> "KVCache":
-        """The first `rows` sequences from position `start` on, `length` of them filled, in the same memory."""
+        """A view of the first `rows` sequences from position `start` on; `length` of its positions are filled."""
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, :rows, :, start:], self.values[:, :rows, :, start:]
         part.tokens = None if self.tokens is None else self.tokens[:rows, start:]
@@ -58,21 +61,21 @@ class KVCache:
         return part
 
     def layer(self, index: int) -> "LayerCache":
-        """The room of one block."""
+        """The part of the cache that belongs to one block."""
         return LayerCache(self, self.keys[index], self.values[index])
 
 
 class LayerCache(NamedTuple):
-    """What one block sees of a cache: views [B, KV, S, D] of its keys and values."""
+    """One block's part of a cache: views [B, KV, S, D] of its keys and values."""
 
     whole: KVCache
     keys: Tensor
     values: Tensor
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, KV, T, D] after the positions held; returns all of them, [B, KV, S, D].
+        """Store new keys and values [B, KV, T, D] after the old ones; returns old and new together, [B, KV, S, D].
 
-        The cache's `length` moves only when the model has done all its layers: see `GPT.hidden`.
+        This leaves the cache's `length` as it is. The model raises it after the last layer: see `GPT.hidden`.
         """
         start = self.whole.length
         end = start + key.shape[2]

@@ -1,6 +1,7 @@
-"""Count what a model costs before it is built: parameters per part, FLOPs per token, the shapes on the way.
+"""Count a model's parameters per part, its FLOPs per token, and the shapes inside it, before it takes any memory.
 
-All counts come from the model itself, built on torch's meta device (shapes without numbers), so they cannot drift.
+All counts come from the model itself, built on torch's meta device (shapes without numbers). So they stay right when
+the model's code changes.
 """
 
 import torch
@@ -11,16 +12,16 @@ from minigpt.model.gpt import GPT
 
 
 def build_meta(config: ModelConfig) -> GPT:
-    """The model without memory for its weights."""
+    """Build the model without memory for its weights."""
     with torch.device("meta"):
         return GPT(config)
 
 
 def parameter_table(config: ModelConfig) -> dict[str, int]:
-    """Parameters of each part; a tied head counts once, with the embedding. "total" is the sum.
+    """Count the parameters of each part. A tied head counts once, with the embedding. "total" is the sum.
 
     {"embedding": 38597376, "bigrams": 0, "positions": 786432, "attention": 28348416, ..., "total": 124439808}
-    GPT-2's padded rows (50257 -> 50304) are part of it.
+    The numbers include the padded rows of the vocabulary (GPT-2: 50257 -> 50304).
     """
     model = build_meta(config)
     table = {"embedding": 0, "bigrams": 0, "positions": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
@@ -31,10 +32,10 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
 
 
 def flops_per_token(config: ModelConfig, training: bool = True) -> int:
-    """Floating-point operations per token at full context (PaLM, Chowdhery et al., 2022, appendix B).
+    """Count floating-point operations per token at full context (PaLM, Chowdhery et al., 2022, appendix B).
 
-    2 per weight of each matrix product forward, twice that again backward, plus the two products of attention,
-    12 x layers x heads x head_size x T in training (counted without the causal half, as the field does).
+    Each weight of a matrix product costs 2 forward and 4 backward. The two products of attention cost
+    12 x layers x heads x head_size x T in training. As is usual, this counts scores above the diagonal too.
     """
     model = build_meta(config)
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
@@ -44,14 +45,14 @@ def flops_per_token(config: ModelConfig, training: bool = True) -> int:
 
 
 def up_rows(config: ModelConfig) -> int:
-    """Outputs of the first matrix of a feed-forward part."""
+    """Number of outputs of the first matrix of a feed-forward part."""
     return config.hidden_dim * config.gates
 
 
 def shape_walk(config: ModelConfig) -> list[tuple[str, str, str]]:
-    """(module, input shape, output shape) in order of execution, observed in a real forward pass without numbers.
+    """List (module, input shape, output shape) in order of execution, from a forward pass on the meta device.
 
-    Only the first block is walked; the others are alike.
+    Of the blocks only the first is listed, since all have the same shapes.
     """
     model = build_meta(config)
     rows: list[tuple[str, str, str]] = []

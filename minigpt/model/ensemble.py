@@ -1,4 +1,4 @@
-"""Several models of one vocabulary as one: the mean of their probabilities."""
+"""Combine several models with the same vocabulary into one, by the mean of their probabilities."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from minigpt.model.gpt import GPT
 
 
 def mean_probability(logits: Iterable[Tensor]) -> Tensor:
-    """ln of the mean of the softmaxes of logits, each [..., V]: fp32 [..., V]. One of them is held at a time."""
+    """ln of the mean of the softmaxes of logits, each [..., V]: fp32 [..., V]. Only one is in memory at a time."""
     total, count = torch.tensor(-math.inf), 0
     for each in logits:
         total, count = torch.logaddexp(total.to(each.device), each.float().log_softmax(-1)), count + 1
@@ -18,17 +18,17 @@ def mean_probability(logits: Iterable[Tensor]) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """Ids [B, T] -> ln of the mean of the members' probabilities [B, T, V], which serves as logits.
+    """Ids [B, T] -> ln of the mean of the members' probabilities [B, T, V], which can be used as logits.
 
     Args:
-        members: of one vocabulary, on one device; they are put in evaluation mode.
+        members: models with the same vocabulary, on one device; they are put into evaluation mode.
     """
 
     def __init__(self, members: Sequence[GPT]):
         super().__init__()
         self.members = nn.ModuleList(members).eval()
         self.config = min((member.config for member in members), key=lambda config: config.max_seq_len)
-        self.training = False  # so that nothing puts the members back into training
+        self.training = False  # so that no code puts the members back into training mode
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""

@@ -1,9 +1,9 @@
-"""GPT: a decoder-only Transformer (Radford et al., 2019), whose variants are fields of ModelConfig, not classes.
+"""Define GPT, a decoder-only Transformer (Radford et al., 2019). Its variants are fields of ModelConfig, not classes.
 
-Notable: the vocabulary is padded to a multiple of 64 inside (aligned matrix products), but logits have exactly
-vocab_size columns, so a padded id is never predicted, sampled or counted in the loss. Initialisation is GPT-2's:
-normal(0, init_std), residual projections divided by sqrt(2 x num_layers). Dropout draws from torch's generator,
-which the trainer seeds again for each step; the weights are drawn from a generator that is passed in.
+The weights hold a vocabulary padded to a multiple of 64, for aligned matrix products. Logits have exactly vocab_size
+columns, so a padded id is never predicted, sampled or counted in the loss. Initialisation is GPT-2's:
+normal(0, init_std), with residual projections divided by sqrt(2 x num_layers). The weights are drawn from a generator
+of their own. Dropout draws from torch's global generator, which the trainer seeds again at each step.
 """
 
 import copy
@@ -29,7 +29,7 @@ Reader = Callable[["GPT", Tensor, KVCache | None, Tensor | None], Tensor]
 
 
 def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
-    """`GPT.hidden`: through the embedding, all blocks and the last norm."""
+    """Compute `GPT.hidden`: the embedding, all blocks and the last norm."""
     length, start = tokens.shape[1], cache.length if cache is not None else 0
     end = start + length
     if end > model.config.max_seq_len:
@@ -40,7 +40,7 @@ def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tenso
         column, pads = torch.arange(end, device=tokens.device), pads[:, None]
         places = (column[start:] - pads).clamp(min=0)  # [B, T]
         query, key = column[start:, None], column[None]
-        # A column before its row's beginning sees itself alone: nothing at all would make nan.
+        # A column before its row's beginning sees only itself: softmax over no key at all would give NaN.
         visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
         visible = visible[:, None]
     x = model.embed(tokens, places, cache)  # [B, T] -> [B, T, C]
@@ -57,8 +57,8 @@ class GPT(nn.Module):
     """The model.
 
     Args:
-        config: its shape; vocab_size must be set.
-        seed: of the initial weights.
+        config: the model's shape; vocab_size must be set.
+        seed: seed of the initial weights.
     """
 
     cos: Tensor  # [T, D], rope only
@@ -67,15 +67,15 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
         self.config = config
-        self.source: Path | None = None  # the run or directory it was loaded from
-        self.loss_terms: Terms | None = None  # compiled, in a compiled view
+        self.source: Path | None = None  # the run or directory that the weights came from
+        self.loss_terms: Terms | None = None  # set by `compiled`: the compiled form
         self.embedding: nn.Embedding = Table(config.padded_vocab_size, config.embed_dim)
         inputs = make_inputs(config)
         for name, module in inputs.items():
             self.add_module(name, module)
         self.inputs = tuple(inputs)
         self.input_drops, self.output_drops = config.drops("input"), config.drops("output")
-        self.reader: Reader = read  # of a model prepared for CUDA: its graphs
+        self.reader: Reader = read  # a model prepared for CUDA reads with its CUDA graphs instead
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config, config.embed_dim)
         self.head = make_head(config)
@@ -89,7 +89,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw the weights again: normal(0, init_std), residual projections smaller, norms one, biases zero."""
+        """Draw all weights: normal(0, init_std), residual projections smaller. Norms become one, biases zero."""
         if self.embedding.weight.is_meta:
             return
         generator = torch.Generator().manual_seed(seed)
@@ -105,14 +105,15 @@ class GPT(nn.Module):
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
-        """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.
+        """Token ids [B, T] -> the normalised residual stream [B, T, C], which the head reads.
 
-        Row i begins after pads[i] columns (those of the cache counted), which no token sees; default: all at once.
+        pads: [B]. The first pads[i] columns of row i, counted from the start of the cache, are padding that no token
+        sees (default: no padding).
         """
         return self.reader(self, tokens, cache, pads)
 
     def embed(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
-        """Token ids [B, T] at their positions -> [B, T, C], what the first block reads."""
+        """Token ids [B, T] and their positions -> [B, T, C], the input of the first block."""
         x = self.embedding(tokens)
         x = word_dropout(x, tokens, self.embedding.num_embeddings, self.config.word_dropout, self.training)
         for name in self.inputs:
@@ -120,7 +121,7 @@ class GPT(nn.Module):
         return x
 
     def rotary(self, places: Places) -> Rotary | None:
-        """Cosines and sines of positions: [T, D] of a slice, [B, 1, T, D] of [B, T]; None without rope."""
+        """Cosines and sines: [T, D] for a slice of positions, [B, 1, T, D] for positions [B, T]. None without rope."""
         if self.config.position != "rope":
             return None
         dtype = self.compute_dtype
@@ -128,21 +129,21 @@ class GPT(nn.Module):
         return (cos, sin) if isinstance(places, slice) else (cos[:, None], sin[:, None])
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each place.
+        """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each position.
 
-        With a cache, `tokens` continue what it holds. Raises ValueError past max_seq_len.
+        With a cache, `tokens` continue the text in the cache. Raises ValueError past max_seq_len.
         """
         return self.head(self.hidden(tokens, cache))[..., : self.config.vocab_size]  # [B, T, padded] -> [B, T, V]
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """`next_token_loss` of the logits of tokens [B, T], a scalar; many logits are made and used piece by piece."""
+        """Compute `next_token_loss` of tokens [B, T], a scalar. Many logits are computed and used piece by piece."""
         size, terms = cast(int, self.config.vocab_size), self.loss_terms
         return head_loss(
             self.head, self.hidden(tokens), targets, size, valid=valid, label_smoothing=label_smoothing, terms=terms
         )
 
     def use_attention(self, name: str) -> None:
-        """Take another kernel of `parts.ATTENTION`; what is computed stays the same."""
+        """Switch to another kernel of `parts.ATTENTION`. The results stay the same."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.kernel = ATTENTION[name]
@@ -150,9 +151,9 @@ class GPT(nn.Module):
                 module.fused = name == "fused"
 
     def compiled(self) -> Self:
-        """The same weights behind torch.compile; the model itself stays as it is.
+        """Return a compiled model (torch.compile) that shares this model's weights. This model stays as it is.
 
-        All blocks run the same code, so one is compiled, not all of them together: several times less to wait for.
+        All blocks run the same code, so torch compiles one block instead of the whole model: several times faster.
         """
         view = copy.copy(self)
         blocks = [cast(nn.Module, torch.compile(block, dynamic=False)) for block in self.blocks]
@@ -161,12 +162,12 @@ class GPT(nn.Module):
         return view
 
     def make_cache(self, batch: int = 1) -> KVCache:
-        """A cache for `batch` sequences, on the model's device, in the dtype its attention computes in."""
+        """Make a cache for `batch` sequences, on the model's device and in the dtype of its attention."""
         return KVCache(self.config, batch, dtype=self.compute_dtype, device=self.embedding.weight.device)
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the matrix products give: autocast's dtype inside it, else the weights'."""
+        """The dtype of matrix products: that of autocast if it is on, else that of the weights."""
         weight = self.embedding.weight
         kind = weight.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
@@ -175,10 +176,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
-        """The model of a run, a checkpoint, or a Hugging Face directory (GPT-2, Qwen3, Llama), in evaluation mode.
+        """Load a model from a run, a checkpoint, or a Hugging Face directory (GPT-2, Qwen3, Llama), in evaluation mode.
 
         Raises:
-            CheckpointError: nothing there, damaged, or of another architecture.
+            CheckpointError: the path has no model, is damaged, or holds another architecture.
         """
         from minigpt.weights.pretrained import read_pretrained
 
@@ -189,7 +190,7 @@ class GPT(nn.Module):
         return model.to(device).eval()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy a state dict in. Raises CheckpointError naming what is missing, unknown or of another shape."""
+        """Copy a state dict into the model. Raises CheckpointError for missing, unknown or wrongly shaped weights."""
         own = self.state_dict()
         problems = [f"{name} is missing" for name in own.keys() - weights.keys() if not self._tied(name)]
         problems += [f"{name} is unknown" for name in weights.keys() - own.keys()]

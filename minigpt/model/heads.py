@@ -1,4 +1,4 @@
-"""Make logits of the last hidden numbers: one linear layer, or a mixture of softmaxes."""
+"""Compute logits from the last hidden vectors, with one linear layer or a mixture of softmaxes."""
 
 from typing import cast
 
@@ -11,8 +11,8 @@ from minigpt.config import ModelConfig
 class Mixture(nn.Module):
     """p = sum over k of share_k x softmax(W tanh(H_k h)): Yang et al., 2018, "Breaking the Softmax Bottleneck".
 
-    The logits of one softmax have the rank C at most, whatever the vocabulary; a mixture of several has no such bound.
-    Its outputs are log-probabilities, so they serve as logits wherever a plain head's do.
+    The logits of one softmax have at most rank C, for any vocabulary; a mixture of several softmaxes has no such limit.
+    The outputs are log-probabilities, so they can be used in place of a plain head's logits.
     """
 
     def __init__(self, config: ModelConfig):
@@ -31,12 +31,12 @@ class Mixture(nn.Module):
 
 
 def make_head(config: ModelConfig) -> nn.Module:
-    """The head that a config asks for."""
+    """Make the head for a config."""
     if config.softmaxes > 1:
         return Mixture(config)
     return nn.Linear(config.embed_dim, config.padded_vocab_size, bias=False)
 
 
 def output_matrix(head: nn.Module) -> nn.Linear:
-    """The layer of a head that has a row for each token, and may be the embedding."""
+    """The layer of a head with one row per token, which may be tied to the embedding."""
     return cast(nn.Linear, head.logits if isinstance(head, Mixture) else head)

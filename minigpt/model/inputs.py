@@ -1,6 +1,7 @@
-"""What is added to a token's embedding before the first block: positions, and where a recipe asks for them, bigrams.
+"""Define what is added to the token embedding before the first block: positions, and bigrams if the config has them.
 
-Each is a module of the model under its own name. To add one: a class, a row in `INPUTS`, and its setting in the config.
+Each is a module of the model under its own name. To add one, write a class, a row in `INPUTS`, and a setting in the
+config.
 """
 
 import math
@@ -14,25 +15,25 @@ from minigpt.config import ModelConfig
 from minigpt.model.cache import KVCache
 
 Places = Tensor | slice
-"""Positions of the tokens at hand: the same for all rows, or [B, T] where each row has its own."""
+"""Positions of the tokens: a slice if all rows have the same ones, else a tensor [B, T]."""
 
 
 class Table(nn.Embedding):
-    """An embedding whose numbers are drawn by `GPT.initialise` only.
+    """An embedding whose weights are drawn only by `GPT.initialise`.
 
-    torch would draw them before; for a model on the meta device, that alone imports its compiler: two seconds.
+    torch would draw them too. On the meta device this would import torch's compiler, which takes two seconds.
     """
 
     def reset_parameters(self) -> None:
-        """Draw nothing."""
+        """Do nothing."""
 
 
 MASKED = -1
-"""An id that stands for a token which the model shall not see, once it has its `take_masks`: it has no embedding."""
+"""The id of a token that the model must not see. It has no embedding; the model needs `take_masks` to accept it."""
 
 
 class MaskableTable(Table):
-    """An embedding in which `MASKED` is zero."""
+    """An embedding that is zero for `MASKED`."""
 
     def forward(self, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[B, T] -> [B, T, C]."""
@@ -56,7 +57,7 @@ class Positions(Table):
 
 
 class Sinusoids(nn.Module):
-    """Fixed vectors (Vaswani et al., 2017, section 3.5)."""
+    """A fixed vector for each position (Vaswani et al., 2017, section 3.5)."""
 
     table: Tensor  # [max_seq_len, C]
     looks_back = False
@@ -71,18 +72,20 @@ class Sinusoids(nn.Module):
 
 
 class Bigrams(Table):
-    """A second embedding, of each token with the one before it; where pairs are more than rows, they share by a hash.
+    """A second embedding: one row for each token together with the token before it.
 
-    `looks_back` says that a token alone is not enough: the cache keeps the ids, and no graph is recorded.
+    If there are more pairs than rows, a hash decides which pairs share a row.
+
+    `looks_back` says that this input needs earlier tokens: the cache keeps the ids, and no CUDA graph is recorded.
     """
 
     looks_back = True
     step = ("bigram", "B", "row of this token and the one before it, in a second table")
-    """For the walk through a model: its name, its letter, what it is."""
+    """Its name, its letter and its description, shown by `minigpt explain`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config.bigrams, config.embed_dim)
-        self.none = cast(int, config.vocab_size)  # stands before the first token
+        self.none = cast(int, config.vocab_size)  # the id used as the token before the first one
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tokens: Tensor, places: Places, cache: KVCache | None = None
@@ -91,7 +94,7 @@ class Bigrams(Table):
         return super().forward(self.rows(tokens, places, cache))
 
     def rows(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
-        """Rows [B, T] of the table."""
+        """The row of the table for each token, [B, T]."""
         before = nn.functional.pad(tokens, (1, -1), value=self.none)  # one place to the right
         if cache is not None:
             held = cache.kept_tokens()
@@ -103,18 +106,18 @@ class Bigrams(Table):
 
 
 class MaskableBigrams(Bigrams):
-    """Bigrams in which no pair with `MASKED` has a row."""
+    """Bigrams that are zero for pairs with `MASKED`."""
 
     def forward(self, tokens: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
         """[B, T] -> [B, T, C]."""
         hidden = tokens == MASKED
-        paired = hidden | nn.functional.pad(hidden, (1, -1))  # it, or the one before it
+        paired = hidden | nn.functional.pad(hidden, (1, -1))  # this token or the one before it is masked
         return super().forward(tokens, places, cache).masked_fill(paired[..., None], 0.0)
 
 
 def sinusoids(length: int, size: int) -> Tensor:
     """The fixed position table [length, size]: sines in even columns, cosines in odd (Vaswani et al., 2017, 3.5)."""
-    if torch.get_default_device().type == "meta":  # only the shape counts, and `arange` there imports torch's compiler
+    if torch.get_default_device().type == "meta":  # only the shape matters; `arange` would import torch's compiler
         return torch.empty(length, size)
     wavelengths = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
     angles = torch.arange(length)[:, None] * wavelengths  # [T, C/2]
@@ -126,16 +129,16 @@ INPUTS: dict[str, tuple[Callable[[ModelConfig], bool], Callable[[ModelConfig], n
     "positions": (lambda config: config.position == "learned", Positions),
     "sinusoids": (lambda config: config.position == "sinusoidal", Sinusoids),
 }
-"""Name in the model -> whether a config asks for it, and what makes it; in the order in which they are added."""
+"""Name in the model -> (whether a config asks for it, the class that makes it). They are added in this order."""
 
 
 def make_inputs(config: ModelConfig) -> dict[str, nn.Module]:
-    """The modules that a model of this config has, by name."""
+    """Make the input modules of a model with this config, by name."""
     return {name: make(config) for name, (wanted, make) in INPUTS.items() if wanted(config)}
 
 
 def take_masks(model: nn.Module, config: ModelConfig) -> None:
-    """Put embeddings that know `MASKED` in place of a built model's own, with the same weights."""
+    """Replace a built model's embeddings by ones that accept `MASKED`, with the same weights."""
     swaps: dict[str, nn.Embedding] = {"embedding": MaskableTable(config.padded_vocab_size, config.embed_dim)}
     if config.bigrams:
         swaps["bigrams"] = MaskableBigrams(config)

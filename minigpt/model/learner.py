@@ -1,4 +1,4 @@
-"""What training trains: anything with parameters and a loss. A GPT is one."""
+"""Define what the trainer needs of a model: parameters and a loss. A GPT has both."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Learner(Protocol):
-    """What a training step and an evaluation call."""
+    """The methods that a training step and an evaluation call."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All weights, those that do not learn too."""
+        """All weights, including frozen ones."""
         ...
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Next-token loss. A target of -100 is not counted; the caller divides by the valid targets of the whole batch."""
+"""Compute the next-token loss, divided by the number of valid targets of the whole batch; -100 marks the others."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,14 +12,14 @@ def next_token_loss(
     """Cross-entropy in nats, summed over the valid targets and divided by `valid`.
 
     Dividing every micro-batch by the valid targets of the *whole* global batch makes the sum of their gradients
-    equal to the gradient of one big batch, however unevenly the masks fall. Dividing each by its own count and
-    then by the number of micro-batches, the common way, does not.
+    equal to the gradient of one big batch, even if some micro-batches have more masked targets than others. The
+    common way, dividing each by its own count and then by the number of micro-batches, does not.
 
     Args:
-        logits: [B, T, V], any float dtype; computed in fp32.
-        targets: [B, T] ids, -100 where not counted.
-        valid: what to divide by (default: the valid targets here).
-        label_smoothing: share of the target's probability spread over the vocabulary.
+        logits: [B, T, V], any float dtype; the loss is computed in fp32.
+        targets: [B, T] ids; -100 means: do not count this one.
+        valid: the number to divide by (default: the number of valid targets in `targets`).
+        label_smoothing: share of the target's probability that is spread over the vocabulary.
 
     Returns:
         A scalar; zero if no target is valid.

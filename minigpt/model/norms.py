@@ -1,6 +1,6 @@
-"""The norms by name. What a norm needs anywhere in the code stands in its row of `NORMS`.
+"""List the norms by name. A row of `NORMS` holds everything that the code needs to know about a norm.
 
-To add one: a row here, and its name in `config.tree.ModelConfig.norm`.
+To add one, write a row here and add its name to `config.tree.ModelConfig.norm`.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class NormKind(NamedTuple):
 
     reference: the readable form.
     torch: the form that models run.
-    has_bias: whether it shifts too, where the model has biases.
-    in_c: its number in rows.c; None if the C kernels do not know it, so generation runs its blocks in torch.
-    formula: for the walk through a model.
+    has_bias: whether it adds a bias in models that have biases.
+    in_c: its number in rows.c. None: the C kernels do not have it, and generation runs the blocks in torch.
+    formula: shown by `minigpt explain`.
     """
 
     reference: Normalise
@@ -37,7 +37,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> T
 
 
 def _rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # in fp32 inside, also under autocast
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # computes in fp32, also under autocast
 
 
 def _readable_rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

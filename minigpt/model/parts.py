@@ -1,7 +1,9 @@
-"""The parts of a block: norms, positions, attention, feed-forward. B batch, T time, C embed_dim, H heads, D head size.
+"""Define the parts of a block: norms, rotary positions, attention, feed-forward.
 
-Notable: one matrix makes queries, keys and values; grouped-query heads; rotary positions pair (i, i + D/2),
-the layout that Hugging Face models use; the readable form of each fast path is in `reference.py`.
+Shapes: B batch, T time, C embed_dim, H heads, KV heads of keys and values, D head size.
+
+One matrix makes queries, keys and values. Heads may be grouped. Rotary positions pair (i, i + D/2), the layout of
+Hugging Face's models. The readable form of each fast path is in `reference.py`.
 """
 
 import torch
@@ -17,11 +19,11 @@ from minigpt.model.kernels.dropout import drop
 from minigpt.model.norms import NORMS
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of the positions at hand, [T, D], or [B, 1, T, D] where each row has its own."""
+"""Cosines and sines of the positions: [T, D], or [B, 1, T, D] if each row has its own positions."""
 
 
 class Norm(nn.Module):
-    """One of `NORMS` over the last axis, in fp32 under autocast."""
+    """One of `NORMS`, over the last axis; computed in fp32 under autocast."""
 
     def __init__(self, config: ModelConfig, size: int):
         super().__init__()
@@ -39,8 +41,8 @@ class Norm(nn.Module):
 
 
 def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length, D] of the rotary angles; the second half of the columns repeats the first."""
-    if torch.get_default_device().type == "meta":  # only shapes count, and `arange` there imports torch's compiler
+    """Cosines and sines [length, D] of the rotary angles. The second half of the columns repeats the first half."""
+    if torch.get_default_device().type == "meta":  # only shapes matter; `arange` would import torch's compiler
         return torch.empty(length, head_size), torch.empty(length, head_size)
     frequencies = theta ** (-torch.arange(0, head_size, 2) / head_size)
     angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)  # [T, D]
@@ -48,7 +50,7 @@ def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn [B, H, T, D] by the angles of [T, D]."""
+    """Rotate x [B, H, T, D] by angles given as cosines and sines [T, D]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -56,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def blockwise_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`reference.attention` of a whole sequence in four parts: early queries do no work for the keys after them."""
+    """Compute `reference.attention` of a sequence in up to four parts, so that early queries skip later keys."""
     if visible is not None or query.shape[2] < key.shape[2]:
         return reference.attention(query, key, value, dropout, visible)
     parts = [(query[:, :, start:end], key[:, :, :end], value[:, :, :end]) for start, end in tiles(query.shape[2])]
@@ -66,7 +68,7 @@ def blockwise_attention(
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`fast_attention`, where `Attention` cannot leave the whole of its work to C."""
+    """Compute `fast_attention`. `Attention` calls this when the C kernel cannot do the whole layer."""
     return fast_attention(query, key, value, dropout, visible)
 
 
@@ -76,7 +78,7 @@ ATTENTION = {
     "sdpa": fast_attention,
     "fused": fused_attention,
 }
-"""By name. With "fused" norms and activations too are computed in C, on a CPU in fp32."""
+"""Attention kernels by name. "fused" also computes norms and activations in C, on a CPU in fp32."""
 
 
 class Attention(nn.Module):
@@ -96,7 +98,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with a cache, the T new positions also see what it holds."""
+        """[B, T, C] -> [B, T, C]. With a cache, the T new positions also see the positions in the cache."""
         batch, length, _ = x.shape
         qkv = drop(self.qkv(x), self.qkv_drops, self.training)  # [B, T, (H + 2 KV) D]
         dropout = self.dropout if self.training else 0.0
@@ -116,13 +118,13 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, H D] -> [B, T, C]
 
     def _fused(self, qkv: Tensor, rotary: Rotary | None, dropout: float) -> Tensor | None:
-        """[B, T, (H + 2 KV) D] -> [B, T, H D] by C; None where it cannot."""
+        """[B, T, (H + 2 KV) D] -> [B, T, H D], computed in C. None if the C kernel cannot do it."""
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         weights = *(norm.weight for norm in norms), *(norm.bias for norm in norms)
         cos, sin = rotary or (None, None)
         if any(norm.in_c is None for norm in norms) or not fused.usable(qkv, *weights, cos, sin):
             return None
-        if cos is not None and cos.dim() != 2:  # each row has its own
+        if cos is not None and cos.dim() != 2:  # each row has its own positions
             return None
         kind, eps = (norms[0].in_c or 0, norms[0].eps) if norms else (0, 0.0)
         shape = fused.Shape(self.num_heads, self.kv_heads, self.head_size, kind, eps)
@@ -130,7 +132,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around one of `ACTIVATIONS`; a gated one multiplies the first by a third."""
+    """Two linear layers with one of `ACTIVATIONS` between them. A gated activation has a third layer for its gates."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

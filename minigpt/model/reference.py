@@ -1,4 +1,4 @@
-"""The slow, obvious form of each part. Tests hold the fast paths of `parts.py` equal to these; read these first."""
+"""Compute each part of the model in a slow, readable form. Read this first: tests compare `parts.py` with it."""
 
 import math
 
@@ -15,10 +15,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, v
         query: [B, H, T, D], the last T positions of the sequence.
         key, value: [B, KV, S, D] with S >= T; each of the KV heads serves H/KV query heads.
         dropout: probability of dropping an attention weight.
-        visible: [B, 1, T, S], which keys each query sees (default: query i, at position S - T + i, those up to itself).
+        visible: [B, 1, T, S], which keys each query sees. Default: query i is at position S - T + i and sees the keys
+            up to its own position.
 
     Returns:
-        [B, H, T, D]: for each position a mean of the values it may see, weighted by softmax(q k / sqrt(D)).
+        [B, H, T, D]: for each position the mean of the values it sees, weighted by softmax(q k / sqrt(D)).
     """
     heads, length = query.shape[1:3]
     total = key.shape[2]
@@ -33,19 +34,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, v
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Zero mean and unit variance over the last axis, then scale and shift (Ba et al., 2016)."""
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba et al., 2016)."""
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight
     return scaled if bias is None else scaled + bias
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Unit root mean square over the last axis, then scale (Zhang and Sennrich, 2019)."""
+    """Normalise the last axis to root mean square 1, then scale (Zhang and Sennrich, 2019)."""
     return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
 def rotate(x: Tensor, position: int, theta: float) -> Tensor:
-    """Rotary position of one vector [D] (Su et al., 2021): pair (i, i + D/2) turns by position / theta^(2i/D)."""
+    """Rotate one vector [D] by its position (Su et al., 2021): pair (i, i + D/2) by position / theta^(2i/D)."""
     half = x.shape[-1] // 2
     out = x.clone()
     for i in range(half):

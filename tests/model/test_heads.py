@@ -144,7 +144,7 @@ def test_exports_refuse_it_by_one_error(export: Any, run: Path, tmp_path: Path) 
 
 def test_onnx_refuses_it(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(MiniGPTError, match="softmaxes have no Hugging Face twin"):
+    with pytest.raises(MiniGPTError, match="Hugging Face has no model with softmaxes"):
         export_onnx(load_run(str(run), "cpu"), out=tmp_path / "out")
 
 

@@ -1,1 +1,1 @@
-"""The fast forms of attention, dropout and the loss; `minigpt.model.reference` and `loss` are the readable ones."""
+"""Compute attention, dropout and the loss fast. `minigpt.model.reference` and `loss` have the readable forms."""

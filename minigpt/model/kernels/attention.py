@@ -1,4 +1,4 @@
-"""Causal attention without the work that causality hides: `model.reference.attention` is the readable form."""
+"""Compute causal attention without work for keys that no query sees. Readable form: `model.reference.attention`."""
 
 import math
 
@@ -10,10 +10,10 @@ from torch import Tensor
 def fast_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`reference.attention` by torch's fused kernel."""
+    """Compute `reference.attention` with torch's fused kernel."""
     length, total = query.shape[2], key.shape[2]
     causal = visible is None and length == total > 1
-    if visible is None and 1 < length < total:  # after a cached prefix is_causal would take the wrong corner
+    if visible is None and 1 < length < total:  # after a cached prefix, is_causal would mask as if there were no prefix
         visible = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
     return F.scaled_dot_product_attention(
         query, key, value, visible, dropout, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
@@ -21,11 +21,11 @@ def fast_attention(
 
 
 def tiles(length: int) -> list[tuple[int, int]]:
-    """First and last + 1 of the queries that blockwise attention takes at a time: a quarter of them, 128 at least."""
+    """List (start, end) of the queries in each part of blockwise attention: a quarter of them, but at least 128."""
     size = max(128, math.ceil(length / 4))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def scored(length: int) -> int:
-    """Pairs of positions for which blockwise attention makes a score: of 4 parts 5/8 of all, of 2 parts 3/4."""
+    """Count the scores that blockwise attention computes: with 4 parts 5/8 of all pairs, with 2 parts 3/4."""
     return sum(end * (end - start) for start, end in tiles(length))

@@ -1,7 +1,7 @@
-/* Training on a CPU in fp32: the work between the matrix products, each in one pass over memory. See fused.py.
+/* Train on a CPU in fp32: compute what comes between the matrix products, each in one pass over memory. See fused.py.
 
-   Loops are plain, so that compilers vectorise them; only the small product `micro` names vectors itself. Work is
-   shared among threads in parts whose sums are added in a fixed order: equal runs give equal bits. */
+   Loops are simple, so that compilers vectorise them; only the small product `micro` uses vector types. Threads share
+   the work in parts, and the sums of the parts are added in a fixed order, so equal runs give equal bits. */
 
 #include <math.h>
 #include <stdint.h>
@@ -14,10 +14,10 @@ static int omp_get_thread_num(void) { return 0; }
 #endif
 
 enum { LAYER_NORM, RMS_NORM };
-enum { ALONE = 1 << 15 }; /* numbers for which one thread is as fast as several */
-enum { ROWS = 6, WIDE = 16, DEEP = 24 }; /* of a small product: its rows and columns; queries of a backward tile */
+enum { ALONE = 1 << 15 }; /* up to this many numbers, one thread is as fast as several */
+enum { ROWS = 6, WIDE = 16, DEEP = 24 }; /* rows and columns of `micro`; queries in a tile of the backward pass */
 
-/* The normal distribution below x, given bell = e^(-x^2 / 2): Abramowitz and Stegun, 7.1.26, to 1e-7. */
+/* P(normal number < x), given bell = e^(-x^2 / 2). Abramowitz and Stegun, 7.1.26; accurate to 1e-7. */
 static inline float below(float x, float bell)
 {
     float size = fabsf(x) * 0.70710678f, t = 1 / (1 + 0.3275911f * size);
@@ -30,7 +30,7 @@ static inline float logistic(float x) { return 1 / (1 + fast_exp(-x)); }
 
 static inline float inner_tanh(float x) { return 1.59576912f * (x + 0.044715f * x * x * x); } /* 2 sqrt(2 / pi) (..) */
 
-/* e^(x - the row's largest) in place of each x, [rows, width], fp32 or bf16; largest and sums: [rows]. */
+/* EXPONENTIALS: replace each x of [rows, width], fp32 or bf16, by e^(x - the row's largest). largest, sums: [rows]. */
 static inline float shifted(float x, float most) { return x - most < -87 ? 0 : fast_exp(x - most); }
 
 static inline float of_bf16(uint16_t x)
@@ -71,7 +71,7 @@ static inline uint16_t to_bf16(float x) /* to the nearest, ties to even */
 EXPONENTIALS(exponentials, float, , )
 EXPONENTIALS(exponentials_bf16, uint16_t, of_bf16, to_bf16)
 
-/* y [rows, H] of x [rows, H], or [rows, 2 H] for a gated activation; slope, as large as x: the derivative of y. */
+/* x [rows, H], or [rows, 2 H] for a gated activation -> y [rows, H]. slope, of the shape of x, gets dy/dx. */
 void activate(const float *x, float *y, float *slope, long rows, long H, int kind, int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * H > ALONE)
@@ -100,7 +100,7 @@ void activate(const float *x, float *y, float *slope, long rows, long H, int kin
     }
 }
 
-/* y = (x - mean) / deviation * weight + bias; bias may be NULL; no mean for RMS_NORM. Returns 1 / deviation. */
+/* y = (x - mean) / deviation * weight + bias. bias may be NULL; for RMS_NORM mean is 0. Returns 1 / deviation. */
 static inline float norm_row(const float *x, const float *weight, const float *bias, float *y, long n, int kind,
                              float eps, float *mean)
 {
@@ -122,7 +122,7 @@ static inline float norm_row(const float *x, const float *weight, const float *b
     return scale;
 }
 
-/* dx of dy, which may be the same memory; adds to dweight and dbias (NULL: none). */
+/* Compute dx from dy; both may be the same memory. Add to dweight and dbias (NULL: no bias). */
 static inline void norm_row_back(const float *x, const float *weight, const float *dy, float *dx, float *dweight,
                                  float *dbias, long n, int kind, float mean, float scale)
 {
@@ -143,7 +143,7 @@ static inline void norm_row_back(const float *x, const float *weight, const floa
         dx[i] = scale * (dy[i] * weight[i] - total - (x[i] - mean) * along);
 }
 
-/* kept [rows, 2]: mean and 1 / deviation. */
+/* Normalise rows. kept [rows, 2] gets mean and 1 / deviation. */
 void norm(const float *x, const float *weight, const float *bias, float *y, float *kept, long rows, long n, int kind,
           float eps, int threads)
 {
@@ -152,7 +152,8 @@ void norm(const float *x, const float *weight, const float *bias, float *y, floa
         kept[2 * r + 1] = norm_row(x + r * n, weight, bias, y + r * n, n, kind, eps, kept + 2 * r);
 }
 
-/* Of `parts` parts of the rows, each adds to its own dweight [n] and dbias [n] (NULL: none), zero before. */
+/* Split the rows into `parts` parts. Each part adds to its own dweight [n] and dbias [n] (NULL: no bias), which are
+   zero at first. */
 void norm_back(const float *x, const float *weight, const float *kept, const float *dy, float *dx, float *dweight,
                float *dbias, long parts, long rows, long n, int kind, int threads)
 {
@@ -166,7 +167,8 @@ void norm_back(const float *x, const float *weight, const float *kept, const flo
 typedef float vec __attribute__((vector_size(32)));
 typedef float loose __attribute__((vector_size(32), aligned(4), may_alias));
 
-/* C [6, 16] = (add: +) A [6, P] B [P, 16]; steps: of A from row to row and from column to column, of B and C's rows. */
+/* C [6, 16] = A [6, P] B [P, 16]; C += A B if `add`. row and column: distances in A from one row, or column, to the
+   next; b and c: distances from row to row in B and C. */
 static inline __attribute__((always_inline)) void micro(long P, const float *A, long row, long column, const float *B,
                                                         long b, float *C, long c, int add)
 {
@@ -190,21 +192,21 @@ static inline __attribute__((always_inline)) void micro(long P, const float *A, 
             *(loose *)(C + i * c + 8 * j) = sum[i][j];
 }
 
-/* The queries, keys and values of all heads, as the linear layer gives them, and what is done to them first. */
+/* Queries, keys and values of all heads, as the linear layer computes them, and the operations before attention. */
 typedef struct {
     const float *qkv;             /* [B, T, (heads + 2 groups) D] */
     const float *cos, *sin;       /* [T, D], or NULL */
     const float *q_norm, *k_norm; /* [D] weights, or NULL */
     const float *q_bias, *k_bias; /* [D], or NULL */
     long B, T, heads, groups, D;
-    int kind, threads; /* of the norms */
+    int kind, threads; /* kind of the norms */
     float eps, dropout;
-    uint32_t key; /* of chance */
+    uint32_t key; /* seed of dropout */
 } Heads;
 
 static inline long up_to(long size, long step) { return (size + step - 1) / step * step; }
 
-/* One head [T, D] out of qkv -> rows [T, wide], normed, turned and scaled. */
+/* Copy one head [T, D] out of qkv to rows [T, wide]: normalised, rotated and scaled. */
 static void take(const Heads *h, const float *x, const float *weight, const float *bias, int turned, float scale,
                  float *rows, long wide)
 {
@@ -228,7 +230,7 @@ static void take(const Heads *h, const float *x, const float *weight, const floa
     }
 }
 
-/* The way back: gradients rows [T, wide] -> dx, one head in the gradient of qkv; adds to dweight and dbias. */
+/* Backward of `take`: gradients of rows [T, wide] -> dx, one head of the gradient of qkv. Add to dweight and dbias. */
 static void give(const Heads *h, const float *x, const float *weight, float *dweight, float *dbias, int turned,
                  float scale, float *rows, long wide, float *dx)
 {
@@ -259,7 +261,7 @@ static void give(const Heads *h, const float *x, const float *weight, float *dwe
     }
 }
 
-/* rows [T, wide] -> panels [T / 16][wide][16]: the transpose, in pieces that `micro` reads one after another. */
+/* rows [T, wide] -> panels [T / 16][wide][16]: the transpose, in the order in which `micro` reads it. */
 static void panels(const float *rows, float *out, long T, long wide)
 {
     for (long t = 0; t < T; t += WIDE)
@@ -268,7 +270,8 @@ static void panels(const float *rows, float *out, long T, long wide)
                 out[t * wide + d * WIDE + j] = rows[(t + j) * wide + d];
 }
 
-/* Times 0 or 1 / (1 - dropout), by a mix (murmur3's) of the place and the key: the same in both passes. */
+/* Multiply each number by 0 or 1 / (1 - dropout). A hash (murmur3's) of its place and the key decides which, so the
+   forward and the backward pass drop the same numbers. */
 static inline void drop(const Heads *h, float *row, uint32_t place, long n)
 {
     const uint32_t limit = (uint32_t)(h->dropout * 2147483648.0f), key = h->key;
@@ -282,12 +285,13 @@ static inline void drop(const Heads *h, float *row, uint32_t place, long n)
     }
 }
 
-/* out [B, T, heads D]; sums [B, heads, T]: log of the sum of the exponentials of a query. Returns 1: no memory. */
+/* Attention forward -> out [B, T, heads D] and sums [B, heads, T], the log of the sum of each query's exponentials.
+   Returns 1 if there is no memory, else 0. */
 int attend(const Heads *h, float *out, float *sums)
 {
     const long T = h->T, D = h->D, heads = h->heads, groups = h->groups, all = heads + 2 * groups, share = heads / groups;
     const long wide = up_to(D, WIDE), long_ = up_to(T + WIDE, 48), each = long_ * wide * 4 + ROWS * (long_ + wide);
-    float *rooms = calloc(h->threads * each, sizeof *rooms); /* what is beyond T and D stays zero */
+    float *rooms = calloc(h->threads * each, sizeof *rooms); /* the padding after T and D stays zero */
     if (!rooms)
         return 1;
 #pragma omp parallel for num_threads(h->threads) schedule(static) if (h->B * T * all * D > ALONE)
@@ -333,7 +337,7 @@ int attend(const Heads *h, float *out, float *sums)
     return 0;
 }
 
-/* The weights p and the gradients ds of the scores of DEEP queries from i on, [DEEP, long_] each. */
+/* For the DEEP queries from i on: compute the attention weights p and the gradients ds of the scores, [DEEP, long_]. */
 static void scores_back(const Heads *h, const float *q, const float *grad, const float *kp, const float *vp,
                         const float *sums, const float *alongs, float *p, float *ds, long i, long place, long wide,
                         long long_)
@@ -350,7 +354,7 @@ static void scores_back(const Heads *h, const float *q, const float *grad, const
             const float sum = n ? sums[at + r] : 0, along = n ? alongs[at + r] : 0;
             for (long j = 0; j < n; j++)
                 weights[j] = fast_exp(weights[j] - sum);
-            if (h->dropout > 0 && n) { /* what is dropped has no gradient but that of the sum */
+            if (h->dropout > 0 && n) { /* a dropped weight gets a gradient only through the softmax's sum */
                 const uint32_t start = (uint32_t)((place + at + r) * T);
                 drop(h, d, start, n);
                 for (long j = 0; j < n; j++)
@@ -365,7 +369,7 @@ static void scores_back(const Heads *h, const float *q, const float *grad, const
     }
 }
 
-/* One head of `attend_back`: dq [T, wide] as a whole, and its part of dk and dv [T, wide]. */
+/* One head of `attend_back`: compute dq [T, wide], and add this head's part to dk and dv [T, wide]. */
 static void head_back(const Heads *h, const float *q, const float *grad, const float *k, const float *kp,
                       const float *vp, const float *sums, const float *alongs, float *p, float *dq, float *dk,
                       float *dv, long place, long wide, long long_)
@@ -388,13 +392,14 @@ static void head_back(const Heads *h, const float *q, const float *grad, const f
     }
 }
 
-/* dqkv of dout [B, T, heads D]; norms [B groups, 4, D]: gradients of q_norm, q_bias, k_norm, k_bias, zero before. */
+/* Attention backward: dout [B, T, heads D] -> dqkv. norms [B groups, 4, D], zero at first, gets the gradients of
+   q_norm, q_bias, k_norm, k_bias. */
 int attend_back(const Heads *h, const float *out, const float *sums, const float *dout, float *dqkv, float *norms)
 {
     const long T = h->T, D = h->D, heads = h->heads, groups = h->groups, all = heads + 2 * groups, share = heads / groups;
     const long wide = up_to(D, WIDE), long_ = up_to(T + WIDE, 48), size = long_ * wide;
     const long each = size * 9 + long_ * (2 * DEEP + 1);
-    float *rooms = calloc(h->threads * each, sizeof *rooms); /* what is beyond T and D stays zero */
+    float *rooms = calloc(h->threads * each, sizeof *rooms); /* the padding after T and D stays zero */
     if (!rooms)
         return 1;
 #pragma omp parallel for num_threads(h->threads) schedule(static) if (h->B * T * all * D > ALONE)

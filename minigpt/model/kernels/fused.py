@@ -1,8 +1,9 @@
-"""Training on a CPU in fp32: norms, activations and attention in C (fused.c), forward and backward, each in one pass.
-The loss of a large vocabulary takes its exponentials from here too, in fp32 and in bf16.
+"""Call C kernels (fused.c) that train on a CPU in fp32: norms, activations and attention, forward and backward.
 
-torch's forms serve wherever these cannot: on other devices, in other precisions, inside torch.compile, without a C
-compiler, or with MINIGPT_FUSED=0. What each computes is in `norms`, `activations`, `reference` and `chunked_loss`.
+Each kernel makes one pass over memory. The loss of a large vocabulary takes its exponentials from here too, in fp32
+and in bf16. Where the kernels cannot run, torch's own operations do: on other devices, in other precisions, inside
+torch.compile, without a C compiler, or with MINIGPT_FUSED=0. The readable forms are in `norms`, `activations`,
+`reference` and `chunked_loss`.
 """
 
 import ctypes
@@ -22,17 +23,17 @@ from minigpt.compiled import KernelError, load
 
 SOURCE = Path(__file__).with_name("fused.c")
 RMS_NORM = 1
-"""`in_c` of `norms.NORMS`; torch's layer norm is as fast as that of fused.c, which serves QK-norm alone."""
+"""`in_c` of `norms.NORMS`. torch's layer norm is as fast as that of fused.c, which is only used for QK-norm."""
 GELU, GELU_TANH, SWIGLU = 0, 1, 3
 ACTIVATIONS = {GELU, GELU_TANH, SWIGLU}
-"""Those that fused.c knows, by `in_c` of `activations.ACTIVATIONS`; torch is as fast for the others."""
+"""The activations in fused.c, by `in_c` of `activations.ACTIVATIONS`. For the others torch is as fast."""
 EXPONENTIALS = {torch.float32: "exponentials", torch.bfloat16: "exponentials_bf16"}
 """The function of fused.c for each dtype of logits."""
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
 class Heads(ctypes.Structure):
-    """What attention reads, as in fused.c."""
+    """The arguments of attention: the same struct as in fused.c."""
 
     _fields_ = [
         *((name, _POINTER) for name in ("qkv", "cos", "sin", "q_norm", "k_norm", "q_bias", "k_bias")),
@@ -44,7 +45,7 @@ class Heads(ctypes.Structure):
 
 
 class Kernels:
-    """A library of fused.c, loaded."""
+    """The loaded library of fused.c."""
 
     def __init__(self, path: Path):
         calls = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
@@ -61,7 +62,7 @@ class Kernels:
             call.restype = None
 
     def check(self) -> None:
-        """Compare with torch's results and gradients. Raises KernelError."""
+        """Compare results and gradients with torch's. Raises KernelError if they differ."""
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 37, 4 * 18, generator=generator)
         weight = torch.rand(72, generator=generator) + 0.5
@@ -81,7 +82,7 @@ class Kernels:
             for form in (ours, theirs):
                 into = x.clone().requires_grad_()
                 out = form(into)
-                (out * out.detach().cos()).sum().backward()  # a scalar's: torch imports sympy for any other's
+                (out * out.detach().cos()).sum().backward()  # scalar: for other shapes torch imports sympy
                 found.append((out.detach(), cast(Tensor, into.grad)))
             if not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(*found, strict=True)):
                 raise KernelError(f"{name} computes wrongly here")
@@ -97,7 +98,7 @@ class Kernels:
 
 @cache
 def library() -> Kernels | None:
-    """The kernels, compiled if need be; None, and one warning, where they cannot be had."""
+    """Load the kernels, and compile them first if necessary. Returns None, with one warning, if that fails."""
     if os.environ.get("MINIGPT_FUSED") == "0":
         return None
     try:
@@ -109,7 +110,7 @@ def library() -> Kernels | None:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether C can take them: contiguous fp32 numbers on the CPU, outside of torch.compile and autocast."""
+    """Whether the C kernels accept these tensors: contiguous, fp32, on the CPU, outside torch.compile and autocast."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     fit = all(
@@ -178,7 +179,7 @@ class _Norm(torch.autograd.Function):
 
 
 def exponentials(logits: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
-    """`chunked_loss.loss_terms` of contiguous logits [n, V] in fp32 or bf16 on the CPU."""
+    """Compute `chunked_loss.loss_terms` of contiguous logits [n, V] in fp32 or bf16 on the CPU."""
     largest, sums = torch.empty(2, len(logits), 1)
     into = logits.data_ptr(), largest.data_ptr(), sums.data_ptr()
     kernels.exponentials[logits.dtype](*into, *logits.shape, torch.get_num_threads())
@@ -186,7 +187,7 @@ def exponentials(logits: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
 
 
 class Shape(NamedTuple):
-    """Heads of queries, heads of keys and values, numbers of a head; the QK-norm's kind (in_c) and eps."""
+    """The number of query heads, the number of key/value heads, the head size; kind (in_c) and eps of the QK-norm."""
 
     heads: int
     groups: int
@@ -230,7 +231,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *parts, out, sums = ctx.saved_tensors
         qkv, _, _, q_norm, _, q_bias, k_bias = parts
-        heads = Heads(*map(_address, parts), *ctx.rest)  # what is saved may have moved, as by checkpointing
+        heads = Heads(*map(_address, parts), *ctx.rest)  # activation checkpointing may have moved tensors
         slope, grad = torch.empty_like(qkv), grad.contiguous()
         norms = qkv.new_zeros(heads.batch * heads.groups, 4, heads.head_size)
         into = (tensor.data_ptr() for tensor in (out, sums, grad, slope, norms))
@@ -246,12 +247,12 @@ def _done(failed: int) -> None:
 
 
 def activate(x: Tensor, kind: int, gates: int) -> Tensor:
-    """One of `ACTIVATIONS`: [..., gates H] -> [..., H]; `usable` must hold."""
+    """Apply one of `ACTIVATIONS`: [..., gates H] -> [..., H]. `usable` must be true."""
     return cast(Tensor, _Activate.apply(x, kind, gates, library()))
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: int) -> Tensor:
-    """Layer norm (kind 0) or RMS norm (1) over the last axis; `usable` must hold."""
+    """Apply layer norm (kind 0) or RMS norm (1) over the last axis. `usable` must be true."""
     return cast(Tensor, _Norm.apply(x, weight, bias, eps, kind, library()))
 
 
@@ -263,12 +264,12 @@ def attend(
     dropout: float = 0.0,
     kernels: Kernels | None = None,
 ) -> Tensor:
-    """Causal attention with all that comes before it: [B, T, (heads + 2 groups) D] -> [B, T, heads D].
+    """Compute causal attention, QK-norm and rotary positions: [B, T, (heads + 2 groups) D] -> [B, T, heads D].
 
     Args:
-        qkv: queries, keys and values, as one linear layer gives them; `usable` must hold.
-        shape: what is in them.
-        norms: weights of the norms of queries and of keys, then their biases.
+        qkv: queries, keys and values, as computed by one linear layer; `usable` must be true.
+        shape: how many heads they have, and of which size.
+        norms: the weights of the norms of queries and of keys, then their biases.
         rotary: cosines and sines [T, D].
         dropout: share of the attention weights that become zero.
         kernels: the library (default: `library()`).
