@@ -1,4 +1,4 @@
-"""Generation: the prefill/decode engine on ids."""
+"""Generate token ids from token ids: first prefill the prompt, then decode one token at a time."""
 
 from minigpt.generation.engine import Step, generate, steps, window_start
 

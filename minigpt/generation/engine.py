@@ -1,10 +1,10 @@
-"""Prefill, then decode: the prompts go through the model once, then each new token alone, with a key/value cache.
+"""Generate ids: prefill (read all prompts once), then decode (one new token at a time, with a key/value cache).
 
-Prompts of one batch may differ in length: their last tokens stand in one column, so that all rows grow together, and
-the columns before a shorter one are seen by nobody. What a row gets does not depend on its neighbours.
+Prompts of one batch may differ in length. They end in the same column, so all rows grow together; the columns before
+a shorter prompt are masked. The result of a row does not depend on the other rows.
 
-Past the context limit the model reads a window: when it is full, its older half is dropped and the newer half is
-prefilled again (`window_start`). The rule depends on a row's length alone, so cached and uncached generation agree.
+When the context is full, the older half is dropped and the newer half is prefilled again (`window_start`). This
+depends only on a row's length, so generation with and without a cache gives the same ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from minigpt.model import GPT, KVCache
 
 
 class Step(NamedTuple):
-    """One time step: the ids [B] that were chosen, and the model's logits [B, V] that they were chosen from."""
+    """One step: the chosen ids [B], and the model's logits [B, V] from which they were chosen."""
 
     ids: Tensor
     logits: Tensor
 
 
 def window_start(length: int, max_seq_len: int) -> int:
-    """First position that the model still reads when `length` tokens are there.
+    """The first position that the model still reads when the text has `length` tokens.
 
     With max_seq_len 8: lengths 0..8 -> 0, 9..12 -> 4, 13..16 -> 8.
     """
@@ -38,12 +38,12 @@ def window_start(length: int, max_seq_len: int) -> int:
 
 
 class Reader:
-    """Reads growing rows of tokens, each by its own window, computing only what the cache does not hold.
+    """Reads rows of tokens that grow, each in its own window, and computes only the positions not in the cache.
 
     Args:
         model: in evaluation mode.
-        pads: columns before each row's first token.
-        use_cache: False reads the whole window again at every step: slow, obvious, and equal.
+        pads: number of columns before each row's first token.
+        use_cache: False reads the whole window again at every step: slow and simple, with the same results.
     """
 
     def __init__(self, model: GPT, pads: Sequence[int], use_cache: bool = True):
@@ -59,16 +59,16 @@ class Reader:
         begin = first
         if self.cache is not None:
             if starts == self.starts and first + self.cache.length == end - 1:
-                begin = end - 1  # it holds all but the newest column
+                begin = end - 1  # only the newest column is not in the cache
             else:
                 self.cache.length, self.starts = 0, starts
         ragged = [start - first for start in starts]
         pads = torch.tensor(ragged, device=tokens.device) if any(ragged) else None
-        hidden = self.model.hidden(tokens[:, begin:], self.cache, pads)[:, -1]  # [B, C]: the head is large
+        hidden = self.model.hidden(tokens[:, begin:], self.cache, pads)[:, -1]  # [B, C]
         return self.model.head(hidden)[:, : self.model.config.vocab_size]
 
     def select(self, rows: Tensor) -> None:
-        """Let row i be what row rows[i] was; see `KVCache.select`. The tokens read next are selected alike."""
+        """Replace row i by row rows[i]; see `KVCache.select`. The caller selects the rows of its tokens likewise."""
         self.pads = [self.pads[row] for row in rows.tolist()]
         self.starts = [self.starts[row] for row in rows.tolist()] if self.starts else []
         if self.cache is not None:
@@ -87,20 +87,20 @@ def steps(
     seeds: Sequence[int] | None = None,
     ended: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Yield one time step after another.
+    """Yield one step after another.
 
     Args:
         model: in evaluation mode.
-        prompts: B rows of ids, each of at least one; [B, T], or lists of any lengths.
+        prompts: B rows of ids, none empty: a tensor [B, T], or lists of any lengths.
         config: sampling settings.
-        eos_id: a row that has drawn it goes on yielding it; when all have, generation ends.
+        eos_id: the id that ends a row. An ended row repeats it; generation ends when all rows have ended.
         use_cache: see `Reader`.
-        rules: what is allowed, in ids.
-        seeds: of each row's draws (default: config.seed + row).
-        ended: [B] bool; the caller may set a row's True between steps, to end it.
+        rules: biased and banned ids.
+        seeds: one for each row (default: config.seed + row).
+        ended: [B] bool; the caller may set a row to True between steps, to end it.
 
     Raises:
-        GenerationError: an empty prompt.
+        GenerationError: a prompt is empty.
     """
     rows = prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
     if not rows or not all(rows):
@@ -116,7 +116,7 @@ def steps(
     reader = Reader(model, pads, use_cache)
     for end in range(width, tokens.shape[1]):
         logits = reader.logits(tokens[:, :end])
-        # a row that has ended has no history: no ban may leave it without a token
+        # a row that has ended gets an empty history, so that no ban leaves it without a token
         lengths = [(pad, pad if over else end) for pad, over in zip(pads, ended.tolist(), strict=True)]
         history = [tokens[row, first:last] for row, (first, last) in enumerate(lengths)]
         chosen = sample(adjust(logits, history, end - width, config, rules), config, generators)  # [B, V] -> [B]
@@ -136,5 +136,5 @@ def generate(
     eos_id: int | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
-    """Yield the next ids [B], one time step after another; arguments and errors as of `steps`."""
+    """Yield the next ids [B], one step after another. Arguments and errors are those of `steps`."""
     return (step.ids for step in steps(model, prompts, config, eos_id, **options))

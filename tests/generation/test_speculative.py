@@ -343,5 +343,5 @@ def test_mistakes_are_named() -> None:
     config = GenerationConfig(max_new_tokens=3)
     with pytest.raises(GenerationError, match="prompt is empty"):
         next(speculate(model(), [], config, LookupDrafter(2)))
-    with pytest.raises(GenerationError, match="draft model knows 8 ids, the model 70"):
+    with pytest.raises(GenerationError, match="draft model has 8 ids, the model 70"):
         next(speculate(model(), [1], config, ModelDrafter(model(vocab_size=V), 2)))

@@ -193,7 +193,7 @@ def test_every_search_is_reached_from_text(capsys) -> None:
     assert [one.text for one in beams[0]] == [one.text for one in alone]
     contrastive = texts(gpt, ["abc", "hello"], penalty_alpha=0.6, top_k=4, max_new_tokens=30)
     assert contrastive != greedy
-    with pytest.raises(GenerationError, match="a draft guesses for sampling only"):
+    with pytest.raises(GenerationError, match="a draft works with sampling only"):
         complete(gpt, ["a"], LETTERS, draft=small, num_beams=2)
     with pytest.raises(ConfigError, match="logprobs are not reported with num_beams"):
         complete(gpt, ["a"], LETTERS, num_beams=2, logprobs=1)

@@ -1,4 +1,4 @@
-"""A conversation with a model: the session knows no terminal, commands are lines of text, lines come from anywhere."""
+"""Hold a conversation with a model: the session, its commands, saved chats. None of this needs a terminal."""
 
 from minigpt.generation.chat.commands import COMMANDS, Commands, Reply
 from minigpt.generation.chat.conversation import Message, Plain, Turns

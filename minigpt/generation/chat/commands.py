@@ -1,6 +1,7 @@
-"""What a person types: a text to answer, or a command. A table of commands, each a function of what follows its name.
+"""Run what a person types in a chat: a text for the model, or a command such as /help.
 
-A text that begins with / is said with //.
+Each command is a row of a table with a function that gets the words after the command's name. To send a text that
+begins with /, type // instead.
 """
 
 import json
@@ -21,7 +22,7 @@ SETTINGS = GenerationConfig.model_fields
 
 @dataclass(frozen=True)
 class Reply:
-    """What to do about a line: show the text, then write the answer as it comes, then perhaps leave."""
+    """What to do after a line: show `text`, then the pieces of `answer` as they come; end the chat if `leave`."""
 
     text: str = ""
     answer: Generator[str] | None = None
@@ -29,7 +30,7 @@ class Reply:
 
 
 class Command(NamedTuple):
-    """How a command is used, what it does in words, and the function of what follows its name."""
+    """A command: its arguments, its help text, and its function, which gets the text after the name."""
 
     usage: str
     help: str
@@ -37,11 +38,11 @@ class Command(NamedTuple):
 
 
 class Commands:
-    """Lines of a person -> what they do to a session.
+    """Runs the lines that a person types on a session.
 
     Args:
-        presets: name -> settings; raises ConfigError for an unknown one.
-        run: where the model is from, for the saved file.
+        presets: name -> settings; raises ConfigError for an unknown name.
+        run: the run that the model is from, written into saved chats.
     """
 
     def __init__(self, session: Session, presets: Callable[[str], dict[str, Any]], run: str = ""):
@@ -49,10 +50,10 @@ class Commands:
         self.defaults = session.config
 
     def take(self, line: str) -> Reply:
-        """What a line does.
+        """Run one line.
 
         Raises:
-            UserError: one line for the person; nothing has changed. The answer's pieces may raise it too.
+            UserError: with one line for the person; nothing has changed. The answer's pieces may raise it too.
         """
         if line.startswith("/") and not line.startswith("//"):
             name, rest = (*line[1:].split(maxsplit=1), "", "")[:2]
@@ -72,11 +73,11 @@ class Commands:
             return Reply(self._setting(name))
         uses = [(f"/{name} {command.usage}", command.help) for name, command in COMMANDS.items()]
         width = max(len(use) for use, _ in uses)
-        plain = "" if self.session.spelling.roles else "What you type is continued; an empty line goes on.\n"
+        plain = "" if self.session.spelling.roles else "What you type is continued; an empty line continues it again.\n"
         return Reply(plain + "\n".join(f"{use:<{width}}  {text}" for use, text in uses))
 
     def _settings(self, rest: str) -> Reply:
-        """The changed ones are marked."""
+        """List all settings and mark the changed ones."""
         _nothing(rest, "settings")
         width = max(map(len, SETTINGS))
         rows = []
@@ -100,7 +101,7 @@ class Commands:
         if not value:
             return Reply(shown)
         is_text = SETTINGS[name].annotation == (str | None) and value != "null"
-        self.session.update({name: value if is_text else parse_yaml(value, name)})  # read as the command line is
+        self.session.update({name: value if is_text else parse_yaml(value, name)})  # read like a flag's value
         return Reply(f"{name} {_json(getattr(self.session.config, name))}")
 
     def _regenerate(self, rest: str) -> Reply:
@@ -116,12 +117,12 @@ class Commands:
         self.session.undo()
         last = self.session.messages[-1].content.strip() if self.session.messages else ""
         shown = last if len(last) <= 60 else f"...{last[-60:]}"
-        return Reply(f"undone; the last text is now: {_json(shown)}" if last else "undone; nothing is said yet")
+        return Reply(f"undone; the last text is now: {_json(shown)}" if last else "undone; the conversation is empty")
 
     def _alternatives(self, rest: str) -> Reply:
         words = rest.split()
         if len(words) > 2 or not all(word.isdecimal() for word in words):
-            raise GenerationError("/alternatives [N [K]] takes whole numbers: a token's place, and the one to choose")
+            raise GenerationError("/alternatives [N [K]] takes whole numbers: of a token and of its alternative")
         numbers = [int(word) for word in words]
         if len(numbers) == 2:
             return Reply(answer=self.session.choose(*numbers))
@@ -131,7 +132,7 @@ class Commands:
         place = self.session.alternatives(numbers[0])
         rows = [f"{rank:>3}  {chance:7.2%}  {_json(text)}" for rank, (_, text, chance) in enumerate(place.choices, 1)]
         there = f"token {numbers[0]} is {_json(place.text)}, {place.probability:.2%}; the likeliest there:"
-        return Reply("\n".join([there, *rows, f"/alternatives {numbers[0]} K goes on with number K"]))
+        return Reply("\n".join([there, *rows, f"/alternatives {numbers[0]} K continues with number K"]))
 
     def _save(self, rest: str) -> Reply:
         save_session(_path(rest, "save"), self.session, self.run)
@@ -162,16 +163,16 @@ COMMANDS = {
     "set": Command("NAME VALUE", "change a setting; without VALUE, show it", Commands._set),
     "settings": Command("", "all settings; a * marks those that were changed", Commands._settings),
     "regenerate": Command("", "write the last answer again, with another seed", Commands._regenerate),
-    "continue": Command("", "go on with the last answer", Commands._continue),
-    "undo": Command("", "take back the last turn, or the last change to it", Commands._undo),
+    "continue": Command("", "continue the last answer", Commands._continue),
+    "undo": Command("", "undo the last turn, or the last change to it", Commands._undo),
     "alternatives": Command(
-        "[N [K]]", "the last answer's tokens; the likeliest at token N; go on from there with number K",
+        "[N [K]]", "list the last answer's tokens; with N the likeliest at token N; with K continue with number K",
         Commands._alternatives,
     ),
     "save": Command("FILE", "write the conversation and the settings as JSON", Commands._save),
-    "load": Command("FILE", "go on from such a file", Commands._load),
+    "load": Command("FILE", "continue from a file written by /save", Commands._load),
     "preset": Command("NAME", "take the settings saved by minigpt generate --save-preset", Commands._preset),
-    "system": Command("TEXT", "what the model is told before all turns; without TEXT, nothing", Commands._system),
+    "system": Command("TEXT", "what the model reads before all turns; without TEXT, nothing", Commands._system),
     "quit": Command("", "leave; so does Ctrl-D", Commands._quit),
 }  # fmt: skip
 

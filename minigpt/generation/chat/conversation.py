@@ -1,4 +1,4 @@
-"""How a conversation becomes the ids that a model reads, and which part of it when the context is full."""
+"""Encode a conversation as ids, and choose which part of it the model reads when the context is full."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Encode = Callable[[Sequence["Message"]], list[int]]
 
 @dataclass(frozen=True)
 class Message:
-    """What one of ROLES said."""
+    """A text and who said it, one of ROLES."""
 
     role: str
     content: str
@@ -26,12 +26,12 @@ class Spelling(Protocol):
 
     @property
     def roles(self) -> bool:
-        """Whether the model tells who speaks; else all messages are one text."""
+        """Whether the model knows who speaks. If not, all messages are one text."""
         ...
 
     @property
     def begin(self) -> str:
-        """Spaces that an answer begins with in ids, but not in its message."""
+        """Spaces at the beginning of an answer's ids that are not part of its message."""
         ...
 
     @property
@@ -40,13 +40,13 @@ class Spelling(Protocol):
         ...
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Ids up to where an answer begins; or goes on, where the last message is the assistant's."""
+        """Ids up to the beginning of the answer, or up to its end so far if the last message is the assistant's."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """One text, for a model that was taught no roles."""
+    """All messages as one text, for a model that was taught no roles."""
 
     tokenizer: Tokenizer
     roles: bool = False
@@ -54,16 +54,16 @@ class Plain:
     stop: tuple[str, ...] = ()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of all messages, one after the other."""
+        """The ids of all messages, joined."""
         return self.tokenizer.encode("".join(message.content for message in messages))
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Messages by role, as a chat template spells them.
+    """Messages with roles, encoded by a chat template.
 
     Args:
-        question: [{"role": ..., "content": ...}] -> ids up to where the answer begins.
+        question: [{"role": ..., "content": ...}] -> ids up to the beginning of the answer.
     """
 
     tokenizer: Tokenizer
@@ -73,19 +73,19 @@ class Turns:
     roles: bool = True
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The question's ids, and those of an answer that goes on."""
+        """The ids of the question, and of the answer so far if there is one."""
         going_on = messages[-1].role == "assistant"
         ids = self.question([asdict(message) for message in (messages[:-1] if going_on else messages)])
         return ids + self.tokenizer.encode(self.begin + messages[-1].content) if going_on else ids
 
 
 def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> list[Message]:
-    """The newest turns that leave `room` of `limit` tokens, with the system's message; a turn begins with the user's.
+    """Choose the system message and as many of the newest turns as leave `room` of `limit` tokens free.
 
-    Where not even the last turn is within the limit, it is cut from the left.
+    A turn begins with a message of the user. If even the last turn alone does not fit, it is cut on the left.
 
     Raises:
-        GenerationError: the system's message leaves nothing.
+        GenerationError: the system message alone fills the context.
     """
     head = list(messages[:1]) if messages[0].role == "system" else []
     turns = list(messages[len(head) :])
@@ -108,7 +108,7 @@ def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> l
 
 
 def _cut(messages: list[Message], place: int, encode: Encode, most: int) -> Message:
-    """The message without as many characters on its left as all need to have `most` tokens."""
+    """Cut the message at `place` on the left until all messages together have at most `most` tokens."""
     role, text = messages[place].role, messages[place].content
 
     def fits(dropped: int) -> bool:

@@ -1,4 +1,4 @@
-"""A conversation as a JSON file that a person can read and correct.
+"""Save a conversation as a JSON file that a person can read and edit, and load it again.
 
 {"format": 1, "run": "runs/my", "messages": [{"role": "user", "content": ...}, ...], "settings": {...}, "answers": 3}
 """
@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file of that name. Raises StorageError for a name that the system refuses."""
+    """Whether a file with this name exists. Raises StorageError if the system does not accept the name."""
     try:
         return find(path) is not None
     except OSError as error:
@@ -25,11 +25,11 @@ def is_there(path: Path) -> bool:
 
 
 def save_session(path: Path, session: Session, run: str = "") -> None:
-    """Write it, whole or not at all, over an older one.
+    """Write the session to a file, completely or not at all. An older saved chat is replaced.
 
     Raises:
-        StorageError: it cannot be written.
-        GenerationError: the file there is something else.
+        StorageError: the file cannot be written.
+        GenerationError: the file exists and is not a saved chat.
     """
     if is_there(path):
         try:
@@ -47,7 +47,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
 
 
 def load_session(path: Path, session: Session) -> None:
-    """Let the session go on from a file. Raises GenerationError, ConfigError; then nothing has changed."""
+    """Continue the session from a file. Raises GenerationError or ConfigError, and then changes nothing."""
     tree = _read(path)
     messages = [Message(message["role"], message["content"]) for message in tree["messages"]]
     session.restore(messages, tree["settings"], tree["answers"])

@@ -1,10 +1,11 @@
-"""One conversation: what was said, the settings, and answers that come piece by piece.
+"""Hold one conversation: its messages, its settings, and answers that arrive in pieces.
 
 Notable choices:
-- Messages are a tuple that is replaced, never changed: an answer that is stopped, or fails, leaves what stands there,
-  and `undo` goes back to what stood there before, whatever the change was.
-- Answer number n is drawn with the seed plus n, so another try differs, and a saved session goes on as it would have.
-- Methods that write are generators of pieces. Nothing happens, errors included, before the first piece is asked for.
+- Messages are a tuple that is replaced, never changed in place. So an answer that is stopped or fails keeps the text
+  written so far, and `undo` restores the old tuple after any change.
+- Answer number n is drawn with the seed plus n. So another try differs, and a saved session continues exactly as the
+  original would have.
+- Methods that write are generators of pieces. They do nothing, and raise no error, before the first piece is requested.
 """
 
 import re
@@ -26,13 +27,13 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.base import valid_unicode
 
-HALF = "\ufffd"  # what half a character is shown as
+HALF = "\ufffd"  # shown in place of an incomplete character
 SEEDS = 2**62
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How an answer ended: eos, stop, length, time or interrupted; its tokens; seconds, the reading included."""
+    """How an answer ended (eos, stop, length, time or interrupted), its tokens, and its seconds, prefill included."""
 
     reason: str
     tokens: int
@@ -41,7 +42,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """A place of an answer: the token that stands there, and the likeliest ones as (id, text, probability)."""
+    """One position of an answer: the token there, and the likeliest tokens as (id, text, probability)."""
 
     text: str
     probability: float
@@ -52,20 +53,20 @@ class Session:
     """A conversation with a model.
 
     Attributes:
-        messages: what was said.
+        messages: the conversation so far.
         config: settings of generation.
-        answers: how many were written, each new try included.
-        ended: how the last one ended.
-        is_cut: whether the last one was written without reading all messages.
+        answers: number of answers written, each new try included.
+        ended: how the last answer ended.
+        is_cut: whether the last answer was written without reading all messages, because they did not fit.
 
     Args:
         model: in evaluation mode.
         spelling: how messages become ids (default: as one text).
-        clean: what is done to texts before they are read, as was to the training text.
+        clean: cleans a text in the same way as the training text was cleaned.
         draft: see `Writing`.
 
     Raises:
-        ConfigError: settings that a conversation has no use for.
+        ConfigError: a setting does not work in a chat.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Session:
         self._stopping = False
 
     def update(self, settings: Mapping[str, Any]) -> None:
-        """Change settings, all or none. Raises ConfigError."""
+        """Change settings: all of them, or none if it raises ConfigError."""
         try:
             config = validate({"generation": self.config.model_dump() | dict(settings)}).generation
         except ConfigError as error:
@@ -100,10 +101,12 @@ class Session:
         self.config = config
 
     def say(self, text: str) -> Generator[str]:
-        """The answer to the user's text; without roles, its continuation on a new line, unless it begins with a space.
+        """Answer the user's text. A model without roles continues the text instead.
+
+        Without roles, the text begins on a new line of the conversation, unless it begins with a space.
 
         Raises:
-            GenerationError, TokenizerError: nothing has changed.
+            GenerationError, TokenizerError: and then nothing has changed.
         """
         text = self.clean(valid_unicode(text))
         before = "".join(message.content for message in self.messages)
@@ -112,20 +115,22 @@ class Session:
         yield from self._write((*self.messages, Message("user", text)))
 
     def extend(self) -> Generator[str]:
-        """More of the last answer. Raises GenerationError, TokenizerError."""
+        """Continue the last answer. Raises GenerationError, TokenizerError."""
         *before, last = self._spoken("continue")
         yield from self._write((*before, Message(last.role, last.content.rstrip(HALF))))
 
     def regenerate(self) -> Generator[str]:
-        """The last answer again, with another seed. Raises GenerationError, TokenizerError."""
+        """Write the last answer again, with another seed. Raises GenerationError, TokenizerError."""
         messages = self._spoken("regenerate")
         yield from self._write(messages[:-1] if messages[-1].role == "assistant" else messages)
 
     def choose(self, place: int, rank: int) -> Generator[str]:
-        """The last answer up to the token at `place`, with its alternative `rank` there, and on from it; both from 1.
+        """Replace the token at `place` of the last answer by its alternative `rank`, and continue from there.
+
+        Both numbers count from 1.
 
         Raises:
-            GenerationError: no such place or rank, or half a character.
+            GenerationError: no such place or rank, or the alternative is an incomplete character.
         """
         choices = self.alternatives(place, max(rank, 1)).choices
         if not 1 <= rank <= len(choices):
@@ -143,11 +148,11 @@ class Session:
         yield from self._write(turns)
 
     def stop(self) -> None:
-        """End the answer that is being written at its next token; from a signal handler or another thread."""
+        """End the current answer at its next token. May be called from a signal handler or another thread."""
         self._stopping = True
 
     def undo(self) -> None:
-        """Take back the last change; without one (a loaded session), the last turn. Raises GenerationError."""
+        """Undo the last change, or remove the last turn if there is none (a loaded session). Raises GenerationError."""
         if self._past:
             self.messages = self._past.pop()
             return
@@ -157,26 +162,28 @@ class Session:
         self.messages = self.messages[: asked[-1]]
 
     def set_system(self, text: str) -> None:
-        """What the model is told before all turns; "" for nothing. Raises GenerationError without roles."""
+        """Set the text that the model reads before all turns; "" removes it. Raises GenerationError without roles."""
         if not self.spelling.roles:
             raise GenerationError("this model was taught no roles, so a system text means nothing to it; fine-tune it")
         turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
         self._replace((Message("system", self.clean(valid_unicode(text))), *turns) if text else turns)
 
     def restore(self, messages: Iterable[Message], settings: Mapping[str, Any], answers: int) -> None:
-        """Go on from another state, all of it or nothing. Raises ConfigError, GenerationError."""
+        """Continue from another state. Raises ConfigError or GenerationError, and then changes nothing."""
         messages = tuple(messages)
         if not self.spelling.roles and any(message.role == "system" for message in messages):
-            raise GenerationError("a system text, but this model was taught no roles; load it with the run it is from")
+            raise GenerationError(
+                "the file has a system text, but this model was taught no roles; load it with its run"
+            )
         self.update(settings)
         if self.messages:
             self._replace(messages)
-        self.messages, self.answers = messages, answers  # after an empty one, `undo` takes back the last turn
+        self.messages, self.answers = messages, answers  # no past: `undo` removes the last turn
 
     def alternatives(self, place: int, count: int = 10) -> Alternatives:
-        """The likeliest tokens at a place (from 1) of the last answer, under the model before any setting.
+        """Find the likeliest tokens at a place (from 1) of the last answer, by the model without sampling settings.
 
-        Places are tokens as the tokenizer spells the text, which BPE may have written otherwise.
+        Places count the tokens of the encoded answer. The model may have written the same text with other BPE tokens.
 
         Raises:
             GenerationError: there is no such place.
@@ -193,17 +200,17 @@ class Session:
         )
 
     def tokens(self) -> list[tuple[str, float]]:
-        """The last answer's tokens, each with its probability. Raises GenerationError."""
+        """List the last answer's tokens, each with its probability. Raises GenerationError."""
         ids = self._answer_ids()
         scores = self._scores(range(1, len(ids) + 1))
         return [(self._shown(id_), score[id_].exp().item()) for id_, score in zip(ids, scores, strict=True)]
 
     def _write(self, turns: Sequence[Message]) -> Generator[str]:
-        """The answer to turns, or more of it where the last is the assistant's; what is written is kept at once."""
+        """Write the answer to `turns`, or continue it if the assistant's turn is last. Each piece is kept at once."""
         self._stopping, start, done = False, time.monotonic(), False
         asked, content = (turns[:-1], turns[-1].content) if turns[-1].role == "assistant" else (turns, "")
         writing = self._writing(turns)
-        compared = self.config.best_of > 1  # then only the end shows which is the best
+        compared = self.config.best_of > 1  # the best is known only at the end
         try:
             for step, pieces in enumerate(writing):
                 piece = "" if compared else pieces[0]
@@ -224,7 +231,7 @@ class Session:
                 self.messages = (*asked, Message("assistant", content + best))
                 yield best
         finally:
-            written = (*writing.completions[0], Completion())[0]  # none where the first step failed
+            written = (*writing.completions[0], Completion())[0]  # there is none if the first step failed
             self.ended = Ended(written.reason if done else "interrupted", written.tokens, time.monotonic() - start)
 
     def _writing(self, turns: Sequence[Message]) -> Writing:
@@ -233,14 +240,14 @@ class Session:
         if not ids:
             raise GenerationError("there is no text to continue; type some")
         config = self.config.model_copy(update={"stop": (*self.config.stop, *self.spelling.stop)})
-        # ids in place of a text, which could not spell the ends of text between turns
+        # ids instead of text, since a text cannot contain the end-of-text ids between turns
         seeds = [(self.config.seed + self.answers) % SEEDS]
         writing = Writing(self.model, self.tokenizer, [ids], config, seeds, self.draft)
         self.is_cut = read != list(turns)
         return writing
 
     def _read(self, messages: Sequence[Message]) -> list[Message]:
-        """What fits in the context beside an answer of the length that is asked for, or of half the context."""
+        """The messages that fit in the context together with an answer of max_new_tokens, or of half the context."""
         limit = self.model.config.max_seq_len
         return fit(messages, self.spelling.encode, limit, min(self.config.max_new_tokens, limit // 2))
 
@@ -249,7 +256,7 @@ class Session:
         self.messages = messages
 
     def _spoken(self, verb: str) -> tuple[Message, ...]:
-        """The messages, if there is one to work on."""
+        """The messages, if there is an answer or a text to `verb`."""
         if not self.messages or self.messages[-1].role == "system":
             raise GenerationError(f"there is nothing to {verb} yet; type some text")
         return self.messages
@@ -261,7 +268,7 @@ class Session:
 
     @torch.inference_mode()
     def _scores(self, places: Iterable[int]) -> Iterator[Tensor]:
-        """Log-probabilities [V] at places of the last answer, as generation reads them."""
+        """Log-probabilities [V] at places of the last answer, read in the same way as in generation."""
         asked = self.messages[:-1]
         ids = self.spelling.encode(self._read(asked)) if asked else []
         if not ids:

@@ -1,4 +1,7 @@
-r"""Where lines come from: an editor with history in a terminal, else standard input. A \ at the end goes on below."""
+r"""Read what a person types: from an editor with history in a terminal, else from standard input.
+
+A line that ends in \ continues on the next line.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +14,10 @@ PROMPT = "> "
 
 
 class PlainLines:
-    """Standard input as it is."""
+    """Reads lines from standard input."""
 
     def read(self) -> str | None:
-        """The next text. Raises GenerationError for input that is not text."""
+        """Return the next text, or None at the end. Raises GenerationError if the input is not text."""
         parts: list[str] = []
         while not parts or parts[-1].endswith("\\"):
             if sys.stdin.isatty():
@@ -31,11 +34,13 @@ class PlainLines:
 
 
 class EditedLines:
-    r"""Lines from a terminal: editing, history by arrows and Ctrl-R, Tab; \ or Alt-Enter begins a new one.
+    r"""Reads lines with an editor in a terminal.
+
+    Arrows and Ctrl-R look up earlier lines, Tab completes a word, \ or Alt-Enter begins a new line.
 
     Args:
-        history: file of what was typed; made if need be. Where it cannot be, history ends with the program.
-        words: what Tab completes: first words, each with what may follow it.
+        history: file that keeps the typed lines; made if missing. If it cannot be made, history ends with the program.
+        words: the words that Tab completes: first word -> words that may follow it.
     """
 
     def __init__(self, history: Path, words: Mapping[str, Iterable[str]]):
@@ -76,12 +81,12 @@ class EditedLines:
             prompt_continuation="  ",
             completer=Words(),
             complete_while_typing=False,
-            complete_style=CompleteStyle.READLINE_LIKE,  # a menu would need eight empty rows below the prompt
+            complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep eight rows below the prompt empty
             reserve_space_for_menu=0,
         )
 
     def read(self) -> str | None:
-        """The next text."""
+        """Return the next text, or None at the end."""
         try:
             return self._session.prompt()
         except (EOFError, KeyboardInterrupt):
@@ -89,7 +94,7 @@ class EditedLines:
 
 
 def candidates(text: str, words: Mapping[str, Iterable[str]]) -> list[str]:
-    """What the last word may become: candidates("/set tem", {"/set": ["temperature", "seed"]}) -> ["temperature"]."""
+    """Completions of the last word: candidates("/set tem", {"/set": ["temperature", "seed"]}) -> ["temperature"]."""
     first, space, second = text.partition(" ")
     if not text or " " in second:
         return []
@@ -99,7 +104,7 @@ def candidates(text: str, words: Mapping[str, Iterable[str]]) -> list[str]:
 def _writable(file: Path) -> bool:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)  # what is typed is nobody else's
+        file.touch(mode=0o600)  # only the user may read what was typed
         file.open("ab").close()
     except OSError:
         return False

@@ -1,1 +1,1 @@
-"""A model made ready for fast generation: converted weights, CUDA graphs, kernels in C."""
+"""Make a model generate fast: with converted weights, CUDA graphs and kernels in C."""

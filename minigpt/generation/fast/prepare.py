@@ -1,14 +1,14 @@
-"""A built model made ready to generate fast. On a CPU: weights in bf16 or int8, linear layers and attention in C.
+"""Change a built model so that it generates fast. On a CPU: weights in bf16, int8 or int4, and kernels in C.
 
-The residual stream, norms, biases and all sums stay fp32; keys and values are kept in bf16. Only the matrices
-change, which are what a token has to read. Many positions at once (a prompt, a large batch) go through torch.
+The residual stream, norms, biases and all sums stay fp32; keys and values are kept in bf16. Only the matrices change,
+since every token has to read all of them. Many positions at once (a prompt, a large batch) are computed by torch.
 
-int8 and int4 are those of `weights.quantized`: a quantised run gives back the integers that it holds. A tied head
-gets integers of its own, the embedding stays in bf16.
+int8 and int4 are the formats of `weights.quantized`, so a quantised run keeps its integers. A tied head gets its own
+integers; the embedding stays in bf16.
 
-int4 is torch's kernel, called for each layer. A matrix takes 0.6 of int8's time, but int8 runs a whole block in one
-call of C: on one core a token took 1.7 ms against 0.4 at width 128, 4.9 against 2.4 at 384, 8.3 against 10.8 at 1536
-(bf16: 0.4, 3.8 and 21.6). So int4 is for wide models, and for half of int8's memory.
+int4 uses torch's kernel, called once per layer. One matrix takes 0.6 of int8's time, but int8 runs a whole block in one
+call of C. On one core a token took with int4 and int8: 1.7 and 0.4 ms at width 128, 4.9 and 2.4 at 384, 8.3 and 10.8 at
+1536 (bf16: 0.4, 3.8 and 21.6). So int4 is good for wide models, and where memory is short: it needs half of int8's.
 """
 
 import warnings
@@ -34,23 +34,23 @@ from minigpt.weights.quantized import pack, packed_group, quantised, quantised4,
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 WORTH = 48
-"""Vectors that make it worth while to convert weights of bf16, where products in bf16 are slow (docs/LOG.md)."""
+"""With this many vectors it pays to convert bf16 weights, on machines where products in bf16 are slow (docs/LOG.md)."""
 
 
 @torch.no_grad()
 def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
-    """Change the model in place, so that `generate` is fast; returns it. It can be neither trained nor saved after.
+    """Change the model in place so that `generate` is fast, and return it. It can no longer be trained or saved.
 
     prepare_decoding(GPT.from_pretrained("runs/my"), "int8")
 
     Args:
-        model: on its device. Elsewhere than on a CPU, its weights are cast; on CUDA tokens go by graphs.
-        precision: fp32, bf16, int8, int4, or auto: bf16 on a CPU, where half the bytes take half the time; elsewhere
-            the faster one.
+        model: on its device. On devices other than a CPU its weights are cast; CUDA also uses CUDA graphs.
+        precision: fp32, bf16, int8, int4 or auto. auto is bf16 on a CPU, where half the bytes take half the time, and
+            the faster precision on other devices.
 
     Raises:
-        ConfigError: another precision, int8 or int4 elsewhere than on a CPU, or matrices too narrow for int4.
-        ValueError: a model that is prepared already, or that carries an adapter.
+        ConfigError: unknown precision, int8 or int4 on another device than a CPU, or matrices that do not fit int4.
+        ValueError: the model is prepared already, or has an adapter.
     """
     if isinstance(output_matrix(model.head), RowLinear | PackedLinear):
         raise ValueError("the model is prepared already; load it again")
@@ -60,7 +60,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     if precision == "auto":
         precision = "bf16" if device.type == "cpu" else make_runtime(str(device)).precision
     if precision not in (PRECISIONS if device.type == "cpu" else DTYPES):
-        raise ConfigError(f"precision: {precision} does not generate on {device.type}; use bf16 or fp32")
+        raise ConfigError(f"precision: cannot generate in {precision} on {device.type}; use bf16 or fp32")
     if precision == "int4":
         _check_widths(model)
     model.eval()
@@ -89,12 +89,12 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
 
 
 class RowLinear(nn.Module):
-    """A linear layer [..., K] -> [..., N] from fp32 to fp32, whose weights are fewer bytes.
+    """A linear layer [..., K] -> [..., N], fp32 in and out, whose weights take fewer bytes.
 
     Args:
-        linear: what to take over.
+        linear: the layer to replace.
         precision: fp32, bf16 or int8.
-        wide: dtype of products of many vectors.
+        wide: dtype of products with many vectors.
     """
 
     def __init__(self, linear: nn.Linear, precision: str, wide: torch.dtype):
@@ -110,23 +110,23 @@ class RowLinear(nn.Module):
         self.wide, self.few = wide, rows.FEW[weight.dtype, wide]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Few vectors in C, many in torch."""
+        """Multiply few vectors in C, many in torch."""
         count, kind = x.numel() // self.weight.shape[1], self.weight.dtype
         if count <= self.few and rows.usable(x) and (kernels := rows.library()):
             return kernels.linear(self.matrix(), x)
-        # a slow product in bf16 beats a conversion that serves few vectors
+        # for few vectors, a slow product in bf16 is faster than converting the weights
         wide = torch.bfloat16 if kind == torch.bfloat16 and count < WORTH else self.wide
-        out = F.linear(x.to(wide), self.weight.to(wide)).float()  # bf16 holds every int8
+        out = F.linear(x.to(wide), self.weight.to(wide)).float()  # bf16 holds every int8 exactly
         if self.scale is not None:
             out = out * self.scale
         return out if self.bias is None else out + self.bias
 
     def matrix(self) -> rows.Matrix:
-        """For C."""
+        """The layer as a struct for C."""
         return rows.Matrix.of(self.weight, self.scale, self.bias)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The obvious form of `forward`."""
+        """The readable form of `forward`."""
         return F.linear(x, rows.dequantised(self.weight, self.scale), self.bias)
 
 
@@ -142,17 +142,17 @@ class Lookup(nn.Embedding):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer [..., K] -> [..., N] from fp32 to fp32 in int4, by torch's kernel; vectors are rounded to bf16.
+    """A linear layer [..., K] -> [..., N] in int4, fp32 in and out, by torch's kernel. Inputs are rounded to bf16.
 
     Args:
-        linear: what to take over; 16 divides N.
-        group: numbers of a row that share a scale.
+        linear: the layer to replace; N must be a multiple of 16.
+        group: how many numbers of a row share a scale.
     """
 
     def __init__(self, linear: nn.Linear, group: int):
         super().__init__()
         numbers, scale = quantised4(linear.weight.detach(), group)
-        # The kernel knows (n - 8) x scale + zero, and wants both as [K / group, N, 2].
+        # The kernel computes (n - 8) x scale + zero, and wants scale and zero as [K / group, N, 2].
         scales = torch.stack([scale, torch.zeros_like(scale)], dim=2).transpose(0, 1).bfloat16().contiguous()
         weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu((numbers + 8).int(), 1)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -161,7 +161,7 @@ class PackedLinear(nn.Module):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any number of vectors."""
+        """Multiply any number of vectors."""
         flat = x.reshape(-1, x.shape[-1]).bfloat16()  # [..., K] -> [M, K]
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, self.group, self.scales)
         out = out.float().view(*x.shape[:-1], -1)  # [M, N] -> [..., N]
@@ -169,7 +169,7 @@ class PackedLinear(nn.Module):
 
 
 def _check_widths(model: GPT) -> None:
-    """Raises ConfigError if int4's smallest group does not divide a row."""
+    """Raise ConfigError if the rows of a matrix are not a multiple of int4's smallest group."""
     for name, module in model.named_modules():
         if type(module) is nn.Linear and module.in_features % 32:
             raise ConfigError(
@@ -178,9 +178,10 @@ def _check_widths(model: GPT) -> None:
 
 
 def _int4_linear(name: str, linear: nn.Linear, wide: torch.dtype) -> nn.Module:
-    """The layer in int4, in the group it was saved in, else in 64 or what fits; a head that was not, in int8.
+    """Return the layer in int4. The group size is that of the saved layer, else 64, or 32 if 64 does not fit.
 
-    Without torch's kernel, or where it does not take the shape, the numbers of int4 are kept in fp32.
+    A head that was not saved in int4 becomes int8. If torch has no int4 kernel here, or the kernel does not accept the
+    shape, the layer is rounded to int4 but kept in fp32.
     """
     group = packed_group(linear.weight)
     if group is None and name == "head":
@@ -194,18 +195,18 @@ def _int4_linear(name: str, linear: nn.Linear, wide: torch.dtype) -> nn.Module:
 
 @cache
 def _int4_kernel() -> bool:
-    """Whether torch's int4 kernel is here and computes rightly; one warning if not."""
+    """Whether torch has an int4 kernel here that computes correctly; one warning if not."""
     generator = torch.Generator().manual_seed(0)
     linear, x = nn.Linear(64, 32), torch.randn(3, 64, generator=generator).bfloat16().float()
     linear.weight.data = torch.randn(32, 64, generator=generator)
     right = F.linear(x, unpack(pack(linear.weight.detach(), 4, 32)), linear.bias)
     try:
         made = PackedLinear(linear, 32)(x)
-    except (AttributeError, RuntimeError) as error:  # NotImplementedError is one
-        warnings.warn(f"int4 as fp32, which is no faster: {first_line(error)}", stacklevel=2)
+    except (AttributeError, RuntimeError) as error:  # includes NotImplementedError
+        warnings.warn(f"int4 runs as fp32, which is not faster: {first_line(error)}", stacklevel=2)
         return False
     if (made - right).abs().max() > 0.02 * right.abs().max():
-        warnings.warn("int4 as fp32, which is no faster: torch's kernel computes wrongly here", stacklevel=2)
+        warnings.warn("int4 runs as fp32, which is not faster: torch's kernel computes wrongly here", stacklevel=2)
         return False
     return True
 
@@ -213,7 +214,7 @@ def _int4_kernel() -> bool:
 def row_attention(
     query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """`fast_attention`, one new position in C; keys and values may be bf16."""
+    """Compute `fast_attention`; one new position is computed in C. Keys and values may be bf16."""
     alike = key.stride() == value.stride() and key.stride()[2:] == (key.shape[3], 1)
     if query.shape[2] == 1 and visible is None and alike and rows.usable(query) and (kernels := rows.library()):
         return kernels.attend(query, key, value)
@@ -221,12 +222,14 @@ def row_attention(
 
 
 class RowBlock(nn.Module):
-    """A block that takes one position of few sequences in one call of C, where some 40 of torch cost more than a small
-    model's arithmetic; all else goes through the block as it was.
+    """A block that computes one position of few sequences in one call of C.
+
+    The 40 or so calls of torch would take longer than a small model's arithmetic. All other input goes through the
+    original block.
 
     Args:
-        block: its linear layers being RowLinear.
-        model: whose block it is.
+        block: its linear layers are RowLinear.
+        model: the model that the block belongs to.
     """
 
     def __init__(self, block: Block, model: GPT):
@@ -234,7 +237,7 @@ class RowBlock(nn.Module):
         self.block, self.config = block, model.config
         self.few = cast(RowLinear, block.attention.qkv).few
         self.tables: Rotary | None = None
-        if model.config.position == "rope":  # rounded as GPT.rotary does
+        if model.config.position == "rope":  # rounded as in GPT.rotary
             self.tables = model.cos.to(model.compute_dtype).float(), model.sin.to(model.compute_dtype).float()
         self._plan: rows.Block | None = None
 
@@ -266,8 +269,8 @@ class RowBlock(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBlock":
-        self._plan = None  # it points into tensors that may move now
+        self._plan = None  # it points into tensors that may move
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}  # a copy has tensors of its own
+        return {**self.__dict__, "_plan": None}  # a copy has its own tensors

@@ -1,28 +1,28 @@
-/* Decoding on a CPU: matrices times few vectors, attention of one position over the cache, and a whole block of both.
+/* Decode on a CPU: matrices times few vectors, attention of one position over the cache, and a whole block of both.
    See rows.py.
 
-   One new token reads every weight once, so what counts is to read memory at its full speed. Each row of a matrix is
-   one plain loop over memory in order, which compilers vectorise; four rows side by side were half as fast. Numbers
-   are fp32, and so are sums. Times int8 weights, vectors are rounded to 16-bit integers, and sums are exact. */
+   One new token reads every weight once, so the goal is to read memory at full speed. Each row of a matrix is one
+   simple loop over memory in order, which compilers vectorise; computing four rows together was half as fast. Numbers
+   and sums are fp32. For int8 weights, vectors are rounded to 16-bit integers, and the sums are exact. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FP32, BF16, INT8 };                     /* kinds of numbers */
-enum { MOST = 32 };                            /* vectors at a time */
-enum { ALONE = 1 << 16 };                      /* multiplications for which one thread is as fast as several */
+enum { FP32, BF16, INT8 };                     /* types of numbers */
+enum { MOST = 32 };                            /* most vectors per call */
+enum { ALONE = 1 << 16 };                      /* up to this many multiplications, one thread is as fast as several */
 
 typedef struct {
     const void *weight;  /* [rows, columns] */
-    const float *scale;  /* [rows] of int8, else NULL */
+    const float *scale;  /* [rows] for int8, else NULL */
     const float *bias;   /* [rows] or NULL */
     long rows, columns, kind;
 } Matrix;
 
 typedef struct {
-    const float *weight, *bias;  /* [size]; weight NULL: no norm; bias NULL: none */
+    const float *weight, *bias;  /* [size]; weight NULL: no norm; bias NULL: no bias */
 } Norm;
 
 typedef struct {
@@ -57,7 +57,7 @@ static inline uint16_t to_bf16(float value)
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to the nearest, ties to even */
 }
 
-/* Abramowitz and Stegun, 7.1.26: to 1.5e-7. */
+/* erf by Abramowitz and Stegun, 7.1.26; accurate to 1.5e-7. */
 static inline float fast_erf(float x)
 {
     float size = fabsf(x), t = 1 / (1 + 0.3275911f * size);
@@ -94,7 +94,8 @@ DOTS(fp32, float, float, float)
 DOTS(bf16, uint16_t, float, float)
 DOTS(int8, int8_t, int16_t, int32_t)
 
-/* x[k] ~ unit * rounded[k]: as fine as 16 bits allow, and so that no sum with 8-bit weights leaves 32 bits. */
+/* Round so that x[k] ~ unit * rounded[k], and return unit: as fine as 16 bits allow, but coarse enough that no sum of
+   products with 8-bit weights overflows 32 bits. */
 static float round_to_int16(const float *x, int16_t *rounded, long K)
 {
     float largest = 0, total = 0;
@@ -111,7 +112,7 @@ static float round_to_int16(const float *x, int16_t *rounded, long K)
 }
 
 /* y[m][n] = bias[n] + scale[n] * sum over k of weight[n][k] x[m][k], for M <= MOST vectors.
-   Returns 0, 1 where memory has run out, or 2 for more vectors. */
+   Returns 0; 1 if there is no memory; 2 for more than MOST vectors. */
 int linear(const Matrix *matrix, const float *x, float *y, long M, int threads)
 {
     const long N = matrix->rows, K = matrix->columns, kind = matrix->kind;
@@ -126,7 +127,8 @@ int linear(const Matrix *matrix, const float *x, float *y, long M, int threads)
         for (long m = 0; m < M; m++)
             units[m] = round_to_int16(x + m * K, rounded + m * K, K);
     }
-    /* Large runs of rows first: a thread that wakes late takes less. Small ones throughout are slower by a half. */
+    /* Threads take large chunks of rows first, then small ones, so a thread that starts late takes fewer rows. Small
+       chunks from the start take half as long again. */
 #pragma omp parallel for if (N * K * M > ALONE) num_threads(threads) schedule(guided, 16)
     for (long n = 0; n < N; n++) {
         float sums[MOST], bias = matrix->bias ? matrix->bias[n] : 0;
@@ -170,8 +172,9 @@ int linear(const Matrix *matrix, const float *x, float *y, long M, int threads)
 ATTEND_HEAD(fp32, float)
 ATTEND_HEAD(bf16, uint16_t)
 
-/* query [B, heads, D], `query_step` from one sequence to the next; S positions of the cache; out [B, heads, D].
-   Returns 0, or 1 where memory has run out. */
+/* Attention of one position: query [B, heads, D], with `query_step` numbers from one sequence to the next; the first S
+   positions of the cache -> out [B, heads, D].
+   Returns 0, or 1 if there is no memory. */
 int attend(const float *query, const Cache *cache, float *out, long B, long heads, long groups, long S, long D,
            long query_step, int threads)
 {
@@ -208,7 +211,7 @@ static void normalise(const Norm *norm, const float *x, float *out, long size, c
         out[i] = (x[i] - mean) * factor * norm->weight[i] + (norm->bias ? norm->bias[i] : 0);
 }
 
-/* The pair (i, i + D/2) turns by the angle of its position. */
+/* Rotate each pair (i, i + D/2) by the angle of its position. */
 static void rotate(float *x, const float *cos, const float *sin, long D)
 {
     for (long i = 0, j = D / 2; j < D; i++, j++) {
@@ -218,7 +221,7 @@ static void rotate(float *x, const float *cos, const float *sin, long D)
     }
 }
 
-/* What a head's query or key goes through before it is used: QK-norm, rotary position. */
+/* Prepare a head's query or key for attention: QK-norm and rotary position. */
 static void place(float *x, const Norm *norm, const Block *block, long position)
 {
     long D = block->head_size;
@@ -237,7 +240,7 @@ static void store(void *to, long kind, long start, const float *x, long D)
             ((uint16_t *)to)[start + d] = to_bf16(x[d]);
 }
 
-/* x [size] in place; swiglu reads gates [size] and after them the rest [size]. */
+/* Apply the activation to x [size] in place. swiglu reads the gates [size], and after them the other half [size]. */
 static void activate(float *x, long size, long activation)
 {
     if (activation == GELU)
@@ -257,8 +260,8 @@ static void activate(float *x, long size, long activation)
             x[i] = x[i] / (1 + fast_exp(-x[i])) * x[size + i];
 }
 
-/* One position of each of B <= MOST sequences through a block: x [B, C] becomes what the block makes of it, and the
-   cache holds its key and value at `position`. Returns what `linear` does. */
+/* Compute a block for one position of each of B <= MOST sequences: x [B, C] is replaced by the block's output, and the
+   keys and values are stored in the cache at `position`. Returns the same codes as `linear`. */
 int step(const Block *block, float *x, const Cache *cache, long B, long position, int threads)
 {
     const long C = block->qkv.columns, heads = block->heads, groups = block->groups, D = block->head_size;
@@ -294,7 +297,7 @@ int step(const Block *block, float *x, const Cache *cache, long B, long position
     failed |= linear(&block->up, normed, ff, B, threads);
     for (long b = 0; b < B; b++) {
         activate(ff + b * up, hidden, block->activation);
-        memmove(ff + b * hidden, ff + b * up, hidden * sizeof *ff); /* swiglu leaves every other half free */
+        memmove(ff + b * hidden, ff + b * up, hidden * sizeof *ff); /* closes the gaps that swiglu leaves */
     }
     failed |= linear(&block->down, ff, normed, B, threads);
     for (long i = 0; i < B * C; i++)

@@ -1,7 +1,8 @@
-"""Decoding kernels in C (rows.c), compiled by the system's compiler at first use; torch's own ops where that fails.
+"""Call decoding kernels in C (rows.c), which the system's compiler compiles at first use.
 
-torch reads a matrix for one vector at a third of memory's speed on a CPU; these read it at nearly all of it. They use
-torch's OpenMP threads. Before the library is used its results are compared with torch's.
+If that fails, torch's own operations run instead. When torch multiplies a matrix by one vector on a CPU, it reads the
+matrix at a third of the memory's speed; these kernels read it at nearly full speed. They use torch's OpenMP threads.
+Before the library is used, its results are compared with torch's.
 """
 
 import ctypes
@@ -25,14 +26,14 @@ FEW = {
     (torch.int8, torch.bfloat16): 24,
     (torch.int8, torch.float32): 32,
 }
-"""Most vectors for which this is faster than torch, by the weights' dtype and the one that torch multiplies fast here
-(docs/LOG.md); rows.c has room for 32."""
+"""(dtype of the weights, dtype in which torch multiplies fast here) -> largest number of vectors for which rows.c is
+faster than torch (docs/LOG.md). rows.c takes at most 32."""
 
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
 class Matrix(ctypes.Structure):
-    """A linear layer: weight [N, K] of any kind, scale [N] of int8 rows, bias [N]."""
+    """A linear layer: weight [N, K] of any dtype in `KINDS`, scale [N] of the rows if int8, bias [N]."""
 
     _fields_ = [(name, _POINTER) for name in ("weight", "scale", "bias")] + [
         (name, _NUMBER) for name in ("rows", "columns", "kind")
@@ -42,7 +43,7 @@ class Matrix(ctypes.Structure):
 
     @classmethod
     def of(cls, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> "Matrix":
-        """Points into the tensors, and keeps them."""
+        """Make a matrix that points into the tensors and keeps them alive."""
         kind = weight.dtype
         made = cls(address(weight, kind), address(scale), address(bias), *weight.shape, KINDS[kind])
         made.tensors = weight, scale, bias
@@ -50,13 +51,13 @@ class Matrix(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    """A norm's weight and bias [size]; no weight: no norm."""
+    """A norm's weight and bias [size]. Without a weight there is no norm."""
 
     _fields_ = [(name, _POINTER) for name in ("weight", "bias")]
 
 
 class Block(ctypes.Structure):
-    """A block of the model."""
+    """A block of the model, as in rows.c."""
 
     _fields_ = [
         *((name, Matrix) for name in ("qkv", "out", "up", "down")),
@@ -76,12 +77,12 @@ class Cache(ctypes.Structure):
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor) -> "Cache":
-        """Of two alike, whose rows of D lie one after another."""
+        """Make one from two tensors with the same strides, whose rows of D numbers are contiguous."""
         return cls(keys.data_ptr(), values.data_ptr(), KINDS[keys.dtype], *keys.stride()[:2])
 
 
 def address(tensor: Tensor | None, kind: torch.dtype = torch.float32) -> int | None:
-    """Where its numbers begin. Raises TypeError for a tensor that C would misread."""
+    """The address of a tensor's first number. Raises TypeError for a tensor that C would misread."""
     if tensor is None:
         return None
     if tensor.dtype != kind or tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -90,13 +91,13 @@ def address(tensor: Tensor | None, kind: torch.dtype = torch.float32) -> int | N
 
 
 def usable(x: Tensor) -> bool:
-    """Whether C can take x: some fp32 numbers, on the CPU, with no gradient to follow."""
+    """Whether the C kernels accept x: fp32, on the CPU, not empty, no gradient needed."""
     followed = x.requires_grad and torch.is_grad_enabled()
     return x.numel() > 0 and x.dtype == torch.float32 and x.device.type == "cpu" and not followed
 
 
 class Kernels:
-    """A library of rows.c, loaded. All tensors are on the CPU. Raises MemoryError; ValueError for too many vectors."""
+    """The loaded library of rows.c. All tensors are on the CPU. Raises MemoryError; ValueError for too many vectors."""
 
     def __init__(self, path: Path):
         calls = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
@@ -106,14 +107,14 @@ class Kernels:
         self._step.argtypes = [_POINTER] * 3 + [_NUMBER] * 2 + [_THREADS]
 
     def linear(self, matrix: Matrix, x: Tensor) -> Tensor:
-        """fp32 [..., K] -> [..., N], at most 32 vectors."""
+        """Multiply: fp32 [..., K] -> [..., N], for at most 32 vectors."""
         x, out = x.contiguous(), x.new_empty((*x.shape[:-1], matrix.rows))
         count = x.numel() // matrix.columns
         _done(self._linear(ctypes.byref(matrix), x.data_ptr(), out.data_ptr(), count, torch.get_num_threads()))
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Of one new position: fp32 [B, H, 1, D], fp32 or bf16 [B, KV, S, D] twice -> [B, H, 1, D]."""
+        """Attention of one position: query fp32 [B, H, 1, D]; key, value fp32 or bf16 [B, KV, S, D] -> [B, H, 1, D]."""
         query, out = query.contiguous(), query.new_empty(query.shape)
         batch, heads, _, size = query.shape
         shape = (batch, heads, key.shape[1], key.shape[2], size, heads * size)
@@ -122,14 +123,14 @@ class Kernels:
         return out
 
     def step(self, block: Block, x: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        """One position of each sequence through a block: fp32 [B, 1, C] -> [B, 1, C]; stores its key and value."""
+        """Compute a block for one position per sequence: fp32 [B, 1, C] -> [B, 1, C]. Stores its keys and values."""
         out = x.clone(memory_format=torch.contiguous_format)
         cache = ctypes.byref(Cache.of(keys, values))
         _done(self._step(ctypes.byref(block), out.data_ptr(), cache, x.shape[0], position, torch.get_num_threads()))
         return out
 
     def check(self) -> None:
-        """Compare with torch's results. Raises KernelError."""
+        """Compare with torch's results. Raises KernelError if they differ."""
         generator = torch.Generator().manual_seed(0)
         x, bias = torch.randn(5, 67, generator=generator), torch.randn(9, generator=generator)
         scale = torch.rand(9, generator=generator) + 0.01
@@ -154,13 +155,13 @@ def _done(failed: int) -> None:
 
 
 def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """The fp32 matrix that [N, K] weights, and the scales [N] of their rows, stand for."""
+    """The fp32 matrix of weights [N, K] and the scales [N] of their rows."""
     return weight.float() if scale is None else weight.float() * scale[:, None]
 
 
 @cache
 def library() -> Kernels | None:
-    """The kernels, compiled if need be; None, and one warning, where they cannot be had."""
+    """Load the kernels, and compile them first if necessary. Returns None, with one warning, if that fails."""
     try:
         return load(SOURCE, Kernels)
     except (KernelError, OSError) as error:

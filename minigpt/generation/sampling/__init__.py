@@ -1,4 +1,4 @@
-"""From logits to a token, as pure functions in one stated order: see `order`."""
+"""Choose a token from logits with pure functions, in the order given in `order`."""
 
 from minigpt.generation.sampling.order import NO_RULES, Rules, adjust, draw, probabilities, sample
 

@@ -1,4 +1,4 @@
-"""The order in which logits become a token: what is allowed (`adjust`), then how bold (`probabilities`), then the draw.
+"""Choose a token from logits in this order: bias, penalties and bans (`adjust`), then `probabilities`, then `draw`.
 
 adjust:
      1. logit_bias
@@ -14,8 +14,8 @@ probabilities:
     10. min_p
     11. typical_p
 
-This is the order of Hugging Face's `generate`, which has no counterpart of 3: settings carry over. Only `adjust` can
-ban every token, and then it raises; `probabilities` always keeps at least one.
+This is the order of Hugging Face's `generate`, so the same settings mean the same there; it has no counterpart of 3.
+`adjust` raises an error if it bans every token. `probabilities` always keeps at least one.
 """
 
 from collections.abc import Sequence
@@ -31,23 +31,23 @@ NO_RULES = Rules()
 
 
 def adjust(logits: Tensor, history: Sequence[Tensor], new: int, config: GenerationConfig, rules: Rules) -> Tensor:
-    """Logits [B, V] in float32 after bias, penalties and bans; the same tensor where no setting asks for any.
+    """Apply bias, penalties and bans to logits [B, V]; returns float32, the same tensor if no setting changes it.
 
     Args:
         logits: [B, V].
-        history: row i's tokens so far, prompt first.
-        new: how many of them, at the end, were generated.
+        history: the tokens of each row so far, prompt first.
+        new: how many of these tokens were generated; they are the last ones.
 
     Raises:
-        GenerationError: a row in which no token is left, a bias or penalty that overflows, or an id that is not there.
-        CheckpointError: logits that are not numbers.
+        GenerationError: a row has no token left, a bias or penalty overflows, or an id is not in the vocabulary.
+        CheckpointError: logits are NaN or infinite.
     """
     start = changed = logits.float()
     low, high = start.aminmax()
     if not (high - low).isfinite():
         raise CheckpointError(
-            "the model's logits are not finite numbers: its weights are damaged, or its training blew up; take another "
-            "checkpoint of the run"
+            "the model's logits are not finite numbers: its weights are damaged, or its training diverged; take "
+            "another checkpoint of the run"
         )
     written = Written(history, new, config, rules)
     for change in ADJUSTMENTS.values():
@@ -58,28 +58,26 @@ def adjust(logits: Tensor, history: Sequence[Tensor], new: int, config: Generati
 
 
 def _check(largest: Tensor) -> None:
-    """Raise unless the largest logit of each row [B] is a number; only then can a token be drawn."""
+    """Raise an error unless the largest logit of each row, [B], is finite. Otherwise no token could be drawn."""
     if largest.isfinite().all():
         return
     if (largest == float("-inf")).any():
         raise GenerationError(
             "no token is left to write: logit_bias, no_repeat_ngram_size, bad_words and min_new_tokens together ban "
-            "them all; loosen one"
+            "every token; loosen one of them"
         )
-    raise GenerationError(
-        "a logit is infinite or not a number: logit_bias or a penalty is too large; give a smaller one"
-    )
+    raise GenerationError("a logit is infinite or NaN: logit_bias or a penalty is too large; give a smaller one")
 
 
 def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """The distribution [..., V] that is drawn from; temperature 0 is all on the largest logit.
+    """The distribution [..., V] from which tokens are drawn. Temperature 0 gives the largest logit probability 1.
 
-    Each row needs one finite logit, as `adjust` leaves it; then no setting gives nan.
+    Each row must have a finite logit, which `adjust` guarantees. Then no setting gives NaN.
     """
     logits = logits.float()
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits - logits.amax(-1, keepdim=True)  # the largest is 0, which no divisor makes infinite
+    logits = logits - logits.amax(-1, keepdim=True)  # the largest becomes 0, which stays finite for every divisor
     logits = logits / max(config.temperature, TINY)
     for name, cut in CUTS.items():
         logits = cut(logits, getattr(config, name))
@@ -87,7 +85,7 @@ def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
 
 
 def sample(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """One id a row: [B, V] -> [B]. Row i draws from generators[i], so it does not depend on its neighbours."""
+    """Draw one id per row: [B, V] -> [B]. Row i draws from generators[i], so it does not depend on the other rows."""
     if config.temperature == 0:
         return logits.argmax(-1)
     chances = probabilities(logits, config)
@@ -95,9 +93,10 @@ def sample(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """An index of weights [V], drawn in proportion, as a scalar; their sum need not be one.
+    """Draw an index of weights [V] in proportion to them, as a scalar tensor. Their sum need not be one.
 
-    By the inverse of the running sum: over 50,257 weights torch.multinomial took 3.0 ms on a CPU, this 0.12 ms.
+    It looks up a random point in the cumulative sum. Over 50,257 weights torch.multinomial took 3.0 ms on a CPU, this
+    0.12 ms.
     """
     wide = torch.float32 if weights.device.type == "mps" else torch.float64  # mps has no float64
     sums = weights.to(wide).cumsum(0)

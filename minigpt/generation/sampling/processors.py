@@ -1,7 +1,7 @@
-"""One function for each way to change logits; each is pure, knows nothing of the others, and has a value that is off.
+"""Change logits with one pure function per setting. Each setting has a value that turns it off.
 
-Rows are independent. `history` is one 1-D tensor of ids for each row, prompt first, of any lengths. A token with a
-logit of -inf is banned: no function brings it back.
+Rows are independent. `history` has a 1-D tensor of ids for each row, prompt first; lengths may differ. A token with a
+logit of -inf is banned, and no function lifts a ban.
 """
 
 import math
@@ -19,18 +19,18 @@ from minigpt.errors import GenerationError
 
 @dataclass(frozen=True)
 class Rules:
-    """What the settings say in words, in a tokenizer's ids."""
+    """The settings that are written as text, turned into a tokenizer's ids."""
 
     eos_id: int | None = None
-    """What min_new_tokens holds back."""
+    """The end-of-text id, which min_new_tokens bans at first."""
     bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these tokens; -inf bans one."""
+    """Id -> number added to its logit; -inf bans the id."""
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """Runs of ids, none of them empty, that are not written."""
+    """Sequences of ids, none empty, that are never generated."""
 
 
 class Written(NamedTuple):
-    """What the adjustments look at: each row's tokens so far, prompt first; how many were generated; the settings."""
+    """The input of `ADJUSTMENTS`: each row's tokens, prompt first; how many of them were generated; the settings."""
 
     history: Sequence[Tensor]
     new: int
@@ -39,14 +39,14 @@ class Written(NamedTuple):
 
 
 BANNED = float("-inf")
-TINY = 1e-30  # in float32, a setting of 1e-50 would be 0: divide by nothing, or keep nothing
+TINY = 1e-30  # smallest temperature and top_p: in float32 a setting of 1e-50 would be 0
 
 
 def logit_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
     """Add bias[id] to the logits [B, V] of single tokens (OpenAI's API reference, logit_bias). {}: off.
 
     Raises:
-        GenerationError: an id that the vocabulary does not have.
+        GenerationError: an id is not in the vocabulary.
     """
     if not bias:
         return logits
@@ -59,8 +59,8 @@ def logit_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
 def repetition_penalty(logits: Tensor, history: Sequence[Tensor], penalty: float) -> Tensor:
     """Make tokens of the history less likely, however often they occurred (Keskar et al., 2019, section 4.1). 1: off.
 
-    Positive logits [B, V] are divided by the penalty. Negative ones are multiplied, as everybody does though the paper
-    does not: a division would make them likelier. With penalty 2: [3, -1] -> [1.5, -2].
+    Positive logits [B, V] are divided by the penalty, negative ones multiplied. The paper divides those too, which
+    makes them likelier; other implementations multiply as well. With penalty 2: [3, -1] -> [1.5, -2].
     """
     if penalty == 1:
         return logits
@@ -69,10 +69,10 @@ def repetition_penalty(logits: Tensor, history: Sequence[Tensor], penalty: float
 
 
 def frequency_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penalty: float) -> Tensor:
-    """Subtract the penalty from a logit [B, V] as often as its token was generated. 0: off.
+    """Subtract penalty x count from each logit [B, V], where count is how often its token was generated. 0: off.
 
-    Prompts do not count: only the last `new` tokens of each row do (OpenAI's API reference, frequency_penalty).
-    With penalty 0.5 and tokens 7 7 9 generated, 7 loses 1.0 and 9 loses 0.5.
+    The prompt does not count, only the last `new` tokens of each row (OpenAI's API reference, frequency_penalty).
+    With penalty 0.5 and generated tokens 7 7 9, token 7 loses 1.0 and token 9 loses 0.5.
     """
     if penalty == 0 or new == 0:
         return logits
@@ -81,9 +81,9 @@ def frequency_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penal
 
 
 def presence_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penalty: float) -> Tensor:
-    """Subtract the penalty from the logits [B, V] of tokens that were generated at all. 0: off.
+    """Subtract the penalty once from the logits [B, V] of all tokens that were generated. 0: off.
 
-    As `frequency_penalty`, but 7 loses no more than 9.
+    Like `frequency_penalty`, but in its example 7 and 9 both lose 0.5.
     """
     if penalty == 0 or new == 0:
         return logits
@@ -92,13 +92,13 @@ def presence_penalty(logits: Tensor, history: Sequence[Tensor], new: int, penalt
 
 
 def no_repeat_ngram(logits: Tensor, history: Sequence[Tensor], size: int) -> Tensor:
-    """Ban what would write a run of `size` tokens a second time, prompt included (Paulus et al., 2018, section 2.5).
+    """Ban tokens that would repeat a sequence of `size` tokens, prompt included (Paulus et al., 2018, section 2.5).
 
-    0: off. With size 3 and history 1 2 3 1 2, token 3 of the logits [B, V] is banned: 1 2 3 was there.
+    0: off. With size 3 and history 1 2 3 1 2, token 3 of the logits [B, V] is banned, since it would repeat 1 2 3.
     """
     if size == 0:
         return logits
-    none, followers = logits.shape[-1], []  # for each row, the tokens that once followed its last size - 1
+    none, followers = logits.shape[-1], []  # for each row, the tokens that earlier followed its last size - 1 tokens
     for ids in history:
         if len(ids) < size:
             followers.append(ids[:0])
@@ -110,12 +110,13 @@ def no_repeat_ngram(logits: Tensor, history: Sequence[Tensor], size: int) -> Ten
 
 
 def bad_words(logits: Tensor, history: Sequence[Tensor], words: Sequence[Sequence[int]]) -> Tensor:
-    """Ban the last token of each word, a run of ids, where the row ends in the others. (): off.
+    """Ban the last token of each word (a sequence of ids) in rows that end in the word's other tokens. (): off.
 
-    With words (5,) and (1, 2, 3): 5 is always banned from the logits [B, V], 3 only after 1 2, prompt included.
+    With words (5,) and (1, 2, 3), the logits [B, V] of 5 are always banned, those of 3 only after 1 2. The prompt
+    counts too.
 
     Raises:
-        GenerationError: an id that the vocabulary does not have.
+        GenerationError: an id is not in the vocabulary.
     """
     if not words:
         return logits
@@ -144,7 +145,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities sum to at least p (Holtzman et al., 2020).
+    """Keep the smallest set of likeliest tokens whose probabilities sum to at least p (Holtzman et al., 2020). 1: off.
 
     top_p(log([0.5, 0.3, 0.2]), 0.6) keeps the first two: 0.5 < 0.6 <= 0.5 + 0.3.
     """
@@ -155,9 +156,9 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep tokens [..., V] at least p times as likely as the likeliest (Nguyen et al., 2024). 0: off.
+    """Keep tokens [..., V] that are at least p times as likely as the likeliest one (Nguyen et al., 2024). 0: off.
 
-    The likeliest is always kept. min_p(log([0.5, 0.3, 0.2]), 0.5) keeps the first two: 0.2 < 0.5 * 0.5.
+    The likeliest token is always kept. min_p(log([0.5, 0.3, 0.2]), 0.5) keeps the first two: 0.2 < 0.5 * 0.5.
     """
     if p == 0:
         return logits
@@ -165,24 +166,25 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def typical_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens whose surprise is nearest the average and whose probabilities sum to at least p.
+    """Keep the tokens with the most typical surprise, until their probabilities sum to at least p. 1: off.
 
-    Locally typical sampling (Meister et al., 2023): surprise is -log(probability), its average the entropy. 1: off.
-    The nearest is always kept; it need not be the likeliest. typical_p(log([0.5, 0.3, 0.2]), 0.2) keeps the second:
-    the surprises are 0.69, 1.20 and 1.61, their average is 1.03.
+    Locally typical sampling (Meister et al., 2023). The surprise of a token is -log(probability). Its mean is the
+    entropy, and the tokens nearest to the mean are kept first. The nearest one is always kept; it need not be the
+    likeliest. typical_p(log([0.5, 0.3, 0.2]), 0.2) keeps the second token: the surprises are 0.69, 1.20 and 1.61, and
+    their mean is 1.03.
     """
     if p >= 1.0:
         return logits
     surprise = -logits.log_softmax(-1)
     chances = (-surprise).exp()
-    average = torch.special.entr(chances).sum(-1, keepdim=True)  # entr(0) is 0, where 0 * inf would be nan
+    average = torch.special.entr(chances).sum(-1, keepdim=True)  # entr(0) is 0; 0 * inf would be NaN
     index = (surprise - average).abs().argsort(dim=-1, stable=True)
     return _keep_first(logits, index, chances.gather(-1, index), p)
 
 
 def _keep_first(logits: Tensor, index: Tensor, chances: Tensor, p: float) -> Tensor:
-    """Keep the first of the tokens in this order, until their chances sum to at least p. All [..., V]."""
-    before = chances.cumsum(-1) - chances  # probability of all tokens that come first
+    """Keep the first tokens in the order `index`, until their `chances` sum to at least p. All are [..., V]."""
+    before = chances.cumsum(-1) - chances  # probability of all earlier tokens
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= max(p, TINY))
     return logits.masked_fill(dropped, BANNED)
 
@@ -196,19 +198,19 @@ ADJUSTMENTS: dict[str, Callable[[Tensor, Written], Tensor]] = {
     "bad_words": lambda logits, w: bad_words(logits, w.history, w.rules.bad_words),
     "min_new_tokens": lambda logits, w: min_new_tokens(logits, w.new, w.config.min_new_tokens, w.rules.eos_id),
 }
-"""What is allowed, by setting, in the order in which it acts, before the temperature."""
+"""Setting -> function, applied in this order before the temperature."""
 CUTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "top_k": lambda logits, k: top_k(logits, int(k)),
     "top_p": top_p,
     "min_p": min_p,
     "typical_p": typical_p,
 }
-"""Which tokens are kept, by setting, in the order in which it acts, after the temperature. To add a rule: a function, a
-row here or above, and its setting in `config.generation.GenerationConfig`."""
+"""Setting -> function, applied in this order after the temperature. To add a rule, write a function, a row here or
+above, and its setting in `config.generation.GenerationConfig`."""
 
 
 def occurrences(rows: Sequence[Tensor], vocab_size: int) -> Tensor:
-    """How often each token occurs in each row: B ragged rows of ids -> [B, V]. The id V counts nowhere.
+    """Count how often each token occurs in each row: B rows of ids, of any lengths -> [B, V]. The id V is not counted.
 
     occurrences([tensor([1, 1]), tensor([2])], 3) -> [[0, 2, 0], [0, 0, 1]]
     """

@@ -1,4 +1,4 @@
-"""Searches for a continuation, on top of the engine."""
+"""Search for continuations by other methods than plain sampling: beams, contrastive search, speculative decoding."""
 
 from minigpt.generation.search.beam import Hypothesis, beam_search
 from minigpt.generation.search.contrastive import contrastive_search

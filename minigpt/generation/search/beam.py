@@ -1,19 +1,20 @@
-"""Beam search: the likeliest whole continuations, not the likeliest next token.
+"""Search for the likeliest whole continuations with beams, instead of choosing the likeliest next token.
 
-Each group keeps its best beams at every step. One whose token is eos is complete: it leaves the beams and competes by
-log-probability / length ** length_penalty (eos counted). The semantics are those of `generate` in transformers 5:
-- Penalties and bans act on log-probabilities, which are not normalised again.
-- Twice as many candidates as beams are looked at, so that enough go on when some end; only those among the first
-  num_beams may complete.
-- A group ends when it has num_beams complete hypotheses and, without early_stopping, its best beam would rank below all
-  of them were it complete now. That is a heuristic: a length_penalty above 0 may let a longer one win.
+Each group keeps its best beams at every step. A beam whose last token is eos is complete. It leaves the group, and its
+score is log-probability / length ** length_penalty (eos counted). The rules are those of `generate` in transformers 5:
+- Penalties and bans change log-probabilities, which are not normalised again.
+- The search looks at twice as many candidates as beams, so that enough remain when some are complete. Only the first
+  num_beams candidates may become complete.
+- A group ends when it has num_beams complete hypotheses and its best beam, if it were complete now, would score below
+  all of them. With early_stopping the second condition is dropped. This is a heuristic: with a length_penalty above 0
+  a longer hypothesis might still have won.
 
-Sampled beams (temperature above 0) draw the candidates without replacement from the distribution over all of them, by
-the Gumbel-top-k trick (Kool et al., 2019, section 2.2): the largest of log-probability + Gumbel noise.
+With a temperature above 0, candidates are drawn without replacement from the distribution over all of them, by the
+Gumbel-top-k trick (Kool et al., 2019, section 2.2): take the largest of log-probability + Gumbel noise.
 
-Diverse beam search (Vijayakumar et al., 2018, algorithm 1): groups choose one after another, and a token costs
-diversity_penalty for each beam of an earlier group that took it at this step. A group goes by scores that keep these
-costs, as in the paper; the hypotheses of all groups are returned by the model's own.
+Diverse beam search (Vijayakumar et al., 2018, algorithm 1): groups choose one after another. A token costs
+diversity_penalty for each beam of an earlier group that chose it at this step. As in the paper, a group ranks its
+beams by scores that include these costs. The hypotheses of all groups are ranked by the model's scores, without them.
 """
 
 import time
@@ -37,15 +38,15 @@ class Hypothesis(NamedTuple):
     ids: list[int]
     """The new tokens, without eos."""
     score: float
-    """logprob / length ** length_penalty."""
+    """logprob / length ** length_penalty; higher is better."""
     logprob: float
-    """Sum of the tokens' log-probabilities, eos included, as they were searched: after penalties and temperature."""
+    """Sum of the tokens' log-probabilities, eos included, after penalties and temperature."""
     ended: bool
-    """By eos; if not, it was cut."""
+    """True: eos ended it. False: it was cut."""
 
 
 class Beam(NamedTuple):
-    """A hypothesis that grows. `worth` is its logprob less what diversity cost it; `row` is its place in the batch."""
+    """A hypothesis that is not complete. `worth`: logprob minus the costs of diversity; `row`: its row in the batch."""
 
     row: int
     ids: list[int]
@@ -64,19 +65,19 @@ def beam_search(
     seeds: Sequence[int] | None = None,
     deadline: float | None = None,
 ) -> list[list[Hypothesis]]:
-    """The num_samples best hypotheses of each prompt, best first; fewer where there are no more.
+    """Find the num_samples best hypotheses of each prompt, best first; fewer if the search finds fewer.
 
     Args:
         model: in evaluation mode.
-        prompts: rows of ids of any lengths, each of at least one id; all their beams are one batch.
+        prompts: rows of ids of any lengths, none empty; the beams of all prompts form one batch.
         config: num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty and sampling settings.
-        eos_id: what completes a hypothesis.
-        rules: what is allowed, in ids.
-        seeds: of each prompt's draws (default: config.seed + its place).
-        deadline: on time.monotonic(); the step that reaches it is the last.
+        eos_id: the id that completes a hypothesis.
+        rules: biased and banned ids.
+        seeds: one for each prompt (default: config.seed + the prompt's index).
+        deadline: a value of time.monotonic(); the step that reaches it is the last.
 
     Raises:
-        GenerationError: an empty prompt; settings that leave no token; scores that are not finite.
+        GenerationError: a prompt is empty, the settings leave no token, or scores are not finite.
     """
     if not prompts or not all(map(len, prompts)):
         raise GenerationError("the prompt is empty; give at least one token")
@@ -114,9 +115,10 @@ def beam_search(
 
 
 def temper(logprobs: Tensor, config: GenerationConfig) -> Tensor:
-    """Log-probabilities [B, V] over temperature, -inf where a filter drops the token, not normalised again.
+    """Divide log-probabilities [B, V] by the temperature, and set tokens that a filter drops to -inf.
 
-    The two likeliest tokens of a row are always kept: where one is eos, the other goes on.
+    The result is not normalised again. The two likeliest tokens of a row are always kept, so that one remains if the
+    other is eos.
     """
     if config.temperature == 0:
         return logprobs
@@ -129,23 +131,23 @@ class Group:
     """The beams of one group of one prompt, and its complete hypotheses.
 
     Args:
-        prompt: its place in the batch.
-        generator: of the draws; None chooses the best.
+        prompt: the prompt's index in the batch.
+        generator: draws the candidates; None: take the best ones.
     """
 
     def __init__(self, prompt: int, config: GenerationConfig, eos_id: int | None, generator: torch.Generator | None):
         self.prompt, self.config, self.eos_id, self.generator = prompt, config, eos_id, generator
         self.size = config.num_beams // config.num_beam_groups
-        self.beams = [Beam(prompt, [], 0.0, 0.0)]  # best first; none: the search has ended
-        self.complete: list[tuple[float, Hypothesis]] = []  # (worth / length ** length_penalty, it), best first
+        self.beams = [Beam(prompt, [], 0.0, 0.0)]  # best first; empty: the search has ended
+        self.complete: list[tuple[float, Hypothesis]] = []  # (worth / length ** length_penalty, hypothesis)
 
     def step(self, scores: Tensor, taken: Sequence[int], last: bool) -> None:
-        """Let each beam take one token more.
+        """Extend the beams by one token.
 
         Args:
-            scores: [B, V] of the next token, for all beams of all groups.
-            taken: tokens that cost diversity_penalty, once for each time that they stand here.
-            last: all that is chosen completes.
+            scores: [B, V], scores of the next token for all beams of all groups.
+            taken: tokens that cost diversity_penalty; a token that is listed twice costs it twice.
+            last: whether all chosen beams become complete.
         """
         if not self.beams:
             return
@@ -164,7 +166,7 @@ class Group:
                 score = self.rate(beam.logprob, length)
                 hypothesis = Hypothesis(beam.ids[: length - ended], score, beam.logprob, ended)
                 self.complete.append((self.rate(beam.worth, length), hypothesis))
-        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn ones come in the order of the draw
+        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn ones are not in order of worth
         self.complete = sorted(self.complete, key=lambda each: -each[0])[: self.size]
         full = len(self.complete) == self.size
         if full and going and not self.config.early_stopping:
@@ -172,7 +174,7 @@ class Group:
         self.beams = [] if full else going
 
     def candidates(self, scores: Tensor, taken: Sequence[int]) -> list[Beam]:
-        """The 2 x size best continuations, or that many draws, in that order; fewer where fewer are allowed."""
+        """The 2 x size best continuations, best first, or 2 x size draws in their order; fewer if many are banned."""
         scores = scores[[beam.row for beam in self.beams]]  # [B, V] -> [beams, V]
         worths = torch.tensor([beam.worth for beam in self.beams], device=scores.device)[:, None] + scores
         for token in taken:
@@ -180,7 +182,7 @@ class Group:
         keys = worths
         if self.generator is not None:
             keys = worths - torch.empty_like(worths).exponential_(generator=self.generator).log()
-        best = keys.flatten().topk(min(2 * self.size, keys.numel())).indices  # of beams x V
+        best = keys.flatten().topk(min(2 * self.size, keys.numel())).indices  # indices into [beams x V]
         parents, tokens = (best // scores.shape[1]).tolist(), (best % scores.shape[1]).tolist()
         gains, worth = scores.flatten()[best].tolist(), worths.flatten()[best].tolist()
         chosen = []
@@ -191,5 +193,5 @@ class Group:
         return chosen
 
     def rate(self, logprob: float, length: int) -> float:
-        """What complete hypotheses compete by."""
+        """The score by which complete hypotheses are ranked."""
         return logprob / length**self.config.length_penalty

@@ -1,12 +1,12 @@
-"""Contrastive search (Su et al., 2022, section 3.2): the likely token whose hidden state repeats the text least.
+"""Choose likely tokens whose hidden states differ most from the text so far: contrastive search.
 
-Of the top_k likeliest tokens v, the one with the largest
+Source: Su et al., 2022, section 3.2. Among the top_k likeliest tokens v, each step takes the one with the largest
 
     (1 - penalty_alpha) p(v) - penalty_alpha max_j cos(h_v, h_j)
 
-where h_v is the last hidden state once v is read, and h_j that of each earlier token in the model's window. It is
-greedy: temperature and the filters besides top_k take no part. Each candidate is read, so a step costs top_k rows;
-the chosen one's keys and values stay, and its row gives the next logits.
+where h_v is the last hidden state after the model has read v, and h_j that of each earlier token in the model's
+window. The search is greedy: it ignores the temperature and all filters except top_k. The model reads every candidate,
+so a step costs top_k rows. The keys and values of the chosen one stay in the cache, and its row gives the next logits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,18 +33,18 @@ def contrastive_search(
     rules: Rules = NO_RULES,
     ended: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Yield one time step after another, as `steps` does; prompts take turns, so none depends on its neighbours.
+    """Yield one step after another, as `steps` does. Each prompt is read on its own, so none depends on the others.
 
     Args:
         model: in evaluation mode.
-        prompts: rows of ids of any lengths, each of at least one.
-        config: top_k, penalty_alpha, max_new_tokens, and what `adjust` reads.
-        eos_id: a row that has chosen it goes on yielding it; when all have, generation ends.
-        rules: what is allowed, in ids.
-        ended: [B] bool; the caller may set a row's True between steps, to end it.
+        prompts: rows of ids of any lengths, none empty.
+        config: top_k, penalty_alpha, max_new_tokens, and the settings that `adjust` reads.
+        eos_id: the id that ends a row. An ended row repeats it; generation ends when all rows have ended.
+        rules: biased and banned ids.
+        ended: [B] bool; the caller may set a row to True between steps, to end it.
 
     Raises:
-        GenerationError: an empty prompt; settings that leave no token.
+        GenerationError: a prompt is empty, or the settings leave no token.
     """
     if not prompts or not all(map(len, prompts)):
         raise GenerationError("the prompt is empty; give at least one token")
@@ -64,7 +64,7 @@ def contrastive_search(
 
 
 def _walk(model: GPT, prompt: Sequence[int], config: GenerationConfig, rules: Rules) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (the chosen id [], the logits [V] it was chosen from) without end."""
+    """Yield (chosen id [], logits [V] from which it was chosen), without end."""
     limit, vocab_size = model.config.max_seq_len, cast(int, model.config.vocab_size)
     count = min(config.top_k, vocab_size)
     tokens = torch.tensor([*prompt], device=model.embedding.weight.device)
@@ -76,7 +76,7 @@ def _walk(model: GPT, prompt: Sequence[int], config: GenerationConfig, rules: Ru
         allowed = adjust(logits[None], [tokens], new, config, rules)[0]
         chances, candidates = allowed.float().softmax(-1).topk(count)
         moved = window_start(len(tokens) + 1, limit)
-        if moved != start:  # the candidates are read in the next window, and so is what they are compared with
+        if moved != start:  # candidates and the text that they are compared with are read in the same window
             start = moved
             cache, hidden = _read(model, tokens[start:], count)
             seen = F.normalize(hidden.float(), dim=-1)
@@ -92,7 +92,7 @@ def _walk(model: GPT, prompt: Sequence[int], config: GenerationConfig, rules: Ru
 
 
 def _read(model: GPT, ids: Tensor, rows: int) -> tuple[KVCache, Tensor]:
-    """Keys and values of ids [T], `rows` times, and their hidden states [T, C]."""
+    """Read ids [T]. Returns a cache that holds them in each of `rows` rows, and their hidden states [T, C]."""
     cache = model.make_cache()
     hidden = model.hidden(ids[None], cache)[0] if len(ids) else model.embedding.weight[:0]
     cache.select(torch.zeros(rows, dtype=torch.long, device=ids.device))

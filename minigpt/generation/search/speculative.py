@@ -1,13 +1,15 @@
-"""Speculative decoding: a drafter guesses some tokens, and one pass of the model over all of them says which stand.
+"""Decode faster with guesses: a drafter guesses some tokens, and one pass of the model accepts or rejects them.
 
-Guess x stands with probability min(1, p(x) / q(x)): p is what plain sampling would draw from at its place, q what x was
-drawn from. The first guess that falls is replaced by a draw from the positive part of p - q; if none does, one more
-token comes for free (Leviathan et al., 2023, "Fast Inference from Transformers via Speculative Decoding", 2.3; Chen et
-al., 2023, "Accelerating Large Language Model Decoding with Speculative Sampling", algorithm 2). So whatever the
-drafter is worth, what is written has the law of plain sampling with the same settings; a bad one only costs time.
+This is speculative decoding. Guess x is accepted with probability min(1, p(x) / q(x)). p is the distribution from which
+plain sampling would draw at this position; q is the one from which x was drawn. The first rejected guess is replaced by
+a draw from the positive part of p - q. If all are accepted, the same pass gives one more token. So the text has the
+same distribution as plain sampling with the same settings, however good the drafter is. A bad drafter only costs time.
+Sources: Leviathan et al., 2023, "Fast Inference from Transformers via Speculative Decoding", 2.3; Chen et al., 2023,
+"Accelerating Large Language Model Decoding with Speculative Sampling", algorithm 2.
 
-Not guaranteed: with a temperature, the tokens of plain sampling from the same seed. And one pass over many positions
-rounds otherwise than many over one, so that greedy may decide a near tie differently, most likely in bf16 or int8.
+Not guaranteed: with a temperature, the tokens differ from those of plain sampling with the same seed. And one pass over
+many positions rounds differently than many passes over one, so greedy decoding may decide a near tie differently, most
+likely in bf16 or int8.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,17 +26,17 @@ from minigpt.generation.engine import window_start
 from minigpt.generation.sampling import NO_RULES, Rules, adjust, draw, probabilities
 from minigpt.model import GPT
 
-LONGEST_MATCH = 3  # tokens that prompt look-up compares
+LONGEST_MATCH = 3  # most tokens that prompt look-up compares
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one text is drawn.
+    """How the tokens of one text are drawn.
 
     Args:
-        prompt: number of its tokens.
+        prompt: number of tokens in the prompt.
         config, rules: settings.
-        generator: of all draws, the drafter's too.
+        generator: used for all draws, also those of the drafter.
     """
 
     prompt: int
@@ -43,33 +45,33 @@ class Sampling:
     generator: torch.Generator
 
     def chances(self, logits: Tensor, history: Tensor) -> Tensor:
-        """The distribution [V] of the token after `history` [T], given the logits [V] there."""
+        """The distribution [V] of the token after `history` [T], from the model's logits [V]."""
         new = len(history) - self.prompt
         return probabilities(adjust(logits[None], [history], new, self.config, self.rules), self.config)[0]
 
 
 class Draft(NamedTuple):
-    """Guesses of the next tokens: k ids, and the distributions [k, V] they were drawn from (None: no draw, certain)."""
+    """k guessed ids, and the distributions [k, V] from which they were drawn (None: they were not drawn)."""
 
     ids: list[int]
     chances: Tensor | None = None
 
 
 class Drafter(Protocol):
-    """What guesses. It may be used for one text after another, also in turn."""
+    """Guesses the next tokens. One drafter may serve several texts, also alternately."""
 
     @property
     def vocab_size(self) -> int | None:
-        """Ids it may guess; None: only such as are in the text."""
+        """Number of ids that it may guess. None: it only guesses ids that are in the text."""
         ...
 
     def draft(self, tokens: Sequence[int], room: int, sampling: Sampling) -> Draft:
-        """At most `room` guesses of what follows the tokens."""
+        """Guess at most `room` tokens after `tokens`."""
         ...
 
 
 class Pass:
-    """A model that reads a text which grows, and whose end may change: it computes only what its cache does not hold.
+    """Reads a text that grows and whose end may change, and computes only the positions not in the cache.
 
     Args:
         model: in evaluation mode.
@@ -80,7 +82,7 @@ class Pass:
         self.held: list[int] = []  # tokens whose keys and values are in the cache
 
     def logits(self, tokens: Sequence[int], last: int = 1) -> Tensor:
-        """Logits [last, V] after each of the last tokens, all read in the window of the longest text."""
+        """Logits [last, V] after each of the `last` last tokens, all read in the window of the whole text."""
         window = list(tokens[window_start(len(tokens), self.model.config.max_seq_len) :])
         self.cache.length = min(common(self.held, window), len(window) - last)
         ids = torch.tensor([window[self.cache.length :]], device=self.model.embedding.weight.device)  # [1, T]
@@ -90,13 +92,13 @@ class Pass:
 
 
 class LookupDrafter:
-    """Guesses that the text repeats itself: what followed the latest earlier occurrence of the last three tokens, or
-    else of the last two, or the last one (Saxena, 2023, "Prompt Lookup Decoding"). Costs next to nothing.
+    """Guesses that the text repeats itself (Saxena, 2023, "Prompt Lookup Decoding"). It costs almost no time.
 
-    LookupDrafter(4) after 1 2 3 4 5 1 2 guesses 3 4 5 1; after 7 8 7 8 it guesses 7 8 7 8.
+    It looks for the latest earlier place with the same last three tokens (or two, or one), and guesses what followed
+    there. LookupDrafter(4) after 1 2 3 4 5 1 2 guesses 3 4 5 1; after 7 8 7 8 it guesses 7 8 7 8.
 
     Args:
-        size: most tokens to guess at once.
+        size: largest number of tokens to guess at once.
     """
 
     vocab_size = None
@@ -111,16 +113,16 @@ class LookupDrafter:
             return Draft([])
         text = list(tokens)
         for place in range(source, source + min(self.size, room)):
-            text.append(text[place])  # which may be a guess itself
+            text.append(text[place])  # text[place] may be a guess too
         return Draft(text[len(tokens) :])
 
 
 class ModelDrafter:
-    """Guesses what a smaller model would write with the same settings.
+    """Guesses with a smaller model, with the same settings.
 
     Args:
-        model: of the same vocabulary, on the same device, in evaluation mode; its context may be another.
-        size: most tokens to guess at once.
+        model: has the same vocabulary and device, and is in evaluation mode; its context length may differ.
+        size: largest number of tokens to guess at once.
     """
 
     def __init__(self, model: GPT, size: int):
@@ -129,7 +131,7 @@ class ModelDrafter:
 
     @property
     def vocab_size(self) -> int | None:
-        """The model's."""
+        """The model's vocabulary size."""
         return self.model.config.vocab_size
 
     def draft(self, tokens: Sequence[int], room: int, sampling: Sampling) -> Draft:
@@ -139,7 +141,7 @@ class ModelDrafter:
             history = torch.tensor(text, device=sampling.generator.device)
             try:
                 row = sampling.chances(self.reader.logits(text)[0], history)
-            except GenerationError:  # nothing may follow this guess, which need not stand
+            except GenerationError:  # no token may follow this guess; it may be rejected anyway
                 break
             chances.append(row)
             text.append(int(draw(row, sampling.generator)))
@@ -157,26 +159,26 @@ def speculate(
     rules: Rules = NO_RULES,
     seed: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yield the ids that each pass of the model adds: the guesses that stand, and one more.
+    """Yield the ids that each pass of the model adds: the accepted guesses, and one more.
 
     Args:
         model: in evaluation mode.
         prompt: ids, at least one.
         config: sampling settings.
-        drafter: what guesses.
-        eos_id: ends the text, and is its last id then.
-        rules: what is allowed, in ids.
-        seed: of all draws (default: config.seed).
+        drafter: guesses the tokens.
+        eos_id: the id that ends the text; it is yielded too.
+        rules: biased and banned ids.
+        seed: seed of all draws (default: config.seed).
 
     Raises:
-        GenerationError: an empty prompt, a drafter of another vocabulary, or no token that may be written.
+        GenerationError: the prompt is empty, the drafter has another vocabulary, or the settings leave no token.
     """
     if not prompt:
         raise GenerationError("the prompt is empty; give at least one token")
     if drafter.vocab_size not in (None, model.config.vocab_size):
         raise GenerationError(
-            f"the draft model knows {drafter.vocab_size} ids, the model {model.config.vocab_size}; "
-            "draft with a model of the same tokenizer"
+            f"the draft model has {drafter.vocab_size} ids, the model {model.config.vocab_size}; "
+            "take a draft model with the same tokenizer"
         )
     device, limit = model.embedding.weight.device, model.config.max_seq_len
     generator = torch.Generator(device).manual_seed(config.seed if seed is None else seed)
@@ -184,7 +186,7 @@ def speculate(
     reader, tokens = Pass(model), list(prompt)
     end = len(tokens) + config.max_new_tokens
     while len(tokens) < end:
-        # All places of one pass are read in one window, so a draft ends where plain generation would move it.
+        # One pass reads all positions in one window, so a draft ends where plain generation would move the window.
         room = min(end - len(tokens) - 1, window_start(len(tokens), limit) + limit - len(tokens))
         draft = drafter.draft(tokens, room, sampling)
         guessed = tokens + draft.ids
@@ -196,10 +198,12 @@ def speculate(
 
 
 def verify(logits: Tensor, guessed: Sequence[int], draft: Draft, sampling: Sampling, eos_id: int | None) -> list[int]:
-    """The tokens that stand, 1 to k + 1: guesses up to the first that falls or ends the text, and a draw of our own.
+    """Accept or reject guesses; returns 1 to k + 1 tokens: the accepted guesses, then a draw from the model.
+
+    It ends at the first guess that is rejected or ends the text.
 
     Args:
-        logits: [k + 1, V], before each guess and after the last.
+        logits: [k + 1, V], before each guess and after the last one.
         guessed: the text with the guesses.
         draft: the guesses.
     """
@@ -208,7 +212,7 @@ def verify(logits: Tensor, guessed: Sequence[int], draft: Draft, sampling: Sampl
     drafted = draft.chances
     if drafted is None:
         drafted = F.one_hot(ids[known:], logits.shape[1])
-    # Place by place: after a guess that falls, the settings may leave no token at all, which is an error.
+    # One position at a time: after a rejected guess the settings may leave no token, which would be an error.
     for place, guess in enumerate(draft.ids):
         chances = sampling.chances(logits[place], ids[: known + place])
         token = judge(chances, drafted[place], guess, sampling.generator)
@@ -218,17 +222,18 @@ def verify(logits: Tensor, guessed: Sequence[int], draft: Draft, sampling: Sampl
 
 
 def judge(chances: Tensor, drafted: Tensor, guess: int, generator: torch.Generator) -> int:
-    """The token of one place, with the law `chances` [V]: the guess, drawn from `drafted` [V], or another."""
+    """Accept the guess, drawn from `drafted` [V], or draw another token, so that the result follows `chances` [V]."""
     if torch.rand((), generator=generator, device=chances.device) * drafted[guess] < chances[guess]:
         return guess
     rest = (chances - drafted).clamp(min=0)
-    return int(draw(rest if rest.any() else chances, generator))  # none is left where both are equal but for rounding
+    return int(draw(rest if rest.any() else chances, generator))  # rest is 0 if both are equal up to rounding
 
 
 def latest_occurrence(tokens: Sequence[int], longest: int = LONGEST_MATCH) -> int | None:
-    """Where the latest earlier occurrence of the last tokens ends, of as many of them as occur, `longest` at most.
+    """Find an earlier place that ends in the same tokens as the text does, and return the index after its end.
 
-    latest_occurrence([1, 2, 3, 9, 2, 3]) -> 3: 2 3 stood before there; None where the last token is new.
+    It takes the longest match, up to `longest` tokens, and of equal ones the latest. None if the last token is new.
+    latest_occurrence([1, 2, 3, 9, 2, 3]) -> 3, since 2 3 ends before index 3.
     """
     best, found = 0, None
     for end in range(len(tokens) - 1, 0, -1):
@@ -245,6 +250,6 @@ def latest_occurrence(tokens: Sequence[int], longest: int = LONGEST_MATCH) -> in
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))

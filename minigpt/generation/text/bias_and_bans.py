@@ -1,4 +1,4 @@
-"""Settings in words -> rules in a tokenizer's ids."""
+"""Turn settings that are written as text (logit_bias, bad_words) into rules on the tokenizer's ids."""
 
 from minigpt.config import GenerationConfig
 from minigpt.console import counted
@@ -8,23 +8,23 @@ from minigpt.tokenizers import Tokenizer
 
 
 def make_rules(config: GenerationConfig, tokenizer: Tokenizer) -> Rules:
-    """logit_bias, bad_words and min_new_tokens for this tokenizer.
+    """Make the rules of logit_bias, bad_words and min_new_tokens for this tokenizer.
 
     Raises:
-        GenerationError: a biased text that is not one token or not known, or an id that is none.
-        TokenizerError: a text that the tokenizer cannot spell.
+        GenerationError: a text in logit_bias is not exactly one token or is unknown, or an id does not exist.
+        TokenizerError: the tokenizer cannot encode a text.
     """
     if not (config.logit_bias or config.bad_words or config.min_new_tokens):
         return NO_RULES
     bias = {_token(text, tokenizer): value for text, value in config.logit_bias.items()}
-    # A word that the tokenizer does not know is never written; to ban it must not ban unk.
+    # A word that the tokenizer does not have is never generated. Banning it must not ban the token unk.
     known = (word for word in config.bad_words if not _unknown(word, tokenizer))
     banned = {spelling for word in known for spelling in _spellings(word, tokenizer) if spelling}
     return Rules(tokenizer.eos_id, bias, tuple(sorted(banned)))
 
 
 def _token(text: str, tokenizer: Tokenizer) -> int:
-    """The id of "#13" or of a text that is one token."""
+    """The id that `text` means: "#13" is id 13; any other text must be one token."""
     if text[:1] == "#" and text[1:].isdecimal():
         if int(text[1:]) >= tokenizer.vocab_size:
             raise GenerationError(f"logit_bias: {text} is not an id; the tokenizer has {tokenizer.vocab_size}")
@@ -39,15 +39,15 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
 
 
 def _unknown(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether it has units that the tokenizer does not know; U+FFFD is how unk is shown, so it stands for that."""
+    """Whether the text has units that the tokenizer does not have. U+FFFD is allowed: it means the token unk."""
     return any(part != "\ufffd" for part in tokenizer.unknown_parts(text))
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:
-    """Ids of the word at the start of a text, and after a space where the tokenizer knows one."""
+    """The ids of the word at the start of a text, and its ids after a space if the tokenizer has a space."""
     found = {tuple(tokenizer.encode(word))}
     try:
         found.add(tuple(tokenizer.encode(" " + word)))
-    except TokenizerError:  # a char vocabulary without a space: the word cannot come after one
+    except TokenizerError:  # the tokenizer has no space, so the word never follows one
         return found
     return found

@@ -1,4 +1,4 @@
-"""Text in, text out: prompts become rows of the engine, its ids become pieces of text, with all that ends them."""
+"""Generate text from prompts: encode them, run the engine or a search, decode the ids, and stop where asked to."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,16 @@ from minigpt.runtime.memory_estimate import row_memory
 from minigpt.tokenizers import TextStream, Tokenizer, load
 
 GUESSES = 4
-"""Tokens that a draft model guesses at a time, unless prompt_lookup says otherwise."""
+"""Number of tokens that a draft model guesses at a time, unless prompt_lookup sets another."""
 Reason = Literal["eos", "stop", "length", "time"]
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token that was written: its text, its log-probability in nats under the model before any setting, and the
-    likeliest tokens at its place with theirs."""
+    """A generated token: its text, its log-probability in nats, and the likeliest tokens at this position with theirs.
+
+    Log-probabilities are the model's own, before any sampling setting.
+    """
 
     text: str
     logprob: float
@@ -40,7 +42,7 @@ class TokenScore:
 
 @dataclass
 class Completion:
-    """One continuation. `reason` says what ended it; `score` is a beam's, or the mean log-probability of best_of."""
+    """One continuation. `reason`: why it ended. `score`: the beam's score, or with best_of the mean log-probability."""
 
     text: str = ""
     reason: Reason = "length"
@@ -50,17 +52,17 @@ class Completion:
 
 
 class Row:
-    """One text on its way: from ids to pieces that may be shown."""
+    """One text while it is generated: turns ids into pieces of text that may be shown."""
 
     def __init__(self, tokenizer: Tokenizer, config: GenerationConfig):
         self.tokenizer, self.config = tokenizer, config
         self.eos_id = tokenizer.eos_id if config.stop_at_eos else None
         self.stream, self.stops = TextStream(tokenizer), Stops(config)
         self.completion, self.ended, self.total = Completion(), False, 0.0
-        self.found = True  # False: beam search found no text for it
+        self.found = True  # False: beam search found no text for this row
 
     def push(self, id_: int, logits: Tensor | None = None) -> str:
-        """The new text of one more token; `logits` [V] where its log-probability is asked for."""
+        """Add a token and return its new text. Pass `logits` [V] if its log-probability is wanted."""
         if self.ended:
             return ""
         self.completion.tokens += 1
@@ -75,7 +77,7 @@ class Row:
         return piece
 
     def end(self, reason: Reason) -> str:
-        """End it, if it has not ended; the rest of its text."""
+        """End the text, if it has not ended, and return the rest of it."""
         if self.ended:
             return ""
         self.ended, self.completion.reason = True, reason
@@ -97,20 +99,21 @@ class Row:
 
 
 class Writing:
-    """Continuations of prompts while they are written: iterate for the new piece of each row, then see `completions`.
+    """Generate continuations of prompts: iterate to get the new piece of each row, then read `completions`.
 
-    Rows are the prompts in order, each best_of x num_samples times (num_samples times with beams).
+    Each prompt takes best_of x num_samples rows (num_samples rows with beams); the prompts keep their order.
 
     Args:
         model: in evaluation mode.
-        prompts: texts, or their ids; not empty. Of one longer than the context its last part is read, with a warning.
+        prompts: texts or lists of ids, none empty. If one is longer than the context, its last part is read, with a
+            warning.
         config: settings of generation.
-        seeds: one of each prompt (default: config.seed for all); sample i of a prompt draws with its seed + i.
-        draft: a smaller model of the same tokenizer that guesses ahead (speculative decoding).
+        seeds: one for each prompt (default: config.seed for all). Sample i of a prompt draws with the seed + i.
+        draft: a smaller model with the same tokenizer that guesses ahead (speculative decoding).
 
     Raises:
-        GenerationError: a prompt that is empty, or a setting that does not fit.
-        TokenizerError: a text that the tokenizer cannot spell.
+        GenerationError: a prompt is empty, or a setting does not fit.
+        TokenizerError: the tokenizer cannot encode a text.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class Writing:
         self.ids = encode_prompts(prompts, tokenizer, model.config.max_seq_len)
         self.seeds = [config.seed] * len(prompts) if seeds is None else list(seeds)
         if draft is not None and (config.num_beams > 1 or config.penalty_alpha or config.best_of > 1):
-            raise GenerationError("a draft guesses for sampling only; leave num_beams, penalty_alpha and best_of alone")
+            raise GenerationError("a draft works with sampling only; do not set num_beams, penalty_alpha or best_of")
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
         beside = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
@@ -151,14 +154,14 @@ class Writing:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def finish(self) -> list[list[Completion]]:
-        """Write to the end; the completions."""
-        for _ in self:  # the pieces add up to them
+        """Generate to the end and return the completions."""
+        for _ in self:  # each row collects its pieces
             continue
         return self.completions
 
     @property
     def completions(self) -> list[list[Completion]]:
-        """Of each prompt its num_samples texts, best first where they were compared."""
+        """The num_samples completions of each prompt; beams are in order, best first."""
         found = []
         for first in range(0, len(self.rows), self.copies):
             rows = self.rows[first : first + self.copies]
@@ -174,7 +177,7 @@ class Writing:
         return max((row.completion for row in rows), key=lambda completion: completion.score or 0.0)
 
     def _steps(self) -> Iterator[list[str]]:
-        """Sampling, or contrastive search: all rows together, one token of each at a time."""
+        """Run sampling or contrastive search: all rows together, one token per row at a time."""
         prompts = [ids for ids in self.ids for _ in range(self.copies)]
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.model.embedding.weight.device)
         common: Any = {"rules": self.rules, "ended": ended}
@@ -196,7 +199,7 @@ class Writing:
         return [seed + copy for seed in self.seeds for copy in range(self.copies)]
 
     def _guessing(self) -> Iterator[list[str]]:
-        """Speculative decoding: one row after another, some tokens at a time."""
+        """Run speculative decoding: one row after another, several tokens at a time."""
         for number, (row, seed) in enumerate(zip(self.rows, self._row_seeds(), strict=True)):
             guess = self.config.prompt_lookup
             drafter = ModelDrafter(self.draft, guess or GUESSES) if self.draft is not None else LookupDrafter(guess)
@@ -210,7 +213,7 @@ class Writing:
                 return
 
     def _beams(self) -> list[str]:
-        """Beam search: all at once. Where it finds fewer texts than asked for, the rest are dropped."""
+        """Run beam search to its end. If it finds fewer texts than asked for, the remaining rows are dropped."""
         found = beam_search(
             self.model, self.ids, self.config, self.eos_id, rules=self.rules, seeds=self.seeds, deadline=self.deadline
         )
@@ -231,9 +234,9 @@ class Writing:
 def stream_text(
     model: GPT, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None
 ) -> Iterator[list[str]]:
-    """Yield, for each time step, the new piece of text of every sample; never half a character, never a stop text.
+    """Yield the new piece of text of every sample at each step. A piece never has half a character or a stop text.
 
-    Raises: as `Writing`.
+    Raises: the same errors as `Writing`.
     """
     config = config or GenerationConfig()
     yield from Writing(model, tokenizer, [prompt], config)
@@ -247,18 +250,18 @@ def complete(
     draft: GPT | None = None,
     **settings: Any,
 ) -> list[list[Completion]]:
-    """Continue many prompts of any lengths together; what one gets does not depend on the others.
+    """Continue many prompts of any lengths together. The result of each prompt does not depend on the others.
 
     complete(model, ["Once", "Far away there was"], max_new_tokens=50, stop=["."])[0][0].text
 
     Args:
         model: e.g. from GPT.from_pretrained(run).
-        tokenizer: default: the one beside the model's source.
+        tokenizer: default: the one in the directory that the model came from.
         prompts, seeds, draft: see `Writing`.
         settings: fields of GenerationConfig.
 
     Returns:
-        Of each prompt its num_samples completions.
+        For each prompt a list of its num_samples completions.
 
     Raises:
         ConfigError, GenerationError, TokenizerError.
@@ -273,11 +276,11 @@ def complete(
 
 
 def generate_text(model: GPT, prompt: str, tokenizer: Tokenizer | None = None, **settings: Any) -> str | list[str]:
-    """Continue a prompt: the new text without the prompt; a list of them if num_samples is above 1.
+    """Continue a prompt and return the new text, without the prompt. With num_samples above 1, return a list of texts.
 
     generate_text(model, prompt="Once upon a time", max_new_tokens=50, temperature=0.8)
 
-    Arguments and errors as of `complete`.
+    Arguments and errors are those of `complete`.
     """
     texts = [completion.text for completion in complete(model, [prompt], tokenizer, **settings)[0]]
     return texts[0] if len(texts) == 1 else texts

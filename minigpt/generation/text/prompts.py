@@ -1,4 +1,4 @@
-"""Prompts -> ids. What the model cannot read of them is told by a warning: it writes on all the same."""
+"""Encode prompts as ids. Warns about text that the model cannot read, then generates anyway."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from minigpt.tokenizers import EOS, Tokenizer
 from minigpt.tokenizers.base import listed, valid_unicode
 
 MOST = 1 << 24
-"""Bytes of one prompt that is read from a file or a pipe."""
+"""Largest prompt, in bytes, that is read from a file or a pipe."""
 
 
 def typed_prompt(given: str) -> str:
-    """A prompt of the command line; - is standard input. Raises GenerationError for what is not UTF-8."""
+    """Read a prompt of the command line; "-" means standard input. Raises GenerationError if it is not UTF-8."""
     if given == "-":
         try:
             return read_piped(MOST)
@@ -27,12 +27,14 @@ def typed_prompt(given: str) -> str:
 
 
 def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
-    """Ids of texts (ids stay as they are), of each the last `limit`; one warning for all that are cut, and one for all
-    units that the tokenizer does not know.
+    """Encode prompts (prompts that are ids stay as they are) and keep the last `limit` ids of each.
+
+    There is one warning for all prompts that are cut, and one for all units (characters or words) that the tokenizer
+    does not have.
 
     Raises:
-        GenerationError: an empty prompt, or one without a token.
-        TokenizerError: a text that the tokenizer cannot spell.
+        GenerationError: a prompt is empty, or has no token.
+        TokenizerError: the tokenizer cannot encode a text.
     """
     if not all(len(prompt) for prompt in prompts):
         raise GenerationError('the prompt is empty; give some text, for example --prompt "Once upon a time"')
@@ -52,11 +54,11 @@ def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer,
 
 
 def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int) -> list[int]:
-    """Ids of one prompt; see `encode_prompts`."""
+    """Encode one prompt; see `encode_prompts`."""
     return encode_prompts([prompt], tokenizer, limit)[0]
 
 
 def tell_unknown(text: str, tokenizer: Tokenizer) -> str:
-    """What to say of units that the tokenizer does not know (the model reads them all alike); "" if none."""
+    """A message about units that the tokenizer does not have; the model reads them all as one id. "" if none."""
     found = tokenizer.unknown_parts(text)
     return f"{counted(len(found), tokenizer.unit)} that the model never saw: {listed(found)}" if found else ""

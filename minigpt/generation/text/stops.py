@@ -1,4 +1,4 @@
-"""Stop texts and a stop expression, found in a text that comes piece by piece, also across the pieces' borders."""
+"""Find stop texts and a stop expression in a text that arrives in pieces, even if a match spans several pieces."""
 
 import regex
 
@@ -6,16 +6,16 @@ from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
 
 SECONDS = 5
-"""An expression such as (a|a)*$ can take for ever."""
+"""Time limit of a search: an expression such as (a|a)*$ could take forever."""
 
 
 class Stops:
-    """Lets text through until a stop matches; what may still become a match is held back.
+    """Passes text on until a stop matches, and holds back text that could be the beginning of a match.
 
-    With the stop "\\n\\n", pushes of "Hi.\\n" and "\\nBye" give "Hi." and "", and `hit` is true.
+    With the stop "\\n\\n", push("Hi.\\n") returns "Hi.", push("\\nBye") returns "", and `hit` becomes True.
 
     Args:
-        config: its `stop` and `stop_regex`.
+        config: its `stop` and `stop_regex` are used.
     """
 
     def __init__(self, config: GenerationConfig):
@@ -26,7 +26,7 @@ class Stops:
         self.hit = False
 
     def push(self, text: str) -> str:
-        """What may be shown now."""
+        """Add text and return the text that may be shown now."""
         if self._pattern is None or self.hit:
             return "" if self.hit else text
         self._held += text
@@ -36,11 +36,11 @@ class Stops:
                 return self._release(found.start())
             begun = self._pattern.search(self._held, partial=True, timeout=SECONDS)
         except TimeoutError:
-            raise GenerationError(f"stop_regex: looks for longer than {SECONDS} s in a text; make it simpler") from None
+            raise GenerationError(f"stop_regex: a search took longer than {SECONDS} s; make it simpler") from None
         return self._release(begun.start() if begun else len(self._held))
 
     def flush(self) -> str:
-        """What was held back in vain; nothing after a hit."""
+        """Return the text that is still held back, or "" after a hit."""
         return "" if self.hit else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
