@@ -1,4 +1,4 @@
-"""Pictures of training runs and of texts, and what happens inside a model: recorded first, drawn second."""
+"""Draw training runs and texts, and record and draw what happens inside a model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who look inside a model: plotting needs none."""
+    """Import the functions that need torch at first use, since plotting does not need torch."""
     if name == "explain":
         from minigpt.explanation.analysis import explain as found
     elif name == "measure_heads":

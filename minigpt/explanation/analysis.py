@@ -1,4 +1,4 @@
-"""A recording with its texts and the heads' kinds as one JSON object; docs/explain.md says what each key holds."""
+"""Explain a model's pass over a prompt as one JSON object. docs/explain.md describes each key."""
 
 import math
 from typing import Any
@@ -22,9 +22,9 @@ def explain(model: GPT, tokenizer: Tokenizer, ids: list[int], run: str = "", ste
     """Record a pass over the ids and measure the heads: `explain(run.model, run.tokenizer, ids)["loss"]`.
 
     Returns:
-        KEYS to plain lists, numbers and texts, ready for JSON: see docs/explain.md.
+        A dict with KEYS; its values are lists, numbers and texts, ready for JSON: see docs/explain.md.
 
-    Raises: as `record` and `measure_heads`.
+    Raises: the errors of `record` and `measure_heads`.
     """
     recording = record(model, ids)
     heads = measure_heads(model, exclude=tokenizer.special_tokens.values())
@@ -32,7 +32,7 @@ def explain(model: GPT, tokenizer: Tokenizer, ids: list[int], run: str = "", ste
 
 
 def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The object of `explain`, from what was measured."""
+    """Make the object of `explain` from a recording and measured heads."""
     shown = {*recording.tokens.tolist(), *recording.lens_ids.flat}
     return {
         "format": FORMAT,
@@ -62,7 +62,7 @@ def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenize
 
 
 def describe_model(model: GPT) -> dict[str, Any]:
-    """The shape of a model, in the words of the page."""
+    """The shape of a model, with the names that the page uses."""
     config = model.config
     return {
         "layers": config.num_layers,
@@ -81,7 +81,7 @@ def describe_model(model: GPT) -> dict[str, Any]:
 
 
 def describe_heads(heads: Heads) -> dict[str, Any]:
-    """Which head is of which kind, and how well it fits each."""
+    """The kind of each head, and its score for each kind."""
     return {
         "kinds": list(KINDS),
         "scores": {kind: _plain(heads.scores[kind]) for kind in KINDS},
@@ -95,13 +95,13 @@ def describe_heads(heads: Heads) -> dict[str, Any]:
 
 
 def look_back(attention: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[L, H, T, T] -> [L, H]: by how many tokens a head looks back, the mean over its attention."""
+    """[L, H, T, T] -> [L, H]: the mean number of tokens that a head looks back, weighted by its attention."""
     t, s = np.indices(attention.shape[-2:])
     return (attention * (t - s)).sum(-1).mean(-1)
 
 
 def token_text(tokenizer: Tokenizer, id_: int) -> str:
-    """The text of a token; a special token by its name; part of a character, or a control character, as <e2 82>."""
+    """The text of a token, or its name if it is special. Part of a character, or a control character: <e2 82>."""
     piece = tokenizer.token_bytes(id_)
     try:
         text = piece.decode() or tokenizer.decode([id_], skip_special=False)
@@ -111,17 +111,17 @@ def token_text(tokenizer: Tokenizer, id_: int) -> str:
 
 
 def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The texts of tokens that follow each other."""
+    """The text of each token in a list of ids."""
     return [token_text(tokenizer, id_) for id_ in ids]
 
 
 def visible(text: str) -> str:
-    """A token by itself: " the" -> "␣the"."""
+    """Make the spaces of a token visible: " the" -> "␣the"."""
     return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
 
 
 def _triangle(weights: npt.NDArray[np.float32]) -> list[list[float | None]]:
-    """[T, T] -> rows of 1 to T weights: what lies above the diagonal is zero for every model."""
+    """[T, T] -> rows of 1 to T weights, without those above the diagonal, which are always zero."""
     return [_plain(row[: t + 1]) for t, row in enumerate(weights)]
 
 
@@ -133,5 +133,5 @@ def _plain(array: npt.NDArray[np.float32]) -> list[Any]:
 
 
 def _figure(value: float) -> float | None:
-    """0.123456 -> 0.1235; nan, which JSON does not know, -> None."""
+    """Round: 0.123456 -> 0.1235. NaN, which JSON does not have, -> None."""
     return None if math.isnan(value) else float(f"{value:.4g}")

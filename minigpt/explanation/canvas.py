@@ -1,6 +1,7 @@
-"""What pictures share: colours, a figure without a window, quiet axes, labels that keep apart, the file at the end.
+"""Share what all matplotlib pictures need: colours, figures, axes, labels that do not overlap, writing the file.
 
-matplotlib's objects, not pyplot: no global figure, safe in any thread. It is an extra, imported when first needed.
+It uses matplotlib's objects instead of pyplot, so there is no global figure and every thread may draw. matplotlib is
+an optional package, imported at first use.
 """
 
 import io
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too pale on white.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; without yellow, which is too pale on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 INK, QUIET, GRID = "#222222", "#767676", "#e8e8e8"
 
 
 def drawable(out: str | Path) -> Path:
-    """The file, where it can be drawn to: asked before minutes of counting. Raises UserError."""
+    """Check that a picture can be drawn to this file, before long measurements begin. Raises UserError."""
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"cannot draw {out.name}; name a file that ends in .png or .svg")
@@ -35,7 +36,7 @@ def drawable(out: str | Path) -> Path:
 
 
 def new_figure(width: float = 6.4, height: float = 4.8, dpi: int = 160) -> "Figure":
-    """An empty white figure, in inches."""
+    """Make an empty white figure; width and height are in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -44,7 +45,7 @@ def new_figure(width: float = 6.4, height: float = 4.8, dpi: int = 160) -> "Figu
 
 
 def quiet(axes: "Axes", title: str = "", xlabel: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
-    """No frame but the ground line, a faint grid, the title at the left above."""
+    """Give axes our style: only the bottom line of the frame, a faint grid, the title at the upper left."""
     axes.set_title(title, loc="left", color=INK, fontsize=10.5, pad=8)
     axes.set_xlabel(xlabel, color=INK, fontsize=9.5)
     axes.grid(axis=grid, which="major", color=GRID, linewidth=0.8)
@@ -53,7 +54,7 @@ def quiet(axes: "Axes", title: str = "", xlabel: str = "", grid: Literal["x", "y
 
 
 def bare(axes: "Axes", *, pad: float, labelsize: float) -> None:
-    """No frame but the ground line, and no ticks, only their labels."""
+    """Remove the frame except its bottom line, and the ticks except their labels."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(QUIET)
@@ -61,7 +62,7 @@ def bare(axes: "Axes", *, pad: float, labelsize: float) -> None:
 
 
 def logarithmic(axes: "Axes", along: Literal["x", "y"] = "y") -> None:
-    """A log scale whose ticks are plain numbers: 4, 10, 20, 40 rather than powers; 1.4, 1.6 of a short range."""
+    """Set a log scale with plain numbers as ticks: 10, 20, 50 instead of powers; 1.4, 1.6 on a short range."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axes.dataLim.intervaly if along == "y" else axes.dataLim.intervalx
@@ -74,7 +75,7 @@ def logarithmic(axes: "Axes", along: Literal["x", "y"] = "y") -> None:
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:
-    """Places in order, moved so that all are a gap apart and none is above 1 while there is room below.
+    """Move sorted places so that all are at least a gap apart, and none is above 1 as long as there is room below.
 
     spread_out([0.2, 0.21, 1.0], 0.1) -> [0.2, 0.3, 1.0]; spread_out([0.98, 1.0], 0.1) -> [0.9, 1.0]
     """
@@ -87,17 +88,17 @@ def spread_out(places: Sequence[float], gap: float) -> list[float]:
 
 
 def elided(name: str, most: int = 34) -> str:
-    """A name that leaves room for the picture: its middle left out where it is long."""
+    """Shorten a long name: "…" replaces its middle."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}"
 
 
 def label_at_right(axes: "Axes", labels: list[tuple[float, str, str]], panel_height: float) -> None:
-    """Texts in a column at the right, each beside its height, moved apart where they would cover each other.
+    """Write texts in a column at the right, each at the height of its value, moved apart if they would overlap.
 
     Args:
-        axes: with its final limits.
+        axes: axes with their final limits.
         labels: (value on the vertical axis, text, colour).
-        panel_height: of the axes in inches, about.
+        panel_height: approximate height of the axes in inches.
     """
     from matplotlib.colors import to_rgb
 
@@ -116,7 +117,7 @@ def label_at_right(axes: "Axes", labels: list[tuple[float, str, str]], panel_hei
 
 
 def write_figure(figure: "Figure", out: Path) -> Path:
-    """Save by suffix; the same numbers give the same bytes (no date, fixed ids in SVG). Raises StorageError."""
+    """Write a figure as PNG or SVG. Equal figures give equal bytes (no date, fixed ids in SVG). Raises StorageError."""
     from matplotlib import rc_context
 
     picture = io.BytesIO()

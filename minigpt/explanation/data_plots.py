@@ -1,4 +1,4 @@
-"""Pictures of a text and of tokenizers, from what `minigpt data inspect` and `minigpt tokenizer` count."""
+"""Draw pictures of a text and of tokenizers from the counts of `minigpt data inspect` and `minigpt tokenizer`."""
 
 import itertools
 import unicodedata
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from minigpt.tokenizers import Tokenizer
 
 WORDS = 200
-"""Tokens from which a vocabulary has whole words, which Zipf's law is about."""
+"""Smallest number of tokens for which Zipf's law is drawn: it is about whole words, which small vocabularies lack."""
 LONG = 16
-"""Bytes from which tokens share the last bar."""
-SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "bytes that are not text alone": QUIET}
+"""Tokens of this many bytes or more share the last bar."""
+SHARES = {"after a space": COLOURS[0], "within a word, or a mark": COLOURS[4], "part of a character": QUIET}
 
 
 def draw_text(report: Mapping[str, Any], out: str | Path) -> Path:
     """Draw a report of `inspect_data`: tokens by rank, lines and documents by length, characters.
 
-    Documents are left out of a text that is one; tokens where none were counted.
+    Documents are not drawn if the text is one document; tokens are not drawn if they were not counted.
 
     Raises:
-        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+        UserError: matplotlib is missing, or the suffix is not .png or .svg. StorageError: out cannot be written.
     """
     out = drawable(out)
     panels: list[Any] = [partial(_draw_ranks, tokens=report["tokens"])] if report["tokens"] else []
@@ -48,7 +48,7 @@ def draw_text(report: Mapping[str, Any], out: str | Path) -> Path:
 
 
 def _draw_ranks(axes: "Axes", tokens: Mapping[str, Any]) -> None:
-    """Zipf's picture: how often the n-th most frequent token comes, log axes; of a vocabulary of words with its law."""
+    """Draw how often the n-th most frequent token occurs, on log axes; with Zipf's law if the vocabulary is large."""
     ranks, counts = np.array(tokens["ranks"], float).T
     axes.loglog(ranks, counts, color=COLOURS[0], linewidth=2, zorder=3)
     if tokens["used"] >= WORDS:
@@ -66,11 +66,11 @@ def _draw_ranks(axes: "Axes", tokens: Mapping[str, Any]) -> None:
                 _drawable(repr(text)), (rank, count), xytext=(-4, -6), textcoords="offset points", va="top",
                 ha="right" if rank > 1 else "left", color=INK, fontsize=9, parse_math=False,
             )  # fmt: skip
-    quiet(axes, f"how often the n-th most frequent of {tokens['used']:,} tokens comes", "n", grid="both")
+    quiet(axes, f"how often the n-th most frequent of {tokens['used']:,} tokens occurs", "n", grid="both")
 
 
 def _draw_lengths(axes: "Axes", what: str, lengths: Mapping[str, Any]) -> None:
-    """A histogram; on a log axis where the lengths are far apart, as its bins are."""
+    """Draw a histogram, on a log axis if the longest are over ten times the shortest."""
     from matplotlib.ticker import EngFormatter
 
     counts, edges = lengths["histogram"]["counts"], np.array(lengths["histogram"]["edges"])
@@ -94,16 +94,19 @@ def _draw_characters(axes: "Axes", characters: Mapping[str, Any]) -> None:
 
 
 def _drawable(text: str) -> str:
-    """matplotlib's own font has Latin, Greek and Cyrillic; the rest, and what cannot be seen, is named by its code."""
+    """Replace characters that matplotlib's font does not have, or that are invisible, by their codes (U+0041).
+
+    The font has Latin, Greek and Cyrillic.
+    """
     seen = (char < "\u0530" and unicodedata.category(char)[0] not in "CM" for char in text)
     return "".join(char if shown else f"U+{ord(char):04X}" for char, shown in zip(text, seen, strict=True))
 
 
 def draw_tokenizer(tokenizer: "Tokenizer", out: str | Path) -> Path:
-    """Draw a vocabulary: how many tokens are how long, in bytes, and what they are. Special tokens are left out.
+    """Draw a vocabulary: the number of tokens by their length in bytes and by kind. Special tokens are left out.
 
     Raises:
-        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+        UserError: matplotlib is missing, or the suffix is not .png or .svg. StorageError: out cannot be written.
     """
     out, figure = drawable(out), new_figure(7.5, 4.2)
     axes, pieces = figure.subplots(), [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
@@ -137,17 +140,17 @@ def _share(piece: bytes) -> str:
 
 
 def draw_tokenizers(rows: Sequence[dict[str, Any]], out: str | Path, text: str = "") -> Path:
-    """Draw bytes per token over the size of the vocabulary, a dot for each row of `minigpt tokenizer compare`.
+    """Draw bytes per token over the size of the vocabulary, one dot for each row of `minigpt tokenizer compare`.
 
-    Those of one kind are joined: what a larger vocabulary buys.
+    Dots of the same kind are joined, to show the gain from a larger vocabulary.
 
     Args:
-        rows: with name, kind, vocab_size and bytes_per_token.
+        rows: each with name, kind, vocab_size and bytes_per_token.
         out: file to write, .png or .svg.
-        text: what was encoded, for the title.
+        text: name of the encoded text, for the title.
 
     Raises:
-        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+        UserError: matplotlib is missing, or the suffix is not .png or .svg. StorageError: out cannot be written.
     """
     out, figure = drawable(out), new_figure(7.5, 4.6)
     axes = figure.subplots()

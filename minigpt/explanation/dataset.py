@@ -1,6 +1,6 @@
-"""What a model finds hard and easy over a whole text, and what it knows by heart.
+"""Measure what a model finds hard or easy in a whole text, and which passages are copied from its training text.
 
-Plain functions from arrays to arrays; `survey` puts them into one JSON object (docs/explain.md).
+The functions map arrays to arrays; `survey` puts their results into one JSON object (docs/explain.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ CHUNK = 1 << 20  # ids hashed at a time
 
 
 def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] | None = None) -> Floats:
-    """[N - 1] nats for tokens[1:], in windows of the model's context that do not overlap.
+    """Losses [N - 1] in nats for tokens[1:], in windows of the model's context that do not overlap.
 
-    Their mean is what `minigpt eval` reports, in fp32.
+    Their mean is the loss that `minigpt eval` reports. It is computed in fp32.
 
     Raises:
         DataError: fewer than two tokens.
@@ -43,20 +43,20 @@ def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] |
 
 
 def loss_by_position(losses: Floats, context: int) -> Floats:
-    """[min(context, N)] mean loss at each place of a window: how much more text before helps."""
+    """Mean loss [min(context, N)] at each position of a window: it shows how much more text before a token helps."""
     places = np.arange(len(losses)) % context
     return np.bincount(places, losses) / np.bincount(places)
 
 
 def loss_by_frequency(losses: Floats, targets: Ids, counts: Ids) -> list[dict[str, float]]:
-    """Mean loss of tokens that were seen 0 times, once, 2 or 3 times, 4 to 7 times and so on in training.
+    """Mean loss of tokens that occur 0 times, once, 2 or 3 times, 4 to 7 times and so on in the training text.
 
     Args:
-        losses, targets: [N], of the same tokens.
-        counts: [V] how often each id is in the training text.
+        losses, targets: [N], the losses of the tokens and their ids.
+        counts: [V], how often each id is in the training text.
 
     Returns:
-        A list of {seen_from, seen_to, tokens, loss}, without ranges that no token falls in.
+        A list of {seen_from, seen_to, tokens, loss}, without empty ranges.
     """
     order = np.ceil(np.log2(counts[targets] + 1)).astype(np.int64)  # 0 -> 0, 1 -> 1, 2 and 3 -> 2, 4 to 7 -> 3
     found = []
@@ -72,11 +72,11 @@ def loss_by_frequency(losses: Floats, targets: Ids, counts: Ids) -> list[dict[st
 def most_surprising(
     losses: Floats, tokens: Ids, tokenizer: Tokenizer, count: int = 20, around: int = 20
 ) -> list[dict[str, Any]]:
-    """The tokens that the model expected least, in context: a list of {at, text, before, after, loss}.
+    """List the tokens that the model expected least, with context: {at, text, before, after, loss}.
 
     Args:
-        losses: [N - 1] of tokens[1:].
-        around: tokens of context at each side.
+        losses: [N - 1], losses of tokens[1:].
+        around: number of context tokens on each side.
     """
     found = []
     for at in (np.argsort(losses)[::-1][:count] + 1).tolist():
@@ -95,7 +95,7 @@ def most_surprising(
 
 @torch.no_grad()
 def neighbours(model: GPT, ids: Ids, count: int = 8) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The nearest other ids in embedding space by cosine: (ids [N, count], cosines [N, count])."""
+    """Find the nearest other ids by the cosine of their embeddings: (ids [N, count], cosines [N, count])."""
     table = F.normalize(model.embedding.weight[: model.config.vocab_size].float(), dim=-1)  # [V, C]
     rows = torch.tensor(list(map(int, ids)), device=table.device)
     cosines = table[rows] @ table.T  # [N, V]
@@ -106,25 +106,25 @@ def neighbours(model: GPT, ids: Ids, count: int = 8) -> tuple[npt.NDArray[np.int
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, start + length) of a text stand word for word at [place, place + length) of another."""
+    """Tokens [start, start + length) of a text are equal to tokens [place, place + length) of another text."""
 
     start: int
     length: int
     place: int
     times: int
-    """How often these very tokens are in the other text."""
+    """How often the other text contains exactly these tokens."""
 
 
 def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
-    """The longest verbatim matches of a text with the training text, longest first, none inside another.
+    """Find the longest exact matches of a text with the training text, longest first, none inside another.
 
-    Exact: each run of `shortest` ids is hashed, in the text and, chunk by chunk, in the training text (memory-mapped
-    or not; one pass, no index); where hashes and ids agree, hits that follow each other join to longer matches.
+    Each run of `shortest` ids is hashed, in the text and in the training text, which is read once, in chunks (it may be
+    memory-mapped). If hashes agree, the ids are compared too. Consecutive hits are joined to longer matches.
 
     Args:
         text: [n] ids.
         training: [N] ids.
-        shortest: tokens that a match must have.
+        shortest: smallest number of tokens in a match.
     """
     text = np.asarray(text, np.int64)
     if len(text) < shortest:
@@ -139,7 +139,7 @@ def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
 
 
 def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
-    """[n] -> [n - length + 1] hash of each run: a polynomial modulo 2^64, by Horner's rule."""
+    """[n] -> [n - length + 1]: a hash of each run of `length` ids, a polynomial modulo 2^64 by Horner's rule."""
     wide = ids.astype(np.uint64) + np.uint64(1)
     count = len(ids) - length + 1
     found = np.zeros(count, np.uint64)
@@ -151,7 +151,7 @@ def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
 def _hits(
     text: Ids, training: Ids, hashes: npt.NDArray[np.uint64], order: Ids, length: int
 ) -> Iterator[tuple[Ids, Ids]]:
-    """(starts in the text, places in the training text) of equal runs, a chunk of the training text at a time."""
+    """Yield (starts in the text, places in the training text) of equal runs, for each chunk of the training text."""
     ordered = hashes[order]
     for begin in range(0, max(0, len(training) - length + 1), CHUNK):
         chunk = np.asarray(training[begin : begin + CHUNK + length - 1], np.int64)
@@ -168,7 +168,7 @@ def _hits(
 
 
 def _longest(length: int, starts: Ids, places: Ids, shortest: int) -> list[Span]:
-    """Join hits on a diagonal (place - start) to spans, and keep those that no other one covers."""
+    """Join hits with the same place - start to spans, and keep the spans that no other span covers."""
     order = np.lexsort((starts, places - starts))
     starts, places = starts[order], places[order]
     new = np.ones(len(starts), bool)
@@ -177,7 +177,7 @@ def _longest(length: int, starts: Ids, places: Ids, shortest: int) -> list[Span]
     lengths = np.diff(np.append(begins, len(starts))) + shortest - 1
     starts, places = starts[begins], places[begins]
     kept: list[Span] = []
-    covered = np.zeros(length, np.int64)  # by position: the furthest end of a kept span that has it
+    covered = np.zeros(length, np.int64)  # by position: the furthest end of a kept span that contains it
     for at in np.lexsort((places, starts, -lengths)).tolist():
         start, end = int(starts[at]), int(starts[at] + lengths[at])
         if covered[start] >= end:
@@ -216,10 +216,10 @@ def survey(
     """All of this module's figures as one JSON object; see docs/explain.md.
 
     Args:
-        training: [N] ids the model was trained on.
+        training: [N] ids on which the model was trained.
         held_out: ids to score.
-        text: written by the model or by anyone: what of it stands word for word in the training text, in matches of
-            as many tokens as 24 bytes of it take.
+        text: any text, for example one that the model generated. The survey finds passages of it that are copied from
+            the training text; the shortest are about 24 bytes long.
         progress: see `token_losses`.
     """
     losses = token_losses(model, held_out, progress=progress)

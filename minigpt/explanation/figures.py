@@ -1,4 +1,4 @@
-"""Pictures of an explanation for papers, as PNG or SVG: the same numbers that the page draws, set by matplotlib."""
+"""Draw an explanation with matplotlib, as PNG or SVG, for papers. It shows the same numbers as the page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,11 +19,11 @@ def draw_explanation(explanation: dict[str, Any], out: str | Path, picture: Pict
     """Draw a part of an object of `explain` to a file that ends in .png or .svg; directories are made.
 
     Args:
-        picture: attention (all heads), surprise (per token, with what was expected), lens (the likeliest next token by
-            layer), or stream (length of the residual stream, and what each part added, the mean over all tokens).
+        picture: attention (all heads), surprise (of each token, with its expected surprise), lens (the likeliest next
+            token after each layer), or stream (mean length of the residual stream, and of what each part added).
 
     Raises:
-        UserError: matplotlib is missing, another suffix.
+        UserError: matplotlib is missing, or the suffix is not .png or .svg.
         StorageError: out cannot be written.
     """
     out, figure = drawable(out), new_figure(dpi=200)
@@ -32,7 +32,7 @@ def draw_explanation(explanation: dict[str, Any], out: str | Path, picture: Pict
 
 
 def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
-    """All heads, a row for each layer; white where nothing is looked at."""
+    """Draw all heads, one row per layer; white means no attention."""
     attention, named = explanation["attention"], explanation["heads"]["named"]
     layers, heads, length = len(attention), len(attention[0]), len(explanation["ids"])
     figure.set_size_inches(1.25 * heads + 0.6, 1.4 * layers + 0.4)
@@ -52,7 +52,7 @@ def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
 
 
 def _surprise(figure: "Figure", explanation: dict[str, Any]) -> None:
-    """Bars: -ln p of each token; ticks: the entropy of the prediction."""
+    """Draw -ln p of each token as a bar, and the entropy of its prediction as a tick."""
     texts, loss, entropy = explanation["texts"], explanation["loss"], explanation["entropy"]
     figure.set_size_inches(max(4.0, 0.17 * len(texts) + 0.8), 2.4)
     axes, places = figure.subplots(), np.arange(1, len(texts))
@@ -69,7 +69,7 @@ def _surprise(figure: "Figure", explanation: dict[str, Any]) -> None:
 
 
 def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
-    """The likeliest next token after each layer, the last 24 positions at most; a frame where it is the right one."""
+    """Draw the likeliest next token after each layer, for the last 24 positions; a frame marks correct predictions."""
     ids, lens, words = explanation["ids"], explanation["lens"], explanation["vocabulary"]
     first, rows = max(0, len(ids) - 24), len(lens["ids"])
     columns = range(first, len(ids))
@@ -91,7 +91,7 @@ def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
 
 
 def _stream(figure: "Figure", explanation: dict[str, Any]) -> None:
-    """Means over the tokens: a line for the stream's length, bars for what each part added."""
+    """Draw means over all tokens: a line for the stream's length, bars for the length of what each part added."""
     stream, written = (np.array(explanation[key]).mean(1) for key in ("stream_norm", "written_norm"))
     figure.set_size_inches(max(4.0, 0.42 * len(stream) + 0.8), 2.6)
     axes, places = figure.subplots(), np.arange(len(stream))

@@ -1,15 +1,15 @@
-"""Attention heads that do something one can name, found by measurement rather than by eye.
+"""Find attention heads of four known kinds by measuring where they look.
 
-Each kind says where a head of that kind looks. A head's score for it is the share of attention that goes there, the
-mean over all positions that have such a place:
+A head's score for a kind is the share of its attention that goes to the places of that kind, averaged over all
+positions that have such a place:
 
     previous_token    the token before
-    first_token       the first token, where heads rest that have nothing to do: a sink (Xiao et al., 2023)
+    first_token       the first token, where heads look that have nothing to do: a sink (Xiao et al., 2023)
     duplicate_token   earlier copies of the same token (Wang et al., 2022, section 3)
-    induction         what followed earlier copies: A B ... A -> B (Elhage et al., 2021; Olsson et al., 2022)
+    induction         the token after earlier copies: A B ... A -> B (Elhage et al., 2021; Olsson et al., 2022)
 
-To tell a mechanism from the habits of a text, heads are named on random tokens that are then repeated: nothing but
-the repetition can be known of them.
+Heads are named by their scores on random tokens that are then repeated. There a model can only use the repetition, so
+a high score shows a mechanism and not a habit of one text.
 """
 
 from collections.abc import Collection
@@ -27,8 +27,8 @@ from minigpt.model import GPT
 Floats = npt.NDArray[np.float32]
 KINDS = ("previous_token", "first_token", "duplicate_token", "induction")
 NAMED_FROM = 0.4
-"""Score from which a head has a name. Chance is some 0.02 to 0.1 (`Heads.chance`); trained heads lie near 0 or 0.5 to
-1, so that little depends on the threshold."""
+"""Lowest score for which a head gets a name. Chance is about 0.02 to 0.1 (`Heads.chance`); trained heads score near 0
+or 0.5 to 1, so the exact threshold matters little."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,33 @@ class Heads:
     scores: dict[str, Floats]
     """By kind: [L, H] from 0 to 1."""
     chance: dict[str, float]
-    """By kind: what a head reaches that looks at all earlier positions alike."""
+    """By kind: the score of a head that gives all earlier positions the same weight."""
     sequences: int
     length: int
-    """Tokens of one sequence; its second half repeats the first."""
+    """Tokens per sequence; the second half repeats the first."""
 
     def names(self) -> list[list[str | None]]:
-        """[L][H] of `named`."""
+        """[L][H]: `named` of each head."""
         layers, heads = self.scores[KINDS[0]].shape
         return [[self.named(layer, head) for head in range(heads)] for layer in range(layers)]
 
     def named(self, layer: int, head: int) -> str | None:
-        """The kind of a head: the one it scores highest in, if that is NAMED_FROM or more."""
+        """The kind with the head's highest score, or None if that score is below NAMED_FROM."""
         best = max(KINDS, key=lambda kind: self.scores[kind][layer, head])
         return best if self.scores[best][layer, head] >= NAMED_FROM else None
 
 
 def places(tokens: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
-    """By kind: [T, T], whether position t (row) would look at position s (column) if the head were of that kind.
+    """By kind: [T, T], whether a head of that kind would look from position t (row) at position s (column).
 
-    places([5, 6, 5])["induction"] has one place: position 2 (5 for the second time) looks at 1, where 6 followed 5.
-    A place that is also the token itself or the token before counts for no other kind.
+    places([5, 6, 5])["induction"] has one place: position 2 (the second 5) looks at position 1, where 6 followed 5.
+    The token itself counts for no kind; the token before counts only for previous_token.
     """
     t, s = np.indices((len(tokens), len(tokens)))
     before = s < t - 1
     same = tokens[:, None] == tokens[None]  # [T, T]
     followed = np.zeros_like(same)
-    followed[:, 1:] = same[:, :-1]  # the token before position s is the one at t
+    followed[:, 1:] = same[:, :-1]  # [t, s]: the token before position s equals the token at t
     return {
         "previous_token": s == t - 1,
         "first_token": (s == 0) & before,
@@ -74,7 +74,7 @@ def places(tokens: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def score_heads(attention: Floats, tokens: npt.NDArray[Any]) -> dict[str, Floats]:
-    """By kind: [L, H] scores of recorded attention [L, H, T, T]; nan where the text has no place of that kind."""
+    """By kind: [L, H] scores of recorded attention [L, H, T, T]; NaN if the text has no place of that kind."""
     return {kind: _share(attention, mask) for kind, mask in places(tokens).items()}
 
 
@@ -91,11 +91,11 @@ def measure_heads(
     """Score all heads on random tokens, each sequence repeated once (Olsson et al., 2022, "prefix matching score").
 
     Args:
-        model: left as it was.
-        length: of a sequence with its repetition; less where the context or the vocabulary is smaller.
-        sequences: how many.
-        seed: of the random tokens, all of them different within a half.
-        exclude: ids that are not drawn: special tokens.
+        model: is not changed.
+        length: tokens per sequence, repetition included; fewer if the context or the vocabulary is smaller.
+        sequences: number of sequences.
+        seed: seed of the random tokens. The tokens of one half are all different.
+        exclude: ids that are never drawn, such as special tokens.
 
     Raises:
         UserError: the context or the vocabulary is too small to repeat anything.

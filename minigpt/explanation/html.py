@@ -1,7 +1,7 @@
-"""An explanation as one HTML page that needs nothing else: style, script and numbers stand in it.
+"""Write an explanation as one HTML page that contains its style, its scripts and its numbers.
 
-The page is page/page.html, page.css, tools.js and page.js; the scripts draw what they find in the JSON. To keep the
-page small, attention is packed into a byte a weight: 100 kB for 64 tokens, 6 layers and 6 heads.
+The page is made of the files in page/; the scripts draw the numbers, which are JSON. To keep the page small, attention
+is packed into one byte per weight: 100 kB for 64 tokens, 6 layers and 6 heads.
 """
 
 import base64
@@ -17,9 +17,9 @@ FOLDER = Path(__file__).with_name("page")
 
 
 def make_page(explanation: dict[str, Any], note: str = "") -> str:
-    """The page of an object of `explain`, with a note below its title.
+    """Make the page of an object returned by `explain`, with a note below its title.
 
-    A text may hold anything, `</script>` too: it stays text.
+    Any text is safe, even `</script>`: it is shown as text.
     """
     data = explanation | {"attention": pack_attention(explanation["attention"])}
     parts = {
@@ -37,11 +37,11 @@ def make_page(explanation: dict[str, Any], note: str = "") -> str:
 
 
 def pack_attention(attention: list[list[list[list[float]]]]) -> str:
-    """Base64 of weights 0 to 1 as bytes 0 to 255: for each layer, head and row t the t + 1 weights."""
+    """Encode weights 0 to 1 as bytes 0 to 255 in Base64: for each layer, head and row t the t + 1 weights."""
     weights = [weight for layer in attention for head in layer for row in head for weight in row]
     return base64.b64encode(np.round(np.array(weights) * 255).astype(np.uint8).tobytes()).decode()
 
 
 def read(name: str) -> str:
-    """The text of a part of the page, without line ends behind it."""
+    """Read a part of the page, without line ends at its end."""
     return (FOLDER / name).read_text(encoding="utf-8").rstrip("\n")

@@ -1,4 +1,4 @@
-"""Change what parts of a model write, and see what comes of it: hooks on the model as it is, taken away afterwards."""
+"""Scale or switch off parts of a model for a while, to see their effect. Hooks do it, and are removed afterwards."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +15,17 @@ from minigpt.model.parts import Block
 
 @contextmanager
 def scaled(model: GPT, factors: Mapping[str, float]) -> Iterator[None]:
-    """Multiply what parts write into the residual stream, inside the block; 0 switches a part off.
+    """Inside the `with` block, multiply what parts add to the residual stream by a factor; 0 switches a part off.
 
     with scaled(model, {"head 1.3": 0, "feed-forward 0": 0.5}):  # head 3 of layer 1; all of a feed-forward part
         recording = record(model, ids)
 
     Args:
-        model: left as it was.
-        factors: by "head LAYER.HEAD", "attention LAYER" or "feed-forward LAYER", counted from 0.
+        model: is the same again afterwards.
+        factors: part -> factor. A part is "head LAYER.HEAD", "attention LAYER" or "feed-forward LAYER", counted from 0.
 
     Raises:
-        UserError: a part that the model does not have.
+        UserError: the model does not have such a part.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     by_head = {layer: torch.ones(model.config.num_heads) for layer in range(len(blocks))}

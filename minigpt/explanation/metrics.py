@@ -1,4 +1,4 @@
-"""A run's numbers as arrays: what every picture is drawn from. No drawing here, and no matplotlib."""
+"""Read a run's metrics as arrays, for pictures and comparisons. This needs no matplotlib."""
 
 import functools
 import math
@@ -19,13 +19,13 @@ Array = npt.NDArray[np.float64]
 
 
 def read_metrics(run: str | Path) -> dict[str, Array]:
-    """The metrics of a run, by key, all of one length, in the order of "step"; NaN where a line has no such key.
+    """Read the metrics of a run: key -> array, all of the same length, sorted by "step"; NaN if a line lacks the key.
 
-    Lines of the same step are merged, the later one winning: a resumed run writes some steps again. A last line
-    without its line end that cannot be read is still being written, and is left out.
+    Lines of the same step are merged, and the later value counts: a resumed run writes some steps again. A last line
+    that has no line end and cannot be read is still being written; it is ignored.
 
     Raises:
-        RunError: no such run, no metrics in it yet, or a damaged line, by its number.
+        RunError: no such run, no metrics in it yet, or a damaged line (the message has its number).
     """
     run = Path(run)
     if not run.is_dir():
@@ -44,7 +44,7 @@ def read_metrics(run: str | Path) -> dict[str, Array]:
 
 
 def _numbers(line: Any) -> dict[str, float]:
-    """The numeric entries of one line. Raises ValueError where it is not an object with a step."""
+    """The numeric entries of one line. Raises ValueError if it is not an object with a number "step"."""
     if not isinstance(line, dict):
         raise ValueError("not a JSON object")
     values = {key: float(value) for key, value in line.items() if isinstance(value, int | float)}
@@ -54,11 +54,11 @@ def _numbers(line: Any) -> dict[str, float]:
 
 
 def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
-    """The floors in a run's eval.json (written at its end, or by `minigpt eval RUN --save`); {} without one.
+    """Read the floors in a run's eval.json (written at the run's end, or by `minigpt eval RUN --save`); {} without it.
 
     Args:
         run: its directory.
-        bits: in bits per byte, which are the text's, rather than in nats per token, which are the tokenizer's too.
+        bits: return bits per byte, which do not depend on the tokenizer, instead of nats per token.
 
     Raises:
         RunError: the file is damaged.
@@ -75,9 +75,9 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
 
 
 def footnote(runs: Sequence[str | Path]) -> str:
-    """What the validation losses of the runs were measured on, if it is the same for all; of one run the headline too.
+    """Say on what text the validation losses were measured, if it is the same for all runs, else "".
 
-    "" where that is not known.
+    For one run, add its headline.
     """
     configs = [RunFolder(Path(run)).config for run in runs]
     if not all(config.is_file() for config in configs):
@@ -91,7 +91,7 @@ def footnote(runs: Sequence[str | Path]) -> str:
 
 
 def run_headline(run: str | Path) -> str:
-    """The headline in eval.json, as `minigpt.console.headline` puts it; "" if it is not of the best checkpoint."""
+    """The headline of the run's eval.json (`minigpt.console.headline`); "" if it is not about the best checkpoint."""
     try:
         report = parse_json(RunFolder(Path(run)).evaluation.read_bytes())
         stride = None if report["stride"] == report["context"] else report["stride"]
@@ -102,9 +102,9 @@ def run_headline(run: str | Path) -> str:
 
 
 def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Mean and sample standard deviation of several runs' metrics at the steps and keys that all have.
+    """Mean and sample standard deviation of several runs' metrics, at the steps and keys that all runs have.
 
-    Of one run the deviation is {}.
+    For one run the deviation is {}.
     """
     if len(runs) == 1:
         return runs[0], {}
@@ -115,13 +115,13 @@ def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[st
 
 
 def count_tokenizers(runs: Sequence[str | Path]) -> int:
-    """How many different tokenizers runs have: losses per token compare under one alone."""
+    """Count the different tokenizers of runs. Losses per token can only be compared if there is one."""
     files = [RunFolder(Path(run)).tokenizer for run in runs]
     return len({file.read_bytes() for file in files if file.is_file()})
 
 
 def last_values(run: str | Path) -> dict[str, float | None]:
-    """Where a run stands: step, loss, val_loss, best_val_loss and best_step; None for what it has not logged."""
+    """The newest figures of a run: step, loss, val_loss, best_val_loss, best_step. None for those not logged."""
     metrics = read_metrics(run)
     steps = metrics["step"]
 
@@ -132,7 +132,7 @@ def last_values(run: str | Path) -> dict[str, float | None]:
 
     best = None
     losses = metrics.get("val_loss", np.full(len(steps), math.nan))
-    able = np.isfinite(losses) & (steps > 0)  # the start has no checkpoint
+    able = np.isfinite(losses) & (steps > 0)  # step 0 has no checkpoint
     if able.any():
         best = int(np.argmin(np.where(able, losses, math.inf)))
     return {
@@ -145,7 +145,7 @@ def last_values(run: str | Path) -> dict[str, float | None]:
 
 
 def smooth(values: Array, width: int) -> Array:
-    """Mean over a centred window of `width` values (made odd), narrower at both ends so that it never lags.
+    """Mean over a centred window of `width` values (made odd). It is narrower near both ends, so it stays centred.
 
     smooth([0, 3, 6, 0], 3) -> [0, 3, 3, 0]
     """

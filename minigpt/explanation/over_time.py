@@ -1,6 +1,6 @@
-"""How a model came to be what it is: the same prompt, the same measurement of heads, at each kept checkpoint.
+"""Show how a model changed during training: record one prompt and measure the heads at each kept checkpoint.
 
-A run keeps few checkpoints by default; train with --train.keep-checkpoints 20 to see more of the way.
+A run keeps few checkpoints by default. Train with --train.keep-checkpoints 20 to see more steps.
 """
 
 from collections.abc import Callable
@@ -27,23 +27,23 @@ def timeline(
 
     Args:
         run: a run directory.
-        tokenizer: the run's.
-        ids: [T] of the prompt.
-        progress: called with (checkpoints done, checkpoints in all).
+        tokenizer: the run's tokenizer.
+        ids: [T], the prompt.
+        progress: called with (checkpoints done, all checkpoints).
 
     Returns:
-        TIMELINE_KEYS to their values. steps, oldest first: step, loss (mean over the prompt, None for one token), top
+        A dict with TIMELINE_KEYS. steps, oldest first: step, loss (mean over the prompt, None for one token), top
         (the likeliest 5 tokens after it: [id, probability]), heads ({kind: [L][H] scores}), named ([L][H] kinds),
-        attention_entropy ([L][H] means), pattern ([L][H][T]: where the last position looks). samples: what training
-        wrote on the way: step, prompt, text.
+        attention_entropy ([L][H] means), pattern ([L][H][T]: where the last position looks). samples: the texts
+        that the run generated during training: step, prompt, text.
 
     Raises:
-        RunError: no checkpoint is kept.
-        CheckpointError: one is damaged, or holds an adapter only.
+        RunError: the run has no checkpoint.
+        CheckpointError: a checkpoint is damaged, or holds only an adapter.
     """
     kept = RunFolder(Path(run)).steps()
     if not kept:
-        raise RunError(f"{run}: keeps no checkpoints; name a run directory, such as runs/my")
+        raise RunError(f"{run}: has no checkpoints; name a run directory, such as runs/my")
     found = []
     for done, folder in enumerate(kept, 1):
         model = GPT.from_pretrained(folder)

@@ -1,6 +1,6 @@
-"""One pass over a prompt, as plain arrays: attention, the residual stream, what each layer would predict, the loss.
+"""Record one forward pass over a prompt as arrays: attention, residual stream, each layer's prediction, the loss.
 
-Everything is read off one forward pass (`trace.py`) in the model's own precision; all is in nats.
+Everything comes from one forward pass (`trace.py`) in the model's own precision. Losses and entropies are in nats.
 """
 
 from collections.abc import Sequence
@@ -23,38 +23,38 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Recording:
-    """What a model did with T tokens. L layers, H heads, P = 2 L + 1 parts, K the most likely tokens that are kept."""
+    """What a model computed for T tokens. L layers, H heads, P = 2 L + 1 parts, K most likely tokens per position."""
 
     tokens: npt.NDArray[np.int64]
     """[T] ids."""
     parts: tuple[str, ...]
     """P names: embedding, then attention and feed-forward of each layer."""
     attention: Floats
-    """[L, H, T, T] row t: the weights with which position t looks at positions 0 to t; they sum to 1."""
+    """[L, H, T, T] row t: the weights of position t on positions 0 to t; they sum to 1."""
     attention_entropy: Floats
-    """[L, H, T] entropy of each row: 0 where one position gets all, ln(t + 1) where all get the same."""
+    """[L, H, T] entropy of each row: 0 if one position gets all weight, ln(t + 1) if all get the same."""
     stream_norm: Floats
     """[P, T] length of the residual stream's vector after each part."""
     written_norm: Floats
-    """[P, T] length of what each part added to it."""
+    """[P, T] length of the vector that each part added to the stream."""
     lens_ids: npt.NDArray[np.int64]
-    """[L + 1, T, K] most likely next tokens if the network ended after the embedding (row 0) or after layer l - 1:
-    the logit lens (nostalgebraist, 2020). The last row is what the model really predicts."""
+    """[L + 1, T, K] most likely next tokens if the network ended after the embedding (row 0) or after layer l - 1
+    (row l): the logit lens (nostalgebraist, 2020). The last row is the model's real prediction."""
     lens_probs: Floats
-    """[L + 1, T, K] their probabilities."""
+    """[L + 1, T, K] probabilities of `lens_ids`."""
     lens_loss: Floats
-    """[L + 1, T - 1] -ln p of the token that follows positions 0 to T - 2, by the same predictions."""
+    """[L + 1, T - 1] -ln p of the token after each of positions 0 to T - 2, by the same predictions."""
     lens_entropy: Floats
     """[L + 1, T] entropy of the same predictions."""
 
     @property
     def loss(self) -> Floats:
-        """[T - 1] nats for tokens[1:]; their sum is what `minigpt eval` counts for these tokens."""
+        """[T - 1] nats for tokens[1:]; `minigpt eval` counts the same losses for these tokens."""
         return self.lens_loss[-1]
 
     @property
     def entropy(self) -> Floats:
-        """[T] nats that the model expects to lose at each next token."""
+        """[T] loss in nats that the model itself expects at each next token."""
         return self.lens_entropy[-1]
 
 
@@ -63,13 +63,13 @@ def record(model: GPT, tokens: Sequence[int] | npt.NDArray[Any], top: int = 10) 
     """Record one pass: `record(run.model, run.tokenizer.encode("Once upon a time"))`.
 
     Args:
-        model: any GPT, as it is loaded, on any device; it is left as it was.
+        model: any loaded GPT, on any device; it is not changed.
         tokens: [T] ids, 1 to max_seq_len of them.
-        top: most likely tokens to keep.
+        top: number of most likely tokens to keep, K.
 
     Raises:
         GenerationError: no token, or more than the model's context.
-        CheckpointError: the model computes numbers that are none.
+        CheckpointError: the model computes NaN or infinite numbers.
     """
     check_tokens(model, tokens)
     ids = np.asarray(tokens, np.int64)
@@ -81,7 +81,7 @@ def record(model: GPT, tokens: Sequence[int] | npt.NDArray[Any], top: int = 10) 
     written = torch.cat([stream[:1], stream[1:] - stream[:-1]])
     lens = [_predict(model, trace, layer, ids, top) for layer in range(len(layers) + 1)]
     if not all(torch.isfinite(row[-1]).all() for row in lens):
-        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+        raise CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
     top_ids, top_probs, losses, entropies = (torch.stack(column) for column in zip(*lens, strict=True))
     return Recording(
         tokens=ids,
@@ -98,14 +98,17 @@ def record(model: GPT, tokens: Sequence[int] | npt.NDArray[Any], top: int = 10) 
 
 
 def check_tokens(model: GPT, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
-    """Raises GenerationError if there is no token, or more than the context takes."""
+    """Raise GenerationError if there is no token, or if there are more tokens than the context takes."""
     limit = model.config.max_seq_len
     if not 1 <= len(tokens) <= limit:
         raise GenerationError(f"the text has {counted(len(tokens), 'token')}; this model takes 1 to {limit} at once")
 
 
 def _predict(model: GPT, trace: Trace, layer: int, ids: npt.NDArray[np.int64], top: int) -> tuple[Tensor, ...]:
-    """(top ids [T, K], their probabilities, losses [T - 1], entropies [T]) by the stream before block `layer`."""
+    """Predict from the stream before block `layer`.
+
+    Returns (top ids [T, K], their probabilities [T, K], losses [T - 1], entropies [T]).
+    """
     logits = model.head(model.norm(trace.stream[2 * layer]))[0, :, : model.config.vocab_size].float()  # [T, V]
     log_probs = logits.log_softmax(-1)
     likely = log_probs.topk(min(top, log_probs.shape[-1]), dim=-1)

@@ -1,10 +1,11 @@
-"""Curves of one run or several, as one PNG or SVG: a panel for each of loss, perplexity, bits per byte, rates, speed.
+"""Draw curves of one or more runs as one PNG or SVG, with panels for loss, perplexity, bits per byte, rates, speed.
 
-Faint: what was logged. Thin: its running mean. Bold with dots: validation. Perplexity is exp of the loss's curves.
-Several seeds are one curve, their mean, in a band of the sample standard deviation to both sides. Losses are in nats
-per token, so only runs with the same tokenizer can be compared by them; by bits per byte all can.
+Faint lines are the logged values, thin lines their running mean, bold lines with dots the validation. Perplexity is
+exp of the loss curves. Several seeds are drawn as one curve, their mean, in a band of one sample standard deviation to
+both sides. Losses are in nats per token, so they can compare only runs with the same tokenizer. Bits per byte can
+compare all runs.
 
-The vertical axis shows what comes after the first tenth of a run: the fall from the start would flatten all the rest.
+The vertical axis fits the values after the first tenth of a run. The fall at the start would flatten the rest.
 """
 
 import itertools
@@ -45,10 +46,10 @@ Runs = Sequence[str | Path | Sequence[str | Path]]
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows: columns of metrics.jsonl, each "" where there is none.
+    """The columns of metrics.jsonl that a panel shows; "" for none.
 
-    noisy: drawn faint as it was logged, and as a running mean. exact: drawn as it is. evaluated: bold, with dots.
-    scale: from the column to the axis. wide: on a log axis where the values span much.
+    noisy: drawn faint as logged, and as a running mean. exact: drawn as logged. evaluated: drawn bold, with dots.
+    scale: from the column to the axis. wide: use a log axis if the values span a wide range.
     """
 
     title: str
@@ -59,13 +60,13 @@ class Panel:
     wide: bool = False
 
     def shows(self, metrics: dict[str, Array]) -> bool:
-        """Whether a run has logged it."""
+        """Whether a run has logged one of the columns."""
         keys = (self.noisy, self.exact, self.evaluated)
         return any(bool(np.isfinite(metrics[key]).any()) for key in keys if key in metrics)
 
 
 def _perplexity(loss: Array) -> Array:
-    """exp(loss); a loss above 30 nats is a run that blew up, and would only flatten the others."""
+    """exp(loss). A loss above 30 nats (a diverged run) becomes NaN, since it would flatten the other curves."""
     return np.exp(np.where(loss > 30, math.nan, loss))
 
 
@@ -99,21 +100,21 @@ def plot_runs(
     what: Sequence[What] | Literal["all"] = PER_TOKEN,
     x: Horizontal = "step",
 ) -> Path:
-    """Draw curves of the runs over each other, a panel for each of `what`; the file.
+    """Draw the curves of several runs in the same panels, one panel for each of `what`. Returns the file.
 
-    What the runs have not logged is left out with a warning.
+    Values that a run has not logged are left out with a warning.
 
     Args:
-        runs: run directories; a list of them in the list is drawn as one curve, the mean, with a band. Floors are
-            drawn where every run's eval.json has the same.
-        out: file to write, .png or .svg; directories are made.
-        what: keys of PANELS; "all" for those that any run has logged and by which the runs can be compared.
-        x: what the horizontal axis counts.
+        runs: run directories. A list inside the list is drawn as one curve, the mean, with a band. Floors are drawn
+            if they are equal in the eval.json of all runs.
+        out: file to write, .png or .svg; its directory is made if missing.
+        what: keys of PANELS. "all" means those that any run has logged and that can be compared between the runs.
+        x: what the horizontal axis shows.
 
     Raises:
         RunError: no such run, no metrics, a damaged line (see `read_metrics`).
-        UserError: matplotlib is missing, another suffix, no run has logged one of `what` or x, or the loss is asked
-            for of runs with different tokenizers.
+        UserError: matplotlib is missing, the suffix is not .png or .svg, no run has logged one of `what` or x, or
+            losses per token were asked for although the tokenizers differ.
         StorageError: out cannot be written.
     """
     out = drawable(out)
@@ -127,7 +128,7 @@ def plot_runs(
 
 
 def run_groups(runs: Runs) -> list[list[Path]]:
-    """The runs of each curve. Raises UserError where there are none."""
+    """The runs of each curve. Raises UserError if there are none."""
     if not runs:
         raise UserError("nothing to plot; give at least one run")
     return [[Path(run)] if isinstance(run, str | Path) else [Path(each) for each in run] for run in runs]
@@ -136,7 +137,7 @@ def run_groups(runs: Runs) -> list[list[Path]]:
 def _chosen(
     what: Sequence[What] | Literal["all"], names: list[str], curves: list[list[dict[str, Array]]], tokenizers: int
 ) -> list[What]:
-    """The panels to draw, with a warning for each run that one of them does without. See `plot_runs`."""
+    """Choose the panels to draw, and warn about runs that are missing in one of them. See `plot_runs`."""
     wanted: list[What] = list(PANELS) if what == "all" else list(dict.fromkeys(what))
     for key in wanted:
         if key not in PANELS:
@@ -145,7 +146,7 @@ def _chosen(
         told = f"the runs have {tokenizers} tokenizers: losses per token do not compare"
         if what != "all":
             raise UserError(f"{told}; draw bits per byte, --what bpb")
-        warnings.warn(f"{told}; drawn without", stacklevel=3)
+        warnings.warn(f"{told}; they are left out", stacklevel=3)
         wanted = [key for key in wanted if key not in PER_TOKEN]
     chosen = []
     for key in wanted:
@@ -172,12 +173,15 @@ def _named(key: What) -> str:
 
 
 def _common(floors: list[dict[str, float]]) -> dict[str, float]:
-    """The floors that all runs share: they belong to the text, and runs may have had different ones."""
+    """The floors, if all runs have the same ones, else {}. They depend on the text, which may differ."""
     return floors[0] if all(each == floors[0] for each in floors) else {}
 
 
 def group_names(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """Names of curves: a run's own, or what the names of seeds begin with: [[lr-1-seed-1, lr-1-seed-2]] -> ["lr-1"]."""
+    """Names of curves: the run's name, or for several seeds the beginning that their names share.
+
+    [[lr-1-seed-1, lr-1-seed-2]] -> ["lr-1 (2 seeds)"]
+    """
     short = iter(short_names([path for group in groups for path in group]))
     names = []
     for group in groups:
@@ -190,7 +194,7 @@ def group_names(groups: Sequence[Sequence[Path]]) -> list[str]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart: [a/x, b/x] -> ["a/x", "b/x"]; [a/x, a/y] -> ["x", "y"]."""
+    """The shortest ends of the paths that are all different: [a/x, b/x] -> ["a/x", "b/x"]; [a/x, a/y] -> ["x", "y"]."""
     parts = [path.resolve().parts for path in paths]
     length = 1
     while length < max(map(len, parts)) and len({each[-length:] for each in parts}) < len(set(parts)):
@@ -206,9 +210,9 @@ def draw_runs(
     what: Sequence[What] = PER_TOKEN,
     note: str = "",
 ) -> "Figure":
-    """The picture, a panel for each of `what`, and a note below them. See `plot_runs`.
+    """Draw the figure: one panel for each of `what`, and a note below the panels. See `plot_runs`.
 
-    `curves` holds the seeds' metrics of each name.
+    `curves` has, for each name, the metrics of its seeds.
     """
     columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
     rows = math.ceil(len(what) / columns)
@@ -219,7 +223,7 @@ def draw_runs(
         spare.remove()
     unnamed = set(names) if len(names) > 1 else set()
     right, rest = columns - 1, [index for index in range(len(what)) if index != columns - 1]
-    for index in (right, *rest):  # the names stand at the picture's right end, else where a curve first is
+    for index in (right, *rest):  # names are at the figure's right end if a curve is there, else in its first panel
         axes, key = panels[index], what[index]
         panel, ends = PANELS[key], []
         for name, group, (colour, line) in zip(names, curves, itertools.cycle(STYLES), strict=False):
@@ -253,7 +257,7 @@ def _horizontal(name: str, metrics: dict[str, Array], x: Horizontal) -> Array:
 def _curves(
     axes: "Axes", panel: Panel, along: Array, mean: dict[str, Array], deviation: dict[str, Array], style: dict[str, Any]
 ) -> float:
-    """One run or the mean of several, with a band about the last of its curves; where that ends."""
+    """Draw one run, or the mean of several with a band around the last curve. Returns the last value of that curve."""
     nothing = np.full(len(along), math.nan)
     end = middle = spread = at = nothing
 
@@ -285,12 +289,12 @@ def _curves(
 
 
 def _figure(value: float) -> str:
-    """1.47, 12,345, or 9.2e-05 where two digits would say nothing."""
+    """Format a number: 1.47, 12,345, or 9.2e-05 if it is small."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _finish(axes: "Axes", panel: Panel, x: Horizontal, floors: dict[str, float]) -> None:
-    """Scales, ticks and floors, once the curves are there."""
+    """Set scales, ticks and floors after the curves are drawn."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
     if panel.evaluated:
@@ -308,13 +312,13 @@ def _finish(axes: "Axes", panel: Panel, x: Horizontal, floors: dict[str, float])
     elif x == "step":
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.tick_params(labelbottom=True)  # which shared axes hide within
+    axes.tick_params(labelbottom=True)  # shared axes would hide the inner ones
     axes.margins(x=0.01)
     _floors(axes, floors)
 
 
 def _after_the_start(axes: "Axes") -> None:
-    """End the axis above the highest point after the first tenth of the curves, and cut off what lies higher."""
+    """End the axis just above the highest value after the first tenth of the curves; higher values are cut off."""
     begin, end = axes.dataLim.intervalx
     late = [0.9 * begin + 0.1 * end <= np.asarray(line.get_xdata(), float) for line in axes.get_lines()]
     values = [np.asarray(line.get_ydata(), float)[there] for line, there in zip(axes.get_lines(), late, strict=True)]
@@ -329,10 +333,10 @@ def _after_the_start(axes: "Axes") -> None:
 
 
 def _floors(axes: "Axes", floors: dict[str, float]) -> None:
-    """Dashed lines at the floors that fall in sight. The source's entropy, else the next floor that the curves have not
-    reached, is brought into sight.
+    """Draw dashed lines at the floors that are inside the axis.
 
-    A name stands at the right where the curves end below its line, else under it at the left, where they are above.
+    The axis is extended to the entropy of the source, or else to the next floor that the curves have not reached. The
+    name of a floor is at the right if the curves end below its line; else it is under the line at the left.
     """
     low, high = axes.get_ylim()
     known = [level for name, level in floors.items() if name in FLOOR_NAMES]
@@ -357,7 +361,7 @@ def _floors(axes: "Axes", floors: dict[str, float]) -> None:
 
 
 def _legend(figure: "Figure", names: list[str], curves: list[list[dict[str, Array]]], panels: Sequence[Panel]) -> None:
-    """Above the panels: the name of the one run at the left; at the right which line is what."""
+    """Draw above the panels: at the left the run's name if there is only one, at the right the legend of the lines."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

@@ -1,7 +1,7 @@
-"""What more of something buys: the best validation loss of runs against parameters, training tokens and FLOPs.
+"""Measure and draw scaling: the best validation loss of runs against parameters, training tokens and FLOPs.
 
-A law L = a x^-b, a straight line on log axes, is fitted through the frontier: the runs that none with less of x beats.
-It holds where the runs lie; the floor that every text has (Hoffmann et al., 2022) bends it further on.
+A law L = a x^-b, a straight line on log axes, is fitted to the frontier: runs whose loss no run with less x reaches.
+It holds only in the range of these runs: no text's loss falls to 0, so the line bends later (Hoffmann et al., 2022).
 """
 
 import math
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
 AXES = {"parameters": "parameters", "tokens": "training tokens", "flops": "training FLOPs"}
 SYMBOLS = {"parameters": "N", "tokens": "D", "flops": "C"}
 LEAST = 3
-"""Runs on the frontier from which a law is fitted."""
+"""Smallest number of runs on the frontier for which a law is fitted."""
 
 
 def measure_scaling(runs: Runs) -> dict[str, Any]:
-    """Where runs ended, and the laws through them.
+    """Find the best losses of runs, and fit the laws through them.
 
     Args:
-        runs: run directories; a list of them in the list, such as seeds, is one point, their mean.
+        runs: run directories. A list inside the list, such as several seeds, becomes one point, their mean.
 
     Returns:
-        unit: "nats per token", or "bits per byte" where the tokenizers differ;
-        points: a list of {run, parameters (all of the model's), tokens (read up to the best evaluation), flops
-            (`cost.flops_per_token` times tokens), loss (the best of validation, in the unit), deviation (the
-            sample standard deviation over the runs of a point; null of one)}; a run without an evaluation is left out
-            with a warning;
-        fits: {parameters, tokens, flops: {factor, exponent, runs} of loss = factor x^-exponent, or null where fewer
-            than 3 runs lie on the frontier}.
+        unit: "nats per token", or "bits per byte" if the tokenizers differ;
+        points: a list of {run, parameters (all of the model), tokens (read up to the best evaluation), flops
+            (`cost.flops_per_token` times tokens), loss (the best validation loss, in the unit), deviation (the
+            sample standard deviation over the runs of a point; null for one run)}; a run without an evaluation is
+            left out with a warning;
+        fits: {parameters, tokens, flops: {factor, exponent, runs} of loss = factor x^-exponent, or null if fewer
+            than 3 runs are on the frontier}.
 
     Raises:
-        RunError: no such run, or one without config.yaml; UserError: fewer than two have been evaluated.
+        RunError: no such run, or a run without config.yaml. UserError: fewer than two runs have been evaluated.
     """
     groups = run_groups(runs)
     differ = count_tokenizers([path for group in groups for path in group]) > 1
@@ -75,19 +75,19 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
 
 
 def _end(run: Path, column: str) -> dict[str, float] | None:
-    """Of a run's best evaluation; None before the first."""
+    """The figures of a run's best evaluation; None if it has no evaluation."""
     from minigpt.config import load_config
-    from minigpt.model.cost import flops_per_token, parameter_table  # torch comes with it
+    from minigpt.model.cost import flops_per_token, parameter_table  # imports torch
 
     metrics = read_metrics(run)
     if column not in metrics or "tokens" not in metrics:
         return None
-    losses = np.where(metrics["tokens"] > 0, metrics[column], math.nan)  # at the start nothing is bought yet
+    losses = np.where(metrics["tokens"] > 0, metrics[column], math.nan)  # without the untrained model
     if not np.isfinite(losses).any():
         return None
     folder = RunFolder(run)
     if not folder.is_run:
-        raise RunError(f"{run} has no {folder.config.name}, which tells its size; give the directory of a run")
+        raise RunError(f"{run} has no {folder.config.name}, which has the model's size; give the directory of a run")
     shape, best = load_config(folder.config).model, int(np.nanargmin(losses))
     tokens = float(metrics["tokens"][best])
     return {
@@ -99,7 +99,7 @@ def _end(run: Path, column: str) -> dict[str, float] | None:
 
 
 def frontier(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The points that none with less of `key`, or as much, beats: from left to right, each below those before."""
+    """The points whose loss no point with the same or less `key` reaches. Sorted by `key`, so the loss falls."""
     kept: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point[key], point["loss"])):
         if not kept or point["loss"] < kept[-1]["loss"]:
@@ -108,7 +108,7 @@ def frontier(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]
 
 
 def _fit(points: Sequence[dict[str, Any]], key: str) -> dict[str, float] | None:
-    """Least squares on the logarithms of the frontier."""
+    """Fit the law by least squares on the logarithms of the frontier; None if it has too few points."""
     best = frontier(points, key)
     if len(best) < LEAST:
         return None
@@ -117,13 +117,13 @@ def _fit(points: Sequence[dict[str, Any]], key: str) -> dict[str, float] | None:
 
 
 def draw_scaling(scaling: dict[str, Any], out: str | Path) -> Path:
-    """Draw an object of `measure_scaling`: a panel each for parameters, tokens and FLOPs; log axes.
+    """Draw an object of `measure_scaling` on log axes: one panel each for parameters, tokens and FLOPs.
 
-    A run stands at one height in all three, with its name at the right. Full dots are the frontier, open ones the rest;
-    bars are the seeds' standard deviation.
+    A run has the same height in all three panels; its name is at the right. Full dots are on the frontier, open dots
+    are not. Bars show the standard deviation of the seeds.
 
     Raises:
-        UserError: matplotlib is missing, another suffix. StorageError: out cannot be written.
+        UserError: matplotlib is missing, or the suffix is not .png or .svg. StorageError: out cannot be written.
     """
     out, figure = drawable(out), new_figure(13, 4.4)
     panels, points = figure.subplots(1, 3, sharey=True), scaling["points"]
@@ -154,7 +154,7 @@ def _draw_points(axes: "Axes", points: list[dict[str, Any]], key: str) -> None:
 
 
 def _draw_law(axes: "Axes", fit: dict[str, float], symbol: str) -> None:
-    """The line over the panel's width, its formula above."""
+    """Draw the law as a line over the whole panel, with its formula above the panel."""
     ends = np.array(axes.get_xlim())
     low, high = axes.get_ylim()
     axes.plot(ends, fit["factor"] * ends ** -fit["exponent"], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
@@ -164,7 +164,7 @@ def _draw_law(axes: "Axes", fit: dict[str, float], symbol: str) -> None:
 
 
 def _tex(value: float) -> str:
-    """12.3, or 1.2 x 10^5 as TeX."""
+    """Format a number as TeX: 12.3, or 1.2 x 10^5."""
     if 0.01 <= value < 1e4:
         return f"{value:.3g}"
     power = math.floor(math.log10(value))

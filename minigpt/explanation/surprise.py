@@ -1,4 +1,4 @@
-"""How surprised a model is by each token of a text, and what it expected there: one pass, and nothing else is kept."""
+"""Compute how surprised a model is by each token of a text, and which tokens it expected, in one forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from minigpt.model import GPT
 
 @dataclass(frozen=True)
 class Surprise:
-    """What a model expected at one token of a text."""
+    """What a model expected at one position of a text."""
 
     loss: float | None
-    """-ln p of the token, in nats; None of the first, which nothing predicts."""
+    """-ln p of the token, in nats; None for the first token, which nothing predicts."""
     rank: int | None
-    """1 where the model held it for the likeliest."""
+    """1 if this was the likeliest token, 2 for the second likeliest, and so on."""
     likeliest: list[tuple[int, float]]
-    """The likeliest tokens at its place, with their probabilities; [] at the first."""
+    """The likeliest tokens at this position, with their probabilities; [] at the first."""
 
 
 @torch.inference_mode()
 def surprises(model: GPT, ids: Sequence[int], top: int = 10) -> list[Surprise]:
-    """For each of 1 to max_seq_len ids, and for the token that would come after them, which has neither loss nor rank.
+    """Surprise at each of 1 to max_seq_len ids, and at the next token after them, which has no loss and no rank.
 
     `surprises(run.model, run.tokenizer.encode("Once upon a time"))[1].rank`
     """

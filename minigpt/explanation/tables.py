@@ -1,4 +1,4 @@
-"""A survey of a text, and the way of a training, as tables for a terminal of 80 columns or more."""
+"""Show a survey of a text, or a model's changes during training, as tables for a terminal of 80 columns or more."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ _ROWS = 10
 
 
 def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
-    """Parts of an object of `dataset.survey`, each with a sentence on what it says."""
+    """Yield the parts of an object of `dataset.survey`, each with a title that says what it shows."""
     yield f"{counted(survey['tokens'], 'token')} of the validation text, {survey['loss']:.4f} nats each\n"
     places = survey["loss_by_position"]
     starts = [start for start in (0, *(2**power for power in range(20))) if start < len(places)]
@@ -25,7 +25,7 @@ def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
     for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
         mean = sum(places[start:end]) / (end - start)
         rows.append((str(start) if end == start + 1 else f"{start} to {end - 1}", f"{mean:.3f}", _bar(mean, places[0])))
-    yield _part("By place in the context: more text before helps", ("tokens before", "nats", ""), rows)
+    yield _part("By position in the context: more text before helps", ("tokens before", "nats", ""), rows)
     most = max(row["loss"] for row in survey["loss_by_frequency"])
     rows = [
         (_range(row["seen_from"], row["seen_to"]), f"{row['tokens']:,}", f"{row['loss']:.3f}", _bar(row["loss"], most))
@@ -57,24 +57,24 @@ def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
     ]
     share = len({at for span in survey["spans"] for at in range(span["start"], span["start"] + span["length"])})
     yield _part(
-        f"Word for word in the training text: {counted(share, 'token')} of the text below",
+        f"Copied from the training text: {counted(share, 'token')} of the text below",
         ("tokens", "times", "first at", "text"), rows,
     )  # fmt: skip
     yield Text(survey["text"], "dim")
 
 
 def show_timeline(timeline: dict[str, Any], tokenizer: Tokenizer) -> Iterator[RenderableType]:
-    """Parts of an object of `over_time.timeline`: loss, next token, the best head of each kind, samples."""
+    """Yield the parts of an object of `over_time.timeline`: loss, next token, the best head of each kind, samples."""
     rows = []
     for step in timeline["steps"]:
         id_, prob = step["top"][0]
         best = [_best(step["heads"][kind]) for kind in KINDS]
         loss = "" if step["loss"] is None else f"{step['loss']:.3f}"
         rows.append((f"{step['step']:,}", loss, f"{visible(token_text(tokenizer, id_))} {prob:.2f}", *best))
-    heads = ("step", "loss", "says next", *(kind.removesuffix("_token") for kind in KINDS))
+    heads = ("step", "loss", "predicts", *(kind.removesuffix("_token") for kind in KINDS))
     yield _part("The prompt and the best head of each kind (layer.head score), by checkpoint", heads, rows)
     rows = [(f"{row['step']:,}", Text(visible(row["text"])[:84])) for row in timeline["samples"]]
-    yield _part("What it wrote on the way", ("step", "sample"), rows)
+    yield _part("What it generated during training", ("step", "sample"), rows)
 
 
 def _best(scores: list[list[float]]) -> Text:

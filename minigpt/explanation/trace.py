@@ -1,9 +1,9 @@
-"""What passes through a model during one call, kept for looking at.
+"""Record the tensors that pass through a model during one call.
 
-Notable: the model is neither changed nor written again. The stream after each part is what the next norm reads, so
-hooks on the norms see all of it; each attention's kernel is wrapped, so that queries and keys are those it really
-compares, normalised and rotated. A model with a merged adapter, unpacked from int4 or made ready for decoding is
-traced alike, since it keeps these parts; of a compiled view, trace the model that it was made from.
+This needs no second implementation of the model. The next norm reads the residual stream after each part, so hooks on
+the norms see the whole stream. Each attention kernel is wrapped, so the recorded queries and keys are those that it
+really compares, normalised and rotated. This also works for models with a merged adapter, unpacked from int4 or
+prepared for decoding, since they keep these parts. It does not work for a compiled model: trace the original instead.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from minigpt.runtime.device import evaluating
 
 @dataclass
 class Trace:
-    """What the parts of L blocks read and wrote, in order."""
+    """The tensors that the parts of L blocks read and wrote, in order."""
 
     stream: list[Tensor] = field(default_factory=list)
     """2 L + 1 of [B, T, C]: the residual stream after the embedding, then after each attention and feed-forward."""
     normed: list[Tensor] = field(default_factory=list)
-    """2 L + 1 of [B, T, C]: what the norms made of it; the last is what the head reads."""
+    """2 L + 1 of [B, T, C]: the outputs of the norms; the head reads the last one."""
     queries: list[Tensor] = field(default_factory=list)
     """L of [B, H, T, D]."""
     keys: list[Tensor] = field(default_factory=list)
@@ -34,14 +34,14 @@ class Trace:
     values: list[Tensor] = field(default_factory=list)
     """L of [B, KV, T, D]."""
     mixed: list[Tensor] = field(default_factory=list)
-    """L of [B, H, T, D]: the values, mixed by the attention weights."""
+    """L of [B, H, T, D]: the outputs of the heads (values, averaged by the attention weights)."""
     hidden: list[Tensor] = field(default_factory=list)
-    """L of [B, T, F]: inside the feed-forward parts, after the non-linearity."""
+    """L of [B, T, F]: the hidden vectors of the feed-forward parts, after the activation."""
 
     def weights(self, layer: int) -> Tensor:
-        """Attention weights [B, H, T, T] of a layer, fp32; row t is how position t divides its look back.
+        """Attention weights [B, H, T, T] of a layer, in fp32; row t has the weights of position t on positions 0 to t.
 
-        What `reference.attention` gives for the queries and keys where the value of each position is a unit vector.
+        They come from `reference.attention`, with a unit vector as the value of each position.
         """
         query, key = self.queries[layer].float(), self.keys[layer].float()
         batch, heads, length, _ = key.shape
@@ -51,7 +51,7 @@ class Trace:
 
 @contextmanager
 def traced(model: GPT) -> Iterator[Trace]:
-    """Keep what passes through the model inside the block, without gradients and dropout.
+    """Record the model's next call inside the `with` block, without gradients and dropout.
 
     with traced(model) as trace:
         logits = model(tokens)  # once, tokens [B, T]
@@ -81,7 +81,7 @@ def traced(model: GPT) -> Iterator[Trace]:
 
 
 def _keeping(kernel: Any, trace: Trace) -> Any:
-    """The kernel, which also leaves what it reads and gives in the trace."""
+    """Wrap a kernel so that it also stores its inputs and its output in the trace."""
 
     def keep(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
         trace.queries.append(query)

@@ -1,7 +1,6 @@
-"""One token's way through the network, step by step, with the real numbers and shapes of this model: for teaching.
+"""Follow one token through the network, step by step, with the real numbers and shapes of a model, for teaching.
 
-`steps` takes the numbers from one recorded pass, `show` sets them for a terminal; nothing is computed twice or by
-other formulas than the model's.
+`steps` takes the numbers from one recorded pass of the model itself; `walk` formats them for a terminal.
 """
 
 import math
@@ -32,18 +31,18 @@ _LOOKS, _GUESSES = 5, 5
 
 @dataclass(frozen=True)
 class Step:
-    """One vector (or, of several heads, a matrix) on the way."""
+    """One vector, or a matrix for several heads, inside the network."""
 
     name: str
     formula: str
     values: Tensor
     about: str
-    """A sentence on what it is."""
+    """What it is, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Looked:
-    """How one head's look at one position came about: weight = softmax(score), score = q k / sqrt(D)."""
+    """One head's attention to one position: product = q k, score = product / sqrt(D), weight = softmax(score)."""
 
     position: int
     text: str
@@ -54,24 +53,24 @@ class Looked:
 
 @dataclass(frozen=True)
 class Stage:
-    """The embedding, a block, or the head: its steps, what one head looked at, what would be said next."""
+    """The embedding, a block, or the head: its steps, where one head looked, and the next token it would predict."""
 
     title: str
     steps: list[Step]
     head: int | None = None
     looked: list[Looked] = field(default_factory=list)
     others: list[tuple[int, str, float]] = field(default_factory=list)
-    """(head, the token it looks at most, weight) of the other heads."""
+    """For each other head: (head, the token that it looks at most, weight)."""
     guesses: list[tuple[str, float, float]] = field(default_factory=list)
-    """(token, logit, probability) if the network ended here, the likeliest first."""
+    """(token, logit, probability) if the network ended here; the likeliest first."""
 
 
 @torch.no_grad()
 def steps(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -1) -> list[Stage]:
-    """L + 2 stages of the token at `position` (negative: from the end).
+    """Record the L + 2 stages of the token at `position` (negative: from the end).
 
     Raises:
-        UserError: no such position.
+        UserError: there is no such position.
         GenerationError: no token, or more than the context.
     """
     check_tokens(model, ids)
@@ -104,7 +103,7 @@ def _embedding(model: GPT, trace: Trace, ids: Sequence[int], at: int) -> Stage:
         rest = rest - row
     if model.config.position != "rope":
         summed += " + P"
-        made.append(Step("position", f"P[{at}]", rest, f"row {at} of a table with a row for each place in the text"))
+        made.append(Step("position", f"P[{at}]", rest, f"row {at} of a table with a row for each position"))
     if len(made) > 1:
         made.append(Step("x", summed, x, "their sum enters the residual stream"))
     return Stage("Embedding", made)
@@ -118,16 +117,16 @@ def _block(
     turned = (", normalised" if config.qk_norm else "") + (", rotated" if config.position == "rope" else "")
     norm, inner = NORMS[config.norm].formula, ACTIVATIONS[config.activation].formula
     made = [
-        Step("norm", norm, trace.normed[2 * layer][0, at], "the stream at one scale; the stream itself stays as it is"),
-        Step("q", f"W n{turned}", query, "what each head looks for, a query a head"),
-        Step("k", f"W n{turned}", key, "what this token offers to be found by"),
-        Step("v", "W n", value, "what it hands over when it is found"),
-        Step("mix", "Σ weight · v", trace.mixed[layer][0, :, at], "what the heads bring back from where they looked"),
-        Step("out", "W mix", between - before, "the heads' findings as one vector"),
+        Step("norm", norm, trace.normed[2 * layer][0, at], "the stream, scaled; the stream itself does not change"),
+        Step("q", f"W n{turned}", query, "what each head looks for, one query per head"),
+        Step("k", f"W n{turned}", key, "what makes queries find this token"),
+        Step("v", "W n", value, "what a query gets from this token when it finds it"),
+        Step("mix", "Σ weight · v", trace.mixed[layer][0, :, at], "what the heads collected from where they looked"),
+        Step("out", "W mix", between - before, "the outputs of all heads as one vector"),
         Step("x", "x + out", between, "added to the stream"),
-        Step("norm", norm, trace.normed[2 * layer + 1][0, at], "one scale again"),
-        Step("hidden", inner, trace.hidden[layer][0, at], "the features that feed-forward finds, a number each"),
-        Step("out", "W hidden", after - between, "what they have to say"),
+        Step("norm", norm, trace.normed[2 * layer + 1][0, at], "the stream, scaled again"),
+        Step("hidden", inner, trace.hidden[layer][0, at], "the features that feed-forward finds, one number each"),
+        Step("out", "W hidden", after - between, "what these features add, as one vector"),
         Step("x", "x + out", after, "added to the stream; the next block reads it"),
     ]
     weights = trace.weights(layer)[0, :, at, : at + 1]  # [H, t + 1]
@@ -156,10 +155,10 @@ def _likely(logits: Tensor, tokenizer: Tokenizer) -> list[tuple[str, float, floa
 
 
 def _head(config: ModelConfig, trace: Trace, logits: Tensor, guesses: list[tuple[str, float, float]], at: int) -> Stage:
-    table = "the table E" if config.tie_embeddings else "a table of its own"
+    table = "the table E" if config.tie_embeddings else "its own table"
     made = [
-        Step("norm", "norm(x)", trace.normed[-1][0, at], "one scale for the last time"),
-        Step("logits", "W norm(x)", logits, f"a number for each token: how well x fits its row in {table}"),
+        Step("norm", "norm(x)", trace.normed[-1][0, at], "the stream, scaled for the last time"),
+        Step("logits", "W norm(x)", logits, f"one number per token: how well x fits the token's row in {table}"),
     ]
     if config.softmaxes > 1:
         told = f"{config.softmaxes} softmaxes of W tanh(H norm(x)), mixed: the logarithm of each token's probability"
@@ -168,14 +167,14 @@ def _head(config: ModelConfig, trace: Trace, logits: Tensor, guesses: list[tuple
 
 
 def walk(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -1) -> Iterator[RenderableType]:
-    """The stages set for a terminal of 80 columns or more, one after the other. Raises: as `steps`."""
+    """Format the stages for a terminal of 80 columns or more, one after the other. Raises the errors of `steps`."""
     stages = steps(model, tokenizer, ids, position)
     texts, at = [token_text(tokenizer, id_) for id_ in ids], position % len(ids)
     line = Text("".join(texts[max(0, at - 60) : at]), style="dim")
     line.append(visible(texts[at]), style="bold reverse")
     line.append("".join(texts[at + 1 : at + 20]), style="dim")
     told = f"token {at} (first 0, last {len(ids) - 1}), id {ids[at]}; ␣ is a space, ↵ the end of a line"
-    symbols = "x: the token's vector; n: norm(x), x at one scale; W: a learned table, another one at each step"
+    symbols = "x: the token's vector; n: norm(x), x scaled; W: a learned table, a different one at each step"
     yield Group(line, Text(told, "dim"), Text(symbols, "dim"), "")
     for number, stage in enumerate(stages):
         yield _show(stage, explained=number <= 1 or number == len(stages) - 1)
@@ -197,14 +196,14 @@ def _show(stage: Stage, explained: bool) -> RenderableType:
             parts.append(Padding(_looks(stage, explained), (1, 0, 1, 10)))
     if stage.guesses and stage.head is not None:
         said = "   ".join(f"{visible(text)} {prob:.2f}" for text, _, prob in stage.guesses)
-        parts.append(Text(f"{'':<10}would say by now   {said}", "dim"))
+        parts.append(Text(f"{'':<10}would predict now  {said}", "dim"))
     elif stage.guesses:
         parts.append(Padding(_guesses(stage.guesses), (1, 0, 0, 10)))
     return Group(*parts, "")
 
 
 def _looks(stage: Stage, explained: bool) -> RenderableType:
-    """What the most decided head looked at, as a table with bars; below it the other heads in a line."""
+    """A table with bars of where the most focused head looked; below it one line about the other heads."""
     table = _table(f"head {stage.head} looks at", "place", "q · k", "÷ √D", "softmax")
     for look in stage.looked:
         row = (visible(look.text), str(look.position), f"{look.product:.2f}", f"{look.score:.2f}", f"{look.weight:.3f}")
@@ -212,7 +211,7 @@ def _looks(stage: Stage, explained: bool) -> RenderableType:
     other = "   ".join(f"{head}: {visible(text)} {weight:.2f}" for head, text, weight in stage.others)
     parts: list[RenderableType] = [table]
     if explained:
-        about = "the most decided head; over all tokens its weights sum to 1"
+        about = "the head with the lowest entropy; over all tokens its weights sum to 1"
         parts.append(Text(about, "italic dim"))
     return Group(*parts, Text(f"other heads look most at   {other}", "dim") if other else "")
 

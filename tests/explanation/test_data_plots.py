@@ -81,7 +81,7 @@ def test_a_vocabularys_picture_counts_tokens_by_length_and_kind(tmp_path: Path, 
     assert bars == {
         "after a space": {4: 1},
         "within a word, or a mark": {1: 1, 2: 1, 3: 2, 16: 2},
-        "bytes that are not text alone": {2: 1},
+        "part of a character": {2: 1},
     }
     assert axes.get_xticklabels()[-1].get_text() == "16+"
     assert axes.get_title(loc="left") == "8 byte tokens by length: mean 15.1, longest 90"

@@ -1,11 +1,11 @@
 "use strict";
-// Draws an object of `explain` (docs/explain.md says what its keys hold) into the sections of a page. One state, the
-// chosen token and head; each picture is drawn again from it. Texts of tokens only ever become text nodes. `before` is
-// the state of an earlier picture, to go on from; `switches` lets heads be switched off: { off, toggle }.
+// Draw an object of `explain` (docs/explain.md describes its keys) into the sections of a page. There is one state, the
+// chosen token and head, and each picture is drawn from it. Texts of tokens only become text nodes, never HTML.
+// `before`: the state of an earlier picture, to continue with. `switches`: { off, toggle }, to switch heads off.
 function drawExplanation(data, before = null, switches = null) {
   const { model, texts, loss, entropy, lens, heads } = data;
   const T = texts.length, L = model.layers, H = model.heads;
-  const guess = Math.log(model.vocabulary); // nats of a blind guess: full colour
+  const guess = Math.log(model.vocabulary); // nats of a blind guess, drawn in full colour
   const attention = unpack(data.attention, T, H);
   const state = { token: 0, layer: 0, head: 0, pinned: false, ...before };
   const find = (id) => document.getElementById(id);
@@ -41,7 +41,7 @@ function drawExplanation(data, before = null, switches = null) {
     const box = find("loss-chart"), top = 10, height = 130, left = 30;
     const step = Math.min(48, Math.max(12, (box.clientWidth - left) / T)), W = left + T * step;
     const level = step > 7.5 * longest || longest === 1;
-    const under = level ? 24 : Math.min(80, 14 + 6.5 * longest); // room for the names below
+    const under = level ? 24 : Math.min(80, 14 + 6.5 * longest); // space for the names below the bars
     const most = Math.max(1, ...known, ...entropy.slice(0, -1));
     const y = (value) => top + height * (1 - value / most);
     const chart = picture(W, top + height + under,
@@ -136,7 +136,7 @@ function drawExplanation(data, before = null, switches = null) {
   if (!anyNamed && !(switches && switches.off.size)) for (const name of document.querySelectorAll("#grid .name")) name.remove();
   roving(find("grid"), buttons, H);
 
-  // The tokens along the left and the lower side of a matrix, no closer than 11 px: in two lines, or some left out
+  // Write the tokens along the left and the lower side of a matrix, at least 11 px apart: in two lines, or only some
   function axes(room, side, lines, t) {
     const cell = side / T, every = Math.ceil(11 / (cell * lines));
     const mark = { class: "mark", rx: 2, width: side, height: cell };
@@ -294,7 +294,7 @@ function drawExplanation(data, before = null, switches = null) {
     const t = state.token, ends = data.stream_norm.at(-1).toSorted((a, b) => a - b);
     const own = [...data.stream_norm, ...data.written_norm].map((row) => row[t]);
     const most = 1.1 * Math.max(...own,
-      ends[Math.floor(0.9 * (T - 1))]); // a line far above the others leaves the picture
+      ends[Math.floor(0.9 * (T - 1))]); // a line far above the others is cut off
     const x = (p) => left + (p + 0.5) * step, y = (value) => top + height * (1 - value / most);
     const chart = picture(W, height + 62, "Length of the residual stream after each part of the network",
       svg("clipPath", { id: "inside" }, svg("rect", { x: 0, y: 0, width: W, height: height + 62 })));
@@ -329,7 +329,7 @@ function drawExplanation(data, before = null, switches = null) {
     edges(box);
   }
 
-  // --- what is chosen ---
+  // --- choosing a token or a head ---
 
   function look(layer, head) {
     Object.assign(state, { layer, head });
@@ -364,7 +364,7 @@ function drawExplanation(data, before = null, switches = null) {
 
   find("position").max = T - 1;
   if (!before) {
-    // Begin where the model doubted most, with the head of the highest score
+    // Begin at the position with the highest entropy and the head with the highest score
     if (T > 1) state.token = entropy.indexOf(Math.max(...entropy.slice(0, -1)));
     let best = -1;
     for (const scores of Object.values(heads.scores)) scores.forEach((row, layer) => row.forEach((score, head) => {
@@ -378,7 +378,7 @@ function drawExplanation(data, before = null, switches = null) {
   return { state, last: T - 1, choose, draw, colours };
 }
 
-// The slider, the buttons beside it and the theme, for the picture that `current` gives
+// Connect the slider, the buttons next to it and the theme to the picture that `current` returns
 function steer(current) {
   const dark = matchMedia("(prefers-color-scheme: dark)"), root = document.documentElement;
   const find = (id) => document.getElementById(id), colours = () => current() && current().colours();

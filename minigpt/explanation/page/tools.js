@@ -1,5 +1,5 @@
 "use strict";
-// What the pictures of page.js are made of: elements, texts of tokens, figures, colours, keys.
+// Helpers for the pictures: HTML elements, texts of tokens, numbers, colours, keys.
 
 const percent = (p) => (p > 0 && p < 0.0005 ? "<0.1 %"
   : `${(100 * p).toFixed(p < 0.0995 || (p > 0.99 && p < 0.9995) ? 1 : 0)} %`);
@@ -18,11 +18,11 @@ function node(space, tag, attributes, children) {
 const el = (tag, attributes, ...children) => node(false, tag, attributes, children);
 const svg = (tag, attributes, ...children) => node(true, tag, attributes, children);
 
-// A drawing in CSS pixels, so that its letters keep their size on every screen
+// A drawing measured in CSS pixels, so that its letters have the same size on every screen
 const picture = (width, height, about, ...children) => svg("svg",
   { width, height, role: "img", "aria-label": about }, ...children);
 
-// A token by itself: spaces as ␣, line ends as ↵
+// The text of one token with visible spaces (␣) and line ends (↵)
 const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
 const token = (text, extra = "") => el("span", { class: `token ${extra}` }, visible(text) || "∅");
 
@@ -34,7 +34,7 @@ function colour(name) {
   return found.match(/[\d.]+/g).slice(0, 3).map(Number);
 }
 
-// Arrow keys move the focus among children; only one of them is in the tab order
+// Let arrow keys move the focus between items; only one of them is in the tab order
 function roving(group, items, columns) {
   group.onkeydown = (event) => {
     const at = items.indexOf(document.activeElement);
@@ -46,7 +46,7 @@ function roving(group, items, columns) {
   };
 }
 
-// A box that scrolls sideways fades where there is more, and can be reached by key then
+// Fade the edges of a box where it can scroll further, and let the Tab key reach it if it can scroll at all
 function edges(box) {
   const rest = box.scrollWidth - box.clientWidth;
   box.classList.toggle("left", box.scrollLeft > 2);
@@ -60,7 +60,7 @@ function reveal(box, x) {
 }
 
 function unpack(packed, T, H) {
-  // bytes 0 to 255, or base64 of them: for each layer, head and row t the t + 1 weights
+  // packed: bytes 0 to 255, or their base64; for each layer, head and row t the t + 1 weights
   const bytes = typeof packed === "string" ? Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)) : packed;
   const size = (T * (T + 1)) / 2;
   return (layer, head, t, s) => (s > t ? 0 : bytes[(layer * H + head) * size + (t * (t + 1)) / 2 + s] / 255);
@@ -76,7 +76,7 @@ function paint(canvas, T, weight, [red, green, blue] = colour("--attention")) {
       image.data[at] = red;
       image.data[at + 1] = green;
       image.data[at + 2] = blue;
-      image.data[at + 3] = 255 * Math.sqrt(weight(t, s)); // the root, so that weak ones show
+      image.data[at + 3] = 255 * Math.sqrt(weight(t, s)); // the square root makes weak weights visible
     }
   }
   context.putImageData(image, 0, 0);
@@ -89,7 +89,7 @@ const KINDS = {
   induction: ["induction", "Finds an earlier copy and looks at what came after it, to say that again: A B … A → B."],
 };
 
-// The head of the page, made once; `known`: the losses that are numbers.
+// Write the head of the page, once. `known`: the losses without the first, which is null.
 function headline(data, known) {
   const { model } = data, T = data.texts.length, find = (id) => document.getElementById(id);
   const mean = known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
@@ -104,7 +104,7 @@ function headline(data, known) {
   constants(data);
 }
 
-// What the texts of the sections say of the model
+// Fill in the model's numbers in the texts of the sections
 function constants({ model, heads }) {
   const find = (id) => document.getElementById(id);
   find("named-from").textContent = heads.named_from;
