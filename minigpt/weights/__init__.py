@@ -1,1 +1,1 @@
-"""The weights on disk: checkpoints, sharded ones, damaged ones, packed integers, Hugging Face names."""
+"""Read and write weights on disk: checkpoints (whole or sharded), packed integers, other programs' formats."""

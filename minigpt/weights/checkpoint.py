@@ -1,16 +1,16 @@
-"""Checkpoints: a directory of safetensors and JSON, written atomically, never pickle.
+"""Write and read checkpoints: directories of safetensors and JSON, written atomically, without pickle.
 
     runs/NAME/checkpoints/
         step-00000500/
             model.safetensors       the weights
-            ema.safetensors         their running average, where one is kept; the weights to use
+            ema.safetensors         their running average, if there is one; generation and evaluation use it
             optimizer.safetensors   the optimizer's moments, by parameter name
-            state.json              the model's config, step, and what else exact resume needs
-            manifest.json           sizes and sha256 of the above, written last
+            state.json              the model's config, the step, and all else that exact resume needs
+            manifest.json           sizes and sha256 of the files above, written last
         best, last                  text files that name one of the directories
 
-Everything is written beside and renamed last, so a reader sees the whole checkpoint or the one before it.
-This module knows files, not models: it stands below the model so that `GPT.from_pretrained` may read them.
+Everything is written to a new directory, which is renamed at the end. So a reader sees the whole new checkpoint or the
+one before. This module knows files, not models, so that the model's `GPT.from_pretrained` may import it.
 """
 
 import json
@@ -37,7 +37,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: tensors by part ("model", "ema", "optimizer") and name, and state.json."""
+    """A checkpoint in memory: tensors by part ("model", "ema", "optimizer") and name, and state.json."""
 
     path: Path
     tensors: dict[str, dict[str, torch.Tensor]]
@@ -45,27 +45,27 @@ class Checkpoint:
 
     @property
     def train(self) -> TrainState:
-        """Where training was. Raises CheckpointError for weights that were not trained here."""
+        """The state of training. Raises CheckpointError for weights that were not trained here."""
         if self.state.train is None:
-            raise CheckpointError(f"{self.path}: holds weights alone, so no training goes on from it; fine-tune it")
+            raise CheckpointError(f"{self.path}: has only weights, so training cannot continue from it; fine-tune it")
         return self.state.train
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights to use: the running average where there is one."""
+        """The weights to use: the running average if there is one."""
         return self.tensors.get("ema") or self.tensors["model"]
 
 
 def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState) -> Path:
-    """Write a checkpoint so that it is either whole or not there.
+    """Write a checkpoint, completely or not at all.
 
     Args:
-        directory: where it will stand; its parent is made.
+        directory: the checkpoint's directory; its parent is made if missing.
         tensors: {"model": {...}, "optimizer": {...}, ...}.
-        state: all else that it knows.
+        state: the content of state.json.
 
     Raises:
-        StorageError: disk full or unwritable; what stood there before is whole.
+        StorageError: the disk is full or not writable; an older checkpoint in `directory` stays whole.
     """
     work = beside(directory)
     try:
@@ -81,7 +81,7 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of any new file (the umask's): safetensors makes it 0600.
+    """Write a safetensors file with the usual permissions of a new file (umask); safetensors would make it 0600.
 
     Raises OSError or SafetensorError.
     """
@@ -92,7 +92,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def seal(work: Path, directory: Path, state: CheckpointState) -> None:
-    """Make a checkpoint of a directory that holds its tensors. Raises StorageError, as `save`, which it ends."""
+    """Finish a checkpoint whose tensors are in `work`: write state and manifest, then rename. Raises StorageError."""
     try:
         (work / STATE).write_text(json.dumps(state.to_json(), indent=1) + "\n", encoding="utf-8")
         files = {
@@ -104,7 +104,7 @@ def seal(work: Path, directory: Path, state: CheckpointState) -> None:
         (work / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
         sync(work / MANIFEST)
         sync(work)
-        replace_folder(work, directory)  # a resumed run saves a step again
+        replace_folder(work, directory)  # a resumed run may save the same step again
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(directory, error) from None
@@ -115,10 +115,10 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
 
     Args:
         path: a run, a checkpoint, or a `best`/`last` file.
-        parts: which tensors to read, where they are there.
+        parts: the parts to read; missing ones are left out.
 
     Raises:
-        CheckpointError: missing or foreign; DamagedError: truncated or altered.
+        CheckpointError: no checkpoint there, or not one of minigpt. DamagedError: truncated or altered.
     """
     directory = resolve(path)
     verify(directory)
@@ -137,7 +137,7 @@ def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
     manifest = _read_manifest(directory)
     others = [str(other) for other in whole_steps(directory.parent) if other != directory]
-    hint = f"use another checkpoint of the run (minigpt train goes on by itself): {(others or ['none'])[-1]}"
+    hint = f"use another checkpoint of the run (minigpt train does this itself): {(others or ['none'])[-1]}"
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():
@@ -163,7 +163,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint directory that a run (its best, else its last), a checkpoint, or a pointer file means."""
+    """Find the checkpoint directory of a run (its best, else its last), a checkpoint, or a `best`/`last` file."""
     if (path / MANIFEST).is_file():
         return path
     folder, pointers = RunFolder(path).checkpoints, POINTERS
@@ -171,11 +171,11 @@ def resolve(path: Path) -> Path:
         folder, pointers = path.parent, (path.name,)
     for pointer in (folder / name for name in pointers if (folder / name).is_file()):
         name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if not is_step(name):  # torn, or changed by hand
+        if not is_step(name):  # incomplete, or changed by hand
             continue
         target = folder / name
         aside = target.with_name(f".{target.name}-old")
-        if aside.exists() and not target.exists():  # a kill fell between the two renames of `save`
+        if aside.exists() and not target.exists():  # `save` was killed between its two renames
             try:
                 aside.rename(target)
             except OSError as error:
@@ -192,7 +192,7 @@ def resolve(path: Path) -> Path:
 
 
 def delete(directory: Path) -> None:
-    """Delete a checkpoint; a kill leaves it whole or swept by the next save. Raises StorageError."""
+    """Delete a checkpoint. After a kill it is whole, or the next `sweep` deletes the rest. Raises StorageError."""
     try:
         delete_folder(directory)
     except OSError as error:
@@ -200,7 +200,7 @@ def delete(directory: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what kills left unfinished among the checkpoints of a run that no other process trains.
+    """Delete unfinished checkpoints that a killed process left. No other process may be training the run.
 
     Raises StorageError.
     """
@@ -212,5 +212,5 @@ def sweep(folder: Path) -> None:
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:
-    """Let `best` or `last` name a checkpoint, atomically. Raises StorageError."""
+    """Write a checkpoint's name into the file `best` or `last`, atomically. Raises StorageError."""
     write_text(folder / name, checkpoint.name + "\n")

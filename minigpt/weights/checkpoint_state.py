@@ -1,6 +1,6 @@
-"""What a checkpoint knows beside its tensors: all of state.json, written and read here alone.
+"""Read and write state.json: everything in a checkpoint except its tensors. No other module reads or writes it.
 
-No torch here: listing runs reads states too.
+This module does not import torch, so that listing runs, which reads states, stays fast.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from minigpt.layout import STATE
 
 @dataclass
 class TrainState:
-    """What changes during a run, beside tensors; saved with every checkpoint."""
+    """What changes during a run, except tensors; saved with every checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -30,41 +30,42 @@ class TrainState:
     finished: bool = False
     stop_reason: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
-    micro_batch_size: int | None = None  # where memory was too small for the config's
-    skipped: list[int] = field(default_factory=list)  # batches never to be used, in order
+    micro_batch_size: int | None = None  # if memory was too small for the config's value
+    skipped: list[int] = field(default_factory=list)  # batches that are never used again, in order
     rate_scale: float = 1.0
-    decay_after_warmup: bool = False  # whether the rate's schedule begins where warm-up ends; not in older runs
+    decay_after_warmup: bool = False  # the learning rate decays from the end of warm-up; False in older runs
     unlogged: list[list[float]] = field(default_factory=list)  # [loss, gradient norm] of each step since the last line
-    averaged: int = 0  # steps whose weights are in the average of the run's end
+    averaged: int = 0  # number of steps in the average of the weights at the run's end
 
 
 _LATER = ("decay_after_warmup", "unlogged", "averaged")
-"""Fields of `TrainState` that older versions refuse: in the file only where they are set."""
+"""Fields of `TrainState` that older versions refuse; they are only written if they are set."""
 
 
 @dataclass
 class RecoveryState:
-    """What the guard knows of the run. A rollback restores `losses` and `bad`; the rest is of the whole run."""
+    """What the guard knows about the run. A rollback restores `losses` and `bad`; the rest covers the whole run."""
 
-    losses: list[float] = field(default_factory=list)  # recent good ones
+    losses: list[float] = field(default_factory=list)  # of recent good steps
     bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
     start: float | None = None  # the first loss
     streak: int = 0  # bad steps in a row
     rollbacks: int = 0
-    incidents: int = 0  # lines of incidents.jsonl
+    incidents: int = 0  # number of lines in incidents.jsonl
 
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """state.json. A field that is None is not in the file.
+    """The content of state.json. A field that is None is not in the file.
 
     Attributes:
-        model: the model's config; only an adapter alone has none.
-        train: where training is; of weights that were never trained here, None.
+        model: the model's config; None only if the checkpoint holds an adapter.
+        train: the state of training; None for weights that were not trained here.
         tokenizer: fingerprint of the tokenizer.
-        precision, attention, compile, micro_batch_size: what the run found by measuring, and keeps when it goes on.
-        lora: settings of the adapter that the checkpoint holds in place of a model.
-        base: path and sha256 of the model that the adapter is for.
+        precision, attention, compile, micro_batch_size: choices that the run made by measuring; a resumed run keeps
+            them.
+        lora: settings of the adapter, if the checkpoint holds an adapter instead of a model.
+        base: path and sha256 of the model that the adapter belongs to.
         recovery: what the guard knows.
         quantization: bits, group, embedding_bits, and the run that was quantised.
     """
@@ -82,19 +83,19 @@ class CheckpointState:
     quantization: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the file."""
+        """The state as the JSON object of the file."""
         told = {name: value for name, value in asdict(self).items() if value is not None}
         if train := told.get(
             "train"
-        ):  # so that an older minigpt, which refuses what it does not know, reads most files
+        ):  # leave these out if not set, so that an older minigpt, which refuses unknown fields, can read the file
             told["train"] = {name: value for name, value in train.items() if value or name not in _LATER}
-        if self.precision is not None:  # then micro_batch_size was decided too, be it that there is none
+        if self.precision is not None:  # then micro_batch_size was decided too, perhaps as None
             told.setdefault("micro_batch_size", None)
         return {each.name: told[each.name] for each in fields(self) if each.name in told}
 
     @classmethod
     def from_json(cls, given: Any, where: Path | str) -> Self:
-        """The state of the file's object. Raises CheckpointError naming the field that is unknown or missing."""
+        """Make a state from the file's JSON object. Raises CheckpointError naming the unknown or missing field."""
         _check(given, cls, where, "")
         if given.get("model") is None and given.get("lora") is None:
             raise CheckpointError(f"{where}: lacks model; use the minigpt it is from, or another checkpoint")
@@ -110,13 +111,16 @@ class CheckpointState:
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
-    """The state of a checkpoint directory. Raises OSError or ValueError: unreadable; CheckpointError: foreign."""
+    """Read the state of a checkpoint directory.
+
+    Raises OSError or ValueError if it cannot be read, CheckpointError if it is not a state of this version.
+    """
     file = checkpoint / STATE
     return CheckpointState.from_json(parse_json(file.read_bytes()), file)
 
 
 def _check(given: Any, kind: Any, where: Path | str, prefix: str) -> None:
-    """Raises CheckpointError unless `given` is an object with fields of the dataclass only."""
+    """Raise CheckpointError unless `given` is a JSON object with no other fields than the dataclass has."""
     if not isinstance(given, dict):
         raise CheckpointError(f"{where}: {prefix.rstrip('.') or 'state.json'} is not an object; use another checkpoint")
     known = [each.name for each in fields(kind)]

@@ -1,4 +1,4 @@
-"""Checkpoints that the disk has damaged: set aside, and the one before is taken."""
+"""Find the newest undamaged checkpoint of a run, and rename the damaged ones."""
 
 from collections.abc import Callable
 from itertools import count
@@ -14,13 +14,13 @@ PARTS = ("model", "adapter", "ema", "optimizer")
 
 
 def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
-    """What a run goes on from: the checkpoint that `last` names, else the newest, less those that are damaged.
+    """Find the checkpoint from which a run continues: the one that `last` names, else the newest undamaged one.
 
-    A damaged one is renamed to damaged-step-00000500, and told in one line. Every byte is read once.
+    A damaged checkpoint is renamed to damaged-step-00000500, and one line says so. Every byte is read once.
 
     Raises:
-        CheckpointError: of another format.
-        StorageError: cannot be renamed.
+        CheckpointError: the checkpoint has another format.
+        StorageError: a damaged checkpoint cannot be renamed.
     """
     damaged: list[Path] = []
     while True:
@@ -33,17 +33,17 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
             saved = checkpoint.load(target, PARTS)
             break
         except DamagedError as error:
-            say(f"{error.what}; set aside as {set_aside(target).name}")
+            say(f"{error.what}; renamed to {set_aside(target).name}")
             damaged.append(target)
     if damaged:
         step = step_of(saved.path) if saved else 0
         where = saved.path.name if saved else "the beginning"
-        say(f"going on from {where}: {counted(step_of(damaged[0]) - step, 'step')} will be trained again")
+        say(f"continuing from {where}: {counted(step_of(damaged[0]) - step, 'step')} will be trained again")
     return saved
 
 
 def set_aside(step: Path) -> Path:
-    """Rename a checkpoint so that nothing takes it for one. Raises StorageError."""
+    """Rename a damaged checkpoint so that nothing reads it as a checkpoint. Raises StorageError."""
     names = (f"damaged-{step.name}{f'-{number}' if number else ''}" for number in count())
     target = next(path for path in map(step.with_name, names) if not path.exists())
     try:

@@ -1,8 +1,8 @@
-"""A model in the names and settings of llama.cpp's architectures gpt2, qwen3 and llama: pure functions between dicts.
+"""Convert models to and from the names and settings of llama.cpp's architectures gpt2, qwen3 and llama.
 
-llama.cpp takes its weights in the layout of Hugging Face under shorter names, but for two: GPT-2's matrices are not
-transposed, and the llama architecture pairs neighbours in its rotary embedding where transformers pairs halves, so the
-rows of its queries and keys stand in another order.
+All are pure functions between dicts. llama.cpp uses Hugging Face's layout under shorter names, with two exceptions.
+GPT-2's matrices are not transposed. And in the llama architecture rotary positions pair neighbours, where transformers
+pairs halves, so the rows of queries and keys have another order.
 """
 
 import re
@@ -18,9 +18,9 @@ from minigpt.weights.huggingface import Weights, architecture, halves, weights_f
 from minigpt.weights.huggingface_config import MOST_POSITIONS
 
 FILE_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
-"""llama.cpp's number for a file whose matrices are mostly so."""
+"""llama.cpp's number for a file in which most matrices have this kind."""
 
-# Hugging Face's names to llama.cpp's: first the whole names, then those within a block
+# Hugging Face's names -> llama.cpp's names: first those outside of blocks, then those inside a block
 _GPT2 = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
 _GPT2 |= {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"}
 _GPT2 |= {"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
@@ -36,7 +36,7 @@ _PAIRED = re.compile(r"blk\.\d+\.attn_(q|k)\.weight")
 
 
 def architecture_in_gguf(config: ModelConfig) -> str:
-    """The name at llama.cpp. Raises CheckpointError naming the fields that its architectures do not have."""
+    """llama.cpp's name of the architecture. Raises CheckpointError naming the fields that none of them has."""
     gpt2 = config.position == "learned"
     wanted: dict[str, tuple[Any, ...]] = {"bigrams": (0,), "softmaxes": (1,), "position": ("learned", "rope")}
     if gpt2:
@@ -55,7 +55,7 @@ def architecture_in_gguf(config: ModelConfig) -> str:
 
 
 def spelled(kind: str, name: str) -> str:
-    """Hugging Face's name of a weight as llama.cpp spells it.
+    """Convert Hugging Face's name of a weight to llama.cpp's name.
 
     spelled("gpt2", "transformer.h.0.ln_1.weight") -> "blk.0.attn_norm.weight"
     """
@@ -68,7 +68,7 @@ def spelled(kind: str, name: str) -> str:
 
 
 def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
-    """The settings of the architecture."""
+    """The config as llama.cpp's settings."""
     kind = architecture_in_gguf(config)
     heads = {"head_count": config.num_heads, "head_count_kv": config.kv_heads}
     epsilon = "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
@@ -88,10 +88,10 @@ def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
 
 
 def weights_to_gguf(config: ModelConfig, ours: Weights, precision: str) -> dict[str, tuple[Tensor, str]]:
-    """Name to (tensor, how it is stored). Vectors and positions are fp32, as in llama.cpp's own files.
+    """Convert weights to name -> (tensor, kind). Vectors and positions are fp32, as in llama.cpp's own files.
 
-    Rows that are not whole blocks of 32 are stored in fp16. With q4_0, the table of the tokens and the head keep 8
-    bits: they suffer most.
+    Rows that are not whole blocks of 32 are stored in fp16. With q4_0, the token embedding and the head keep 8 bits,
+    since they lose most by rounding.
     """
     kind = architecture(config)
     tensors: dict[str, tuple[Tensor, str]] = {}
@@ -110,7 +110,7 @@ def weights_to_gguf(config: ModelConfig, ours: Weights, precision: str) -> dict[
     return tensors
 
 
-# their settings to our fields, with the values that are read where one is left out (None: it must be there)
+# their setting -> (our field, default if the setting is missing; None: it must be there)
 _FIELDS = {
     "context_length": ("max_seq_len", None),
     "embedding_length": ("embed_dim", None),
@@ -126,15 +126,15 @@ _MODERN = {
 }
 _OF_GPT2 = {"attention.layer_norm_epsilon": ("norm_eps", None)}
 _SAME = ("vocab_size", "attention.head_count_kv", "attention.value_length", "rope.dimension_count")
-"""Settings that say again what others say; checked where it matters, by the shapes of the weights."""
+"""Settings that repeat others; the shapes of the weights check them if necessary."""
 _HARMLESS = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "attention.causal", "expert_count")
 _FAMILIES = {"gpt2": _FIELDS | _OF_GPT2, "qwen3": _FIELDS | _MODERN, "llama": _FIELDS | _MODERN}
 
 
 def config_from_gguf(file: GGUF) -> ModelConfig:
-    """Our fields of a file's settings.
+    """Convert a file's settings to our config.
 
-    Raises CheckpointError: another architecture, a setting that we do not have, or a value that is not possible.
+    Raises CheckpointError for another architecture, a setting that minigpt does not have, or an impossible value.
     """
     kind = file.settings.get("general.architecture")
     if not isinstance(kind, str) or kind not in _FAMILIES:
@@ -166,11 +166,14 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
     try:
         return validate({"model": fields}).model
     except ConfigError as error:
-        raise CheckpointError(f"its settings describe no model of ours: {error}") from None
+        raise CheckpointError(f"its settings do not describe a model of minigpt: {error}") from None
 
 
 def weights_from_gguf(config: ModelConfig, file: GGUF) -> Weights:
-    """Our state dict in fp32. Raises CheckpointError naming a weight that is missing, too many, or of another shape."""
+    """Convert a file's weights to our state dict in fp32.
+
+    Raises CheckpointError naming a weight that is missing, not used, or of another shape.
+    """
     kind = str(file.settings["general.architecture"])
     theirs = {name: stored.load() for name, stored in file.tensors.items()}
     for name in theirs if kind == "llama" else ():

@@ -1,12 +1,12 @@
-"""The file format GGUF, which llama.cpp and its family read: settings by name, then tensors, little-endian.
+"""Read and write GGUF files, the format of llama.cpp and related programs: settings, then tensors, little-endian.
 
     "GGUF", version 3, number of tensors, number of settings
     each setting:  name, type, value
-    each tensor:   name, number of sizes, sizes (of a row first), kind of its numbers, place in the data
+    each tensor:   name, number of dimensions, sizes (row length first), kind of its numbers, place in the data
     data:          each tensor begins at a multiple of 32
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Notable: a count in a file is believed only as
-far as the file has bytes for it, so reading a hostile file takes no more memory than its size, times a small factor.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A count in a file is checked against the bytes
+that the file has, so reading a hostile file takes no more memory than a small multiple of its size.
 """
 
 import math
@@ -26,13 +26,13 @@ MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 BLOCK = 32
-"""Neighbours in a row that share a scale in Q8_0 and Q4_0."""
+"""Number of neighbours in a row that share a scale in Q8_0 and Q4_0."""
 
 Value = str | bool | int | float | list[str] | list[int] | list[float]
 
 
 class Kind(NamedTuple):
-    """How a tensor's numbers are stored: the format's code, and the bytes of so many numbers."""
+    """How a tensor's numbers are stored: GGUF's code, numbers per block, and bytes per block."""
 
     code: int
     numbers: int
@@ -49,15 +49,15 @@ KINDS = {
 
 
 def fits(shape: tuple[int, ...], kind: str) -> bool:
-    """Whether a tensor of this shape can be stored so: its rows are whole blocks."""
+    """Whether a tensor of this shape can be stored in this kind: its rows must be whole blocks."""
     return shape[-1] % KINDS[kind].numbers == 0
 
 
 def pack(tensor: Tensor, kind: str) -> bytes:
-    """A tensor's bytes. A block of Q8_0 is a scale and 32 whole numbers; of Q4_0 too, with two numbers in a byte.
+    """Convert a tensor to bytes. A block of Q8_0 or Q4_0 is a scale and 32 integers; Q4_0 puts two into each byte.
 
-    As ggml rounds them: Q8_0 half away from zero with the scale max / 127; Q4_0 with the scale that makes the number of
-    the largest size -8.
+    Rounding is the same as in ggml. Q8_0: the scale is max / 127, halves are rounded away from zero. Q4_0: the scale
+    makes the number with the largest absolute value -8.
     """
     values = tensor.detach().to("cpu", torch.float32).contiguous()
     if kind == "bf16":
@@ -80,7 +80,7 @@ def pack(tensor: Tensor, kind: str) -> bytes:
 
 
 def unpack(data: np.ndarray, kind: str) -> np.ndarray:
-    """fp32 numbers (n,) of a tensor's bytes."""
+    """Convert a tensor's bytes to fp32 numbers (n,)."""
     if kind == "fp32":
         return data.view("<f4").astype(np.float32)
     if kind == "fp16":
@@ -94,7 +94,7 @@ def unpack(data: np.ndarray, kind: str) -> np.ndarray:
         whole = np.ascontiguousarray(stored).view(np.int8).astype(np.float32)
     else:
         whole = np.concatenate([stored & 15, stored >> 4], axis=1).astype(np.float32) - 8
-    with np.errstate(invalid="ignore"):  # 0 times a scale that is not finite: whoever reads it is told
+    with np.errstate(invalid="ignore"):  # 0 x infinite scale: the caller checks for it
         return (whole * scale).reshape(-1)
 
 
@@ -103,7 +103,7 @@ def _inverse(scale: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, settings: Mapping[str, Value], tensors: Mapping[str, tuple[Tensor, str]]) -> None:
-    """Write a file. `tensors`: name to (tensor, kind). Raises OSError."""
+    """Write a file. `tensors`: name -> (tensor, kind). Raises OSError."""
     with path.open("wb") as file:
         file.write(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(settings)))
         for name, value in settings.items():
@@ -126,7 +126,7 @@ def _text(text: str) -> bytes:
 
 
 def _setting(value: Value) -> bytes:
-    """A value with its type in front."""
+    """The bytes of a setting's type and value."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
@@ -155,7 +155,7 @@ def _pad(file: BinaryIO) -> None:
 
 
 class Stored(NamedTuple):
-    """A tensor of a file that was read: its shape as torch has it, and what makes its fp32 numbers."""
+    """A tensor in a file: its shape in torch's order, its kind, and a function that loads it in fp32."""
 
     shape: tuple[int, ...]
     kind: str
@@ -163,18 +163,18 @@ class Stored(NamedTuple):
 
 
 class GGUF(NamedTuple):
-    """What `read` gives. Numbers in settings are Python's; lists of numbers are arrays."""
+    """The result of `read`. Numbers in settings are Python numbers; lists of numbers are arrays."""
 
     settings: dict[str, Any]
     tensors: dict[str, Stored]
 
 
 def read(path: Path) -> GGUF:
-    """The settings of a file, and its tensors, each loaded when asked for.
+    """Read the settings of a file and the list of its tensors. Each tensor is loaded when its `load` is called.
 
     Raises:
-        CheckpointError: not a GGUF, damaged, or numbers of a kind that is not in KINDS.
-        OSError: it cannot be read.
+        CheckpointError: not a GGUF file, damaged, or a kind of numbers that is not in KINDS.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
@@ -204,13 +204,13 @@ _DAMAGED = "download or export it again"
 
 
 class _Cursor:
-    """Takes bytes from the front of a file. Raises CheckpointError where it ends."""
+    """Reads a file from its beginning. Raises CheckpointError if the file ends too early."""
 
     def __init__(self, data: mmap.mmap):
         self.data, self.place = data, len(MAGIC)
 
     def take(self, size: int) -> int:
-        """Go on by so many bytes; where they begin."""
+        """Move forward by `size` bytes; returns where they begin."""
         start = self.place
         if size > len(self.data) - start:
             raise CheckpointError(f"is damaged: it ends too early; {_DAMAGED}")
@@ -233,7 +233,7 @@ class _Cursor:
             raise CheckpointError(f"is damaged: it holds text that is not UTF-8; {_DAMAGED}") from None
 
     def value(self) -> Any:
-        """A setting's value. An array of arrays is in no model's file, and refused."""
+        """Read a setting's value. An array of arrays is refused, since no model's file has one."""
         code = self.number("<u4")
         if code == _STRING:
             return self.text()
@@ -244,7 +244,7 @@ class _Cursor:
             return self.numbers(_dtype(each), count).copy()
         dtype = _dtype(code)
         found = self.numbers(dtype)[0]
-        return float(str(found)) if dtype == "<f4" else found.item()  # the f4 next to 1e-6 is 1e-6
+        return float(str(found)) if dtype == "<f4" else found.item()  # a float32 of 1e-6 is read as 1e-6
 
 
 def _dtype(code: int) -> str:
@@ -274,16 +274,16 @@ def _read(cursor: _Cursor) -> GGUF:
     if type(step) is not int or not 0 < step <= 1 << 20:
         raise CheckpointError(f"is damaged: general.alignment is {str(step)[:60]}; {_DAMAGED}")
     begin = -(-cursor.place // step) * step
-    end = 0  # of the tensor before: none may lie on another, or a small file would become a large model
+    end = 0  # of the tensor before; tensors must not overlap, or a small file could become a large model
     for name, (_, _, place, size) in sorted(found.items(), key=lambda item: item[1][2]):
         if place < end or size > len(cursor.data) - begin - place:
-            raise CheckpointError(f"is damaged: {name[:60]} does not lie where there is room for it; {_DAMAGED}")
+            raise CheckpointError(f"is damaged: {name[:60]} overlaps another tensor or the file's end; {_DAMAGED}")
         end = place + size
     return GGUF(settings, {name: _stored(cursor.data, begin, *parts) for name, parts in found.items()})
 
 
 def _described(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, int, int]:
-    """(shape, kind, place in the data, bytes) of the next tensor."""
+    """Read the description of the next tensor: (shape, kind, place in the data, bytes)."""
     dimensions = cursor.number("<u4")
     if not 0 < dimensions <= 4:
         raise CheckpointError(f"is damaged: {name[:60]} has {dimensions} dimensions; {_DAMAGED}")
@@ -292,7 +292,7 @@ def _described(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, int, i
     kind = next((name for name, kind in KINDS.items() if kind.code == code), None)
     if kind is None:
         raise CheckpointError(
-            f"{name[:60]} is stored in a kind that minigpt does not read (number {code}); "
+            f"{name[:60]} has a kind of numbers that minigpt does not read (code {code}); "
             f"get the model in one of {', '.join(KINDS)}"
         )
     if not math.prod(shape) or not fits(shape, kind):

@@ -1,8 +1,8 @@
-"""Names and layouts of the weights of GPT2LMHeadModel, Qwen3ForCausalLM and LlamaForCausalLM, which we can be.
+"""Convert weights to and from Hugging Face's GPT2LMHeadModel, Qwen3ForCausalLM and LlamaForCausalLM.
 
-Pure functions between dicts; nothing of transformers is imported. GPT-2 stores its projections as [in, out]
-(Conv1D), we as [out, in]; Qwen3 and Llama have q, k, v and gate, up as matrices of their own, ours are stacked. Llama
-has no norms of queries and keys, and is Qwen3 otherwise.
+All are pure functions between dicts, without importing transformers. GPT-2 stores its projections as [in, out]
+(Conv1D), minigpt as [out, in]. Qwen3 and Llama have separate matrices q, k, v and gate, up; minigpt stacks them. Llama
+is the same as Qwen3 without norms of queries and keys.
 """
 
 import re
@@ -29,7 +29,7 @@ Weights = dict[str, Tensor]
 CONFIG_JSON = "config.json"
 
 
-# ours -> GPT-2's, per block; the flag marks matrices, which GPT-2 stores transposed
+# (our name, GPT-2's name, whether it is a matrix, which GPT-2 stores transposed), inside a block
 _GPT2 = (
     ("norm1", "ln_1", False),
     ("attention.qkv", "attn.c_attn", True),
@@ -38,7 +38,7 @@ _GPT2 = (
     ("feed_forward.up", "mlp.c_fc", True),
     ("feed_forward.down", "mlp.c_proj", True),
 )
-# ours -> Qwen3's, per block; several names are stacked in ours
+# (our name, Qwen3's names), inside a block; several of theirs are stacked in one of ours
 _QWEN3 = (
     ("norm1", ("input_layernorm",)),
     ("attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -52,17 +52,17 @@ _QWEN3 = (
 
 
 def _modern(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """The names per block of Qwen3, or of Llama."""
+    """The names of Qwen3's weights inside a block, or of Llama's."""
     return [(mine, names) for mine, names in _QWEN3 if config.qk_norm or not mine.endswith(("q_norm", "k_norm"))]
 
 
-# what older files hold beside the weights: the causal mask, and wavelengths that follow from the config
+# older files also contain the causal mask, and wavelengths that follow from the config
 _BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
-    """State dict of the twin; padded vocabulary rows are cut off."""
+    """Convert our state dict to Hugging Face's. Padded vocabulary rows are cut off."""
     embedding = ours["embedding.weight"][: config.vocab_size]
     head = {} if config.tie_embeddings else {"lm_head.weight": ours["head.weight"][: config.vocab_size]}
     if architecture(config) == "gpt2":
@@ -85,15 +85,15 @@ def weights_to_hf(config: ModelConfig, ours: Weights) -> Weights:
 
 
 class _Reading:
-    """The weights of a file, each taken once, in the shape that config.json says: what nothing takes is refused."""
+    """The weights of a file. Each must be taken once, in the shape that follows from the config; none may be left."""
 
     def __init__(self, prefix: str, theirs: Weights, spell: Callable[[str], str] | None, where: str):
         self.spell, self.where = spell or (lambda name: name), where
-        self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a bare model has none
+        self.prefix = prefix if any(name.startswith(prefix) for name in theirs) else ""  # a model without head has none
         self.left = dict(theirs)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A weight in fp32. Raises CheckpointError for one that is missing, or of another shape or kind."""
+        """Take a weight, in fp32. Raises CheckpointError if it is missing, or has another shape or dtype."""
         name = self.spell(self.prefix + name)
         tensor = self.left.pop(name, None)
         if tensor is None:
@@ -102,13 +102,13 @@ class _Reading:
             )
         if tuple(tensor.shape) != shape:
             found = tuple(tensor.shape)
-            raise CheckpointError(f"{name} is {found}, but by {self.where} it is {shape}")
+            raise CheckpointError(f"{name} is {found}, but {self.where} says {shape}")
         if tensor.dtype not in _FLOATS:
-            raise CheckpointError(f"{name} holds {tensor.dtype}; give the model in fp32, bf16 or fp16")
+            raise CheckpointError(f"{name} has dtype {tensor.dtype}; give the model in fp32, bf16 or fp16")
         return tensor.float()
 
     def head(self, config: ModelConfig, embedding: Tensor) -> Weights:
-        """The head of an untied model; of a tied one a copy of the embedding may be in the file."""
+        """Take the head of an untied model. The file of a tied model may have a copy of the embedding as head."""
         self.prefix = ""
         if config.tie_embeddings and self.spell("lm_head.weight") not in self.left:
             return {}
@@ -123,12 +123,12 @@ class _Reading:
         )
 
     def end(self) -> None:
-        """Raises CheckpointError naming what is left."""
+        """Raise CheckpointError if weights are left, with their names."""
         left = sorted(name for name in self.left if not _BUFFERS.fullmatch(name))
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise CheckpointError(
-                f"nothing here reads the weights {', '.join(left[:3])}{more}; {self.where} is of another model"
+                f"this model has no weights {', '.join(left[:3])}{more}; {self.where} is of another model"
             )
 
 
@@ -139,16 +139,16 @@ def weights_from_hf(
     where: str = CONFIG_JSON,
     transposed: bool = True,
 ) -> Weights:
-    """Our state dict of the twin's, in fp32; `config.vocab_size` rows of the vocabulary.
+    """Convert Hugging Face's state dict to ours, in fp32, with `config.vocab_size` rows of the vocabulary.
 
     Args:
-        config: what is to be read.
-        theirs: name to tensor.
-        spell: gives the name in `theirs` of a weight of Hugging Face (default: they are the same).
-        where: what the config was read from, for errors.
+        config: the config of the model.
+        theirs: name -> tensor.
+        spell: Hugging Face's name of a weight -> its name in `theirs` (default: the same name).
+        where: from which file the config is, for errors.
         transposed: whether GPT-2's projections are [in, out], as in its published files.
 
-    Raises CheckpointError naming a weight that is missing, of another shape, or that nothing reads.
+    Raises CheckpointError naming a weight that is missing, not used, or of another shape.
     """
     width, hidden = config.embed_dim, config.hidden_dim
     if config.position == "learned":
@@ -189,20 +189,20 @@ def weights_from_hf(
 
 
 def halves(rows: Tensor, head_size: int, back: bool = False) -> Tensor:
-    """Rows of queries or keys [H D, C] whose rotary pairs are neighbours, in the order that pairs halves; or `back`."""
+    """Reorder rows of queries or keys [H D, C] from rotary pairs of neighbours to pairs of halves, or `back`."""
     parts = rows.unflatten(0, (-1, *((2, head_size // 2) if back else (head_size // 2, 2))))
     return parts.transpose(1, 2).flatten(0, 2)  # [H, D/2, 2, C] <-> [H, 2, D/2, C]
 
 
 def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:
-    """The model without the rows that no token has: published models pad their vocabularies; no such row is drawn."""
+    """Cut off the vocabulary rows without a token, with which published models are padded. None may be generated."""
     config = config.model_copy(update={"vocab_size": tokens})
     rows = {name: ours[name][:tokens] for name in ("embedding.weight", "head.weight") if name in ours}
     return config, ours | {name: _pad(config, tensor) for name, tensor in rows.items()}
 
 
 def _rows(config: ModelConfig, name: str, count: int) -> list[int]:
-    """Rows of each of Qwen3's matrices that are stacked in ours."""
+    """The number of rows of each of Qwen3's matrices that are stacked in one of ours."""
     if name == "attention.qkv":
         key = config.kv_heads * config.head_size
         return [config.num_heads * config.head_size, key, key]
@@ -214,5 +214,5 @@ def _rows(config: ModelConfig, name: str, count: int) -> list[int]:
 
 
 def _pad(config: ModelConfig, rows: Tensor) -> Tensor:
-    """[vocab_size, C] -> [padded_vocab_size, C], the rest zeros."""
+    """Pad with zeros: [vocab_size, C] -> [padded_vocab_size, C]."""
     return torch.cat([rows, rows.new_zeros(config.padded_vocab_size - rows.shape[0], rows.shape[1])])

@@ -1,7 +1,7 @@
-"""config.json of the Hugging Face architectures that we can be: GPT2LMHeadModel, Qwen3- and LlamaForCausalLM.
+"""Convert config.json of the Hugging Face architectures GPT2LMHeadModel, Qwen3ForCausalLM and LlamaForCausalLM.
 
-Pure functions between dicts. What is read is read whole: a setting that we do not have is refused by its name, unless
-it stands at its family's default or cannot change what the model computes.
+All are pure functions between dicts. Every setting in the file is checked. A setting that minigpt does not have is
+refused by name, unless it has its family's default value or cannot change what the model computes.
 """
 
 import math
@@ -17,10 +17,10 @@ class _Field(NamedTuple):
     ours: str
     default: Any
     null: bool = False
-    """Whether null is a value too; for us it is a field left out."""
+    """Whether null is a valid value; it means that our field is not set."""
 
 
-# what we express; the type of a value is that of the default
+# the settings that have a field here; a value must have the type of its default
 _GPT2 = {
     "vocab_size": _Field("vocab_size", 50257),
     "n_positions": _Field("max_seq_len", 1024),
@@ -52,14 +52,14 @@ _LLAMA = _QWEN3 | {
     "intermediate_size": _Field("ff_dim", 11008),
 }
 _FAMILIES = {"gpt2": ("gpt2", _GPT2), "qwen3": ("modern", _QWEN3), "llama": ("modern", _LLAMA)}
-"""model_type to our shape and the settings."""
+"""model_type -> (our shape, its settings)."""
 _ACTIVATIONS = {
     "gpt2": {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
     | dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"), "gelu_tanh"),
     "qwen3": {"silu": "swiglu", "swish": "swiglu"},
     "llama": {"silu": "swiglu", "swish": "swiglu"},
 }
-# what changes the numbers, and that we have at these values alone
+# settings that change the results and that minigpt supports only with these values
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
         "scale_attn_weights": (True,),
@@ -69,7 +69,7 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "is_encoder_decoder": (False,),
         "chunk_size_feed_forward": (0,),
         "pruned_heads": ({}, None),
-        "sliding_window": (None,),  # transformers' cache reads it, whatever the family
+        "sliding_window": (None,),  # transformers' cache reads it for every family
     },
     "qwen3": {
         "attention_bias": (False,),
@@ -88,32 +88,32 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "pruned_heads": ({}, None),
     },
 }
-# what cannot change the logits of a text, by reason; prefixes of names
+# settings that cannot change the logits of a text, grouped by reason; these are prefixes of names
 _HARMLESS = (
-    *("_name_or_path", "architectures", "model_type", "transformers_version"),  # where the file is from
+    *("_name_or_path", "architectures", "model_type", "transformers_version"),  # the origin of the file
     *("torch_dtype", "dtype"),  # how the weights are stored; we compute in fp32 or as --precision says
     *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "_attn_implementation"),  # how it is run
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "gradient_checkpointing"),  # training alone
-    "initializer_range",  # training from the beginning alone
-    *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params"),  # generation; tokenizer.json says it
-    *("summary_", "id2label", "label2id", "problem_type"),  # other heads than the one that predicts tokens
-    *("pretraining_tp", "is_llama_config"),  # how Llama is computed in parts; a mark of SmolLM's files
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "gradient_checkpointing"),  # only training
+    "initializer_range",  # only training from the beginning
+    *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params"),  # generation; also in tokenizer.json
+    *("summary_", "id2label", "label2id", "problem_type"),  # heads that do not predict tokens
+    *("pretraining_tp", "is_llama_config"),  # splits Llama's computation; only in SmolLM's files
     "transformers.js_config",  # files for browsers
-    *("n_ctx", "sliding_window", "max_window_layers"),  # read by no one, the last two without use_sliding_window
+    *("n_ctx", "sliding_window", "max_window_layers"),  # never read; the last two only with use_sliding_window
 )
 MOST_POSITIONS = 1 << 20
-"""Longest context that is read: the tables of rotary angles are made for all of it."""
+"""Longest context that is accepted, since the tables of rotary angles take memory for all of it."""
 
 
 def architecture(config: ModelConfig) -> str:
-    """ "gpt2", "qwen3" or "llama". Raises CheckpointError naming the fields that none has."""
+    """The architecture: "gpt2", "qwen3" or "llama". Raises CheckpointError naming the fields that none of them has."""
     gpt2 = {"norm": "layernorm", "position": "learned", "qk_norm": False, "bias": True}
     gpt2 |= {"num_kv_heads": (None, config.num_heads), "head_dim": (None, config.embed_dim / config.num_heads)}
     qwen3 = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "bias": False}
     for name, off in (("bigrams", 0), ("softmaxes", 1)):
         if getattr(config, name) != off:
             raise CheckpointError(
-                f"{name} have no Hugging Face twin; train with --model.{name} {off} for what other tools can run"
+                f"Hugging Face has no model with {name}; train with --model.{name} {off} for other tools"
             )
     wrong: dict[str, list[str]] = {}
     for name, fields in (("gpt2", gpt2), ("qwen3", qwen3), ("llama", qwen3 | {"qk_norm": False})):
@@ -125,13 +125,13 @@ def architecture(config: ModelConfig) -> str:
         wrong[name] = [f"{field} {found[field]}" for field, fit in fits.items() if not fit]
     kin = min(wrong, key=lambda name: len(wrong[name]))
     raise CheckpointError(
-        "only the shapes gpt2 and modern have a Hugging Face twin; this model mixes their fields: "
+        "Hugging Face has models of the shapes gpt2 and modern only; this model mixes their fields: "
         f"nearest is {kin}, but: {', '.join(wrong[kin])}"
     )
 
 
 def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, Any]:
-    """config.json of the twin."""
+    """Convert our config to config.json of the same model at Hugging Face."""
     kind = architecture(config)
     activation = next(name for name, ours in _ACTIVATIONS[kind].items() if ours == config.activation)
     common = {
@@ -178,12 +178,12 @@ def config_to_hf(config: ModelConfig, eos_id: int | None = None) -> dict[str, An
 
 
 def config_from_hf(hf: Any) -> ModelConfig:
-    """Our fields of a config.json.
+    """Convert a config.json to our config.
 
-    Raises CheckpointError: another architecture, a setting that we do not have, or a value that is not possible.
+    Raises CheckpointError for another architecture, a setting that minigpt does not have, or an impossible value.
     """
     if not isinstance(hf, dict):
-        raise CheckpointError("config.json holds no settings; copy the model's own")
+        raise CheckpointError("config.json has no settings; copy it again from the model")
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise CheckpointError(f"architecture {kind!r} is not one we can read; {nearest(str(kind), list(_FAMILIES))}")
@@ -217,7 +217,7 @@ def config_from_hf(hf: Any) -> ModelConfig:
 
 
 def _value(hf: dict[str, Any], name: str, field: _Field) -> Any:
-    """A setting's value, its default where it is left out. Raises CheckpointError for one of another type."""
+    """A setting's value, or its default if it is missing. Raises CheckpointError for a value of another type."""
     value = hf.get(name, None if field.null else field.default)
     if value is None and field.null:
         return None
@@ -231,7 +231,10 @@ _TYPES = {int: "a whole number", float: "a number", str: "a name", bool: "true o
 
 
 def _rope_theta(rest: dict[str, Any]) -> float:
-    """The base of the rotary wavelengths, taken out of `rest`. Raises CheckpointError for any other rotary scheme."""
+    """Remove the base of the rotary wavelengths from `rest` and return it.
+
+    Raises CheckpointError for another rotary scheme.
+    """
     theta = _value(rest, "rope_theta", _Field("rope_theta", 10000.0))
     rest.pop("rope_theta", None)
     given = [(name, rest.pop(name)) for name in ("rope_scaling", "rope_parameters") if name in rest]

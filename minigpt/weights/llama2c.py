@@ -1,10 +1,11 @@
-"""Models of llama2.c (Karpathy), stories15M.bin: a header of whole numbers, then fp32 weights in a fixed order.
+"""Read models of llama2.c (Karpathy), such as stories15M.bin: a header of integers, then fp32 weights in fixed order.
 
     version 0   7 numbers (width, hidden, layers, heads, key/value heads, vocabulary, context), then the weights; a
-                negative vocabulary says that the head is its own
-    version 1   "ak42", 1, the 7 numbers, one byte (whether the head is the embedding), zeros up to byte 256, weights
+                negative vocabulary means that the head is not tied to the embedding
+    version 1   "ak42", 1, the 7 numbers, one byte (whether the head is tied), zeros up to byte 256, weights
 
-Nothing but the length says whether a file is whole, so it must be exact. Rotary pairs are neighbours; ours are halves.
+Only the length shows whether a file is complete, so it must match exactly. llama2.c rotates neighbouring pairs
+(2 i, 2 i + 1); minigpt rotates halves (i, i + D/2), so rows are reordered.
 """
 
 import math
@@ -26,7 +27,7 @@ _LONG_HEADER = 256
 
 
 def from_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """(shape, state dict). Raises CheckpointError: not such a file, damaged, or its quantised form; OSError."""
+    """Read (shape, state dict). Raises CheckpointError (not such a file, damaged, or quantised) or OSError."""
     with path.open("rb") as file:
         head = file.read(_LONG_HEADER)
     start = struct.unpack_from("<2I", head) if len(head) >= 8 else (0, 0)
@@ -34,22 +35,22 @@ def from_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if version > 1:
         raise CheckpointError(f"{path}: is version {version} of llama2.c's files; export it as version 0 or 1 (fp32)")
     if len(head) < (_LONG_HEADER if version else _HEADER.size):
-        raise CheckpointError(f"{path}: is no model of llama2.c")
+        raise CheckpointError(f"{path}: is not a model of llama2.c")
     width, hidden, layers, heads, kv_heads, vocabulary, context = _HEADER.unpack_from(head, 8 if version else 0)
     tied = bool(head[8 + _HEADER.size]) if version else vocabulary > 0
     numbers = (width, hidden, layers, heads, kv_heads, abs(vocabulary), context)
     if min(numbers) <= 0 or context > MOST_POSITIONS or width % heads:
-        raise CheckpointError(f"{path}: is no model of llama2.c: its header says {numbers}")
+        raise CheckpointError(f"{path}: is not a model of llama2.c: its header says {numbers}")
     fields = {"shape": "modern", "qk_norm": False, "norm_eps": 1e-5, "vocab_size": abs(vocabulary)}
     fields |= {"embed_dim": width, "ff_dim": hidden, "num_layers": layers, "num_heads": heads, "num_kv_heads": kv_heads}
     try:
         config = validate({"model": fields | {"max_seq_len": context, "tie_embeddings": tied}}).model
     except ConfigError as error:
-        raise CheckpointError(f"{path}: is no model of llama2.c that minigpt can be: {error}") from None
+        raise CheckpointError(f"{path}: is not a model of llama2.c that minigpt can compute: {error}") from None
     order = _order(config, version)
     begin, size = (_LONG_HEADER if version else _HEADER.size), path.stat().st_size
     if size != begin + 4 * sum(math.prod(shape) for _, shape in order):
-        raise CheckpointError(f"{path}: has not the length that its header says; download it again")
+        raise CheckpointError(f"{path}: does not have the length given in its header; download it again")
     data = np.memmap(path, "<f4", "r", begin)
     weights: dict[str, Tensor] = {}
     place = 0
@@ -67,7 +68,7 @@ def from_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _order(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Name at Hugging Face and shape of each stretch of the file; "" is not needed."""
+    """Hugging Face's name and the shape of each part of the file, in order; "" marks a part that is not needed."""
     width, hidden, layers, vocabulary = config.embed_dim, config.hidden_dim, config.num_layers, config.vocab_size or 0
     keys = config.kv_heads * config.head_size
     table = ("model.embed_tokens.weight", (vocabulary, width))

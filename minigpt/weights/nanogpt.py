@@ -1,7 +1,8 @@
-"""Checkpoints of nanoGPT (Karpathy), ckpt.pt, in our terms: GPT-2's names, without transposing, and its own settings.
+"""Convert checkpoints of nanoGPT (Karpathy), ckpt.pt: GPT-2's names, matrices not transposed, nanoGPT's settings.
 
-nanoGPT computes GELU exactly (not by tanh), pads the vocabulary to 50304, and may go without biases. nanochat, which
-followed it, caps its logits by a tanh and adds embeddings to values: no field of ours says that, so it is refused.
+nanoGPT computes GELU exactly (not by tanh), pads the vocabulary to 50304, and may have no biases. Its successor
+nanochat limits its logits with a tanh and adds embeddings to values. minigpt has no setting for that, so it refuses
+nanochat's checkpoints.
 """
 
 from pathlib import Path
@@ -27,13 +28,13 @@ _ARGUMENTS = {
 
 
 def from_nanogpt(saved: Any, path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """(shape, state dict) of what nanoGPT's train.py saved. Raises CheckpointError."""
+    """Convert the object that nanoGPT's train.py saved to (shape, state dict). Raises CheckpointError."""
     if not isinstance(saved, dict):
-        raise CheckpointError(f"{path}: holds no model that minigpt knows; nanoGPT's ckpt.pt is one")
+        raise CheckpointError(f"{path}: has no model that minigpt can read; give a checkpoint of nanoGPT (ckpt.pt)")
     if _is_nanochat(saved):
         raise CheckpointError(
-            f"{path}: is nanochat's, which minigpt cannot compute: it caps its logits (15 tanh(x / 15)), and newer "
-            "ones add embeddings to values; no setting of minigpt does that"
+            f"{path}: is a model of nanochat, which minigpt cannot compute: it limits its logits (15 tanh(x / 15)), "
+            "and newer ones add embeddings to values; minigpt has no setting for that"
         )
     given = saved.get("model_args")
     if not isinstance(given, dict) or "model" not in saved:
@@ -63,5 +64,5 @@ def from_nanogpt(saved: Any, path: Path) -> tuple[ModelConfig, dict[str, Tensor]
 
 
 def _is_nanochat(saved: dict[Any, Any]) -> bool:
-    """nanochat's model_000123.pt is a state dict without biases, with q, k and v apart."""
+    """Whether this is nanochat's model_000123.pt: a state dict without biases, with separate q, k and v."""
     return any(isinstance(name, str) and name.endswith("h.0.attn.c_q.weight") for name in saved)

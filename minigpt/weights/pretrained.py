@@ -22,9 +22,9 @@ _LFS = b"version https://git-lfs"
 
 
 def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """(shape, state dict); of a quantised run the fp32 numbers that its integers stand for.
+    """Read (shape, state dict). The integers of a quantised run are converted to fp32.
 
-    Raises CheckpointError: nothing there, damaged, or another architecture.
+    Raises CheckpointError if there is no model, it is damaged, or it has another architecture.
     """
     if is_huggingface(path):
         return _read_huggingface(path)
@@ -38,7 +38,7 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         config, weights = ModelConfig(**(loaded.state.model or {})), loaded.weights
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{loaded.path}: state.json describes no model we know; use the minigpt it is from"
+            f"{loaded.path}: state.json does not describe a model of this version; use the minigpt it is from"
         ) from None
     try:
         return config, unpack_all(weights)
@@ -47,7 +47,7 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether this is somebody else's model: a directory with a config.json, or with weights but nothing of a run."""
+    """Whether this is another program's model: a directory with config.json, or with weights but no files of a run."""
     if (path / "config.json").is_file() or path.suffix in _PICKLES:
         return True
     ours = any((path / name).exists() for name in (MANIFEST, CONFIG, CHECKPOINTS)) or not path.is_dir()
@@ -65,7 +65,7 @@ def _read_huggingface(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]
             held = _load(file)
             if names is not None and names != held.keys():
                 odd = sorted(names ^ held.keys())[0]
-                raise CheckpointError(f"{odd} is in one of {_INDEX} and {file.name} alone; download both again")
+                raise CheckpointError(f"{odd} is in only one of {_INDEX} and {file.name}; download both again")
             weights |= held
         ours = weights_from_hf(config, weights)
     except CheckpointError as error:
@@ -74,15 +74,15 @@ def _read_huggingface(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
         tokens = tokenizers.load(path).vocab_size
-    except TokenizerError:  # said where text comes in; numbers need none
+    except TokenizerError:  # reported when text is encoded; ids need no tokenizer
         return config, ours
     return cut_vocabulary(config, ours, tokens) if tokens < (config.vocab_size or 0) else (config, ours)
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:
-    """The files of the weights, each with the names that the index expects there. Raises CheckpointError."""
+    """The files of the weights, each with the names that the index lists for it. Raises CheckpointError."""
     if (path / "adapter_config.json").is_file():
-        raise CheckpointError("holds an adapter_config.json, and minigpt runs no adapter of others; merge it first")
+        raise CheckpointError("has an adapter_config.json; minigpt cannot run this adapter, so merge it first")
     if not (path / "config.json").is_file() and (path / _WHOLE).is_file():
         raise CheckpointError("has no config.json; copy the one that belongs to the weights")
     if (path / _WHOLE).is_file():
@@ -102,7 +102,7 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError, OSError."""
+    """Read the tensors of a safetensors file. Raises CheckpointError, OSError."""
     with file.open("rb") as opened:
         if opened.read(len(_LFS)) == _LFS:
             raise CheckpointError(f"{file.name} is a git-lfs pointer, not the weights; get them with `git lfs pull`")
@@ -113,7 +113,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _json(file: Path) -> Any:
-    """Raises CheckpointError, OSError."""
+    """Read a JSON file. Raises CheckpointError, OSError."""
     try:
         return parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -128,9 +128,9 @@ def _pickle(file: Path) -> CheckpointError:
     how = (
         "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
         if file.name.startswith("pytorch_model")
-        else "torch.load it, and safetensors.torch.save_file its weights as model.safetensors beside a config.json"
+        else "torch.load it, and safetensors.torch.save_file its weights as model.safetensors next to a config.json"
     )
     return CheckpointError(
         f"{file.name} is a pickle, which can run any code, so minigpt does not open it; if you trust it, "
-        f"make safetensors of it ({how})"
+        f"convert it to safetensors ({how})"
     )

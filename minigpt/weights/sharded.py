@@ -1,11 +1,11 @@
-"""Checkpoints in parts: each rank's own, written by torch's distributed checkpoint (DCP) as safetensors.
+"""Read sharded checkpoints, to which each rank wrote its own part with torch's distributed checkpoint (DCP).
 
     step-00000500/
         shard-00001-model-00001-of-00001.safetensors    rank 0's rows of every tensor, "part/name"
-        shard-00002-...                                 rank 1's
-        state.json, manifest.json                       as of any checkpoint
+        shard-00002-...                                 rank 1's rows
+        state.json, manifest.json                       as in any checkpoint
 
-Where a part belongs stands in its file, so any number of processes can read them.
+Each file says where its rows belong, so any number of processes can read them.
 """
 
 import warnings
@@ -19,13 +19,13 @@ PATTERN = "shard-*.safetensors"
 
 
 def in_parts(directory: Path) -> bool:
-    """Whether a checkpoint's tensors lie in the ranks' parts."""
+    """Whether a checkpoint is sharded."""
     return any(directory.glob(PATTERN))
 
 
 def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Whole tensors on the CPU, by part ("model", "ema", "optimizer") and name, of those parts that are there."""
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # slow to import, seldom wanted
+    """Read whole tensors to the CPU, by part ("model", "ema", "optimizer") and name. Missing parts are left out."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # slow to import, rarely needed
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -37,7 +37,7 @@ def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Ten
         if isinstance(entry, TensorStorageMetadata) and name.startswith(wanted)
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # meant: every process reads all
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose: each process reads all
         load(tensors, storage_reader=reader, no_dist=True)
     out: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -1,8 +1,7 @@
-"""Read what torch.save wrote, without running anything in it: the one place where minigpt opens a pickle.
+"""Read files of torch.save safely, without running code from them. Only this module opens pickles.
 
-torch's `weights_only` reader builds tensors, numbers, texts, dicts and lists, and refuses all else. What it leaves open
-is closed here: a file whose parts are compressed, or whose tensors show the same bytes many times, would need far more
-memory than its size.
+torch's `weights_only` reader accepts only tensors, numbers, texts, dicts and lists. This module adds checks against
+files that need far more memory than their size: those with compressed parts, or with many tensors over the same bytes.
 """
 
 import zipfile
@@ -15,18 +14,18 @@ from torch import Tensor
 from minigpt.errors import CheckpointError
 
 MOST_PICKLE = 64 << 20
-"""Bytes of the part that says which tensors there are; GPT-2 XL's has 60 kB."""
+"""Largest size, in bytes, of the part that lists the tensors; GPT-2 XL's has 60 kB."""
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether it may be read here: torch writes zip files since version 1.6."""
+    """Whether the file looks like one of torch.save, which writes zip files since torch 1.6."""
     return path.is_file() and zipfile.is_zipfile(path)
 
 
 def read_torch(path: Path) -> Any:
-    """What was saved; its tensors stay on the disk until they are used.
+    """Read the saved object. Its tensors stay on the disk until they are used.
 
-    Raises CheckpointError: damaged, or it holds more than tensors and plain values.
+    Raises CheckpointError if the file is damaged, or holds more than tensors and plain values.
     """
     try:
         with zipfile.ZipFile(path) as held:
@@ -35,25 +34,25 @@ def read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path}: is not a whole file of torch.save; copy it again") from None
     size = path.stat().st_size
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise CheckpointError(f"{path}: is packed as torch never packs; save it again with torch.save")
+        raise CheckpointError(f"{path}: is not packed in the way of torch.save; save it again with torch.save")
     if any(part.file_size > MOST_PICKLE for part in parts if part.filename.endswith("data.pkl")):
-        raise CheckpointError(f"{path}: lists more than a model holds; save the model's state_dict alone")
+        raise CheckpointError(f"{path}: lists more than a model has; save only the model's state_dict")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # noqa: BLE001  of a damaged or hostile file torch's reader says so in many classes
+    except Exception:  # noqa: BLE001  torch's reader raises many classes for damaged or hostile files
         raise CheckpointError(
             f"{path}: is damaged, or holds more than tensors and plain values, which could run code; minigpt does not "
-            "read it. In the program that wrote it, save the state_dict and the settings alone"
+            "read it. In the program that wrote it, save only the state_dict and the settings"
         ) from None
 
 
 def plain_weights(found: Any, path: Path) -> dict[str, Tensor]:
-    """A state dict, without the prefix that torch.compile puts before names.
+    """Check a state dict, and remove the prefix that torch.compile puts before names.
 
-    Raises CheckpointError: it is none, or its tensors are larger than the file.
+    Raises CheckpointError if it is not a state dict, or if its tensors are larger than the file.
     """
     if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{path}: holds no weights by name; save the model's state_dict")
+        raise CheckpointError(f"{path}: has no named weights; save the model's state_dict")
     weights: dict[str, Tensor] = {}
     total = 0
     for name, tensor in found.items():
@@ -62,6 +61,6 @@ def plain_weights(found: Any, path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {str(name)[:60]} is not a plain tensor; save the model's state_dict")
         weights[name.removeprefix("_orig_mod.")] = tensor
         total += tensor.numel() * tensor.element_size()
-    if total > 2 * path.stat().st_size:  # a tied head is there twice
+    if total > 2 * path.stat().st_size:  # twice: a tied head is counted twice
         raise CheckpointError(f"{path}: its tensors are larger than the file; save copies of them")
     return weights

@@ -223,10 +223,10 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, capsys) -> None:
     state = json.loads(next(run.rglob("state.json")).read_text())
     mixed = make_run(tmp_path / "mixed")
     for fields, said in (
-        ({"activation": "relu2", "ff_dim": 256}, "only the shapes gpt2 and modern have a Hugging Face twin"),
+        ({"activation": "relu2", "ff_dim": 256}, "models of the shapes gpt2 and modern only"),
         (
             {"bigrams": 40},
-            "bigrams have no Hugging Face twin; train with --model.bigrams 0 for what other tools can run",
+            "Hugging Face has no model with bigrams; train with --model.bigrams 0 for other tools",
         ),
     ):
         model = GPT(ModelConfig.model_validate(state["model"] | fields))

@@ -80,19 +80,19 @@ def test_nanogpt_checkpoints_that_are_not_whole(tmp_path: Path) -> None:
         ({"model_args": args | {"n_layer": 3}}, "lack transformer.h.2."),
         ({"model_args": args | {"n_embd": "16"}}, "model_args.n_embd is 16"),
         ({"model_args": args | {"n_layer": 10**9}}, "model_args: model.num_layers"),
-        ({"model_args": args | {"n_embd": 10**5}}, "by model_args it is"),
+        ({"model_args": args | {"n_embd": 10**5}}, "but model_args says"),
         ({"model_args": args | {"block_size": 10**9}}, "a context of 1000000000 is more than"),
         ({"model_args": args | {"softcap": 15}}, "cannot compute a model with model_args.softcap"),
         ({"model_args": None}, "lacks model_args"),
-        ({"model": weights | {"extra": torch.ones(2)}}, "nothing here reads the weights extra"),
+        ({"model": weights | {"extra": torch.ones(2)}}, "this model has no weights extra"),
         ({"model": weights | head, "model_args": args | {"n_embd": 10**6}}, "larger than the file"),
         ({"model": weights | {"lm_head.weight": weights["lm_head.weight"] + 1}}, "is not the embedding"),
         ({"model": weights | {"transformer.wte.weight": "text"}}, "is not a plain tensor"),
-        ({"model": [1, 2]}, "holds no weights by name"),
+        ({"model": [1, 2]}, "has no named weights"),
     ):  # fmt: skip
         refused(write(**changed), words, tokenizer=text)
     torch.save({"transformer.h.0.attn.c_q.weight": torch.ones(2, 2), "lm_head.weight": torch.ones(2, 2)}, file)
-    refused(file, "is nanochat's", "15 tanh", tokenizer=text)
+    refused(file, "is a model of nanochat", "15 tanh", tokenizer=text)
     write()
     short = tmp_path / "short.txt"
     short.write_text("abc")
@@ -103,7 +103,7 @@ def test_nanogpt_checkpoints_that_are_not_whole(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as held:
         for name, content in parts.items():
             held.writestr(name, content)
-    refused(file, "packed as torch never packs", tokenizer=text)
+    refused(file, "not packed in the way of torch.save", tokenizer=text)
     assert model
 
 
@@ -114,7 +114,7 @@ def test_gguf_settings_that_lie(tmp_path: Path) -> None:
         ({"general__architecture": "mamba"}, "architecture 'mamba' is not one we can read"),
         ({"gpt2__block_count": 10**6}, "model.num_layers"),
         ({"gpt2__block_count": 2}, "lack blk.1."),
-        ({"gpt2__embedding_length": 64}, "by its header it is"),
+        ({"gpt2__embedding_length": 64}, "but its header says"),
         ({"gpt2__context_length": 2**31}, "is more than"),
         ({"gpt2__attention__head_count": 0}, "gpt2.attention.head_count is 0; a number is needed"),
         ({"gpt2__attention__head_count": "two"}, "gpt2.attention.head_count is two; a number is needed"),
@@ -166,22 +166,22 @@ def test_two_tensors_may_not_show_the_same_bytes(tmp_path: Path) -> None:
     content = path.read_bytes()
     at = content.index(b"position_embd.weight") + 20 + 4 + 16 + 4
     path.write_bytes(content[:at] + struct.pack("<Q", 0) + content[at + 8 :])
-    refused(path, "does not lie where there is room for it")
+    refused(path, "overlaps another tensor or the file")
 
 
 def test_llama2c_headers_that_lie(tmp_path: Path) -> None:
     path, _, _ = llama2c(tmp_path / "stories.bin")
     whole, tokenizer = path.read_bytes(), bytes_file(tmp_path)
     for content, words in (
-        (b"", "is no model of llama2.c"),
-        (whole[:20], "is no model of llama2.c"),
-        (whole[:-1], "has not the length"),
-        (whole + b"x", "has not the length"),
-        (struct.pack("<7i", *[2**31 - 1] * 7), "is no model of llama2.c"),
-        (struct.pack("<7i", 10**4, 10**4, 999, 4, 4, 10**4, 10**4), "has not the length"),
-        (struct.pack("<7i", 24, 40, -2, 4, 2, 259, 32), "is no model of llama2.c"),
+        (b"", "is not a model of llama2.c"),
+        (whole[:20], "is not a model of llama2.c"),
+        (whole[:-1], "does not have the length"),
+        (whole + b"x", "does not have the length"),
+        (struct.pack("<7i", *[2**31 - 1] * 7), "is not a model of llama2.c"),
+        (struct.pack("<7i", 10**4, 10**4, 999, 4, 4, 10**4, 10**4), "does not have the length"),
+        (struct.pack("<7i", 24, 40, -2, 4, 2, 259, 32), "is not a model of llama2.c"),
         (struct.pack("<Ii", 0x616B3432, 2) + bytes(300), "version 2"),
-        (struct.pack("<Ii", 0x616B3432, 1) + bytes(9), "is no model of llama2.c"),
+        (struct.pack("<Ii", 0x616B3432, 1) + bytes(9), "is not a model of llama2.c"),
     ):
         path.write_bytes(content)
         refused(path, words, tokenizer=tokenizer)

@@ -116,7 +116,7 @@ def test_what_pack_never_made_is_refused() -> None:
     with pytest.raises(ValueError, match="does not divide 48"):
         pack(normal(4, 48), 4, 32)
     for weight, bits in ((normal(4, 64) / 0, 4), (normal(4, 64) * math.nan, 8), (normal(64), 8), (normal(4, 64), 5)):
-        with pytest.raises(ValueError, match="finite numbers is packed"):
+        with pytest.raises(ValueError, match="finite numbers can be packed"):
             pack(weight, bits)
     good = pack(normal(4, 64), 4, 32)
     for wrong in (

@@ -69,5 +69,5 @@ def test_an_older_state_without_newer_fields_is_read() -> None:
 
 
 def test_weights_alone_cannot_be_trained_on() -> None:
-    with pytest.raises(CheckpointError, match="holds weights alone"):
+    with pytest.raises(CheckpointError, match="has only weights"):
         _ = checkpoint.Checkpoint(Path("x"), {}, CheckpointState(model={})).train
