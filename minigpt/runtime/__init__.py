@@ -1,1 +1,1 @@
-"""Where the work runs: device, precision, memory, kernels chosen by timing, ranks."""
+"""Choose where and how a model runs: device, precision, memory, the fastest kernels, several processes."""

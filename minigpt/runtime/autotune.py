@@ -1,10 +1,10 @@
-"""Which attention kernel, and whether to compile: found by timing one block and the loss here, and remembered.
+"""Choose the attention kernel, and whether to compile, by timing one block and the loss on this machine.
 
-A block's forward and backward pass takes milliseconds, so both kernels are timed before the first step of a run; the
-loss too, where the vocabulary is so large that it is a good part of a step.
-Compiling costs half a minute the first time, so it is tried only where it may save more than that; its result stands
-in torch's own cache afterwards and is not wasted. What was found is kept in tuning.json in the cache directory, by
-machine, torch, shape and batch. A run keeps its choice in its checkpoints: to resume exactly is to compute alike.
+A block's forward and backward pass takes milliseconds, so all kernels are timed before the first step of a run. The
+loss is timed too if the vocabulary is large enough to matter. Compiling costs half a minute the first time, so it is
+tried only if it may save more than that; torch keeps the compiled code in its cache, so the time is not lost. The
+timings are kept in tuning.json in the cache directory, by machine, torch, shape and batch. A run keeps its choice in
+its checkpoints, because an exact resume must use the same kernels.
 """
 
 import math
@@ -28,16 +28,16 @@ from minigpt.model.parts import ATTENTION
 from minigpt.runtime.device import Runtime, measured_key
 
 COLD, WARM, HOPED = 30.0, 5.0, 0.25
-"""Seconds a first and a later compilation cost, and the share of a step that it may save (docs/LOG.md)."""
+"""Seconds of a first and of a later compilation, and the share of a step that it may save (docs/LOG.md)."""
 LOGITS = 1 << 21
-"""Fewest logits of a micro-batch whose loss is timed; a smaller one takes too little of a step to matter."""
+"""The loss is timed if a micro-batch has at least this many logits; with fewer it is a small part of a step."""
 SCORES = 1 << 31
-"""Most attention weights, of all layers together, that a kernel may keep for its backward pass."""
+"""Largest number of attention weights, in all layers together, that a kernel may keep for its backward pass."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run computes with, and why in one line."""
+    """The kernel of a run, whether it is compiled, and the reason in one line."""
 
     attention: str
     compile: bool
@@ -54,17 +54,17 @@ class Timings:
     compiled_loss: float = 0.0
 
     def step(self, num_layers: int) -> float:
-        """Of all layers and the loss, eager."""
+        """Seconds of all layers and the loss, without compilation."""
         return min(self.eager.values()) * num_layers + self.eager_loss
 
     def compiled_step(self, num_layers: int) -> float:
-        """The same, compiled."""
+        """Seconds of all layers and the loss, compiled."""
         return min(self.compiled.values()) * num_layers + self.compiled_loss
 
 
 Measure = Callable[[ModelConfig, Runtime, int, list[str], list[str]], Timings]
 Clock = Callable[[list[Callable[[], Tensor]], Runtime, int], list[float]]
-"""Seconds of each pass, in so many rounds."""
+"""(passes, runtime, rounds) -> seconds of each pass."""
 
 
 def choose(
@@ -76,16 +76,16 @@ def choose(
     say: Callable[[str], None],
     measure: Measure | None = None,
 ) -> Choice:
-    """Pick by measurement.
+    """Choose kernel and compilation by measurement.
 
     Args:
-        shape: the model; `attention` other than auto is kept.
+        shape: the model's shape; `attention` is kept if it is not auto.
         runtime: device and precision.
-        compile: train.compile; auto decides by what it saves in this run (never on mps).
-        batch: sequences of a micro-batch.
-        passes: micro-batches of the whole run.
-        say: told when a compilation begins.
-        measure: what times the kernels (default: `time_kernels`).
+        compile: train.compile. auto compiles if that saves time in this run (never on mps).
+        batch: number of sequences in a micro-batch.
+        passes: number of micro-batches in the whole run.
+        say: called with a message before a compilation begins.
+        measure: times the kernels (default: `time_kernels`).
     """
     measure = measure or time_kernels
     key = _key(shape, runtime, batch)
@@ -94,7 +94,7 @@ def choose(
     on, tried = compile == "on", bool(timings.compiled)
     if compile == "auto" and runtime.device.type != "mps":
         if not tried and timings.step(shape.num_layers) * passes * HOPED > COLD and runtime.can_compile():
-            say("trying whether torch.compile is faster: half a minute the first time")
+            say("testing whether torch.compile is faster: half a minute the first time")
             timings = _try_compiling(shape, runtime, batch, timings, measure)
         if timings.compiled:
             gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
@@ -109,7 +109,7 @@ def choose(
     if timings.compiled_loss:
         words.append(f"compiled {_ms(timings.compiled_loss)}")
     taken = f"{attention}, compiled" if on else attention
-    return Choice(attention, on, f"timed here, forward and backward, a block: {', '.join(words)}. Taken: {taken}")
+    return Choice(attention, on, f"timed here, forward and backward, per block: {', '.join(words)}. Taken: {taken}")
 
 
 def _ms(seconds: float) -> str:
@@ -118,7 +118,7 @@ def _ms(seconds: float) -> str:
 
 
 def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timings, measure: Measure) -> Timings:
-    """All times again, a compiled block's among them; a compiler that fails costs one line, not the run."""
+    """Time all kernels again, with one compiled. If the compiler fails, warn and continue without it."""
     try:
         return measure(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
@@ -127,7 +127,10 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
 
 
 def _worth_compiling(eager: dict[str, float]) -> str:
-    """The reference, whole or in parts, if it is near: compiled, its softmax joins the kernels around it."""
+    """The kernel to compile: the reference (whole or blockwise) if it is nearly the fastest, else the fastest.
+
+    Compilation helps the reference most, since it fuses the softmax with the operations around it.
+    """
     eager = {name: seconds for name, seconds in eager.items() if name != "fused" or len(eager) == 1}
     fastest = min(eager, key=eager.__getitem__)
     plain = min(("reference", "blockwise"), key=lambda name: eager.get(name, math.inf))
@@ -135,7 +138,7 @@ def _worth_compiling(eager: dict[str, float]) -> str:
 
 
 def _kernels(shape: ModelConfig, runtime: Runtime, batch: int) -> list[str]:
-    """Those to try: what is asked for, or all whose memory is there."""
+    """The kernels to time: the one in the config, or all that fit in memory."""
     length, pairs = shape.max_seq_len, batch * shape.num_heads * shape.num_layers
     if shape.attention != "auto":
         return [shape.attention]
@@ -156,10 +159,10 @@ def time_kernels(
     compiled: list[str],
     clock: Clock | None = None,
 ) -> Timings:
-    """Seconds with each of these kernels, and of the loss if it is large, from some of its tokens.
+    """Time each of these kernels, and the loss if it is large (on some of its tokens).
 
-    They take turns and the fastest pass of each counts, after one to warm up: others may use the machine too, and
-    slow it down at one moment and not at the next.
+    The kernels take turns, and the fastest pass of each counts, after one to warm up. Other programs may slow the
+    machine down for a moment.
     """
     clock = clock or _fastest
     blocks = [_block_pass(shape, runtime, batch, name, False) for name in eager]
@@ -170,7 +173,7 @@ def time_kernels(
     )
     tokens = batch * shape.max_seq_len
     if tokens * (shape.vocab_size or 1) >= LOGITS:
-        some = min(tokens, 1024 if runtime.device.type == "cpu" else 8192)  # few on a GPU would be launches alone
+        some = min(tokens, 1024 if runtime.device.type == "cpu" else 8192)  # few on a GPU would time only launches
         losses = [_loss_pass(shape, runtime, some, False)]
         losses += [_loss_pass(shape, runtime, some, True)] if compiled else []
         taken = [second * tokens / some for second in clock(losses, runtime, 8 if compiled else 4)]
@@ -181,7 +184,7 @@ def time_kernels(
 def _block_pass(
     shape: ModelConfig, runtime: Runtime, batch: int, attention: str, compiled: bool
 ) -> Callable[[], Tensor]:
-    """The forward pass of one block, [B, T, C] -> a scalar."""
+    """Make a function that runs the forward pass of one block: [B, T, C] -> a scalar."""
     one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": attention})
     device, dtype = runtime.device, _weights(runtime)
     model = GPT(one).to(device, dtype).train()
@@ -191,7 +194,7 @@ def _block_pass(
 
 
 def _loss_pass(shape: ModelConfig, runtime: Runtime, tokens: int, compiled: bool) -> Callable[[], Tensor]:
-    """The head and the loss of so many tokens, [1, tokens, C] -> a scalar."""
+    """Make a function that computes the head and the loss of `tokens` tokens: [1, tokens, C] -> a scalar."""
     vocab_size, device, dtype = shape.vocab_size or 1, runtime.device, _weights(runtime)
     head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=device, dtype=dtype)
     hidden = torch.randn(1, tokens, shape.embed_dim, device=device, dtype=dtype, requires_grad=True)
@@ -201,12 +204,12 @@ def _loss_pass(shape: ModelConfig, runtime: Runtime, tokens: int, compiled: bool
 
 
 def _weights(runtime: Runtime) -> torch.dtype:
-    """What the weights are kept in."""
+    """The dtype of the weights."""
     return torch.bfloat16 if runtime.precision == "bf16-pure" else torch.float32
 
 
 def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) -> list[float]:
-    """Seconds of the fastest of each, forward and backward, all in turn; the first round is not counted."""
+    """Seconds of each pass's fastest run, forward and backward. Passes take turns; the first round does not count."""
     seconds: list[list[float]] = [[] for _ in passes]
     for _ in range(rounds):
         for forward, taken in zip(passes, seconds, strict=True):
@@ -226,7 +229,7 @@ def _key(shape: ModelConfig, runtime: Runtime, batch: int) -> str:
 
 
 def _known(key: str, kernels: list[str]) -> Timings | None:
-    """What was measured of these kernels; None if nothing was, or if it has another form."""
+    """The stored timings of these kernels; None if there are none, or if they have another form."""
     try:
         found = TypeAdapter(Timings).validate_python(recall(key))
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Where and in which precision the work runs: device, autocast, peak speed, seeds, compilation with fallback."""
+"""Choose the device and precision, and provide autocast, peak speed, seeds, and compilation with a fallback."""
 
 import atexit
 import hashlib
@@ -32,16 +32,16 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "bf16-pure": torch.bfloat16,
-    "fp8": torch.bfloat16,  # what its products give
+    "fp8": torch.bfloat16,  # the dtype of its products' results
 }
 
 
 SLOW_PRODUCT = 0.1
-"""Seconds that one product of `peak_flops` may take, and that all of one size together take, about."""
+"""Limit in seconds of one product in `peak_flops`, and about the time for all products of one size."""
 
 
 class Compilable(Protocol):
-    """A model that knows how it is best compiled: minigpt.model.GPT."""
+    """A model that can compile itself, such as minigpt.model.GPT."""
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -53,7 +53,7 @@ Compiled = TypeVar("Compiled", bound=Compilable)
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, the dtype of its matrix products, whether models are compiled, and who trains beside this process."""
+    """A device, the precision of its matrix products, whether models are compiled, and the ranks of this training."""
 
     device: torch.device
     precision: str
@@ -62,13 +62,13 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in `precision` (weights and sums stay fp32)."""
-        if self.precision in ("fp32", "tf32", "bf16-pure"):  # of which the last has its weights in bf16
+        if self.precision in ("fp32", "tf32", "bf16-pure"):  # bf16-pure has its weights in bf16
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Inside, products of fp32 numbers are exact on CUDA too, or TF32 if that is the precision; then as before."""
+        """Inside the `with` block, use full fp32 for fp32 products on CUDA, or TF32 if the precision is tf32."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         try:
@@ -77,23 +77,23 @@ class Runtime:
             torch.set_float32_matmul_precision(before)
 
     def prepare(self, model: Compiled) -> Compiled:
-        """The model on the device, compiled if asked for; a compiler that fails costs one line, not the run."""
+        """Move the model to the device, and compile it if asked for. If the compiler fails, warn and do not compile."""
         model = model.to(self.device)
         return model.compiled() if self.compile and self.can_compile() else model
 
     def can_compile(self) -> bool:
-        """Try the tool chain: a missing C++ compiler or Triton is found here, in a second, and said once."""
+        """Test torch's compiler with a tiny function, in a second. Warns once if the C++ compiler or Triton fails."""
         return _compiler_works(str(self.device))
 
     def give_back(self) -> None:
-        """Let go of what the device's allocator keeps for later."""
+        """Free the memory that the device's allocator caches."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
 
     def synchronise(self) -> None:
-        """Wait for the device, so that clocks tell the truth."""
+        """Wait until the device has finished, so that timings are right."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -109,7 +109,7 @@ class Runtime:
 def _compiler_works(device: str) -> bool:
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_compiled_folder())
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.precision says how products are made
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.precision decides that
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
@@ -119,7 +119,7 @@ def _compiler_works(device: str) -> bool:
 
 
 def _compiled_folder() -> Path:
-    """Where torch keeps what it compiles, and loads it from: only this user may write there."""
+    """The folder in which torch keeps compiled code. Only this user may write there."""
     folder = cache_root() / "inductor"  # not /tmp, which is empty after a reboot
     try:
         private_folder(folder)
@@ -131,7 +131,7 @@ def _compiled_folder() -> Path:
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Resolve the two settings. Raises ConfigError naming the devices that are here."""
+    """Make a runtime from the two settings. Raises ConfigError naming the devices that are here."""
     where = pick_device(device)
     if precision == "auto":
         precision = _best_precision(where)
@@ -142,7 +142,7 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
 
 def _check_special(device: torch.device, precision: str) -> None:
-    """Raises ConfigError for tf32 and fp8 where they cannot be."""
+    """Raise ConfigError if the precision is tf32 or fp8 and the device or torchao does not support it."""
     needed = {"tf32": (8, 0), "fp8": (8, 9)}.get(precision)
     if needed is None:
         return
@@ -156,7 +156,7 @@ def _check_special(device: torch.device, precision: str) -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto prefers cuda, then mps, then cpu. Raises ConfigError for one that is not here."""
+    """Choose the device; auto prefers cuda, then mps, then cpu. Raises ConfigError if the device is not here."""
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -175,7 +175,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def _best_precision(device: torch.device) -> str:
-    """bf16 where a product in it is really faster than in fp32, found by trying; else fp32."""
+    """Choose bf16 if its products are measurably faster than in fp32, else fp32 (fp16 on older CUDA devices)."""
     if device.type == "mps":
         return "fp32"
     if device.type == "cuda":
@@ -185,31 +185,31 @@ def _best_precision(device: torch.device) -> str:
 
 @cache
 def peak_flops(device: str, precision: str) -> float:
-    """FLOP/s of a large matrix product, measured now (0.1 s): the ceiling that MFU is a share of."""
+    """FLOP/s of a large matrix product, measured now (0.1 s). MFU is the share of this that training reaches."""
     runtime, dtype = Runtime(torch.device(device), precision), DTYPES[precision]
-    generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than it does any real numbers
+    generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than real numbers
     best = 0.0
-    # A CPU without bf16 instructions takes 2 s for a bf16 product of 1,024: there the small one is the measurement.
+    # A CPU without bf16 instructions takes 2 s for a bf16 product of 1,024; there only the small one is measured.
     for size in (256, 1024) if device.startswith("cpu") else (8192,):
         if best and 2 * size**3 / best > SLOW_PRODUCT:
             break
         left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
         spent = 0.0
-        for turn in range(20):  # the best of many: others may use the machine
+        for turn in range(20):  # the best of many: other programs may use the machine
             runtime.synchronise()
             start = time.perf_counter()
             torch.mm(left, right)
             runtime.synchronise()
             took = time.perf_counter() - start
             best, spent = max(best, 2 * size**3 / took), spent + took
-            if spent > SLOW_PRODUCT and turn >= 2:  # the first also starts threads
+            if spent > SLOW_PRODUCT and turn >= 2:  # the first one also starts threads
                 break
     return best
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode: no dropout. Then it has its mode again."""
+    """Put the model into evaluation mode (no dropout) inside the `with` block, then restore its mode."""
     was_training = model.training
     model.eval()
     try:
@@ -219,7 +219,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a device's or the host's allocator giving up."""
+    """Whether an error means that a device or the host has no more memory."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
@@ -227,9 +227,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
-    """Seed of one micro-batch's dropout: a pure function, so that a resumed run needs no generator state.
+    """Seed of one micro-batch's dropout. It is a pure function, so a resumed run needs no state of the generator.
 
-    The numbers are mixed (splitmix64's finaliser, Steele et al., 2014) so that neighbours share nothing.
+    The numbers are mixed (splitmix64's finaliser, Steele et al., 2014), so that neighbouring steps get unrelated seeds.
     """
     value = 0
     for part in (seed, step, rank, micro):
@@ -241,30 +241,30 @@ def step_seed(seed: int, step: int, rank: int = 0, micro: int = 0) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, else cpu or mps."""
+    """The name of the GPU, or "cpu" or "mps"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def machine_name(device: torch.device) -> str:
-    """The processor's name, for measurements that are kept."""
+    """The processor's name, for the keys of stored measurements."""
     if device.type == "cuda":
         return device_name(device)
     return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def measured_key(runtime: Runtime, *parts: Any) -> str:
-    """A key for a measurement that depends on these parts, this machine, its threads, the precision, and torch."""
+    """The key of a measurement that depends on these parts, this machine, its threads, the precision, and torch."""
     machine = [machine_name(runtime.device), torch.__version__, torch.get_num_threads(), runtime.precision]
     return hashlib.sha256(json.dumps([*machine, *parts], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def mkl_code() -> str:
-    """Which of MKL's code this process runs: intel (that for Intel's processors, on another) or usual."""
+    """Which code of MKL this process runs: "intel" (Intel's fast code, on another processor) or "usual"."""
     return os.environ.get(SWITCH, "usual")
 
 
 def hardware() -> dict[str, object]:
-    """What the receipt says of this machine."""
+    """The facts about this machine for the receipt."""
     facts: dict[str, object] = {"cpu_cores": os.cpu_count(), "threads": torch.get_num_threads(), "mkl": mkl_code()}
     if torch.cuda.is_available():
         facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

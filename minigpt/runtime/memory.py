@@ -1,4 +1,4 @@
-"""Memory: how much is free on a device, or in the machine within this process's limits; keeping what is freed."""
+"""Measure how much memory is free on a device or in the machine, and let the process keep memory that it frees."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ _V2, _V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.u
 
 
 def free_memory(device: "torch.device") -> int | None:
-    """Bytes that this process can still take on a device; None where it does not tell."""
+    """Bytes that this process can still allocate on a device; None if the device does not say."""
     import torch
 
     if device.type == "cuda":
@@ -28,13 +28,13 @@ def free_memory(device: "torch.device") -> int | None:
 
 
 def keep_freed_pages() -> bool:
-    """Let glibc keep the memory that is freed, for what is allocated next; returns whether it does so now.
+    """Let glibc keep freed memory for the next allocation. Returns whether it does so now.
 
     Nothing changes on systems without glibc, or if the environment sets MALLOC_* or GLIBC_TUNABLES.
 
-    It gives memory back to the system as soon as 128 KiB, later twice the largest block, are free at the end. A step of
-    training frees and allocates hundreds of megabytes, and each page that comes from the system costs a fault and is
-    filled with zeros. Blocks over 32 MiB, the most that glibc allows here, still come from the system and go back.
+    By default glibc returns memory to the system when 128 KiB, later twice the largest block, are free at the heap's
+    end. A training step frees and allocates hundreds of megabytes, and each page from the system costs a page fault and
+    is filled with zeros. Blocks over 32 MiB (glibc allows no higher limit here) still come from the system each time.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
@@ -46,7 +46,7 @@ def keep_freed_pages() -> bool:
 
 
 def too_large(needed: int, what: str) -> str | None:
-    """Why this machine can never hold so many bytes; None where it can, or where its size is not known."""
+    """A message if `needed` bytes are more than this machine's whole memory, else None (also if that is not known)."""
     total, _ = host_memory()
     if not total or needed <= total:
         return None
@@ -54,13 +54,13 @@ def too_large(needed: int, what: str) -> str | None:
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """(total, free) bytes: the least of the machine's, the control groups' and the limit on address space.
+    """(total, free) bytes: the smallest of the machine's memory, the control groups' limits and `ulimit -v`.
 
-    Zeros where the system does not tell. `root` holds proc/ and sys/.
+    Zeros if the system does not say. `root` is the folder with proc/ and sys/.
     """
     info = root / "proc/meminfo"
     if not info.is_file():
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS does not tell what is free
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS does not say what is free
             total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             return total, total
         return 0, 0
@@ -72,7 +72,7 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) of each control group above this process; cached files, which give way, are not used memory."""
+    """(limit, used) of each control group of this process. Cached files do not count as used: they can be dropped."""
     listed = root / "proc/self/cgroup"
     for line in listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else ():
         _, kinds, path = line.split(":", 2)
@@ -92,7 +92,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
 
 def _address_space(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of `ulimit -v`."""
-    import resource  # there is /proc, so there is this
+    import resource  # systems with /proc have this module
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:

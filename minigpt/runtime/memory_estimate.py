@@ -1,6 +1,7 @@
 """Estimate the memory that training and inference need, before they start.
 
-What a block keeps for its backward pass depends on kernels and precision, so short passes of a real one are measured.
+The memory that a block keeps for its backward pass depends on kernels and precision, so it is measured on short passes
+of a real block.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ PLAIN = Runtime(torch.device("cpu"), "fp32")
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes at the moment when they are most.
+    """Estimated bytes at the moment of highest use.
 
-    activations: what a forward and backward pass, or the optimizer's step, needs beside the others.
-    average: the weights' running average, where one is kept.
+    activations: what a forward and backward pass, or the optimizer's step, needs in addition to the other fields.
+    average: the running average of the weights, if there is one.
     """
 
     weights: int
@@ -34,7 +35,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Sum of all."""
+        """The sum of all fields."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.kv_cache + self.average
 
 
@@ -49,29 +50,29 @@ def training_memory(
     shards: int = 1,
     checkpointing: bool = False,
 ) -> Memory:
-    """Of training with `batch` sequences at a time, by torch's eager kernels; compiled ones need less.
+    """Estimate the memory of training with `batch` sequences at a time, without torch.compile, which needs less.
 
     Args:
-        config: the shape; `attention` says which kernel.
-        batch: sequences of one forward pass: the micro-batch.
-        runtime: device and precision; a block of this shape makes three short passes there, to see what it keeps.
-        optimizer: adamw (two moments) or muon (one for the blocks' matrices, and room for its products).
-        ema: whether a running average is kept.
-        accumulates: whether gradients are there while the next micro-batch is at work.
-        shards: ranks that divide weights, gradients, optimizer and average among them (FSDP).
-        checkpointing: blocks keep their input only, and are computed again in the backward pass.
+        config: the shape; `attention` is the kernel.
+        batch: number of sequences in one forward pass, the micro-batch.
+        runtime: device and precision. A block of this shape makes three short passes there, to measure what it keeps.
+        optimizer: adamw (two moments), or muon (one for the blocks' matrices, and memory for its products).
+        ema: whether there is a running average of the weights.
+        accumulates: whether gradients are kept while the next micro-batch is computed.
+        shards: number of ranks that share weights, gradients, optimizer and average (FSDP).
+        checkpointing: blocks keep only their input, and are computed again in the backward pass.
     """
     shapes = [(name, p.numel(), p.dim()) for name, p in build_meta(config).named_parameters()]
     total, muon = sum(count for _, count, _ in shapes), optimizer == "muon"
     matrices = sum(count for name, count, dim in shapes if muon and "blocks" in name and dim >= 2)
     pure = runtime.precision == "bf16-pure"
-    size = DTYPES[runtime.precision].itemsize  # of a matrix product's numbers
+    size = DTYPES[runtime.precision].itemsize  # bytes of a number in a matrix product
     weights = gradients = total * (2 if pure else 4)
     moments = 8 * total - 4 * matrices + (4 * total if pure else 0)
     average = 4 * total if ema else 0
     kept, head, block = _pass_bytes(config, batch, runtime, checkpointing)
     forward = kept + max(head, block) + (gradients if accumulates else 0)
-    stack = config.num_layers * up_rows(config) * config.embed_dim  # the largest that Muon orthogonalises together
+    stack = config.num_layers * up_rows(config) * config.embed_dim  # most that Muon orthogonalises together
     step = gradients + (4 * matrices + stack * (8 + 5 * size // 2) if muon else 0) + (6 * total if pure else 0)
     whole = 2 * weights // max(1, config.num_layers) if shards > 1 else 0  # two blocks are gathered at a time
     parts = [count // shards for count in (weights, gradients, moments, average)]
@@ -80,7 +81,7 @@ def training_memory(
 
 
 def memory_of_run(config: RunConfig) -> Memory:
-    """`training_memory` of a run by its config, whose vocabulary is known; `auto` attention counts as sdpa."""
+    """`training_memory` of a run, from its config. vocab_size must be set; `auto` attention counts as sdpa."""
     settings, shape = config.train, config.model
     return training_memory(
         shape.model_copy(update={"attention": "sdpa" if shape.attention == "auto" else shape.attention}),
@@ -94,37 +95,37 @@ def memory_of_run(config: RunConfig) -> Memory:
 
 
 def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing: bool) -> tuple[int, int, int]:
-    """Bytes kept for the backward pass, and needed for a while by the head with its loss, and by one block.
+    """Bytes kept for the backward pass, bytes needed by the head and the loss, and bytes needed by one block.
 
-    What a block keeps is fixed + batch x (each T + pairs T^2), and three short passes tell the three numbers.
+    A block keeps fixed + batch x (each T + pairs T^2) bytes. Three short passes determine these three numbers.
     """
     length, width, size = config.max_seq_len, config.embed_dim, DTYPES[runtime.precision].itemsize
     tokens, vocab, long = batch * length, config.padded_vocab_size, 32
-    seen = (2, long), (4, long), (2, long // 2)  # a batch of one is laid out otherwise
+    seen = (2, long), (4, long), (2, long // 2)  # a batch of one has another memory layout
     two, four, half = (kept_by_block(config, runtime, *shape) for shape in seen)
     fixed = 2 * two - four
     pairs = ((two - fixed) / 2 - (half - fixed)) / (long * long / 2)
     each = (two - fixed) / 2 / long - pairs * long
-    kinds = {"reference": length, "blockwise": scored(length) / length}  # scores made for a token and a head
+    kinds = {"reference": length, "blockwise": scored(length) / length}  # scores computed per token and head
     wide = kinds.get(config.attention, 0.0)
     block = round(tokens * (each + pairs * (wide or length)))
     layers = config.num_layers * (4 * width * tokens if checkpointing else block)
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = round(config.num_heads * wide * size)
-    passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients on their way through a block
+    passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients inside one block
     logits, chunk = tokens * vocab * config.softmaxes, chunk_logits(runtime.device)
     if config.softmaxes > 1:
-        head = 24 * min(logits, chunk)  # of each softmax, their logarithms, the sums, and the gradients
+        head = 24 * min(logits, chunk)  # logits of each softmax, their logarithms, the sums, the gradients
     elif at_once(logits, chunk):
-        head = (12 if size == 4 else 14) * logits  # in fp32, and what they become
-    else:  # in pieces: some logits at a time; the head's gradient twice, and the head in `size`
+        head = (12 if size == 4 else 14) * logits  # logits in fp32, and the results computed from them
+    else:  # in chunks: some logits at a time; the head's gradient twice, and the head in the product's dtype
         a_logit, a_weight = (4, 8) if size == 4 else (10, 10)
         head = a_logit * min(logits, chunk) + a_weight * vocab * width
     return layers + 16 * width * tokens, head, passing
 
 
 def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int) -> int:
-    """Bytes that autograd keeps of a block's forward pass over [batch, length], its input counted, weights not."""
+    """Bytes that autograd keeps from a block's forward pass over [batch, length], with its input, without weights."""
     model = GPT(config.model_copy(update={"num_layers": 1, "vocab_size": 64, "max_seq_len": length}))
     model = model.to(runtime.device, DTYPES["bf16"] if runtime.precision == "bf16-pure" else None).train()
     kept: dict[int, int] = {}
@@ -140,25 +141,25 @@ def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             out = model.blocks[0](x.requires_grad_(), rotary)
     ours = [*model.parameters(), *(rotary or ())]
-    del out  # until here it held on to what was kept, so that no address could be used twice
+    del out  # until here it kept the saved tensors alive, so no address was used twice
     return sum(kept.values()) - sum(kept.pop(part.untyped_storage().data_ptr(), 0) for part in ours)
 
 
 def least_memory(config: ModelConfig, rows: int) -> tuple[int, int]:
-    """Bytes that training cannot do without: (weights and their gradients, what enters the blocks). Takes no time."""
+    """The least bytes of training, computed at once: (weights and their gradients, inputs of the blocks)."""
     one, two = (parameter_table(config.model_copy(update={"num_layers": layers}))["total"] for layers in (1, 2))
     weights = one + (config.num_layers - 1) * (two - one)
     return 8 * weights, 8 * rows * config.max_seq_len * config.embed_dim
 
 
 def row_memory(config: ModelConfig) -> int:
-    """Bytes of one text that is written: its keys and values in half precision at the least, and its logits."""
+    """The least bytes of one text during generation: its keys and values in half precision, and its logits."""
     return (
         4 * config.num_layers * config.kv_heads * config.max_seq_len * config.head_size + 4 * config.padded_vocab_size
     )
 
 
 def inference_memory(config: ModelConfig) -> Memory:
-    """Weights, and a key/value cache of full context for one sequence, in fp32."""
+    """The memory of inference in fp32: weights, and a key/value cache of one sequence with full context."""
     cache = 2 * config.num_layers * config.kv_heads * config.max_seq_len * config.head_size
     return Memory(4 * parameter_table(config)["total"], 0, 0, 0, 4 * cache)

@@ -1,4 +1,4 @@
-"""Decide once where a run's model lies, alone, replicated or sharded, and answer what follows from that.
+"""Decide once whether a run's model is in one process, replicated or sharded, and do what depends on that.
 
 Placement             one process holds the whole model
 ReplicatedPlacement   each rank holds all of it, and gradients are averaged (DDP)
@@ -28,18 +28,21 @@ from minigpt.runtime.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Placement:
-    """One process alone, which holds the whole model."""
+    """One process, which holds the whole model."""
 
     parallel: ParallelConfig
     ranks: Ranks = ALONE
 
     @property
     def shards(self) -> int:
-        """Ranks among which weights, gradients and optimizer are divided."""
+        """Number of ranks that share weights, gradients and optimizer."""
         return 1
 
     def place(self, model: GPT, runtime: Runtime) -> tuple[GPT, Learner]:
-        """The model on its device, or this rank's part of it; and what a step calls: it, or a view of it."""
+        """Move the model (or this rank's part of it) to its device. Returns it, and the learner for training steps.
+
+        The learner is the model itself, or a view of it.
+        """
         model = model.to(runtime.device)
         view = runtime.prepare(model)
         if self.parallel.activation_checkpointing:
@@ -49,36 +52,36 @@ class Placement:
         return model, view
 
     def learner(self, model: GPT, stepped: Learner) -> Learner:
-        """What a step calls, so that the ranks exchange what they must."""
+        """The learner for training steps, which also averages gradients over the ranks if there are several."""
         return stepped
 
     def evaluated(self, model: GPT, stepped: Learner) -> Learner:
-        """What an evaluation calls."""
+        """The learner for evaluations."""
         return model
 
     def whole(self, model: GPT) -> GPT:
-        """The model itself, or where ranks hold parts of it, a whole copy in each one's memory; every rank must ask."""
+        """The whole model; if ranks hold parts of it, a whole copy in each rank's memory. Every rank must call this."""
         return model
 
     def rows(self, config: TrainConfig) -> int:
-        """Most sequences of one forward pass of a rank."""
+        """Largest number of sequences in one forward pass of a rank."""
         return min(config.rows, config.batch_size // self.ranks.world)
 
     def eval_size(self, config: TrainConfig, limit: int | None = None) -> tuple[int, int | None]:
-        """Rows of a validation batch, and how many batches: the same rows in all, whatever the number of ranks.
+        """(rows of a validation batch, number of batches). The total of rows does not depend on the number of ranks.
 
-        batch_size 12, eval_batches 2: one rank (12, 2), four (3, 8). At most `limit` rows, where memory has ended
-        before.
+        batch_size 12, eval_batches 2: (12, 2) with one rank, (3, 8) with four. `limit`: largest number of rows that
+        fit in memory, if more have failed.
         """
         size = gcd(config.rows, self.rows(config), limit or 0)
         return size, config.eval_batches and config.eval_batches * (config.rows // size)
 
 
 class ReplicatedPlacement(Placement):
-    """Each rank holds the whole model, and gradients are averaged."""
+    """Each rank holds the whole model; gradients are averaged over the ranks."""
 
     def learner(self, model: GPT, stepped: Learner) -> Learner:
-        """What a step calls: the same loss, with gradients averaged while the backward pass makes them."""
+        """The learner for training steps: the same loss; the backward pass also averages gradients over the ranks."""
         from minigpt.runtime.parallel.wrap import Replicated
 
         return Replicated(model, stepped.loss)
@@ -89,11 +92,11 @@ class ShardedPlacement(Placement):
 
     @property
     def shards(self) -> int:
-        """All ranks."""
+        """The number of ranks."""
         return self.ranks.world
 
     def place(self, model: GPT, runtime: Runtime) -> tuple[GPT, Learner]:
-        """This rank's part of the model; steps and evaluations call a view that gathers each block when it is used."""
+        """Keep this rank's part of the model. Returns it, and a view that gathers each block's weights when it runs."""
         from minigpt.runtime.parallel.wrap import CompiledInTraining, Recomputed, shard
 
         compiles, kind = runtime.compile and runtime.can_compile(), runtime.device.type
@@ -109,11 +112,11 @@ class ShardedPlacement(Placement):
         return model, shard(model, runtime.device, low, self.parallel.cpu_offload, wrap)
 
     def evaluated(self, model: GPT, stepped: Learner) -> Learner:
-        """The view too, since the model alone gathers nothing."""
+        """The view, as in training, since the model itself does not gather the weights."""
         return stepped
 
     def whole(self, model: GPT) -> GPT:
-        """A whole copy in this rank's memory; every rank must ask."""
+        """A whole copy of the model in this rank's memory. Every rank must call this."""
         copy = GPT(model.config)
         copy.load_weights({name: self.ranks.whole(tensor).cpu() for name, tensor in model.weights().items()})
         copy.use_attention(model.config.attention)
@@ -121,7 +124,7 @@ class ShardedPlacement(Placement):
 
 
 def make_placement(config: RunConfig, ranks: Ranks = ALONE) -> Placement:
-    """The placement that the config asks for on these ranks."""
+    """Make the placement for a config and these ranks."""
     if ranks.world == 1:
         return Placement(config.parallel, ranks)
     kind = ShardedPlacement if config.parallel.kind == "fsdp" else ReplicatedPlacement
@@ -130,21 +133,23 @@ def make_placement(config: RunConfig, ranks: Ranks = ALONE) -> Placement:
 
 @contextmanager
 def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> Iterator[tuple[Placement, Console]]:
-    """The ranks that torchrun started, connected inside the block, or this process alone; and what this one prints to.
+    """Connect the ranks that torchrun started, inside the `with` block. Yields the placement, and this rank's console.
+
+    Without torchrun this is one process.
 
     Args:
         config: its parallel section, batch size and device are checked here.
-        quiet: print nothing; ranks other than 0 never do.
-        divisible: whether this kind of training can have a model in parts, which is parallel.kind fsdp.
+        quiet: print nothing; ranks other than 0 never print.
+        divisible: whether this kind of training works with a sharded model (parallel.kind fsdp).
 
     Raises:
-        ConfigError: settings that do not go with this number of ranks.
-        ParallelError: a rank that does not answer.
+        ConfigError: settings that do not fit this number of ranks.
+        ParallelError: a rank does not answer.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         console = messages(quiet)
         if config.parallel.kind == "fsdp":
-            console.print("parallel.kind: fsdp divides a model among processes, and this is one: no effect")
+            console.print("parallel.kind: fsdp divides a model among processes, but there is only one: no effect")
         yield make_placement(config), console
         return
     from minigpt.runtime.parallel.group import join
@@ -161,14 +166,14 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
 
 
 def _problems(config: RunConfig, world: int, divisible: bool) -> list[str]:
-    """What does not go with several ranks."""
+    """Settings that do not work with this number of ranks."""
     batch, problems = config.train.batch_size, []
     if batch % world:
         below, above = batch // world * world, -(-batch // world) * world
         fits = f"{below} or {above} is" if below else f"{above} is"
         problems.append(f"train.batch_size: {batch} is not a multiple of the {world} ranks; {fits}")
     if config.parallel.kind == "fsdp" and not divisible:
-        problems.append("parallel.kind: fsdp is for training from nothing; fine-tuning runs with ddp")
+        problems.append("parallel.kind: fsdp cannot fine-tune; fine-tuning runs with ddp")
     if config.parallel.kind == "fsdp" and config.train.masked_inputs:
         problems.append("train.masked_inputs: goes with parallel.kind ddp, not with fsdp")
     if config.finetune.dpo_beta:
@@ -177,7 +182,7 @@ def _problems(config: RunConfig, world: int, divisible: bool) -> list[str]:
 
 
 def _device(name: str) -> torch.device:
-    """Where this process computes: on the GPU of its number on this host, or on the CPU. Raises ConfigError."""
+    """The device of this process: the GPU with its local rank as number, or the CPU. Raises ConfigError."""
     kind, _, number = name.partition(":")
     if number or kind not in ("auto", "cuda", "cpu"):
         raise ConfigError(f"train.device: {name} is one device for all ranks; choose auto, cuda or cpu")

@@ -1,7 +1,7 @@
-"""What a precision needs beside autocast: its test against fp32, fp32 copies of bf16 weights, fp8 layers.
+"""Test a precision against fp32, keep fp32 copies of bf16 weights, and convert layers to fp8.
 
-A format that a device has is not yet one that it computes well with, so the chosen one is tried before the first step:
-loss and gradients of a small batch, by the run's own kernels, against the same in fp32.
+A device may offer a format and still compute badly in it. So the chosen precision is tested before the first step: the
+loss and gradients of a small batch, with the run's own kernels, are compared with those in fp32.
 """
 
 import copy
@@ -16,16 +16,16 @@ from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 
 BOUNDS = {"fp32": 1e-3, "tf32": 0.01, "bf16": 0.05, "fp16": 0.01, "bf16-pure": 0.05, "fp8": 0.4}
-"""Largest relative error of all gradients together: three times and more of what is measured where a format works (on
-a CPU, widths 64 to 768: bf16 and bf16-pure 0.005 to 0.016, fp16 0.002). tf32 has fp16's bits, fp8 4 fewer than bf16.
-"""
+"""Largest allowed relative error of all gradients together. It is at least three times the error of a working format
+(on a CPU, widths 64 to 768: bf16 and bf16-pure 0.005 to 0.016, fp16 0.002). tf32 has as many mantissa bits as fp16, fp8
+has 4 fewer than bf16."""
 VOCABULARY, LENGTH, WIDE = 256, 64, 512
-SCALE = 1024.0  # of the loss, so that small gradients are not zero in fp16
+SCALE = 1024.0  # factor of the loss, so that small gradients are not zero in fp16
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a precision is from fp32: relative errors of the loss, and of the gradients as one vector."""
+    """The errors of a precision against fp32: of the loss, and of all gradients as one vector, both relative."""
 
     precision: str
     loss: float
@@ -33,7 +33,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether to train with it; not if a figure is not a number."""
+        """Whether to train with it: both errors are small enough, and not NaN."""
         bound = BOUNDS[self.precision]
         return self.gradient <= bound and self.loss <= bound / 2
 
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def self_test(shape: ModelConfig, runtime: Runtime) -> Verdict:
-    """Try the runtime's precision on a model of this width, cut to 2 layers (a wide one: 1), 256 ids and 64 tokens."""
+    """Test the runtime's precision on a model of this width, with at most 2 layers (wide: 1), 256 ids and 64 tokens."""
     vocabulary = min(shape.vocab_size or VOCABULARY, VOCABULARY)
     layers = min(shape.num_layers, 1 if shape.embed_dim >= WIDE else 2)
     cut = {"num_layers": layers, "vocab_size": vocabulary}
@@ -61,7 +61,7 @@ def self_test(shape: ModelConfig, runtime: Runtime) -> Verdict:
 
 
 def _try(model: GPT, ids: Tensor, runtime: Runtime) -> tuple[float, Tensor]:
-    """Loss, and the gradients as one vector."""
+    """Compute the loss, and the gradients as one vector."""
     model.zero_grad()
     with runtime.products():
         with runtime.autocast():
@@ -75,26 +75,26 @@ State = dict[Tensor, dict[str, Tensor]]
 
 
 class Optimizer(Protocol):
-    """What training asks of an optimizer; torch's are some too."""
+    """The interface that training needs of an optimizer. torch's optimizers have it too."""
 
     param_groups: list[dict[str, Any]]
-    """One dict per group: its parameters (`params`), and the rate of its next step (`lr`)."""
+    """One dict per group: its parameters (`params`), and the learning rate of its next step (`lr`)."""
     state: State
-    """What it remembers of each parameter, by name."""
+    """Parameter -> its state tensors, by name."""
 
     def step(self) -> object:
         """Update the parameters that have a gradient."""
 
 
 class MasterWeights:
-    """Any optimizer, for a model whose weights are bf16: it works on fp32 copies, from which they are rounded again.
+    """Wraps an optimizer for a model in bf16: it updates fp32 copies of the weights, and rounds them to bf16.
 
-    An update of less than 1/256 of a weight would vanish in bf16; in the copies it adds up (Micikevicius et al., 2018,
-    3.1). The copies are part of the optimizer's state, "master", and so of every checkpoint.
+    An update of less than 1/256 of a weight would be lost in bf16, but adds up in the copies (Micikevicius et al.,
+    2018, 3.1). The copies are in the optimizer's state under "master", so every checkpoint has them.
 
     Args:
-        optimizer: over weights that are still fp32.
-        model: theirs; it becomes bf16.
+        optimizer: its weights must still be fp32.
+        model: the model with these weights; it becomes bf16.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module):
@@ -108,11 +108,11 @@ class MasterWeights:
 
     @torch.no_grad()
     def step(self) -> None:
-        """For the time of the step the weights are the copies, and the gradients fp32."""
+        """Replace weights by their copies and gradients by fp32, make the step, and change back to bf16."""
         parameters = self._parameters()
         gradients = [parameter.grad for parameter in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = None  # a gradient has its weight's type, always
+            parameter.grad = None  # torch wants a gradient to have its weight's dtype
             parameter.data = self.state[parameter].pop("master")
             parameter.grad = None if gradient is None else gradient.float()
         self.inner.step()
@@ -124,15 +124,15 @@ class MasterWeights:
 
 
 def with_masters(optimizer: Optimizer, model: nn.Module, runtime: Runtime) -> Optimizer:
-    """The optimizer, or for bf16-pure `MasterWeights` around it."""
+    """Return the optimizer, wrapped in `MasterWeights` if the precision is bf16-pure."""
     return MasterWeights(optimizer, model) if runtime.precision == "bf16-pure" else optimizer
 
 
 def use_fp8(model: GPT) -> None:
-    """Let the blocks' linear layers multiply in fp8, in place, scaled by tensor (torchao.float8).
+    """Let the blocks' linear layers multiply in fp8, in place, with one scale per tensor (torchao.float8).
 
-    Sides that are not a multiple of 16 stay as they are, and so do the weights: fp32, under their names.
-    `minigpt.runtime.device.make_runtime` has seen that torchao and such a device are here.
+    Layers with a side that is not a multiple of 16 are not converted. The weights stay fp32, under the same names.
+    `minigpt.runtime.device.make_runtime` has checked that torchao and a suitable device are here.
     """
     from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]  an extra
 

@@ -1,4 +1,4 @@
-"""The processes that train one model together, as the rest of the code sees them; one alone is the plain case."""
+"""Define the interface of the processes (ranks) that train one model together, and its simple case: one process."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,37 +11,40 @@ Made = TypeVar("Made")
 
 
 class Ranks:
-    """The processes that train one model together. This is one alone; `minigpt.runtime.parallel` has several."""
+    """The processes that train one model together. This class is for one, `minigpt.runtime.parallel` for more."""
 
     rank, world = 0, 1
-    device: torch.device | None = None  # where this rank computes, if it may not choose
+    device: torch.device | None = None  # the device of this rank, if it is fixed
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over the ranks."""
+        """Sum a tensor over the ranks."""
         return value
 
     def largest(self, value: float) -> float:
-        """The largest of the ranks' values: what all of them then decide by."""
+        """The largest of the ranks' values, so that all ranks decide the same."""
         return value
 
     def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
-        """Around a backward pass: whether the ranks add up their gradients `now`, or go on accumulating."""
+        """Use around a backward pass: the ranks sum their gradients if `now`, else they keep accumulating."""
         return nullcontext()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor of which each rank may hold a part; every rank must ask."""
+        """The whole tensor, if each rank holds only a part of it. Every rank must call this."""
         return tensor
 
     def own(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This rank's part of a whole tensor, divided as `like` is."""
+        """This rank's part of a whole tensor, split in the same way as `like`."""
         return tensor
 
     def share(self, make: Callable[[], Made]) -> Made:
-        """What rank 0 makes, on every rank; the others wait, however long it takes."""
+        """Call `make` on rank 0, and return its result on every rank. The others wait without a time limit."""
         return make()
 
     def in_turn(self, make: Callable[[], Made]) -> Made:
-        """What each rank makes: rank 0, then the first of every other host, then the rest, who find what those left."""
+        """Call `make` on rank 0, then on the first rank of each other host, then on the rest; returns its own result.
+
+        So later ranks can use files that earlier ranks have written.
+        """
         return make()
 
 

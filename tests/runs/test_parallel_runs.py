@@ -156,7 +156,7 @@ def test_finetuning_on_two_ranks_equals_one(cats: Path) -> None:
     assert gap(one, two) < 1e-5
     assert far < 1e-4  # Adam's first steps divide by gradients that are nearly nothing
     done = launch(2, "-m", "minigpt", *argv, "--name", "no", "--parallel.kind", "fsdp", folder=cats)
-    assert done.stderr.count("minigpt: --parallel.kind: fsdp is for training from nothing") == 1, done.stderr
+    assert done.stderr.count("minigpt: --parallel.kind: fsdp cannot fine-tune") == 1, done.stderr
 
 
 def test_bf16_compiled_and_recomputed_blocks_learn_as_one_process_does(cats: Path) -> None:

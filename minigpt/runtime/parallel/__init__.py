@@ -1,1 +1,1 @@
-"""Several processes that train one model, by torch's own engine: DDP, FSDP2, torchrun."""
+"""Train one model with several processes, with torch's own tools: DDP, FSDP2, torchrun."""

@@ -1,8 +1,8 @@
-"""The ranks of several processes, as torchrun starts them: who is there, how they add up, and how they end together.
+"""Connect the processes that torchrun starts, sum their tensors, and end all of them together.
 
-Notable: what is waited for without a limit (rank 0 preparing a text, for hours perhaps) is waited for in torchrun's
-store, since a collective would time out. The store also says that a rank has failed: the first that fails tells its
-error, and a thread in every other, which may hang in a collective, ends its process within seconds.
+A wait without a time limit (rank 0 may prepare a text for hours) uses torchrun's store, since a collective would time
+out. The store also says that a rank has failed. The first rank that fails reports its error. A thread in every other
+rank then ends that process within seconds, even if it hangs in a collective.
 """
 
 import os
@@ -29,42 +29,42 @@ from minigpt.runtime.parallel.wrap import Replicated, Sharded
 from minigpt.runtime.ranks import Made, Ranks
 
 POLL = 0.05
-"""Seconds between looks into the store."""
+"""Seconds between two reads of the store."""
 GRACE = 3.0
-"""Seconds that a rank has to end by itself, once another has failed."""
+"""Seconds that a rank has to end by itself after another has failed."""
 CHECK_IN = 120.0
-"""Most seconds until every rank is there."""
+"""Seconds after which every rank must have started."""
 HINT = (
-    "look whether it runs, whether a firewall stands between, and which network the hosts share: "
+    "check that it runs, that no firewall is between the hosts, and which network they share: "
     "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name its interface (ip addr)"
 )
 
 
 @contextmanager
 def join(device: torch.device, timeout: float) -> Iterator["Processes"]:
-    """The ranks, connected inside the block; all of them leave it together, or end soon after the first that failed.
+    """Connect the ranks inside the `with` block. All leave it together, or end soon after the first rank that failed.
 
     Args:
-        device: where this process computes.
-        timeout: most seconds that a collective may take.
+        device: the device of this process.
+        timeout: time limit of a collective, in seconds.
 
     Raises:
         ParallelError: a rank does not answer, at the start or later.
-        SystemExit: another rank has failed, and has said why; this one is silent.
+        SystemExit: another rank has failed and has reported its error; this one prints nothing.
     """
     ranks = Processes(device, timedelta(seconds=timeout))
     try:
         ranks.connect()
         yield ranks
         ranks.meet()
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  whatever it is, the others must end too
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the other ranks must end after any error
         raise ranks.fail(error) from error.__cause__
     finally:
         ranks.leave()
 
 
 class Processes(Ranks):
-    """This process among those that torchrun started: `join` makes it."""
+    """This process and the others that torchrun started. `join` makes it."""
 
     def __init__(self, device: torch.device, timeout: timedelta):
         self.device, self.timeout, self.on_gpu = device, timeout, device.type == "cuda"
@@ -72,13 +72,13 @@ class Processes(Ranks):
         self.local = int(os.environ.get("LOCAL_RANK", self.rank))
         self.hosts = [socket.gethostname()] * self.world
         self.store: Store | None = None
-        self.gloo: dist.ProcessGroup | None = None  # for numbers on the CPU, wherever the model is
+        self.gloo: dist.ProcessGroup | None = None  # for numbers on the CPU, also if the model is on a GPU
         self._watcher: threading.Thread | None = None
         self._meetings = 0
         self._left = threading.Event()
 
     def connect(self) -> None:
-        """Find the other ranks and try the network between all of them. Raises ParallelError naming who is missing."""
+        """Find the other ranks and test the network between all of them. Raises ParallelError naming missing ranks."""
         wait = min(self.timeout, timedelta(seconds=CHECK_IN))
         try:
             store, *_ = next(rendezvous("env://", timeout=wait))
@@ -94,7 +94,7 @@ class Processes(Ranks):
             torch.cuda.set_device(self.device)
         us: dict[str, Any] = {"rank": self.rank, "world_size": self.world}
         try:
-            late = timedelta(seconds=GRACE if self.rank else 0)  # rank 0 names who is missing, so it speaks first
+            late = timedelta(seconds=GRACE if self.rank else 0)  # rank 0 names the missing ranks, so it fails first
             dist.init_process_group("gloo", store=PrefixStore("trial", self.store), timeout=wait + late, **us)
             dist.monitored_barrier(timeout=wait + late, wait_all_ranks=True)
             dist.destroy_process_group()
@@ -108,7 +108,7 @@ class Processes(Ranks):
             raise ParallelError(f"{self}: an all-reduce of {self.world} ones gave {answers}; {HINT}")
 
     def _check_in(self, wait: timedelta) -> None:
-        """Tell the others this rank's host, and learn theirs."""
+        """Write this rank's host into the store, and read the hosts of the others."""
         assert self.store is not None
         names = [f"host/{rank}" for rank in range(self.world)]
         self.store.set(names[self.rank], self.hosts[self.rank])
@@ -120,15 +120,15 @@ class Processes(Ranks):
         self.hosts = [self.store.get(name).decode() for name in names]
 
     def _silent(self, ranks: list[int], reason: str) -> ParallelError:
-        """What to say when the network fails: who does not answer, else who else there is."""
+        """The error for a failed network: names the ranks that do not answer, or all others if that is not known."""
         named = ranks or [rank for rank in range(self.world) if rank != self.rank]
         who = " and ".join(f"{_listed([r for r in named if self.hosts[r] == host])} on {host}"
                            for host in dict.fromkeys(self.hosts[rank] for rank in named))  # fmt: skip
-        doubt = "" if ranks else "not all of "
+        doubt = "not " if ranks else "not all of "
         return ParallelError(f"{self} reaches the store, but {doubt}{who} over the network ({reason}); {HINT}")
 
     def _watch(self, store: Store) -> None:
-        """In a thread: once another rank has failed, end this process if it does not end itself."""
+        """Run in a thread: after another rank has failed, end this process if it does not end by itself."""
         try:
             while not self._left.wait(POLL * 4):
                 if store.check(["code"]):
@@ -136,22 +136,22 @@ class Processes(Ranks):
                         code = int(store.get("code"))
                         sys.stdout.flush()
                         if sys.stderr.isatty():
-                            sys.stderr.write("\x1b[?25h")  # a live line hides the cursor
+                            sys.stderr.write("\x1b[?25h")  # show the cursor, which a live line hides
                         os._exit(code)
                     return
-        except dist.DistError:  # the store went with its host; the next collective fails too
+        except dist.DistError:  # the store's host is gone; the next collective fails too
             return
 
     def fail(self, error: BaseException) -> BaseException:
-        """What to raise for an error: itself on the first rank that fails, elsewhere a silent end."""
+        """The exception to raise for an error: the error itself on the first rank that fails, SystemExit on others."""
         code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         try:
             if self.store is not None and self.store.add("failed", 1) > 1:
-                time.sleep(GRACE)  # torchrun ends all once one has ended: the first must have spoken by then
+                time.sleep(GRACE)  # torchrun ends all ranks once one ends; let the first report
                 return SystemExit(int(self.store.get("code")))
             if self.store is not None:
                 self.store.set("code", str(code))
-        except dist.DistError as gone:  # with the host that kept the store: each rank speaks for itself
+        except dist.DistError as gone:  # the store's host is gone, so each rank reports its own error
             error.add_note(f"torchrun's store is gone: {gone}")
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             error = ParallelError(
@@ -169,14 +169,14 @@ class Processes(Ranks):
         if self._watcher:
             self._watcher.join()
         failed = sys.exc_info()[0] is not None
-        if dist.is_initialized() and not (failed and self.on_gpu):  # NCCL would wait for the others
+        if dist.is_initialized() and not (failed and self.on_gpu):  # NCCL would wait for the other ranks
             dist.destroy_process_group()
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.hosts[self.rank]}"
 
     def meet(self) -> None:
-        """Wait until every rank is here, however long it takes."""
+        """Wait, without a time limit, until every rank has called this."""
         assert self.store is not None
         self._meetings += 1
         name = f"met/{self._meetings}"
@@ -185,14 +185,14 @@ class Processes(Ranks):
             time.sleep(POLL)
 
     def share(self, make: Callable[[], Made]) -> Made:
-        """What rank 0 makes, on every rank; the others wait, however long it takes."""
+        """Call `make` on rank 0, and return its result on every rank. The others wait without a time limit."""
         made: list[Any] = [make() if self.rank == 0 else None]
         self.meet()
         dist.broadcast_object_list(made, src=0, group=self.gloo)
         return made[0]
 
     def in_turn(self, make: Callable[[], Made]) -> Made:
-        """What each rank makes: rank 0, then the first of every other host, then the rest, who find what those left."""
+        """Call `make` on rank 0, then on the first rank of each other host, then on the rest. Return its own result."""
         mine = 0 if self.rank == 0 else 1 if self.local == 0 else 2
         made: list[Made] = []
         for turn in range(3):
@@ -202,7 +202,7 @@ class Processes(Ranks):
         return made[0]
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over the ranks."""
+        """Sum a tensor over the ranks."""
         value = value.detach().clone()
         dist.all_reduce(value)
         return value
@@ -214,7 +214,7 @@ class Processes(Ranks):
         return largest.item()
 
     def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
-        """Around a backward pass: whether the ranks add up their gradients `now`, or go on accumulating."""
+        """Use around a backward pass: the ranks sum their gradients if `now`, else they keep accumulating."""
         if isinstance(model, Replicated):
             return nullcontext() if now else model.ddp.no_sync()
         if isinstance(model, Sharded):
@@ -222,11 +222,11 @@ class Processes(Ranks):
         return nullcontext()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor of which each rank may hold a part; every rank must ask."""
+        """The whole tensor, if each rank holds only a part of it. Every rank must call this."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def own(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This rank's part of a whole tensor, divided as `like` is."""
+        """This rank's part of a whole tensor, split in the same way as `like`."""
         if not isinstance(like, DTensor):
             return tensor
         part = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -234,7 +234,7 @@ class Processes(Ranks):
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence: _reason(RuntimeError("[/a/b.cc:5] Closed by peer. See ...")) -> "Closed by peer"."""
+    """First sentence of an error: _reason(RuntimeError("[/a/b.cc:5] Closed by peer. See ...")) -> "Closed by peer"."""
     return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0].rstrip(".")
 
 

@@ -1,7 +1,7 @@
-"""Make a built model ready for several ranks, or for less memory: DDP, FSDP2, activation checkpointing.
+"""Prepare a built model for several ranks, or for less memory: DDP, FSDP2, activation checkpointing.
 
-Notable: a step calls a view of the model. The model itself keeps its parameters' names, so a checkpoint is the same
-whoever wrote it.
+Training steps call a view of the model. The model itself keeps the names of its parameters, so checkpoints do not
+depend on any of this.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Blocks(Protocol):
-    """What is asked of a model: its blocks, each called once in a pass."""
+    """What a model must have: its blocks, each called once per pass."""
 
     @property
     def blocks(self) -> Iterable[nn.Module]: ...
@@ -34,9 +34,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Loss(nn.Module):
-    """DDP wraps what is called as a module, and a training step calls a model's loss.
+    """A module that computes a model's loss, since DDP can only wrap a module.
 
-    It holds the parameters alone: buffers, which DDP would send around in every step, never change.
+    It has the parameters but not the buffers. DDP would broadcast buffers at every step, although they never change.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor]):
@@ -48,11 +48,11 @@ class _Loss(nn.Module):
 
 
 class Replicated(nn.Module):
-    """A model that every rank holds; gradients are averaged over the ranks while the backward pass makes them.
+    """A model that every rank holds. Gradients are averaged over the ranks during the backward pass.
 
     Args:
-        model: holds the parameters; rank 0's are copied to all.
-        loss: of a training step, of this model or of what stands for it.
+        model: has the parameters; those of rank 0 are copied to all ranks.
+        loss: computes the loss of a training step, with this model or a view of it.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor]):
@@ -60,29 +60,29 @@ class Replicated(nn.Module):
         self.ddp = DistributedDataParallel(_Loss(model, loss), gradient_as_bucket_view=True)
 
     def loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the model's own."""
+        """Same as the model's `loss`."""
         return self.ddp(*args, **kwargs)
 
 
 class Sharded:
-    """A model divided over the ranks, as steps and evaluations call it: each block is gathered when it is used.
+    """The learner of a model that is split over the ranks. Each block's weights are gathered when the block runs.
 
-    After a pass without gradients the root's weights are let go: no backward pass comes that would do it.
+    After a pass without gradients the root's weights are freed here, since no backward pass follows that would do it.
 
     Args:
-        model: decides whether this is training; `model.eval()` does not reach a view.
-        view: of it, which FSDP gathers.
+        model: its mode decides whether this is training, since `model.eval()` does not change a view.
+        view: a view of the model, whose weights FSDP gathers.
     """
 
     def __init__(self, model: nn.Module, view: nn.Module):
         self.model, self.view = model, view
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """This rank's parts."""
+        """This rank's parts of the parameters."""
         return self.view.parameters()
 
     def loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the model's own; all ranks call it."""
+        """Same as the model's `loss`. All ranks must call it."""
         self.view.training = self.model.training
         out = cast(Callable[..., Tensor], self.view.loss)(*args, **kwargs)
         if not torch.is_grad_enabled():
@@ -97,16 +97,16 @@ def shard(
     offload: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda block: block,
 ) -> Sharded:
-    """Divide the model's weights, in place, over all ranks. Its parameters become DTensors and keep their names.
+    """Split the model's weights over all ranks, in place. Its parameters become DTensors and keep their names.
 
-    The blocks' weights travel in `dtype`, which below fp32 rounds the norms' too; gradients are summed in fp32, and the
-    residual stream is as without.
+    The blocks' weights are sent in `dtype`; a dtype below fp32 rounds the norms' weights too. Gradients are summed in
+    fp32, and the residual stream has the same dtype as without sharding.
 
     Args:
-        model: on the CPU, best; every rank must hold the same weights.
-        dtype: that autocast multiplies in, else the weights' own.
-        offload: keep the parts in the host's memory (only GPUs).
-        wrap: what is done to each block inside of the gathering: `CompiledInTraining`, `Recomputed`.
+        model: should be on the CPU; every rank must hold the same weights.
+        dtype: the dtype of autocast, or that of the weights without autocast.
+        offload: keep the parts in the host's memory (only for GPUs).
+        wrap: wraps each block before FSDP does: `CompiledInTraining`, `Recomputed`.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = CPUOffloadPolicy() if offload and device.type == "cuda" else OffloadPolicy()
@@ -124,14 +124,14 @@ def shard(
 
 
 def with_blocks(model: Model, wrap: Callable[[nn.Module], nn.Module]) -> Model:
-    """A view of the model that calls its blocks through `wrap`; the model itself, and its weights' names, stay."""
+    """Make a view of the model whose blocks are wrapped. The model and the names of its weights stay the same."""
     view = copy.copy(model)
     view._modules = {**model._modules, "blocks": nn.ModuleList(map(wrap, cast(Blocks, model).blocks))}
     return view
 
 
 class CompiledInTraining(nn.Module):
-    """A block that torch.compile has made faster, in training only: an evaluation would compile it once more."""
+    """A block that runs compiled in training only. In evaluation it would have to be compiled a second time."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -142,10 +142,10 @@ class CompiledInTraining(nn.Module):
 
 
 class Recomputed(nn.Module):
-    """A block under activation checkpointing (Chen et al., 2016): the backward pass runs it again from its input.
+    """A block with activation checkpointing (Chen et al., 2016): the backward pass computes it again from its input.
 
-    The same dropout comes out, since the generators are set back. It costs a third more work, and saves all that a
-    block keeps but [B, T, C].
+    The random generators are reset, so dropout is the same. It costs a third more work; of all that a block keeps for
+    the backward pass, only its input [B, T, C] remains.
     """
 
     def __init__(self, block: nn.Module):
