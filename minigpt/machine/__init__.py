@@ -1,1 +1,1 @@
-"""This machine: what it can do (doctor) and how fast it is (bench)."""
+"""Examine this machine: what works on it (doctor) and how fast it is (bench)."""

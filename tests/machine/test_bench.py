@@ -148,7 +148,7 @@ def test_random_batches_are_micro_batches_whose_targets_are_the_next_ids():
         ({"kind": "modern", "num_kv_heads": 1, "head_dim": 20, "tie_embeddings": False}, "Qwen3ForCausalLM", []),
         ({"bias": False, "activation": "gelu"}, "GPT2LMHeadModel", ["activation gelu_tanh", "bias True"]),
         ({"kind": "modern", "activation": "relu2"}, "Qwen3ForCausalLM", ["activation swiglu"]),
-        ({"kind": "modern", "dropout": 0.1}, "Qwen3ForCausalLM", ["dropout in attention alone"]),
+        ({"kind": "modern", "dropout": 0.1}, "Qwen3ForCausalLM", ["dropout only in attention"]),
         ({"embed_dim": 30, "num_heads": 2, "num_kv_heads": 1}, "GPT2LMHeadModel", ["kv_heads 2"]),
     ],
 )  # fmt: skip

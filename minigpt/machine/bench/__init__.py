@@ -1,5 +1,5 @@
-"""Benchmarks: what training, generating, tokenizing and preparing cost here, beside the machine's ceilings and rivals.
+"""Measure the speed of training, generating, tokenizing and preparing here, next to the machine's limits and rivals.
 
-Every comparison runs in one process and takes turns (`timing.alternate`), so that a busy machine slows all alike.
-The functions are imported from their own modules, so that the light ones do without torch.
+In every comparison the sides take turns in one process (`timing.alternate`), so a busy machine slows all of them down.
+Import the functions from their own modules; so the light ones need no torch.
 """

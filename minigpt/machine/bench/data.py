@@ -1,4 +1,4 @@
-"""`minigpt bench data`: how fast text becomes token files, and token files become batches."""
+"""Measure how fast text is converted to token files, and token files to batches, for `minigpt bench data`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ from minigpt.errors import storage_error
 from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, rounded, stopwatch
 
 BATCHES = 200
-"""Batches of a round."""
+"""Number of batches per round."""
 
 
 class TokenizerUsed(TypedDict):
@@ -41,7 +41,7 @@ class BatchFigures(TypedDict):
 
 
 class DataReport(TypedDict):
-    """What `minigpt bench data --json` prints."""
+    """The object that `minigpt bench data --json` prints."""
 
     source: str
     bytes: int
@@ -55,11 +55,11 @@ class DataReport(TypedDict):
 def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: None) -> DataReport:
     """Measure preparing config.data.source with the config's tokenizer, and drawing the config's batches from it.
 
-    The text is first written to a plain file of a temporary directory, and the tokenizer made; neither is timed, so
-    that of the stories it is not the grammar that is measured. Each round then reads, splits, encodes and writes again.
+    First the text is written to a plain file in a temporary directory, and the tokenizer is made. Neither is timed, so
+    for `stories` the speed of the grammar does not count. Each round then reads, splits, encodes and writes again.
 
     Raises:
-        DataError: no such text, or one too short for a window.
+        DataError: no such text, or it is too short for a window.
         TokenizerError: the tokenizer cannot be made.
         StorageError: the temporary directory is full.
     """
@@ -74,7 +74,7 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
         size, seconds, prepared = text.stat().st_size, list[float](), list[Prepared]()
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}: preparing")
-            # A new name each time: this process remembers what it has surveyed.
+            # A new name each time, since this process remembers the surveys of texts.
             text = text.rename(folder / f"{number}.txt")
             renamed = plain.model_copy(update={"source": str(text)})
             out = folder / f"prepared-{number}"
@@ -107,7 +107,7 @@ def batch_figures(prepared: Prepared, config: RunConfig, rounds: int) -> BatchFi
     """Speed of `Batches` over the training split, for the config's batch size and context."""
     size, length = config.train.batch_size, config.model.max_seq_len
     batches = Batches(prepared.splits["train"].tokens, size, length, config.train.seed)
-    batches.batch(0)  # the first maps the file
+    batches.batch(0)  # the first call maps the file
     spread = Spread.of([stopwatch(lambda step=step: batches.batch(step)) for step in range(rounds * BATCHES)])
     return {
         "batch_size": size,
@@ -123,4 +123,4 @@ def _write(path: Path, chunks: Iterable[str]) -> None:
         with path.open("w", encoding="utf-8", newline="", errors="replace") as file:
             file.writelines(chunks)
     except OSError as error:
-        raise storage_error(path, error, "name a roomier place with TMPDIR") from None
+        raise storage_error(path, error, "name another place with TMPDIR") from None

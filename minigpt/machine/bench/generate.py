@@ -1,9 +1,9 @@
-"""`minigpt bench generate`: time to the first token, speed of decoding, and how near that comes to reading memory.
+"""Measure the time to the first token and the speed of decoding, for `minigpt bench generate`.
 
-Each new token needs every weight once, so decoding few sequences at a time is bound by memory: no faster than
-(bytes of the weights) / (bytes a second that memory gives). Counted are the matrices and the head, and the scales of
-int8; of the embedding and position tables a token reads one row, and the key/value cache is left out. A model that
-the processor's own caches hold can pass this bound.
+Each new token needs every weight once, so memory limits the decoding of few sequences: a token takes at least (bytes of
+the weights) / (bytes per second of memory). This bound counts the matrices, the head, and the scales of int8. It does
+not count the embedding and position tables, of which a token reads one row, nor the key/value cache. A model that fits
+into the processor's caches can be faster than the bound.
 """
 
 import itertools
@@ -28,19 +28,19 @@ from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate,
 from minigpt.model import GPT
 from minigpt.runtime.device import DTYPES, Runtime
 
-NEW_TOKENS = 64  # unless the context leaves fewer
+NEW_TOKENS = 64  # fewer if the context is too short
 PROFILED_TOKENS = 16
-WARM_TOKENS = 2  # as many as are always asked for
+WARM_TOKENS = 2  # the smallest number that can be asked for
 
 
 @dataclass
 class Decoding:
-    """When the tokens of one generation came, in seconds."""
+    """The times, in seconds, at which the tokens of one generation were finished."""
 
     times: list[float] = field(default_factory=lambda: [time.perf_counter()])
 
     def mark(self) -> None:
-        """A token is there."""
+        """Note the time of a new token."""
         self.times.append(time.perf_counter())
 
     @property
@@ -50,13 +50,13 @@ class Decoding:
 
     @property
     def others(self) -> list[float]:
-        """Seconds of each token after it."""
+        """Seconds of each token after the first."""
         return [later - earlier for earlier, later in itertools.pairwise(self.times[1:])]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Somebody who generates. `write` makes so many tokens a sequence."""
+    """A side that generates. `write` generates the given number of tokens per sequence."""
 
     name: str
     precision: str
@@ -66,7 +66,7 @@ class Writer:
 
 
 class GenerateSide(TypedDict):
-    """One side's figures; ratio is our speed / theirs, None for ours."""
+    """One side's figures. ratio: our speed / this side's speed; None for ours."""
 
     name: str
     precision: str
@@ -81,7 +81,7 @@ class GenerateSide(TypedDict):
 
 
 class GenerateReport(TypedDict):
-    """What `minigpt bench generate --json` prints."""
+    """The object that `minigpt bench generate --json` prints."""
 
     model: dict[str, Any]
     source: str | None
@@ -114,17 +114,17 @@ def bench_generate(
     """Measure greedy generation from random ids.
 
     Args:
-        model: any, on its device; it is changed as `prepare_decoding` does.
-        prompt_tokens: ids of each prompt.
-        new_tokens: tokens to add, 2 or more (default: 64, or what the context leaves).
-        batch_size: sequences at a time.
-        precision: fp32, bf16 or int8 (on a CPU), of the weights.
-        rounds: generations, in turn.
-        vs_hf: measure transformers' `generate` beside us, in fp32 and bf16.
-        profile: where to write a trace of the first 16 tokens of ours.
+        model: any model, on its device; `prepare_decoding` changes it.
+        prompt_tokens: number of ids in each prompt.
+        new_tokens: number of tokens to add, at least 2 (default: 64, or fewer if the context is too short).
+        batch_size: number of sequences at a time.
+        precision: precision of the weights: fp32, bf16, or int8 (on a CPU).
+        rounds: number of rounds, in which the sides take turns.
+        vs_hf: also measure transformers' `generate`, in fp32 and bf16.
+        profile: file for a trace of our first 16 tokens.
 
     Raises:
-        UserError: the tokens do not fit into the context, transformers is not there, memory ran out.
+        UserError: the tokens do not fit into the context, transformers is not installed, or memory ran out.
     """
     check_profile(profile)
     twin = find_twin(model.config) if vs_hf else None
@@ -135,7 +135,7 @@ def bench_generate(
         prompt = random_prompt(model, batch_size, prompt_tokens)
         ours = our_writer(model, prompt, runtime)
         ours.write(WARM_TOKENS)
-        memory = peak_memory(runtime.device)  # ours alone: no rival is there yet
+        memory = peak_memory(runtime.device)  # of our side only, before rivals are built
         writers = [ours, *(_rivals(twin, prompt, tell) if twin else ())]
         tell("measuring the machine")
         bandwidth = read_bandwidth(runtime.device)
@@ -158,14 +158,14 @@ def bench_generate(
 
 
 def random_prompt(model: GPT, batch_size: int, length: int) -> Tensor:
-    """Ids [B, T] on the model's device."""
+    """Random ids [B, T] on the model's device."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size or 1, (batch_size, length), generator=generator)
     return ids.to(model.embedding.weight.device)
 
 
 def _rivals(twin: Twin, prompt: Tensor, tell: Tell) -> Iterator[Writer]:
-    """transformers in fp32 and in bf16, warm."""
+    """Yield transformers in fp32 and in bf16, warmed up."""
     for precision in ("fp32", "bf16"):
         tell(f"building transformers {precision}")
         writer = hf_writer(twin, prompt, Runtime(prompt.device, precision))
@@ -174,7 +174,7 @@ def _rivals(twin: Twin, prompt: Tensor, tell: Tell) -> Iterator[Writer]:
 
 
 def _fitting(prompt_tokens: int, new_tokens: int | None, context: int) -> int:
-    """How many tokens to add, so that no window has to be read again, which would be timed as decoding."""
+    """The number of tokens to add. They must fit into the context: reading a new window would count as decoding."""
     room = context - prompt_tokens
     if room < 2 or (new_tokens or 0) > room:
         raise UserError(
@@ -187,10 +187,10 @@ def _fitting(prompt_tokens: int, new_tokens: int | None, context: int) -> int:
 def side_row(
     writer: Writer, rounds: list[Decoding], ours: list[Decoding], batch_size: int, bandwidth: float
 ) -> GenerateSide:
-    """One side's figures, the speed at its median token.
+    """Compute one side's figures; its speed is that of the median token.
 
     Args:
-        rounds, ours: the generations of this side and of ours.
+        rounds, ours: the generations of this side, and of our side.
         bandwidth: bytes per second.
     """
     tokens = Spread.of([seconds for decoding in rounds for seconds in decoding.others])
@@ -213,7 +213,7 @@ def side_row(
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that one token reads: all matrices but lookup tables; a tied head is read, so it counts."""
+    """Bytes of the weights that one token reads: all matrices except lookup tables. A tied head counts."""
     read = {
         id(weight): weight.numel() * weight.element_size()
         for module in model.modules()
@@ -225,7 +225,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
-    """minigpt's engine, greedy."""
+    """Make the side of minigpt's engine, with greedy decoding."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = prepare_decoding(model, runtime.precision)
 
@@ -240,7 +240,7 @@ def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
 
 
 def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
-    """transformers' `generate`, greedy, with the cache it takes by default."""
+    """Make the side of transformers' `generate`, with greedy decoding and its default cache."""
     model: Any = build_twin(twin).to(runtime.device, DTYPES[runtime.precision]).eval()
     seen = torch.ones_like(prompt)
 
@@ -256,17 +256,17 @@ def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
 
 
 class _Marks:
-    """A streamer of transformers: it is handed the prompt, then each new token on the CPU, so the device is done."""
+    """A streamer for transformers. It gets the prompt, then each new token on the CPU, when the device is done."""
 
     def __init__(self) -> None:
         self.decoding = Decoding()
         self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
-        """The prompt, or the next ids [B]."""
+        """Receive the prompt, or the next ids [B]."""
         if self.prompt_seen:
             self.decoding.mark()
         self.prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing at the end."""

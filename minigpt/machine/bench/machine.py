@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured in this process: products, reading memory; and the memory taken so far."""
+"""Measure this machine's limits (matrix products, reading memory) and the memory that this process has used."""
 
 import re
 import statistics
@@ -16,12 +16,12 @@ from minigpt.runtime.device import Runtime, device_name, out_of_memory, peak_flo
 
 
 def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float]:
-    """FLOP/s of a large matrix product in bf16, fp32, and what else is asked for."""
+    """FLOP/s of a large matrix product in bf16, in fp32 and in `precisions`."""
     return {name: peak_flops(str(device), name) for name in sorted({"bf16", "fp32", *precisions})}
 
 
 def read_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes per second at which a sum runs through memory: more than any cache holds, the median of the repeats."""
+    """Bytes per second when summing an array that is larger than any cache; the median of the repeats."""
     size = 1 << 28 if device.type == "cpu" else 1 << 30
     values, runtime = torch.ones(size // 4, device=device), Runtime(device, "fp32")
 
@@ -34,7 +34,7 @@ def read_bandwidth(device: torch.device, repeats: int = 7) -> float:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes held so far: by tensors on a CUDA device, else by the whole process; None where nobody tells."""
+    """Peak bytes so far: of tensors on a CUDA device, else of the whole process; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -48,13 +48,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def start_memory(device: torch.device) -> None:
-    """Forget CUDA's earlier peak (that of measuring the ceilings); a process cannot forget its own."""
+    """Reset CUDA's peak memory, which measuring the ceilings has raised. The peak of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 class Machine(TypedDict):
-    """What every report of a model says about the machine."""
+    """The machine's part of every report on a model."""
 
     device: str
     device_name: str
@@ -62,7 +62,7 @@ class Machine(TypedDict):
 
 
 def about(device: torch.device) -> Machine:
-    """device, device_name and threads, as every report has them."""
+    """Fill in device, device_name and threads."""
     return {"device": str(device), "device_name": device_name(device), "threads": torch.get_num_threads()}
 
 

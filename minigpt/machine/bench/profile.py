@@ -1,6 +1,6 @@
-"""Where the time goes: a trace by torch.profiler for Perfetto (ui.perfetto.dev), and its dearest operations.
+"""Profile a job: write a trace by torch.profiler for Perfetto (ui.perfetto.dev), and list the slowest operations.
 
-On CUDA the kernels' own time is counted, elsewhere the processor's time in each operation less that of those it calls.
+On CUDA the time of the kernels counts; elsewhere the processor time of each operation without those that it calls.
 """
 
 import os
@@ -17,7 +17,7 @@ from minigpt.machine.bench.timing import rounded
 from minigpt.runtime.device import Runtime
 
 TOP = 15
-_GROUPS = (  # the first that matches a name, of a torch operation or of a kernel
+_GROUPS = (  # the first pattern that matches the name of a torch operation or a kernel gives its group
     ("optimizer", r"adam|optimizer|foreach|multi_tensor|lerp"),
     ("attention", r"attention|flash|fmha|sdpa"),
     ("matrix products", r"::(add|b|baddb)?mm(_|$)|::linear|::matmul|mkldnn|mkl_|gemm|gemv|cutlass|cublas|nvjet|xmma"),
@@ -31,11 +31,11 @@ _GROUPS = (  # the first that matches a name, of a torch operation or of a kerne
 
 
 def check_profile(path: Path | None) -> None:
-    """Raises UserError for a file that could not be written, before anything slow is done."""
+    """Raise UserError if the file cannot be written, before anything slow begins."""
     if path is None:
         return
     if not path.name.endswith((".json", ".json.gz")):
-        raise UserError(f"--profile {path}: a trace is a .json or .json.gz; name it so")
+        raise UserError(f"--profile {path}: a trace needs a name that ends in .json or .json.gz")
     if not path.parent.is_dir():
         raise StorageError(f"--profile {path}: there is no directory {path.parent}; make it first")
 
@@ -51,14 +51,14 @@ class Operation(TypedDict):
 
 
 class Shares(TypedDict):
-    """Each group's share of the time, and the operations that took the most."""
+    """Each group's share of the time, and the operations that took the most time."""
 
     groups: dict[str, float]
     operations: list[Operation]
 
 
 class Profile(TypedDict):
-    """A trace, and the figures of it."""
+    """A trace and its figures."""
 
     file: str
     groups: dict[str, float]
@@ -66,19 +66,19 @@ class Profile(TypedDict):
 
 
 def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> Profile:
-    """Run the job under the profiler and write its Chrome trace, packed if the file's name ends in .gz.
+    """Run the job under the profiler and write its Chrome trace, compressed if the file's name ends in .gz.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler tells stderr when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to stderr when it starts and stops
     cuda = runtime.device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=kinds, acc_events=True) as trace:  # else torch 2.11 warns, of a single cycle too
+    with profile(activities=kinds, acc_events=True) as trace:  # else torch 2.11 warns, even about one cycle
         job()
         runtime.synchronise()
     try:
-        path.open("wb").close()  # the exporter's own message would not say why
+        path.open("wb").close()  # the exporter's own error would not give the reason
         trace.export_chrome_trace(str(path))
     except OSError as error:
         raise storage_error(path, error, "") from None
@@ -86,7 +86,7 @@ def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> Profile
 
 
 def _rows(trace: profile, cuda: bool) -> list[tuple[str, float, int]]:
-    """(name, microseconds, calls) of everything that took time itself."""
+    """(name, microseconds, calls) of each operation; the time does not include operations that it calls."""
     events = trace.key_averages()
     if cuda:
         events = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
@@ -95,7 +95,7 @@ def _rows(trace: profile, cuda: bool) -> list[tuple[str, float, int]]:
 
 
 def table(rows: list[tuple[str, float, int]]) -> Shares:
-    """The shares of (name, microseconds, calls)."""
+    """Compute the shares from rows (name, microseconds, calls)."""
     total = sum(microseconds for _, microseconds, _ in rows) or 1.0
     groups: dict[str, float] = defaultdict(float)
     for name, microseconds, _ in rows:
@@ -117,5 +117,5 @@ def table(rows: list[tuple[str, float, int]]) -> Shares:
 
 
 def group_of(name: str) -> str:
-    """ "aten::addmm" -> "matrix products"; what no pattern knows is "other"."""
+    """ "aten::addmm" -> "matrix products"; a name that no pattern matches -> "other"."""
     return next((group for group, pattern in _GROUPS if re.search(pattern, name, re.I)), "other")

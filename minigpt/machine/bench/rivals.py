@@ -1,4 +1,4 @@
-"""Hugging Face models of our shape: GPT2LMHeadModel or Qwen3ForCausalLM, whichever is nearer. Imports it lazily."""
+"""Build the Hugging Face model most similar to ours, GPT2LMHeadModel or Qwen3ForCausalLM, as a rival in benchmarks."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from minigpt.weights.huggingface import config_to_hf
 
 _CLASSES = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
 _FORCED = {
-    "gpt2": {"num_kv_heads": None, "head_dim": None, "tie_embeddings": True},  # GPT-2 knows no others
+    "gpt2": {"num_kv_heads": None, "head_dim": None, "tie_embeddings": True},  # GPT-2 has no other values
     "modern": {},
 }
 _COMPARED = (
@@ -23,7 +23,7 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class Twin:
-    """A rival's class, the fields of its config.json, and in what it is not our model."""
+    """A rival's class, the fields of its config.json, and its differences from our model."""
 
     name: str
     fields: dict[str, Any]
@@ -31,24 +31,24 @@ class Twin:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences for the report: none where the twin is exact."""
+        """Sentences for the report; none if the rival has no differences."""
         if not self.differences:
             return []
-        return [f"no Hugging Face model has this mix; {self.name}, the nearest, has {', '.join(self.differences)}"]
+        return [f"no Hugging Face model is the same; the nearest, {self.name}, has {', '.join(self.differences)}"]
 
 
 def find_twin(config: ModelConfig) -> Twin:
-    """`nearest_twin`, or a UserError, before anything slow is done, where transformers is not installed."""
+    """Call `nearest_twin`, but raise UserError if transformers is not installed, before anything slow begins."""
     if find_spec("transformers") is None:
         raise UserError("--vs hf needs Hugging Face transformers, which is not installed: pip install transformers")
     return nearest_twin(config)
 
 
 def nearest_twin(config: ModelConfig) -> Twin:
-    """The architecture that differs from ours in the fewest fields; of two as near, GPT-2.
+    """The architecture that differs from ours in the fewest fields; GPT-2 if both differ in as many.
 
     Raises:
-        UserError: neither can have this shape.
+        UserError: neither architecture can have this shape.
     """
     twins = [twin for name in _CLASSES if (twin := _twin(config, name)) is not None]
     if not twins:
@@ -66,17 +66,17 @@ def _twin(config: ModelConfig, name: str) -> Twin | None:
         f"{field} {getattr(other, field)}" for field in _COMPARED if getattr(config, field) != getattr(other, field)
     ]
     if config.dropout and name == "modern":
-        differences.append("dropout in attention alone")
+        differences.append("dropout only in attention")
     ours = ("word_dropout", "qkv_dropout", "hidden_dropout", "output_dropout", "locked_dropout")
     differences += [f"no {field}" for field in ours if getattr(config, field)]
     return Twin(_CLASSES[name], config_to_hf(other), tuple(differences))
 
 
 def build_twin(twin: Twin) -> nn.Module:
-    """The rival in fp32 on the CPU, with random weights."""
+    """Build the rival in fp32 on the CPU, with random weights. Imports transformers."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # its advice on generation is not for us
+    logging.set_verbosity_error()  # hide its advice on generation
     fields = {key: value for key, value in twin.fields.items() if key not in ("model_type", "architectures")}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(twin.fields["model_type"], **fields))

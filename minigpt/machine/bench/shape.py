@@ -1,16 +1,16 @@
-"""The shape that is measured: a recipe's, with a vocabulary although no text is read."""
+"""Choose the vocabulary size for a benchmark of a recipe, without reading a text."""
 
 from minigpt import tokenizers
 from minigpt.config import RunConfig
 from minigpt.tokenizers.words import WIKITEXT_2
 
 CHARACTERS = 65
-"""Ids of the char tokenizer on Tiny Shakespeare; another text has as many as it has characters."""
+"""Number of ids of the char tokenizer on Tiny Shakespeare. In general it is the number of different characters."""
 GPT2 = 50257
 
 
 def vocabulary(config: RunConfig) -> int:
-    """model.vocab_size, or what the recipe's tokenizer would have. Raises TokenizerError for a bad tokenizer.path."""
+    """model.vocab_size, or the size of the recipe's tokenizer. Raises TokenizerError for a bad tokenizer.path."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     if config.tokenizer.path:

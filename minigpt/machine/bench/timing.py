@@ -1,4 +1,4 @@
-"""Rounds in which all sides take turns, and what is said of their seconds. Pure: tests bring clocks of their own."""
+"""Time several sides that take turns in rounds, and summarise their seconds. Tests pass their own clocks."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from typing import TypedDict, TypeVar
 
 Measured = TypeVar("Measured")
 Tell = Callable[[str], None]
-"""Called with what begins now, for the person who waits."""
+"""Called with a line about what begins now, for the person who waits."""
 
 
 class SpreadFigures(TypedDict):
@@ -33,18 +33,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value or more; quartiles lie between neighbours, as numpy's: of(1, 2, 3, 4) has q1 1.75."""
+        """The spread of one or more values. Quartiles are interpolated as in numpy: q1 of 1, 2, 3, 4 is 1.75."""
         q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
         return cls(statistics.median(values), q1, q3, min(values), max(values))
 
     def figures(self, scale: float = 1.0) -> SpreadFigures:
-        """As plain values, each times `scale` (1e3: seconds to milliseconds)."""
+        """The values as a dict, each times `scale` (1e3: seconds to milliseconds)."""
         median, q1, q3, low, high = (rounded(value * scale) for value in astuple(self))
         return {"median": median, "q1": q1, "q3": q3, "min": low, "max": high}
 
 
 def rounded(value: float) -> float:
-    """Six significant digits: no clock here is better."""
+    """Round to six significant digits; no clock here is more precise."""
     return float(f"{value:.6g}")
 
 
@@ -56,9 +56,9 @@ def stopwatch(job: Callable[[], object], clock: Callable[[], float] = time.perf_
 
 
 def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int, tell: Tell) -> dict[str, list[Measured]]:
-    """What each side measures, in every round once.
+    """Measure each side once per round. Returns the results of each side.
 
-    Every other round goes backwards, so that what drifts (heat, a neighbour's load) favours no side.
+    Every other round is in reverse order, so that slow changes (heat, other programs) favour no side.
     """
     results: dict[str, list[Measured]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -69,8 +69,8 @@ def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int, tell: Te
 
 
 def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as fast we are: the median over rounds of their seconds / our seconds.
+    """How many times as fast our side is: the median over rounds of their seconds / our seconds.
 
-    Each round is compared with itself, so that a slow round counts on both sides: ([1, 5], [2, 10]) -> 2.0.
+    Only times of the same round are compared, so a slow round slows both: ([1, 5], [2, 10]) -> 2.0.
     """
     return statistics.median(other / own for own, other in zip(ours, theirs, strict=True))

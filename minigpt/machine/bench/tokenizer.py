@@ -1,6 +1,7 @@
-"""`minigpt bench tokenizer`: learning merges beside Rust's trainers, and encoding beside tiktoken with the same merges.
+"""Compare learning merges with trainers in Rust, and encoding with tiktoken, for `minigpt bench tokenizer`.
 
-Hugging Face's and rustbpe's trainers use all cores (RAYON_NUM_THREADS bounds them), ours and both encoders one.
+All encoders have the same merges. The trainers of Hugging Face and rustbpe use all cores (RAYON_NUM_THREADS limits
+them); our trainer and both encoders use one core.
 """
 
 import json
@@ -23,7 +24,7 @@ OURS = "minigpt"
 
 
 class TrainingSide(TypedDict):
-    """Time of one trainer; ratio is our speed / theirs, None for ours."""
+    """Time of one trainer. ratio: our speed / this trainer's speed; None for ours."""
 
     name: str
     seconds: SpreadFigures
@@ -31,7 +32,7 @@ class TrainingSide(TypedDict):
 
 
 class EncodingSide(TypedDict):
-    """Speed of one encoder; ratio is our speed / theirs, None for ours."""
+    """Speed of one encoder. ratio: our speed / this encoder's speed; None for ours."""
 
     name: str
     mb_per_second: SpreadFigures
@@ -57,13 +58,14 @@ class TokenizerReport(TypedDict):
 def bench_tokenizer(
     text: str, vocab_size: int = 8192, pattern: str = "gpt4", rounds: int = 3, tell: Tell = lambda what: None
 ) -> TokenizerReport:
-    """Measure learning and encoding of one text, which is held in memory.
+    """Measure learning and encoding of one text, which is in memory.
 
     Args:
-        text: some; UTF-8 can encode it.
-        vocab_size: ids to learn, special tokens included; a small text gives fewer, and then all sides learn those.
+        text: any text that UTF-8 can encode.
+        vocab_size: number of ids to learn, special tokens included. A small text may give fewer; then all sides learn
+            as many.
         pattern: gpt2 or gpt4.
-        rounds: repetitions, in turn.
+        rounds: number of rounds, in which the sides take turns.
 
     Raises:
         TokenizerError: vocab_size below 260, or no text.
@@ -114,7 +116,7 @@ def bench_tokenizer(
 
 
 def _turns(jobs: dict[str, Callable[[], object]], rounds: int, tell: Tell) -> dict[str, list[float]]:
-    """Seconds of each job, by round."""
+    """Seconds of each job in each round."""
     return alternate({name: lambda job=job: stopwatch(job) for name, job in jobs.items()}, rounds, tell)
 
 
@@ -123,7 +125,7 @@ def _ratio(name: str, seconds: dict[str, list[float]]) -> float | None:
 
 
 def rival_trainers(text: str, vocab_size: int, pattern: str) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """The Rust trainers that are installed, by name, and a note for each that is not."""
+    """The installed trainers in Rust, by name, and a note for each one that is missing."""
     makers = {"tokenizers": hugging_face_trainer, "rustbpe": rustbpe_trainer}
     here = [name for name in makers if find_spec(name)]
     blocks = list(safe_blocks(text)) if here else []
@@ -132,7 +134,7 @@ def rival_trainers(text: str, vocab_size: int, pattern: str) -> tuple[dict[str, 
 
 
 def hugging_face_trainer(blocks: list[str], vocab_size: int, pattern: str) -> Callable[[], Any]:
-    """Hugging Face's trainer with our pattern, alphabet and special tokens."""
+    """Make a function that trains with Hugging Face, with our pattern, alphabet and special tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     def train() -> Tokenizer:
@@ -154,8 +156,8 @@ def hugging_face_trainer(blocks: list[str], vocab_size: int, pattern: str) -> Ca
 
 
 def rustbpe_trainer(blocks: list[str], vocab_size: int, pattern: str) -> Callable[[], Any]:
-    """nanochat's trainer: as many merges as ours, though among pairs that are as frequent it may take another."""
-    rustbpe = import_module("rustbpe")  # no types, and seldom here
+    """Make a function that trains with nanochat's trainer. Among equally frequent pairs it may choose differently."""
+    rustbpe = import_module("rustbpe")  # has no types, and is rarely installed
 
     def train() -> Any:
         tokenizer = rustbpe.Tokenizer()
@@ -166,7 +168,7 @@ def rustbpe_trainer(blocks: list[str], vocab_size: int, pattern: str) -> Callabl
 
 
 def safe_blocks(text: str) -> Iterator[str]:
-    """The text in blocks of about BLOCK characters, cut where no pre-token is, so that they split as the whole does."""
+    """Cut the text into blocks of about BLOCK characters, never inside a pre-token, so the pre-tokens do not change."""
     start = 0
     while len(text) - start > BLOCK and (cut := safe_cut(text[start : start + BLOCK])):
         yield text[start : start + cut]

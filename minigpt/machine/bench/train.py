@@ -1,7 +1,7 @@
-"""`minigpt bench train`: how fast optimizer steps run, what share of the machine that is, and rivals beside it.
+"""Measure the speed of optimizer steps, next to the machine's limits and rivals, for `minigpt bench train`.
 
-Input is random ids, one batch for all steps and sides: the cost of a step does not depend on them, so no data is
-read. MFU is the share of the speed of a large matrix product, in the precision used, that the same process reaches.
+The input is one batch of random ids for all steps and sides, since the cost of a step does not depend on the ids. MFU
+is the step's FLOP/s as a share of those of a large matrix product, in the same precision and the same process.
 """
 
 import itertools
@@ -37,7 +37,7 @@ Warm = Callable[["Side"], "Side"]
 
 
 class Setting(TypedDict):
-    """What is trained."""
+    """The model and the batch that are trained."""
 
     model: dict[str, Any]
     batch_size: int
@@ -47,7 +47,7 @@ class Setting(TypedDict):
 
 
 class TrainSide(TypedDict):
-    """One side's figures; ratio is our speed / theirs, None for ours."""
+    """One side's figures. ratio: our speed / this side's speed; None for ours."""
 
     name: str
     precision: str
@@ -62,7 +62,7 @@ class TrainSide(TypedDict):
 
 
 class TrainReport(Setting, Machine):
-    """What `minigpt bench train --json` prints."""
+    """The object that `minigpt bench train --json` prints."""
 
     ceilings_gflops: dict[str, float]
     peak_memory_bytes: int | None
@@ -76,7 +76,7 @@ class TrainReport(Setting, Machine):
 
 @dataclass
 class Side:
-    """Somebody who trains. `step` does one optimizer step and waits for the device."""
+    """A side that trains. `step` does one optimizer step and waits for the device."""
 
     name: str
     precision: str
@@ -86,7 +86,7 @@ class Side:
     first_seconds: float = 0.0
 
     def round(self, steps: int) -> list[float]:
-        """Seconds of each of some steps."""
+        """Seconds of each of `steps` steps."""
         return [stopwatch(self.step) for _ in range(steps)]
 
 
@@ -103,16 +103,16 @@ def bench_train(
     """Measure optimizer steps of the config's shape on random ids.
 
     Args:
-        config: the model, the optimizer, and of train: batch_size, micro_batch_size, grad_clip, device, precision,
-            compile, seed. A vocabulary that is not set is that of the tokenizer's kind.
-        steps: timed a round, each by itself.
-        warmup: steps before, besides the first.
-        rounds: repetitions in turn; without a rival there is one.
-        vs_hf: measure transformers beside us, eager in fp32 and compiled in bf16; all then step by AdamW.
-        profile: where to write a trace of two of our steps.
+        config: the model, the optimizer, and these fields of train: batch_size, micro_batch_size, grad_clip, device,
+            precision, compile, seed. If vocab_size is not set, the size of the tokenizer is used.
+        steps: number of timed steps per round; each is timed alone.
+        warmup: number of steps before these, in addition to the first.
+        rounds: number of rounds, in which the sides take turns; only one without a rival.
+        vs_hf: also measure transformers, eager in fp32 and compiled in bf16. Then all sides use AdamW.
+        profile: file for a trace of two of our steps.
 
     Raises:
-        UserError: transformers is not there, memory ran out, the trace cannot be written.
+        UserError: transformers is not installed, memory ran out, or the trace cannot be written.
     """
     check_profile(profile)
     config, notes = with_vocabulary(config), list[str]()
@@ -131,7 +131,7 @@ def bench_train(
         model = GPT(config.model, seed=config.train.seed)
         model.use_attention(choice.attention)
         ours = warm(our_side(model, config, runtime, batches))
-        memory = peak_memory(runtime.device)  # ours alone: no rival is there yet
+        memory = peak_memory(runtime.device)  # of our side only, before rivals are built
         sides = [ours, *(_rivals(twin, config, runtime.device, batches, warm, notes) if twin else ())]
         jobs = {side.name: lambda side=side: side.round(steps) for side in sides}
         seconds = alternate(jobs, rounds if twin else 1, tell)
@@ -152,9 +152,9 @@ def bench_train(
 
 
 def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell: Tell) -> Choice:
-    """As `minigpt train` would for a long run. Raises ConfigError for what a benchmark does not take."""
+    """Choose as `minigpt train` does for a long run. Raises ConfigError for settings that a benchmark cannot use."""
     if config.train.micro_batch_size == "auto" or config.train.precision == "fp8":
-        raise ConfigError("train: a benchmark takes micro_batch_size as a number, and no fp8")
+        raise ConfigError("train: a benchmark needs a number as micro_batch_size, and cannot use fp8")
     tell("choosing kernels")
     size = config.train.rows
     choice = choose(config.model, runtime, config.train.compile, size, math.inf, tell)
@@ -163,7 +163,7 @@ def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell:
 
 
 def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
-    """The config with the optimizer that all sides share, and what the report must say of the comparison."""
+    """The config with AdamW, which all sides use, and the notes that the report needs for this."""
     kind, notes = config.optimizer.kind, list(twin.notes)
     if kind == "adamw":
         return config, notes
@@ -184,7 +184,7 @@ def _setting(config: RunConfig, tokens: int, flops: int) -> Setting:
 
 
 def warm_up(side: Side, warmup: int, tell: Tell) -> Side:
-    """Take the first step, timed apart since it compiles, and `warmup` more; returns the side."""
+    """Do the first step, timed separately since it compiles, and `warmup` more. Returns the side."""
     tell(f"{side.name}: first step{', which compiles' if side.compiled else ''}")
     side.first_seconds = stopwatch(side.step)
     tell(f"{side.name}: warming up")
@@ -195,13 +195,13 @@ def warm_up(side: Side, warmup: int, tell: Tell) -> Side:
 def side_row(
     side: Side, rounds: list[list[float]], ours: list[list[float]], tokens: int, flops: int, ceiling: float
 ) -> TrainSide:
-    """One side's figures, the speeds at its median step.
+    """Compute one side's figures; its speeds are those of the median step.
 
     Args:
-        rounds, ours: seconds of each step, by round, of this side and of ours.
-        tokens: of a step.
-        flops: of a token (ours, for all sides).
-        ceiling: FLOP/s that stand for an MFU of 1.
+        rounds, ours: seconds of each step in each round, of this side and of our side.
+        tokens: tokens per step.
+        flops: FLOPs per token (of our model, for all sides).
+        ceiling: FLOP/s that give an MFU of 1.
     """
     spread = Spread.of(list(itertools.chain(*rounds)))
     speed = tokens / spread.median
@@ -223,7 +223,7 @@ def side_row(
 
 
 def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
-    """One batch as (inputs, targets) pairs, each int64 [micro_batch_size, T]."""
+    """Make one batch as (inputs, targets) pairs, each int64 [micro_batch_size, T]."""
     size = config.train.batch_size, config.model.max_seq_len + 1
     generator = torch.Generator().manual_seed(config.train.seed)
     ids = torch.randint(config.model.vocab_size or 1, size, generator=generator).to(device)
@@ -232,7 +232,7 @@ def random_batches(config: RunConfig, device: torch.device) -> MicroBatches:
 
 
 def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
-    """minigpt, stepping as `minigpt train` does (but for fp16's loss scaling)."""
+    """Make the side of minigpt, with the steps of `minigpt train` (without fp16's loss scaling)."""
     model = model.to(runtime.device).train()
     forward = runtime.prepare(model)
     optimizer = with_masters(make_optimizer(model, config.optimizer, runtime.precision), model, runtime)
@@ -250,7 +250,7 @@ def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatc
 def _rivals(
     twin: Twin, config: RunConfig, device: torch.device, batches: MicroBatches, warm: Warm, notes: list[str]
 ) -> Iterator[Side]:
-    """transformers eager in fp32 and compiled in bf16, warm; one that does not compile here becomes a note."""
+    """Yield transformers, eager in fp32 and compiled in bf16, warmed up. If it does not compile here, add a note."""
     yield warm(hf_side(build_twin(twin), config, Runtime(device, "fp32"), batches))
     compiled = hf_side(build_twin(twin), config, Runtime(device, "bf16", compile=True), batches)
     try:
@@ -262,7 +262,7 @@ def _rivals(
 
 
 def hf_side(model: nn.Module, config: RunConfig, runtime: Runtime, batches: MicroBatches) -> Side:
-    """transformers, in the plain loop that everybody writes, with the optimizer that we use."""
+    """Make the side of transformers, with a simple training loop and our optimizer."""
     model = model.to(runtime.device).train()
     optimizer = make_optimizer(model, config.optimizer, runtime.precision)
     forward = torch.compile(model, dynamic=False) if runtime.compile else model

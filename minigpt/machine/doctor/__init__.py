@@ -1,7 +1,7 @@
-"""What works on this machine, found by trying it: each probe does one small thing and reports a Check.
+"""Test what works on this machine: each probe tries one small thing and returns a Check.
 
-Nothing is believed because it is installed: products are multiplied and compared, a C++ program is compiled, a model
-learns. Torch is imported inside the probes, since a doctor must also speak where torch is broken.
+An installed package may still be broken, so everything is tried: matrices are multiplied and compared, a C++ program
+is compiled, a model learns. Torch is imported inside the probes, so that the doctor also works if torch is broken.
 """
 
 import time
@@ -18,7 +18,7 @@ Probe = Callable[[], Check]
 
 
 def all_probes() -> Iterator[tuple[str, Probe]]:
-    """(name, probe) in order; those that need torch come only where torch can be imported."""
+    """Yield (name, probe) in order. Probes that need torch are left out if torch cannot be imported."""
     yield from (("python", machine.python), ("minigpt", machine.minigpt), ("torch", kernels.torch_itself))
     yield from (("system", machine.system), ("memory", machine.memory), ("disk", machine.disk))
     yield from (("cache", machine.cache), ("data", machine.data), ("C++ compiler", machine.cpp_compiler))
@@ -39,12 +39,12 @@ def all_probes() -> Iterator[tuple[str, Probe]]:
 def examine(
     probes: Iterable[tuple[str, Probe]], starting: Callable[[str], None] = lambda name: None
 ) -> Iterator[Check]:
-    """Run the probes in turn, telling `starting` each name first; one that breaks is a Check that says so."""
+    """Run the probes one after another, calling `starting` with each name first. A probe's error becomes a Check."""
     for name, probe in probes:
         starting(name)
         start = time.perf_counter()
         try:
             check = probe()
-        except Exception as error:  # noqa: BLE001  a doctor reports whatever goes wrong, and goes on
+        except Exception as error:  # noqa: BLE001  the doctor reports any error and continues
             check = Check(name, False, reason(error), "this should work everywhere; please report it with this line")
         yield replace(check, seconds=round(time.perf_counter() - start, 3))

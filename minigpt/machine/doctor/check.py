@@ -1,4 +1,4 @@
-"""The result of one probe."""
+"""Define the result of one probe."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +11,11 @@ class Check:
     """What one probe found.
 
     Args:
-        name: what was tried.
-        ok: True: works; False: is needed and does not work; None: is optional and not here.
-        detail: what was found.
-        advice: one line on what to do; empty if nothing.
-        figures: the numbers, for programs.
+        name: what the probe tests.
+        ok: True: works; False: is required and does not work; None: is optional and not available.
+        detail: the result in words.
+        advice: what to do, in one line; "" if nothing.
+        figures: the numbers, for --json.
         seconds: how long the probe took.
     """
 
@@ -28,6 +28,6 @@ class Check:
 
 
 def reason(error: BaseException) -> str:
-    """An exception as one short line: its type and the first line of its message."""
+    """Describe an exception in one short line: its type and the first line of its message."""
     name, line = type(error).__name__, first_line(error).strip()
     return f"{name}: {line[:160]}" if line != name else name

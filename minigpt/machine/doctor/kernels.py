@@ -1,7 +1,7 @@
-"""Probes of torch: devices, precisions, attention kernels, compilation, and whether a model learns.
+"""Test torch with probes: devices, precisions, attention kernels, compilation, and whether a model learns.
 
-torch.compile is tried in a process of its own, with a fresh cache and a time limit: an old result would prove
-nothing, and a compiler that hangs or crashes must not take the doctor along.
+torch.compile runs in a separate process with an empty cache and a time limit. A cached result would prove nothing, and
+a compiler that hangs or crashes must not stop the doctor.
 """
 
 import json
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Relative to the largest value of the product: some roundings of each format (2^-24, 2^-9, 2^-12). CUDA may use
-# TF32 for fp32 where the user allows it, hence the wider first one.
+# Largest error, relative to the product's largest value: several rounding errors of each format (2^-24, 2^-9, 2^-12).
+# The one of fp32 is wider, since CUDA may use TF32 for fp32 if the user allows it.
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 2e-3}
 COMPILE_LIMIT = 90  # seconds
 LEARNING_STEPS, LEARNING_DROP = 20, 1.0
 
 
 def torch_itself() -> Check:
-    """Torch can be imported."""
+    """Whether torch can be imported."""
     try:
         import torch
     except Exception as error:  # noqa: BLE001  a broken build raises OSError, ImportError, RuntimeError, ...
@@ -46,7 +46,7 @@ def torch_itself() -> Check:
 
 
 def devices() -> list[str]:
-    """Devices that torch offers here, the one that `auto` takes first."""
+    """The devices that torch offers here. The first is the one that `auto` chooses."""
     import torch
 
     here = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -54,7 +54,7 @@ def devices() -> list[str]:
 
 
 def accelerator() -> Check:
-    """A GPU that torch can use."""
+    """Whether torch can use a GPU."""
     import torch
 
     found = devices()
@@ -73,7 +73,7 @@ def accelerator() -> Check:
 
 
 def matmul(device: str, precision: str) -> Check:
-    """A matrix product agrees with the one in float64; its speed. Only fp32 is needed."""
+    """Whether a matrix product is close to the one in float64, and how fast it is. Only fp32 is required."""
     import torch
 
     from minigpt.runtime.device import DTYPES, make_runtime
@@ -83,24 +83,24 @@ def matmul(device: str, precision: str) -> Check:
     left, right = (torch.randn(size, size, generator=generator) for _ in range(2))
     try:
         a, b = (matrix.to(device, DTYPES[precision]) for matrix in (left, right))
-        product = (a[:64] @ b).cpu().double()  # in this order: mps has no float64
+        product = (a[:64] @ b).cpu().double()  # to the CPU before double(): mps has no float64
         truth = (
             a[:64].double().cpu() @ b.double().cpu() if device != "mps" else a[:64].cpu().double() @ b.cpu().double()
         )
         error = ((product - truth).abs().max() / truth.abs().max()).item()
         seconds = _time(lambda: a @ b, device)
-    except (RuntimeError, TypeError) as failure:  # torch says so where a format is missing
+    except (RuntimeError, TypeError) as failure:  # torch raises these for an unsupported format
         return _no_precision(name, precision, reason(failure))
-    if not error <= TOLERANCE[precision]:  # NaN too
+    if not error <= TOLERANCE[precision]:  # also true for NaN
         return _no_precision(name, precision, f"products are wrong by {error:.1e}")
     speed = 2 * size**3 / seconds
     try:
         make_runtime(device, precision)
-        note = "; what auto takes" if (chosen := make_runtime(device).precision == precision) else ""
+        note = "; chosen by auto" if (chosen := make_runtime(device).precision == precision) else ""
     except ConfigError:
         note, chosen = "; not for training", False
     figures = {"flops_per_second": speed, "relative_error": error, "auto": chosen}
-    return Check(name, True, f"{speed / 1e9:,.0f} GFLOP/s, right to {error:.0e}{note}", figures=figures)
+    return Check(name, True, f"{speed / 1e9:,.0f} GFLOP/s, error {error:.0e}{note}", figures=figures)
 
 
 def _no_precision(name: str, precision: str, detail: str) -> Check:
@@ -110,7 +110,7 @@ def _no_precision(name: str, precision: str, detail: str) -> Check:
 
 
 def precision(device: str) -> Check:
-    """What train.precision auto takes, why, how near to fp32 it comes, and what else could be asked for."""
+    """Which precision train.precision auto chooses, why, its error against fp32, and which others are possible."""
     from minigpt.runtime.device import DTYPES, make_runtime, peak_flops
     from minigpt.runtime.precision import self_test
 
@@ -133,7 +133,7 @@ def precision(device: str) -> Check:
 
 
 def _time(work: Callable[[], object], device: str, limit: float = 0.3) -> float:
-    """Seconds of the fastest of at least three calls, after one to warm up; ends after about `limit` seconds."""
+    """Seconds of the fastest of three or more calls, after one to warm up. It ends after about `limit` seconds."""
     import torch
 
     from minigpt.runtime.device import Runtime
@@ -152,7 +152,7 @@ def _time(work: Callable[[], object], device: str, limit: float = 0.3) -> float:
 
 
 def attention(device: str) -> Check:
-    """Attention forward and backward by each kernel, held against the readable reference."""
+    """Run attention forward and backward with each kernel, and compare it with the readable reference."""
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -194,7 +194,7 @@ def attention(device: str) -> Check:
 
 
 def learning(device: str) -> Check:
-    """A tiny GPT reads a repeating text for 20 steps as training would here; its loss must fall by 1 nat."""
+    """Train a tiny GPT on a repeating text for 20 steps, with this machine's settings. Its loss must fall by 1 nat."""
     import torch
 
     from minigpt.model import GPT
@@ -227,7 +227,7 @@ def learning(device: str) -> Check:
 
 
 def torch_compile(limit: float = COMPILE_LIMIT) -> Check:
-    """torch.compile compiles a small function, for the device that `auto` takes; training goes on without it."""
+    """Whether torch.compile can compile a small function for the device that `auto` chooses. Training works without."""
     name, advice = "torch.compile", "training runs eager without it; set train.compile off to silence the warning"
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
@@ -260,6 +260,6 @@ def compile_here() -> None:
     try:
         same = torch.allclose(torch.compile(work)(x), work(x), atol=1e-5)
         result = {"device": str(x.device), "seconds": time.perf_counter() - start}
-        print(json.dumps(result if same else {"error": "what it computes is wrong"}))
+        print(json.dumps(result if same else {"error": "it computes wrong results"}))
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; the parent process reports it
         print(json.dumps({"error": reason(error)}))

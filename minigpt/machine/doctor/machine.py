@@ -1,4 +1,4 @@
-"""Probes of the machine and the installation; none of them needs torch."""
+"""Test the machine and the installation with probes that do not need torch."""
 
 import importlib.metadata
 import os
@@ -18,11 +18,11 @@ from minigpt.machine.doctor.check import Check, reason
 from minigpt.runtime.memory import host_memory
 
 GB = 1e9
-NEEDED_GB = 1.0  # of memory and of disk; below it a small run may fail
+NEEDED_GB = 1.0  # of memory, and of disk; with less a small run may fail
 
 
 def python() -> Check:
-    """The interpreter."""
+    """The Python interpreter."""
     ok = sys.version_info >= (3, 11)
     detail = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
     advice = "" if ok else "minigpt needs Python 3.11 or newer; make .venv again with it"
@@ -35,12 +35,12 @@ def minigpt() -> Check:
     try:
         version = importlib.metadata.version("minigpt")
     except importlib.metadata.PackageNotFoundError:
-        return Check("minigpt", None, f"runs from {folder}, not installed", "to have the command: pip install -e .")
+        return Check("minigpt", None, f"runs from {folder}, not installed", "to get the command: pip install -e .")
     return Check("minigpt", True, f"{version} from {folder}", figures={"version": version})
 
 
 def system() -> Check:
-    """Operating system, processor, and the instructions that decide its speed."""
+    """The operating system, the processor, and its instruction sets that matter for speed."""
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_fp16", "asimd", "bf16", "sve")
     name, flags = platform.processor() or platform.machine(), set[str]()
     info = Path("/proc/cpuinfo")
@@ -57,7 +57,7 @@ def system() -> Check:
 
 
 def memory() -> Check:
-    """Memory that is free now, within the limit of a container."""
+    """The memory that is free now, within the limit of a container."""
     total, available = host_memory()
     if not total:
         return Check("memory", None, "cannot be read on this system")
@@ -68,12 +68,12 @@ def memory() -> Check:
 
 
 def disk() -> Check:
-    """Room and permission to write in the working directory, where runs/ goes."""
+    """Free space and write permission in the working directory, where runs/ is made."""
     return _folder("disk", Path.cwd(), "free some space, or put runs elsewhere with --logging.runs-dir DIR")
 
 
 def cache() -> Check:
-    """Room and permission to write where downloads and prepared texts go."""
+    """Free space and write permission in the cache, for downloads and prepared texts."""
     return _folder("cache", cache_root(), "free some space, or name another place with MINIGPT_CACHE=DIR")
 
 
@@ -91,7 +91,7 @@ def _folder(name: str, folder: Path, fix: str) -> Check:
 
 
 def data() -> Check:
-    """The mirror that MINIGPT_DATA names, the cache, and which of the published files lie whole in them."""
+    """Which published files are complete in the mirror (MINIGPT_DATA) and in the cache."""
     from minigpt.tokenizers import gpt2
 
     named, base = os.environ.get("MINIGPT_DATA"), cache_root()
@@ -112,16 +112,16 @@ def data() -> Check:
     missing = [name for name in files if not any(name in names for names in held.values())]
     words = [f"mirror {named}: {', '.join(held['mirror']) or 'nothing'}"] if named else ["no mirror (MINIGPT_DATA)"]
     words += [f"cache: {', '.join(held['cache']) or 'nothing'}"]
-    words += [f"to download when asked for: {', '.join(missing)}"] if missing else []
+    words += [f"downloaded at first use: {', '.join(missing)}"] if missing else []
     figures = {"mirror_path": named, **held, "missing": missing, "altered": altered}
     if altered:
-        advice = "not as published, so it will be refused: delete it, or correct the mirror"
+        advice = "differs from the published file, so it will be refused: delete it, or correct the mirror"
         return Check("data", False, f"altered: {', '.join(altered)}", advice, figures)
     return Check("data", True if named else None, "; ".join(words), figures=figures)
 
 
 def extras() -> dict[str, list[str]]:
-    """{extra: its distributions}, as the installed package declares them; empty if it is not installed."""
+    """{extra: its distributions}, as declared by the installed package; empty if minigpt is not installed."""
     found: dict[str, list[str]] = {}
     try:
         required = importlib.metadata.requires("minigpt") or []
@@ -135,7 +135,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def extra(name: str, distributions: list[str]) -> Check:
-    """The distributions of one optional extra."""
+    """Whether the distributions of one optional extra are installed."""
     versions: dict[str, str | None] = {}
     for distribution in distributions:
         try:
@@ -151,7 +151,7 @@ def extra(name: str, distributions: list[str]) -> Check:
 
 
 def cpp_compiler() -> Check:
-    """A C++ compiler that makes a program that runs; only torch.compile on a CPU wants one."""
+    """A C++ compiler whose programs run. Only torch.compile on a CPU needs one."""
     name = "C++ compiler"
     install = "only torch.compile needs one: apt install g++, on a Mac xcode-select --install"
     words = [word for word in (os.environ.get("CXX"), "g++", "clang++", "c++") if word]
@@ -168,6 +168,6 @@ def cpp_compiler() -> Check:
         except (OSError, subprocess.SubprocessError) as error:
             return Check(name, None, f"{path}: {reason(error)}", install)
     if not ran:
-        said = (made.stderr.strip().splitlines() or ["what it makes does not run"])[0]
+        said = (made.stderr.strip().splitlines() or ["its program does not run"])[0]
         return Check(name, None, f"{path} does not work: {said[:160]}", install)
     return Check(name, True, f"{(about.splitlines() or ['unknown version'])[0]} at {path}", figures={"path": path})
