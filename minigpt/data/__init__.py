@@ -1,4 +1,4 @@
-"""Text in: sources, cleaning, splits, token files, batches. `Batches` and `eval_batches` alone need torch."""
+"""Turn text into batches: sources, cleaning, splits, token files. Only `Batches` and `eval_batches` need torch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who batch: preparing text does not need its 200 MB."""
+    """Import torch only when batches are used, since preparing text does not need its 200 MB."""
     if name in ("Batches", "eval_batches", "windows"):
         from minigpt.data import batches
 

@@ -1,15 +1,16 @@
-"""Token files -> batches. Batch k is a pure function of (tokens, seed, k, rank), so nothing has to be saved to resume.
+"""Make batches from token files. Batch k is a pure function of (tokens, seed, k, rank), so resuming needs no state.
 
-Training. An epoch cuts the tokens into windows of seq_len, side by side from a random shift (other borders in each
-epoch), and visits them in a random order, each once. The n-th sequence since the start of training is window
-order[n mod W] of epoch n // W; batch k holds sequences k B .. (k+1) B - 1, and rank r of R the r-th of R equal
-slices of it. So the ranks' batches, put together in order, are the same batch whatever their number.
+Training. In each epoch the tokens after a random shift are cut into adjacent windows of seq_len, so the cuts differ
+from epoch to epoch. The windows are visited in a random order, each once. The n-th sequence since the start of training
+is window order[n mod W] of epoch n // W. Batch k has the sequences k B .. (k+1) B - 1, and rank r of R has the r-th of
+R equal slices of it. So the ranks' batches, joined in order, are the same batch for any number of ranks.
 
-    W = (N - T) // T windows of N tokens (at least 1): what the shift leaves over at both ends, fewer than 2 T
-    tokens, differs from epoch to epoch.
+    W = (N - T) // T windows of N tokens (at least 1). Fewer than 2 T tokens at both ends are left over; they differ
+    from epoch to epoch.
 
-Evaluation. Windows from the first token on, `stride` apart; each target is scored once, in the first window that
-holds it; -100 marks the others. A part of them is spread over the whole text, whose beginning may be easier.
+Evaluation. Windows start at the first token and are `stride` apart. Each target is scored once, in the first window
+that contains it; in later windows it is -100. If only some batches are evaluated, they are spread over the whole text,
+since its beginning may be easier.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +24,21 @@ from minigpt.console import counted
 from minigpt.errors import ConfigError, DataError
 
 IGNORE = -100
-"""Target that counts for nothing; torch's own convention, as in minigpt.model.loss."""
+"""A target that is not counted: torch's convention, as in minigpt.model.loss."""
 
 
 class Batches:
     """Training batches.
 
     Args:
-        tokens: ids [N], a memory map as well as an array.
-        batch_size: sequences B of a batch, over all ranks.
-        seq_len: tokens T of a sequence.
-        seed: of the order and the shifts.
+        tokens: ids [N], an array or a memory map.
+        batch_size: sequences per batch over all ranks, B.
+        seq_len: tokens per sequence, T.
+        seed: seed of the order and the shifts.
 
     Attributes:
-        windows: sequences of an epoch, W.
-        steps_per_epoch: W / B, fractional.
+        windows: sequences per epoch, W.
+        steps_per_epoch: W / B, a float.
         tokens_per_step: B x T.
 
     Raises:
@@ -54,13 +55,13 @@ class Batches:
         self.windows = max(1, (len(tokens) - seq_len) // seq_len)
         self.steps_per_epoch = self.windows / batch_size
         self.tokens_per_step = batch_size * seq_len
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # a batch may lie across two epochs
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # a batch may belong to two epochs
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, int64 [B / world, T]; targets are the inputs' next tokens.
+        """Inputs and targets of a step, int64 [B / world, T]. The targets are the next tokens of the inputs.
 
         Raises:
-            ConfigError: the batch does not divide among the ranks.
+            ConfigError: batch_size is not a multiple of the number of ranks.
         """
         starts = np.array([self._start(n) for n in share(self.batch_size, step, rank, world)])
         rows = _gather(self.tokens, starts, self.seq_len + 1)
@@ -81,12 +82,12 @@ class Batches:
 
 
 def share(batch_size: int, step: int, rank: int, world: int) -> range:
-    """Numbers, since the start of training, of the sequences that a rank takes of a step's batch.
+    """Numbers of the sequences, since the start of training, that a rank has in a step's batch.
 
     share(8, 1, 1, 2) -> range(12, 16)
 
     Raises:
-        ConfigError: the batch does not divide among the ranks.
+        ConfigError: batch_size is not a multiple of the number of ranks.
     """
     if batch_size % world:
         raise ConfigError(f"train.batch_size: {batch_size} is not a multiple of the {world} ranks")
@@ -96,10 +97,10 @@ def share(batch_size: int, step: int, rank: int, world: int) -> range:
 
 
 def spread(total: int, count: int | None = None, together: int = 1) -> Sequence[int]:
-    """Which of `total` batches to take: `count`, in runs of `together` that lie evenly over all; None takes all.
+    """Choose `count` of `total` batches, in groups of `together` that are evenly spread. None chooses all.
 
-    spread(12, 4, 2) -> [0, 1, 6, 7]. A run holds the rows of one larger batch, so that the rows that are taken do not
-    depend on how many of them make a batch.
+    spread(12, 4, 2) -> [0, 1, 6, 7]. A group has the rows of one larger batch, so the chosen rows do not depend on how
+    many rows are in a batch.
     """
     if count is None or count >= total:
         return range(total)
@@ -111,15 +112,15 @@ def spread(total: int, count: int | None = None, together: int = 1) -> Sequence[
 def eval_batches(
     tokens: np.ndarray, seq_len: int, stride: int, batch_size: int, count: int | None = None, together: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets, int64 [<= batch_size, seq_len], that score every token but the first exactly once.
+    """Yield inputs and targets, int64 [<= batch_size, seq_len], that score every token except the first exactly once.
 
-    stride = seq_len is fastest; a smaller one gives each token at least seq_len - stride tokens of context (but
-    those of the first window). Targets scored before, and what pads the last rows, are -100. For several ranks
+    stride = seq_len is fastest. A smaller stride gives each token at least seq_len - stride tokens of context, except
+    in the first window. Targets that were scored before, and the padding of the last rows, are -100. With several ranks
     take every R-th batch: itertools.islice(eval_batches(...), rank, None, world). `count` and `together`: see `spread`.
 
     Raises:
         DataError: fewer than two tokens.
-        ConfigError: stride not in 1..seq_len.
+        ConfigError: stride is not in 1..seq_len.
     """
     if not 1 <= stride <= seq_len:
         raise ConfigError(f"stride: {stride} is not in 1..{seq_len}, the context; a larger one would skip tokens")
@@ -140,13 +141,13 @@ def eval_batches(
 
 
 def windows(tokens: np.ndarray, seq_len: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows of `eval_batches` one by one, int64 [<= seq_len], without padding."""
+    """Yield the windows of `eval_batches` one by one, int64 [<= seq_len], without padding."""
     for at, (inputs, targets) in enumerate(eval_batches(tokens, seq_len, stride, 1)):
         length = min(seq_len, len(tokens) - 1 - at * stride)
         yield inputs[0, :length], targets[0, :length]
 
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
-    """Rows tokens[start : start + length], int64 [len(starts), length]; past the end the last token repeats."""
+    """Rows tokens[start : start + length], int64 [len(starts), length]. After the end the last token is repeated."""
     at = np.minimum(starts[:, None] + np.arange(length), len(tokens) - 1)
     return torch.from_numpy(np.asarray(tokens[at]).astype(np.int64))

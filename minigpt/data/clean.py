@@ -1,7 +1,7 @@
-"""Cleaning of text in a stream: the same result whatever the blocks the text arrives in.
+"""Clean a text that arrives in blocks. The result does not depend on where the blocks are cut.
 
-Each step says up to where a text can be worked on without knowing what follows; the rest waits for the
-next block. So a \\r\\n across a border becomes one \\n, and an accent in the next block joins its letter.
+Each step says how much of a block it can clean without knowing the next block; the rest waits for that. So a \\r\\n
+across two blocks becomes one \\n, and an accent at the start of a block joins the letter before it.
 """
 
 import unicodedata
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 MAX_HELD = 1 << 16
-"""Characters that may wait for the next block; a longer stretch without a safe border is cut anyway."""
+"""Most characters that wait for the next block. A longer stretch without a safe cut is cut anyway."""
 
 
 def _all(text: str) -> int:
@@ -17,15 +17,15 @@ def _all(text: str) -> int:
 
 
 def _not_last_return(text: str) -> int:
-    """Hold a final \\r back: the next block may begin with its \\n."""
+    """Keep back a final \\r, since the next block may begin with its \\n."""
     return len(text) - text.endswith("\r")
 
 
 def _before_last_starter(text: str) -> int:
-    """Hold back from the last character that never joins the one before it: marks after it may join it.
+    """Keep back the text from the last starter on: a character that never joins the one before it.
 
-    Letters and marks outside the first plane, marks anywhere and Hangul vowels and finals may join;
-    everything else starts again (checked against the whole decomposition table in the tests).
+    Marks that follow may join the starter. Marks, Hangul vowels and finals, and all characters outside the first plane
+    may join the character before them. All others are starters (tests check this against the decomposition table).
     """
     at = len(text) - 1
     while at > 0:
@@ -40,7 +40,7 @@ def _before_last_starter(text: str) -> int:
 
 
 def _before_last_space(text: str) -> int:
-    """Hold the last word back: a capital sigma is lower-cased by its place in the word (Unicode, SpecialCasing)."""
+    """Keep back the last word: the lower case of a capital sigma depends on its place in the word (SpecialCasing)."""
     for at in range(len(text) - 1, -1, -1):
         if text[at].isspace():
             return at
@@ -61,10 +61,10 @@ _STEPS = {
 
 
 def clean(blocks: Iterable[str], steps: Sequence[str]) -> Iterator[str]:
-    """The blocks with each step applied in order. "".join(clean(blocks, steps)) does not depend on the borders.
+    """Apply the steps in order to a text in blocks. "".join(clean(blocks, steps)) does not depend on the cuts.
 
     Steps: ascii (drop characters above U+007F), nfc (Unicode's composed form), lower (lower case),
-    newlines (\\r\\n, and \\r alone, to \\n). No empty block comes out.
+    newlines (\\r\\n, and \\r alone, to \\n). It yields no empty blocks.
     """
     for name in steps:
         blocks = _run(blocks, _STEPS[name])
@@ -72,7 +72,7 @@ def clean(blocks: Iterable[str], steps: Sequence[str]) -> Iterator[str]:
 
 
 def clean_text(text: str, steps: Sequence[str]) -> str:
-    """A whole text with each step applied in order."""
+    """Apply the steps in order to a whole text."""
     for name in steps:
         text = _STEPS[name].apply(text)
     return text

@@ -1,13 +1,14 @@
-"""A source, cleaned and split, as one stream of pieces. Everything that reads text reads it from here.
+"""Clean and split a source, and give it as one stream of pieces. All code that reads text uses this module.
 
-Splits, where the source has none published:
-- One document is cut by characters: the first int((1 - val_fraction) x n) train, the rest validates.
-- Of many, each goes whole to one side by a hash of its cleaned text, so that copies of a document stay together
-  and adding documents moves no other. Up to 1,000 different documents chance alone may miss the share by far, or
-  leave a side empty: there they are taken in the order of their hashes as long as each brings the share nearer.
+If the source has no published splits:
+- One document is cut by characters: the first int((1 - val_fraction) x n) are for training, the rest for validation.
+- Of several documents, each goes to one split as a whole. A hash of its cleaned text decides, so copies of a document
+  stay together, and adding documents does not move others. With at most 1,000 different documents, chance could miss
+  the validation share by far, or leave a split empty. Then documents are chosen for validation in the order of their
+  hashes, as long as each one brings the share nearer to val_fraction.
 
-A first pass, the survey, counts characters and hashes documents. It also finds what is wrong with a text (an
-undecodable byte, a broken line) in seconds, before the minutes of encoding.
+A first pass, the survey, counts characters and hashes documents. It also finds errors in a text (an undecodable byte, a
+broken line) in seconds, before encoding, which takes minutes.
 """
 
 import json
@@ -30,14 +31,14 @@ from minigpt.tokenizers.cutter import CHUNK, Cutter
 
 FEW = 1000
 LONGEST = 16 * CHUNK
-"""Characters of a chunk at the most, about."""
+"""Approximate largest number of characters in a chunk."""
 
 _TRAIN, _VAL, _EMPTY = range(3)
 _SPLITS = ("train", "val")
 
 
 class Piece(NamedTuple):
-    """Some consecutive text of a document. `ends`: the document, or its share of this split, ends here."""
+    """Consecutive text of one document. `ends`: the document, or its part in this split, ends with this piece."""
 
     split: str
     text: str
@@ -46,13 +47,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds.
+    """The result of the first pass.
 
     Attributes:
-        documents: those with any text after cleaning, in all parts.
-        chars: characters after cleaning, in all parts.
-        cut: one document to split: how many of its characters train.
-        sides: many to split: a byte each, in their order: 0 train, 1 val, 2 empty.
+        documents: number of documents that have text after cleaning, in all parts of the source.
+        chars: number of characters after cleaning, in all parts of the source.
+        cut: if one document is split: how many of its characters are for training.
+        sides: if several documents are split: one byte per document, in order: 0 train, 1 val, 2 empty.
     """
 
     documents: int
@@ -71,16 +72,16 @@ class Corpus:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits: train, val, and test where one is published."""
+        """Names of the splits: train, val, and test if the source has a published test split."""
         return tuple(dict.fromkeys((*_SPLITS, *self.source.parts)))
 
     @property
     def many(self) -> bool:
-        """There is more than one document in some split, so that their ends are worth marking."""
+        """Whether a split has more than one document, so that the ends of documents should be marked."""
         return self.survey.documents > len(self.source.parts)
 
     def pieces(self, split: str | None = None) -> Iterator[Piece]:
-        """The cleaned text, in order; of one split, or of all. No piece is empty. Raises DataError: no such split."""
+        """Yield the cleaned text of one split, or of all, in order, without empty pieces. Raises DataError."""
         if split not in (None, *self.splits):
             raise DataError(f"{self.source.name}: has no {split} split; {nearest(str(split), self.splits)}")
         for part, read in self.source.parts.items():
@@ -92,12 +93,12 @@ class Corpus:
                         yield Piece(part, text, last)
 
     def chunks(self, split: str | None = None) -> Iterator[Piece]:
-        """The pieces, put together to about a million characters, never across documents.
+        """Yield the pieces, joined to about a million characters, but never across documents.
 
-        Long documents are cut after a line's end where the next line begins with no white space: there no split
-        pattern of ours joins the two sides, so that what is counted over chunks is what the whole text has. Where the
-        lines of 16 million characters all begin with white space, as WikiText's do, the last line's end will do, or the
-        last space: no word is cut.
+        Long documents are cut after a line end if the next line does not begin with white space. None of our split
+        patterns joins text across such a cut, so counts over chunks are the same as over the whole text. If all lines
+        of 16 million characters begin with white space, as in WikiText, the cut is at the last line end, or else at the
+        last space, so no word is cut.
         """
         cutter = Cutter(_chunk_cut, longest=LONGEST)
         for piece in self.pieces(split):
@@ -120,7 +121,7 @@ class Corpus:
             raise changed(self.source.name)
 
     def _cut(self, read: Reader, split: str | None) -> Iterator[Piece]:
-        left = self.survey.cut  # characters that still train
+        left = self.survey.cut  # characters left for training
         for blocks in read():
             for text, last in _mark_last(clean(blocks, self.config.clean)):
                 if left and split in (None, "train"):
@@ -133,10 +134,10 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig, progress: Progress | None = None, source: Source | None = None) -> Corpus:
-    """Find the source (unless it is given) and survey it; a survey is reused in this process while no file changes.
+    """Find the source (unless it is given) and survey it. A survey is reused in this process while no file changes.
 
     Raises:
-        DataError, EncodingError: see `sources.resolve`; or too little text to split.
+        DataError, EncodingError: see `sources.resolve`; also if there is too little text to split.
     """
     source = source or resolve(config, progress)
     key = json.dumps(corpus_key(source, config))
@@ -148,25 +149,27 @@ def open_corpus(config: DataConfig, progress: Progress | None = None, source: So
 
 
 def corpus_key(source: Source, config: DataConfig) -> list[Any]:
-    """Plain values that tell whether two corpora have the same text in the same splits."""
+    """Plain values that are equal if two corpora have the same text in the same splits."""
     return [source.identity, config.encoding, config.text_field, config.clean, config.val_fraction]
 
 
-_surveys: dict[str, Survey] = {}  # by identity and settings, so that a text is surveyed once a process
+_surveys: dict[str, Survey] = {}  # by identity and settings, so that a process surveys a text only once
 
 
 def text_chunks(source: str, config: DataConfig, split: str | None = "train") -> Iterator[str]:
-    """Cleaned text of a split (None: of all) in chunks of about a million characters: see `Corpus.chunks`.
+    """Yield the cleaned text of a split (None: of all splits) in chunks of about a million characters.
+
+    See `Corpus.chunks`.
 
     Raises:
-        DataError: as `open_corpus`.
+        DataError: see `open_corpus`.
     """
     corpus = open_corpus(config.model_copy(update={"source": source}))
     return (piece.text for piece in corpus.chunks(split))
 
 
 def changed(name: str) -> DataError:
-    """The error for a text that is not the same any more in the second pass."""
+    """The error for a text that changed between the first and the second pass."""
     return DataError(f"{name}: changed while it was read; start again when nothing writes to it")
 
 
@@ -174,7 +177,7 @@ _LINE_END = re.compile(r"\n(?=\S)")
 
 
 def _line_cut(text: str) -> int:
-    """Index after the last line's end that a non-space follows, 0 if there is none.
+    """Index after the last line end that is followed by a character that is not white space; 0 if there is none.
 
     _line_cut("a\\nb\\n c") -> 2
     """
@@ -187,7 +190,7 @@ def _line_cut(text: str) -> int:
 
 
 def _chunk_cut(text: str) -> int:
-    """Where a chunk may end; 0 to wait for more text."""
+    """The index at which a chunk may end; 0: wait for more text."""
     if (cut := _line_cut(text)) or len(text) < LONGEST:
         return cut
     return text.rfind("\n") + 1 or max(0, text.rfind(" "))
@@ -237,25 +240,25 @@ def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Su
             survey = Survey(0, 0, cut=_cut_at(source.name, count, config.val_fraction))
     if spelled:
         warnings.warn(
-            f"{source.name}: spells {EOS} {counted(spelled, 'time')}, read as plain characters; with "
-            f"--data.split-at '{EOS}' it is the special token between documents",
+            f"{source.name}: contains {EOS} {counted(spelled, 'time')}, which is read as plain characters; "
+            f"--data.split-at '{EOS}' makes it the special token between documents",
             stacklevel=2,
         )
     return replace(survey, documents=documents, chars=chars)
 
 
 class _Sides:
-    """Assigns documents to training or validation by their hashes, as they come."""
+    """Assigns documents to training or validation by their hashes, one after another."""
 
     def __init__(self, val_fraction: float):
         self.val_fraction = val_fraction
         self.limit = int(val_fraction * 2**64)
         self.sides = bytearray()
-        self.sizes: dict[int, int] = {}  # hash -> characters of all its copies, as long as the hashes are few
-        self.numbers = array("Q")  # hashes in order, as long as they are few
+        self.sizes: dict[int, int] = {}  # hash -> characters of all its copies; at most FEW
+        self.numbers = array("Q")  # hashes in order, while there are at most FEW different ones
 
     def add(self, number: int, chars: int) -> None:
-        """The next document: its hash and its length."""
+        """Add the next document: its hash and its length."""
         self.sides.append(_EMPTY if not chars else _VAL if number < self.limit else _TRAIN)
         if len(self.sizes) > FEW:
             return
@@ -266,7 +269,7 @@ class _Sides:
             del self.numbers[:]
 
     def finish(self, name: str) -> bytes:
-        """A byte a document. Raises DataError if all are alike."""
+        """Return one byte per document, see `Survey.sides`. Raises DataError if all documents are equal."""
         if len(self.sizes) == 1:
             times = counted(len(self.sides) - self.sides.count(_EMPTY), "time")
             raise DataError(
@@ -292,14 +295,14 @@ def _cut_at(name: str, chars: int, val_fraction: float) -> int:
 
 
 def _choose_few(sizes: dict[int, int], val_fraction: float) -> set[int]:
-    """Hashes of the documents that validate: neither none nor all of them.
+    """Choose the hashes of the documents for validation: at least one, but not all.
 
-    sizes: hash -> characters, two at least.
+    sizes: hash -> characters, at least two.
     """
     target = val_fraction * sum(sizes.values())
     chosen, size = set(), 0
     for number in sorted(sizes):
-        if size + sizes[number] / 2 < target:  # nearer to the target with it than without
+        if size + sizes[number] / 2 < target:  # with it the size is nearer to the target
             chosen.add(number)
             size += sizes[number]
     if not chosen:

@@ -1,6 +1,7 @@
-"""A corpus -> token files: one thread reads, cleans and counts, others encode; ids are written in the text's order.
+"""Encode a corpus to token files: one thread reads, cleans and counts; others encode. The ids keep the text's order.
 
-Text is cut where `safe_cut` says that the ids do not change, so the ids are those of each document encoded whole.
+Text is cut only where `safe_cut` says that this does not change the ids. So the ids are the same as if each document
+were encoded as a whole.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ from minigpt.download import Progress
 from minigpt.tokenizers.cutter import CHUNK, Cutter
 
 MAX_UNCUT = 16 * CHUNK
-"""A stretch without a safe cut is cut here all the same: its ids may differ by one merge, memory stays flat."""
+"""A stretch of this many characters without a safe cut is cut anyway, to limit memory. It may change ids at the cut."""
 
 
 class Encoder(Protocol):
-    """What preparing needs of a tokenizer. `encode_array` is called from several threads."""
+    """The methods of a tokenizer that preparing needs. `encode_array` is called from several threads."""
 
     kind: str
     vocab_size: int
@@ -35,11 +36,11 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest that differs for every other tokenizer."""
+        """Hex digest that is different for every tokenizer."""
         ...
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Ids of a text."""
+        """The ids of a text."""
         ...
 
     def save(self, path: Path) -> None:
@@ -55,9 +56,9 @@ def encode_corpus(
     progress: Progress | None,
     workers: int,
 ) -> dict[str, dict[str, Any]]:
-    """Write FOLDER/SPLIT.tokens; returns the figures of each split.
+    """Write FOLDER/SPLIT.tokens for each split. Returns the figures of each split.
 
-    Args: as of `prepare`; `folder` is there and empty.
+    Arguments are those of `prepare`; `folder` must exist and be empty.
     """
     eos = tokenizer.eos_id if corpus.many else None
     done = told = 0
@@ -90,18 +91,18 @@ def encode_corpus(
 
 
 Job = list[tuple[str, bool]]
-"""Texts to encode, one after the other, each with whether the end-of-text id follows."""
+"""Texts to encode in order: (text, whether the end-of-text id follows it)."""
 
 
 class _Queue:
-    """Jobs that threads encode, and whose ids are written in the order they were given."""
+    """Jobs that threads encode. Their ids are written in the order of the jobs."""
 
     def __init__(self, pool: ThreadPoolExecutor, tokenizer: Encoder, length: int):
         self.pool, self.tokenizer, self.length = pool, tokenizer, length
         self.waiting: deque[tuple[TokenWriter, Future[list[np.ndarray]]]] = deque()
 
     def put(self, writer: TokenWriter, job: Job, eos: int | None) -> None:
-        """Add a job; waits for the oldest one when there are too many."""
+        """Add a job. If too many are waiting, wait for the oldest one."""
         self.waiting.append((writer, self.pool.submit(self._ids, job, eos)))
         if len(self.waiting) > self.length:
             self._write()
@@ -131,18 +132,18 @@ class _SplitEncoder:
     def __init__(self, writer: TokenWriter, queue: _Queue, safe_cut: Callable[[str], int], eos: int | None):
         self.writer, self.queue, self.eos = writer, queue, eos
         self.statistics = TextStatistics()
-        self.cutter = Cutter(safe_cut, longest=MAX_UNCUT)  # holds the document that has not ended
+        self.cutter = Cutter(safe_cut, longest=MAX_UNCUT)  # keeps text of the current document until it can be cut
         self.job: Job = []
         self.job_size = 0
 
     def feed(self, text: str, ends: bool) -> None:
-        """The next piece."""
+        """Add the next piece."""
         self.statistics.add(text, ends)
         if piece := self.cutter.end(text) if ends else self.cutter.add(text):
             self._put(piece, ends)
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Encode the rest, after the last piece."""
         if rest := self.cutter.end():
             self._put(rest, ends=False)
         if self.job:

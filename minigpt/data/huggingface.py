@@ -1,7 +1,7 @@
-"""hf:NAME[/CONFIG] through the `datasets` library (an extra), which downloads, verifies and caches by itself.
+"""Read Hugging Face datasets (hf:NAME[/CONFIG]) with the `datasets` library, an extra that downloads and caches them.
 
-NAME is OWNER/DATASET or DATASET as on the hub, a third part is the configuration: hf:Salesforce/wikitext/wikitext-2-v1.
-Rows are documents. A split called validation is our val.
+NAME is OWNER/DATASET or DATASET as on the hub. A third part is the configuration: hf:Salesforce/wikitext/wikitext-2-v1.
+Each row is a document. The split "validation" becomes our val.
 """
 
 import importlib
@@ -17,7 +17,7 @@ _SPLITS = {"train": "train", "validation": "val", "valid": "val", "dev": "val", 
 
 
 def load(name: str, field: str) -> tuple[Any, dict[str, Callable[[], Iterator[Blocks]]]]:
-    """(identity, readers by split). Raises DataError: no extra, no such dataset, no such field, no network."""
+    """Return (identity, readers by split). Raises DataError: no extra, no such dataset, no such field, no network."""
     loaded = load_splits(name)
     known = {_SPLITS[split]: rows for split, rows in loaded.items() if split in _SPLITS}
     if "train" not in known:
@@ -33,7 +33,7 @@ def load(name: str, field: str) -> tuple[Any, dict[str, Callable[[], Iterator[Bl
 
 @lru_cache(maxsize=4)
 def load_splits(name: str) -> Any:
-    """The dataset by its splits; once a process, since each time asks the hub."""
+    """Load the splits of a dataset, once per process, since each load asks the hub."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:

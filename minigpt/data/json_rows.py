@@ -1,10 +1,10 @@
-"""JSON in a text file -> its rows, in a stream: the one test for "this is JSON", and the one way to read it.
+"""Recognise JSON in a text file, and read its rows as a stream. All code that reads JSON data uses this module.
 
-    lines     {"text": "..."}\\n{"text": "..."}\\n              an object a line, whatever the file's name
-    values    [{"text": "..."}, ...], ["...", ...], {...}     a list, or objects that go over several lines
+    lines     {"text": "..."}\\n{"text": "..."}\\n              one object per line, with any file name
+    values    [{"text": "..."}, ...], ["...", ...], {...}     a list, or objects over several lines
 
-A file is JSON by its name (.jsonl, .ndjson, .json, in any case, and .gz of these), or where it begins like JSON. So
-no braces are learned as prose. A text that only begins with a bracket, "[1] Introduction", stays a text.
+A file is JSON if its name says so (.jsonl, .ndjson, .json, in any case, and .gz of these), or if it begins like JSON.
+So a model does not learn JSON syntax as prose. A text that only begins with a bracket, "[1] Introduction", stays text.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from minigpt.tokenizers.base import valid_unicode
 Form = Literal["lines", "values"]
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""Ends of names that say JSON lines, in any case."""
+"""Endings of names that mean JSON lines, in any case."""
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _OBJECT = re.compile(rf"[\[\s]*\{{\s*{_STRING}\s*:", re.S)
 _STRINGS = re.compile(rf'\[\s*{_STRING}\s*,\s*"', re.S)
@@ -30,17 +30,17 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def json_form(path: Path, encoding: str = "utf-8") -> Form | None:
-    """How a file holds JSON, None for a text. Raises DataError if it cannot be read."""
+    """The form of a file's JSON, None for a text. Raises DataError if it cannot be read."""
     start, whole = head(path)
     try:
         text = codecs.getincrementaldecoder(encoding)("replace").decode(start, final=whole)
-    except UnicodeError:  # reading it will say what is wrong
+    except UnicodeError:  # reading the file will report the error
         text = ""
     return form_of(path.name, text, whole)
 
 
 def form_of(name: str, text: str, whole: bool = True) -> Form | None:
-    """How a text holds JSON, by its name and its beginning; `whole`: that is all of it."""
+    """The form of a file's JSON, from its name and its first text; None for a text. `whole`: this is all its text."""
     name, text = name.lower(), text.removeprefix("\ufeff").lstrip()
     line, _, rest = text.partition("\n")
     alone = whole and not rest.strip()
@@ -58,7 +58,7 @@ def form_of(name: str, text: str, whole: bool = True) -> Form | None:
 
 
 def _value(text: str) -> Any:
-    """What a JSON text holds, None for none or for another text."""
+    """The value of a JSON text; None if it is not JSON."""
     try:
         return parse_json(text)
     except ValueError:
@@ -68,17 +68,17 @@ def _value(text: str) -> Any:
 def json_rows(
     blocks: Blocks, form: Form, label: str, line: str = "{label}:{number}", example: str = ', like {"text": "..."}'
 ) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a text: an object, or of a list also a text.
+    """Yield (place, row) for every row of a text. A row is an object; in a list it may also be a string.
 
     Args:
-        label: the text's name, for the places.
-        line: how the place of a line is written.
-        example: ends the hint of an error, ', like {"text": "..."}'.
+        label: the text's name, used in places.
+        line: format of the place of a line.
+        example: the end of the hint in errors, such as ', like {"text": "..."}'.
 
     Raises:
-        DataError: not JSON, or neither object nor text, by its place.
+        DataError: a row is not JSON, or neither an object nor a string; the message has its place.
     """
-    fix = f"give one object a line{example}, or a list of such objects"
+    fix = f"give one object per line{example}, or a list of such objects"
     rows = _values(blocks, label, fix) if form == "values" else _lines(blocks, label, line, fix)
     for where, row in rows:
         if not isinstance(row, (dict, str) if form == "values" else dict):
@@ -89,10 +89,10 @@ def json_rows(
 def read_documents(
     path: Path, encoding: str, field: str, label: str | None = None, form: Form | None = None
 ) -> Iterator[Blocks]:
-    """The documents of one file: one for a plain text, one a row for JSON (`form`: see `json_form`).
+    """Yield the documents of one file: one for a plain text, one per row for JSON (`form`: see `json_form`).
 
     Raises:
-        EncodingError: bytes that are not in the encoding, with the byte's offset.
+        EncodingError: a byte is not in the encoding; the message has its offset.
         DataError: unreadable, a broken gzip, or a row that is not an object with the field.
     """
     label = label or str(path)
@@ -105,7 +105,7 @@ def read_documents(
 
 
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The field that holds the text. Raises DataError naming the fields there are."""
+    """The text in a row's field. Raises DataError naming the row's fields if it is missing."""
     if field not in row:
         names = ", ".join(map(str, row)) or "none"
         raise DataError(f"{where}: has no field {field!r}, but {names}; name one with --data.text-field")
@@ -118,7 +118,7 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def _lines(blocks: Blocks, label: str, place: str, fix: str) -> Iterator[tuple[str, Any]]:
-    """(place, what it holds) of each line that is not blank."""
+    """Yield (place, value) for each line that is not blank."""
     for number, line in enumerate(_split(blocks, label, fix), 1):
         if line and not line.isspace():
             where = place.format(label=label, number=number)
@@ -130,7 +130,7 @@ def _lines(blocks: Blocks, label: str, place: str, fix: str) -> Iterator[tuple[s
 
 
 def _split(blocks: Blocks, label: str, fix: str) -> Iterator[str]:
-    """Lines without their \\n (only that ends a line: JSON may hold other line separators)."""
+    """Yield lines without their \\n. Only \\n ends a line, since JSON may contain other line separators."""
     parts: list[str] = []
     for block in blocks:
         first, *rest = block.split("\n")
@@ -144,13 +144,13 @@ def _split(blocks: Blocks, label: str, fix: str) -> Iterator[str]:
 
 
 class _Text:
-    """A text that comes in blocks, read from a place that moves on; what lies before it is forgotten."""
+    """A text that arrives in blocks, with a position that moves forward. The text before it is dropped."""
 
     def __init__(self, blocks: Blocks, label: str, fix: str):
         self.blocks, self.label, self.fix, self.text, self.at = blocks, label, fix, "", 0
 
     def more(self) -> bool:
-        """Read on until the text from here is twice as long. False: the blocks have ended."""
+        """Read blocks until the text from here on is twice as long. Returns False if there are no more blocks."""
         self.text, self.at = self.text[self.at :], 0
         size = len(self.text)
         if size > MOST:
@@ -163,7 +163,7 @@ class _Text:
         return len(parts) > 1
 
     def peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
+        """Move to the next character that is not white space and return it; "" at the end."""
         while (at := _SPACE.match(self.text, self.at).end()) == len(self.text):  # pyright: ignore[reportOptionalMemberAccess]
             if not self.more():
                 return ""
@@ -172,7 +172,7 @@ class _Text:
 
 
 def _values(blocks: Blocks, label: str, fix: str) -> Iterator[tuple[str, Any]]:
-    """The items of a list, or values one after the other, held one at a time."""
+    """Yield the items of a list, or a sequence of values, with one in memory at a time."""
     text, decoder, number = _Text(blocks, label, fix), json.JSONDecoder(), 1
     listed = text.peek() == "["
     text.at += listed

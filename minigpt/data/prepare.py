@@ -1,15 +1,16 @@
-"""Text -> token files, in a stream: any size, flat memory, whole or not at all.
+"""Convert a text of any size to token files, with constant memory. They are written completely or not at all.
 
     CACHE/prepared/KEY/ {train.tokens, val.tokens, test.tokens, tokenizer.json, meta.json}
 
-KEY is a hash of everything the ids depend on: the text's identity (path, size, time of change of each file, or the
-sha256 of a published one), cleaning, splitting, the tokenizer's fingerprint, the format's version. The same
-preparation is found again at once; a changed file is prepared again.
+KEY is a hash of everything that the ids depend on: the text's identity (path, size and change time of each file, or
+the sha256 of a published file), cleaning, splitting, the tokenizer's fingerprint, the version of the format. So the
+same preparation is found again at once, and a changed file is prepared again.
 
-All is written into a temporary directory that takes its name last. Of two processes that prepare the same, both
-write their own and the second to finish takes what the first left. What a killed process left is swept up by the next.
+Everything is written into a temporary directory, which is renamed at the end. If two processes prepare the same text,
+both write their own directory, and the second to finish uses the first one's. The next process deletes the unfinished
+directory of a killed process.
 
-The end-of-text id follows each document where there are several, and the tokenizer has one; a text that is one
+The end-of-text id follows each document if there are several and the tokenizer has such an id. A text that is one
 document gets none.
 """
 
@@ -41,10 +42,10 @@ class Prepared:
     """A prepared text.
 
     Attributes:
-        directory: where it lies.
-        meta: what meta.json says: version, key, source, encoding, clean, val_fraction, eos, skipped,
+        directory: its directory.
+        meta: the content of meta.json: version, key, source, encoding, clean, val_fraction, eos, skipped,
             tokenizer {kind, vocab_size, fingerprint}, splits {name: {tokens, bytes, chars, words, documents, sha256}}.
-        splits: train, val, and test where one is published.
+        splits: train, val, and test if the source has a published test split.
     """
 
     directory: Path
@@ -60,19 +61,19 @@ def prepare(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Prepared:
-    """The text as token files, from the cache if they are there.
+    """Convert a text to token files, or find them in the cache.
 
     Args:
-        config: which text, and how it is cleaned and split.
-        tokenizer: makes ids of it.
-        safe_cut: largest index where a text may be cut without changing ids, 0 for none.
-        out: a directory to write in place of the cache; it must not hold anything else.
-        progress: called with (what, characters done, characters in all).
-        workers: threads that encode (default: the processors, 8 at most).
+        config: the text, and how it is cleaned and split.
+        tokenizer: encodes the text.
+        safe_cut: text -> the largest index at which it may be cut without changing ids; 0 for none.
+        out: a directory to write instead of the cache; it must be new or empty.
+        progress: called with (label, characters done, all characters).
+        workers: number of threads that encode (default: number of processors, at most 8).
 
     Raises:
         DataError, EncodingError: the text cannot be used.
-        StorageError: the directory cannot be written, or the disk is full; nothing half-written stays.
+        StorageError: the directory cannot be written, or the disk is full; nothing incomplete is left.
     """
     source = resolve(config, progress)
     target, key = _target(source, config, tokenizer.fingerprint, out)
@@ -91,7 +92,7 @@ def prepare(
 
 
 def load_prepared(directory: str | Path, fingerprint: str | None = None) -> Prepared:
-    """A directory that `prepare` wrote. Raises TokenFileError if it is damaged or of another tokenizer."""
+    """Load a directory that `prepare` wrote. Raises TokenFileError if it is damaged or of another tokenizer."""
     directory = Path(directory)
     try:
         meta = parse_json((directory / "meta.json").read_bytes())
@@ -99,7 +100,7 @@ def load_prepared(directory: str | Path, fingerprint: str | None = None) -> Prep
         version, *_ = (meta[name] for name in ("version", "key", "source", "clean", "skipped", "tokenizer"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenFileError(
-            f"{directory}: holds no whole preparation ({error}); prepare the data again: minigpt prepare SOURCE"
+            f"{directory}: is not a complete preparation ({error}); prepare the data again: minigpt prepare SOURCE"
         ) from None
     if version != VERSION:
         raise TokenFileError(f"{directory}: is of format version {version}, not {VERSION}; prepare the data again")
@@ -117,7 +118,7 @@ def _target(source: Source, config: DataConfig, fingerprint: str, out: Path | No
 
 
 def _reuse(target: Path, key: str, fingerprint: str, given: bool) -> Prepared | None:
-    """What is at the target if it is what is wanted. A directory the person gave is never overwritten."""
+    """Load the target if it is the wanted preparation, else None. A directory that the user gave is not overwritten."""
     try:
         if not find(target):
             return None
@@ -158,7 +159,7 @@ def _meta(corpus: Corpus, tokenizer: Encoder, key: str, counted: Mapping[str, An
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A directory beside the target, gone at the end unless it was renamed. OSErrors become StorageErrors."""
+    """A directory next to the target, deleted at the end unless it was renamed. OSErrors become StorageErrors."""
     folder = beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path, fingerprint: str) -> None:
-    """Give the finished directory its name; if another process was first and its files are whole, keep those."""
+    """Give the finished directory its name. If another process was first and its files are whole, keep those."""
     for _ in range(3):
         try:
             folder.rename(target)
@@ -182,7 +183,7 @@ def _publish(folder: Path, target: Path, fingerprint: str) -> None:
         try:
             load_prepared(target, fingerprint)
             return
-        except TokenFileError:  # damaged: out of the way with it
-            with contextlib.suppress(OSError):  # or another process is doing so
+        except TokenFileError:  # damaged: delete it
+            with contextlib.suppress(OSError):  # another process may be deleting it too
                 delete_folder(target)
     folder.rename(target)

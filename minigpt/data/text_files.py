@@ -1,7 +1,7 @@
-"""Files -> streams of decoded blocks: text, gzip of it, a file in a zip archive, standard input.
+"""Read text files, gzip files, files in zip archives and standard input as streams of decoded blocks.
 
-Memory does not grow with the file: it is read in blocks of 1 MiB.
-Gzip is recognised by its first bytes, not by its name. A byte-order mark at the start is dropped.
+Files are read in blocks of 1 MiB, so memory does not grow with the file. Gzip is recognised by its first bytes, not by
+its name. A byte-order mark at the start is dropped.
 """
 
 import atexit
@@ -22,11 +22,11 @@ from minigpt.errors import DataError, EncodingError, nearest, storage_error
 from minigpt.tokenizers.base import valid_unicode
 
 Blocks = Iterator[str]
-"""One document, as consecutive pieces of its text. Take all you want of it before the next document."""
+"""One document, as consecutive pieces of its text. Read it before you ask for the next document."""
 
 BLOCK = 1 << 20  # bytes read at a time
-HEAD = 1 << 16  # bytes that tell what kind of file it is
-MOST_PIPED = 1 << 30  # bytes of standard input
+HEAD = 1 << 16  # bytes that are read to find out the kind of a file
+MOST_PIPED = 1 << 30  # most bytes of standard input
 
 _SIGNATURES = {
     b"%PDF": "a PDF",
@@ -43,7 +43,7 @@ _WIDE = ("utf-16", "utf-32")
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises DataError for a name that is not a text encoding."""
+    """Raise DataError if this is not the name of a text encoding."""
     try:
         "".encode(encoding)
     except (LookupError, ValueError):
@@ -52,14 +52,14 @@ def check_encoding(encoding: str) -> None:
 
 
 def head(path: Path) -> tuple[bytes, bool]:
-    """The first bytes of a file, unpacked, and whether they are all. Raises DataError if it cannot be read."""
+    """The first bytes of a file, unpacked, and whether this is the whole file. Raises DataError if unreadable."""
     with _open(path) as file:
         start = _read(file, HEAD, path)
     return start, len(start) < HEAD
 
 
 def binary_reason(path: Path, encoding: str) -> str | None:
-    """What makes a file look binary, or None for text. Raises DataError if it cannot be read."""
+    """The reason why a file looks binary, or None for text. Raises DataError if it cannot be read."""
     data, _ = head(path)
     for signature, name in _SIGNATURES.items():
         if data.startswith(signature):
@@ -70,7 +70,7 @@ def binary_reason(path: Path, encoding: str) -> str | None:
         if data.startswith(mark):
             return f"starts with the mark of {name}; try --data.encoding {name}"
     at = data.find(b"\0")
-    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every other byte of Latin text is zero there
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # in UTF-16 every other byte of Latin text is 0
         if data[first::2].count(0) > 0.4 * len(data) > 20 * data[1 - first :: 2].count(0):
             return f"looks like {name}; try --data.encoding {name}"
     if at >= 0:
@@ -81,7 +81,7 @@ def binary_reason(path: Path, encoding: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def spool_stdin() -> Path:
-    """Standard input copied to a temporary file, once a process, as text is read more than once."""
+    """Copy standard input to a temporary file, once per process, since text is read more than once."""
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("-: nothing is piped in; write: cat my.txt | minigpt train -")
     with tempfile.NamedTemporaryFile(prefix="minigpt-stdin-", delete=False) as file:
@@ -108,7 +108,7 @@ def _open(path: Path) -> io.BufferedIOBase:
         raise unreadable(path, error) from None
     if path.suffix == ".gz" and path.stat().st_size:
         file.close()
-        raise DataError(f"{path}: is not gzip, whatever its name says; rename it, or compress it again")
+        raise DataError(f"{path}: is not gzip, although its name says so; rename it, or compress it again")
     return file
 
 
@@ -122,23 +122,24 @@ def _read(file: io.BufferedIOBase, size: int, path: Path) -> bytes:
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """The error for a path that the system refuses."""
+    """The error for a path that the system cannot read."""
     return DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions")
 
 
 def decoded(path: Path, encoding: str, label: str) -> Blocks:
-    """The text of a file. Raises EncodingError naming the byte; DataError if it cannot be read."""
+    """Decode the text of a file. Raises EncodingError naming the wrong byte, DataError if it cannot be read."""
     with _open(path) as file:
         yield from _decoded(partial(_read, file, BLOCK, path), encoding, label)
 
 
 def zipped(path: Path, member: str, start: int = 0, stop: int | None = None) -> Blocks:
-    """UTF-8 text of a file in a zip archive: its bytes from start to stop (default: all).
+    """Decode a UTF-8 file in a zip archive: its bytes from start to stop (default: all).
 
-    A character that a border would cut belongs to the part that it begins in; one that the file's end cuts is dropped.
+    A character across `start` or `stop` belongs to the part in which it begins. An incomplete character at the end of
+    the file is dropped.
 
     Raises:
-        DataError: not such an archive, or not readable.
+        DataError: not a zip archive with this file, or not readable.
         EncodingError: not UTF-8.
     """
     try:
@@ -151,8 +152,8 @@ def zipped(path: Path, member: str, start: int = 0, stop: int | None = None) -> 
 
 
 def _between(file: IO[bytes], start: int, stop: int | None) -> Iterator[bytes]:
-    """The blocks of bytes start to stop, both borders moved to where a UTF-8 character begins."""
-    inside = bytes(range(0x80, 0xC0))  # what no character begins with
+    """Yield the bytes from start to stop in blocks. Both ends move forward to the beginning of a UTF-8 character."""
+    inside = bytes(range(0x80, 0xC0))  # bytes with which no character begins
     file.seek(start)
     at = start
     while block := file.read(BLOCK if stop is None else min(BLOCK, stop - at)):
@@ -163,7 +164,7 @@ def _between(file: IO[bytes], start: int, stop: int | None) -> Iterator[bytes]:
 
 
 def _decoded(read: Callable[[], bytes], encoding: str, label: str, whole: bool = True) -> Blocks:
-    """The text of the bytes that `read` gives, b"" the last; `whole`: half a character at their end is an error."""
+    """Decode the blocks that `read` returns until it returns b"". `whole`: an incomplete last character is an error."""
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     before = 0  # bytes read in earlier blocks
     while True:
@@ -171,12 +172,12 @@ def _decoded(read: Callable[[], bytes], encoding: str, label: str, whole: bool =
         try:
             text = decoder.decode(block, final=whole and not block)
         except UnicodeDecodeError as error:
-            # error.object is what the decoder had kept of the last block and then this one
+            # error.object: the bytes that the decoder kept from the last block, and this block
             at = before + len(block) - len(error.object) + error.start
             raise _undecodable(label, at, error, encoding) from None
         except UnicodeError as error:
             raise EncodingError(f"{label}: is not {encoding} ({error}); try --data.encoding utf-8") from None
-        text = valid_unicode(text)  # utf-7 and its like let them through
+        text = valid_unicode(text)  # utf-7 and others let invalid characters through
         if before == 0:
             text = text.removeprefix("\ufeff")
         if text:

@@ -1,12 +1,13 @@
-"""Token files: a 128-byte header, then the ids as little-endian uint16 or uint32, read through a memory map.
+"""Write and read token files: a 128-byte header, then the ids as little-endian uint16 or uint32, memory-mapped.
 
     0    8  magic "minigpt\\0"        24   4  CRC-32 of the ids
     8    4  version                  28  64  fingerprint of the tokenizer (hex), zero-padded
-    12   4  bytes an id: 2 or 4      92  32  zeros
+    12   4  bytes per id: 2 or 4     92  32  zeros
     16   8  number of ids           124   4  CRC-32 of the 124 bytes before
 
-The header's checksum and the file's size are checked whenever a file is opened, so truncation and a foreign or
-altered header never pass. The ids' checksum (4 GB/s here) is checked on opening up to 256 MiB, above that by `verify`.
+The header's checksum and the file's size are checked whenever a file is opened, so a truncated file or a changed
+header is always found. The checksum of the ids (4 GB/s here) is checked on opening if the file has at most 256 MiB;
+for larger files call `verify`.
 """
 
 import contextlib
@@ -38,13 +39,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenWriter:
-    """Writes a token file, whole or not at all.
+    """Writes a token file, completely or not at all.
 
     with TokenWriter(path, vocab_size, fingerprint) as writer:
         writer.append(ids)
 
-    The file appears under its name when the block ends without an error. Raises StorageError when it cannot be
-    written, ValueError for an id outside the vocabulary.
+    The file gets its name when the block ends without an error. Raises StorageError if it cannot be written,
+    ValueError for an id outside the vocabulary.
     """
 
     def __init__(self, path: Path, vocab_size: int, fingerprint: str):
@@ -89,7 +90,7 @@ class TokenWriter:
                     file.flush()
                     os.fsync(file.fileno())
             finally:
-                file.close()  # writes what is buffered, so that it too may find the disk full
+                file.close()  # writes the buffer, so the disk may be full here too
             if kind is None:
                 self._temporary.replace(self.path)
         except OSError as failure:
@@ -104,15 +105,15 @@ class TokenFile:
 
     Args:
         path: the file.
-        fingerprint: of the tokenizer it must have been made with (None: any).
+        fingerprint: fingerprint of the tokenizer that must have made it (None: any tokenizer).
 
     Attributes:
         count: number of ids.
         dtype: uint16 or uint32.
-        fingerprint: of the tokenizer it was made with.
+        fingerprint: fingerprint of the tokenizer that made it.
 
     Raises:
-        TokenFileError: missing, truncated, altered, foreign, of another version or another tokenizer.
+        TokenFileError: missing, truncated, altered, not a token file, of another version or another tokenizer.
     """
 
     def __init__(self, path: str | Path, fingerprint: str | None = None):
@@ -142,13 +143,13 @@ class TokenFile:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """All ids [count], read-only, mapped from the file."""
+        """All ids [count], read-only, memory-mapped from the file."""
         if not self.count:  # an empty map is an error on every system
             return np.empty(0, self.dtype)
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=_SIZE, shape=(self.count,))
 
     def verify(self) -> None:
-        """Read all ids and compare their checksum. Raises TokenFileError if one bit is another."""
+        """Read all ids and compare their checksum. Raises TokenFileError if any bit has changed."""
         crc = 0
         try:
             with self.path.open("rb") as file:

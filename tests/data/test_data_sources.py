@@ -154,7 +154,7 @@ def test_a_spelled_end_of_text_is_told_and_splits_where_asked(
     mark, texts = "<|endoftext|>", [f"story {n} é<|endof\n" for n in range(12)]
     monkeypatch.setattr("minigpt.data.text_files.BLOCK", block)
     (tmp_path / "my.txt").write_text(mark.join(texts) + mark)
-    with pytest.warns(UserWarning, match=r"my.txt: spells <\|endoftext\|> 12 times.*--data.split-at"):
+    with pytest.warns(UserWarning, match=r"my.txt: contains <\|endoftext\|> 12 times.*--data.split-at"):
         assert "".join(read(tmp_path / "my.txt")) == mark.join(texts) + mark
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -138,7 +138,7 @@ def test_it_is_fetched_once_and_a_damaged_download_is_thrown_away(
     publish(tmp_path / "site", "tinystories", files, monkeypatch, site)
     served = tmp_path / "site" / "tinystories" / "TinyStoriesV2-GPT4-train.txt"
     served.write_bytes(b"One dax.\n<|endoftext|>\n" * 3)
-    fails(capsys, ["data", "inspect", "tinystories", "--json"], served.name, "it was thrown away, try again")
+    fails(capsys, ["data", "inspect", "tinystories", "--json"], served.name, "it was deleted, try again")
     kept = tmp_path / "cache" / "datasets" / "tinystories"
     assert not list(kept.glob("*train*"))
     served.write_bytes(files[served.name])

@@ -1,1 +1,1 @@
-"""Look at a text before training on it: sizes, histograms, duplicates, leaks between splits."""
+"""Examine a text before training on it: sizes, histograms, duplicates, overlap between splits."""

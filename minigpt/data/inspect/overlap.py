@@ -1,8 +1,8 @@
-"""How much of the validation text the training text holds too: what a low validation loss may be owed to.
+"""Measure how much of the validation text is also in the training text, which would make its loss too low.
 
 A gram is 13 consecutive words (as in the decontamination of GPT-3: Brown et al., 2020, appendix C), or 50 characters
-where words have no spaces between them. Grams are compared by 64-bit hashes; those across a document's end or a
-chunk's border (one in a million characters) are left out.
+in languages without spaces between words. Grams are compared by 64-bit hashes. Grams that cross the end of a document
+or of a chunk (one in a million characters) are left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,13 +13,13 @@ import numpy as np
 from minigpt.data.corpus import CHUNK, Piece
 
 WORDS, CHARACTERS = 13, 50
-_LONG_WORD = 20  # a text with a longer mean is not made of words
+_LONG_WORD = 20  # a text with longer words on average has no spaces between words
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _FILTER_BITS = 24
 
 
 class Grams(TypedDict):
-    """How many grams of val there are, and which share of them train has too (None: there are no grams)."""
+    """The number of grams in val, and the share of them that train has too (None: there are no grams)."""
 
     unit: str
     grams: int
@@ -28,7 +28,7 @@ class Grams(TypedDict):
 
 
 def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> Grams:
-    """unit ("13 words" or "50 characters"), grams of val, those seen in train, and their share (None: no gram)."""
+    """Compare val with train: unit ("13 words" or "50 characters"), grams of val, those seen in train, their share."""
     grams: list[np.ndarray] = []
     by_words = True
     for batch in _batches(val):
@@ -39,7 +39,7 @@ def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> Grams:
     unit = f"{WORDS} words" if by_words else f"{CHARACTERS} characters"
     if not len(wanted):
         return {"unit": unit, "grams": 0, "seen": 0, "share": None}
-    # most grams of train are not wanted: a table of low bits turns them away before the binary search
+    # most grams of train are not in val: a table of their low bits rejects them before the binary search
     mask = np.uint64((1 << _FILTER_BITS) - 1)
     maybe = np.zeros(1 << _FILTER_BITS, bool)
     maybe[(wanted & mask).astype(np.int64)] = True
@@ -54,7 +54,7 @@ def overlap(val: Iterable[Piece], train: Iterable[Piece]) -> Grams:
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[str]]:
-    """Texts put together to about a million characters, for few calls into numpy."""
+    """Group texts to about a million characters, so that numpy is called less often."""
     held, size = [], 0
     for piece in pieces:
         held.append(piece.text)
@@ -67,7 +67,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[str]]:
 
 
 def _grams(texts: list[str], by_words: bool) -> np.ndarray:
-    """Hashes of all grams within the texts, uint64 [number of grams]."""
+    """Hashes of all grams inside the texts, uint64 [number of grams]."""
     if by_words:
         words = [text.split() for text in texts]
         units = np.fromiter((hash(word) for each in words for word in each), np.int64).astype(np.uint64)
@@ -84,6 +84,6 @@ def _grams(texts: list[str], by_words: bool) -> np.ndarray:
     for offset in range(n):
         grams += units[offset : offset + count] * np.uint64(factor)
         factor = factor * _MULTIPLIER % 2**64
-    grams ^= grams >> np.uint64(32)  # spread the high bits to the low ones, which the filter looks at
+    grams ^= grams >> np.uint64(32)  # mix the high bits into the low ones, which the table uses
     text = np.repeat(np.arange(len(lengths)), lengths)
     return grams[text[:count] == text[n - 1 :]]

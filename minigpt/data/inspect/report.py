@@ -1,8 +1,9 @@
-"""What a text is like, before a model is trained on it: one dict of plain values, made in a stream.
+"""Describe a text before a model is trained on it, as one dict of plain values.
 
-Sizes, lengths and characters are of the whole text. What would need memory or minutes is of a stated part of it:
-tokens of the first TOKEN_CHARS characters, repeated lines of the first MAX_LINES lines, and the overlap of the first
-VAL_CHARS characters of validation with the first TRAIN_CHARS of training; `sampled` says where that bit.
+The text is read as a stream. Sizes, lengths and characters are of the whole text. Figures that would need much memory
+or time are of a part only: tokens of the first TOKEN_CHARS characters, repeated lines of the first MAX_LINES lines, and
+the overlap of the first VAL_CHARS characters of validation with the first TRAIN_CHARS of training. `sampled` is true
+where the text was longer than this part.
 """
 
 import random
@@ -23,12 +24,12 @@ VAL_CHARS, TRAIN_CHARS = 20_000_000, 100_000_000
 MAX_LINES = 500_000
 TOP = 20
 RANKS = 60
-BATCH = 1 << 20  # characters counted at a time
-BINS = 30  # of a histogram of lengths
+BATCH = 1 << 20  # characters that are counted at a time
+BINS = 30  # most bins in a histogram of lengths
 
 
 class SplitFigures(TypedDict):
-    """One split; tokens are null without a tokenizer, and estimated where the text is longer than was encoded."""
+    """One split. tokens is null without a tokenizer, and an estimate if only a part of the text was encoded."""
 
     bytes: int
     chars: int
@@ -47,7 +48,7 @@ class Histogram(TypedDict):
 
 
 class Lengths(TypedDict):
-    """Lengths in characters; bins of edges and counts double, those of the histogram are finer, without length 0."""
+    """Lengths in characters. The bins of edges and counts double in size; the histogram's are finer, without 0."""
 
     mean: float
     longest: int
@@ -57,7 +58,7 @@ class Lengths(TypedDict):
 
 
 class Characters(TypedDict):
-    """The top is a list of [character, count]."""
+    """The characters of a text; top is a list of [character, count]."""
 
     distinct: int
     non_ascii: int
@@ -65,7 +66,7 @@ class Characters(TypedDict):
 
 
 class Tokens(TypedDict):
-    """The top is a list of [text, id, count], ranks some 60 of [n, count of the n-th most frequent]."""
+    """Tokens of a text. top: a list of [text, id, count]; ranks: about 60 of [n, count of the n-th most frequent]."""
 
     kind: str
     vocab_size: int
@@ -77,7 +78,7 @@ class Tokens(TypedDict):
 
 
 class Duplicates(TypedDict):
-    """Lines that are not blank; the top is a list of [line, count]."""
+    """Repeated lines, among those that are not blank; top is a list of [line, count]."""
 
     lines: int
     repeated: int
@@ -87,9 +88,9 @@ class Duplicates(TypedDict):
 
 
 class Overlap(TypedDict):
-    """The share of validation's 13-word sequences that training holds too; null for a shorter text.
+    """The share of validation's 13-word sequences that are also in training; null if the text is shorter.
 
-    The unit is 50 characters where words have no spaces between them.
+    The unit is 50 characters in languages without spaces between words.
     """
 
     unit: str
@@ -100,10 +101,10 @@ class Overlap(TypedDict):
 
 
 class TextReport(TypedDict):
-    """Figures of a text, in the order that `minigpt data inspect --json` prints.
+    """Figures of a text, in the order in which `minigpt data inspect --json` prints them.
 
-    `skipped` are files of a directory that are not text, `examples` up to 3 excerpts, chosen at random with a fixed
-    seed, and `tokens` is null without a tokenizer.
+    skipped: files of a directory that are not text. examples: up to 3 excerpts, chosen at random with a fixed seed.
+    tokens: null without a tokenizer.
     """
 
     source: str
@@ -119,22 +120,22 @@ class TextReport(TypedDict):
 
 
 class Reader(Protocol):
-    """What inspecting needs of a tokenizer."""
+    """The methods of a tokenizer that inspecting needs."""
 
     kind: str
     vocab_size: int
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Ids of a text."""
+        """The ids of a text."""
         ...
 
     def token_bytes(self, id_: int, /) -> bytes:
-        """Text of an id."""
+        """The bytes of an id."""
         ...
 
 
 def inspect_data(config: DataConfig, tokenizer: Reader | None = None, progress: Progress | None = None) -> TextReport:
-    """Figures of a text.
+    """Compute the figures of a text.
 
     Raises:
         DataError: see `open_corpus`.
@@ -198,7 +199,7 @@ def _overlap(corpus: Corpus, progress: Progress | None) -> Overlap:
 
 
 class _Lengths:
-    """How often each length comes."""
+    """Counts how often each length occurs."""
 
     def __init__(self) -> None:
         self.seen: Counter[int] = Counter()
@@ -231,7 +232,7 @@ class _Lengths:
         }
 
     def _histogram(self) -> Histogram:
-        """At most 30 bins from the shortest length above 0 on: even, or by ratio where the longest is 10 times that."""
+        """At most 30 bins from the shortest length above 0: equal widths, or equal ratios for a range over 10 to 1."""
         lengths = np.array(sorted(length for length in self.seen if length), np.int64)
         if not len(lengths):
             return {"edges": [1, 2], "counts": [0]}
@@ -243,7 +244,7 @@ class _Lengths:
 
 
 class _Characters:
-    """Counts code points, a million at a time: one table of all of Unicode is 9 MB."""
+    """Counts code points, a million at a time, in one table for all of Unicode (9 MB)."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(0x110000, np.int64)
@@ -273,7 +274,7 @@ class _Characters:
 
 
 class _Duplicates:
-    """Counts lines that are not blank by their hash; the text is kept only of those that come again."""
+    """Counts lines that are not blank by their hash. Only repeated lines keep their text."""
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
@@ -308,7 +309,7 @@ class _Duplicates:
 
 
 class _Tokens:
-    """Counts ids of the first TOKEN_CHARS characters."""
+    """Counts the ids of the first TOKEN_CHARS characters."""
 
     def __init__(self, tokenizer: Reader):
         self.tokenizer = tokenizer
@@ -330,7 +331,7 @@ class _Tokens:
         split[1] += len(ids)
 
     def estimate(self, split: str, text: TextStatistics) -> int:
-        """Ids of a split, without end-of-text ids: counted if all of it was, else from the mean."""
+        """Number of ids in a split, without end-of-text ids: exact if all of it was encoded, else from the mean."""
         chars, ids = self.by_split.get(split, (0, 0))
         return ids if chars == text.chars else round(text.bytes / self._bytes_per_token())
 
@@ -355,14 +356,14 @@ class _Tokens:
         }
 
     def _ranks(self) -> list[list[int]]:
-        """[n, how often the n-th most frequent id comes], for ranks evenly apart on a log axis."""
+        """[n, count of the n-th most frequent id], for ranks n with equal distances on a log axis."""
         counts = np.sort(self.counts[self.counts > 0])[::-1]
         ranks = np.unique(np.geomspace(1, len(counts), RANKS).round().astype(int)) if len(counts) else []
         return [[int(rank), int(counts[rank - 1])] for rank in ranks]
 
 
 class _Examples:
-    """Three excerpts: of each piece of the stream three are tried, and each is as likely to stay as another."""
+    """Chooses three excerpts at random. Up to three excerpts of each piece take part; all have the same probability."""
 
     def __init__(self) -> None:
         self.chosen: list[str] = []

@@ -1,1 +1,1 @@
-"""The built-in text: stories from a small grammar whose exact entropy is known, and questions about them."""
+"""Generate the built-in text: stories from a small grammar with a known exact entropy, and questions about them."""

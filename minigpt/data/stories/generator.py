@@ -1,23 +1,23 @@
-"""`stories`: an endless corpus of small children's stories, written on the spot, whose entropy is known exactly.
+"""Generate `stories`, an endless text of small children's stories whose entropy is known exactly.
 
-A training loss means little alone: is 0.25 nats per character good? For real text nobody knows the least loss
-that any model could reach. Here a small probabilistic grammar writes the text, so we do: it's the entropy of the
-grammar, and a learner sees how near the loss comes to that floor.
+A training loss alone says little: is 0.25 nats per character good? For real text, nobody knows the lowest loss that
+a model could reach. But a small probabilistic grammar writes this text, so its lowest loss is known: the entropy of
+the grammar. A student can see how near the loss comes to this floor.
 
-How a story is written: choose a plot (an alternative of rule `story`); cast its roles once (the hero, the home, ...);
-write the plot's text out, choosing an alternative wherever it names a rule. A choice of probability p costs -ln p
-nats to predict, and all the rest of the text nothing at all. For example
+How a story is written: choose a plot (an alternative of rule `story`); choose its cast once (the hero, the home, ...);
+then write the plot's text, choosing an alternative wherever it names a rule. A choice with probability p costs -ln p
+nats to predict; the rest of the text costs nothing. For example
 
     story: "The {pet.noun} {rested}. Good {pet.noun}!"    pet: cat (3/4), dog (1/4)    rested: "sat" (1/2), "lay" (1/2)
 
 "The cat sat. Good cat!" has probability 3/4 x 1/2, which is 0.981 nats, and the expectation over all four texts is
 
-    H(pet) + H(rested) = 0.562 + 0.693 = 1.255 nats a story, over 22 characters: 0.057 nats a character.
+    H(pet) + H(rested) = 0.562 + 0.693 = 1.255 nats per story, over 22 characters: 0.057 nats per character.
 
-The second "cat" is free, to a reader who remembers the first: a model that cannot look back pays H(pet) again. Chance
-is in the choices, and expectations add, so the exact expectation of -ln P is one sum over the grammar, and so is that
-of the length: no sampling. This holds as long as no text can be derived in two ways and every story names its cast.
-Both are proved in the tests for the grammar in `stories_grammar`.
+The second "cat" costs nothing for a reader who remembers the first. A model that cannot look back pays H(pet) again.
+Only the choices are random, and expectations add up, so the exact expectations of -ln P and of the length are sums over
+the grammar, without sampling. This is true if no text can be derived in two ways and every story mentions its whole
+cast. The tests check both for the grammar of `stories_grammar`.
 """
 
 import math
@@ -36,17 +36,17 @@ from minigpt.errors import DataError
 
 @dataclass(frozen=True)
 class StoriesEntropy:
-    """The least loss that any model can reach on stories, exactly.
+    """The lowest loss that any model can reach on stories, computed exactly.
 
     Stories are ASCII, so a character is a byte. The end-of-text token after a story costs no nats, since the story's
-    newline predicts it, but it is one token more to share them: `nats_per_token_char` is the floor of a
-    character-level model's loss, `bits_per_byte` that of any model.
+    newline predicts it, but it counts as a token. So `nats_per_token_char` is the floor of a character model's loss;
+    `bits_per_byte` is the floor of any model's.
     """
 
     nats_per_story: float
     """Expectation of -ln P(story)."""
     chars_per_story: float
-    """Expected characters in a story, its newline included."""
+    """Expected number of characters in a story, its newline included."""
 
     @property
     def nats_per_char(self) -> float:
@@ -65,13 +65,13 @@ class StoriesEntropy:
 
 
 class Phrase(NamedTuple):
-    """A slot that a rule fills again: {when}."""
+    """A slot that a rule fills with a new choice each time: {when}."""
 
     rule: str
 
 
 class Mention(NamedTuple):
-    """A slot that repeats who or what was cast: {hero.name}."""
+    """A slot for a form of a role's chosen player: {hero.name}."""
 
     role: str
     form: str
@@ -81,7 +81,7 @@ Text = tuple[str | Phrase | Mention, ...]
 
 
 class Choice:
-    """One draw among weighted options, known by their index."""
+    """A random draw among weighted options; the result is the index of an option."""
 
     def __init__(self, weights: Iterable[float]):
         weights = tuple(weights)
@@ -92,16 +92,16 @@ class Choice:
         self._cumulative = list(accumulate(self.p))
 
     def draw(self, rng: random.Random) -> int:
-        """An index; uses rng.random() alone, which Python keeps reproducible across versions."""
+        """Draw an index. It only uses rng.random(), which gives the same numbers in all versions of Python."""
         return bisect(self._cumulative, rng.random() * self._cumulative[-1])
 
     def without(self, index: int) -> "Choice":
-        """The same choice, given that it does not fall on `index`."""
+        """The same choice without the option `index`."""
         return Choice(0 if i == index else weight for i, weight in enumerate(self.weights))
 
 
 class Role:
-    """Who or what may be cast: records of forms, one of them chosen once in a story, never the one playing `unlike`."""
+    """Who or what may play a role: one record of forms each. A story chooses one, not the one that plays `unlike`."""
 
     def __init__(self, table: str, unlike: "Role | None" = None):
         lines = re.split(r"[\n;]", table.strip())
@@ -116,12 +116,12 @@ class Role:
         self.entropy = sum(w * c.entropy for w, c in zip(weights, self._given, strict=True))
 
     def choice(self, other: int | None) -> Choice:
-        """The draw, given the index that plays `unlike` (None where nobody does)."""
+        """The draw, given the index that plays `unlike` (None: there is no such role)."""
         return self._given[other or 0]
 
 
 class Grammar:
-    """Rules, roles and what follows from them: sampling, exact probability, exact expectations."""
+    """Rules and roles, with sampling, exact probabilities and exact expectations."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Grammar:
                 raise ValueError(f"a plot casts a role without the one it is unlike: {cast}")
 
     def _mentioned(self, text: Text) -> set[str]:
-        """The roles that `text` can come to mention."""
+        """The roles that `text` and the rules in it can mention."""
         roles = {part.role for part in text if isinstance(part, Mention)}
         for part in text:
             if isinstance(part, Phrase):
@@ -151,7 +151,7 @@ class Grammar:
         return roles
 
     def sample(self, rng: random.Random) -> tuple[str, float]:
-        """A story, and ln P of the choices that made it."""
+        """Draw a story. Returns it, and ln P of its choices."""
         plot = self.choices[self.start].draw(rng)
         log_p = self.choices[self.start].log_p[plot]
         cast: dict[str, int] = {}
@@ -164,7 +164,7 @@ class Grammar:
         return "".join(pieces), log_p
 
     def sentence(self, rule: str, rng: random.Random) -> tuple[str, dict[str, dict[str, str]]]:
-        """What one rule writes by itself, and the record of each role that it casts."""
+        """Draw the text of one rule alone. Returns it, and the record of each role in it."""
         text = self.texts[rule][self.choices[rule].draw(rng)]
         cast: dict[str, int] = {}
         for role in sorted(self._mentioned(text)):
@@ -177,7 +177,7 @@ class Grammar:
         return self.roles[role].choice(cast.get(self.unlike.get(role, "")))
 
     def _write(self, text: Text, cast: Mapping[str, int], rng: random.Random, pieces: list[str]) -> float:
-        """Append `text`, written out, to `pieces`; returns ln P of its choices."""
+        """Expand `text` and append it to `pieces`. Returns ln P of its choices."""
         log_p = 0.0
         for part in text:
             if isinstance(part, str):
@@ -192,10 +192,11 @@ class Grammar:
         return log_p
 
     def derivations(self, story: str) -> list[float]:
-        """ln P of every way to write `story`: one, if the grammar is unambiguous. Raises DataError if there is none.
+        """ln P of every way to derive `story` (one if the grammar is unambiguous). Raises DataError if there is none.
 
-        A depth-first search. A state is (position in the story, what is still to match as a linked list, who plays
-        the roles recognised so far, ln P of the choices). A role's first mention tries every record, a later one its.
+        This is a depth-first search. A state is (position in the story, rest of the text as a linked list, who plays
+        the roles found so far, ln P of the choices). The first mention of a role tries every record; later ones try
+        only the record found.
         """
         found: list[float] = []
         furthest = 0
@@ -226,12 +227,12 @@ class Grammar:
         if not found or max(found) == -math.inf:
             raise DataError(
                 f"not a story of this grammar from character {furthest} on: {story[furthest : furthest + 30]!r}; "
-                "log_probability takes one whole story, its newline included, as generate_stories gives it"
+                "log_probability needs one whole story from generate_stories, with its newline"
             )
         return found
 
     def expectation(self, text: Text) -> tuple[float, float]:
-        """Exact expectations of writing `text` out: (nats of its choices, characters)."""
+        """Exact expectations for `text` when expanded: (nats of its choices, characters)."""
         nats = chars = 0.0
         for part in text:
             if isinstance(part, str):
@@ -249,7 +250,7 @@ class Grammar:
         return nats, chars
 
     def entropy(self) -> StoriesEntropy:
-        """Exact entropy and expected length of a story: H(plot), then for each plot its roles and its text."""
+        """Exact entropy and expected length of a story: H(plot), plus for each plot its roles and its text."""
         choice = self.choices[self.start]
         nats, chars = choice.entropy, 0.0
         for p, text, cast in zip(choice.p, self.texts[self.start], self.casts, strict=True):
@@ -261,7 +262,7 @@ class Grammar:
 
 def _read(text: str) -> Text:
     """ "The {pet.noun} {rested}." -> ("The ", Mention("pet", "noun"), " ", Phrase("rested"), ".")"""
-    pieces = re.split(r"\{([\w.]+)\}", text)  # literals at even places, slots at odd ones
+    pieces = re.split(r"\{([\w.]+)\}", text)  # literals at even indices, slots at odd ones
     parts = [
         piece if i % 2 == 0 else Mention(*piece.split(".")) if "." in piece else Phrase(piece)
         for i, piece in enumerate(pieces)
@@ -270,7 +271,7 @@ def _read(text: str) -> Text:
 
 
 def _link(text: Sequence[str | Phrase | Mention], ahead: tuple | None) -> tuple | None:
-    """`text` in front of `ahead`, as a linked list: (part, (part, ... ahead))."""
+    """Put `text` in front of `ahead`, as a linked list: (part, (part, ... ahead))."""
     for part in reversed(text):
         ahead = (part, ahead)
     return ahead
@@ -278,12 +279,12 @@ def _link(text: Sequence[str | Phrase | Mention], ahead: tuple | None) -> tuple 
 
 @cache
 def stories_grammar() -> Grammar:
-    """The grammar of the embedded corpus."""
+    """The grammar of the built-in stories."""
     return Grammar(RULES, ROLES, UNLIKE)
 
 
 def generate_stories(count: int, seed: int) -> Iterator[str]:
-    """`count` stories, each ending in its only newline. Story i depends on (seed, i) alone."""
+    """Yield `count` stories. Each ends with its only newline. Story i depends only on (seed, i)."""
     grammar = stories_grammar()
     for index in range(count):
         yield grammar.sample(random.Random((seed << 32) + index))[0]

@@ -1,14 +1,14 @@
-"""The text of the `stories` grammar: nothing but data; `minigpt.data.stories.generator` explains and runs it.
+"""Define the texts of the `stories` grammar, as data only. `minigpt.data.stories.generator` explains and runs it.
 
-RULES maps a rule to its alternatives, `{text: weight}`. In a text, `{when}` stands for a phrase that rule `when`
-writes anew, and `{hero.name}` for a form of a role that the story chose once. Each alternative of `story` is a plot.
-ROLES maps a role to a table of who or what may play it, one row each: a weight, then one column a form; rows end at
-a line's end or a semicolon, and a capitalised form (`{hero.He}`) needs no column. UNLIKE names the roles that one
-being may not play together.
+RULES maps a rule to its alternatives, `{text: weight}`. In a text, `{when}` is replaced by a new alternative of rule
+`when`, and `{hero.name}` by a form of a role that the story chose once. Each alternative of `story` is a plot. ROLES
+maps a role to a table of who or what may play it, one per row: a weight, then one column per form. Rows end at a line
+end or a semicolon. A capitalised form (`{hero.He}`) needs no column. UNLIKE lists pairs of roles that must be played
+by different ones.
 
-To add to it, keep three things (tests prove each): nearly every story is 250 to 450 characters, all on one line; no
-text can be derived twice, so no alternative of a rule may mimic another; a plot names every role it has cast.
-Questions, times and counts stand in it so that a model of characters knows `?`, `:` and digits, which chats need.
+If you add texts, keep three rules (tests check each): nearly every story has 250 to 450 characters on one line; no text
+can be derived in two ways, so no two alternatives of a rule may give the same text; a plot mentions every role of its
+cast. Questions, times and counts are here so that a character model knows `?`, `:` and digits, which chats need.
 """
 
 NAMES = """

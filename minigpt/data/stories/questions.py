@@ -1,10 +1,10 @@
-"""Questions about the openings of stories, with their answers: a small set to fine-tune on, made on the spot.
+"""Generate questions about the first sentences of stories, with answers: a small data set for fine-tuning.
 
     user:      Sam was a shy fox who lived by the river. Where is the home of Sam?
     assistant: by the river
 
-The answer always stands in the question's text, so a model must learn to read, not to remember. Question i depends on
-(seed, i) alone.
+The answer is always in the text of the question, so a model must learn to read, not to remember. Question i depends
+only on (seed, i).
 """
 
 import random
@@ -18,20 +18,20 @@ ASKED = {
     "fond": (("Who is this about?", "hero", "name"), ("Which animal is {name}?", "kind", "noun"),
              ("What does {name} want?", "treat", "noun")),
 }  # fmt: skip
-"""Rule of the stories' grammar -> (question, role, form of it that answers)."""
+"""Rule of the stories' grammar -> (question, role, the role's form that is the answer)."""
 
 
 def question(seed: int, index: int) -> tuple[str, str]:
-    """(question with the sentence it is about, answer)."""
+    """Make (sentence and a question about it, answer)."""
     rng = random.Random((seed << 32) + index)
-    rule = sorted(ASKED)[int(rng.random() * len(ASKED))]  # random() alone is the same in every Python
+    rule = sorted(ASKED)[int(rng.random() * len(ASKED))]  # only random() is the same in every Python
     sentence, cast = stories_grammar().sentence(rule, rng)
     words, role, form = ASKED[rule][int(rng.random() * len(ASKED[rule]))]
     return f"{sentence} {words.format(name=cast['hero']['name'])}", cast[role][form]
 
 
 def questions(count: int, seed: int = 0) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """`count` chats of one question and its answer, none twice: {"messages": [{"role", "content"}, ...]}."""
+    """Yield `count` different chats of a question and its answer: {"messages": [{"role", "content"}, ...]}."""
     seen: set[str] = set()
     index = 0
     while len(seen) < count:
