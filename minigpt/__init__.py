@@ -1,6 +1,6 @@
 """minigpt: train a small GPT from scratch on your own text, understand it, sample from it, take it anywhere.
 
-The public API, loaded when first used, so that `import minigpt` costs nothing:
+This is the public API. Its parts are imported at first use, so `import minigpt` is fast:
 
     from minigpt import GPT, ModelConfig, generate_text, load_config, train
 """
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home. Raises AttributeError."""
+    """Import a public name from its module. Raises AttributeError."""
     if name not in _HOME:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
     importlib.import_module("minigpt.before_torch").prepare()

@@ -1,4 +1,4 @@
-"""`python -m minigpt`."""
+"""Run the command as `python -m minigpt`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""What is settled before torch is imported: how its threads wait, and which code MKL runs on AMD's processors.
+"""Set what must be set before torch is imported: how its threads wait, and which code MKL runs on AMD's processors.
 
-Whether AMD's processors are faster with the code that MKL keeps for Intel's (`minigpt.mkl`) is measured once for each
-processor and torch, and remembered. The products are the same sums in another order: results differ in their last bits.
+MKL has code for Intel's processors that may also be faster on AMD's (`minigpt.mkl`). This is measured once for each
+processor and version of torch, and remembered. That code adds in another order, so results differ in the last bits.
 """
 
 import importlib.util
@@ -18,25 +18,25 @@ from minigpt.measured import keep, recall
 from minigpt.mkl import answer_yes, measure_gain
 
 SWITCH = "MINIGPT_MKL"
-"""Environment variable: intel or usual, for MKL's code; unset: what is faster."""
+"""Environment variable with the code of MKL to run: intel or usual. Not set: the faster one."""
 WORTH = 1.05
-"""How many times as fast products must be."""
+"""Intel's code is used if products are at least this many times as fast."""
 
 
 def prepare() -> None:
-    """Settle both; too late, and without effect, once torch is imported."""
+    """Set both. This has no effect after torch has been imported."""
     if "torch" not in sys.modules:
         choose_products(busy=share_the_cores())
 
 
 def share_the_cores(load: Path = Path("/proc/loadavg")) -> bool:
-    """Where another process computes now, let torch's threads sleep soon while they wait for each other.
+    """If another process is computing now, let torch's threads sleep soon while they wait for each other.
 
-    They wait by spinning, which is a sixth to a quarter faster alone and up to ten times slower beside a busy process
-    (docs/LOG.md). The variable is read when torch is imported, so it must be set before; one that is set stays.
-    Returns whether another process computes.
+    By default they wait by spinning. That is a sixth to a quarter faster if the machine is free, but up to ten times
+    slower next to a busy process (docs/LOG.md). torch reads the variable when it is imported, so it must be set before.
+    A value that the user has set stays. Returns whether another process is computing.
     """
-    if not load.exists():  # not Linux, where OpenMP is another
+    if not load.exists():  # not Linux: other systems use another OpenMP
         return False
     looks = []
     for _ in range(8):
@@ -49,9 +49,9 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> bool:
 
 
 def choose_products(busy: bool) -> None:
-    """Let MKL run its code for Intel's processors where that is faster; MINIGPT_MKL then says what was chosen.
+    """Let MKL run its code for Intel's processors if that is faster. The choice is written to MINIGPT_MKL.
 
-    Processes that this one starts inherit the choice.
+    Child processes inherit the choice.
     """
     asked = os.environ.get(SWITCH)
     if asked not in ("intel", "usual"):
@@ -62,9 +62,9 @@ def choose_products(busy: bool) -> None:
 
 
 def gains(busy: bool, facts: Path = Path("/proc/cpuinfo"), torch_folder: Path | None = None) -> bool:
-    """Whether MKL is faster so on this processor, as measured before or now (a second).
+    """Whether MKL is faster with Intel's code on this processor, as measured earlier or now (a second).
 
-    Beside busy processes nothing can be measured: it mostly is, so that is assumed, and not remembered.
+    Next to busy processes it cannot be measured. Then the answer is True, which is mostly right, and not remembered.
     """
     processor, torch_folder = amd_processor(facts), torch_folder or _torch_libraries()
     if processor is None or torch_folder is None:
@@ -80,12 +80,12 @@ def gains(busy: bool, facts: Path = Path("/proc/cpuinfo"), torch_folder: Path | 
 
 
 def gain_key(processor: str) -> str:
-    """The key of its measurement, which depends on torch's release too."""
+    """The key of the measurement, which also depends on torch's version."""
     return f"mkl, {processor}, torch {metadata.version('torch')}"
 
 
 def amd_processor(facts: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The name of a processor of AMD's that has AVX2, on Linux; None elsewhere."""
+    """The name of this processor if it is one of AMD's with AVX2, on Linux; else None."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or not facts.is_file():
         return None
     text = facts.read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def amd_processor(facts: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 def _torch_libraries() -> Path | None:
-    """Where torch's libraries lie; None if torch is not installed here."""
+    """The folder of torch's libraries; None if torch is not installed here."""
     found = importlib.util.find_spec("torch")
     folder = Path(found.origin).parent / "lib" if found and found.origin else None
     return folder if folder and (folder / "libtorch_cpu.so").is_file() else None

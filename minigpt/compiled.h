@@ -1,4 +1,4 @@
-/* What every C file of this package begins with: compiled.py puts it before each. */
+/* Code that all C files of this package share: compiled.py includes it before each. */
 
 #include <math.h>
 #include <stdint.h>
@@ -6,7 +6,7 @@
 
 enum { GELU, GELU_TANH, RELU2, SWIGLU, RELU }; /* activations: `in_c` of model/activations.py */
 
-/* e^x to some 2e-7 of itself, as 2^n e^f with |f| <= ln(2) / 2: compilers vectorise this, but no call of expf. */
+/* e^x = 2^n e^f with |f| <= ln(2) / 2, to a relative error of about 2e-7. Compilers vectorise this, but not expf. */
 static inline float fast_exp(float x)
 {
     x = x < -87 ? -87 : x > 88 ? 88 : x;

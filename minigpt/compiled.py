@@ -1,11 +1,12 @@
-"""Load a C file of this package as a library: compiled once by the system's compiler, kept in the cache, checked.
+"""Load a C file of this package as a library: compile it once with the system's compiler, cache it, test it.
 
-A library uses torch's OpenMP threads: it is linked against none, and finds the one that torch has loaded.
+A library uses torch's OpenMP threads: it is not linked against OpenMP, and finds the one that torch has loaded.
 
-What is compiled stays in the cache directory, in kernels/KEY.so, where KEY is a hash of source, flags and processor. A
-library is code. It is loaded only if nobody else can have written it: this user owns it and its folder, nobody else may
-write there, and its bytes have the sha256 in kernels.json, outside of the folder. Otherwise it is compiled again in a
-private folder. If the cache cannot hold such a folder, a temporary one is used, and deleted once the library is loaded.
+Compiled libraries are kept in the cache directory as kernels/KEY.so, where KEY is a hash of source, flags and
+processor. Since a library is code, it is loaded only if no other user can have written it: this user owns the file and
+its folder, no one else may write there, and its sha256 is in kernels.json, outside of the folder. Otherwise it is
+compiled again in a private folder. If the cache cannot have such a folder, a temporary one is used, and deleted after
+the library is loaded.
 """
 
 import contextlib
@@ -27,37 +28,37 @@ from minigpt.download import cache_root
 from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
 
 HEADER = Path(__file__).with_suffix(".h")
-"""What the C files share; it stands before each."""
+"""The code that all C files share; it is included before each."""
 _ALWAYS = "-O3 -std=gnu11 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno".split()
 _LINK = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-nodefaultlibs"]
 _OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 _CHOICES = [*itertools.product((_OPENMP, []), (["-march=native"], []))]
-"""Flags to try in turn: not every compiler knows all."""
+"""Flags to try one after another, since some compilers do not know all of them."""
 
 
 class KernelError(Exception):
-    """The library cannot be had here; torch's own ops serve."""
+    """The library does not work here; torch's own operations are used instead."""
 
 
 class Library(Protocol):
-    """What a loaded library must offer."""
+    """The method that a loaded library must have."""
 
     def check(self) -> None:
-        """Compare some results with the right ones. Raises KernelError."""
+        """Compare some results with the right ones. Raises KernelError if they differ."""
 
 
 Loaded = TypeVar("Loaded", bound=Library)
 
 
 def load(source: Path, make: Callable[[Path], Loaded]) -> Loaded:
-    """Find or compile a library that loads and computes rightly.
+    """Find or compile a library that loads and computes correctly.
 
     Args:
         source: the C file.
-        make: loads the library at a path; what it gives is checked before it is used.
+        make: loads the library at a path; its `check` is called before it is used.
 
     Raises:
-        KernelError, OSError: no compiler, or none of its libraries works.
+        KernelError, OSError: there is no compiler, or no compiled library works.
     """
     text, folder = HEADER.read_bytes() + source.read_bytes(), cache_root() / "kernels"
     reason: Exception = KernelError("nothing was tried")
@@ -74,7 +75,7 @@ def load(source: Path, make: Callable[[Path], Loaded]) -> Loaded:
 
 
 def _processor() -> bytes:
-    """What -march=native may depend on: a cache directory can be shared between machines."""
+    """The processor's facts on which -march=native depends, since machines may share a cache directory."""
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
         lines = facts.read_text(encoding="utf-8").splitlines()
@@ -85,15 +86,15 @@ def _processor() -> bytes:
 
 
 def _compiler() -> str | None:
-    """The system's; none on Windows, whose libraries are built otherwise."""
+    """The system's C compiler; None on Windows, where libraries are built in another way."""
     found = (shutil.which(name) for name in ("cc", "gcc", "clang") if sys.platform != "win32")
     return next((path for path in found if path), None)
 
 
 def _kept(folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded | None:
-    """A library compiled earlier, if it is this user's own and its bytes are those that were written.
+    """Load a library that was compiled earlier, if it belongs to this user and has not changed; else None.
 
-    Raises KernelError: it computes wrongly.
+    Raises KernelError if it computes wrong results.
     """
     path = folder / f"{key}.so"
     with contextlib.suppress(OSError):
@@ -108,7 +109,7 @@ def _hashes(folder: Path) -> dict[str, Any]:
     """The sha256 of each library, by its key."""
     try:
         return dict(parse_json(folder.with_suffix(".json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # none yet, or damaged: compile again
+    except (OSError, ValueError, TypeError):  # missing or damaged: compile again
         return {}
 
 
@@ -137,12 +138,12 @@ def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Call
 
 @contextlib.contextmanager
 def _private(folder: Path, name: str) -> Iterator[Path]:
-    """A folder that only this user can write, deleted at the end: in `folder`; elsewhere if that cannot be private."""
+    """A folder that only this user can write, deleted at the end: in `folder`, or elsewhere if it cannot be private."""
     try:
         private_folder(folder)
         scratch = beside(folder / name)
         scratch.mkdir(mode=0o700)
-    except OSError as error:  # compiling again costs a second or two at each start, no more
+    except OSError as error:  # compiling at each start only costs a second or two
         warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)
         scratch = Path(tempfile.mkdtemp(prefix="minigpt-"))
     try:

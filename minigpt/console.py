@@ -1,8 +1,8 @@
-"""Print for a person: results to stdout; messages, and progress bars for work that is counted, to stderr.
+"""Print for a person: results to stdout, messages and progress bars to stderr.
 
-Texts come from models, files and names, so none may steer the terminal: control characters, and those that turn the
-direction of a line, are shown as \\x1b or \\u202e. Messages and tables are always escaped, results where they meet a
-terminal. A result that goes into a pipe or a file stays as it is, byte for byte, since a program reads it.
+Texts come from models, files and names, and must not control the terminal. So control characters, and those that change
+the direction of a line, are shown as \\x1b or \\u202e. Messages and tables are always escaped, results only on a
+terminal. A result that goes to a pipe or a file stays the same, byte for byte, since a program reads it.
 """
 
 import codecs
@@ -32,29 +32,29 @@ Report = Callable[[str, int, "int | None"], None]
 
 
 def harmless(text: str) -> str:
-    """The text with what steers a terminal made visible: ESC as \\x1b. Line ends and tabs stay."""
+    """Make the characters that control a terminal visible: ESC becomes \\x1b. Line ends and tabs stay."""
     return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 class SafeConsole(Console):
-    """Rich's console, whose texts are all harmless; colours and cursor are its own."""
+    """A rich console that makes all texts harmless. Its own codes for colours and the cursor stay."""
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of anything that is printed."""
+        """Yield the segments of anything that is printed, escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 
     def render_str(self, text: str, **more: Any) -> Text:
-        """A text that is printed; escaped here too, so that its width is right."""
+        """Convert a text that is printed. It is escaped here too, so that its width is right."""
         return super().render_str(harmless(text), **more)
 
     def print(self, *objects: Any, **more: Any) -> None:
-        """Print; the lines of a table do not end in blanks."""
+        """Print. The lines of a table do not end in spaces."""
         super().print(*(_Trimmed(each) if isinstance(each, Table) else each for each in objects), **more)
 
 
 class _Trimmed:
-    """A table without the blanks that fill its lines."""
+    """A table without the spaces that fill its lines."""
 
     def __init__(self, table: Table):
         self.table = table
@@ -69,17 +69,17 @@ class _Trimmed:
 
 
 class Lines(SafeConsole):
-    """On a terminal a line breaks between words; elsewhere it does not break, so that a log has it whole."""
+    """A console that breaks lines between words on a terminal, and not elsewhere, so that a log has whole lines."""
 
     def __init__(self, **more: Any):
         super().__init__(**{"soft_wrap": True, "emoji": False, **more})
 
     def print(self, *objects: Any, **more: Any) -> None:
-        """Print texts, or anything else as rich does."""
+        """Print texts, or other objects in the way of rich."""
         if self.is_terminal and objects and all(isinstance(each, str) for each in objects):
             how = {name: more[name] for name in ("markup", "highlight") if name in more}
             text = self.render_str(" ".join(objects), **how)
-            if all(cell_len(word) <= self.width for word in text.plain.split()):  # a longer path can be copied whole
+            if all(cell_len(word) <= self.width for word in text.plain.split()):  # a longer path stays whole, to copy
                 lines = text.wrap(self, self.width, tab_size=8)
                 for line in lines:
                     line.rstrip()
@@ -89,12 +89,12 @@ class Lines(SafeConsole):
 
 
 def messages(quiet: bool = False) -> Console:
-    """The console for messages."""
+    """Make the console for messages."""
     return Lines(stderr=True, quiet=quiet)
 
 
 class LiveLine:
-    """One line at the bottom of a terminal that is replaced again and again; nothing when output is piped."""
+    """One line at the bottom of a terminal that is updated again and again. Shows nothing if output is piped."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -109,14 +109,14 @@ class LiveLine:
         return self
 
     def show(self, text: str | Text) -> None:
-        """Put this in place of what the line shows."""
+        """Replace the text of the line."""
         if self.live:
             line = Text(harmless(text)) if isinstance(text, str) else text
             line.no_wrap, line.overflow = True, "ellipsis"
             self.live.update(line, refresh=True)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self.live:
             self.live.stop()
 
@@ -125,7 +125,7 @@ class LiveLine:
 
 
 def fitted(parts: Sequence[tuple[int, str]], width: int | None) -> str:
-    """The parts in their order, two blanks between, without those of the highest numbers that have no room.
+    """Join parts (number, text) with two spaces, and leave out those with the highest numbers until the rest fits.
 
     fitted([(0, "step 5"), (2, "9 tok/s"), (1, "loss 2.5")], 17) -> "step 5  loss 2.5"
     """
@@ -141,7 +141,7 @@ def counted(number: int, what: str) -> str:
 
 
 def scored_on(split: str, batches: int | None = None, stride: int | None = None) -> str:
-    """What a loss was measured on; these words stand next to every loss.
+    """The text on which a loss was measured. These words are shown next to every loss.
 
     scored_on("val") -> "whole validation split, no overlap"
     scored_on("val", 20) -> "20 batches of the validation split, no overlap"
@@ -153,14 +153,15 @@ def scored_on(split: str, batches: int | None = None, stride: int | None = None)
 
 
 def headline(bits_per_byte: float, step: int, scored: str) -> str:
-    """The one figure of a run: headline(1.159, 750, scored_on("val"))."""
+    """The main figure of a run: headline(1.159, 750, scored_on("val"))."""
     return f"{bits_per_byte:.3f} bits per byte ({scored}; step {step:,})"
 
 
 def open_streams() -> None:
-    """Let any text be written: output is UTF-8 unless the person asked for another encoding.
+    """Make it possible to print any text: output is UTF-8 unless the person asked for another encoding.
 
-    A character that the encoding lacks becomes \\u4f60. JSON may hold such an escape. Terminals keep their encoding.
+    A character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
+    encoding.
     """
     codecs.register_error("minigpt", _as_json)
     for stream in (sys.stdout, sys.stderr):
@@ -176,7 +177,7 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
 
 
 def teller(console: Console, style: str | None = None) -> Callable[[str], object]:
-    """Prints a message as it is, on one line where there is room."""
+    """Make a function that prints a message without markup, on one line if it fits."""
     return lambda text: console.print(text, style=style, markup=False, highlight=False)
 
 
@@ -185,17 +186,17 @@ tell = teller(console)
 
 
 def loading(quiet: bool = False) -> None:
-    """Load torch, unless it is there, and say so at once: it takes some seconds, in which a terminal shows life.
+    """Load torch if it is not loaded yet, and say so, since it takes some seconds. A terminal shows a spinner.
 
     Args:
-        quiet: say it to a terminal only, for a command whose output others read.
+        quiet: only say it on a terminal, for a command whose output is read by programs.
     """
     if "torch" in sys.modules:
         return
     if not console.is_terminal and not quiet:
         tell("loading PyTorch")
     with console.status("loading PyTorch") if console.is_terminal else nullcontext():
-        gc.disable()  # a million objects that stay: looking for garbage among them is a tenth of the import
+        gc.disable()  # it makes a million objects that stay; collecting garbage among them takes a tenth of the import
         try:
             importlib.import_module("torch")
         finally:
@@ -204,7 +205,7 @@ def loading(quiet: bool = False) -> None:
 
 
 def write(text: str) -> None:
-    """Print a part of a result as it is; on a terminal, harmless."""
+    """Print a part of a result unchanged; on a terminal, made harmless."""
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
 
 
@@ -220,7 +221,7 @@ def out_json(value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Report]:
-    """Yield report(label, done, total): a bar for each label on a terminal, nothing elsewhere; gone when it ends."""
+    """Yield report(label, done, total), which shows one bar per label on a terminal. At the end the bars disappear."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
@@ -234,7 +235,7 @@ def progress_bars(console: Console) -> Iterator[Report]:
 
 
 def ending_signals() -> list[int]:
-    """The signals that ask to save and end: Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) but under nohup."""
+    """The signals that mean: save and end. Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) except under nohup."""
     found = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         found.append(signal.SIGHUP)
@@ -242,7 +243,7 @@ def ending_signals() -> list[int]:
 
 
 def leave_terminal() -> bool:
-    """Let output go nowhere where its terminal was closed, so that writing to it does not fail; whether one was."""
+    """If the terminal was closed, discard output, so that writing does not fail. Returns whether it was closed."""
     closed = [number for number in (1, 2) if _is_closed_terminal(number)]
     for number in closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -252,7 +253,7 @@ def leave_terminal() -> bool:
 def _is_closed_terminal(number: int) -> bool:
     try:
         os.ttyname(number)
-    except AttributeError:  # Windows, where no signal tells of it
+    except AttributeError:  # Windows, where no signal reports this
         return False
     except OSError as error:  # ENOTTY: a file or a pipe
         return error.errno == errno.EIO

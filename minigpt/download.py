@@ -1,12 +1,12 @@
-"""Fetch one file from a public address: resumed after a break, checked by sha256, put in place atomically.
+"""Download a published file: resume broken transfers, check the sha256, and put the file in place atomically.
 
-Bytes go to NAME.part beside the target. A broken transfer goes on where it stopped (HTTP Range),
-in this run (a few tries) or in the next. Only a file whose sha256 is known takes its final name,
-so whoever sees that name sees a whole file. Two processes wanting the same file take turns at a lock.
-A server may not send for ever: MOST bytes at most, at least SLOWEST bytes in any PATIENCE seconds.
+Bytes are written to NAME.part next to the target. A broken transfer continues where it stopped (HTTP Range), in this
+run (a few tries) or in the next. A file gets its final name only if its sha256 is right, so a file with that name is
+always complete. Processes that want the same file wait for each other at a lock. A transfer is limited: MOST bytes at
+most, and at least SLOWEST bytes in any PATIENCE seconds.
 
-`locate` looks in $MINIGPT_DATA (a mirror somebody made) first, then in the cache ($MINIGPT_CACHE, else
-~/.cache/minigpt), and downloads last. What lies there is checked by sha256 in every process: it costs 1 ms a MB.
+`locate` first looks in $MINIGPT_DATA (a mirror), then in the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), and then
+downloads. Every process checks a file found there by sha256, which takes 1 ms per MB.
 """
 
 import http.client
@@ -29,15 +29,15 @@ from minigpt.errors import DataError, storage_error
 from minigpt.files import expand_home, file_sha256, find
 
 Progress = Callable[[str, int, "int | None"], None]
-"""Called as progress(label, done, total): what is going on, how much is done, of how much (None: unknown)."""
+"""Called as progress(label, done, total): what is being done, how much of it is done, and the total (None: unknown)."""
 
 _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
 MOST = 4 << 30
-"""Bytes of a published file; the longest has 2.2 GB."""
+"""Most bytes of a published file; the longest has 2.2 GB."""
 SLOWEST, PATIENCE = 1 << 14, 30.0
-"""Bytes that must come in so many seconds."""
+"""At least SLOWEST bytes must arrive in PATIENCE seconds."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ class _BrokenError(Exception):
 def fetch(
     url: str, path: Path, sha256: Collection[str], progress: Progress | None = None, wait: float = 1.0, hint: str = ""
 ) -> Path:
-    """The file at `path`, downloaded unless it is there already.
+    """Download a file to `path`, unless it is there already.
 
     Args:
         url: public address (http or https).
         path: final place of the file.
-        sha256: hex digests that are accepted.
-        progress: called with (file name, bytes done, bytes in all or None).
-        wait: seconds before the second try; doubles with each further one.
-        hint: appended to the error that says the address cannot be reached.
+        sha256: accepted hex digests.
+        progress: called with (file name, bytes done, all bytes or None).
+        wait: seconds before the second try; doubled for each further try.
+        hint: added to the error if the address cannot be reached.
 
     Raises:
-        DataError: the address cannot be reached, or what came is not the file expected.
+        DataError: the address cannot be reached, or it sent another file.
         StorageError: the place cannot be written, or the disk is full.
     """
     if path.exists():
@@ -76,7 +76,7 @@ def fetch(
     with _storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.parent):
-        if path.exists():  # another process has fetched it while this one waited for the lock
+        if path.exists():  # another process downloaded it while this one waited for the lock
             return path
         with _storage(path):
             file = part.open("ab")
@@ -89,8 +89,8 @@ def fetch(
             with suppress(OSError):  # only the first error is reported
                 part.unlink()
             raise DataError(
-                f"{url}: what came has sha256 {found[:16]}…, not {next(iter(sha256))[:16]}…; it was thrown away, "
-                "try again, or fetch it by other means" + hint
+                f"{url}: the file has sha256 {found[:16]}…, not {next(iter(sha256))[:16]}…; it was deleted, "
+                "try again, or download it in another way" + hint
             )
         with _storage(path):
             part.replace(path)
@@ -103,10 +103,10 @@ def cache_root(cache_dir: str | None = None) -> Path:
 
 
 def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
-    """A published file on this machine, downloaded if need be.
+    """Find a published file on this machine, or download it.
 
     Raises:
-        DataError: it is nowhere and cannot be fetched, or what lies there is another file.
+        DataError: the file is not here and cannot be downloaded, or another file has its place.
         StorageError: the cache cannot be written.
     """
     mirror = os.environ.get("MINIGPT_DATA")
@@ -123,7 +123,7 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, computed once a process as long as its size and time stay. Raises OSError."""
+    """The sha256 of a file, computed once per process as long as its size and change time stay. Raises OSError."""
     there = path.stat()
     return _digest(path, there.st_size, there.st_mtime_ns)
 
@@ -145,14 +145,14 @@ def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
 
 
 def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, wait: float, hint: str) -> None:
-    """Append to `file` until the address has no more, in several tries as long as bytes keep coming."""
+    """Append to `file` until the download is complete. Tries several times, and goes on as long as bytes arrive."""
     tries = 0
     while True:
         start = file.tell()
         try:
             return _request(url, file, label, progress)
         except (_BrokenError, http.client.HTTPException, OSError) as error:
-            tries = 1 if file.tell() - start >= SLOWEST else tries + 1  # a try that brought much earns new ones
+            tries = 1 if file.tell() - start >= SLOWEST else tries + 1  # count from 1 again after enough bytes
             final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if final or tries >= _TRIES or (isinstance(error, urllib.error.URLError) and start == 0):
                 reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
@@ -161,23 +161,23 @@ def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, w
 
 
 def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) -> None:
-    """One request, from where the file ends. Raises _BrokenError when it stops early."""
+    """Make one request, from the end of the file on. Raises _BrokenError if it stops early."""
     have = file.tell()
-    # Some sites refuse Python's own name.
+    # Some sites refuse Python's default User-Agent.
     headers = {"User-Agent": f"minigpt/{__version__}", **({"Range": f"bytes={have}-"} if have else {})}
     request = urllib.request.Request(url, headers=headers)
     try:
         response = _answer(request)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing after what we have: it is whole, or of another file
+        if error.code == 416 and have:  # no bytes after ours: the file is complete, or it is another one
             if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
                 return
             _empty(file)
-            raise _BrokenError("the rest of the file is not on offer") from None
+            raise _BrokenError("the server does not have the rest of the file") from None
         raise
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if have and not resumed:  # the server knows no ranges and sends all of it again
+        if have and not resumed:  # the server has no ranges and sends the whole file again
             _empty(file)
             have = 0
         length = response.headers.get("Content-Length") or ""
@@ -191,7 +191,7 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
                 if have - since < SLOWEST:
                     came = f"{have - since:,} bytes in {PATIENCE:g} seconds"
                     raise DataError(
-                        f"{url}: is too slow ({came}); the same command goes on from there, try again later"
+                        f"{url}: is too slow ({came}); the same command continues from there, try again later"
                     )
                 due, since = time.monotonic() + PATIENCE, have
             with _storage(Path(file.name)):
@@ -205,9 +205,9 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
 
 
 def _answer(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """The beginning of an answer. Raises as urlopen, and _BrokenError if it does not come in time.
+    """Wait for the beginning of an answer. Raises the errors of urlopen, and _BrokenError if it takes too long.
 
-    In a thread, since a server that drips the lines of its header keeps urlopen waiting for ever.
+    urlopen runs in a thread, since a server that sends its header very slowly could keep it waiting forever.
     """
     box: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -246,7 +246,7 @@ def _storage(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the directory; where the system has none (Windows), go on without."""
+    """Hold an exclusive lock on the directory. Systems without such locks (Windows) continue without one."""
     try:
         import fcntl
     except ImportError:

@@ -1,19 +1,19 @@
-"""Every error that a person can cause, as one tree. The command prints it as one clear line and exits with 2.
+"""Define all errors that a person can cause, as one tree. The command prints an error as one line and exits with 2.
 
-    MiniGPTError                 anything minigpt raises on purpose (exit code 1 where nobody is to blame)
-    ├── DivergedError            a loss, gradient or weight that is not a number any more
-    └── UserError                something the person can fix (exit code 2)
-        ├── ConfigError          wrong key, type or value in a recipe or on the command line; holds all of them
-        ├── DataError            a text that is missing, empty, binary, too short, or that cannot be fetched
-        │   ├── EncodingError    bytes that are not in the encoding asked for
-        │   └── TokenFileError   a token file that is damaged, foreign, or made by another tokenizer
-        ├── TokenizerError       a tokenizer that cannot be trained, loaded, or that does not know a character
-        ├── CheckpointError      a checkpoint that is foreign, or does not fit the model
-        │   └── DamagedError     one that is truncated or altered
-        ├── RunError             a run that exists already, or that does not exist
-        ├── GenerationError      a prompt or a sampling setting that cannot be used
-        ├── ParallelError        processes that do not find each other, or that lost each other
-        └── StorageError         a disk that is full or a directory that cannot be written
+    MiniGPTError                 anything that minigpt raises on purpose (exit code 1 if the person cannot fix it)
+    ├── DivergedError            a loss, gradient or weight became NaN or infinite
+    └── UserError                something that the person can fix (exit code 2)
+        ├── ConfigError          wrong keys, types or values in a recipe or on the command line; has all of them
+        ├── DataError            a text is missing, empty, binary, too short, or cannot be fetched
+        │   ├── EncodingError    bytes are not in the given encoding
+        │   └── TokenFileError   a token file is damaged, not a token file, or made by another tokenizer
+        ├── TokenizerError       a tokenizer cannot be trained or loaded, or does not have a character
+        ├── CheckpointError      a checkpoint is not one of minigpt, or does not fit the model
+        │   └── DamagedError     a checkpoint is truncated or altered
+        ├── RunError             a run exists already, or does not exist
+        ├── GenerationError      a prompt or a sampling setting cannot be used
+        ├── ParallelError        processes cannot find each other, or have lost each other
+        └── StorageError         the disk is full, or a directory cannot be written
 
 A message names the problem, then the fix: "no such file: my.txt; give a path, or one of stories, shakespeare".
 """
@@ -24,22 +24,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 MOST_CHOICES = 5
-"""Names that an error suggests."""
+"""Most names that an error suggests."""
 
 
 class MiniGPTError(Exception):
-    """Base of everything minigpt raises on purpose."""
+    """Base of everything that minigpt raises on purpose."""
 
     exit_code = 1
-    alone = False  # of several processes, whether this one alone knows of it; else the first of them tells it
+    alone = False  # True: only this process of several knows the error, so it prints it. False: only rank 0 prints it
 
 
 class DivergedError(MiniGPTError):
-    """Training blew up; nothing of it was saved."""
+    """Training diverged; the bad weights were not saved."""
 
 
 class UserError(MiniGPTError):
-    """A mistake that the person can fix; its message says how."""
+    """A mistake that the person can fix; the message says how."""
 
     exit_code = 2
 
@@ -57,11 +57,11 @@ class DataError(UserError):
 
 
 class EncodingError(DataError):
-    """Bytes that are not text in the encoding asked for."""
+    """Bytes that are not text in the given encoding."""
 
 
 class TokenFileError(DataError):
-    """A token file that is damaged, foreign, or made by another tokenizer."""
+    """A token file that is damaged, not a token file, or made by another tokenizer."""
 
 
 class TokenizerError(UserError):
@@ -69,11 +69,11 @@ class TokenizerError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged, foreign, or does not fit."""
+    """A checkpoint that is damaged, not one of minigpt, or does not fit the model."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that is not as it was written. `what` is the damage, `fix` what to do."""
+    """A checkpoint that has changed since it was written. `what`: the damage; `fix`: what to do."""
 
     def __init__(self, what: str, fix: str):
         self.what = what
@@ -81,7 +81,7 @@ class DamagedError(CheckpointError):
 
 
 class RunError(UserError):
-    """A run that exists already, or that is not there."""
+    """A run that exists already, or does not exist."""
 
 
 class GenerationError(UserError):
@@ -89,15 +89,15 @@ class GenerationError(UserError):
 
 
 class ParallelError(UserError):
-    """Processes that train together and do not find, or have lost, each other."""
+    """Processes that train together but cannot find each other, or have lost each other."""
 
 
 class StorageError(UserError):
-    """The disk is full or the directory cannot be written; what was there before is whole."""
+    """The disk is full or the directory cannot be written; older files are whole."""
 
 
 def storage_error(path: str | Path, error: Exception, fix: str | None = None) -> StorageError:
-    """The one-line error for a failed write. `fix`: what the person can do ("": nothing to say), by default in a run.
+    """Make the one-line error for a failed write. `fix`: advice for the person; "": none; None: that for a run's files.
 
     storage_error("x.json", error, "choose another file") -> "x.json: cannot be written (Is a directory); choose ..."
     """
@@ -111,13 +111,13 @@ def storage_error(path: str | Path, error: Exception, fix: str | None = None) ->
 
 
 def nearest(name: str, choices: Iterable[str], more: str = "") -> str:
-    """The hint that ends an error about an unknown name: at most `MOST_CHOICES` names.
+    """Make the hint at the end of an error about an unknown name, with at most `MOST_CHOICES` names.
 
     nearest("bathc_size", ["batch_size", "seed"])      -> "did you mean batch_size?"
     nearest("zzz", ["a", "b"])                         -> "choose from a, b"
     nearest("zzz", many, "see minigpt train --help")   -> "see minigpt train --help"
 
-    `more`: where all the names stand, if there are many.
+    `more`: where the person can find all names, if there are many.
     """
     choices = list(choices)
     if close := difflib.get_close_matches(name, choices, n=1):
@@ -128,5 +128,5 @@ def nearest(name: str, choices: Iterable[str], more: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, its class where it has none: torch's go on for pages."""
+    """The first line of an exception's message (torch's may have pages), or its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,9 +1,9 @@
-"""Write text, JSON lines and whole folders so that a kill leaves the old one or the new one; read what a person names.
+"""Write texts, JSON lines and folders so that a killed process leaves either the old or the new one; read files safely.
 
-Work that is not finished has a name of its own, .NAME.HOST-PID-RANDOM.tmp: no two processes share one, and the next
-write in that folder deletes what a dead process left.
+Unfinished files have the name .NAME.HOST-PID-RANDOM.tmp, which is different for every process. The next write in the
+folder deletes those of dead processes.
 
-A JSON lines file holds one object per line. In those of a run each object has a `step`.
+A JSON lines file has one object per line. In the files of a run each object has a `step`.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from minigpt.errors import RunError, StorageError, UserError, storage_error
 
 
 def expand_home(text: str) -> str:
-    """A path that a person wrote, with ~ as the home folder; every setting and argument that is a path comes by here.
+    """Replace ~ at the beginning of a path by the home folder. All settings and arguments that are paths go through it.
 
-    "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name comes back as an absolute path.
+    "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name is returned as an absolute path.
 
     Raises:
-        UserError: ~name is neither a file nor a user's home.
+        UserError: ~name is neither a file nor the home of a user.
     """
     if "\0" in text:
-        raise UserError(f"{text!r}: no path holds a NUL character")
+        raise UserError(f"{text!r}: a path cannot contain a NUL character")
     if not text.startswith("~"):
         return text
     try:
@@ -51,27 +51,27 @@ def expand_home(text: str) -> str:
 
 
 MOST = 1 << 28
-"""Bytes of a file that is read whole."""
+"""Most bytes of a file that is read as a whole."""
 WAIT = 5.0
-"""Seconds that a named pipe may be without a writer."""
+"""Seconds to wait for a writer of a named pipe."""
 
 
 def find(path: str | Path) -> os.stat_result | None:
-    """What the system says of a path; None: nothing is there. Raises OSError where it refuses to look."""
+    """The result of stat for a path; None if there is nothing. Raises OSError if the system cannot look."""
     try:
         return Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:  # a zero byte, or half a surrogate pair
+    except ValueError as error:  # a NUL character, or half a surrogate pair
         raise OSError(errno.EINVAL, str(error)) from None
 
 
 def read_text(path: str | Path, most: int = MOST) -> str:
-    """A whole file of UTF-8, without a byte-order mark, line ends as \\n.
+    """Read a whole UTF-8 file, without a byte-order mark, with line ends as \\n.
 
     Raises:
-        OSError: not to be had; longer than `most` bytes; or a named pipe that nobody writes to.
-        UnicodeDecodeError: not UTF-8.
+        OSError: the file cannot be read, is longer than `most` bytes, or is a named pipe without a writer.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     found = find(path)
     if found and stat.S_ISFIFO(found.st_mode):
@@ -83,7 +83,7 @@ def read_text(path: str | Path, most: int = MOST) -> str:
 
 
 def read_piped(most: int = MOST) -> str:
-    """Standard input, as `read_text` gives a file. Raises alike."""
+    """Read standard input in the same way as `read_text` reads a file, with the same errors."""
     return _decoded(sys.stdin.buffer.read(most + 1) if sys.stdin else b"", most)
 
 
@@ -94,10 +94,10 @@ def _decoded(content: bytes, most: int) -> str:
 
 
 def _read_pipe(path: str | Path, most: int) -> bytes:
-    """What is written to a named pipe; opened in the common way, it would wait for a writer for ever."""
+    """Read from a named pipe. A plain open() would wait forever for a writer."""
     handle, end = os.open(path, os.O_RDONLY | os.O_NONBLOCK), time.monotonic() + WAIT
     with os.fdopen(handle, "rb", buffering=0) as file:
-        while (first := file.read(1)) == b"":  # None: there is a writer, who has written nothing yet
+        while (first := file.read(1)) == b"":  # None: there is a writer that has written nothing yet
             if time.monotonic() > end:
                 raise OSError(errno.EAGAIN, f"nobody wrote to this pipe for {WAIT:g} seconds")
             time.sleep(0.01)
@@ -107,18 +107,18 @@ def _read_pipe(path: str | Path, most: int) -> bytes:
 
 
 def beside(path: Path) -> Path:
-    """A new name in the same folder for work on `path`; what dead processes left in that folder is deleted."""
+    """A new name in the same folder for the unfinished `path`. Also deletes what dead processes left in the folder."""
     sweep(path.parent)
-    name = path.name[:40]  # the whole could be too long for the system
+    name = path.name[:40]  # the whole name could be too long for the system
     return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Delete the unfinished work of processes of this machine that have ended."""
+    """Delete the unfinished files of processes of this machine that have ended."""
     for left in folder.glob(".*.tmp"):
         owner = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", left.name)
         if owner and owner[1] == _host() and not _is_alive(int(owner[2])):
-            with contextlib.suppress(OSError):  # another process is deleting it too, or may and we may not
+            with contextlib.suppress(OSError):  # another process deletes it too, or we have no permission
                 delete_path(left)
 
 
@@ -128,40 +128,40 @@ def delete_path(path: Path) -> None:
 
 
 def _host() -> str:
-    """This machine's name, without the dots that separate the parts of a temporary name."""
+    """This machine's name, without dots, since dots separate the parts of a temporary name."""
     return socket.gethostname().replace(".", "_")
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine has that number; where one cannot ask (Windows), it is taken to be alive."""
-    if os.name != "posix":  # elsewhere os.kill(pid, 0) does not ask, it kills
+    """Whether a process with this number exists on this machine. On Windows, where this is unknown, returns True."""
+    if os.name != "posix":  # on Windows os.kill(pid, 0) would end the process
         return True
     try:
         os.kill(pid, 0)
         return True
-    except PermissionError:  # another person's
+    except PermissionError:  # another user's process
         return True
     except (ProcessLookupError, OverflowError):
         return False
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder so that a kill leaves the whole of it, or what `sweep` deletes. Raises OSError."""
+    """Delete a folder. If the process is killed, the folder is whole, or `sweep` deletes the rest. Raises OSError."""
     work = beside(folder)
     folder.rename(work)
     delete_path(work)
 
 
 def only_ours(path: Path) -> bool:
-    """Whether it is this user's and nobody else may write it; on Windows it is taken to be so. Raises OSError."""
+    """Whether a path belongs to this user and no one else may write it. Always True on Windows. Raises OSError."""
     found = path.stat()
     return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder for compiled code, which only this user may write; one where others could is deleted first.
+    """Make a folder for compiled code that only this user may write. A folder that others may write is deleted first.
 
-    Raises OSError: it is another user's, or it cannot be made.
+    Raises OSError if the folder belongs to another user, or cannot be made.
     """
     if folder.exists() and not only_ours(folder):
         if folder.stat().st_uid != os.getuid():
@@ -171,7 +171,7 @@ def private_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one. Raises OSError, and then leaves the old one."""
+    """Write a file; a killed process leaves the old or the new file. Raises OSError, and then the old file stays."""
     work = beside(path)
     try:
         with work.open("wb") as file:
@@ -186,7 +186,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool = False) -> None:
-    """Write a text in UTF-8 as `write_bytes` does; `parents` makes its folder first. Raises StorageError."""
+    """Write a text in UTF-8 with `write_bytes`; `parents` makes its folder first. Raises StorageError."""
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def write_text(path: Path, text: str, fix: str | None = None, *, parents: bool =
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply to be read."""
+    """The value of a JSON text. Raises ValueError, also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -210,7 +210,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file or directory on the disk (directories: where it can)."""
+    """Make the operating system write a file or directory to the disk (directories: not on Windows)."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -221,36 +221,36 @@ def sync(path: Path) -> None:
 
 
 def replace_folder(work: Path, folder: Path) -> None:
-    """Give a finished folder its name; an older one of that name goes. Raises OSError."""
+    """Give a finished folder its final name, and delete an older folder with that name. Raises OSError."""
     aside = folder.with_name(f".{folder.name}-old")
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     work.rename(folder)
     if aside.exists():
-        with contextlib.suppress(OSError):  # the new one is in place
+        with contextlib.suppress(OSError):  # the new folder is in place
             delete_folder(aside)
     sync(folder.parent)
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises RunError where there is something under this name."""
+    """Raise RunError if the path exists."""
     if out.exists():
         raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `out` once the block has ended well; else nothing is left of it.
+    """Yield a new folder. It gets the name `out` if the `with` block ends without an error, else it is deleted.
 
-    Raises StorageError: it cannot be written.
+    Raises StorageError if it cannot be written.
     """
     work = beside(out)
     try:
         work.mkdir(parents=True)
         yield work
         work.rename(out)
-    except (OSError, SafetensorError) as error:  # the second is what a full disk makes of weights
+    except (OSError, SafetensorError) as error:  # safetensors raises the second if the disk is full
         why = getattr(error, "strerror", None) or error
         raise StorageError(f"{out} cannot be written ({why}); choose another with --out") from None
     finally:
@@ -259,9 +259,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """A file to write, which gets the name `out` once the block has ended well; else nothing is left of it.
+    """Yield a path for a new file. It gets the name `out` if the block ends without an error, else it is deleted.
 
-    Raises StorageError: it cannot be written.
+    Raises StorageError if it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -270,14 +270,14 @@ def new_file(out: Path) -> Iterator[Path]:
             yield work
             work.rename(out)
         finally:
-            if work.exists():  # a folder that cannot be written to cannot be cleaned either
+            if work.exists():  # missing if the folder cannot be written
                 work.unlink()
     except OSError as error:
         raise storage_error(out, error, "choose another with --out") from None
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add one object. Raises StorageError."""
+    """Add one object to a JSON lines file. Raises StorageError."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -286,42 +286,44 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def keep_lines(path: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`, and a half-written one: a resumed run writes them again."""
+    """Delete the lines after `last_step`, and an incomplete last line. A resumed run writes them again."""
     if not path.exists():
         return
     write_lines(path, [line for line in read_lines(path, _of_a_step) if line["step"] <= last_step])
 
 
 def _of_a_step(line: Any) -> dict[str, Any]:
-    """The line of a run. Raises ValueError for another form."""
+    """Check a line of a run's file: an object with a number `step`. Raises ValueError."""
     if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
         raise ValueError('no number "step"')
     return line
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write all objects again, whole or not at all. Raises StorageError."""
+    """Write a JSON lines file, completely or not at all. Raises StorageError."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) -> list[Any]:
-    """All objects, as `check` makes them, which raises ValueError for one that is none. A last line without its line
-    end that cannot be read is still being written, or a kill cut it short: it is left out.
+    """Read all objects of a JSON lines file, each passed through `check`, which raises ValueError for a bad one.
+
+    A last line that has no line end and cannot be read is incomplete: it is still being written, or the process was
+    killed. It is left out.
 
     Raises:
-        RunError: the file cannot be read; another damaged line, by its number.
+        RunError: the file cannot be read, or another line is damaged (the message has its number).
     """
     if not path.exists():
         return []
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: a text may hold U+2028
+        lines = path.read_bytes().split(b"\n")  # not splitlines: a text may contain U+2028
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions, or delete it") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found += [check(parse_json(line))] if line.strip() else []
-        except (ValueError, OverflowError) as error:  # UnicodeDecodeError is one
+        except (ValueError, OverflowError) as error:  # includes UnicodeDecodeError
             if number < len(lines):
                 raise RunError(f"{path}, line {number}: damaged ({error}); correct or delete that line") from None
     return found

@@ -1,13 +1,13 @@
-"""Know what lies where in a run directory. No other module spells these names.
+"""Define the names of all files in a run directory. No other module contains these names.
 
     runs/NAME/
-        config.yaml, receipt.json, tokenizer.json, template.json (of a run that was tuned on chats)
+        config.yaml, receipt.json, tokenizer.json, template.json (only if the run was tuned on chats)
         metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, eval.json, temperature.json, plots/loss.png
-        note.json (what a person wrote about it in the browser)
+        note.json (a note that a person wrote about the run in the browser)
         checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
         adapters/NAME/, .lock
 
-What is in a checkpoint's own directory stands in `weights.checkpoint`.
+`weights.checkpoint` describes the files inside a checkpoint.
 """
 
 import difflib
@@ -20,9 +20,9 @@ from minigpt.errors import RunError
 
 BEST, LAST = "best", "last"
 POINTERS = (BEST, LAST)
-"""Files beside the checkpoints that name one of them; the first that is there is the one to use."""
+"""Files next to the checkpoints that name one of them. The first that exists is the one to use."""
 STATE, MANIFEST = "state.json", "manifest.json"
-"""Of a checkpoint; the second is written last, so a directory without it is not a whole one."""
+"""Files of a checkpoint. The manifest is written last, so a directory without it is incomplete."""
 CONFIG, RECEIPT, TOKENIZER, TEMPLATE = "config.yaml", "receipt.json", "tokenizer.json", "template.json"
 METRICS, METRICS_CSV, SAMPLES, INCIDENTS = "metrics.jsonl", "metrics.csv", "samples.jsonl", "incidents.jsonl"
 EVALUATION, TEMPERATURE, NOTE = "eval.json", "temperature.json", "note.json"
@@ -31,15 +31,15 @@ CHECKPOINTS, ADAPTERS, PLOTS, LOCK = "checkpoints", "adapters", "plots", ".lock"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run directory; whether its files are there is another question."""
+    """The paths of one run directory; the files may or may not exist."""
 
     path: Path
 
     @classmethod
     def of(cls, path: str | Path, holding: str = CONFIG) -> Self:
-        """The run that a run directory, a checkpoint of it or its best/last file belongs to, which holds that file.
+        """Find the run of a path, which may be the run directory, one of its checkpoints, or its best/last file.
 
-        The path itself where there is none.
+        The run directory must have the file `holding`. If there is none, the path itself is taken.
         """
         path = Path(path)
         folders = (path, *path.absolute().parents[:2])
@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run is there: it has its settings."""
+        """Whether this is a run: it has config.yaml."""
         return self.config.is_file()
 
     @property
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def receipt(self) -> Path:
-        """Command, versions, hardware, seed, sha256 of the data."""
+        """The command, versions, hardware, seed, and sha256 of the data."""
         return self.path / RECEIPT
 
     @property
@@ -67,27 +67,27 @@ class RunFolder:
 
     @property
     def template(self) -> Path:
-        """How chats are written; only of a run that was tuned on chats."""
+        """The format of chats; only in a run that was tuned on chats."""
         return self.path / TEMPLATE
 
     @property
     def metrics(self) -> Path:
-        """An object per line: step, loss, ..."""
+        """The metrics, one object per line: step, loss, ..."""
         return self.path / METRICS
 
     @property
     def metrics_csv(self) -> Path:
-        """The same as a table, on request."""
+        """The metrics as a table, written on request."""
         return self.path / METRICS_CSV
 
     @property
     def samples(self) -> Path:
-        """Texts that the model wrote while it trained."""
+        """Texts that the model generated during training."""
         return self.path / SAMPLES
 
     @property
     def incidents(self) -> Path:
-        """What went wrong and what was done; not there if nothing did."""
+        """What went wrong and what was done about it; missing if nothing went wrong."""
         return self.path / INCIDENTS
 
     @property
@@ -102,12 +102,12 @@ class RunFolder:
 
     @property
     def note(self) -> Path:
-        """What a person wrote about the run, and whether it has a star."""
+        """The note that a person wrote about the run, and whether it has a star."""
         return self.path / NOTE
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains the run."""
+        """The lock, held by the process that trains the run."""
         return self.path / LOCK
 
     @property
@@ -117,7 +117,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """Names the newest checkpoint."""
+        """The file that names the newest checkpoint."""
         return self.checkpoints / LAST
 
     def checkpoint(self, step: int) -> Path:
@@ -129,27 +129,27 @@ class RunFolder:
         return self.path / PLOTS / name
 
     def adapter(self, name: str) -> Path:
-        """The adapter of that name, beside the base that it is for."""
+        """The adapter with this name, in the run of its base model."""
         return self.path / ADAPTERS / name
 
     def steps(self) -> list[Path]:
-        """The whole checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         return whole_steps(self.checkpoints)
 
     def in_use(self) -> bool:
-        """Whether something of a run is in the directory, beside the lock and what a kill left of its first file."""
+        """Whether the directory has files of a run, other than the lock and unfinished files of a killed process."""
         names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
         return any(name != LOCK and not (name.startswith(".") and name.endswith(".tmp")) for name in names)
 
 
 def whole_steps(checkpoints: Path) -> list[Path]:
-    """The whole checkpoints in such a directory, oldest first. A copy under another name is not one of the run's."""
+    """The complete checkpoints in a directory, oldest first. Copies under other names do not count."""
     found = (path for path in checkpoints.glob("step-*") if is_step(path.name) and (path / MANIFEST).is_file())
     return sorted(found, key=step_of)
 
 
 def check_name(name: str) -> str:
-    """The name that a person gives a run, if a folder below runs/ can have it: "my", "try/2". Raises RunError."""
+    """Check that a folder below runs/ can have this name, such as "my" or "try/2", and return it. Raises RunError."""
     path = Path(name)
     if not path.parts or path.anchor or ".." in path.parts or not name.isprintable() or len(name.encode()) > 200:
         raise RunError(f"a run cannot be named {name!r}; use letters, digits, - and _, for example --name my-run")
@@ -162,12 +162,12 @@ def step_name(step: int) -> str:
 
 
 def is_step(name: str) -> bool:
-    """Whether `step_name` gives that name to a step."""
+    """Whether this is a name that `step_name` makes."""
     return re.fullmatch(r"step-([0-9]{8}|[1-9][0-9]{8,})", name) is not None
 
 
 def step_of(checkpoint: Path) -> int:
-    """step-00000500 -> 500, also of damaged-step-00000500-1 and of a copy; 0 where the name has no step."""
+    """step-00000500 -> 500, also for damaged-step-00000500-1 and copies; 0 if the name has no step."""
     found = re.search(r"step-([0-9]+)", checkpoint.name)
     return int(found[1]) if found else 0
 
@@ -178,7 +178,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def no_such_run(path: Path) -> RunError:
-    """The error for a run that is not there: it names the nearest beside it or in runs/, or where none was found."""
+    """The error for a run that does not exist. It names a similar run next to it or in runs/, or says there is none."""
     for folder in dict.fromkeys((path.parent, Path("runs"))):
         files = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
         found = {file.parent.name: file.parent for file in sorted(files)}

@@ -1,6 +1,6 @@
-"""What was measured of this machine: kept in tuning.json in the cache directory, under a key of all it depends on.
+"""Remember measurements of this machine in tuning.json in the cache directory, by a key with all they depend on.
 
-A file that is damaged or has another form is as good as none: what stood in it is measured again.
+A damaged file is ignored, and its values are measured again.
 """
 
 import json
@@ -13,17 +13,17 @@ from minigpt.files import parse_json, write_bytes
 
 
 def recall(key: str) -> Any:
-    """What was kept under the key; None if nothing was. Whoever asks checks its form."""
+    """The value stored under the key, or None. The caller must check its form."""
     return _read(_store()).get(key)
 
 
 def keep(key: str, value: Any) -> None:
-    """Remember a value (JSON); a cache that cannot be written is one warning."""
+    """Store a value (JSON) under a key. Warns if the cache cannot be written."""
     store = _store()
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(store, (json.dumps(_read(store) | {key: value}, indent=1) + "\n").encode())
-    except OSError as error:  # a read-only cache costs a second at each start, no more
+    except OSError as error:  # a read-only cache only costs a second at each start
         warnings.warn(f"timings are not remembered: {store}: {error.strerror}", stacklevel=2)
 
 
@@ -34,5 +34,5 @@ def _store() -> Path:
 def _read(store: Path) -> dict[str, Any]:
     try:
         return dict(parse_json(store.read_bytes()))
-    except (OSError, ValueError, TypeError):  # none yet, or damaged: measure again
+    except (OSError, ValueError, TypeError):  # missing or damaged: measure again
         return {}

@@ -1,10 +1,10 @@
-"""MKL's code for Intel's processors, on others: a library of one function, loaded before torch.
+"""Let MKL run its code for Intel's processors on other processors, by a small library that is loaded before torch.
 
-torch's matrix products on x86 are MKL's, and MKL keeps its best code for processors that say they are Intel's. It asks
-`mkl_serv_intel_cpu_true`. The loader takes the first library that has a function of that name, so one of this function
-alone, loaded before torch, answers yes. torch itself stays as it is.
+On x86, torch's matrix products are MKL's, and MKL uses its best code only on Intel's processors. To find out, it calls
+`mkl_serv_intel_cpu_true`. The loader takes the first library that has a function of this name. So a library with only
+this function, loaded before torch, can answer yes. torch itself does not change.
 
-This file needs nothing but Python: `measure_gain` runs it in a process of its own.
+This file only needs Python, since `measure_gain` runs it in separate processes.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ from pathlib import Path
 _QUESTION = "mkl_serv_intel_cpu_true"
 _YES = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
 _PRODUCTS = ((b"T", b"N", 512, 768, 128), (b"N", b"N", 512, 256, 128), (b"N", b"T", 128, 512, 768))
-"""Products that are timed, as BLAS has them (transposed or not, m, n, k): a layer, forward and backward, 128 wide."""
+"""The timed products, as in BLAS (transposed or not, m, n, k): a layer of width 128, forward and backward."""
 
 
 def measure_gain(torch_folder: Path) -> float:
     """How many times as fast MKL's products are with the code for Intel's processors; 1 if that cannot be measured.
 
-    In two processes at once, under the same conditions, since MKL asks its question only once.
+    Two processes measure at the same time, so under the same conditions: MKL calls the function only once per process.
     """
     words, here = [sys.executable, "-S", __file__, str(torch_folder)], {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
@@ -33,13 +33,13 @@ def measure_gain(torch_folder: Path) -> float:
     ]
     try:
         usual, intel = (float(one.communicate()[0]) for one in both)
-    except ValueError:  # no such library, or it ended early
+    except ValueError:  # no such library, or the process failed
         return 1.0
     return usual / intel
 
 
 def time_products(torch_folder: str, code: str) -> float:
-    """Seconds of some products by the library of torch, with MKL's usual code or with that for Intel's processors."""
+    """Seconds of some products by torch's library, with MKL's usual code or its code for Intel's processors."""
     if code == "intel" and not answer_yes():
         raise OSError("a library cannot be loaded from memory here")
     calls = ctypes.CDLL(str(Path(torch_folder) / "libtorch_cpu.so"))
@@ -47,7 +47,7 @@ def time_products(torch_folder: str, code: str) -> float:
 
 
 def _fastest(calls: ctypes.CDLL, left: bytes, right: bytes, m: int, n: int, k: int) -> float:
-    """Seconds of the fastest of some products [m, k] x [k, n] of fp32 zeros by BLAS's sgemm."""
+    """Seconds of the fastest of 60 products [m, k] x [k, n] of fp32 zeros by BLAS's sgemm."""
     a, b, c = ((ctypes.c_float * size)() for size in (m * k, k * n, m * n))
     rows_a, rows_b = (k if left == b"T" else m), (n if right == b"T" else k)
     flags = (ctypes.c_char(left), ctypes.c_char(right), *(ctypes.c_int(size) for size in (m, n, k)), ctypes.c_float(1))
@@ -61,7 +61,7 @@ def _fastest(calls: ctypes.CDLL, left: bytes, right: bytes, m: int, n: int, k: i
 
 
 def answer_yes() -> bool:
-    """Load the library of one function, from memory; False where the system has no such memory or refuses."""
+    """Load the library of one function from memory. Returns False if the system cannot or may not do this."""
     try:
         memory = os.memfd_create("minigpt-mkl")
         os.write(memory, shared_library(_QUESTION, _YES))
@@ -72,11 +72,11 @@ def answer_yes() -> bool:
 
 
 def shared_library(name: str, code: bytes) -> bytes:
-    """A shared library (ELF, x86-64) with one function, byte by byte: no compiler is needed.
+    """Build a shared library (ELF, x86-64) with one function, byte by byte, so no compiler is needed.
 
-    What the loader asks for, in this order (System V ABI, chapters 4 and 5): a header; three program headers, for what
-    is read and run, for what is written, and for where the dynamic section is; a hash table of one bucket; the symbols;
-    their names; the code; the dynamic section, which the loader writes to, so it has a page of its own.
+    It has what the loader needs, in this order (System V ABI, chapters 4 and 5): a header; three program headers, for
+    the part that is read and run, the part that is written, and the dynamic section; a hash table of one bucket; the
+    symbols; their names; the code; the dynamic section. The loader writes to the last, so it has its own page.
     """
     names = b"\0" + name.encode() + b"\0"
     table = struct.pack("<5I", 1, 2, 1, 0, 0)  # 1 bucket, 2 symbols; the bucket begins with symbol 1, which is its last

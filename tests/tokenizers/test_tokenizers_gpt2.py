@@ -156,7 +156,7 @@ def test_the_files_are_fetched_once_and_used_offline_after_that(
 
 def test_a_fetched_file_that_is_altered_is_refused_and_not_kept(address: Path, tmp_path: Path) -> None:
     (address / "encoder.json").write_text("{}")
-    with pytest.raises(TokenizerError, match=r"encoder\.json: what came has sha256"):
+    with pytest.raises(TokenizerError, match=r"encoder\.json: the file has sha256"):
         gpt2_tokenizer()
     assert not list((tmp_path / "cache/datasets/gpt2-bpe").glob("*.json"))
 
