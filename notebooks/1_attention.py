@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 1 · Attention, on numbers that fit on paper
 #
-# A word means little alone. In *the cat saw it* the word *it* has to look back for what it stands for. Attention is
-# how a Transformer looks back: every token takes a mean of what the tokens before it offer, and decides itself how
-# much of each.
+# A word means little alone. In *the cat saw it* the word *it* has to look back to find what it stands for. Attention is
+# how a Transformer looks back. Every token takes a mean of what the earlier tokens offer, and decides how much to take
+# from each.
 #
-# We do it with four tokens and vectors of four numbers. Take a pencil: every number can be checked by hand. Then we
-# ask minigpt's own code, and it must say the same.
+# We do it with four tokens and vectors of four numbers. Take a pencil: you can check every number by hand. Then we ask
+# minigpt's own code, and it must give the same numbers.
 #
 # Paper: Vaswani et al., 2017, *Attention Is All You Need*, section 3.2.
 
@@ -31,12 +31,12 @@ plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size":
 # Every token has three vectors:
 #
 # - a **query** $q$: what it looks for,
-# - a **key** $k$: what it can be found by,
-# - a **value** $v$: what it hands over when it is found.
+# - a **key** $k$: how other tokens find it,
+# - a **value** $v$: what it gives to the tokens that look at it.
 #
-# A trained model learns them. We choose them, so that the four places have a meaning: *noun*, *verb*, *article*,
-# *pronoun*. `saw` looks for a noun, its subject. `cat` looks for an article. `it` looks for a noun, and a little for
-# a verb. `the` looks for nothing.
+# A trained model learns these vectors. Here we choose them, so that each of the four numbers has a meaning: *noun*,
+# *verb*, *article*, *pronoun*. `saw` looks for a noun, its subject. `cat` looks for an article. `it` looks for a noun,
+# and a little for a verb. `the` looks for nothing.
 
 # %%
 words = ["the", "cat", "saw", "it"]
@@ -63,10 +63,10 @@ scores = query @ key.T / math.sqrt(size)  # [4, D] @ [D, 4] -> [4, 4]
 print(scores)
 
 # %% [markdown]
-# ## The mask: nobody sees what comes later
+# ## The mask: no token sees a later one
 #
-# The model learns to guess the next token, so no token may look at one that stands after it. Scores of the future
-# become $-\infty$. This is what makes attention *causal*.
+# The model learns to guess the next token, so no token may look at a later one. The scores of later tokens become
+# $-\infty$. This is what makes attention *causal*.
 
 # %%
 visible = torch.ones(4, 4, dtype=torch.bool).tril()
@@ -74,7 +74,7 @@ masked = scores.masked_fill(~visible, -math.inf)
 print(masked)
 
 # %% [markdown]
-# ## Softmax: from scores to shares
+# ## Softmax: from scores to weights
 #
 # $$w_{ij} = \frac{e^{s_{ij}}}{\sum_{j' \le i} e^{s_{ij'}}}$$
 #
@@ -84,7 +84,7 @@ print(masked)
 # %%
 weights = masked.softmax(-1)
 print(weights)
-assert_close(weights.sum(-1), torch.ones(4))  # each row shares out exactly 1
+assert_close(weights.sum(-1), torch.ones(4))  # each row sums to exactly 1
 assert round(weights[3, 1].item(), 2) == 0.53
 
 
@@ -114,8 +114,8 @@ figure.supxlabel("who is looked at", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# `saw` and `it` look at `cat`, `cat` looks at `the`. And `the`, the first, has only itself to look at: the first row
-# of every causal attention is a single 1.
+# `saw` and `it` look at `cat`, `cat` looks at `the`. `the` is the first token, so it can only look at itself: the first
+# row of every causal attention is a single 1.
 #
 # ## The mean of the values
 #
@@ -132,9 +132,10 @@ assert round(out[2, 1].item(), 2) == 3.15
 # %% [markdown]
 # ## minigpt says the same
 #
-# All of this is one function, `minigpt.model.reference.attention`, on tensors with two axes more: sentences of a batch
-# and heads. And it is one module, `minigpt.model.parts.Attention`, which makes $q$, $k$ and $v$ with one matrix.
-# We give it ours: if the tokens come in as $(1,0,0,0)$, $(0,1,0,0)$ and so on, the matrix product picks their rows.
+# All of this is one function, `minigpt.model.reference.attention`, on tensors with two more axes: the sentences of a
+# batch, and heads. It is also one module, `minigpt.model.parts.Attention`, which computes $q$, $k$ and $v$ with one
+# matrix. We put our vectors into that matrix: if the tokens are $(1,0,0,0)$, $(0,1,0,0)$ and so on, the matrix product
+# picks the rows of the matrix.
 
 
 # %%
@@ -157,9 +158,9 @@ print(module(tokens)[0])
 # %% [markdown]
 # ## Why divide by $\sqrt D$?
 #
-# The dot product of two random vectors of length $D$ spreads like $\sqrt D$. Real heads have $D = 64$ or more. Without
-# the division the scores are so far apart that softmax gives nearly everything to one token: too sure, too early, and
-# hard to train.
+# The dot product of two random vectors of length $D$ has a standard deviation of $\sqrt D$. Real heads have $D = 64$ or
+# more. Without the division the scores are so far apart that softmax gives nearly all weight to one token: the model is
+# too sure too early, and hard to train.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -174,7 +175,8 @@ assert plain > 0.9 and divided < 0.5
 # %% [markdown]
 # ## Causality, tested
 #
-# We change the last token as much as we like. Nothing before it may move. Without the mask, all that look at it do.
+# We change the last token as much as we like. No earlier output may change. Without the mask, the outputs of all tokens
+# that look at it change.
 
 # %%
 other_key, other_value = key.clone(), value.clone()
@@ -182,7 +184,7 @@ other_key[3], other_value[3] = torch.tensor([9.0, 9, 9, 9]), torch.tensor([-5.0,
 
 
 def changed_rows(visible):
-    """Which tokens' outputs move when the last token is another."""
+    """Which tokens' outputs change when the last token changes."""
     before = reference.attention(*(x[None, None] for x in (query, key, value)), visible=visible)
     after = reference.attention(*(x[None, None] for x in (query, other_key, other_value)), visible=visible)
     return [word for word, moved in zip(words, (before != after).any(-1)[0, 0], strict=True) if moved]
@@ -195,9 +197,9 @@ assert changed_rows(visible) == ["it"]
 # %% [markdown]
 # ## Several heads
 #
-# One softmax can hardly look for two things at once. So the vectors are cut into pieces, and each piece is an attention
-# of its own, a **head**. With two heads, head 0 gets the places *noun* and *verb*, head 1 *article* and *pronoun*. The
-# results are laid side by side again: nothing is added to the size of the matrices.
+# One softmax can hardly look for two things at once. So the vectors are cut into pieces, and each piece has its own
+# attention, a **head**. With two heads, head 0 gets the numbers for *noun* and *verb*, head 1 those for *article* and
+# *pronoun*. The results are joined again, so the matrices do not get larger.
 
 
 # %%
@@ -207,7 +209,7 @@ def heads_of(x, heads):
 
 
 def weights_of(query, key):
-    """[1, H, T, D] -> [H, T, T]. Values that are the identity hand over the weights themselves."""
+    """[1, H, T, D] -> [H, T, T]. With the identity as values, the result is the weights themselves."""
     identity = torch.eye(query.shape[2]).expand(*query.shape[:2], -1, -1)
     return reference.attention(query, key, identity)[0]
 
@@ -221,16 +223,16 @@ plt.show()
 module2, _ = attention_module(heads=2)
 both = reference.attention(*(heads_of(x, 2) for x in (query, key, value)))  # [1, 2, 4, 2]
 assert_close(module2(tokens)[0], both[0].transpose(0, 1).reshape(4, 4))
-assert module2.qkv.weight.shape == module.qkv.weight.shape  # not one parameter more
+assert module2.qkv.weight.shape == module.qkv.weight.shape  # the same number of parameters
 
 # %% [markdown]
-# Head 0 finds the cat, head 1 finds the article. A head with nothing to look for, such as head 1 at `saw`, looks
-# everywhere alike.
+# Head 0 finds the cat, head 1 finds the article. If a head has nothing to look for, such as head 1 at `saw`, it looks
+# everywhere equally.
 #
 # ## Positions
 #
-# Attention does not know the order of what it sees. We swap `the` and `cat`, with all their vectors: `it` gets
-# what it got before.
+# Attention does not know the order of the tokens that it sees. We swap `the` and `cat`, with all their vectors: `it`
+# gets the same result as before.
 
 # %%
 swap = [1, 0, 2, 3]
@@ -239,9 +241,10 @@ assert_close(swapped[3], out[3])
 print("it, before:", out[3], "\nit, after: ", swapped[3])
 
 # %% [markdown]
-# **Rotary positions** (Su et al., 2021) turn queries and keys before they meet. A vector of two numbers at position $t$
-# is turned by the angle $t$ (longer vectors: each pair by a slower angle). Turning both by the same angle changes no
-# dot product, so only the *distance* of two tokens is left in the score:
+# **Rotary positions** (Su et al., 2021) rotate queries and keys before their dot product. A vector of two numbers at
+# position $t$ is rotated by the angle $t$ (in longer vectors, each further pair by a smaller angle). Rotating both
+# vectors by the same angle does not change their dot product, so the score depends only on the *distance* of two
+# tokens:
 #
 # $$R(m)\,q \cdot R(n)\,k = q \cdot R(n - m)\,k$$
 
@@ -279,12 +282,12 @@ right.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# The fast pair tells neighbours apart, the slow ones tell near from far.
+# The fast pair tells neighbours apart, the slow ones tell near tokens from distant ones.
 #
 # ## The cache: one row at a time
 #
-# While a model writes, a token comes at each step. The keys and values of earlier tokens do not change (causality!), so
-# they are kept. Each step then computes one row. It is the same row.
+# When a model writes, one token is added at each step. The keys and values of earlier tokens do not change
+# (causality!), so they are kept. Each step then computes only one row. It is the same row as before.
 
 # %%
 module, config = attention_module(heads=1)
@@ -297,7 +300,8 @@ assert_close(torch.cat(rows, dim=1)[0], out)
 assert_close(cache.keys[0, 0, 0], key)  # layer 0, row 0, head 0: exactly our keys
 
 # %% [markdown]
-# And so for a whole GPT, with random weights, four heads that share two sets of keys and values, and rotary positions:
+# The same holds for a whole GPT, with random weights, four heads that share two sets of keys and values, and rotary
+# positions:
 
 # %%
 gpt = GPT(ModelConfig(vocab_size=50, embed_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, init_std=0.3)).eval()
@@ -314,7 +318,7 @@ print("logits", list(one_by_one.shape), "one token at a time = all at once")
 # `reference.attention`.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# Scores 0, 4, 0: the weight is e^4 / (1 + e^4 + 1) = 54.6 / 56.6 = 0.96. A longer query is a surer one.
+# Scores 0, 4, 0: the weight is e^4 / (1 + e^4 + 1) = 54.6 / 56.6 = 0.96. A longer query makes the head surer.
 by_hand = math.exp(4) / (2 + math.exp(4))
 louder = query.clone()
 louder[2] *= 2
@@ -330,13 +334,13 @@ assert 0.96 < found < 0.97
 # whatever the words are. (Trained models learn such *previous-token heads* by themselves.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# The key says "I stand at t", the query "I look for t - 1"; long enough, that is all there is to see.
+# The key says "I am at position t", the query "I look for t - 1". If both are long enough, only that counts.
 place = 20 * torch.eye(4)
 previous_query, previous_key = place.roll(1, dims=0), place  # row t asks for t - 1
 previous = weights_of(previous_query[None, None], previous_key[None, None])[0]
 print(previous)
 assert all(previous[t, t - 1] > 0.99 for t in (1, 2, 3))
-assert previous[0, 0] == 1  # the first has nobody before it
+assert previous[0, 0] == 1  # the first token can only look at itself
 
 # %% [markdown]
 # ## Exercise 3
@@ -356,8 +360,8 @@ for kv_heads in (4, 1):
 # %% [markdown]
 # ## Exercise 4
 #
-# Two tokens at positions 3 and 5 have some score under rotary positions. Where must the first stand, if the second
-# moves to 105 and the score is to stay? Show it for random vectors of length 8.
+# Two tokens at positions 3 and 5 have some score under rotary positions. The second moves to 105. Where must the first
+# one be, so that the score stays the same? Show it for random vectors of length 8.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 # At 103: only the distance counts.

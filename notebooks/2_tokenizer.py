@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2 · A tokenizer, by hand
 #
-# A model reads whole numbers, not letters. The table that turns a text into numbers is made before any training, and
-# decides much: how long a text is for the model, which words it sees as one thing, what it can spell at all.
+# A model reads whole numbers, not letters. The table that turns a text into numbers is made before any training. It
+# decides how long a text is for the model, which words are one unit, and what the model can spell at all.
 #
 # We make such a table step by step: bytes, pairs, merges. Then we measure what it saves, and why the losses of two
 # tokenizers cannot be compared, but their *bits per byte* can.
@@ -44,8 +44,8 @@ for character in "Aé你🙂":
 assert [len(character.encode()) for character in "Aé你🙂"] == [1, 2, 3, 4]
 
 # %% [markdown]
-# So the simplest tokenizer has 256 ids and cannot meet a text that it does not know. The next simplest gives every
-# *character* of its training text a number. It can.
+# So the simplest tokenizer has 256 ids, and it can read every text. The next simplest one gives every *character* of
+# its training text a number. It can meet characters that it does not know.
 
 # %%
 byte, char = ByteTokenizer(), CharTokenizer.from_texts(["a cat sat"])
@@ -56,7 +56,7 @@ assert byte.decode(byte.encode("a 🐈 sat")) == "a 🐈 sat"
 assert char.unk_id in char.encode("a 🐈 sat")  # id 1: a character that was not there
 
 # %% [markdown]
-# A model that writes bytes may stop within a character. What is shown while it writes must wait for the rest:
+# A model that writes bytes may stop in the middle of a character. Text shown during writing must wait for the rest:
 
 # %%
 stream = TextStream(byte)
@@ -67,8 +67,8 @@ assert shown == ["a", " ", "", "", "", "🐈"]
 # %% [markdown]
 # ## Count the pairs
 #
-# Bytes make texts long. **Byte pair encoding** joins what often stands together. Its paper has this example: a text in
-# which *low* stands 5 times, *lower* 2, *newest* 6 and *widest* 3 times. We count every pair of neighbours.
+# Bytes make texts long. **Byte pair encoding** joins symbols that are often next to each other. Its paper has this
+# example: a text with *low* 5 times, *lower* 2, *newest* 6 and *widest* 3 times. We count every pair of neighbours.
 
 # %%
 words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
@@ -88,13 +88,13 @@ assert pairs["es"] == pairs["st"] == 6 + 3  # in newest and in widest
 # 3. All pairs are counted anew. Back to 1.
 #
 # This is all of `minigpt.tokenizers.learn.learn_merges_reference`. Training uses `learn_merges`, which recounts only
-# what changed, and finds the same.
+# what changed, and finds the same merges.
 
 # %%
 merges = learn_merges_reference(words, num_merges=10)
 assert merges == learn_merges(words, num_merges=10)
 
-names = [chr(number) for number in byte_order()]  # symbol to text: 256 bytes, then what was merged
+names = [chr(number) for number in byte_order()]  # symbol to text: 256 bytes, then the merged symbols
 steps = [{word: [*map(ord, symbols)] for word, symbols in zip(words, to_symbols(words), strict=True)}]
 for number, (left, right) in enumerate(merges):
     print(f"{number + 1:2}  {names[left]:>4} + {names[right]:4} -> {names[left] + names[right]}")
@@ -125,12 +125,13 @@ axes.set_title("what each merge does to the four words", fontsize=11)
 plt.show()
 
 # %% [markdown]
-# `low` and `est` came out, a word and an ending, though nobody spoke of words and endings: both are only frequent.
+# The merges found `low` and `est`, a word and an ending. Nobody told them about words and endings: both are just
+# frequent.
 #
 # ## Encode a new word
 #
-# To encode is to apply the merges in the order in which they were learned. *lowest* was not in the text, but its parts
-# were.
+# To encode a text, apply the merges in the order in which they were learned. *lowest* was not in the text, but its
+# parts were.
 
 # %%
 text = "\n".join(word for word, count in words.items() for _ in range(count))
@@ -143,14 +144,15 @@ assert pieces == ["low", "est"]
 # ## Words first
 #
 # Real text has spaces and punctuation, and `e the` is a frequent string of English too. So the text is first cut into
-# **pre-tokens** by a regular expression, and merges never reach across a cut. GPT-2's and GPT-4's expressions differ
-# in numbers and capital letters:
+# **pre-tokens** by a regular expression, and a merge never crosses a cut. GPT-2's and GPT-4's expressions differ in how
+# they treat numbers and capital letters:
 
 # %%
 sentence = "I'll pay $12345 now.  YOU'LL SEE!"
 for name, pattern in PATTERNS.items():
     print(f"{name}: {regex.findall(pattern, sentence)}")
-assert {"123", "45", "'LL"} <= {*regex.findall(PATTERNS["gpt4"], sentence)}  # three digits at most, and 'LL as 'll
+# at most three digits, and 'LL is treated as 'll
+assert {"123", "45", "'LL"} <= {*regex.findall(PATTERNS["gpt4"], sentence)}
 
 # %% [markdown]
 # What if nothing is cut? We learn from some of minigpt's own stories, with the cuts and without.
@@ -168,13 +170,13 @@ for name, tokenizer in some.items():
     assert any(" " in piece.strip() for piece in learned) == (name == "without")
 
 # %% [markdown]
-# Without cuts whole phrases become tokens. Text is shorter so, but the model sees the same word under many numbers, and
-# learns it many times.
+# Without cuts whole phrases become tokens. The text becomes shorter, but the same word is part of many tokens, and the
+# model has to learn it many times.
 #
 # ## How many tokens?
 #
-# More merges, fewer tokens for a text. We measure bytes per token on stories that were not trained on, and on something
-# else altogether: the source of minigpt's `gpt.py`.
+# More merges give fewer tokens for a text. We measure bytes per token on stories that were not in the training text,
+# and on a very different text: the source of minigpt's `gpt.py`.
 
 # %%
 code = inspect.getsource(gpt)
@@ -207,9 +209,9 @@ assert own == sorted(own) and own[-1] > 4 and other[-1] < 0.6 * own[-1]
 assert (np.diff(saved) < 0).all()
 
 # %% [markdown]
-# Each merge saves less than those before it. And a tokenizer is fitted to its text: on code the same table does little.
+# Each merge saves less than those before it. And a tokenizer fits its text: on code the same table saves little.
 #
-# A larger vocabulary is not free. Each id has a row in the embedding, and is seen less often in training:
+# A larger vocabulary is not free. Each id has a row in the embedding, and occurs less often in training:
 
 # %%
 for size in (300, 1400, 50257):
@@ -218,8 +220,8 @@ for size in (300, 1400, 50257):
 # %% [markdown]
 # ## Special tokens
 #
-# Some ids stand for no text, such as `<|endoftext|>` between two documents. If a document *says* `<|endoftext|>`, it is
-# plain text. Else anybody could end a text by writing so.
+# Some ids stand for no text, such as `<|endoftext|>` between two documents. If a document *contains* the characters
+# `<|endoftext|>`, they are read as plain text. Otherwise anybody could end a text by writing them.
 
 # %%
 bpe = BPETokenizer.train([train], vocab_size=1000)
@@ -233,16 +235,16 @@ assert bpe.encode(said, special=True)[-1] == bpe.eos_id
 # %% [markdown]
 # ## Bits per byte
 #
-# The simplest language model says of every token how frequent it was, whatever stands before. We fit it on the training
-# text with three tokenizers (one added to each count, so that nothing is impossible), and take its loss on the held-out
-# text, in nats per token:
+# The simplest language model predicts every token by how frequent it was, whatever comes before it. We fit it on the
+# training text with three tokenizers (with one added to each count, so that nothing is impossible), and compute its
+# loss on the held-out text, in nats per token:
 #
 # $$\text{loss} = -\frac{1}{N} \sum_i \ln p(t_i)$$
 
 
 # %%
 def unigram_loss(tokenizer):
-    """Nats per token on the held-out text, and how many tokens that is."""
+    """Nats per token on the held-out text, and the number of its tokens."""
     counts = np.bincount(tokenizer.encode_array(train), minlength=tokenizer.vocab_size) + 1
     tokens = tokenizer.encode_array(held_out)
     return float(-np.log(counts / counts.sum())[tokens].mean()), len(tokens)
@@ -258,14 +260,14 @@ for name, tokenizer in tokenizers.items():
     print(f"{name:9} {losses[name]:.2f} nats x {count:6,} tokens / (ln 2 x {size:,} bytes) = {bits[name]:.2f}")
 
 # %% [markdown]
-# By the loss, characters win, and the largest vocabulary is worst. But its tokens are several letters long: it
-# foretells more with each guess. What can be compared is the price of the whole text, shared by its bytes, which no
-# tokenizer changes:
+# By the loss, characters are best, and the largest vocabulary is worst. But a token of the largest vocabulary is
+# several letters long, so each guess predicts more text. We can compare the loss of the whole text, divided by its
+# bytes, which no tokenizer changes:
 #
 # $$\text{bits per byte} = \frac{\text{sum of all losses}}{\ln 2 \cdot \text{bytes}}$$
 #
-# It turns the order round. To read the scale, `minigpt eval` gives it floors: a five-gram model, the program `xz`, and
-# for these stories the entropy of the grammar that wrote them, which no model can beat.
+# Now the order is reversed. To show which values are good, `minigpt eval` prints floors: a five-gram model, the program
+# `xz`, and for these stories the entropy of the grammar that wrote them, which no model can beat.
 
 # %%
 raw = [np.frombuffer(part.encode(), dtype=np.uint8) for part in (train, held_out)]
@@ -295,7 +297,7 @@ assert bits["char"] > bits["bpe 400"] > bits["bpe 1000"] > floors["entropy"]
 # A text has *aaab* twice and *ab* three times. Which two merges come first? Count on paper, then ask `learn_merges`.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# aa: 2 + 2 = 4 times, ab: 2 + 3 = 5 times, so ab is first. Then aaab is a, a, ab: the pairs aa and a+ab both stand
+# aa: 2 + 2 = 4 times, ab: 2 + 3 = 5 times, so ab is first. Then aaab is a, a, ab: the pairs aa and a+ab both occur
 # twice. The tie goes to the smaller numbers: aa.
 answer, told = [], [chr(number) for number in byte_order()]
 for left, right in learn_merges({"aaab": 2, "ab": 3}, num_merges=2):
@@ -307,12 +309,12 @@ assert answer == ["ab", "aa"]
 # %% [markdown]
 # ## Exercise 2
 #
-# The family 👩‍👩‍👧 is three emoji, held together by two joiners (U+200D). How many bytes does it take? How many tokens
+# The family 👩‍👩‍👧 is three emoji, joined by two joiners (U+200D). How many bytes does it take? How many tokens
 # with a tokenizer that learned from English only?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# 4 bytes for each emoji, 3 for each joiner: 4 + 3 + 4 + 3 + 4 = 18. English teaches no merge of these bytes, so there
-# are as many tokens.
+# 4 bytes for each emoji, 3 for each joiner: 4 + 3 + 4 + 3 + 4 = 18. English text teaches no merge of these bytes, so
+# there are as many tokens.
 family = "\N{WOMAN}\u200d\N{WOMAN}\u200d\N{GIRL}"
 print(len(family.encode()), "bytes,", len(bpe.encode(family)), "tokens")
 assert len(family.encode()) == len(bpe.encode(family)) == 18
@@ -332,7 +334,8 @@ assert second < first
 # %% [markdown]
 # ## Exercise 4
 #
-# Somebody has a tokenizer with 1000 ids and wants one with 400 for the same text. Must they train again? Show it.
+# Somebody has a tokenizer with 1000 ids and wants one with 400 for the same text. Must they train again? Show your
+# answer.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 # No: merge k does not depend on how many come after it, so the smaller table is the beginning of the larger.
@@ -342,4 +345,4 @@ assert [smaller.token_bytes(id_) for id_ in range(400)] == [bpe.token_bytes(id_)
 print(len(smaller.merges), "merges, all of them the first of", len(bpe.merges))
 
 # %% [markdown]
-# **Further:** `minigpt tokenizer train my.txt` makes one of your text, `minigpt tokenizer compare` measures several.
+# **Further:** `minigpt tokenizer train my.txt` trains one on your text, `minigpt tokenizer compare` compares several.

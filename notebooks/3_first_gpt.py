@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 3 · Train your first GPT, and look inside
 #
-# We train a GPT of 230,000 parameters, in a minute, on stories for small children. Then we open it: what surprises it,
-# where it looks, what it would say if it stopped half-way. At the end we kill a run and bring it back, bit for bit.
+# We train a GPT of 230,000 parameters, in a minute, on stories for small children. Then we look inside: what surprises
+# it, where it looks, what it would predict if it stopped after half of its layers. At the end we kill a run and resume
+# it, bit for bit.
 #
 # Paper: Radford et al., 2018, *Improving Language Understanding by Generative Pre-Training*, the first GPT.
 
@@ -39,13 +40,13 @@ folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last ce
 # ## A text whose best loss is known
 #
 # The text is `stories`. A small grammar writes it: it draws a hero, a place, a mishap, and so on. So no download is
-# needed, and there is a gift for learners. Nobody knows how well *any* model could foretell Shakespeare. Here we do. A
-# choice of probability $p$ costs $-\ln p$ nats to foretell, everything else is free, and the mean is the **entropy** of
-# the text (Shannon, 1948):
+# needed, and there is one more advantage. Nobody knows how well *any* model could predict Shakespeare. For this text we
+# know it. Predicting a choice of probability $p$ costs $-\ln p$ nats, everything else costs nothing, and the mean is
+# the **entropy** of the text (Shannon, 1948):
 #
 # $$H = -\sum_x P(x) \ln P(x)$$
 #
-# No model can have a lower loss. It is the floor that we train towards.
+# No model can have a lower loss. This is the floor that training approaches.
 
 # %%
 for story in generate_stories(2, seed=7):
@@ -57,7 +58,7 @@ print(f"floor {floor:.4f} nats a character")
 # %% [markdown]
 # ## The settings
 #
-# Dotted paths, as on the command line. All others keep their defaults. A token is a character here.
+# Settings are dotted paths, as on the command line. All others keep their defaults. A token is a character here.
 
 # %%
 settings = {
@@ -94,16 +95,16 @@ config = load_config(overrides=settings)
 # %% [markdown]
 # ## What will it cost?
 #
-# All can be counted before anything is trained. A weight takes part in one multiplication and one addition for each
-# token, and in twice as much again on the way back. So $N$ weights, trained on $D$ tokens, cost about (Kaplan et al.,
-# 2020)
+# We can compute the cost before we train. For each token, a weight takes part in one multiplication and one addition in
+# the forward pass, and in twice as many in the backward pass. So $N$ weights, trained on $D$ tokens, cost about (Kaplan
+# et al., 2020)
 #
 # $$C \approx 6 N D$$
 #
-# operations, and the two products of attention besides.
+# operations, plus the two products of attention.
 
 # %%
-shape = config.model.model_copy(update={"vocab_size": 64})  # the tokenizer will say it exactly
+shape = config.model.model_copy(update={"vocab_size": 64})  # the tokenizer will give the exact number
 table = parameter_table(shape)
 for part, count in table.items():
     print(f"{part:13} {count:9,}")
@@ -114,7 +115,7 @@ print(f"{tokens:,} tokens  {flops_per_token(shape) * tokens:.2g} operations in a
 assert 1 < flops_per_token(shape) / (6 * table["total"]) < 1.3
 
 # %% [markdown]
-# And the shapes of what flows through it, for one sequence of 128 characters:
+# These are the shapes of the data in the model, for one sequence of 128 characters:
 
 # %%
 for name, before, after in shape_walk(shape):
@@ -123,7 +124,7 @@ for name, before, after in shape_walk(shape):
 # %% [markdown]
 # ## Train
 #
-# The loss is the mean surprise at the character that really came:
+# The loss is the mean surprise at the character that really came next:
 #
 # $$L = -\frac1N \sum_t \ln p(x_t \mid x_1 \dots x_{t-1})$$
 
@@ -162,8 +163,9 @@ assert abs(first_loss - clueless) < 0.3
 assert floor < run.state.val_loss < 0.8
 
 # %% [markdown]
-# What it wrote meanwhile, each time after the same words. First come letters in likely pairs, then words, then whole
-# sentences. The thread of a story takes longer: `minigpt demo` trains the four times larger model that has it.
+# These are texts that it wrote during training, each time after the same words. First come letters in likely pairs,
+# then words, then whole sentences. Following the thread of a story takes longer: `minigpt demo` trains a four times
+# larger model that can do it.
 
 # %%
 for sample in read_lines(run.path / "samples.jsonl"):
@@ -173,12 +175,13 @@ for sample in read_lines(run.path / "samples.jsonl"):
 # %% [markdown]
 # ## Measure
 #
-# Three names for one thing. **Perplexity** says among how many equally likely characters the model is torn. **Bits per
-# byte** say how small a file the model could pack the text into, so they compare across tokenizers:
+# There are three names for one thing. **Perplexity**: the model is as unsure as if it chose among this many equally
+# likely characters. **Bits per byte**: how small a file the model could pack the text into; you can compare them across
+# tokenizers:
 #
 # $$\text{perplexity} = e^L \qquad \text{bits per byte} = \frac{L}{\ln 2} \cdot \frac{\text{tokens}}{\text{bytes}}$$
 #
-# Beside it stand simpler models of the same text, and the entropy.
+# The chart also shows simpler models of the same text, and the entropy.
 
 # %%
 report = evaluate_run(load_run(run.path))  # the whole validation split, the best checkpoint
@@ -193,7 +196,7 @@ assert math.isclose(report["bits_per_byte"], report["loss"] / math.log(2) * repo
 assert report["floors"]["entropy"] < report["bits_per_byte"] < report["floors"]["five_gram"]
 
 # %% [markdown]
-# `five_gram` counts which byte follows each four; `xz` packs the text after the training text.
+# `five_gram` predicts a byte from the four before it; `xz` packs the text together with the training text.
 #
 # ## What surprises it?
 #
@@ -207,11 +210,11 @@ explanation = explain(model, tokenizer, tokenizer.encode(prompt))
 SVG(draw_explanation(explanation, folder / "surprise.svg", "surprise"))
 
 # %% [markdown]
-# Surprise stands at the beginnings of words, where something is chosen; the rest of a word is spelled almost for free.
-# That is the grammar showing through: only choices cost.
+# Surprise is high at the beginnings of words, where the grammar chooses; the rest of a word costs almost nothing. Here
+# we see the grammar: only its choices cost.
 #
-# But look at the second *Sam*. A reader who remembers whose story it is would expect it. Does this model remember? We
-# give the story to other heroes, and let Sam come as a stranger:
+# But look at the second *Sam*. A reader who remembers the hero of the story would expect it. Does this model remember?
+# We give the story to other heroes, so that Sam is a stranger in it:
 
 # %%
 surprise = np.array(explanation["loss"][1:])
@@ -227,12 +230,12 @@ for hero in ("Sam", "Ben", "Kit", "Pip"):
 assert cost["Sam"] > max(cost.values()) - 0.5
 
 # %% [markdown]
-# It does not: Sam is no cheaper in his own story. The loss has still a way to the floor, and here is a part of it.
+# It does not: Sam costs as much in his own story. The loss is still above the floor, and this is a part of the reason.
 #
 # ## Where does it look?
 #
-# Row $t$ of each picture shows where character $t$ of the first sentence looks; darker is more. A diagonal is a fixed
-# distance back. The title names layer and head.
+# Row $t$ of each picture shows where character $t$ of the first sentence looks; darker means more. A diagonal is a
+# fixed distance back. The title names layer and head.
 
 # %%
 start = explain(model, tokenizer, tokenizer.encode(prompt[:33]))
@@ -241,10 +244,10 @@ PIL.Image.open(picture).convert("RGB").reduce(2).quantize(64).save(picture)
 Image(filename=picture)
 
 # %% [markdown]
-# Are there heads with a job that one can name? Not by eye, but by measurement, on random characters that are then
+# Do some heads have a job that we can name? We do not judge by eye, but measure on random characters that are then
 # repeated (Olsson et al., 2022, *In-context Learning and Induction Heads*): how much attention goes to the character
-# before, to the first one, to copies, or to *what followed a copy*? The run kept its checkpoints, so we see how it came
-# about.
+# before, to the first one, to copies, or to *what followed a copy*? The run kept its checkpoints, so we can see when
+# the jobs appeared.
 
 # %%
 way = timeline(run.path, tokenizer, tokenizer.encode(prompt))
@@ -266,14 +269,14 @@ assert score["previous_token"] > 3 * chance["previous_token"]
 assert score["induction"] < 0.2
 
 # %% [markdown]
-# A head is *named* from a score of 0.4 on. Spelling needs to know the last few characters, so the first job to be found
-# is the one of a *previous-token head*. No head copies yet (induction), so names are not remembered: that takes more
-# training.
+# A head gets a *name* if its score is 0.4 or more. Spelling needs the last few characters, so the first job that
+# appears is that of a *previous-token head*. No head copies yet (induction), so names are not remembered: that takes
+# more training.
 #
-# ## What would it say half-way?
+# ## What would it predict half-way?
 #
 # The **logit lens** (nostalgebraist, 2020) reads the residual stream after each layer as if it were the last. A frame
-# marks a guess that is right.
+# marks a correct guess.
 
 # %%
 SVG(draw_explanation(start, folder / "lens.svg", "lens"))
@@ -288,8 +291,8 @@ assert lens[-1] < lens[0] and lens[-1] < lens[-2]
 # ## Kill it and bring it back
 #
 # A checkpoint holds the weights, the optimizer's moments and the number of the step. That is enough: step $k + 1$ is a
-# pure function of them and the seed. We take a copy of the run as it lay on the disk 100 steps before its end, as if
-# the machine had died there, and give the same command again. It goes on, and ends with the same bits.
+# pure function of them and the seed. We copy the run as it was on the disk 100 steps before its end, as if the machine
+# had crashed there, and give the same command again. It continues, and ends with the same bits.
 
 # %%
 killed = folder / "again" / "first"
@@ -308,7 +311,7 @@ for part in parts:
 print(f"step {again.state.step}: {sum(map(len, one.values()))} tensors, every bit the same")
 
 # %% [markdown]
-# And it writes. Higher temperatures dare more (notebook 5).
+# And it writes. Higher temperatures take more risks (notebook 5).
 
 # %%
 for temperature in (0.3, 0.8, 1.2):
@@ -340,8 +343,8 @@ assert counted["total"] == sum(by_hand.values()) == sum(parameter.numel() for pa
 # %% [markdown]
 # ## Exercise 2
 #
-# Does it help to have read more? Draw the loss by the place in the context, over some hundred windows of validation
-# text. (`minigpt.explanation.dataset` has `token_losses` and `loss_by_position`.)
+# Does it help to have read more text? Draw the loss by the position in the context, over some hundred windows of
+# validation text. (`minigpt.explanation.dataset` has `token_losses` and `loss_by_position`.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 held_out = load_run(run.path).prepared().splits["val"].tokens[: 300 * 128 + 1]
@@ -358,8 +361,8 @@ assert early > 2 * middle > 2 * late
 # %% [markdown]
 # ## Exercise 3
 #
-# Which head matters most? Take each out, alone, and measure how much the loss of that text rises. (A head's output goes
-# through its own columns of `block.attention.out.weight`; set them to zero.) Do the sharpest heads matter most?
+# Which head matters most? Remove each one, alone, and measure how much the loss of that text rises. (A head's output
+# goes through its own columns of `block.attention.out.weight`; set them to zero.) Do the sharpest heads matter most?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 whole = token_losses(model, held_out[: 60 * 128 + 1]).mean()
@@ -372,12 +375,12 @@ for layer in range(2):
         harm[layer, head] = token_losses(without, held_out[: 60 * 128 + 1]).mean() - whole
         sharp = np.mean(explanation["attention_entropy"][layer][head])
         print(f"head {layer}.{head}: loss + {harm[layer, head]:.3f}   entropy of its attention {sharp:.2f}")
-# The sharpest are above, but everything above is built on what the first layer finds.
+# The sharpest heads are in the upper layers, but everything there uses what the first layer finds.
 assert harm[0].min() > 0.05 and harm[0].mean() > 2 * harm[1].mean()
 
 # %% [markdown]
 # **Further:** `minigpt explain RUN --prompt "..."` puts all these pictures on one page, with hover. Notebook 4 asks
-# what each choice of this model is good for.
+# what each design choice of this model is good for.
 
 # %%
 shutil.rmtree(folder)

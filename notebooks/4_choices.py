@@ -1,13 +1,13 @@
 # %% [markdown]
-# # 4 · What each choice buys
+# # 4 · What each choice gains
 #
 # RMSNorm or LayerNorm? Rotary positions or learned ones? SwiGLU, QK-norm, Muon? Each has a paper that says it is
 # better. We ask by experiment: one baseline, one change at a time, three seeds each, on equal terms.
 #
-# Two things are to be learned: what the choices do at this size, and how to tell a difference from an accident.
+# This notebook shows two things: what the choices do at this size, and how to tell a real difference from noise.
 #
 # Further reading: Narang et al., 2021, *Do Transformer Modifications Transfer Across Implementations and Applications?*
-# Most of them, they found, do not.
+# They found that most of them do not.
 
 # %%
 # %config InlineBackend.figure_formats = ["svg"]
@@ -37,7 +37,7 @@ folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last ce
 # ## The baseline
 #
 # minigpt's default shape and optimizer, made tiny: two layers of width 64, a context of 64 characters, 150 steps of 512
-# characters of `stories`. That is a few seconds a run.
+# characters of `stories`. A run takes a few seconds.
 
 # %%
 settings = {
@@ -73,16 +73,16 @@ seeds = (1, 2, 3)
 # ## The choices
 #
 # - **Norm.** RMSNorm (Zhang and Sennrich, 2019) divides by the root mean square, $x / \sqrt{\overline{x^2}} \cdot w$.
-#   LayerNorm (Ba et al., 2016) takes the mean off first, $(x - \bar x) / \sqrt{\overline{(x - \bar x)^2}} \cdot w$.
-# - **Position.** RoPE (Su et al., 2021) turns queries and keys by $t\,\theta^{-2i/D}$, so that their distance counts.
+#   LayerNorm (Ba et al., 2016) subtracts the mean first, $(x - \bar x) / \sqrt{\overline{(x - \bar x)^2}} \cdot w$.
+# - **Position.** RoPE (Su et al., 2021) rotates queries and keys by $t\,\theta^{-2i/D}$, so that their distance counts.
 #   Others add a vector for each position: a learned one, or fixed waves (Vaswani et al., 2017).
-# - **Activation.** SwiGLU (Shazeer, 2020) lets a third matrix gate, $W_3 (\mathrm{silu}(W_1 x) \odot W_2 x)$. GELU,
-#   $W_2\, \mathrm{gelu}(W_1 x)$, and ReLU² (So et al., 2021), $W_2 \max(0, W_1 x)^2$, have two.
+# - **Activation.** SwiGLU (Shazeer, 2020) has a third matrix as a gate, $W_3 (\mathrm{silu}(W_1 x) \odot W_2 x)$. GELU,
+#   $W_2\, \mathrm{gelu}(W_1 x)$, and ReLU² (So et al., 2021), $W_2 \max(0, W_1 x)^2$, have two matrices.
 # - **QK-norm** (Henry et al., 2020): queries and keys are normalised before their product, or they are not.
 # - **Optimizer.** Muon (Jordan et al., 2024) for the matrices in the blocks, with AdamW for the rest; or AdamW
 #   (Loshchilov and Hutter, 2019) for all.
 #
-# The last row of the experiment changes everything at once: GPT-2's shape, trained with AdamW.
+# The last row of the experiment changes everything at once: GPT-2's architecture, trained with AdamW.
 
 # %%
 gelu = {"model.activation": "gelu_tanh", "model.ff_dim": 252}
@@ -106,9 +106,9 @@ configs = {name: load_config(overrides=settings | changes) for name, changes in 
 # - **The same tokens**, in the same order for the same seed, and the same validation text.
 # - **The same size.** SwiGLU has three matrices where GELU has two, so it gets two thirds of the width:
 #   $3 \cdot 168 = 2 \cdot 252$. Otherwise we would measure size.
-# - **A fair learning rate for each.** The commonest mistake of such comparisons is to tune one side only.
+# - **A fair learning rate for each.** The most common mistake in such comparisons is to tune one side only.
 #
-# Operations a token then agree exactly. Seconds need not; we measure them at the end.
+# The operations per token are then exactly equal. The seconds may differ; we measure them at the end.
 
 # %%
 shapes = {name: config.model.model_copy(update={"vocab_size": 64}) for name, config in configs.items()}
@@ -121,18 +121,19 @@ assert len(set(operations)) == 1
 # %% [markdown]
 # ### How the rates were chosen
 #
-# By a sweep beforehand, with another seed than those below: validation loss after 150 steps.
+# They come from an earlier sweep, with another seed than those below. The table shows the validation loss after 150
+# steps.
 #
-# | Muon's rate | AdamW's rate beside it | loss | | AdamW alone | loss | GPT-2's shape, AdamW |
+# | Muon's rate | AdamW's rate next to it | loss | | AdamW alone | loss | GPT-2's shape, AdamW |
 # |---|---|---|---|---|---|---|
 # | 0.02 | 0.016 | 1.517 | | 0.002 | 2.249 | 2.383 |
 # | **0.02** | **0.032** | 1.478 | | **0.004** | 2.234 | **2.330** |
 # | 0.02 | 0.064 | 1.471 | | 0.008 | 2.243 | 2.487 |
 # | 0.04 | 0.032 | 1.475 | | | | |
 #
-# The bold ones are used. Other changes of the shape keep the baseline's rates. Was that fair to them? At AdamW's rates
-# of 0.016, 0.032 and 0.064, sinusoidal positions reached 2.293, 2.158 and 2.071, no QK-norm 1.835, 1.761 and 1.662,
-# learned positions 2.033 and 2.059 at the first two. So each at its own best rate would still be far from the
+# The bold rates are used. The other variants keep the baseline's rates. Was that fair to them? At AdamW's rates of
+# 0.016, 0.032 and 0.064, sinusoidal positions reached 2.293, 2.158 and 2.071, no QK-norm 1.835, 1.761 and 1.662,
+# learned positions 2.033 and 2.059 at the first two. So even at its own best rate, each would still be far from the
 # baseline's 1.48.
 
 # %% [markdown]
@@ -154,13 +155,13 @@ for name, changes in variants.items():
 # %% [markdown]
 # ## What a seed does
 #
-# Run the same thing with another seed and the loss is another. If seeds of one variant scatter by $s$, the mean of $n$
-# of them has a standard error of $s / \sqrt n$, and the difference of two such means of
+# If you repeat a run with another seed, the loss changes. If the seeds of one variant have a standard deviation of $s$,
+# the mean of $n$ of them has a standard error of $s / \sqrt n$, and the difference of two such means has
 #
 # $$\mathrm{SE} = s \sqrt{2 / n}$$
 #
 # Three seeds say little about $s$; nine variants together say more, so we pool them. We call a difference *clear* if it
-# is more than three standard errors, since we look at eight of them.
+# is more than three standard errors, because we test eight differences.
 
 # %%
 spread = mean(stdev(values) ** 2 for values in losses.values()) ** 0.5
@@ -190,14 +191,15 @@ axes.legend(frameon=False, fontsize=9, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# ## A scale to read it on
+# ## Two losses to compare with
 #
 # How good is 1.5 nats? A model that knows only the last character, or the last two, cannot do better than the entropy
 # of what follows them:
 #
 # $$H(x_t \mid x_{t-1}) = H(x_{t-1}, x_t) - H(x_{t-1})$$
 #
-# We count it in the text. To come below the first figure a model must look back: it must use its attention.
+# We compute it from the text. To have a lower loss than the first figure a model must look back: it must use its
+# attention.
 
 # %%
 text = "".join(generate_stories(1000, seed=5))
@@ -215,7 +217,8 @@ print(f"knowing one character: {one:.2f} nats; knowing two: {two:.2f}")
 # %% [markdown]
 # ## The curves
 #
-# The mean of the seeds, and the band from the lowest to the highest. Dashed: knowing one character, knowing two.
+# Each line is the mean of the seeds, with a band from the lowest to the highest. Dashed lines: knowing one character,
+# knowing two.
 
 # %%
 panels = {
@@ -247,16 +250,16 @@ plt.show()
 # ## What we see
 #
 # - **Optimizer, position and QK-norm are clear**, whatever the seed.
-# - **AdamW alone ends where one character ends.** It has hardly begun to look back. The baseline is by then near what
-#   two characters tell.
-# - **RoPE** knows from the first step how far two characters are apart. Learned positions must first be learned, one
-#   by one, and fixed waves be deciphered.
-# - **QK-norm** makes queries and keys large enough to choose, from the start. Without it they begin small, and
-#   attention is flat until they have grown. The cell below measures it on untrained models.
-# - **Norm and activation** move the loss by no more than the seeds do. Three seeds of this size cannot tell; who tells
-#   it from one has read the dice.
-# - **Gains do not add up.** The single losses sum to far more than what GPT-2's shape with AdamW loses in all: while a
-#   model does not look back, it matters little how well it could.
+# - **AdamW alone ends at the loss of knowing one character.** It has hardly begun to look back. The baseline is by then
+#   near the loss of knowing two characters.
+# - **RoPE** knows from the first step how far two characters are apart. Learned positions must first be learned, one by
+#   one, and the model must learn to read fixed waves.
+# - **QK-norm** makes queries and keys large enough from the start, so attention can choose. Without it they begin
+#   small, and attention is flat until they have grown. The cell below measures it on untrained models.
+# - **Norm and activation** move the loss by no more than the seeds do. Three seeds of this size cannot show a
+#   difference; a difference seen in one seed is chance.
+# - **Gains do not add up.** The increases of the loss by single changes sum to far more than the increase by GPT-2's
+#   shape with AdamW: as long as a model does not look back, it matters little how well it could.
 
 # %%
 assert {"learned positions", "sinusoidal positions", "no QK-norm", "AdamW", "GPT-2 and AdamW"} <= clear
@@ -278,10 +281,10 @@ assert below["baseline"] > 10 * below["no QK-norm"]
 # %% [markdown]
 # ## And in time?
 #
-# Equal tokens are not equal seconds. We time a step of each variant in turn, thirty rounds, by the processor's clock,
-# and take the median of its ratio to the baseline's step of the same round: so other work on the machine counts little,
-# though a busy one can still be off by a tenth. Then we compare at the time when the faster of the two had finished.
-# (Roughly: a run meant to be shorter would have cooled down sooner.)
+# Equal tokens do not take equal seconds. We time one step of each variant in turn, in thirty rounds, by the processor's
+# clock. We take the median of its ratio to the baseline's step of the same round, so other work on the machine counts
+# little, though on a busy machine the ratio can still be wrong by a tenth. Then we compare the losses at the time when
+# the faster of the two had finished. (This is rough: a run planned to be shorter would have lowered its rate sooner.)
 
 # %%
 runtime = make_runtime("cpu", "fp32")
@@ -307,21 +310,22 @@ for name in variants:
     assert name not in clear or mine < ours
 
 # %% [markdown]
-# A step of Muon does more work than one of AdamW, fifteen more products for each matrix. Here that is worth it many
-# times over.
+# A step of Muon does more work than one of AdamW: fifteen more products for each matrix. Here the gain is many times
+# larger than this cost.
 
 # %% [markdown]
 # ## What this does not show
 #
 # These are models of 100,000 weights that read 77,000 characters. **Conclusions at this size are small-scale ones.**
-# All that we saw is who *starts* fastest. Later the gaps shrink: `minigpt demo`, a model nine times larger, ended 0.101
-# nats above the entropy of the stories with AdamW in 1,000 steps, and 0.094 with Muon in 750 (docs/LOG.md, one seed
-# each). What keeps a large model stable in a long run, which QK-norm was made for, cannot show where nothing is
-# unstable. AdamW alone has one rate for all, while beside Muon the embedding gets a rate of its own, eight times that:
-# part of Muon's lead may be this freedom. And a text of one grammar is not the world.
+# They only show which choice *starts* fastest. Later the differences become smaller: `minigpt demo`, a model nine times
+# larger, ended 0.101 nats above the entropy of the stories with AdamW in 1,000 steps, and 0.094 with Muon in 750
+# (docs/LOG.md, one seed each). QK-norm was made to keep a large model stable in a long run; such a gain cannot show
+# where nothing is unstable. AdamW alone has one rate for all weights, but next to Muon the embedding has its own rate,
+# eight times larger: part of Muon's lead may come from this freedom. And the text of one grammar is not typical of all
+# text.
 #
-# What holds at any size is the method: one change, the same budget, rates tuned on both sides, several seeds, and the
-# spread beside the mean.
+# The method is right at any size: one change, the same budget, rates tuned on both sides, several seeds, and the spread
+# next to the mean.
 
 # %% [markdown]
 # ## Exercise 1
@@ -330,7 +334,8 @@ for name in variants:
 # with the spread measured above?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# 3 s sqrt(2 / n) <= 0.01, so n >= 2 (3 s / 0.01)^2. Small differences are dear: half of it takes four times as many.
+# 3 s sqrt(2 / n) <= 0.01, so n >= 2 (3 s / 0.01)^2. Small differences are expensive: half the difference takes four
+# times as many seeds.
 needed = {wanted: int(np.ceil(2 * (3 * spread / wanted) ** 2)) for wanted in (0.1, 0.02, 0.01)}
 print(needed)
 for wanted, count in needed.items():
@@ -348,22 +353,22 @@ for rate in (2e-3, 8e-3):
     changes = adamw | {"optimizer.learning_rate": rate, "train.seed": 1}
     rates[rate] = train(load_config(overrides=settings | changes), name=f"AdamW at {rate}", quiet=True).state.val_loss
 print({rate: round(rates[rate], 3) for rate in sorted(rates)}, "and the baseline:", round(base, 3))
-# No: a factor of two either way moves the loss far less than the optimizer does.
+# No: a factor of two in either direction changes the loss far less than the optimizer does.
 assert max(rates.values()) - min(rates.values()) < 0.5 * difference["AdamW"]
 assert min(rates.values()) > max(losses["baseline"])
 
 # %% [markdown]
 # ## Exercise 3
 #
-# Turn the question round. How many steps did the baseline need for the loss at which each other variant ended? (Use the
-# curves; between two evaluations a straight line will do.)
+# Now ask the reverse. How many steps did the baseline need for the loss at which each other variant ended? (Use the
+# curves, with a straight line between two evaluations.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 mine = average["baseline"]
 reached = {}
 for name in variants:
     if mean(losses[name]) > mine[-1]:  # those that ended worse
-        reached[name] = float(np.interp(-mean(losses[name]), -mine, at))  # np.interp wants rising numbers
+        reached[name] = float(np.interp(-mean(losses[name]), -mine, at))  # np.interp needs rising numbers
         print(f"{name:22} ended where the baseline was at step {reached[name]:.0f} of 150")
 assert reached["GPT-2 and AdamW"] < 100
 assert all(steps < 150 for steps in reached.values())

@@ -1,11 +1,11 @@
 # %% [markdown]
-# # 5 · Sampling: from chances to text
+# # 5 · Sampling: from probabilities to text
 #
-# A model does not write. It gives every token a chance to be the next one. What writes is a choice among them, and that
-# choice decides whether the same model bores, surprises or babbles.
+# A model does not write. It gives every token a probability to be the next one. Writing needs a choice among the
+# tokens, and this choice decides whether the same model is boring, surprising or talks nonsense.
 #
-# We look at the choices on a list of eight words, where every number can be checked, then on a small model that we
-# train here, in half a minute.
+# We look at the choices on a list of eight words, where you can check every number. Then we look at a small model that
+# we train here, in half a minute.
 
 # %%
 # %config InlineBackend.figure_formats = ["svg"]
@@ -25,14 +25,14 @@ from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, quiet
 from minigpt.generation.sampling import NO_RULES, adjust, draw, probabilities
 from minigpt.generation.search import ModelDrafter, beam_search, speculate
 
-torch.set_num_threads(1)  # the same sums however many cores there are; at this size not slower
+torch.set_num_threads(1)  # the same sums for any number of cores; at this size it is not slower
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
 
 # %% [markdown]
 # ## Eight words
 #
-# *The cat sat on the …* Our model is a list. Its logits are the logarithms of the chances, so that softmax gives the
-# chances back:
+# *The cat sat on the …* Our model is a list. Its logits are the logarithms of the probabilities, so that softmax gives
+# the probabilities back:
 #
 # $$p_i = \frac{e^{z_i}}{\sum_j e^{z_j}}$$
 
@@ -44,7 +44,7 @@ assert_close(logits.softmax(-1), chances)
 
 
 def chances_with(logits=logits, temperature=1.0, **settings):
-    """What is drawn from, with these settings."""
+    """The distribution to draw from, with these settings."""
     return probabilities(logits, GenerationConfig(temperature=temperature, **settings))
 
 
@@ -54,7 +54,7 @@ def entropy(p):
 
 
 def show(panels, before=chances):
-    """Bars: the chances after. Outlines: before."""
+    """Bars: the probabilities after. Outlines: before."""
     _, row = plt.subplots(1, len(panels), figsize=(2.05 * len(panels), 2.6), layout="constrained", sharey=True)
     for axes, (title, after) in zip(row, panels.items(), strict=True):
         axes.barh(words, after, color=COLOURS[0], height=0.7)
@@ -70,9 +70,9 @@ def show(panels, before=chances):
 #
 # $$p_i \propto e^{z_i / \tau} = p_i^{1 / \tau}$$
 #
-# Below 1 the likely gets likelier, above 1 all come closer. At 0 only the likeliest is left: *greedy*.
+# Below 1 likely words become likelier, above 1 all become more equal. At 0 only the likeliest is left: *greedy*.
 #
-# By hand: $\tau = 0.5$ squares the chances. The squares sum to $0.239$, so `mat` has $0.16 / 0.239 = 0.67$.
+# By hand: $\tau = 0.5$ squares the probabilities. The squares sum to $0.239$, so `mat` has $0.16 / 0.239 = 0.67$.
 
 # %%
 panels = {}
@@ -89,18 +89,18 @@ assert entropies[0] == 0 and entropies == sorted(entropies)
 # %% [markdown]
 # ## Cut the tail
 #
-# `moon` and `idea` are unlikely, but a real model knows thousands of such words, and one spoils a sentence. Four rules
-# drop them:
+# `moon` and `idea` are unlikely, but a real model knows thousands of such words, and one of them spoils a sentence.
+# Four rules drop them:
 #
 # | rule | what it keeps | paper |
 # |---|---|---|
 # | `top_k` | the $k$ likeliest | Fan et al., 2018 |
-# | `top_p` | the fewest likeliest that have together at least $p$ | Holtzman et al., 2020 |
+# | `top_p` | the likeliest ones, as few as possible, that together have at least $p$ | Holtzman et al., 2020 |
 # | `min_p` | those at least $p$ times as likely as the likeliest | Nguyen et al., 2024 |
 # | `typical_p` | those whose surprise $-\ln p_i$ is nearest the mean surprise | Meister et al., 2023 |
 #
-# By hand: `top_p=0.7` needs three words, since $0.4 + 0.2 < 0.7 \le 0.4 + 0.2 + 0.15$. `min_p=0.2` keeps what has at
-# least $0.2 \cdot 0.4 = 0.08$: four.
+# By hand: `top_p=0.7` needs three words, since $0.4 + 0.2 < 0.7 \le 0.4 + 0.2 + 0.15$. `min_p=0.2` keeps words with at
+# least $0.2 \cdot 0.4 = 0.08$: four words.
 
 # %%
 rules = ({"top_k": 2}, {"top_p": 0.7}, {"min_p": 0.2}, {"typical_p": 0.4})
@@ -113,10 +113,10 @@ assert [len(some) for some in kept] == [2, 3, 4, 3]
 assert "mat" not in kept[3] and round(entropy(chances), 2) == 1.68
 
 # %% [markdown]
-# The rest is scaled up to sum to 1 again. The typical words do not include the likeliest: the mean surprise is
-# $1.68$ nats, `chair` with $-\ln 0.2 = 1.61$ is nearest to it, and `mat` with $0.92$ says too little.
+# The remaining probabilities are scaled to sum to 1 again. The typical words do not include the likeliest one: the mean
+# surprise is $1.68$ nats, `chair` with $-\ln 0.2 = 1.61$ is nearest to it, and `mat` with $0.92$ surprises too little.
 #
-# **Sure or not?** A good rule keeps few words where the model is sure, and many where it is not. `top_k` cannot:
+# **Sure or not?** A good rule keeps few words if the model is sure, and many if it is not. `top_k` cannot do that:
 
 # %%
 sure = torch.tensor([0.93, 0.02, 0.015, 0.01, 0.009, 0.007, 0.005, 0.004])
@@ -132,9 +132,9 @@ assert table == {"top_k": [2, 2, 2], "top_p": [1, 5, 8], "min_p": [1, 4, 8]}
 # %% [markdown]
 # ## The order
 #
-# Settings act in a stated order (`minigpt/generation/sampling/order.py`): penalties, temperature, then `top_k`,
-# `top_p`, `min_p`, `typical_p`. So a cut sees the chances *after* the temperature, and the same `top_p` keeps more
-# words when it is hot:
+# Settings act in a fixed order (`minigpt/generation/sampling/order.py`): penalties, temperature, then `top_k`, `top_p`,
+# `min_p`, `typical_p`. So a cut sees the probabilities *after* the temperature, and at a high temperature the same
+# `top_p` keeps more words:
 
 # %%
 left = [int((chances_with(temperature=value, top_p=0.7) > 0).sum()) for value in (0.5, 1, 2)]
@@ -144,7 +144,8 @@ assert left == [2, 3, 4]
 # %% [markdown]
 # ## Against repetition
 #
-# Three penalties lower the logits of words that were written. Say `mat` was, three times, and `chair` once:
+# Three penalties lower the logits of words that were already written. Say `mat` was written three times, and `chair`
+# once:
 #
 # - `repetition_penalty` $r$: $z_i \to z_i / r$, and $z_i \cdot r$ where $z_i$ is negative (Keskar et al., 2019);
 # - `frequency_penalty` $f$: $z_i \to z_i - f \cdot n_i$, where $n_i$ counts how often the word was written;
@@ -155,7 +156,7 @@ history = [torch.tensor([0, 0, 0, 1])]  # one text: mat mat mat chair
 
 
 def after_history(logits=logits, **settings):
-    """The chances once the penalties have seen the history, all of it generated."""
+    """The probabilities after the penalties have seen the history, all of it generated."""
     config = GenerationConfig(temperature=1.0, **settings)
     return probabilities(adjust(logits[None], history, len(history[0]), config, NO_RULES), config)[0]
 
@@ -174,13 +175,13 @@ ratio = panels["repetition 1.5"] / chances
 assert ratio[1] < ratio[0] < 1
 
 # %% [markdown]
-# Frequency takes most from `mat`, which was there three times. The repetition penalty does something odd: it takes more
-# from `chair`, which was there once. See exercise 3.
+# The frequency penalty takes most from `mat`, which was written three times. The repetition penalty does something odd:
+# it takes more from `chair`, which was written once. See exercise 3.
 
 # %% [markdown]
 # ## A model of our own
 #
-# Two layers, 64 numbers wide, 300 steps on minigpt's stories. Small enough to make every mistake.
+# It has two layers, a width of 64, and 300 steps on minigpt's stories. It is small enough to make every mistake.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +194,7 @@ with tempfile.TemporaryDirectory() as folder:
             "model.embed_dim": 64,
             "model.num_layers": 2,
             "model.max_seq_len": 64,
-            "model.attention": "sdpa",  # not the faster one here, which may be another at the next run
+            "model.attention": "sdpa",  # fixed: the fastest kernel could be another one at the next run
             "train.max_steps": 300,
             "train.batch_size": 12,
             "train.eval_every": 300,
@@ -220,16 +221,16 @@ for temperature in (0, 0.7, 1.5):
     print(textwrap.fill(f"temperature {temperature}: Once upon a time{text}", 110), "\n")
 
 # %% [markdown]
-# Greedy writing sounds right, but repeats itself: where the same words come back, it goes on in the same way. Hot
-# writing breaks the words. We measure both, over 200 tokens of four texts at each temperature: the share of four-word
-# runs that were there before, and the share of words that no story knows.
+# Greedy writing sounds right, but repeats itself: when the same words come back, it continues in the same way. A high
+# temperature breaks words. We measure both, over 200 tokens of four texts at each temperature: the share of four-word
+# sequences that appeared before, and the share of words that are in no story.
 
 # %%
 known = {word for story in generate_stories(2000, seed=0) for word in regex.findall(r"\w+", story)}
 
 
 def measure(text):
-    """Shares of repeated four-word runs and of unknown words."""
+    """Shares of repeated four-word sequences and of unknown words."""
     said = regex.findall(r"\w+", text)
     runs = [*zip(said, said[1:], said[2:], said[3:], strict=False)]
     return 1 - len({*runs}) / len(runs), sum(word not in known for word in said) / len(said)
@@ -256,25 +257,26 @@ print(f"unknown words at temperature 1: {100 * unknown[4]:.1f} %; with min_p 0.1
 assert repeated[0] > 2 * repeated[4] and unknown[-1] > unknown[1] and cut < unknown[4]
 
 # %% [markdown]
-# Between the two there is a valley, where one wants to be. Cutting the tail widens it: fewer broken words at the same
-# temperature.
+# Between the two there is a range in which both are low. Cutting the tail makes it wider: fewer broken words at the
+# same temperature.
 #
 # ## Beam search: the likeliest text is not made of the likeliest words
 #
 # Greedy takes the best word now and may miss the best sentence. Beam search keeps the $n$ best beginnings. Here is a
-# table of chances where it matters. To search it we need a model, and a table *is* one: a GPT whose blocks add nothing,
-# so that each token's embedding $e_i = (0, \dots, 1, \dots, 0)$ goes straight to the head, which looks up its row.
+# table of probabilities where that matters. To search in it we need a model, and a table *is* one: a GPT whose blocks
+# add nothing. Each token's embedding $e_i = (0, \dots, 1, \dots, 0)$ then goes straight to the head, which looks up its
+# row.
 
 
 # %%
 def table_model(rows):
-    """A GPT that says row i after token i: chances [V, V], V at most 8."""
+    """A GPT that predicts row i after token i: probabilities [V, V], V at most 8."""
     config = ModelConfig(
         vocab_size=len(rows), embed_dim=8, num_heads=1, num_layers=1, tie_embeddings=False, zero_init_residual=True
     )
     gpt = GPT(config).eval().requires_grad_(False)
     gpt.embedding.weight[:8] = torch.eye(8)
-    norm = gpt.norm(torch.eye(8))[0, 0]  # what the last norm makes of a 1
+    norm = gpt.norm(torch.eye(8))[0, 0]  # what the last norm does to a 1
     gpt.head.weight[: len(rows), : len(rows)] = rows.clamp(min=1e-12).log().T / norm
     return gpt
 
@@ -330,18 +332,19 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# Beam search is for tasks with one right answer, such as translation. A story that is as likely as can be is dull.
+# Beam search is for tasks with one right answer, such as translation. The likeliest possible story is dull.
 #
 # ## Speculative sampling: faster, and the same
 #
-# A small model guesses a token, drawn from its chances $q$. The large model, with chances $p$, checks the guess $x$:
+# A small model guesses a token, drawn from its probabilities $q$. The large model, with probabilities $p$, checks the
+# guess $x$:
 #
-# - it stands with probability $\min(1, p_x / q_x)$,
+# - it is kept with probability $\min(1, p_x / q_x)$,
 # - else a token is drawn from $\max(0, p - q)$, scaled to sum to 1.
 #
-# What is written has exactly the chances $p$, whatever $q$ is. (By hand: token $x$ comes out as a guess with
-# $q_x \min(1, p_x/q_x) = \min(p_x, q_x)$, and the second way adds just what is missing to $p_x$.) A good guesser only
-# makes it faster: several guesses are checked in one pass. Leviathan et al., 2023; Chen et al., 2023.
+# The written tokens have exactly the probabilities $p$, whatever $q$ is. (By hand: token $x$ comes out as a kept guess
+# with $q_x \min(1, p_x/q_x) = \min(p_x, q_x)$, and the second way adds exactly what is missing to $p_x$.) A better
+# guesser only makes it faster: several guesses are checked in one pass. Leviathan et al., 2023; Chen et al., 2023.
 
 # %%
 guesses = torch.tensor([0.25, 0.25, 0.05, 0.20, 0.10, 0.05, 0.05, 0.05])  # the small model's
@@ -358,22 +361,23 @@ plt.show()
 print(f"a guess stands with probability {overlap.sum():.2f}")
 
 # %% [markdown]
-# We draw 2000 first tokens so, and count. If the law is $p$, the statistic
-# $\chi^2 = \sum_i (\text{count}_i - n p_i)^2 / (n p_i)$ is 7 on average, and above 24.3 once in a thousand times. Had
-# we kept every guess, it would be far above:
+# We draw 2000 first tokens in this way, and count them. If the distribution is $p$, the statistic $\chi^2 = \sum_i
+# (\text{count}_i - n p_i)^2 / (n p_i)$ is 7 on average, and above 24.3 once in a thousand times. If we kept every
+# guess, it would be far above:
 
 # %%
 large, small = (table_model(p.expand(8, 8)) for p in (chances, guesses))
 drafter, settings, number = ModelDrafter(small, 1), GenerationConfig(temperature=1.0, max_new_tokens=2), 2000
 first, stood = Counter(), 0
 for seed in range(number):
-    ids = next(speculate(large, [0], settings, drafter, seed=seed))  # the guess and one more, or another token alone
+    # the guess and one more token, or only another token
+    ids = next(speculate(large, [0], settings, drafter, seed=seed))
     first[ids[0]] += 1
     stood += len(ids) == 2
 
 
 def chi_square(counts):
-    """How far counts of the eight words are from what p expects."""
+    """How far the counts of the eight words are from what p predicts."""
     return sum((counts[i] - number * p) ** 2 / (number * p) for i, p in enumerate(chances.tolist()))
 
 
@@ -387,8 +391,8 @@ assert abs(stood / number - overlap.sum()) < 0.04
 # %% [markdown]
 # ## Seeds
 #
-# The same seed gives the same text. Sample $i$ of a call draws with `seed + i`, from a generator of its own, so it does
-# not depend on how many others are written beside it:
+# The same seed gives the same text. Sample $i$ of a call draws with `seed + i`, from its own generator, so it does not
+# depend on the number of other samples:
 
 # %%
 three = write(max_new_tokens=12, temperature=1.0, num_samples=3, seed=7)
@@ -399,11 +403,11 @@ assert write(max_new_tokens=12, temperature=1.0, seed=9) == three[2]
 # %% [markdown]
 # ## Exercise 1
 #
-# Two tokens have the chances 0.8 and 0.2. What is the first one's at temperature 0.5? And at which temperature is it
-# $2/3$? On paper first.
+# Two tokens have the probabilities 0.8 and 0.2. What is the probability of the first one at temperature 0.5? And at
+# which temperature is it $2/3$? First on paper.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# 0.64 / (0.64 + 0.04) = 0.94. The odds are 4 : 1, and a temperature takes their root: 4^(1/t) = 2 for t = 2.
+# 0.64 / (0.64 + 0.04) = 0.94. The odds are 4 : 1, and a temperature t turns them into 4^(1/t), which is 2 for t = 2.
 two = torch.tensor([0.8, 0.2]).log()
 cold, hot = chances_with(two, temperature=0.5)[0].item(), chances_with(two, temperature=2)[0].item()
 print(f"{cold:.3f} {hot:.3f}")
@@ -413,7 +417,8 @@ assert abs(hot - 2 / 3) < 1e-6
 # %% [markdown]
 # ## Exercise 2
 #
-# What is the chance of `mat` with `top_p=0.7`, once the rest is dropped? Which `min_p` keeps exactly the same words?
+# What is the probability of `mat` with `top_p=0.7`, after the rest is dropped? Which `min_p` keeps exactly the same
+# words?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 # 0.4 / 0.75 = 0.53. min_p must lie between 0.10 / 0.40 = 0.25 and 0.15 / 0.40 = 0.375, for example 0.3.
@@ -425,11 +430,11 @@ assert_close(by_top_p, by_min_p)
 # %% [markdown]
 # ## Exercise 3
 #
-# Add 10 to every logit. The chances stay as they are. Which of the three penalties now acts otherwise, and why?
+# Add 10 to every logit. The probabilities stay the same. Which of the three penalties now acts differently, and why?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# The repetition penalty: it multiplies, so it depends on where the zero is, which the chances know nothing of. The
-# others subtract.
+# The repetition penalty: it multiplies, so it depends on where zero is, and the probabilities do not. The others
+# subtract.
 assert_close(chances_with(logits + 10), chances, atol=1e-5, rtol=1e-5)
 for penalty in ({"repetition_penalty": 1.5}, {"frequency_penalty": 0.5}, {"presence_penalty": 0.5}):
     before, after = after_history(**penalty), after_history(logits + 10, **penalty)
@@ -439,11 +444,11 @@ for penalty in ({"repetition_penalty": 1.5}, {"frequency_penalty": 0.5}, {"prese
 # %% [markdown]
 # ## Exercise 4
 #
-# Guesses stand with a probability of 0.8 each, and four are made at a time. How many tokens does one pass of the large
-# model write on average? Simulate it to check.
+# Each guess is kept with a probability of 0.8, and four guesses are made at a time. How many tokens does one pass of
+# the large model write on average? Simulate it to check.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# The guesses up to the first that falls, and one more: 1 + 0.8 + 0.8^2 + 0.8^3 + 0.8^4 = 3.36.
+# The guesses up to the first that is rejected, and one more token: 1 + 0.8 + 0.8^2 + 0.8^3 + 0.8^4 = 3.36.
 by_hand = sum(0.8**k for k in range(5))
 stands = torch.rand(100_000, 4, generator=torch.Generator().manual_seed(3)) < 0.8
 simulated = 1 + stands.cumprod(dim=1).sum(1).float().mean().item()

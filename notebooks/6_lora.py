@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 6 · Fine-tune with LoRA
 #
-# A model that can tell stories is to tell them as a pirate does. We could train all its weights further. **LoRA**
-# leaves them as they are and learns a small correction beside each matrix: a file of a few kilobytes that can be taken
-# off again. How good is it? What is forgotten? And why is small enough?
+# A model can tell stories. Now it should tell them as a pirate does. We could train all its weights further. **LoRA**
+# does not change them. It learns a small correction for each matrix: a file of a few kilobytes that can be removed
+# again. How good is it? What does the model forget? And why is a small correction enough?
 #
 # Paper: Hu et al., 2021, *LoRA: Low-Rank Adaptation of Large Language Models*.
 
@@ -32,7 +32,7 @@ from minigpt.training.finetune.lora import layers
 from minigpt.weights.checkpoint import resolve
 
 plt.rcParams |= {"svg.hashsalt": "minigpt", "svg.fonttype": "none", "font.size": 10, "text.color": INK}
-folder = Path(tempfile.mkdtemp())  # all that is written goes there; the last cell deletes it
+folder = Path(tempfile.mkdtemp())  # all files are written there; the last cell deletes it
 
 # %% [markdown]
 # ## The base
@@ -71,9 +71,9 @@ print(f"validation loss {base.state.val_loss:.3f} nats a character")
 # %% [markdown]
 # ## The new text
 #
-# Pirates tell other stories in other words. Every word of the list gets its own, and none of those is in the old
-# stories, so the change can be undone: the new text is neither easier nor harder to foretell than the old one, only
-# other.
+# Pirates tell the same stories in other words. Every word of the list gets its own new word, and none of these is in
+# the old stories, so the change can be reversed. The new text is neither easier nor harder to predict than the old one,
+# only different.
 
 # %%
 words = {
@@ -116,13 +116,13 @@ assert before[0] > 2 * before[1]
 # %% [markdown]
 # ## The idea
 #
-# A layer multiplies its input $x$ by a matrix $W$ of $N$ rows and $K$ columns. Fine-tuning adds an update to it and
-# makes it $W + \Delta W$. LoRA says that $\Delta W$ needs few directions, so that two thin matrices can make it:
+# A layer multiplies its input $x$ by a matrix $W$ of $N$ rows and $K$ columns. Fine-tuning adds an update: $W + \Delta
+# W$. LoRA assumes that $\Delta W$ needs few directions, so that two thin matrices can represent it:
 #
 # $$W x + \frac{\alpha}{r} B A x, \qquad A: r \times K, \quad B: N \times r$$
 #
-# $r$ is the **rank**. $W$ is frozen. $B$ begins at zero, so at first nothing changes. To learn are $r (N + K)$ numbers
-# in place of $N K$.
+# $r$ is the **rank**. $W$ is frozen. $B$ begins at zero, so at first nothing changes. There are $r (N + K)$ numbers to
+# learn instead of $N K$.
 
 # %%
 total = sum(parameter.numel() for parameter in model.parameters())
@@ -142,10 +142,10 @@ assert learned == sum(8 * sum(layer.weight.shape) for layer in layers(adapted).v
 # %% [markdown]
 # ## Three ways to learn
 #
-# All weights; LoRA of rank 1; LoRA of rank 8. All see the same batches. The rates are the best of a sweep made
-# beforehand from a base like this one, in bits per byte of pirate stories: all weights 1e-3 (0.834) and 3e-3 (0.802);
-# LoRA 8 3e-3 (0.950), 1e-2 (0.874) and 3e-2 (0.896); LoRA 1 1e-2 and 3e-2 (both 1.100). An adapter likes a higher rate
-# than the weights themselves.
+# We compare all weights, LoRA of rank 1, and LoRA of rank 8. All see the same batches. The rates are the best of an
+# earlier sweep from a base like this one, in bits per byte of pirate stories: all weights 1e-3 (0.834) and 3e-3
+# (0.802); LoRA 8 3e-3 (0.950), 1e-2 (0.874) and 3e-2 (0.896); LoRA 1 1e-2 and 3e-2 (both 1.100). An adapter needs a
+# higher rate than the weights themselves.
 
 # %%
 ways = {
@@ -169,10 +169,10 @@ axes.legend(frameon=False, ncols=2)
 plt.show()
 
 # %% [markdown]
-# ## What is learned, what is forgotten
+# ## What it learns, what it forgets
 #
-# A model that says *ye* for *the* has become worse at plain stories. That is forgetting (McCloskey and Cohen, 1989,
-# called it catastrophic). We measure both texts, and what has to be kept on the disk.
+# A model that says *ye* instead of *the* has become worse at plain stories. That is forgetting (McCloskey and Cohen,
+# 1989, called it catastrophic). We measure both texts, and the size of the file that must be kept.
 
 # %%
 tuned = {way: load_run(run.path).model for way, run in runs.items()}
@@ -202,13 +202,14 @@ assert gain["LoRA 8"] > 0.85
 assert all(old > 1.1 * before[1] for _, old in after.values())  # all forget
 
 # %% [markdown]
-# Rank 8 comes near to all weights, with a ninth of the numbers; rank 1 does most of it with 1.3 % of them. All forget.
+# Rank 8 comes near to all weights, with a ninth of the numbers; rank 1 does most of it with 1.3 % of them. All three
+# forget.
 #
-# Does LoRA forget less? Biderman et al., 2024, *LoRA Learns Less and Forgets Less*, found so in large models. In this
-# small one do not read it off the picture: in the sweep, all weights at a third of the rate (0.834 on pirates) left
-# plain stories at 0.94, LoRA 8 at 0.96. How far one goes decides more than the way.
+# Does LoRA forget less? Biderman et al., 2024, *LoRA Learns Less and Forgets Less*, found this in large models. For
+# this small model, do not conclude it from the picture: in the sweep, all weights at a third of the rate (0.834 on
+# pirates) had 0.94 on plain stories, LoRA 8 had 0.96. How much is learned matters more than how.
 #
-# What they write now, after the same words:
+# This is what they write now, after the same words:
 
 # %%
 for name, writer in {"the base": model, **tuned}.items():
@@ -218,8 +219,8 @@ for name, writer in {"the base": model, **tuned}.items():
 # %% [markdown]
 # ## On and off
 #
-# With an adapter nothing is lost: $W$ is still there. Without the adapter the base answers as before, to the bit. One
-# base can carry many adapters, and change them between two sentences.
+# With an adapter nothing is lost: $W$ is still there. Without the adapter the base gives exactly the same bits as
+# before. One base can have many adapters, and change them between two sentences.
 
 # %%
 adapters = Adapters(copy.deepcopy(model))
@@ -232,8 +233,8 @@ assert torch.equal(plain, model(ids)) and torch.equal(plain_again, plain)
 print(f"with the adapter logits move by up to {(as_pirate - plain).abs().max():.1f}; without it, by nothing")
 
 # %% [markdown]
-# Or it is **merged**: $W + \frac{\alpha}{r} B A$ is one matrix again, an ordinary model as fast as the base. Only the
-# rounding of sums is left as a difference.
+# Or it is **merged**: $W + \frac{\alpha}{r} B A$ is one matrix again, an ordinary model as fast as the base. The
+# results differ only by rounding.
 
 # %%
 adapted = adapters.use("pirate")
@@ -249,10 +250,10 @@ assert not layers(adapted) and sum(p.numel() for p in adapted.parameters()) == t
 # %% [markdown]
 # ## Is the update of low rank?
 #
-# The paper supposes that the update which fine-tuning needs is of low rank. Is it?
+# The paper assumes that the update that fine-tuning needs has a low rank. Is that true?
 #
-# We look at the update that training *all* weights has made, $\Delta W = W_\text{after} - W_\text{before}$. Any matrix
-# is a sum of directions, by its singular values $\sigma_1 \ge \sigma_2 \ge \dots$:
+# We look at the update that training *all* weights has made, $\Delta W = W_\text{after} - W_\text{before}$. By its
+# singular values $\sigma_1 \ge \sigma_2 \ge \dots$, every matrix is a sum of directions:
 #
 # $$\Delta W = \sum_i \sigma_i\, u_i v_i^\top$$
 #
@@ -268,7 +269,7 @@ def update(way, name):
 
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
-ranks = {"all weights": 32, "LoRA 1": 1, "LoRA 8": 8}  # how many to draw: an adapter's others are zero
+ranks = {"all weights": 32, "LoRA 1": 1, "LoRA 8": 8}  # how many to draw: the others of an adapter are zero
 for axes, name in zip(panels, ("blocks.0.attention.qkv", "blocks.1.feed_forward.up"), strict=True):
     for (way, count), colour in zip(ranks.items(), COLOURS, strict=False):
         values = torch.linalg.svdvals(update(way, name))[:count]
@@ -292,18 +293,19 @@ for name in ("blocks.0.attention.qkv", "blocks.1.feed_forward.up"):
     assert (of_adapter > 1.5 * of_all).all()
 
 # %% [markdown]
-# Hardly: eight directions hold well under half of it. And yet LoRA 8 learns nearly as much. It does not find the same
-# update, cut short. It finds *another* one: few directions, each about twice as strong or more. There are many ways to
-# the same behaviour, and some of them are of low rank. (Exercise 3 cuts the update short, and loses more.)
+# Hardly: eight directions hold well under half of it. And yet LoRA 8 learns nearly as much. It does not find the first
+# directions of the same update. It finds *another* update: few directions, each about twice as strong or more. Many
+# updates lead to the same behaviour, and some of them have a low rank. (Exercise 3 keeps only the first directions, and
+# loses more.)
 
 # %% [markdown]
 # ## Exercise 1
 #
-# For which rank does an adapter of a matrix hold as many numbers as the matrix? Find it for one of 96 x 96 and for one
-# of 512 x 96. What does that say about small models?
+# At which rank does an adapter have as many numbers as its matrix? Find it for a matrix of 96 x 96 and for one of 512 x
+# 96. What does that mean for small models?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
-# r (N + K) = N K, so r = N K / (N + K). A model of width 4,096 has room for rank 8 to be small; ours has not much.
+# r (N + K) = N K, so r = N K / (N + K). For a width of 4,096 rank 8 is small; for our width it is not very small.
 for N, K in ((96, 96), (512, 96), (4096, 4096)):
     even = N * K / (N + K)
     print(f"{N} x {K}: rank {even:.1f}; rank 8 holds {8 / even:.1%} of the matrix")
@@ -326,7 +328,8 @@ with torch.no_grad():
 strengths[0.5] = bits(halved)
 for strength in sorted(strengths):
     print(f"strength {strength}: pirate {strengths[strength][0]:.3f}, plain {strengths[strength][1]:.3f}")
-# Between the two on the new text, and it has forgotten less. It gives both words a chance: n and and, ye and the.
+# It is between the two on the new text, and it has forgotten less. It gives both words a probability: n and and, ye and
+# the.
 assert strengths[1.0][0] < strengths[0.5][0] < strengths[0.0][0]
 assert strengths[0.0][1] < strengths[0.5][1] < strengths[1.0][1]
 
@@ -334,7 +337,7 @@ assert strengths[0.0][1] < strengths[0.5][1] < strengths[1.0][1]
 # ## Exercise 3
 #
 # Take the update of *all weights* and keep only the first $r$ directions of each matrix in the blocks
-# (`torch.linalg.svd`). How much of what was learned is kept with $r = 1$, with $r = 8$?
+# (`torch.linalg.svd`). How much of what was learned remains with $r = 1$, with $r = 8$?
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 found = {}
@@ -349,13 +352,13 @@ for rank in (1, 8, 96):
     print(f"rank {rank:2}: {found[rank]:.3f} bits per byte, {kept:.0%} of what was learned")
 assert abs(found[96] - after["all weights"][0]) < 1e-3  # all directions: the update itself
 assert found[96] < found[8] < found[1]
-# Trained as rank 8, an adapter does better than the first 8 directions of an update that was free to use all.
+# An adapter trained as rank 8 does better than the first 8 directions of an update that was free to use all.
 assert found[8] > after["LoRA 8"][0] + 0.05
 
 # %% [markdown]
-# **Further:** `minigpt finetune runs/my qa.jsonl --lora.rank 8` does this for your own model, with questions and
-# answers too, and `minigpt finetune --merge` makes an ordinary run of it. Schulman et al., 2025, *LoRA Without Regret*,
-# say when LoRA equals full fine-tuning and when not.
+# **Further:** `minigpt finetune runs/my qa.jsonl --lora.rank 8` does this for your own model, also with questions and
+# answers, and `minigpt finetune --merge` turns it into an ordinary run. Schulman et al., 2025, *LoRA Without Regret*,
+# say when LoRA equals full fine-tuning and when it does not.
 
 # %%
 shutil.rmtree(folder)

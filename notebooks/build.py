@@ -1,10 +1,10 @@
-"""The notebooks, executed: of each N_name.py (jupytext, percent format) N_name.ipynb with its outputs.
+"""Execute each notebook N_name.py (jupytext, percent format) and write N_name.ipynb with its outputs.
 
     python notebooks/build.py            all (`make notebooks`)
     python notebooks/build.py 2 5        some, by their numbers
 
-Each runs in a fresh kernel and an empty folder, and sees no settings, caches or data of this machine, so that what it
-shows depends on its source alone. An error stops it, and is shown with its cell; then nothing is written.
+Each runs in a fresh kernel and an empty folder. It sees no settings, caches or data of this machine, so its outputs
+depend only on its source. An error stops it and is shown with its cell; then nothing is written.
 """
 
 import os
@@ -26,12 +26,12 @@ METADATA = {
 
 
 def sources() -> list[Path]:
-    """Their sources, in order."""
+    """The source files, in order."""
     return sorted(HERE.glob("[0-9]_*.py"))
 
 
 def read(source: Path) -> NotebookNode:
-    """The notebook of a source, without outputs; the same source always gives the same one."""
+    """The notebook of a source file, without outputs; the same source always gives the same notebook."""
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
@@ -40,7 +40,7 @@ def read(source: Path) -> NotebookNode:
 
 
 def execute(notebook: NotebookNode, folder: Path) -> float:
-    """Run all cells in a fresh kernel, whose place is folder/here; the outputs go into the notebook.
+    """Run all cells in a fresh kernel, which works in folder/here; the outputs go into the notebook.
 
     Returns:
         seconds.
@@ -52,7 +52,7 @@ def execute(notebook: NotebookNode, folder: Path) -> float:
     own = {f"MINIGPT_{name}": str(folder / name.lower()) for name in ("CACHE", "CONFIG")}
     unset = ("MINIGPT_DATA", "MPLBACKEND")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
-    # Pictures then carry no date.
+    # so that pictures hold no date
     env = kept | own | {"IPYTHONDIR": str(folder / "ipython"), "SOURCE_DATE_EPOCH": "0"}
     client = NotebookClient(
         notebook,
@@ -60,7 +60,7 @@ def execute(notebook: NotebookNode, folder: Path) -> float:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word of TCP without encryption
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning about unencrypted TCP
         resources={"metadata": {"path": str(folder / "here")}},
     )
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def execute(notebook: NotebookNode, folder: Path) -> float:
 
 
 def main(numbers: list[str]) -> None:
-    """Execute and write the notebooks with these numbers; all, if there are none."""
+    """Execute and write the notebooks with these numbers; without numbers, all of them."""
     for source in sources():
         if numbers and source.name[0] not in numbers:
             continue
