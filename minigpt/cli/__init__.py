@@ -1,4 +1,4 @@
-"""The command. One file a subcommand, imported only when it is the one that was asked for."""
+"""Run the command line: each subcommand is one file, imported only when it is used."""
 
 import importlib
 import os
@@ -20,16 +20,16 @@ COMMANDS = {
     "demo": "train on generated stories for 72 seconds; then write stories",
     "train": "train on a text, a folder, a named data set, or by a recipe",
     "finetune": "train a model further: on a text, questions and answers, chats",
-    "eval": "loss, perplexity, bits per byte, beside simpler models",
+    "eval": "loss, perplexity, bits per byte, next to simpler models",
     "generate": "continue a prompt",
     "chat": "talk with a model in the terminal",
     "quantize": "write a run again with its weights in 8 or 4 bits",
     "serve": "serve runs to any client of OpenAI's API",
     "export": "write a run for transformers, llama.cpp, or as one web page",
-    "import": "bring in a model of others: Hugging Face, GGUF, nanoGPT, llama2.c",
+    "import": "import a model of another tool: Hugging Face, GGUF, nanoGPT, llama2.c",
     "explain": "look inside a model while it reads a text",
-    "sweep": "train under every combination of some values",
-    "runs": "list, show, compare runs; print the line that repeats one",
+    "sweep": "train with every combination of some settings' values",
+    "runs": "list, show, compare runs; print the command that repeats one",
     "plot": "draw loss and perplexity of one or more runs",
     "prepare": "turn text into token files without training",
     "data": "inspect a text: sizes, histograms, duplicates, leaks",
@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `minigpt --help` prints."""
+    """The text of `minigpt --help`."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
@@ -58,17 +58,19 @@ def usage() -> str:
 
 
 def _tell(message: Any, *place: Any, **more: Any) -> None:
-    """A warning as one line, without the place in the program."""
+    """Print a warning as one line, without its place in the program."""
     teller(console)(str(message))
 
 
 def _complain(text: str) -> None:
-    """One line, whatever the names in it hold."""
+    """Print an error as one line, whatever characters the names in it hold."""
     teller(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
 
 
 def _as_typed(problem: str, argv: list[str]) -> str:
-    """A config mistake as it was typed: "train.max_minuts: ..." is "--train.max-minuts: ..." where argv has that."""
+    """Spell a config mistake as the person typed it: "train.max_minuts: ..." becomes "--train.max-minuts: ..." if argv
+    has that.
+    """
     head = re.match(r"(\w+)\.(\w+): ", problem)
     typed = {word.partition("=")[0].replace("_", "-") for word in argv}
     flags = [f"--{name}".replace("_", "-") for name in (f"{head[1]}.{head[2]}", head[2])] if head else []
@@ -81,7 +83,7 @@ def _as_typed(problem: str, argv: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake the person can fix.
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake that the person can fix.
 
     Args:
         argv: the words (default: those that this process was started with).
@@ -107,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
             return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
     except MiniGPTError as error:
-        if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, the first tells it
-            time.sleep(30)  # torchrun ends all as soon as one has ended
+        if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, only the first prints it
+            time.sleep(30)  # torchrun ends all processes as soon as one has ended
             return error.exit_code
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
             _complain(_as_typed(line, argv))
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("minigpt: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # a path that the system refuses, wherever it was given
+    except OSError as error:  # a path that the system refuses, wherever the person gave it
         place = error.filename if error.filename is not None else "the system refuses"
         _complain(f"{os.fsdecode(place) if isinstance(place, str | bytes) else place}: {error.strerror or error}")
         return UserError.exit_code
@@ -136,7 +138,7 @@ def _version(name: str) -> str:
 
 
 def _last_word(error: Exception, argv: list[str]) -> str:
-    """What is said of an error that should not be: its kind, and where its details were written."""
+    """The message for an unexpected error: its kind, and the file that has its details."""
     ended = isinstance(error, MemoryError)
     if "torch" in sys.modules:
         from minigpt.runtime.device import out_of_memory

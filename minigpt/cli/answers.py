@@ -1,4 +1,6 @@
-"""What `eval` prints of records: the figures, and a table of prompt, expected answer and what the model wrote."""
+"""Print the scores of records for `eval`: the figures, and a table of prompts, expected answers and the model's
+answers.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +14,9 @@ SHOWN = 10
 
 
 def report_records(run: Any, name: str, source: str | None, split: str, ask: int | None, json: bool) -> None:
-    """Answer the records of a loaded run, and print how well; the rest are the words and flags of `eval`."""
+    """Answer the records of a loaded run, and print how many answers are right. The other arguments are words and flags
+    of `eval`.
+    """
     from rich.progress import Progress
 
     from minigpt.evals.records import ASK, evaluate_records
@@ -60,7 +64,7 @@ def show(report: Mapping[str, Any], name: str, width: int | None = None) -> None
 
 
 def _short(text: str, most: int, end: bool) -> str:
-    """One line of at most `most` columns: the end of a long text, where a question stands, or its beginning."""
+    """One line of at most `most` columns: the beginning of a long text, or its end, where a question usually is."""
     line = harmless(" ".join(text.split()))
     if cell_len(line) <= most:
         return line

@@ -8,10 +8,10 @@
         max_len: int | None = None
         '''Help of --max-len.'''
 
-A field is a positional word or a flag; its type says which words it takes: str, PathText (where ~ is the home folder),
-Name, int, float, Path, bool (`--json`, or `--no-plot` where the default is True; true or false may follow), Literal,
+A field is a positional word or a flag. Its type says which words it takes: str, PathText (~ is the home folder), Name,
+int, float, Path, bool (`--json`, or `--no-plot` if the default is True; true or false may follow), Literal,
 tuple[str, ...] (one or more words), dict[str, float] (pairs of words), or one of these or None.
-The config flags (--train.max-steps 10) are taken out before, by `split_flags`.
+`split_flags` takes the config flags (--train.max-steps 10) out first.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Args = TypeVar("Args")
 Kind = TypeVar("Kind")
 Positional = Annotated[Kind, "positional"]
-"""The type of an argument that is given by its place."""
+"""The type of an argument that is given by its position."""
 
 
 class PathText(str):
@@ -40,7 +40,7 @@ class PathText(str):
 
 
 class Name(str):
-    """The name of a run that is to be made; none that leaves the folder of the runs."""
+    """The name of a run to make; a name cannot lead out of the folder of the runs."""
 
 
 READERS: dict[Any, Callable[[str], Any]] = {
@@ -48,23 +48,23 @@ READERS: dict[Any, Callable[[str], Any]] = {
     Path: lambda word: Path(expand_home(word)),
     Name: check_name,
 }
-"""What makes a value of a word, where the type itself does not."""
+"""How to make a value of a word, for types that cannot do it themselves."""
 
 RUNS = ("run", "runs", "one", "two", "draft", "ensemble")
 """Arguments that name runs."""
 
 BOOLEANS = ("true", "false")
-"""Values that a switch may have, in any case: --json, --json true, --plot=false."""
+"""Values that a switch takes, in any case: --json, --json true, --plot=false."""
 
 
 def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = False) -> tuple[Args, dict[str, Any]]:
-    """Parse a command's arguments; its help is the docstrings of the dataclass and its fields.
+    """Parse a command's arguments; the help is the docstrings of the dataclass and its fields.
 
     Args:
         kind: a dataclass.
         argv: without the command's name.
         command: "train", for the usage line.
-        with_config: take the settings of the config tree too (--train.max-steps 10), and list them in the help.
+        with_config: also take the settings of the config tree (--train.max-steps 10), and list them in the help.
 
     Returns:
         (arguments, config overrides by dotted path).
@@ -75,7 +75,8 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
     """
     overrides, words = {}, list(argv)
     if with_config:
-        from minigpt.config import split_flags  # here, as in all of this file: other commands' help needs no config
+        # imported here, as in all of this file, because other commands' help needs no config
+        from minigpt.config import split_flags
 
         overrides, words = split_flags(argv)
     arguments = list(arguments_of(kind))
@@ -95,7 +96,7 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
 
 
 def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) -> tuple[dict[str, Any], list[str]]:
-    """(values of the flags by name, the words that are left)."""
+    """Split the words into (values of the flags by name, the other words)."""
     flags = {argument.flag: argument for argument in arguments if not argument.positional}
     values: dict[str, Any] = {}
     rest: list[str] = []
@@ -123,7 +124,7 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
 
 
 def _takes(argument: Argument, taken: Sequence[str], word: str) -> bool:
-    """Whether the next word is a value of the flag: of a switch, only true, false and the like."""
+    """Whether the next word is a value of the flag. A switch takes only true, false and the like."""
     if argument.switch:
         from minigpt.config.load import SWITCH_VALUES
 
@@ -132,7 +133,7 @@ def _takes(argument: Argument, taken: Sequence[str], word: str) -> bool:
 
 
 def _positionals(kind: type, arguments: Sequence[Argument], words: list[str], command: str) -> dict[str, Any]:
-    """Values of the arguments that are given by their place."""
+    """Values of the arguments that are given by their position."""
     values: dict[str, Any] = {}
     extra = [word for word in words if re.match(r"-[A-Za-z]\S*$", word)]  # -v
     rest = [word for word in words if word not in extra]
@@ -203,11 +204,11 @@ def _refuse_unknown(
 
 
 def as_run(word: str, command: str) -> str:
-    """The path of a run: my -> runs/my where only that is there. Raises UserError for a file that is none."""
+    """The path of a run: my -> runs/my if only that exists. Raises UserError for a file, which is not a run."""
     path, inside = Path(word), Path("runs", word)
     try:
         is_file, only_inside = path.is_file(), inside.exists() and not path.exists()
-    except OSError:  # a path that the system refuses: loading it says why
+    except OSError:  # a path that the system refuses: loading it will say why
         return word
     if is_file and not is_pointer(path):
         raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
@@ -222,7 +223,7 @@ def unreadable(file: str, error: Exception) -> UserError:
 def recipe_and_data(words: tuple[str, ...] | list[str]) -> tuple[str | None, str | None]:
     """Tell a recipe (.yaml, or a shipped recipe's name) from a data source among the positional words.
 
-    Raises UserError for two of a kind.
+    Raises UserError for two recipes or two data sources.
     """
     from minigpt.config import recipes
 

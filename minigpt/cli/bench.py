@@ -1,4 +1,4 @@
-"""`minigpt bench train | generate | tokenizer | data`."""
+"""Measure speed: `minigpt bench train | generate | tokenizer | data`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from minigpt.layout import RunFolder
 if TYPE_CHECKING:
     from minigpt.model import GPT
 
-USAGE = """minigpt bench: how fast it is here, beside what this machine can do and what others do on it
+USAGE = """minigpt bench: how fast minigpt is here, compared with this machine's limits and with other tools
 
 usage: minigpt bench train|generate|tokenizer|data [...]        each with --help
 
@@ -35,21 +35,21 @@ class Train:
     minigpt bench train --model.num-layers 6 --train.batch-size 16 --train.precision bf16 --vs hf
     minigpt bench train runs/my --profile trace.json.gz
 
-    A vocabulary that is not set is that of the tokenizer's kind (char: 65). Each step's time is taken apart and the
-    median counts; MFU is the share of the speed of a large matrix product here, in the precision used.
+    If the vocabulary is not set, it is that of the tokenizer's kind (char: 65). Each step is timed by itself, and the
+    median counts. MFU is the share of the speed of a large matrix product here, in the precision used.
     """
 
     recipe: Positional[PathText | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
-    """Timed steps; with a rival, of each round."""
+    """Timed steps; when comparing, of each round."""
     warmup: int = 3
-    """Steps before them, after the first, whose time is told apart since it compiles."""
+    """Untimed steps before them, after the first step, whose time is given separately because it compiles."""
     rounds: int = 3
-    """Times that all sides are timed in turn; one where there is no rival."""
+    """How often each side is timed, in turn; once if nothing is compared."""
     vs: Literal["hf"] | None = None
-    """hf: the same shape in Hugging Face transformers, eager in fp32 and compiled with bf16, on the same batch and
-    AdamW."""
+    """hf: compare with the same shape in Hugging Face transformers, eager in fp32 and compiled with bf16, on the same
+    batch and AdamW."""
     profile: PathText | None = None
     """Write a trace of two of our steps, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
@@ -62,31 +62,31 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Time greedy generation from random ids: the first token, the others, and how near memory's speed they come.
+    """Time greedy generation from random ids: the first token, the others, and how near they come to memory's speed.
 
     minigpt bench generate shakespeare-char --new-tokens 200
     minigpt bench generate runs/my --precision bf16 --vs hf
 
-    A recipe's shape has random weights, which are as fast as any. The bound is the time to read all matrices once
-    from memory; a model that fits into the processor's caches can pass it.
+    A recipe has random weights, which are as fast as trained ones. The bound is the time to read all matrices once
+    from memory; a model that fits into the processor's caches can be faster.
     """
 
     what: Positional[PathText | None] = None
     """A recipe, or a run, a checkpoint or a Hugging Face directory (default: the default shape)."""
     prompt_tokens: int = 16
-    """Ids of the prompt."""
+    """Number of ids in the prompt."""
     new_tokens: int | None = None
-    """Tokens to add (default: 64, or what the context leaves)."""
+    """Tokens to add (default: 64, or fewer if the context has no more room)."""
     batch_size: int = 1
     """Sequences at a time."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Of the weights, as minigpt generate --precision; int8 on a CPU."""
+    """Precision of the weights, as in minigpt generate --precision; int8 on a CPU."""
     rounds: int = 3
-    """Generations of each side, in turn."""
+    """How often each side generates, in turn."""
     vs: Literal["hf"] | None = None
-    """hf: the generate of Hugging Face transformers on the same shape, in fp32 and bf16."""
+    """hf: compare with the generate of Hugging Face transformers on the same shape, in fp32 and bf16."""
     profile: PathText | None = None
-    """Write a trace of 16 tokens of ours, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
+    """Write a trace of 16 of our tokens, .json or .json.gz, for ui.perfetto.dev, and show where the time goes."""
     json: bool = False
     """Print one JSON object: model, source (or null), prompt_tokens, new_tokens, batch_size, device, device_name,
     threads, bandwidth_gb_per_second, peak_memory_bytes (ours; on a CPU the whole process), rounds, sides [name,
@@ -97,22 +97,22 @@ class Generate:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Time our BPE trainer beside Rust's (Hugging Face tokenizers, rustbpe: those installed) and encoding beside
-    tiktoken's on the same merges.
+    """Time our BPE trainer next to Rust's (Hugging Face tokenizers and rustbpe, if installed), and our encoding next to
+    tiktoken's with the same merges.
 
     minigpt bench tokenizer my.txt --vocab-size 16384
 
-    Rust's trainers use all cores, the others one; RAYON_NUM_THREADS=1 makes all alike.
+    Rust's trainers use all cores, the others one; with RAYON_NUM_THREADS=1 all use one.
     """
 
     file: Positional[PathText] = PathText("stories")
     """A text, read into memory."""
     vocab_size: int = 8192
-    """Ids to learn; a small text gives fewer, and then all sides learn those."""
+    """Ids to learn; if a small text gives fewer, all sides learn that many."""
     pattern: Literal["gpt2", "gpt4"] = "gpt4"
     """How text is split before merging."""
     rounds: int = 3
-    """Times that all sides are timed in turn."""
+    """How often each side is timed, in turn."""
     json: bool = False
     """Print one JSON object: source, bytes, vocab_size, pattern, rounds, cores, rayon_threads, training [name, seconds
     [median, q1, q3, min, max], ratio (our speed / theirs)], encoding [name, mb_per_second [median, q1, q3, min, max],
@@ -122,18 +122,18 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Data:
-    """Time the way of a text into token files, and of token files into batches.
+    """Time how fast a text becomes token files, and token files become batches.
 
     minigpt bench data my.txt
     minigpt bench data my.txt --tokenizer.kind bpe --train.batch-size 64
 
-    The tokenizer is made beforehand, and all is written below a temporary directory.
+    The tokenizer is made before; all files are written into a temporary directory.
     """
 
     file: Positional[PathText] = PathText("stories")
     """A text."""
     rounds: int = 3
-    """Preparations."""
+    """How often the text is prepared."""
     json: bool = False
     """Print one JSON object: source, bytes, tokens, tokenizer [kind, vocab_size], rounds, prepare [seconds [median, q1,
     q3, min, max], mb_per_second, tokens_per_second], batches [batch_size, seq_len, microseconds_per_batch [median, q1,
@@ -222,7 +222,7 @@ def _config(word: str | None, overrides: dict[str, Any]) -> RunConfig:
 
 
 def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
-    """The model of a directory as it is, or a recipe's shape with random weights, on the device."""
+    """The model of a directory, or of a recipe's shape with random weights, on the device."""
     trained = word is not None and Path(word).is_dir()
     if trained and (foreign := [path for path in overrides if path != "train.device"]):
         raise ConfigError([f"{path}: {word} has a shape of its own; leave this out" for path in foreign])
@@ -355,7 +355,7 @@ def _show_notes(report: Mapping[str, Any]) -> None:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout whose first `left` columns are words."""
+    """Print a table on stdout; its first `left` columns are words."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -363,7 +363,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
         table.add_column(head, no_wrap=True, justify="left" if place < left else "right")
     for row in rows:
         table.add_row(*row)
-    SafeConsole(highlight=False, width=200).print(table)  # a file or a narrow window cuts no figure off
+    SafeConsole(highlight=False, width=200).print(table)  # so that a file or a narrow window does not cut figures off
 
 
 SUBJECTS: dict[str, tuple[Any, Callable[..., Mapping[str, Any]], Callable[[Mapping[str, Any]], None]]] = {

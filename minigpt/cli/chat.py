@@ -1,4 +1,4 @@
-"""minigpt chat."""
+"""Talk with a model in the terminal: `minigpt chat`."""
 
 import signal
 import sys
@@ -23,9 +23,9 @@ class _Chat:
     minigpt chat runs/my-tuned --system "Be brief." --session talk.json
     echo "Once upon a time" | minigpt chat runs/my --temperature 0.7
 
-    A run that was fine-tuned on chats answers; any other continues what you type, and on an empty line goes on.
-    Ctrl-C stops an answer and keeps what is there of it; at the prompt, Ctrl-C or Ctrl-D leaves. A line that ends
-    with a backslash goes on in the next, and so does Alt-Enter. When the context is full, the oldest turns are no
+    A run that was fine-tuned on chats answers. Any other run continues what you type; an empty line lets it write on.
+    Ctrl-C stops an answer and keeps the part that was written; at the prompt, Ctrl-C or Ctrl-D leaves. To continue on
+    the next line, end a line with a backslash, or press Alt-Enter. When the context is full, the oldest turns are no
     longer read.
     """
 
@@ -41,17 +41,17 @@ class _Chat:
     run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     session: PathText | None = None
-    """A file to go on from, if it is there, and to keep the conversation in, answer by answer."""
+    """A file for the conversation: continued if it exists, and saved after every answer."""
     system: str | None = None
-    """What the model is told before all turns; for runs that were fine-tuned on chats."""
+    """An instruction that the model reads before all turns; for runs that were fine-tuned on chats."""
     preset: str | None = None
-    """Settings saved by minigpt generate --save-preset; other flags go before them."""
+    """Settings saved by minigpt generate --save-preset; other flags override them."""
     draft: PathText | None = None
-    """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
+    """A smaller run with the same tokenizer that guesses ahead; the probabilities of the text do not change."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
-    """Of the weights: fewer bits write faster on a CPU, and change the text a little."""
+    """Precision of the weights: fewer bits write faster on a CPU, and change the text a little."""
 
 
 Chat = with_settings(_Chat)
@@ -79,12 +79,12 @@ def main(argv: list[str]) -> int:
         if file:
             save_session(file, session, args.run)
 
-    keep()  # a file that cannot be written is told before anything is said
+    keep()  # if the file cannot be written, say so before the conversation starts
     commands = Commands(session, load_preset, args.run)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if not interactive:
         return _converse(commands, PlainLines(), keep, interactive)
-    kind = "answers" if session.spelling.roles else "continues what you type, and on an empty line goes on"
+    kind = "answers" if session.spelling.roles else "continues what you type; an empty line lets it write on"
     _note(f"{args.run} {kind}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if session.messages:
         _note(f"{counted(len(session.messages), 'message')} so far; the last:")
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def _session(args: Any, asked: dict[str, Any]) -> Any:
-    """The model and how it is talked with. Raises UserError."""
+    """Load the model and how to talk with it. Raises UserError."""
     from minigpt.data.clean import clean_text
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding
@@ -109,7 +109,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
         run.tokenizer,
         run.config.generation.model_copy(update={"num_samples": 1, "logprobs": None}),
         spelling_of(run),
-        lambda text: clean_text(text, run.config.data.clean),  # as the training text was
+        lambda text: clean_text(text, run.config.data.clean),  # as the training text was cleaned
         draft,
     )
     session.update(asked)
@@ -117,7 +117,9 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
 
 
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
-    """Until there are no more lines. A mistake is one line, and nothing is lost; 2 if a program made one."""
+    """Talk until there are no more lines. A mistake prints one line, and nothing is lost; returns 2 if the input of a
+    program had a mistake.
+    """
     from minigpt.generation.chat import Reply
     from minigpt.generation.text.prompts import tell_unknown
 
@@ -140,7 +142,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
         except UserError as error:
             teller(console, "red")(f"minigpt: {error}")
             code = 0 if interactive else 2
-        except KeyboardInterrupt:  # a command that takes long
+        except KeyboardInterrupt:  # for a command that takes long
             _note("stopped")
         if reply.leave:
             break
@@ -148,7 +150,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
 
 
 def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
-    """Write an answer as it comes; Ctrl-C ends it after its next token, a second one at once."""
+    """Print an answer as it is written; Ctrl-C ends it after its next token, a second Ctrl-C at once."""
 
     def interrupt(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

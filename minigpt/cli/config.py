@@ -1,4 +1,4 @@
-"""minigpt config."""
+"""Print configuration: `minigpt config schema | show | recipes`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +18,9 @@ class Config:
     """
 
     what: Positional[Literal["schema", "show", "recipes"]]
-    """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped ones."""
+    """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped recipes."""
     recipe: Positional[PathText | None] = None
-    """show: a recipe (default: none, just the defaults)."""
+    """show: a recipe (default: none, only the defaults)."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""minigpt data."""
+"""Look at a text, or make questions: `minigpt data inspect | questions`."""
 
 import itertools
 import json
@@ -19,16 +19,16 @@ from minigpt.errors import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """Look at a text before training on it: sizes, lengths, characters, tokens, repeated lines, leaks between splits.
-    Or make questions and answers to fine-tune on.
+    """Look at a text before training on it: sizes, lengths, characters, tokens, repeated lines, leaks between splits;
+    or make questions and answers to fine-tune on.
 
     minigpt data inspect my.txt
     minigpt data inspect notes.jsonl --data.text-field body --tokenizer.kind gpt2
     minigpt data inspect wikitext-2 --plot wikitext.png --json
     minigpt data questions --count 2000 --out questions.jsonl
 
-    Of a very large text, tokens are counted in the first 50 million characters, repeated lines in the first 500,000,
-    and leaks between the first 20 million characters of validation and the first 100 million of training.
+    In a very large text, tokens are counted in the first 50 million characters and repeated lines in the first 500,000
+    lines. Leaks are searched in the first 20 million characters of validation and the first 100 million of training.
     """
 
     action: Positional[Literal["inspect", "questions"]]
@@ -36,9 +36,9 @@ class Data:
     what: Positional[tuple[PathText, ...]] = ()
     """A recipe (.yaml or a shipped name), data (file, directory, glob, name, - for standard input), or both."""
     count: int = 1000
-    """questions: how many, none twice."""
+    """questions: how many; none appears twice."""
     seed: int = 0
-    """questions: another seed gives others."""
+    """questions: another seed gives other questions."""
     out: Path | None = None
     """questions: the file to write (default: standard output)."""
     plot: Path | None = None
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     from minigpt.runs.data import make_tokenizer
 
     if args.plot:
-        drawable(args.plot)  # a missing library is told before the minutes of counting
+        drawable(args.plot)  # a missing library is reported before minutes of counting
     with progress_bars(console) as progress:
         report = inspect_data(config.data, make_tokenizer(config, progress), progress)
     if args.plot:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def _write_questions(args: Data) -> int:
     from minigpt.data.stories.questions import questions
-    from minigpt.files import write_text  # torch comes with it, and the help needs none
+    from minigpt.files import write_text  # imports torch, which the help does not need
 
     if args.what or not 0 < args.count <= 100_000 or not 0 <= args.seed < 2**31:
         raise UserError("questions takes --count 1 to 100000, --seed from 0 on, and no data")
@@ -98,7 +98,8 @@ def _show(report: Mapping[str, Any], console: Console) -> None:
     console.print(Text(report["source"], style="bold"), table)
     for name, title in (("line_length", "line length"), ("document_length", "document length")):
         lengths = report[name]
-        if sum(lengths["counts"]) > len(report["splits"]):  # a text that is one document has no histogram of them
+        # if each text is one document, there is no histogram of documents
+        if sum(lengths["counts"]) > len(report["splits"]):
             console.print(f"\n{title}, characters: mean {lengths['mean']:,.1f}, longest {lengths['longest']:,}")
             console.print(_bars(_bins(lengths), lengths["counts"]))
     characters = report["characters"]
@@ -135,7 +136,7 @@ def _part(figures: Mapping[str, Any]) -> str:
 
 
 def name_of(char: str) -> str:
-    """A character as it can be shown: '\\n', ' ', 'é', 'U+200B'."""
+    """A character in a form that can be shown: '\\n', ' ', 'é', 'U+200B'."""
     if char in "\n\t\r ":
         return repr(char)
     return char if unicodedata.category(char)[0] not in "CZM" else f"U+{ord(char):04X}"

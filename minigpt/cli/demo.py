@@ -1,4 +1,4 @@
-"""minigpt demo."""
+"""Train on the built-in stories, then write stories: `minigpt demo`."""
 
 import math
 import shlex
@@ -10,7 +10,7 @@ from minigpt.console import console, loading, out, out_json
 
 MOST_MINUTES = 1.2
 STORY_TOKENS = 160
-"""Most tokens of a story; most end by themselves before."""
+"""Largest number of tokens in a story; most stories end before."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Demo:
 
     minigpt demo
 
-    A slow machine takes fewer steps in that time; --train.max-minutes 3 gives it more. A small grammar writes the text,
-    and its exact entropy is known: the loss that no model can beat.
+    A slow machine does fewer steps in that time; --train.max-minutes 3 gives it more time. A small grammar writes the
+    text, so its exact entropy is known: the loss that no model can beat.
     """
 
     name: Name = Name("demo")
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         for number, sample in enumerate(samples, 1):
             out(f"\n--- story {number} ---\n{sample.strip()}")
         out("")
-    report = run.report or evaluate_run(load_run(run.path))  # a very short run has none
+    report = run.report or evaluate_run(load_run(run.path))  # a very short run has no report
     loss, floor = report["bits_per_byte"] * math.log(2), entropy().nats_per_char
     if args.json:
         figures = {"seconds": round(seconds, 1), "loss": loss, "entropy": floor, "gap": loss - floor}

@@ -1,4 +1,4 @@
-"""minigpt doctor."""
+"""Check this machine: `minigpt doctor`."""
 
 from dataclasses import asdict, dataclass
 
@@ -8,16 +8,16 @@ from minigpt.console import console, loading, out, out_json
 
 @dataclass(frozen=True)
 class Doctor:
-    """Try everything that minigpt needs on this machine, and say what to fix. Takes half a minute.
+    """Check everything that minigpt needs on this machine, and say what to fix. Takes half a minute.
 
     minigpt doctor
     minigpt doctor --json
 
-    Exit code 0 when all that is needed works, 1 when something is broken. What is only optional never fails.
+    Exit code 0 when everything that minigpt needs works, 1 when something is broken. Optional parts never fail.
     """
 
     json: bool = False
-    """Print one JSON object: ok, seconds, checks [name, ok (null: optional and not here), detail, advice, seconds,
+    """Print one JSON object: ok, seconds, checks [name, ok (null: optional and missing), detail, advice, seconds,
     figures]."""
 
 

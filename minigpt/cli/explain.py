@@ -1,4 +1,4 @@
-"""minigpt explain."""
+"""Look inside a model: `minigpt explain`."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from minigpt.runs.load import LoadedRun
 
-_MOST = 256  # tokens that a page still shows legibly
-_MOST_DATA = 1 << 17  # tokens of the validation text that are scored
+_MOST = 256  # more tokens would not be legible on a page
+_MOST_DATA = 1 << 17  # so many tokens of the validation text are scored
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class Explain:
     minigpt explain runs/my --prompt "Once upon a time" --svg attention.svg
     minigpt explain runs/my --over data
 
-    The page shows surprise, next tokens, attention, kinds of heads, the logit lens and the residual stream; what each
-    key of --json holds and how each picture is read stands in docs/explain.md.
+    The page shows surprise, next tokens, attention, kinds of heads, the logit lens and the residual stream.
+    docs/explain.md says how to read each picture and what each key of --json holds.
     """
 
     run: Positional[PathText]
     """A run directory (its best checkpoint), a checkpoint, or an exported Hugging Face directory."""
     prompt: str | None = None
-    """The text to read; - reads standard input (default: the run's sample prompt). Of one that is longer than the
-    model's context, or than 256 tokens, the last part is read. With --over data: a text of any length to look for in
-    the training text (default: one that the model writes)."""
+    """The text to read; - reads standard input (default: the run's sample prompt). If it is longer than the model's
+    context, or than 256 tokens, only its last part is read. With --over data: a text of any length to look for in the
+    training text (default: one that the model writes)."""
     step_by_step: bool = False
-    """Walk one token through the network in the terminal, with the real numbers and shapes."""
+    """Follow one token through the network in the terminal, with the real numbers and shapes."""
     position: int = -1
-    """With --step-by-step: which token, from 0; negative ones count from the end."""
+    """With --step-by-step: which token, counted from 0; negative numbers count from the end."""
     over: Literal["prompt", "data", "training"] = "prompt"
-    """What to look at: a prompt; the run's own data (loss by place and by frequency, surprises, neighbours in the
+    """What to look at: a prompt; the run's own data (loss by position and by frequency, surprises, neighbours in the
     embedding, what it knows word for word); or the kept checkpoints (how heads and samples changed)."""
     out: PathText | None = None
     """Where to write the page (default: plots/explain.html in the run)."""
     png: PathText | None = None
-    """Draw --picture to this file in place of the page (pip install 'minigpt[plot]')."""
+    """Draw --picture to this file instead of the page (pip install 'minigpt[plot]')."""
     svg: PathText | None = None
     """The same as SVG."""
     picture: Literal["attention", "surprise", "lens", "stream"] = "attention"
@@ -57,7 +57,7 @@ class Explain:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
-    """Print one JSON object in place of the page: format, run, step, model, ids, texts, loss, entropy, attention,
+    """Print one JSON object instead of the page: format, run, step, model, ids, texts, loss, entropy, attention,
     attention_entropy, look_back, parts, stream_norm, written_norm, lens, vocabulary, heads; see docs/explain.md,
     which has the keys with --over data and --over training too."""
 
@@ -114,7 +114,9 @@ def _check(args: Explain) -> None:
 
 
 def _read(args: Explain, run: "LoadedRun") -> list[int]:
-    """Ids of the prompt, of a long one the last; warnings say what is not read. Raises GenerationError if empty."""
+    """Ids of the prompt; only the last ones of a long prompt. Warnings say what is not read. Raises GenerationError if
+    empty.
+    """
     from minigpt.data.clean import clean_text
     from minigpt.generation.text.prompts import encode_prompt, typed_prompt
 
@@ -195,6 +197,6 @@ def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 def _show(parts: "Iterable[RenderableType]") -> None:
 
     screen = SafeConsole()
-    screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no lines to break
+    screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no width
     for part in parts:
         screen.print(part)

@@ -1,4 +1,4 @@
-"""minigpt export."""
+"""Write a run for other tools: `minigpt export`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,35 +18,35 @@ class Export:
     minigpt export runs/my --to gguf --precision q8_0
     minigpt export runs/my --to onnx
 
-    hf: a Hugging Face directory, which transformers loads without minigpt. The shapes gpt2 and modern have twins there,
-    GPT-2 and Qwen3 (modern without qk_norm: Llama); a run whose fields mix them has none. Where transformers is
-    installed, it loads what was written, and logits and ids are compared with ours before the directory gets its name.
+    hf: a Hugging Face directory, which transformers loads without minigpt. The shape gpt2 is GPT-2 there, and modern is
+    Qwen3 (without qk_norm: Llama); a run that mixes their fields cannot be written. If transformers is installed, it
+    loads the directory, and its logits and ids are compared with minigpt's before the directory gets its name.
 
-    gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are made of it; of the same shapes. It is
+    gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are built on it; for the same shapes. It is
     read back and compared with the run before it gets its name.
 
     onnx: a directory for onnxruntime, transformers.js (in a browser) and optimum: one graph with a cache of keys and
-    values; of the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and logits and greedy ids are
-    compared with ours before the directory gets its name.
+    values; for the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and its logits and greedy ids
+    are compared with minigpt's before the directory gets its name.
 
-    page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. Where node is
+    page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. If node is
     installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.
 
-    peft: the adapter alone of a run that was fine-tuned with one, as peft's directory beside the base's --to hf.
+    peft: only the adapter, if the run was fine-tuned with one: a directory for peft, to use with the base's --to hf.
 
-    In the other formats an adapter is merged, and the integers of a quantised run become numbers again.
+    The other formats merge an adapter with its base, and turn the integers of a quantised run into floats.
     """
 
     run: Positional[PathText]
     """A run directory or a checkpoint."""
     to: Literal["hf", "gguf", "onnx", "page", "peft"] = "hf"
     """What to write: hf, a directory for transformers; gguf, a file for llama.cpp; onnx, a directory for onnxruntime
-    and transformers.js; page, an HTML file for a browser; peft, a run's adapter alone."""
+    and transformers.js; page, an HTML file for a browser; peft, only a run's adapter."""
     out: PathText | None = None
     """The directory or file to write (default: RUN-hf, RUN-F16.gguf and the like, RUN-onnx, RUN.html or RUN-peft,
-    beside the run)."""
+    next to the run)."""
     precision: Literal["fp32", "bf16", "fp16", "int8", "q8_0", "q4_0"] | None = None
-    """Of the weights in the file. hf: fp32 (the default), bf16 or fp16; gguf: fp16 (the default), fp32, bf16, q8_0 or
+    """Precision of the weights. hf: fp32 (the default), bf16 or fp16; gguf: fp16 (the default), fp32, bf16, q8_0 or
     q4_0 (8.5 and 4.5 bits); onnx: fp32 (the default), fp16 or int8; page: int8 (the default), fp16 or fp32; peft:
     fp32."""
     json: bool = False
@@ -135,4 +135,6 @@ TARGETS = {
     "page": (("int8", "fp16", "fp32"), _page),
     "peft": (("fp32",), _peft),
 }
-"""By name: its precisions, the default first, and what writes it: (run, out, precision) -> (report, line, hint)."""
+"""For each format: its precisions, the default first, and the function that writes it: (run, out, precision) ->
+(report, line, hint).
+"""

@@ -1,4 +1,4 @@
-"""The arguments of a command: the fields of its dataclass, each with its type, its default and its docstring."""
+"""Read the arguments of a command from its dataclass: each field's type, default and docstring."""
 
 import ast
 import dataclasses
@@ -20,7 +20,7 @@ class Argument:
     optional: bool
     default: Any
     help: str
-    is_setting: bool = False  # a setting of generation, among the command's own
+    is_setting: bool = False  # a setting of generation, listed among the command's own
 
     @property
     def flag(self) -> str:
@@ -33,7 +33,7 @@ class Argument:
 
     @property
     def shown(self) -> str:
-        """What a message calls it."""
+        """Its name in messages."""
         return self.name.upper() if self.positional else self.flag
 
     @property
@@ -43,7 +43,7 @@ class Argument:
 
 
 def arguments_of(kind: type) -> Iterator[Argument]:
-    """The arguments of a dataclass, in their order."""
+    """The arguments of a dataclass, in order."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         texts |= _docstrings(base)
@@ -58,7 +58,7 @@ def arguments_of(kind: type) -> Iterator[Argument]:
 
 
 def _docstrings(kind: type) -> dict[str, str]:
-    """The string below each field of a class, by the field's name; nothing of a class that has no source."""
+    """The string below each field of a class, by the field's name; empty for a class without source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     except (OSError, TypeError):
@@ -73,7 +73,7 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """(int, True) of int | None; (int, False) of int. Annotations are taken off."""
+    """(int, True) for int | None; (int, False) for int. Annotations are removed."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) not in (Union, types.UnionType):
@@ -84,7 +84,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def metavar(kind: Any) -> str:
-    """What a flag takes: INT, {8,4}, STR [STR ...]."""
+    """The word in the usage line for what a flag takes: INT, {8,4}, STR [STR ...]."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:

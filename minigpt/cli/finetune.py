@@ -1,4 +1,4 @@
-"""minigpt finetune."""
+"""Train a model further: `minigpt finetune`."""
 
 import shlex
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ class Finetune:
     minigpt finetune runs/chat/config.yaml --name again
     minigpt finetune --merge runs/answers --out runs/whole
 
-    Data: any text that train takes; or JSON records, of which only the answers are learned. The keys say the layout:
+    Data: any text that train takes; or JSON records, of which only the answers are learned. The keys tell the layout:
     {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant; ShareGPT's
     {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
     "rejected"}. minigpt eval scores the run on the records that are held out.
 
-    Left out, these settings suit fine-tuning: 16 rows a step, adamw, 10 steps of warm-up, a cosine to 0, no weight
-    decay, no compilation; all else of the model is the base's. Records teach a small model (width 512 at most) a new
-    skill: it learns at the rate of a training from nothing, for some 1,200 steps (3 to 30 epochs). A text, a wider
-    model and DPO take a tenth of the rate and 3 epochs; an adapter takes the whole rate. The same command continues a
-    run that was cut off. Ctrl-C saves and stops.
+    The defaults suit fine-tuning: 16 rows per step, adamw, 10 steps of warm-up, a cosine to 0, no weight decay, no
+    compilation; all settings of the model are the base's. Records teach a small model (width 512 at most) a new skill:
+    it learns at the rate of a training from nothing, for some 1,200 steps (3 to 30 epochs). A text, a wider model and
+    DPO use a tenth of the rate and 3 epochs; an adapter uses the full rate. The same command continues an interrupted
+    run. Ctrl-C saves and stops.
 
-    A run with --lora.rank holds the adapter alone: to be loaded it needs the checkpoint that it began from, unchanged,
-    where it was or moved together with it. What --merge writes needs nothing.
+    A run with --lora.rank holds only the adapter. To load it, minigpt needs the checkpoint that it began from,
+    unchanged, at the same path or moved together with it. A run that --merge writes needs no base.
     """
 
     COMMON: ClassVar = (
@@ -62,12 +62,12 @@ class Finetune:
     resume: bool = False
     """Continue a run although settings such as the budget differ."""
     merge: PathText | None = None
-    """A run to write as an ordinary one into --out, its adapter made part of the weights; trains nothing."""
+    """Write this run's adapter merged with its base, as an ordinary run, into --out; trains nothing."""
     out: PathText | None = None
     """merge: the directory to write."""
     json: bool = False
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs,
-    bits_per_byte (of the best checkpoint on the whole validation split; null where it was not scored)."""
+    bits_per_byte (of the best checkpoint on the whole validation split; null if it was not scored)."""
 
 
 def main(argv: list[str]) -> int:

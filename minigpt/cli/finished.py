@@ -1,4 +1,4 @@
-"""What `train` and `finetune` print once the run has ended."""
+"""Print the result of `train` and `finetune` when the run has ended."""
 
 import shlex
 import signal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def headline_of(run: "TrainedRun") -> str:
-    """Bits per byte of the best checkpoint, what they were measured on, and the floors; "" where there are none."""
+    """Bits per byte of the best checkpoint, what they were measured on, and the floors; "" if there are none."""
     from minigpt.runs.record import read_run
 
     if run.report:
@@ -26,9 +26,9 @@ def headline_of(run: "TrainedRun") -> str:
 
 
 def report_run(run: "TrainedRun", json: bool) -> int:
-    """Print where a run is, or one JSON object of how it ended; the exit code."""
+    """Print where a run is, or one JSON object with its result; returns the exit code."""
     state = run.state
-    if run.rank:  # the first of several ranks prints for all
+    if run.rank:  # the first rank prints for all
         return 0 if not state.stop_reason.startswith("interrupted") else 143
     if json:
         out_json(
@@ -58,7 +58,7 @@ def report_run(run: "TrainedRun", json: bool) -> int:
 
 
 def _next(run: "TrainedRun") -> str:
-    """What can be done with a run; a run that learned chats is talked to first."""
+    """The commands to try next with a run; a run that learned chats begins with chat."""
     path = shlex.quote(str(run.path))
     chat, others = f"minigpt chat {path}", f"      minigpt eval {path}\n      minigpt explain {path}"
     if RunFolder(run.path).template.is_file():

@@ -1,4 +1,4 @@
-"""minigpt generate."""
+"""Continue a prompt: `minigpt generate`."""
 
 import dataclasses
 import sys
@@ -22,7 +22,7 @@ SAMPLING = (
     "stop",
     "seed",
 )
-"""Settings of generation that people use most."""
+"""The generation settings that people use most."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class _Generate:
     cat start.txt | minigpt generate runs/my --prompt -
     minigpt generate runs/my --prompts many.txt --out answers.jsonl --stop "." --max-new-tokens 50
 
-    Of a prompt longer than the model's context the last part is read. Text may grow past the context: when that is
-    full, the older half is dropped and the newer half read again.
+    If a prompt is longer than the model's context, only its last part is read. The text may become longer than the
+    context: when the context is full, its older half is dropped and the newer half is read again.
     """
 
     COMMON: ClassVar = (
@@ -55,28 +55,28 @@ class _Generate:
     prompt_file: PathText | None = None
     """A file that holds the prompt."""
     prompts: PathText | None = None
-    """A file of prompts, one a line, or JSON with {"prompt": ..., "seed": ...}; answers are JSON lines."""
+    """A file of prompts, one per line, or JSON with {"prompt": ..., "seed": ...}; answers are JSON lines."""
     out: PathText | None = None
     """With --prompts: the file for the answers, written at the end (default: standard output)."""
     batch_size: int = 16
-    """With --prompts: prompts that are continued together."""
+    """With --prompts: how many prompts are continued together."""
     preset: str | None = None
-    """Settings saved under this name; other flags go before them."""
+    """Settings saved under this name; other flags override them."""
     save_preset: str | None = None
     """Save the settings given here under this name, in ~/.config/minigpt/generation.yaml."""
     draft: PathText | None = None
-    """A smaller run of the same tokenizer that guesses ahead; the text stays as likely as without it."""
+    """A smaller run with the same tokenizer that guesses ahead; the probabilities of the text do not change."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
-    """Of the weights: on a CPU a large model writes twice as fast in bf16, and some three times in int8, which changes
-    its text a little; int4 (for runs of minigpt quantize) changes more; auto is bf16 there."""
+    """Precision of the weights. On a CPU a large model writes twice as fast in bf16, and some three times as fast in
+    int8, which changes its text a little; int4 (for runs of minigpt quantize) changes more; auto is bf16 there."""
     json: bool = False
     """Print one JSON object: run, step, prompt, samples, reasons, settings, and with --logprobs tokens."""
 
 
 def with_settings(base: type) -> type:
-    """A command's arguments and every setting of generation, with its text as help; None: the run's own."""
+    """Add every setting of generation to a command's arguments, with its help; None means the run's own value."""
     return dataclasses.make_dataclass(
         base.__name__.lstrip("_"),
         [
@@ -90,7 +90,9 @@ def with_settings(base: type) -> type:
 
 
 def asked_settings(args: Any) -> dict[str, Any]:
-    """The preset's settings and the flags'. Raises ConfigError, so that wrong ones are seen before the model loads."""
+    """The settings of the preset and of the flags. Raises ConfigError, so that wrong ones are reported before the model
+    loads.
+    """
     given = {name: getattr(args, name) for name in GenerationConfig.model_fields}
     given = {name: value for name, value in given.items() if value is not None}
     asked = (load_preset(args.preset) if args.preset else {}) | given
@@ -106,7 +108,7 @@ def load_draft(args: Any, run: Any) -> Any:
 
     draft = load_run(args.draft, args.device)
     if draft.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise GenerationError(f"--draft {args.draft}: its tokenizer is another; train the draft on the same token ids")
+        raise GenerationError(f"--draft {args.draft}: it has another tokenizer; train the draft on the same token ids")
     return draft.model
 
 
@@ -141,9 +143,9 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     from minigpt.generation.text import Writing
 
     prompt = run.config.train.sample_prompt if prompt is None else prompt
-    text = clean_text(str(prompt), run.config.data.clean)  # as the training text was
+    text = clean_text(str(prompt), run.config.data.clean)  # as the training text was cleaned
     stream = not args.json and config.num_samples == 1 and config.best_of == 1
-    unseen = text  # written with the first token, so that a prompt that cannot be used prints nothing
+    unseen = text  # printed with the first token, so that a prompt that cannot be used prints nothing
     writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
     for pieces in writing:
         if stream:

@@ -1,4 +1,4 @@
-"""Print a command's help: `-h` shows what people use most, `--help` all, `--help SECTION` one section."""
+"""Print a command's help: `-h` shows what people use most, `--help` all options, `--help SECTION` one section."""
 
 import dataclasses
 import inspect
@@ -16,14 +16,14 @@ from minigpt.cli.fields import Argument, metavar, without_none
 from minigpt.errors import UserError, nearest
 
 INDENT = 26
-"""Where the text of an option begins."""
+"""Column where the text of an option begins."""
 MOST_WIDTH = 110
-"""Longer lines are hard to read, however wide the terminal is."""
+"""Longer lines are hard to read, also on a wide terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An option: its dotted path, how it is written, what it takes, its text, its default."""
+    """An option: its dotted path, its spelling, what it takes, its text, its default."""
 
     path: str
     spelled: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Some options under one title."""
+    """Options under one title."""
 
     about: str
     rows: Sequence[Row]
@@ -42,7 +42,8 @@ class Section:
 
 def config_sections(command: str) -> dict[str, Any]:
     """The sections of the config tree that a command takes, by name."""
-    from minigpt.config import RunConfig  # here, so that the help of other commands comes without it, in half the time
+    # imported here, because other commands' help needs no config and is twice as fast without it
+    from minigpt.config import RunConfig
 
     fields = RunConfig.model_fields
     hidden = () if command in ("finetune", "sweep") else ("finetune", "lora")
@@ -52,16 +53,16 @@ def config_sections(command: str) -> dict[str, Any]:
 def print_help(
     kind: type, arguments: Sequence[Argument], command: str, config: Mapping[str, Any], words: Sequence[str]
 ) -> None:
-    """Print what the words ask for.
+    """Print the help that the words ask for.
 
     Args:
-        kind: the command's dataclass; COMMON, if it has that, are the paths of the options that -h shows.
+        kind: the command's dataclass; COMMON, if it has that, lists the paths of the options that -h shows.
         arguments: of `kind`.
         command: "train", for the usage line.
         config: from `config_sections`; {} for a command that takes none.
-        words: what was typed, with -h, --help, or --help and a section's name.
+        words: the words that the person typed, with -h, --help, or --help and a section's name.
 
-    Raises UserError for a section that is not there.
+    Raises UserError for a section that does not exist.
     """
     sections = {name: part for name, part in _sections(arguments, config).items() if part.rows}
     after = list(words[words.index("--help") + 1 :][:1]) if "--help" in words else []
@@ -92,7 +93,7 @@ def print_help(
 
 
 def _sections(arguments: Sequence[Argument], config: Mapping[str, Any]) -> dict[str, Section]:
-    """All options of a command by section; those that are settings of generation have a section of their own."""
+    """All options of a command by section; settings of generation have their own section."""
     how = "-h shows what people use most, --help all, --help SECTION one section, such as --help model."
     own, generation = [Row("help", "-h, --help", "", how if config else "Show this help.", "")], []
     for flag in (argument for argument in arguments if not argument.positional):
@@ -120,7 +121,7 @@ class _Page:
         self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def head(self, kind: type, arguments: Sequence[Argument], command: str) -> None:
-        """The usage line, the command's docstring, and its positional words."""
+        """Print the usage line, the command's docstring, and its positional words."""
         places = [argument for argument in arguments if argument.positional]
         usage = ["[-h]", "[OPTIONS]"]
         for place in places:
@@ -140,7 +141,7 @@ class _Page:
             self.section("positional arguments", Section("", rows))
 
     def _example(self, line: str) -> str:
-        """A command, with a backslash between its flags where it is too long for one line."""
+        """A command, with a backslash between its flags if it is too long for one line."""
         parts, (first, *flags) = [], re.split(r" (?=--[a-z])", f"    {line.strip()}")
         for flag in flags:
             if len(first) + len(flag) + 3 > self.width:
@@ -151,12 +152,12 @@ class _Page:
         return "\n".join([*parts, first])
 
     def paragraph(self, text: str, indent: str = "") -> None:
-        """A text, and an empty line."""
+        """Print a text, and an empty line."""
         self._lines(text, indent)
         self.console.print()
 
     def section(self, title: str, section: Section) -> None:
-        """A title, and each option: its text stands beside it, or below where the option is long."""
+        """Print a title, and each option; its text is to the right, or below if the option is long."""
         self.console.print(Text(f"{title}:", "bold"))
         if section.about:
             self._lines(section.about, "  ")
@@ -192,7 +193,7 @@ def _default(argument: Argument) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A default as one writes it; "" for nothing."""
+    """A default as a person would write it; "" for nothing."""
     if isinstance(value, (tuple, list)):
         return " ".join(map(str, value))
     return "" if value is None or value == {} else str(value)

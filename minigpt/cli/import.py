@@ -1,4 +1,4 @@
-"""minigpt import."""
+"""Import a model of another program: `minigpt import`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,16 +9,16 @@ from minigpt.console import counted, loading, out, out_json
 
 @dataclass(frozen=True)
 class Import:
-    """Bring in a model that another program made, as a run: to evaluate, explain, fine-tune, chat with.
+    """Import a model that another program made, as a run: to evaluate, explain, fine-tune or chat with it.
 
     minigpt import SmolLM2-135M --out runs/smol
     minigpt import model.gguf
     minigpt import out-shakespeare-char/ckpt.pt --tokenizer data/shakespeare_char/input.txt
     minigpt import stories15M.bin --tokenizer tokenizer.bin
 
-    It reads Hugging Face directories (GPT-2, Qwen3, Llama and models of their shape), GGUF files of the same (fp32,
-    fp16, bf16, q8_0, q4_0), nanoGPT's ckpt.pt, and llama2.c's .bin. A model with a part that minigpt does not have is
-    refused by the name of that part. Nothing in a file is run. To go on training: minigpt finetune RUN my.txt.
+    It reads Hugging Face directories (GPT-2, Qwen3, Llama and models of the same architecture), GGUF files of these
+    (fp32, fp16, bf16, q8_0, q4_0), nanoGPT's ckpt.pt, and llama2.c's .bin. A model with a part that minigpt does not
+    have is refused; the error names the part. No code in a file is run. To train further: minigpt finetune RUN my.txt.
     """
 
     source: Positional[PathText]

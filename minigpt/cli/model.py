@@ -1,4 +1,4 @@
-"""minigpt model."""
+"""Show what a model costs: `minigpt model inspect`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     recipe = str(RunFolder(folder).config) if folder and folder.is_dir() else args.what
     config, _ = config_from([recipe] if recipe else [], overrides)
     shape = config.model
-    if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take what that would say at most
+    if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take the largest that it could give
         from minigpt.tokenizers.words import WIKITEXT_2
 
         ids = config.tokenizer.vocab_size
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
-    """All figures as plain values, of a shape whose vocabulary is known, trained as the config says."""
+    """All figures as plain values, for a shape whose vocabulary is known, trained as the config says."""
     from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
     from minigpt.runtime.memory_estimate import inference_memory, memory_of_run
 
@@ -86,7 +86,7 @@ def _show(report: dict[str, Any]) -> None:
         name = f"training, {report['batch_size']} sequences" if kind == "training" else "inference"
         table.add_row(name, *(f"{value / 1e6:,.1f}" for value in bytes_))
     console.print(table)
-    table = Table("module", "in", "out", box=None, title="shapes (one sequence; every block is alike)")
+    table = Table("module", "in", "out", box=None, title="shapes (one sequence; all blocks are equal)")
     for row in report["shapes"]:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console.print(table)

@@ -1,4 +1,4 @@
-"""minigpt plot."""
+"""Draw runs: `minigpt plot`."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ DEFAULT = "loss,perplexity"
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw one or more runs over each other, as PNG or SVG: loss, perplexity, rates, speed, or what scale buys.
+    """Draw one or more runs in one picture, PNG or SVG: loss, perplexity, rates, speed, or loss against size.
 
     minigpt plot runs/my
     minigpt plot runs/my --what all
     minigpt plot runs/a runs/b --what bpb,throughput --x tokens --out compare.svg
     minigpt plot runs/sweep --what scaling
 
-    Faint: what was logged; thin: its running mean; bold with dots: validation. Runs that differ in their seed alone are
-    one curve, their mean, in a band of the sample standard deviation. Floors are drawn where every run has the same,
-    from its end or from minigpt eval RUN --save. Losses per token compare only under one tokenizer, bits per byte
-    always. Scaling is the best validation loss over parameters, tokens and FLOPs, with a power law through the frontier
-    where three runs or more lie on it. What a run has not logged is left out, and said.
-    Needs matplotlib: pip install 'minigpt[plot]'. Of texts and tokenizers: minigpt data inspect --plot, minigpt
-    tokenizer inspect --plot.
+    Faint lines are what was logged, thin lines the running mean, bold lines with dots the validation. Runs that differ
+    only in their seed are one curve, their mean, in a band of the sample standard deviation. Floors (measured at the
+    end of a run, or by minigpt eval RUN --save) are drawn if all runs have the same ones. Compare losses per token only
+    with one tokenizer; you can always compare bits per byte. Scaling is the best validation loss against parameters,
+    tokens and FLOPs, with a power law through the frontier if three runs or more are on it. If a run has not logged
+    something, it is left out and a line says so. Needs matplotlib: pip install 'minigpt[plot]'. To draw texts and
+    tokenizers: minigpt data inspect --plot, minigpt tokenizer inspect --plot.
     """
 
     runs: Positional[tuple[PathText, ...]]
@@ -37,17 +37,17 @@ class Plot:
     """Panels, with commas between: loss, perplexity, bpb (bits per byte), learning-rate, gradient-norm, throughput; or
     all; or scaling."""
     out: PathText | None = None
-    """File to write, .png or .svg (default: plots/WHAT.png in the run or folder that is named first; plots/compare.png
+    """File to write, .png or .svg (default: plots/WHAT.png in the first run or folder; plots/compare.png
     for the loss of several)."""
     format: Literal["png", "svg"] | None = None
-    """Kind of picture where --out is left out (default: png)."""
+    """Kind of picture if --out is left out (default: png)."""
     x: Literal["step", "tokens", "minutes"] | None = None
-    """What the horizontal axis counts (default: step); scaling has its own."""
+    """What the horizontal axis counts (default: step); scaling has its own axes."""
     seeds: Literal["band", "lines"] = "band"
-    """Runs that differ in their seed alone: their mean with a band (scaling: a bar), or each by itself."""
+    """How to draw runs that differ only in their seed: their mean with a band (scaling: a bar), or each by itself."""
     json: bool = False
-    """Print one JSON object: path, runs (a list of {run, step, loss, val_loss, best_val_loss, best_step}; null where
-    nothing was logged), scaling (of --what scaling: {unit, points, fits}, see docs/howto/plots.md; else null)."""
+    """Print one JSON object: path, runs (a list of {run, step, loss, val_loss, best_val_loss, best_step}; null if
+    nothing was logged), scaling (with --what scaling: {unit, points, fits}, see docs/howto/plots.md; else null)."""
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     paths = run_folders(args.runs)
     named = [Path(word) for word in args.runs]
     new = [path for path in paths if path not in named and not RunFolder(path).metrics.is_file()]
-    if new and len(new) < len(paths):  # of a sweep that is still under way
+    if new and len(new) < len(paths):  # in a sweep that still runs
         tell(f"no metrics yet, left out: {', '.join(path.name for path in new)}")
         paths = [path for path in paths if path not in new]
     paths = readable(paths, tell)
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def _what(args: Plot) -> str:
-    """The panels, without spaces. Raises UserError for what cannot stand together."""
+    """The panels, without spaces. Raises UserError for panels that cannot be drawn together."""
     words = [word.strip() for word in args.what.split(",")]
     if len(words) > 1 and {"all", "scaling"} & set(words):
         raise UserError("--what all and --what scaling are pictures by themselves; draw them one after another")

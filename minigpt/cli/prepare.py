@@ -1,4 +1,4 @@
-"""minigpt prepare."""
+"""Turn text into token files: `minigpt prepare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from minigpt.console import console, out, out_json, progress_bars, tell
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into token files, as training would; training on the same text then starts at once.
+    """Turn text into token files, as training would do; training on the same text then starts at once.
 
     minigpt prepare my.txt
     minigpt prepare notes/ --tokenizer.kind bpe --tokenizer.vocab-size 8192 --out prepared/
     minigpt prepare recipes/shakespeare-char.yaml --json
     cat *.txt | minigpt prepare - --data.clean '[newlines, nfc]'
 
-    A directory's files, JSON lines and stories are documents, each wholly in one split; a plain text is cut 90/10.
+    The files of a directory, JSON lines and stories are documents, each whole in one split; a plain text is cut 90/10.
     The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
     """
 
@@ -27,7 +27,7 @@ class Prepare:
     """A recipe (.yaml or a shipped name), data (file, directory, glob, .jsonl, .gz, a named text such as stories or
     text8, hf:NAME, - for standard input), or both."""
     out: Path | None = None
-    """Directory to write in place of the cache; it must not hold anything else."""
+    """Directory to write instead of the cache; it must be empty."""
     json: bool = False
     """Print one JSON object: directory, and what its meta.json says: version, key, source, encoding, clean,
     val_fraction, eos, skipped, tokenizer, splits {name: tokens, bytes, chars, words, documents, sha256}."""

@@ -1,4 +1,4 @@
-"""Many prompts from a file, answers as JSON lines."""
+"""Answer many prompts from a file, as JSON lines."""
 
 import errno
 import json
@@ -23,13 +23,14 @@ from minigpt.runs.load import LoadedRun
 from minigpt.tokenizers.base import valid_unicode
 
 MOST = 1 << 26
-"""Bytes of a file of prompts."""
+"""Largest file of prompts, in bytes."""
 MOST_SEED = 2**62
 OTHER = "choose another --out"
 
 
 def read_prompts(file: str) -> list[dict[str, Any]]:
-    """[{"prompt": ..., more of the row's keys}] of a JSON file, or of a text with a prompt a line; empty ones are none.
+    """[{"prompt": ..., more of the row's keys}] from a JSON file, or from a text with one prompt per line; empty lines
+    are skipped.
 
     Raises UserError with the line's number.
     """
@@ -62,7 +63,7 @@ def answer_all(
 ) -> int:
     """Write {"prompt", "seed", "samples": [{"text", "reason", "tokens", ...}], other keys of the line} for each prompt.
 
-    Raises UserError. The file `out` is written whole at the end, or not at all.
+    Raises UserError. The file `out` is written at the end, whole or not at all.
     """
     if batch_size < 1:
         raise GenerationError(f"--batch-size {batch_size}: give 1 or more")
@@ -86,12 +87,12 @@ def answer_all(
 
 
 def _check_free(target: Path) -> None:
-    """Raises UserError if the file is there, or cannot be made: said before the work."""
+    """Raise UserError if the file exists or cannot be made, before the work begins."""
     try:
         if find(target):
             raise GenerationError(f"{target} exists; choose another --out, or remove it")
         if not os.access(target.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "its folder is not there or not yours")
+            raise PermissionError(errno.EACCES, "its folder does not exist or is not yours")
     except OSError as error:
         raise storage_error(target, error, OTHER) from None
 
@@ -100,7 +101,8 @@ def _answers(
     records: list[dict[str, Any]], batch_size: int, run: LoadedRun, config: GenerationConfig, draft: GPT | None
 ) -> Iterator[dict[str, Any]]:
     texts = [clean_text(record["prompt"], run.config.data.clean) for record in records]
-    prompts = encode_prompts(texts, run.tokenizer, run.model.config.max_seq_len)  # all at once: a warning comes once
+    # all together, so that a warning comes once
+    prompts = encode_prompts(texts, run.tokenizer, run.model.config.max_seq_len)
     for first in range(0, len(records), batch_size):
         some = records[first : first + batch_size]
         seeds = [record.get("seed", config.seed) for record in some]

@@ -1,4 +1,4 @@
-"""minigpt quantize."""
+"""Write a run with 8 or 4 bits per weight: `minigpt quantize`."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -17,25 +17,25 @@ class Quantize:
     minigpt quantize runs/my --group 32 --out runs/small
     minigpt generate runs/my-int4 --precision int4
 
-    What it writes is a run: every command takes it. Generating with --precision int8 or int4 uses the very integers on
-    the disk; all else computes with them in fp32. Training does not go on from it; fine-tuning does.
+    The result is a run: every command takes it. Generating with --precision int8 or int4 uses the integers themselves;
+    all other commands turn them into fp32. You cannot resume training from it, but you can fine-tune it.
     """
 
     run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     bits: Literal["8", "4"] = "4"
-    """Of the matrices in the blocks; 8 loses next to nothing."""
+    """Bits of the matrices in the blocks; 8 lose almost nothing."""
     group: Literal["32", "64", "128"] = "64"
-    """With 4 bits: numbers that share a scale. Fewer are more exact, at 16/group bits a number."""
+    """With 4 bits: numbers that share a scale. Smaller groups are more exact, and cost 16/group bits per number."""
     embedding_bits: Literal["8", "4"] = "8"
-    """With 4 bits: of the embedding, the positions and the head, which suffer more from 4."""
+    """With 4 bits: bits of the embedding, the positions and the head, which lose more with 4."""
     out: PathText | None = None
-    """The run to write (default: RUN-int4 or RUN-int8, beside the run)."""
+    """The run to write (default: RUN-int4 or RUN-int8, next to the run)."""
     tokens: int = 16384
     """Tokens of the validation text to measure bits per byte on, before and after; 0: do not measure."""
     json: bool = False
     """Print one JSON object: run, path, bits, group (null with 8 bits), embedding_bits, weights (how many),
-    bytes_before, bytes_after, bits_per_weight (on the disk), bits_per_byte_before, bits_per_byte_after (null where not
+    bytes_before, bytes_after, bits_per_weight (on the disk), bits_per_byte_before, bits_per_byte_after (null if not
     measured), tokens (measured on)."""
 
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         out_json(report)
         return 0
     sizes = f"{done.bytes_before / 1e6:,.2f} MB -> {done.bytes_after / 1e6:,.2f} MB"
-    line = f"{done.path}: {sizes}, {done.bits_per_weight:.2f} bits a weight"
+    line = f"{done.path}: {sizes}, {done.bits_per_weight:.2f} bits per weight"
     if before is not None:
         line += f"; bits per byte {before:.4f} -> {after:.4f} on {counted(count, 'validation token')}"
     out(line)
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
-    """(bits per byte of the one run, of the other, tokens); None, None, 0 where the run has no text of its own."""
+    """(bits per byte of the first run, of the second, tokens); None, None, 0 if the run has no text of its own."""
     from minigpt.evals import TokenText, evaluate
     from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run

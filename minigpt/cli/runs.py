@@ -1,4 +1,4 @@
-"""`minigpt runs list | show | diff | compare | receipt`."""
+"""Look at runs: `minigpt runs list | show | diff | compare | receipt | consolidate`."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ usage: minigpt runs list|show|diff|compare|receipt|consolidate [...]        each
   minigpt runs list "lr*" --sort minutes
   minigpt runs show runs/my
   minigpt runs diff runs/my runs/my-2
-  minigpt runs compare runs/sweep                a sweep's runs, seeds together
+  minigpt runs compare runs/sweep                a sweep's runs, seeds averaged
   minigpt runs receipt runs/my                   one line that repeats the run
   minigpt runs consolidate runs/my               one file of a checkpoint that several processes wrote in parts
 """
@@ -32,7 +32,7 @@ Column = Literal["name", "state", "data", "parameters", "steps", "best_val_loss"
 
 @dataclass(frozen=True)
 class List:
-    """List the runs, those of sweeps too.
+    """List the runs, also those of sweeps.
 
     minigpt runs list
     minigpt runs list "shakespeare*" --sort best_val_loss
@@ -43,18 +43,18 @@ class List:
     runs_dir: PathText = PathText("runs")
     """The folder of the runs."""
     sort: Column | None = None
-    """Column to sort by, the smallest first (default: the newest run first)."""
+    """Column to sort by, the smallest value first (default: the newest run first)."""
     reverse: bool = False
-    """The other way round."""
+    """Reverse the order."""
     json: bool = False
     """Print one JSON object: runs (a list of {name, path, started, state, data, parameters, steps, best_val_loss,
-    bits_per_byte, minutes}; null where nothing was logged). Bits per byte are those of the best evaluation; started is
-    when the run was begun, or last continued."""
+    bits_per_byte, minutes}; null if nothing was logged). Bits per byte are those of the best evaluation; started is
+    when the run was started, or last continued."""
 
 
 @dataclass(frozen=True)
 class Show:
-    """Show one run: what was set, how it ended, what is on the disk.
+    """Show one run: its settings, how it ended, what is on the disk.
 
     minigpt runs show runs/my
     """
@@ -62,13 +62,13 @@ class Show:
     run: Positional[PathText]
     """A run directory."""
     json: bool = False
-    """Print one JSON object: the keys of list, and settings (the fewest that make its config), receipt, metrics (the
+    """Print one JSON object: the keys of list, and settings (those that are not the defaults), receipt, metrics (the
     last line), sample (the last), checkpoints (a list of {name, bytes}), incidents."""
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Show in what two runs differ: settings, data, versions, and how they ended.
+    """Show how two runs differ: settings, data, versions, and how they ended.
 
     minigpt runs diff runs/my runs/my-2
     """
@@ -83,33 +83,33 @@ class Diff:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: a table, and their curves over each other. The table has a column for each run, the best first: its
-    results, then the settings that differ. Runs that differ in their seed alone are one column, and one curve: the
+    """Compare runs: a table, and their curves in one picture. The table has a column for each run, the best first: its
+    results, then the settings that differ. Runs that differ only in their seed are one column, and one curve: the
     mean, with a band.
 
     minigpt runs compare runs/a runs/b runs/c
     minigpt runs compare runs/sweep --x minutes --out sweep.svg
 
-    A spread, and half a band, is the sample standard deviation over the seeds; of one run there is none. Runs with
-    different tokenizers are drawn by bits per byte. Other pictures: minigpt plot.
+    The spread, and half of the band, is the sample standard deviation over the seeds; one run has none. Runs with
+    different tokenizers are drawn in bits per byte. For other pictures see minigpt plot.
     """
 
     runs: Positional[tuple[PathText, ...]]
     """Run directories, or folders of runs such as a sweep's."""
     out: PathText | None = None
-    """Picture to write, .png or .svg (default: compare.png beside the first run)."""
+    """Picture to write, .png or .svg (default: compare.png next to the first run)."""
     plot: bool = True
     """Draw the curves (needs the plot extra)."""
     x: Literal["step", "tokens", "minutes"] = "step"
     """What the picture's horizontal axis counts."""
     json: bool = False
     """Print one JSON object: groups (a list of {runs, seeds, settings, mean, deviation}, the best first; mean and
-    deviation by best_val_loss, bits_per_byte and minutes), cautions, plot (a path, or null)."""
+    deviation have best_val_loss, bits_per_byte and minutes), cautions, plot (a path, or null)."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Print one shell line that repeats the run; versions and the data's sha256 follow as its comment.
+    """Print one shell line that repeats the run, followed by a comment with the versions and the data's sha256.
 
     minigpt runs receipt runs/my
     minigpt runs receipt runs/my --flags > repeat.sh
@@ -118,18 +118,18 @@ class Receipt:
     run: Positional[PathText]
     """A run directory."""
     flags: bool = False
-    """Every setting on the line in place of the path of the run's config: for a machine that has only the data."""
+    """Every setting as a flag, instead of the path of the run's config: for a machine that has only the data."""
     json: bool = False
     """Print one JSON object: command."""
 
 
 @dataclass(frozen=True)
 class Consolidate:
-    """Make one file of each checkpoint that several processes wrote in parts (--parallel.sharded-checkpoints true).
+    """Turn each checkpoint that several processes wrote in parts into one file (--parallel.sharded-checkpoints true).
 
     minigpt runs consolidate runs/my
 
-    Every command reads such checkpoints as they are, too; other programs want model.safetensors whole.
+    Every command also reads checkpoints in parts; other programs need one whole model.safetensors.
     """
 
     run: Positional[PathText]
@@ -300,7 +300,7 @@ def _consolidate(args: Consolidate) -> None:
 
 
 def groups_json(groups: "Sequence[Group]") -> list[dict[str, Any]]:
-    """The groups, JSON-able."""
+    """The groups, as values for JSON."""
     return [
         {
             "runs": [str(run.path) for run in group.runs],
@@ -314,7 +314,7 @@ def groups_json(groups: "Sequence[Group]") -> list[dict[str, Any]]:
 
 
 def show_groups(groups: "Sequence[Group]") -> None:
-    """A table of the groups, the best first: a column for each, results first, then the settings that differ."""
+    """Print a table of the groups, the best first: a column for each, results first, then the settings that differ."""
     figures = (("best val", "best_val_loss", 4), ("bits/byte", "bits_per_byte", 4), ("minutes", "minutes", 2))
     rows = [(title, *(spread(group, key, digits) for group in groups)) for title, key, digits in figures]
     if any(len(group.runs) > 1 for group in groups):
@@ -325,13 +325,13 @@ def show_groups(groups: "Sequence[Group]") -> None:
 
 
 def group_name(group: "Group") -> str:
-    """my, or: my and 2 more."""
+    """A name for the group: my, or: my and 2 more."""
     name, more = group.runs[0].name, len(group.runs) - 1
     return f"{name} and {more} more" if more else name
 
 
 def titled(title: str, values: dict[str, Any]) -> None:
-    """A heading, and a line for each value; nothing if there are none."""
+    """Print a heading, and a line for each value; nothing if there are no values."""
     if values:
         width = max(map(len, values))
         out("\n".join([title, *(f"  {name:<{width}}  {plain(value)}" for name, value in values.items())]) + "\n")
@@ -349,7 +349,7 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def spread(group: "Group", key: str, digits: int = 4) -> str:
-    """1.2346 ± 0.0012, the mean of a figure over the seeds; without the spread where there is none."""
+    """1.2346 ± 0.0012: the mean of a figure over the seeds, and its spread if there is one."""
     mean, deviation = figure(group.mean[key], digits), group.deviation[key]
     return mean if deviation is None else f"{mean} ± {figure(deviation, digits)}"
 

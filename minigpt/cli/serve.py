@@ -1,4 +1,4 @@
-"""minigpt serve."""
+"""Serve runs: `minigpt serve`."""
 
 import importlib.util
 import os
@@ -22,24 +22,24 @@ class Serve:
     minigpt serve runs/my --port 8080
     minigpt serve runs/my --host 0.0.0.0 --api-key "a long secret"
 
-    A client's base URL is http://127.0.0.1:8000/v1, and a model's name is the run's: my, my@500 for the checkpoint of
-    step 500, my+pirate for an adapter. Many texts are written at once, and each is what it would be alone.
+    A client's base URL is http://127.0.0.1:8000/v1, and a model has the run's name: my; my@500 for the checkpoint of
+    step 500; my+pirate for an adapter. Many texts are written at once; each text is the same as if it were alone.
 
-    Only this machine can reach the server, unless --host says otherwise; then every client must send a key.
+    Only this machine can reach the server, unless you give --host; then every client must send a key.
     """
 
     COMMON: ClassVar = ("host", "port", "api_key", "open", "precision")
 
     runs: Positional[tuple[PathText, ...]] = ()
-    """Run directories, checkpoints or Hugging Face directories; they are loaded at once (default: all below runs/, each
+    """Run directories, checkpoints or Hugging Face directories, loaded at the start (default: all runs in runs/, each
     loaded at its first use)."""
     host: str = "127.0.0.1"
-    """The address to listen at; 0.0.0.0 lets other machines in."""
+    """The address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
     """The port; 0 takes a free one."""
     api_key: str | None = None
-    """The key that clients must send (default: none on this machine alone, else a new one, which is printed). It is
-    also read from MINIGPT_API_KEY, where other users of this machine cannot see it."""
+    """The key that clients must send (default: none if only this machine can reach the server, else a new one, which is
+    printed). It is also read from MINIGPT_API_KEY, which other users of this machine cannot see."""
     allow_host: tuple[str, ...] = ()
     """Other names of this server, such as that of a proxy in front of it."""
     open: bool = False
@@ -49,17 +49,17 @@ class Serve:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
-    """Of the weights, as of minigpt generate."""
+    """Precision of the weights, as in minigpt generate."""
     memory: float | None = None
-    """Gigabytes of all models together (default: half of what is free)."""
+    """Gigabytes for all models together (default: half of the free memory)."""
     max_texts: int = 256
     """Texts that a model writes at once."""
     max_queue: int = 512
-    """Texts that wait; a client above it is told to try again."""
+    """Texts that may wait; a client above this number is told to try again."""
     max_tokens: int = 4096
-    """New tokens of one text at most."""
+    """Largest number of new tokens in one text."""
     max_seconds: float = 300.0
-    """Time of one request at most."""
+    """Longest time of one request, in seconds."""
 
 
 def main(argv: list[str]) -> int:
@@ -105,13 +105,13 @@ def main(argv: list[str]) -> int:
 
 
 def check_installed(names: Sequence[str] = NEEDED) -> None:
-    """Raises UserError for packages that are not here."""
+    """Raise UserError for packages that are not installed."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise UserError(f"minigpt serve needs {' and '.join(missing)}; install with: pip install 'minigpt[serve]'")
 
 
 def _key(given: str | None) -> str | None:
-    """The key of the flag, else of the environment. Raises UserError for one that no header can carry."""
+    """The key of the flag, else of the environment. Raises UserError for a key that a header cannot hold."""
     key = given if given is not None else os.environ.get("MINIGPT_API_KEY")
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise UserError("--api-key: use letters, digits and signs of ASCII, without spaces around them")

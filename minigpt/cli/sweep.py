@@ -1,4 +1,4 @@
-"""minigpt sweep."""
+"""Train with every combination of some values: `minigpt sweep`."""
 
 import shlex
 from collections.abc import Iterable
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepArgs:
-    """Train under every combination of the values given: several to a setting, with commas between.
+    """Train with every combination of the given values: several values of one setting are separated by commas.
 
     minigpt sweep recipe.yaml --optimizer.learning-rate 0.01,0.02,0.04 --train.seed 1,2,3
     minigpt sweep my.txt --model.num-layers 2,4 --train.max-steps 500 --devices cuda:0,cuda:1
     minigpt sweep runs/my questions.jsonl --lora.rank 4,16
     minigpt sweep my.txt --data.clean "[nfc,lower],[]" --train.sample-prompt '"Oh, "'
 
-    A comma inside [] or quotes separates nothing: so is a list, or a text with a comma, one value. Settings of logging
-    are not swept. Each run goes to runs/SWEEP under a name that says its values, in a process of its own; NAME.log has
-    what it printed.
+    A comma inside [] or quotes does not separate values: a list, or a quoted text with a comma, is one value. Settings
+    of logging are not swept. Each run is a process of its own and is written to runs/SWEEP, under a name that contains
+    its values; NAME.log has its output.
 
-    The same command goes on where it was cut off: a finished run is left, an unfinished one continued, a failed one
-    tried again. A run that fails is noted and the sweep goes on; the exit code is then 1. Ctrl-C saves and stops.
+    The same command continues an interrupted sweep: finished runs are kept, an unfinished run continues, a failed run
+    is tried again. If a run fails, the sweep continues; the exit code is then 1. Ctrl-C saves and stops.
     """
 
     COMMON: ClassVar = (
@@ -55,7 +55,7 @@ class SweepArgs:
     )
 
     what: Positional[tuple[PathText, ...]] = ()
-    """As for train: a recipe, data, or both. As for finetune: a run, checkpoint or Hugging Face directory, and data."""
+    """As in train: a recipe, data, or both. As in finetune: a run, checkpoint or Hugging Face directory, and data."""
     name: Name | None = None
     """Name of the sweep: runs/NAME (default: from the recipe or the data, with -sweep)."""
     devices: str | None = None
@@ -63,9 +63,9 @@ class SweepArgs:
     dry_run: bool = False
     """List what would run, and stop."""
     budget: str | None = None
-    """What each run may take, as --budget of train: 90s, 10m, 2h or 1e15flops."""
+    """Budget of each run, as --budget of train: 90s, 10m, 2h or 1e15flops."""
     tiny_run: bool = False
-    """Shrink every run to about a minute of CPU, as --tiny-run of train, to see that the sweep works."""
+    """Shrink every run to about a minute of CPU, as --tiny-run of train, to check that the sweep works."""
     json: bool = False
     """Print one JSON object: sweep, runs (a list of {name, state, error, settings, and the figures of runs list}, the
     best first), groups (as runs compare). With --dry-run: sweep, runs (a list of {name, state, command})."""
@@ -97,12 +97,12 @@ def main(argv: list[str]) -> int:
 
 
 def split_grid(argv: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
-    """Take the config flags out of a command line, those of several values apart.
+    """Take the config flags out of a command line, and separate the flags with several values.
 
     split_grid(["my.txt", "--train.seed", "1,2", "--model.bias=true,false", "--data.clean", "[nfc,lower]"])
         -> ({"train.seed": [1, 2], "model.bias": [True, False]}, {"data.clean": ["nfc", "lower"]}, ["my.txt"])
 
-    Raises ConfigError for a flag without its value, an empty value or one that comes twice.
+    Raises ConfigError for a flag without a value, an empty value or one that is given twice.
     """
     grid: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
@@ -124,12 +124,12 @@ def split_grid(argv: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any], l
 
 
 def at_commas(text: str) -> list[str]:
-    """at_commas('a,[b,c],"d,e"') -> ["a", "[b,c]", '"d,e"']: cut where neither brackets nor quotes are open."""
+    """at_commas('a,[b,c],"d,e"') -> ["a", "[b,c]", '"d,e"']: split at commas outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for place, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
-        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word opens nothing
+        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word opens no quote
             quote = char if char in text[place + 1 :] else ""
         else:
             depth += (char in "[{") - (char in "]}")
@@ -141,7 +141,7 @@ def at_commas(text: str) -> list[str]:
 
 
 def _value(flag: str, path: str, part: str) -> Any:
-    """One value, as a flag's is read; text that quotes keep whole, without them."""
+    """One value, read as a flag's value; a quoted text loses its quotes."""
     quoted = "," in part and part[0] == part[-1] and part[0] in "\"'"
     return parse_yaml(part, flag) if quoted else flag_value(flag, path, part)
 
@@ -151,7 +151,7 @@ def _repeated(values: list[Any]) -> list[Any]:
 
 
 def _flags(args: SweepArgs, given: Iterable[str]) -> tuple[str, ...]:
-    """What every run's command has besides settings. Raises UserError."""
+    """Flags that every run's command gets in addition to its settings. Raises UserError."""
     if args.budget is None:
         return ("--tiny-run",) if args.tiny_run else ()
     if args.tiny_run:
@@ -164,7 +164,7 @@ def _flags(args: SweepArgs, given: Iterable[str]) -> tuple[str, ...]:
 
 
 def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], flags: tuple[str, ...]) -> "Sweep":
-    """What to run. Raises ConfigError with every mistake."""
+    """Decide what to run. Raises ConfigError with every mistake."""
     if not grid:
         raise UserError("nothing to sweep; give a setting several values, such as --optimizer.learning-rate 0.01,0.02")
     if "logging.name" in fixed:
@@ -191,7 +191,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
         resolve = resolver(path)
         if not args.what and "data.source" not in grid.keys() | fixed.keys():
             raise UserError("name a text or a recipe, for example: minigpt sweep my.txt --train.seed 1,2")
-        if not (recipe or flags or set(LENGTHS) & {*grid, *fixed}):  # a text alone would have a plan for each run
+        # if it has only a text, each run would make its own plan
+        if not (recipe or flags or set(LENGTHS) & {*grid, *fixed}):
             fixed = {**fixed, "train.max_steps": RunConfig().train.max_steps}
     if base and flags:
         raise UserError(f"{flags[0]}: is for training from nothing; leave it out, or the model that you named")
@@ -203,7 +204,7 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
 
 
 def _is_model(path: Path) -> bool:
-    """Whether finetune would start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
+    """Whether finetune could start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
     inside = any((path / name).is_file() for name in (CONFIG, MANIFEST, "config.json"))
     return inside or (is_pointer(path) and path.parent.name == CHECKPOINTS)
 
@@ -223,7 +224,7 @@ def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
 
 
 def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
-    """The table of the runs, the best first; then, where seeds were swept, what remains of them on average."""
+    """Print the table of the runs, the best first; then, if seeds were swept, the means over the seeds."""
     from minigpt.runs.compare import grouped
 
     records = progress.records()

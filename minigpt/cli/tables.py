@@ -1,4 +1,4 @@
-"""Plain tables on standard output: as wide as the terminal at most, whole in a pipe; no line ends in blanks."""
+"""Print plain tables: at most as wide as the terminal, whole in a pipe; no line ends in blanks."""
 
 import shutil
 import sys
@@ -11,28 +11,30 @@ from minigpt.console import harmless, out
 
 GAP = 2
 LEAST = 12
-"""A column of words is not made narrower."""
+"""Smallest width of a column of words."""
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int, spare: Sequence[str] = ()) -> None:
-    """Print a table, one line a row.
+    """Print a table, one line per row.
 
     Args:
         head: names of the columns.
         rows: their cells.
-        text: the first columns that are words; the rest are figures.
-        spare: names of columns to leave out where the terminal is narrow, the first one first.
+        text: how many of the first columns are words; the others are figures.
+        spare: names of columns to leave out if the terminal is narrow, the first one first.
     """
     out("\n".join(table(head, rows, text, _width(), spare)))
 
 
 def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column has names and whose others are things to compare: blocks of so many as fit."""
+    """Print a table whose first column has names and whose other columns are compared, in blocks of as many columns as
+    fit.
+    """
     out("\n".join(columns(head, rows, _width())))
 
 
 def show_line(text: str, indent: int = 0) -> None:
-    """Print a line; on a terminal it breaks between words, and goes on after so many blanks."""
+    """Print a line; a terminal breaks it between words, and indents the next lines by `indent` blanks."""
     width = _width() or max(1, len(text))
     lines = textwrap.wrap(
         text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
@@ -43,7 +45,7 @@ def show_line(text: str, indent: int = 0) -> None:
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], text: int, width: int | None, spare: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of `show_table`. Words that still have no room lose their middle."""
+    """The lines of `show_table`. If there is still no room for words, their middle is left out."""
     cells = [[harmless(cell).replace("\n", "\\n") for cell in row] for row in (head, *rows)]
     kept = list(range(len(head)))
     widths = [max(cell_len(row[place]) for row in cells) for place in kept]
@@ -69,7 +71,7 @@ def table(
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """The lines of `show_columns`, an empty line between two blocks."""
+    """The lines of `show_columns`, with an empty line between two blocks."""
     widths = [GAP + max(cell_len(row[place]) for row in (head, *rows)) for place in range(len(head))]
     room = sum(widths) if width is None else width + GAP
     lines: list[str] = []
@@ -94,5 +96,5 @@ def shortened(text: str, width: int) -> str:
 
 
 def _width() -> int | None:
-    """Cells of a line; None where no terminal limits it."""
+    """Columns of the terminal; None if no terminal limits a line."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

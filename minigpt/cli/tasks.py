@@ -1,4 +1,4 @@
-"""What `eval --tasks` prints: a table with a line for each figure of each task."""
+"""Print the results of `eval --tasks`: a table with a line for each figure of each task."""
 
 import logging
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from minigpt.console import console, out, out_json
 
 
 def report_tasks(run: Any, name: str, tasks: str, json: bool, **settings: Any) -> None:
-    """Evaluate a loaded run on tasks, and print how well; the rest are the words and flags of `eval`."""
+    """Evaluate a loaded run on tasks, and print the results; the other arguments are words and flags of `eval`."""
     from rich.progress import Progress
 
     from minigpt.evals import evaluate_tasks
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task leaves alone
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every default that a task leaves unset
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
         report = evaluate_tasks(
@@ -32,7 +32,7 @@ def report_tasks(run: Any, name: str, tasks: str, json: bool, **settings: Any) -
 
 
 def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The lines of the table. ± is the harness' standard error; a group has the documents of its tasks."""
+    """The lines of the table. ± is the harness' standard error; a group counts the documents of its tasks."""
     out = []
     for kind in ("groups", "results"):
         for task, figures in report.get(kind, {}).items():

@@ -1,4 +1,4 @@
-"""`minigpt tokenizer train | inspect | compare`."""
+"""Work with tokenizers: `minigpt tokenizer train | inspect | compare`."""
 
 import time
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 DEFAULTS = TokenizerConfig()
 COLOURS = tuple(f"black on {colour}" for colour in ("cyan", "yellow", "green", "magenta", "white"))
 LONGEST = 20
-"""Longest tokens that inspect lists."""
+"""How many of the longest tokens inspect lists."""
 SHOWN = 24
-"""Characters of each that the table shows; --json has all."""
+"""How many characters of each token the table shows; --json has all."""
 
 USAGE = """minigpt tokenizer: make, look at and compare tokenizers
 
@@ -54,7 +54,7 @@ class Train:
     pattern: Literal["gpt2", "gpt4"] = DEFAULTS.pattern
     """bpe: how text is split before merging."""
     unknown: Literal["token", "error"] = DEFAULTS.unknown
-    """char: what becomes of a character outside the vocabulary."""
+    """char: what to do with a character that is not in the vocabulary."""
     max_train_bytes: int = DEFAULTS.max_train_bytes
     """bpe: bytes of text to learn from."""
     out: PathText = PathText(TOKENIZER)
@@ -95,9 +95,9 @@ class Compare:
     text: PathText = PathText("stories")
     """Text to encode: a named source, file, directory, glob, .jsonl, .gz, or -."""
     max_bytes: int = 10_000_000
-    """Bytes of it to encode."""
+    """How many of its bytes to encode."""
     plot: Path | None = None
-    """Picture to draw, .png or .svg: bytes per token over the size of the vocabulary."""
+    """Picture to draw, .png or .svg: bytes per token against the size of the vocabulary."""
     json: bool = False
     """Print one JSON object: text, bytes, words, tokenizers (a list of the table's rows)."""
 
@@ -180,7 +180,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if args.plot:
         from minigpt.explanation import drawable
 
-        drawable(args.plot)  # a missing library is told before the work
+        drawable(args.plot)  # a missing library is reported before the work
     if args.max_bytes < 1:
         raise TokenizerError(f"--max-bytes {args.max_bytes} leaves nothing to encode; give 1 or more")
     tokenizers = {name: open_tokenizer(name) for name in args.tokenizers}
@@ -232,7 +232,7 @@ def open_tokenizer(name: str) -> "Tokenizer":
 
 
 def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
-    """A text token by token: on coloured grounds, or with | between where no colours can be shown."""
+    """A text token by token: on coloured backgrounds, or with | between if there are no colours."""
     view = Text()
     for index, id_ in enumerate(ids):
         if index and not colour:
@@ -245,7 +245,9 @@ def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that would move the cursor or colour the terminal: "a\\n" for a line break."""
+    """The text with every character escaped that would move the cursor or colour the terminal: "a\\n" for a line
+    end.
+    """
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -270,7 +272,7 @@ def _summary(tokenizer: "Tokenizer") -> dict[str, Any]:
 
 
 def _facts(facts: dict[str, Any]) -> Table:
-    """Two columns, name and value; what there is none of is left out."""
+    """Two columns, name and value; rows without a value are left out."""
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -284,12 +286,13 @@ def _chunks(source: str, data: DataConfig, split: str | None, report: Report | N
     from minigpt.data import open_corpus, text_chunks
 
     if report:
-        open_corpus(data.model_copy(update={"source": source}), report)  # the next line finds the text surveyed
+        # surveys the text, so that the next line need not
+        open_corpus(data.model_copy(update={"source": source}), report)
     return text_chunks(source, data, split)
 
 
 def _head(chunks: Iterator[str], max_bytes: int) -> str:
-    """The first max_bytes bytes of a stream, less a character cut in two."""
+    """The first max_bytes bytes of a stream, without a last character that is cut in two."""
     parts: list[bytes] = []
     left = max_bytes
     for chunk in chunks:

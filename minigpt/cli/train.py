@@ -1,4 +1,4 @@
-"""minigpt train."""
+"""Train a model: `minigpt train`."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ USAGE = """minigpt train: name a text, or a recipe
   minigpt train shakespeare-char   a recipe; all of them: minigpt config recipes
   minigpt train -h                 the options that people use most"""
 USUAL = "5m"
-"""Time of a run when the command names no length."""
+"""Time of a run if the command names no length."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Train:
     minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 0.03
 
-    The same command continues a run that was cut off. Ctrl-C saves and stops.
+    The same command continues an interrupted run. Ctrl-C saves and stops.
     """
 
     COMMON: ClassVar = (
@@ -59,22 +59,22 @@ class Train:
     resume: bool = False
     """Continue a run although settings such as the budget differ."""
     tiny_run: bool = False
-    """Shrink the recipe to about a minute of CPU, to see that everything works."""
+    """Shrink the recipe to about a minute of CPU, to check that everything works."""
     prepare_only: bool = False
     """Stop once the text is tokenized."""
     budget: str | None = None
     """90s, 10m, 2h or 1e15flops: measure this machine, choose the tokenizer, size, context, batch, rates and steps that
-    reach the lowest loss in that time (what you set yourself stands), say what loss to expect and when it will be done,
-    train, and be done by then. A text without a recipe or a length gets 5m. The rule: docs/budget.md."""
+    reach the lowest loss in that time (settings that you give stay as they are), say what loss to expect and when it
+    will end, train, and end in time. A text without a recipe or a length gets 5m. The rule: docs/budget.md."""
     dry_run: bool = False
-    """With --budget: only say what would be done; --json: what receipt.json would hold of it, as one object."""
+    """With --budget: only say what would be done; with --json the plan as receipt.json would hold it, as one object."""
     json: bool = False
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs,
-    bits_per_byte (of the best checkpoint on the whole validation split; null where it was not scored)."""
+    bits_per_byte (of the best checkpoint on the whole validation split; null if it was not scored)."""
 
 
 def main(argv: list[str], own_process: bool = False) -> int:
-    """Run the command. `own_process`: this process was started for it, so that its start counts too."""
+    """Run the command. `own_process`: this process was started for it, so the time of its start counts too."""
     began = None if own_process else time.perf_counter()
     command = shlex.join(["minigpt", "train", *argv])
     args, overrides = parse(Train, argv, "train", with_config=True)
@@ -94,7 +94,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
     from minigpt.runs.train import train
 
     name = args.name
-    if args.tiny_run:  # under a name of its own: the real run comes after it
+    if args.tiny_run:  # under a name of its own, since the real run comes later
         config = tiny(config, kept=overrides)
         name = name or f"{default_name(config, recipe)}-tiny"
     if args.prepare_only:
@@ -108,7 +108,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
 
 
 def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:
-    """USUAL for a text without a recipe or a length; None where the settings say how long the run is."""
+    """USUAL for a text without a recipe or a length; None if the settings say how long the run is."""
     recipe, data = recipe_and_data(args.what)
     length = any(overrides.get(length) is not None for length in LENGTHS)
     other = args.resume or args.tiny_run or args.prepare_only or int(os.environ.get("WORLD_SIZE") or 1) > 1
@@ -117,7 +117,9 @@ def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:
 
 
 def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: float | None, command: str) -> int:
-    """`began`: when the command did, by time.perf_counter; None if this process was started for it."""
+    """Train within a budget. `began`: when the command began, by time.perf_counter; None if this process was started
+    for it.
+    """
     flags = {"--resume": args.resume, "--tiny-run": args.tiny_run, "--prepare-only": args.prepare_only}
     if given := [flag for flag, on in flags.items() if on]:
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")

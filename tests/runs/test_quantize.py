@@ -264,7 +264,7 @@ def test_the_command_writes_a_run_that_every_command_takes(trained: Path, tmp_pa
     for path in (out, out / "checkpoints/last", next(out.glob("checkpoints/step-*"))):
         text = run(capsys, "generate", path, "--prompt", "the cat", "--max-new-tokens", "20")
         assert text.startswith("the cat") and len(text) == 28
-    print(f"bits a weight {sizes}, bits per byte lost {lost}")
+    print(f"bits per weight {sizes}, bits per byte lost {lost}")
     eight, four, all_four = sizes.values()
     assert 8.1 < eight < 8.3 and 4.5 < four < 5.0 and all_four == 4.25
     assert abs(lost["bits-8"]) < 1e-3 < lost["bits-4---group-32"] < 0.06
@@ -273,7 +273,7 @@ def test_the_command_writes_a_run_that_every_command_takes(trained: Path, tmp_pa
 
 def test_the_line_says_sizes_and_bits_per_byte(trained: Path, tmp_path: Path, capsys) -> None:
     line = run(capsys, "quantize", trained, "--out", tmp_path / "a", "--tokens", 100)
-    assert line.count("\n") == 1 and "MB -> " in line and "bits a weight; bits per byte" in line
+    assert line.count("\n") == 1 and "MB -> " in line and "bits per weight; bits per byte" in line
     assert line.endswith(" on 99 validation tokens\n")
     assert "byte" not in run(capsys, "quantize", trained, "--out", tmp_path / "b", "--tokens", 0).split("weight")[-1]
 
