@@ -1,1 +1,1 @@
-"""Runs: plan, train, fine-tune, load, compare, sweep and repeat them. The place where all parts meet."""
+"""Plan, train, fine-tune, load, compare, sweep and repeat runs. Here all parts of minigpt come together."""

@@ -1,4 +1,4 @@
-"""Runs held against each other: what differs, what a seed changes, and what must not be compared."""
+"""Compare runs: what differs, what a seed changes, and which figures cannot be compared."""
 
 import json
 import statistics
@@ -17,10 +17,11 @@ FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
-    settings: those by which the groups differ among each other.
-    mean, deviation: of each of FIGURES; the sample standard deviation, None of one run; both None where a run has none.
+    settings: those in which the groups differ.
+    mean, deviation: of each of FIGURES. The deviation is the sample standard deviation, None for one run; both are None
+    if a run has no such figure.
     """
 
     runs: tuple[RunRecord, ...]
@@ -30,12 +31,12 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        """Of its runs."""
+        """The seeds of its runs."""
         return [run.config.train.seed for run in self.runs]
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """The runs by their settings, seeds together, the best mean validation loss first."""
+    """Group the runs by their settings, without the seed; the group with the best mean validation loss comes first."""
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_settings.setdefault(_key(run), []).append(run)
@@ -55,7 +56,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def seeds_together(paths: Sequence[str | Path]) -> list[list[Path]]:
-    """Run directories in groups that differ in their seed alone, in their order: what `explain.plot_runs` takes.
+    """Group run directories that differ only in their seed, in their order, as `explain.plot_runs` takes them.
 
     A folder without config.yaml is a group of its own.
     """
@@ -73,13 +74,13 @@ def differences(one: RunRecord, two: RunRecord) -> dict[str, tuple[Any, Any]]:
 
 
 def cautions(runs: Sequence[RunRecord]) -> list[str]:
-    """Why the runs' figures should not be compared as they stand; [] where they may."""
+    """Reasons why the runs' figures should not be compared; [] if they can be."""
     tokenizers = {json.dumps(run.tokenizer, sort_keys=True) for run in runs}
     texts = {run.receipt.get("data", {}).get("sha256", {}).get("val", run.name) for run in runs}
     if len(texts) > 1:
-        return [f"the runs were validated on {len(texts)} texts: neither losses nor bits per byte compare"]
+        return [f"the runs were validated on {len(texts)} texts: neither losses nor bits per byte can be compared"]
     if len(tokenizers) > 1:
-        return [f"the runs have {len(tokenizers)} tokenizers: losses per token do not compare, bits per byte do"]
+        return [f"the runs have {len(tokenizers)} tokenizers: losses per token cannot be compared, bits per byte can"]
     return []
 
 
@@ -88,13 +89,13 @@ def _key(run: RunRecord) -> str:
 
 
 def _compared(run: RunRecord) -> dict[str, Any]:
-    """The settings that make a group: all but the seed and what is only written or printed."""
+    """The settings that make a group: all except the seed and those that only change what is written or printed."""
     settings = flat(run.config).items()
     return {path: value for path, value in settings if path != _SEED and not path.startswith("logging.")}
 
 
 def _varied(settings: list[dict[str, Any]]) -> list[str]:
-    """The paths whose values are not all one."""
+    """The paths whose values are not all equal."""
     return [path for path in settings[0] if len({json.dumps(each[path]) for each in settings}) > 1] if settings else []
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in parts, as the ranks of a divided model write them, made into one file a kind of tensor."""
+"""Join checkpoints in parts, as the ranks of a divided model write them, into ordinary files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from minigpt.weights.sharded import in_parts
 
 
 def consolidate(run: str | Path) -> list[Path]:
-    """Write the checkpoints of a run, or the one that is named, again with whole tensors; those that had parts.
+    """Write the checkpoints of a run, or the named one, again with whole tensors; returns those that were in parts.
 
     Raises:
         RunError: nothing is in parts.

@@ -1,4 +1,4 @@
-"""Text -> tokenizer and token files, for one config. No torch here: preparing text does not need it."""
+"""Turn a config's text into a tokenizer and token files. No torch here: preparing text does not need it."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -15,16 +15,16 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.base import listed
 
 MOST_UNKNOWN = {"character": 0.1, "word": 0.5}
-"""Share of a text that may be units that the tokenizer does not know. A small text has many words that come once."""
+"""Largest share of a text that the tokenizer may not know, by its unit. Many words of a small text occur only once."""
 
 
 def make_tokenizer(config: RunConfig, report: Report | None = None) -> Tokenizer:
-    """The tokenizer of the config, trained on its data where it needs training.
+    """The tokenizer of the config, trained on its data if its kind needs training.
 
     bpe and word learn from the training split; char takes its characters from all splits, so that none is unknown.
     """
     if report:
-        open_corpus(config.data, report)  # fetches and surveys the text, which the next line then finds done
+        open_corpus(config.data, report)  # downloads and surveys the text; the next line then uses the result
     split = None if config.tokenizer.kind in ("char", "auto") else "train"
     return tokenizers.build(config.tokenizer, text_chunks(config.data.source, config.data, split), report)
 
@@ -32,12 +32,12 @@ def make_tokenizer(config: RunConfig, report: Report | None = None) -> Tokenizer
 def prepare_data(
     config: RunConfig, tokenizer: Tokenizer, report: Report | None = None, out: Path | None = None
 ) -> Prepared:
-    """Token files of the config's data, from the cache if they are there; or in `out`."""
+    """Token files of the config's data, from the cache if they are there; or written into `out`."""
     return prepare(config.data, tokenizer, tokenizer.safe_cut, out, report)
 
 
 def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, splits: Iterable[str]) -> str:
-    """What to say of units of these splits that the tokenizer does not know, "" if there are none.
+    """A message about units of these splits that the tokenizer does not know; "" if there are none.
 
     Raises DataError if they are more than MOST_UNKNOWN of a split.
     """
@@ -58,7 +58,7 @@ def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, spl
 
 def count_unknown(rows: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
     """How many ids of the rows stand for a unit that the tokenizer does not know."""
-    block = 1 << 24  # of a long text that lies in a file
+    block = 1 << 24  # read a long file in blocks
     starts = ((row, start) for row in rows for start in range(0, len(row), block))
     return sum(int((row[start : start + block] == tokenizer.unk_id).sum()) for row, start in starts)
 

@@ -1,4 +1,4 @@
-"""What a run learns from: batches of windows of a text, or of rows that are records."""
+"""Give a run its data: batches of windows of a text, or of rows that are records."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,14 +22,14 @@ from minigpt.training.loop import BatchSource
 
 
 class Feed(Protocol):
-    """What a run learns from.
+    """The data that a run learns from.
 
     Attributes:
         batches: for training.
-        bytes_per_token: source bytes of one validation target, for bits per byte; None if the loss is not of tokens.
+        bytes_per_token: source bytes per validation target, for bits per byte; None if the loss is not per token.
         sha256: of each split, for the receipt.
         size: for the screen, "1,000 training tokens".
-        caveat: what must be said beside every figure of the run; "" for nothing.
+        caveat: a warning that belongs to every figure of the run; "" for none.
         text: the token files; None for records.
     """
 
@@ -47,7 +47,9 @@ class Feed(Protocol):
     def text(self) -> Prepared | None: ...
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
-        """Validation batches of `rows` rows, `count` of them (None: all), in runs of `together` (`batches.spread`)."""
+        """Validation batches of `rows` rows, `count` of them (None: all), in groups of `together`
+        (`batches.spread`).
+        """
         ...
 
 
@@ -65,7 +67,7 @@ class TextFeed:
     text: Prepared
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
-        """Windows that do not overlap, of the text that is held out."""
+        """Windows of the held-out text that do not overlap."""
         return eval_batches(self.held_out, self.seq_len, self.seq_len, rows, count, together)
 
 
@@ -80,18 +82,18 @@ class RecordFeed:
     bytes_per_token: float | None
     sha256: Mapping[str, str]
     size: str
-    caveat: str = ""  # unknown characters are named once, before training
+    caveat: str = ""  # unknown characters are listed once, before training
     text: None = None
 
     def validation(self, rows: int, count: int | None, together: int) -> Iterable[Batch]:
-        """Every row that is held out once, or a part of them."""
+        """Every held-out row once, or a part of the rows."""
         return row_eval_batches(self.held_out, self.seq_len, rows, count, together, make=self.stack)
 
 
 def text_feed(
     config: RunConfig, tokenizer: Tokenizer, console: Console, seq_len: int, flag: str = "--model.max-seq-len"
 ) -> TextFeed:
-    """Windows of seq_len tokens, which the flag sets, of the config's text. Raises DataError."""
+    """Windows of seq_len tokens of the config's text; `flag` is the setting of seq_len. Raises DataError."""
     with progress_bars(console) as report:
         prepared = prepare_data(config, tokenizer, report)
     check_lengths(prepared, seq_len, flag)
@@ -124,7 +126,7 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
 
 
 def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
-    """Source bytes of one predicted token: the first token of the split is not predicted.
+    """Source bytes per predicted token: the first token of the split is not predicted.
 
     All bytes of the source count, also those that a tokenizer of words does not keep.
     """
@@ -173,7 +175,9 @@ def record_feed(
 
 
 def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer: str = "") -> Row:
-    """Ids of a record (with this `answer`), and which of them are learned. Raises TokenizerError naming its line."""
+    """Ids of a record (with this `answer`), and which of them are learned. Raises TokenizerError with the record's
+    line.
+    """
     try:
         return Row(*encode(record.pieces(template, tokenizer.eos_id is not None, answer), tokenizer))
     except TokenizerError as error:
@@ -193,7 +197,7 @@ def _bytes_per_answer_token(
 
 
 def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
-    """Say what of the records the model will not see."""
+    """Print which parts of the records the model will not see."""
     long = sum(len(row.ids) > capacity for row in rows)
     cut = sum(bool(row.learned[: max(0, len(row.ids) - capacity)].any()) for row in rows)
     if long:
@@ -207,7 +211,7 @@ def _tell_losses(rows: list[Row], capacity: int, console: Console) -> None:
 def _tell_unknown(
     source: str, sides: Sides, rows: list[Row], template: Template, tokenizer: Tokenizer, console: Console
 ) -> None:
-    """Say which units of the records the tokenizer does not know. Raises DataError for too many."""
+    """Print which units of the records the tokenizer does not know. Raises DataError if there are too many."""
     ids = [row.ids for row in rows]
     if tokenizer.unk_id is None or not (unknown := count_unknown(ids, tokenizer)):
         return

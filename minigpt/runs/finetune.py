@@ -1,4 +1,6 @@
-"""Fine-tune: the assembly of training, from a model that is there, on text or on records of questions and answers."""
+"""Fine-tune: put the parts of a training together that starts from an existing model, on text or on records of
+questions and answers.
+"""
 
 import math
 from collections.abc import Mapping
@@ -39,9 +41,11 @@ from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state
 
 SKILL_STEPS, MOST_PASSES = 1200, 30
-"""Steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); but not more passes than these."""
+"""Number of steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); and the largest number of
+passes.
+"""
 SKILL_WIDTH = 512
-"""Widest model to which answering is a new skill; wider ones are taken for pretrained, which are easily spoilt."""
+"""Widest model for which answering is a new skill; wider models are assumed to be pretrained, and are easily spoilt."""
 
 
 def fine_tune(
@@ -61,16 +65,16 @@ def fine_tune(
     Args:
         base: a run, a checkpoint, or a Hugging Face directory (default: the recipe's finetune.base).
         data: any text that `train` takes, or JSON lines of records: see minigpt.training.finetune.records.
-        settings: dotted paths to values, over the recipe's and over `tuned_defaults`.
+        settings: dotted paths to values; they override the recipe's and `tuned_defaults`.
         name, resume, recipe, quiet: as in `train`.
-        command: for the receipt, what was called.
+        command: what was called, for the receipt.
 
     Raises:
         UserError: see minigpt.errors; nothing is lost.
     """
     given = {"finetune.base": base, "data.source": data}
     given = {path: str(value) for path, value in given.items() if value is not None} | dict(settings or {})
-    source = load_config(recipe, given).finetune.base  # and all mistakes of recipe and settings are told
+    source = load_config(recipe, given).finetune.base  # reports all mistakes of recipe and settings
     if source is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
     start = load_run(source, "cpu")
@@ -116,13 +120,13 @@ def _tune(
 
 
 def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What fine-tuning sets where `given` does not: the base's own shape, cleaning and generation, and
+    """The settings of fine-tuning that `given` does not set: the base's own shape, cleaning and generation, and
 
-    - 3 epochs, if no budget is given; 16 rows a step; no weight decay;
-    - 10 steps of warm-up, a fifth of the run at most, then a cosine to 0;
-    - adamw (or muon) at a tenth of its rate from nothing at this width (for width 768: 1.2e-4), so that little is
-      forgotten; an adapter learns at ten times that, whatever its rank (Schulman et al., 2025, "LoRA Without Regret");
-      DPO takes a tenth of either;
+    - 3 epochs, if no budget is given; 16 rows per step; no weight decay;
+    - 10 steps of warm-up, at most a fifth of the run, then a cosine to 0;
+    - adamw (or muon) at a tenth of the rate that it has from nothing at this width (for width 768: 1.2e-4), so that
+      little is forgotten; an adapter learns at ten times that, for any rank (Schulman et al., 2025, "LoRA Without
+      Regret"); DPO uses a tenth of either;
     - for a new skill (`_is_new_skill`) the rate from nothing, and as many epochs as `passes` says;
     - no compilation, since rows have several widths and runs are short.
     """
@@ -154,7 +158,9 @@ def _without_budget(given: Mapping[str, Any]) -> bool:
 
 
 def _is_new_skill(embed_dim: int, given: Mapping[str, Any]) -> bool:
-    """Whether a small model learns to answer records: new to it, and it has little to forget. Raises DataError."""
+    """Whether a small model learns to answer records: this is new to it, and it has little to forget. Raises
+    DataError.
+    """
     if embed_dim > SKILL_WIDTH or given.get("finetune.dpo_beta"):
         return False
     data = DataConfig()
@@ -166,7 +172,9 @@ def _is_new_skill(embed_dim: int, given: Mapping[str, Any]) -> bool:
 
 
 def passes(steps_per_epoch: float) -> int:
-    """How often records are learned, if no budget is given: for SKILL_STEPS steps, but 3 to MOST_PASSES times."""
+    """How many passes over the records to make, if no budget is given: for SKILL_STEPS steps, but 3 to MOST_PASSES
+    passes.
+    """
     return min(MOST_PASSES, max(3, math.ceil(SKILL_STEPS / steps_per_epoch)))
 
 
@@ -207,7 +215,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
 
 
 def _template(config: RunConfig, base: LoadedRun) -> Template | None:
-    """What the config names, else the base's own."""
+    """The template that the config names, else the base's own."""
     if config.finetune.template:
         return read_template(Path(config.finetune.template))
     folder = RunFolder.of(base.path)
@@ -215,13 +223,13 @@ def _template(config: RunConfig, base: LoadedRun) -> Template | None:
 
 
 class FineTuning:
-    """Training on from a model: the `Task` of a run that has a base.
+    """Training that starts from a model: the `Task` of a run that has a base.
 
     Args:
         config: of the run.
-        base: the model to begin with; its weights are copied.
+        base: the model to start from; its weights are copied.
         template: how chats are written, if the records are chats.
-        command: what the receipt says that the run was started with.
+        command: the command that started the run, for the receipt.
 
     Raises ConfigError: a teacher that does not fit the base.
     """
@@ -242,7 +250,7 @@ class FineTuning:
         self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
 
     def model(self, config: RunConfig) -> GPT:
-        """The base, with a fresh adapter if the config has one."""
+        """The base, with a new adapter if the config has one."""
         model = GPT(config.model, seed=config.train.seed)
         model.load_weights(self.base.model.weights())
         return self._adapted(model, config)
@@ -254,7 +262,7 @@ class FineTuning:
         return model
 
     def objective(self, runtime: Runtime) -> Loss | None:
-        """Distillation, or the preference between two answers."""
+        """The loss of distillation, or of preferences between two answers; None for neither."""
         if self.teachers:
             teachers = [teacher.model.to(runtime.device) for teacher in self.teachers]
             return Distillation(teachers, self.settings.teacher_weight, self.settings.teacher_temperature)
@@ -263,14 +271,14 @@ class FineTuning:
         return None
 
     def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
-        """The config's; with layer_decay, lower layers learn more slowly."""
+        """The optimizer of the config; with layer_decay, lower layers learn more slowly."""
         optimizer = make_optimizer(model, config.optimizer, precision, ranks)
         if self.settings.layer_decay < 1:
             decay_by_layer(model, optimizer, self.settings.layer_decay)
         return optimizer
 
     def share(self, config: RunConfig) -> float:
-        """Counted on the shapes alone."""
+        """The share of parameters that learn, counted from shapes only."""
         parameters = list(self._adapted(build_meta(config.model), config).parameters())
         return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
 
@@ -280,7 +288,7 @@ def _origin(run: LoadedRun) -> dict[str, str]:
 
 
 def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
-    """Raises RunError if base or teacher have other weights than the run's receipt says."""
+    """Raise RunError if base or teacher have other weights than the run's receipt says."""
     before = read_receipt(path) or now
     for name, origin in now.items():
         if before[name]["sha256"] != origin["sha256"]:
@@ -291,7 +299,7 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
 
 
 def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str) -> RunConfig:
-    """The config with what follows from the data where it is not given: a sample's prompt, passes, shorter warm-up."""
+    """Fill in settings that follow from the data, if they are not given: a sample's prompt, passes, shorter warm-up."""
     train, schedule = config.train, config.schedule
     if _without_budget(given) and _is_new_skill(config.model.embed_dim, given):
         train = train.model_copy(update={"max_epochs": float(passes(feed.batches.steps_per_epoch))})
@@ -304,7 +312,7 @@ def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str
 
 
 def merge_run(run: str | Path, out: str | Path) -> Path:
-    """Write the best weights of a run, its adapter made part of them, as an ordinary run directory without a base.
+    """Write the best weights of a run, with its adapter merged in, as an ordinary run directory without a base.
 
     Raises:
         RunError: `out` is not empty.

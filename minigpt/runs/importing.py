@@ -1,4 +1,4 @@
-"""Bring in a model that others made, as a run of our own: every command takes it.
+"""Import a model of another program as a run, so that every command takes it.
 
     a Hugging Face directory            GPT-2, Qwen3, Llama: config.json, safetensors, tokenizer.json
     model.gguf                          the same architectures, in fp32, fp16, bf16, q8_0 or q4_0
@@ -6,11 +6,11 @@
     stories15M.bin                      llama2.c, with its tokenizer.bin
 
     runs/NAME/
-        config.yaml, tokenizer.json     (and template.json, where the model brings a chat template of ours)
+        config.yaml, tokenizer.json     (and template.json, if the model has a chat template of minigpt)
         checkpoints/last, step-00000000/
 
-Nothing in such a file is run, and nothing is believed: shapes and counts are held against the settings and the size of
-the file before memory is taken for them.
+No code in such a file is run, and nothing in it is trusted: shapes and counts are checked against the settings and the
+file's size before memory is allocated for them.
 """
 
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ from minigpt.weights.pretrained import is_huggingface, read_pretrained
 from minigpt.weights.torch_file import is_torch_file, read_torch
 
 PADDING = 64
-"""nanoGPT fills the vocabulary up to a multiple of this."""
+"""nanoGPT pads the vocabulary to a multiple of this."""
 GPT2_SIZES = (50257, 50304)
-"""Sizes of a vocabulary that is GPT-2's, the second filled up."""
+"""Sizes of a vocabulary that is GPT-2's; the second is padded."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A model as it was read: its tokenizer is None where the file has none."""
+    """A model as it was read; its tokenizer is None if the file has none."""
 
     kind: str
     config: ModelConfig
@@ -69,14 +69,14 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
 
     Args:
         source: a file or directory: see the top of this module.
-        out: the run to write (default: runs/NAME, after the file).
+        out: the run to write (default: runs/NAME, named after the file).
         tokenizer: a tokenizer.json, llama2.c's tokenizer.bin, or, for a nanoGPT model of characters, the text it was
-            trained on (default: the model's own; GPT-2's where the vocabulary has its size).
+            trained on (default: the model's own; GPT-2's if the vocabulary has its size).
 
     Raises:
-        CheckpointError: nothing that can be read, damaged, or a model that minigpt cannot compute.
+        CheckpointError: not a model that can be read, damaged, or a model that minigpt cannot compute.
         TokenizerError: no tokenizer, or one that does not belong to the model.
-        RunError: `out` is there.
+        RunError: `out` exists.
         StorageError: it cannot be written.
     """
     source = Path(source)
@@ -93,7 +93,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     check_vocabulary(spoken, config, source)
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{source}: {name} holds numbers that are not finite; get the model again")
+            raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
     ended = TrainState(finished=True, stop_reason="imported")
     state = CheckpointState(model=config.model_dump(mode="json"), train=ended, tokenizer=spoken.fingerprint)
     settings = RunConfig(model=config, data=DataConfig(source=str(source)))
@@ -111,7 +111,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
 
 
 def _read(source: Path) -> Foreign:
-    """Raises CheckpointError, RunError."""
+    """Read the model of a file or directory. Raises CheckpointError, RunError."""
     if not source.exists():
         raise RunError(f"no such file: {source}; give a model's file or directory")
     if source.is_dir() and not (source / "config.json").is_file() and (source / "ckpt.pt").is_file():
@@ -137,7 +137,7 @@ def _read(source: Path) -> Foreign:
 
 def _huggingface(source: Path) -> Foreign:
     if not is_huggingface(source):
-        raise CheckpointError(f"{source}: holds no model of others: no config.json, no ckpt.pt")
+        raise CheckpointError(f"{source}: holds no model of another program: no config.json, no ckpt.pt")
     template = source / TEMPLATE
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
     has_one = (source / "tokenizer.json").is_file()
@@ -159,7 +159,7 @@ def _gguf(source: Path) -> Foreign:
 
 
 def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
-    """The tokenizer that was given, that the model brought, or GPT-2's. Raises TokenizerError."""
+    """The given tokenizer, the model's own, or GPT-2's. Raises TokenizerError."""
     if given is not None:
         if given.is_dir() or given.suffix == ".json":
             return tokenizers.load(given)

@@ -1,4 +1,4 @@
-"""Load a run: path -> model, tokenizer, config."""
+"""Load a run: from a path to a model, a tokenizer and a config."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,9 @@ from minigpt.weights.pretrained import is_huggingface
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A model with what belongs to it.
+    """A model with its tokenizer and config.
 
-    `path` is what was asked for, `checkpoint` the directory its weights are from, `step` the step of that.
+    `path` is the path that was given, `checkpoint` the directory of its weights, `step` the step of that checkpoint.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class LoadedRun:
     runtime: Runtime
 
     def prepared(self) -> Prepared:
-        """The run's own data as token files (made again if the cache was cleared). Raises DataError for records."""
+        """The run's own data as token files (written again if the cache was cleared). Raises DataError for records."""
         data = self.config.data
         if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
             raise DataError(
@@ -46,7 +46,7 @@ class LoadedRun:
 
     @cached_property
     def name(self) -> str:
-        """Short name for tables."""
+        """A short name for tables."""
         return RunFolder.of(self.path).path.name
 
 
@@ -101,7 +101,7 @@ def load_alike(
 
 
 def _adapted(path: Path, device: str) -> GPT:
-    """The base of an adapter, with the adapter made part of its weights."""
+    """The base of an adapter, with the adapter merged into its weights."""
     saved = load_saved(path)
     base = find_base(path, saved)
     model = load_run(base, device).model
@@ -114,9 +114,9 @@ def _adapted(path: Path, device: str) -> GPT:
 
 
 def find_base(path: Path, saved: SavedAdapter) -> Path:
-    """Where the base of the adapter at `path` is now. Raises CheckpointError: it is gone."""
+    """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
     run, base = RunFolder.of(path).path, Path(saved.base)
-    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, moved together with the run
+    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
     found = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
@@ -124,7 +124,7 @@ def find_base(path: Path, saved: SavedAdapter) -> Path:
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:
-    """Raises CheckpointError if the tokenizer's ids are not the model's."""
+    """Raise CheckpointError if the tokenizer's ids are not the model's."""
     if tokenizer.vocab_size != model.vocab_size:
         raise CheckpointError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}; "

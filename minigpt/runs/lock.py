@@ -1,6 +1,7 @@
-"""One process a run: a lock of the operating system on runs/NAME/.lock, which a crash gives back too.
+"""Let one process at a time work on a run, with a lock of the operating system on runs/NAME/.lock.
 
-The file says who holds it. On a network file system it holds across hosts where that system's flock does.
+A crash releases the lock too. The file says who holds it. On a network file system the lock works across hosts if that
+system's flock does.
 """
 
 import contextlib
@@ -18,12 +19,12 @@ from minigpt.files import parse_json
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
-"""Seconds between two tries to have the lock."""
+"""Seconds between two tries to take the lock."""
 
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold the run at `path`, which is made; directories in which nothing else was written are taken away again.
+    """Hold the run at `path`, which is created. At the end, directories with no other files are removed again.
 
     Raises:
         RunError: another process holds it; names its pid and host.
@@ -43,7 +44,8 @@ def run_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # it may be gone, or read-only: what is told is why the block ended
+            # the file may be gone or read-only; the error that ended the block matters more
+            with contextlib.suppress(OSError):
                 _take_away(path, made)
     finally:
         os.close(handle)
@@ -59,7 +61,9 @@ def _take_away(path: Path, made: list[Path]) -> None:
 
 
 def _take(handle: int) -> bool:
-    """Whether the lock could be had. `is_held` of another process has it for a moment, so several tries are made."""
+    """Try to take the lock; True if it worked. `is_held` of another process takes it for a moment, so several tries are
+    made.
+    """
     for pause in PAUSES:
         if _try(handle):
             return True
@@ -68,12 +72,13 @@ def _take(handle: int) -> bool:
 
 
 def _try(handle: int) -> bool:
-    """Whether the lock could be had at once."""
+    """Try once to take the lock; True if it worked."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(handle, 1 << 20, os.SEEK_SET)  # Windows keeps others from what is locked: not the text
+            # Windows blocks other processes from locked bytes: lock bytes after the text
+            os.lseek(handle, 1 << 20, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
@@ -94,16 +99,16 @@ def _sign(handle: int, path: Path) -> None:
 
 
 def _holder(file: Path) -> str:
-    """process 123 on a host, as its lock says."""
+    """The holder as the lock file names it: process 123 on HOST."""
     try:
         owner = parse_json(file.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
+    except (OSError, ValueError, KeyError, TypeError):  # the process has not written it yet
         return "another process"
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process holds the lock; told on POSIX only, where asking does not disturb for long."""
+    """Whether a process holds the lock. Works on POSIX only, where asking takes the lock only for a moment."""
     if os.name == "nt" or not file.is_file():
         return False
     import fcntl
@@ -117,14 +122,14 @@ def is_held(file: Path) -> bool:
 
 
 def holder(file: Path) -> int | None:
-    """The process of this machine that holds the lock; None where there is none, or where another machine has it."""
+    """The process of this machine that holds the lock; None if there is none, or if another machine has it."""
     return last_holder(file) if is_held(file) else None
 
 
 def last_holder(file: Path) -> int | None:
-    """The process of this machine that holds the lock, or held it last; None where it was on another machine."""
+    """The process of this machine that holds the lock, or held it last; None if it was on another machine."""
     try:
         owner = parse_json(file.read_text(encoding="utf-8"))
         return int(owner["pid"]) if owner["host"] == socket.gethostname() else None
-    except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
+    except (OSError, ValueError, KeyError, TypeError):  # the process has not written it yet
         return None

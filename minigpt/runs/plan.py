@@ -1,4 +1,4 @@
-"""The run directory: which one a command means, and whether it starts, continues, or refuses."""
+"""Decide which run directory a command means, and whether it starts, continues, or refuses."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.damage import PARTS, newest_whole
 
-# What may differ when a run is continued on request: how long, how often, where; not what is computed on what.
+# What may differ when --resume continues a run: how long, how often, where; not the model or its data.
 _MAY_CHANGE = {
     "train": {
         "max_steps", "max_epochs", "max_tokens", "max_minutes", "eval_every", "eval_batches", "early_stopping",
@@ -46,14 +46,14 @@ class Plan:
 def plan_run(
     config: RunConfig, name: str | None, default_name: str, resume: bool, say: Callable[[str], object]
 ) -> Iterator[Plan]:
-    """Decide: a new run, or an unfinished one of the same name and settings to continue; and hold it against others.
+    """Choose a new run, or an unfinished one with the same name and settings to continue; and lock it for this process.
 
-    Nothing is ever overwritten. With a name that was given, a run of other settings is an error; with a derived
-    one, the next free name is taken. `resume` continues under new settings where that makes sense (a longer budget).
-    Where the newest checkpoint is damaged, an older one is taken, and `say` told so.
+    Nothing is ever overwritten. If the name was given and a run with other settings has it, that is an error; if the
+    name was derived, the next free name is taken. `resume` continues with new settings if that makes sense (a longer
+    budget). If the newest checkpoint is damaged, an older one is taken, and `say` is called.
 
     Raises:
-        RunError: the run is there with other settings, or another process trains it, or `resume` finds none.
+        RunError: the run exists with other settings, or another process trains it, or `resume` finds none.
     """
     path = pick_run(config, name, default_name, resume)
     first = Path(config.logging.runs_dir) / (name or default_name)
@@ -94,8 +94,10 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
 
 
 def _check_rates(folder: RunFolder, config: RunConfig) -> None:
-    """Raises RunError: the run is of the time when learning_rate was AdamW's alone, and would go on at another rate,
-    which the person who repeats the old command does not mean.
+    """Raise RunError if an old run would continue at another rate.
+
+    The run is from the time when learning_rate was AdamW's alone. The same command now means Muon's rate, which the
+    person does not intend.
     """
     old, new = load_config(folder.config).optimizer, config.optimizer
     same = (new.learning_rate, new.adamw_ratio) == (old.learning_rate, old.adamw_ratio)
@@ -109,9 +111,10 @@ def _check_rates(folder: RunFolder, config: RunConfig) -> None:
 
 
 def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
-    """Dotted names of the settings that differ (logging aside); without `strict`, less those that may change.
+    """Dotted names of the settings that differ (without logging). If not `strict`, settings that may change are left
+    out.
 
-    A new run's `auto` agrees with whatever was found for the old one.
+    A new run's `auto` agrees with any value of the old one.
     """
     names = []
     before, after = old.model_dump(), new.model_dump()
@@ -119,7 +122,7 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
         for field, value in fields.items():
             if (
                 after[section][field] in (value, "auto")
-                or section in ("logging", "parallel")  # what is told, and by whom it is computed
+                or section in ("logging", "parallel")  # only what is printed, and by which ranks it is computed
                 or (section, field) == ("model", "vocab_size")
             ):
                 continue
@@ -130,7 +133,7 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
 
 
 def default_name(config: RunConfig, recipe: str | None) -> str:
-    """From the recipe's file (for runs/NAME/config.yaml: NAME), else from the data."""
+    """A name from the recipe's file (for runs/NAME/config.yaml: NAME), else from the data."""
     if recipe is not None:
         path = Path(recipe)
         return path.parent.name if path.name == CONFIG and path.parent.name else path.stem
@@ -141,13 +144,13 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
 def write_run_files(
     path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train", final: Path | None = None
 ) -> None:
-    """config.yaml and receipt.json; the command repeats the run. Raises StorageError.
+    """Write config.yaml and receipt.json; their command repeats the run. Raises StorageError.
 
-    `final`: where the run will stand, if that is not where it is written.
+    `final`: where the run will be in the end, if it is written somewhere else first.
     """
     folder = RunFolder(path)
     header = f"# The resolved settings of this run; to repeat it: minigpt {command} {RunFolder(final or path).config}\n"
-    write_text(folder.config, header + dump_config(config), parents=True)  # the first file: with it, it is a run
+    write_text(folder.config, header + dump_config(config), parents=True)  # written first: a directory with it is a run
     write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
     try:
         folder.checkpoints.mkdir(exist_ok=True)
@@ -157,7 +160,7 @@ def write_run_files(
 
 @contextmanager
 def planned(ranks: Ranks, plan: AbstractContextManager[Plan]) -> Iterator[Plan]:
-    """Rank 0's plan, on all ranks; it alone holds the run against other processes. The others read its checkpoint."""
+    """Rank 0's plan, on all ranks; only rank 0 locks the run. The other ranks read its checkpoint."""
     with ExitStack() as held:
         made: list[Plan] = []
 

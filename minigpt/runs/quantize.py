@@ -1,15 +1,15 @@
-"""Write a run whose matrices are packed into 8 or 4 bits (`weights.quantized`); every command reads it as it is.
+"""Write a run whose matrices are packed into 8 or 4 bits (`weights.quantized`); every command can read it.
 
     runs/my-int4/
         config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)
         checkpoints/last, step-00000500/
-            model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale in place of .weight;
+            model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale instead of .weight;
                                                 norms and biases in fp32
-            state.json                          the run's, and under `quantization` what was done
+            state.json                          the run's, and the settings of the packing under `quantization`
             manifest.json
 
-Tables (embedding, positions, head) stay in 8 bits by default: in a character model of 870k weights the embedding, 2 %
-of them, did half as much harm in int4 as all other matrices together (KL divergence from fp32).
+Tables (embedding, positions, head) stay in 8 bits by default. In a character model of 870k weights, the embedding has
+2 % of them; in int4 it did half as much harm as all other matrices together (KL divergence from fp32).
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from minigpt.weights.pretrained import is_huggingface, read_pretrained
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """What `quantize_run` wrote. Bytes are those of the weights' files, `weights` counts all parameters."""
+    """What `quantize_run` wrote. Bytes are the sizes of the weights' files; `weights` counts all parameters."""
 
     path: Path
     bits: int
@@ -43,7 +43,7 @@ class QuantizedRun:
 
     @property
     def bits_per_weight(self) -> float:
-        """On the disk, with everything."""
+        """Bits per weight on the disk, scales and headers included."""
         return 8 * self.bytes_after / self.weights
 
 
@@ -55,14 +55,15 @@ def quantize_run(
     Args:
         path: a run, a checkpoint, or a Hugging Face directory.
         bits: of the matrices in the blocks, 8 or 4.
-        group: numbers that share a scale in int4: 32, 64 or 128; fewer are more exact, at 16 / group bits a number.
-        out: the run to write (default: RUN-int8 or RUN-int4, beside the run).
-        embedding_bits: of embedding, positions and head, 8 or 4; with 8 bits all have 8.
+        group: numbers that share a scale in int4: 32, 64 or 128; a smaller group is more exact and costs 16 / group
+            bits per number.
+        out: the run to write (default: RUN-int8 or RUN-int4, next to the run).
+        embedding_bits: of embedding, positions and head, 8 or 4; if bits is 8, all have 8.
 
     Raises:
         ConfigError: other bits, a group that does not divide a matrix.
-        RunError: no such run, or `out` is there.
-        CheckpointError: damaged, quantised already, an adapter, weights that are not finite.
+        RunError: no such run, or `out` exists.
+        CheckpointError: damaged, quantised already, an adapter, weights that are NaN or infinite.
         StorageError: the disk is full.
     """
     path = Path(path)
@@ -104,7 +105,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
     packed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} holds numbers that are not finite; use an earlier checkpoint of the run")
+            raise CheckpointError(f"{name} holds numbers that are NaN or infinite; use an earlier checkpoint of the run")
         if tensor.dim() == 2:
             parts = quantized.pack(tensor, kinds[name], group)
             packed |= {f"{name}.{part}": numbers for part, numbers in parts.items()}
@@ -124,7 +125,7 @@ def _check(bits: int, group: int, embedding_bits: int) -> None:
 
 
 def _state(path: Path) -> CheckpointState:
-    """The state of a checkpoint that is sound, not quantised, and no adapter. Raises CheckpointError."""
+    """The state of a checkpoint. Raises CheckpointError if it is damaged, quantised or an adapter."""
     saved = checkpoint.load(path, ())
     if before := saved.state.quantization:
         raise CheckpointError(
@@ -136,7 +137,7 @@ def _state(path: Path) -> CheckpointState:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """tokenizer.json, template.json of a run tuned on chats and, of a run, config.yaml.
+    """The texts of tokenizer.json, of template.json if the run was tuned on chats and, for a run, of config.yaml.
 
     Raises TokenizerError, ConfigError.
     """
@@ -150,7 +151,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: CheckpointState, files: dict[str, str]) -> int:
-    """The whole run or nothing; returns the bytes of its weights. Raises StorageError."""
+    """Write the run, whole or not at all; returns the bytes of its weights. Raises StorageError."""
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         saved = checkpoint.save(folder / name, {"model": packed}, state)
@@ -161,7 +162,7 @@ def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: Checkpoint
 
 
 def _weight_bytes(path: Path, foreign: bool) -> int:
-    """Of the files that were read."""
+    """Bytes of the weights' files that were read."""
     if foreign:
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
     files = [checkpoint.resolve(path) / f"{part}.safetensors" for part in ("ema", "model")]

@@ -1,4 +1,4 @@
-"""The receipt of a run: with what, on what and from what data it was trained."""
+"""Keep the receipt of a run: the versions, the hardware and the data that it was trained with."""
 
 import platform
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
 def make_receipt(
     config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
 ) -> dict[str, Any]:
-    """Versions, hardware, seed, sha256 of the data; and the command, in whose place the command line puts its own."""
+    """Versions, hardware, seed, sha256 of the data, and the command, which the command line replaces by its own."""
     return {
         "command": "minigpt.train(...), called from Python",
         "versions": {"python": platform.python_version(), **versions},

@@ -1,4 +1,4 @@
-"""One run as its directory tells it. Only files are read: no model is built."""
+"""Read a run from its directory. Only files are read: no model is built."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,20 +31,20 @@ class RunRecord:
 
     @property
     def folder(self) -> RunFolder:
-        """What lies where in it."""
+        """The paths of the run's files."""
         return RunFolder(self.path)
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The figures of metrics.jsonl. Raises RunError for a damaged line."""
+        """The lines of metrics.jsonl. Raises RunError for a damaged line."""
         return read_lines(self.folder.metrics, _figures)
 
     @cached_property
     def receipt(self) -> dict[str, Any]:
-        """receipt.json; {} without one, as in a run that began before its first checkpoint."""
+        """receipt.json; {} if it is missing, as in a run that started before its first checkpoint."""
         try:
             return read_receipt(self.path)
-        except RunError:  # a damaged one tells nothing, so that its run is listed all the same
+        except RunError:  # treat a damaged file as empty, so that its run is still listed
             return {}
 
     @cached_property
@@ -54,25 +54,27 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """Whether a process trains it now, else whether it came to its end."""
+        """Whether a process trains the run now, else whether it has finished."""
         if is_held(self.folder.lock):
             return "running"
         return "finished" if self.checkpoints and _is_finished(self.checkpoints[-1]) else "interrupted"
 
     @property
     def started(self) -> str:
-        """When it was begun or last continued, which writes its config: 2026-11-28T14:05:09.123456+00:00."""
+        """When the run was started or last continued (this writes its config): 2026-11-28T14:05:09.123456+00:00."""
         return datetime.fromtimestamp(self.folder.config.stat().st_mtime, UTC).isoformat(timespec="microseconds")
 
     @cached_property
     def best(self) -> dict[str, Any]:
-        """The line of the lowest validation loss after a step; {} before the first evaluation."""
+        """The line with the lowest validation loss after step 0; {} before the first evaluation."""
         found = [line for line in self.lines if line["step"] and math.isfinite(line.get("val_loss", math.nan))]
         return min(found, key=lambda line: line["val_loss"], default={})
 
     @property
     def parameters(self) -> int | None:
-        """Weights in the newest checkpoint, in however many bits: of an adapter, its own; None where damaged."""
+        """Number of weights in the newest checkpoint, whatever their bits; of an adapter only its own; None if
+        damaged.
+        """
         for part in ("model", "adapter"):
             for folder in self.checkpoints[-1:]:
                 if (folder / f"{part}.safetensors").is_file():
@@ -115,9 +117,9 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
 
 
 def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], object] | None = None) -> list[RunRecord]:
-    """The runs in a folder of runs and in its sweeps (SWEEP/NAME), whose name the pattern matches, by name.
+    """The runs in a folder of runs and in its sweeps (SWEEP/NAME) whose name matches the pattern, sorted by name.
 
-    `say` is told of each that is damaged, and it is left out; without it:
+    `say` is called with a message for each damaged run, which is left out. Without `say`:
 
     Raises:
         RunError: no such folder; a damaged run.
@@ -139,7 +141,7 @@ def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], objec
 
 
 def readable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
-    """Those of some run directories that can be read; `say` is told of the others. Raises RunError where all cannot."""
+    """Those run directories that can be read; `say` is called for the others. Raises RunError if none can be read."""
     tried = {path: _read_all(path) for path in paths}
     damaged = [error for error in tried.values() if isinstance(error, RunError)]
     if damaged and len(damaged) == len(tried):
@@ -150,7 +152,7 @@ def readable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
 
 
 def _read_all(path: Path, name: str | None = None) -> RunRecord | RunError | None:
-    """The run, with all that lists and pictures need of it read; None for metrics alone; or what is wrong with it."""
+    """Read everything that lists and pictures need of a run; None if it has only metrics; or the error."""
     folder, run = RunFolder(path), None
     try:
         if _is_run(path):
@@ -159,7 +161,7 @@ def _read_all(path: Path, name: str | None = None) -> RunRecord | RunError | Non
         else:
             read_lines(folder.metrics, _figures)
         if folder.evaluation.is_file():
-            from minigpt.explanation.metrics import read_floors  # few runs have them
+            from minigpt.explanation.metrics import read_floors  # imported late: few runs have floors
 
             read_floors(path)
     except (UserError, OSError) as error:
@@ -169,7 +171,7 @@ def _read_all(path: Path, name: str | None = None) -> RunRecord | RunError | Non
 
 
 def run_folders(words: Sequence[str | Path]) -> list[Path]:
-    """The run directories that are named; of a folder that is not a run, such as a sweep, those inside it."""
+    """The named run directories; for a folder that is not a run, such as a sweep, the runs in it."""
     found = []
     for path in map(Path, words):
         is_run = _is_run(path) or RunFolder(path).metrics.is_file()
@@ -178,7 +180,7 @@ def run_folders(words: Sequence[str | Path]) -> list[Path]:
 
 
 def _directories(folder: Path) -> list[Path]:
-    """Run directories in a folder, and in those folders of it that are not runs themselves."""
+    """Run directories in a folder, and in those of its folders that are not runs themselves."""
     found = []
     for path in sorted(folder.glob("*/")):
         if _is_run(path):
@@ -189,7 +191,7 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether there is a run; a directory that may not be read is taken for one, so that it is named."""
+    """Whether the path is a run. A directory that may not be read counts as one, so that a message names it."""
     try:
         return RunFolder(path).is_run
     except OSError:
@@ -207,7 +209,7 @@ def _figures(line: Any) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A damaged file tells nothing, so that its run is listed all the same."""
+    """A JSON file; {} for a damaged one, so that its run is still listed."""
     try:
         return dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -215,7 +217,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_finished(checkpoint: Path) -> bool:
-    """A state that cannot be read tells nothing, so that its run is listed all the same."""
+    """Whether the run had finished; False if the state cannot be read, so that its run is still listed."""
     try:
         train = read_state(checkpoint).train
     except (OSError, ValueError, CheckpointError):
@@ -224,7 +226,7 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 def _numbers(path: Path) -> int | None:
-    """Counted in the header of a safetensors file; None for one that is damaged.
+    """Number of weights, counted in the header of a safetensors file; None for a damaged file.
 
     A byte of a packed matrix holds two 4-bit weights. The scales of packed matrices are not weights.
     """

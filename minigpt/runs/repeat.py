@@ -1,4 +1,4 @@
-"""One shell line that repeats a run."""
+"""Write one shell line that repeats a run."""
 
 import shlex
 from typing import Any
@@ -8,11 +8,11 @@ from minigpt.runs.settings import as_flag, essential, flat
 
 
 def receipt_line(run: RunRecord, flags: bool = False) -> str:
-    """minigpt train runs/my/config.yaml --name my-again  # minigpt 0.1.0, torch 2.13.0, ...; data sha256 ...
+    """The line: minigpt train runs/my/config.yaml --name my-again  # minigpt 0.1.0, torch 2.13.0, ...; data sha256 ...
 
     Args:
         run: to repeat.
-        flags: every setting on the line, in place of the path of the run's config: for another machine.
+        flags: write every setting as a flag, instead of the path of the run's config: for another machine.
     """
     config, tuned = run.config, run.config.finetune.base is not None
     words = ["minigpt", "finetune" if tuned else "train"]
@@ -30,14 +30,18 @@ def receipt_line(run: RunRecord, flags: bool = False) -> str:
 
 
 def _spelled(run: RunRecord) -> dict[str, Any]:
-    """The settings to spell: the fewest; of a fine-tuning, whose defaults are by its base, all of them."""
+    """The settings to write: as few as possible, but all of them for a fine-tuning, whose defaults depend on its
+    base.
+    """
     settings = essential(run.config) if run.config.finetune.base is None else flat(run.config)
     on_the_line = ("data.source", "finetune.base", "logging.name")
     return {path: value for path, value in settings.items() if path not in on_the_line}
 
 
 def _quote(word: str) -> str:
-    r"""For a shell, on one line; with $'\n' (bash, zsh, ksh) where there are line ends or other controls."""
+    r"""Quote a word for a shell, on one line; with $'\n' (bash, zsh, ksh) if it has line ends or other control
+    characters.
+    """
     if word.isprintable():
         return shlex.quote(word)
     plain = {"\n": r"\n", "\t": r"\t", "'": r"\'", "\\": r"\\"}

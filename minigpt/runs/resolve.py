@@ -1,7 +1,7 @@
 """Resolve a config once, before anything is built: fill in what follows from the data, this machine, or a checkpoint.
 
-What was found by measuring (precision, attention kernel, compilation, micro-batch) is kept when a run goes on from a
-checkpoint, since to resume exactly is to compute alike.
+Choices made by measuring (precision, attention kernel, compilation, micro-batch) are kept when a run continues from a
+checkpoint, since an exact resume must compute in the same way.
 """
 
 import math
@@ -34,12 +34,12 @@ from minigpt.weights.checkpoint_state import CheckpointState
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a run computes.
+    """The settings that a run computes with.
 
     Attributes:
-        config: repeats the run exactly; nothing in it is left open or changes later.
+        config: repeats the run exactly; nothing in it is open or changes later.
         runtime: device, precision, compilation, ranks.
-        placement: where the model lies.
+        placement: where the model's tensors are.
     """
 
     config: RunConfig
@@ -60,11 +60,11 @@ def resolve(
 
     Args:
         config: from recipe, flags and data.
-        before: state of the checkpoint to go on from, an empty one for a new run.
-        console: told what was measured.
+        before: state of the checkpoint to continue from; an empty one for a new run.
+        console: prints what was measured.
 
     Raises:
-        ConfigError: settings that do not go with the tokenizer or this machine.
+        ConfigError: settings that do not fit the tokenizer or this machine.
     """
     config = resolve_vocabulary(config, tokenizer)
     check_sample_prompt(config, tokenizer)
@@ -73,7 +73,7 @@ def resolve(
 
     def make() -> Learner:
         model, stepped, _ = make_learner(config, replace(runtime, compile=False), placement, task)
-        if runtime.precision == "bf16-pure":  # as the run's own weights are, once it has its optimizer
+        if runtime.precision == "bf16-pure":  # as the run's own weights will be once it has its optimizer
             model.to(torch.bfloat16)
         return stepped
 
@@ -84,7 +84,7 @@ def resolve(
 
 
 def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task: Task) -> tuple[GPT, Learner, Learner]:
-    """The model with its first weights, where it belongs; what a step calls; what an evaluation calls."""
+    """The model with its first weights, on its device; what a step calls; what an evaluation calls."""
     model = task.model(config)
     model.use_attention(config.model.attention)
     if runtime.precision == "fp8":
@@ -95,15 +95,15 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
     evaluated = placement.evaluated(model, stepped)
     loss = task.objective(runtime)
     if config.train.masked_inputs:
-        loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # goes with no other objective
+        loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # has no other objective with it
     if loss:
-        stepped = Objective(cast(GPT, stepped), loss)  # no objective goes with a sharded model
+        stepped = Objective(cast(GPT, stepped), loss)  # a sharded model has no objective
         evaluated = Objective(model, loss) if task.judged else evaluated
     return model, stepped, evaluated
 
 
 def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:
-    """Raises ConfigError, before anything is made, for a model or batch that is larger than this machine."""
+    """Raise ConfigError, before anything is built, for a model or batch that is larger than this machine's memory."""
     weights, rows = least_memory(config.model, placement.rows(config.train))
     ids = 16 * config.train.batch_size * config.model.max_seq_len
     problems = [
@@ -116,7 +116,7 @@ def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe says another."""
+    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe has another value."""
     asked = config.model.vocab_size
     if asked is not None and asked != tokenizer.vocab_size:
         raise ConfigError(
@@ -127,7 +127,7 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError for a prompt of samples that the model cannot read."""
+    """Raise ConfigError for a sample prompt that the model cannot read."""
     settings, limit = config.train, config.model.max_seq_len
     if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
         raise ConfigError(
@@ -139,10 +139,10 @@ def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
 def pick_kernels(
     config: RunConfig, batches: BatchSource, before: CheckpointState, console: Console, placement: Placement
 ) -> tuple[RunConfig, Runtime]:
-    """The config with what was found in place of auto, so that it repeats the run exactly, and the runtime for it.
+    """The config with the choices instead of auto, so that it repeats the run exactly, and the runtime for it.
 
-    `before` is the state of the checkpoint to go on from, empty for a new run: what was found then is kept, since
-    to resume exactly is to compute alike. Rank 0 finds it for all. Raises ConfigError for a device that is not here.
+    `before` is the state of the checkpoint to continue from, empty for a new run. Choices of the checkpoint are kept,
+    since an exact resume must compute in the same way. Rank 0 chooses for all. Raises ConfigError for a missing device.
     """
     settings, shape, ranks = config.train, config.model, placement.ranks
     device = str(ranks.device or settings.device)
@@ -159,7 +159,8 @@ def pick_kernels(
         size = placement.rows(settings)
         steps = Budget(settings, batches.steps_per_epoch, batches.tokens_per_step).total_steps
         share = settings.batch_size / ranks.world
-        passes = steps * share / size if steps else math.inf  # minutes alone: long enough to compile
+        # if only the minutes are limited, the run is long enough to compile
+        passes = steps * share / size if steps else math.inf
         choice = choose(shape, runtime, settings.compile, size, passes, console.print)
         kernel = shape.model_copy(update={"attention": choice.attention})
         return runtime.precision if before.precision else _tried(kernel, runtime, console), choice
@@ -177,7 +178,7 @@ def pick_kernels(
 
 
 def _tried(shape: ModelConfig, runtime: Runtime, console: Console) -> str:
-    """The runtime's precision if it computes well enough here, else fp32, and a line that says why."""
+    """The runtime's precision if it is exact enough here, else fp32, with a line that says why."""
     if runtime.precision == "fp32":
         return "fp32"
     verdict = self_test(shape, runtime)

@@ -1,5 +1,6 @@
-"""What is kept of a run's scores: its headline, bits per byte of its best checkpoint on the whole validation split;
-and the temperature that fits this split best."""
+"""Score a finished run: its headline (bits per byte of the best checkpoint on the whole validation split), and the
+temperature that fits this split best.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -20,8 +21,8 @@ from minigpt.runs.load import load_run
 from minigpt.runtime.device import out_of_memory
 
 LEAST = 4
-"""Trained tokens for each token of the validation split, from which on a run is scored. To train on a token costs three
-times what it costs to score it, so the score takes a twelfth of the run's time at most."""
+"""A run is scored if it trained on at least this many tokens per token of the validation split. Training on a token
+costs three times as much as scoring it, so the score takes at most a twelfth of the run's time."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ _FITTED = TypeAdapter(FittedTemperature)
 
 
 def score_run(path: Path, text: Prepared, trained: int, device: str, console: Console) -> Report | None:
-    """What `minigpt eval RUN` says of the run; it stays in eval.json, where plots find it.
+    """Make the report of `minigpt eval RUN`; it is saved in eval.json, where plots find it.
 
     Args:
         path: the run.
         text: its own token files.
-        trained: tokens that it has trained on.
+        trained: number of tokens that it has trained on.
         device: where to compute.
-        console: told what is left out.
+        console: prints what is left out.
 
     Returns:
-        None for a run that is too short for its validation split (see `LEAST`), or where memory is too small.
+        None for a run that is too short for its validation split (see `LEAST`), or if memory is too small.
     """
     tell = teller(console)
     if len(text.splits["val"].tokens) * LEAST > trained:
@@ -57,10 +58,10 @@ def score_run(path: Path, text: Prepared, trained: int, device: str, console: Co
     try:
         with progress_bars(console) as bar:
             report = evaluate_run(load_run(path, device), prepared=text, progress=partial(bar, "scoring"))
-    except (RuntimeError, MemoryError) as error:  # the model that has trained is in memory too
+    except (RuntimeError, MemoryError) as error:  # the trained model is in memory too
         if not out_of_memory(error):
             raise
-        tell(f"not scored on the whole validation split, for memory is too small; later: minigpt eval {path} --save")
+        tell(f"not scored on the whole validation split, since memory is too small; later: minigpt eval {path} --save")
         return None
     try:
         write_text(RunFolder(path).evaluation, json.dumps(report, indent=2) + "\n")
@@ -70,7 +71,7 @@ def score_run(path: Path, text: Prepared, trained: int, device: str, console: Co
 
 
 def kept_score(path: Path, step: int) -> Report | None:
-    """The report in eval.json, if it is the headline of the checkpoint of that step."""
+    """The report in eval.json, if it is the score of the checkpoint of that step."""
     try:
         report: Report = parse_json(RunFolder(path).evaluation.read_bytes())
         mine = (report["step"], report["split"], report["stride"]) == (step, "val", report["context"])

@@ -1,4 +1,4 @@
-"""Configs as flat tables of dotted paths, which is how they are compared."""
+"""Turn configs into flat tables of dotted paths, to compare them."""
 
 import json
 from typing import Any
@@ -9,16 +9,17 @@ Settings = dict[str, Any]
 
 
 def flat(config: RunConfig) -> Settings:
-    """{"train.max_steps": 2000, ...}, every setting."""
+    """All settings: {"train.max_steps": 2000, ...}."""
     tree = config.model_dump(mode="json")
     return {f"{section}.{field}": value for section, fields in tree.items() for field, value in fields.items()}
 
 
 def essential(config: RunConfig) -> Settings:
-    """The fewest settings that, over the defaults, make this config; the vocabulary's size follows from the tokenizer.
+    """The fewest settings that differ from the defaults and give this config; the vocabulary's size follows from the
+    tokenizer.
 
-    A setting may follow from others, as the learning rate from the width and the norm from the shape: what
-    can be left out without a change of the config is left out.
+    A setting may follow from others, as the learning rate from the width and the norm from the shape. A setting is left
+    out if the config does not change without it.
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": None})})
     defaults, target = flat(RunConfig()), flat(config)
@@ -33,7 +34,7 @@ def essential(config: RunConfig) -> Settings:
 
 
 def as_flag(path: str, value: Any) -> tuple[str, str]:
-    """What `split_flags` reads back, flag and value: text bare, all else as JSON, which is YAML.
+    """The flag and value that `split_flags` reads back: text as it is, everything else as JSON, which is also YAML.
 
     as_flag("train.max_steps", 10) -> ("--train.max-steps", "10"); join them by "=".
     """

@@ -1,7 +1,7 @@
-"""A sweep: the same run under every combination of some values, each in a process of its own.
+"""Run a sweep: the same run with every combination of some values, each in its own process.
 
-The folder runs/SWEEP holds the runs, what they printed (NAME.log), and sweep.json: the grid, the names, the states.
-A run that fails is noted and the sweep goes on; the same command goes on where a sweep was cut off.
+The folder runs/SWEEP holds the runs, their output (NAME.log), and sweep.json: the grid, the names, the states. If a run
+fails, its state says so and the sweep continues; the same command continues an interrupted sweep.
 """
 
 import itertools
@@ -37,12 +37,12 @@ PROGRAM = (sys.executable, "-m", "minigpt")
 class Sweep:
     """What to run.
 
-    command: train or finetune, and `words` its positional arguments.
+    command: train or finetune; `words` are its positional arguments.
     fixed: settings of all runs.
     grid: values to combine, by dotted path.
-    flags: of the command, for all runs: --tiny-run, or --budget and how much.
+    flags: flags of the command for all runs: --tiny-run, or --budget and its amount.
     trials: by name, the settings of each run over `fixed`.
-    base: the settings that all runs have in common, resolved, by which a change of the recipe is noticed.
+    base: the settings that all runs have in common, resolved; if the recipe changes, they differ.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Sweep:
 
 
 def combine(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """All combinations, by names that say their values; the last setting varies fastest.
+    """All combinations, under names that contain their values; the last setting varies fastest.
 
     combine({"optimizer.learning_rate": [0.01, 0.03], "train.seed": [1]})
         -> {"learning_rate=0.01,seed=1": {"optimizer.learning_rate": 0.01, "train.seed": 1}, ...}
@@ -72,7 +72,7 @@ def combine(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     labels = [label if short.count(label) == 1 else path for label, path in zip(short, grid, strict=True)]
     for values in itertools.product(*grid.values()):
         name = ",".join(f"{label}={_word(value)}" for label, value in zip(labels, values, strict=True))
-        while name in trials:  # values that differ only in what a file name cannot hold
+        while name in trials:  # values that differ only in characters that a file name cannot hold
             name += "+"
         trials[name] = dict(zip(grid, values, strict=True))
     return trials
@@ -86,7 +86,7 @@ def _word(value: Any) -> str:
 
 
 def check(trials: Mapping[str, Settings], resolve: Callable[[Settings], RunConfig]) -> dict[str, RunConfig]:
-    """The config of each trial. Raises ConfigError with the mistakes of all of them, each once."""
+    """The config of each trial. Raises ConfigError with the mistakes of all trials, each mistake once."""
     configs, problems = {}, {}
     for name, settings in trials.items():
         try:
@@ -108,13 +108,13 @@ def plan_sweep(
     default_name: str,
     flags: Sequence[str] = (),
 ) -> Sweep:
-    """Decide what to run and in which folder: a new one, or that of the same sweep, to go on.
+    """Decide what to run and in which folder: a new one, or that of the same sweep, to continue it.
 
     Args:
         command, words, fixed, grid, flags: as in `Sweep`.
-        resolve: settings, fixed and of a trial -> config; raises ConfigError.
+        resolve: turns settings (fixed ones and a trial's) into a config; raises ConfigError.
         name: of the sweep; another sweep of that name is an error.
-        default_name: where no name is given; then the next free one is taken.
+        default_name: used if no name is given; if it is taken, the next free one.
 
     Raises:
         ConfigError: every mistake in the grid. RunError: the folder holds something else.
@@ -141,7 +141,7 @@ def plan_sweep(
 
 
 def _written(file: Path) -> dict[str, Any]:
-    """What a sweep's folder says of it. Raises RunError."""
+    """What a sweep's folder says about it. Raises RunError."""
     try:
         return dict(parse_json(file.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -149,13 +149,13 @@ def _written(file: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON reads it back."""
+    """The value as JSON reads it back."""
     return json.loads(json.dumps(value))
 
 
 @dataclass
 class Progress:
-    """How the trials stand: waiting, running, finished, interrupted or failed, and why; kept in sweep.json."""
+    """The states of the trials: waiting, running, finished, interrupted or failed, and why; saved in sweep.json."""
 
     sweep: Sweep
     states: dict[str, str] = field(default_factory=dict)
@@ -167,12 +167,12 @@ class Progress:
         self.states = {name: there.get(name, "waiting") for name in self.sweep.trials}
 
     def records(self) -> list[RunRecord]:
-        """The runs that are there, in the grid's order."""
+        """The runs that exist, in the grid's order."""
         found = {run.name: run for run in find_runs(self.sweep.path)} if self.sweep.path.is_dir() else {}
         return [found[name] for name in self.sweep.trials if name in found]
 
     def note(self, name: str, state: str, error: str = "") -> None:
-        """Write down a change."""
+        """Write a change down."""
         with self.lock:
             self.states[name] = state
             self.errors.pop(name, None)
@@ -181,7 +181,7 @@ class Progress:
             self.write()
 
     def write(self) -> None:
-        """sweep.json, whole. Raises StorageError."""
+        """Write sweep.json, whole or not at all. Raises StorageError."""
         sweep = self.sweep
         runs = {
             name: {"state": self.states[name], "settings": settings, "error": self.errors.get(name)}
@@ -193,7 +193,9 @@ class Progress:
 
 
 def environment(device: str | None) -> dict[str, str]:
-    """The variables that show a process one device: cuda:1 -> CUDA_VISIBLE_DEVICES=1; cpu -> none. None: as it is."""
+    """The variables that let a process see one device: cuda:1 -> CUDA_VISIBLE_DEVICES=1; cpu -> no device. None changes
+    nothing.
+    """
     if device is None:
         return {}
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -204,7 +206,7 @@ def environment(device: str | None) -> dict[str, str]:
 
 
 def check_devices(devices: Sequence[str]) -> None:
-    """Raises UserError for what is no device, or is not there."""
+    """Raise UserError for a word that is not a device, or for a device that is missing."""
     import torch
 
     for device in devices:
@@ -217,18 +219,18 @@ def check_devices(devices: Sequence[str]) -> None:
 def run_sweep(
     sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object], show: Callable[[str], object]
 ) -> tuple[Progress, int]:
-    """Run every trial that is not finished, one at a time on each device; nothing that fails ends the others.
+    """Run every trial that is not finished, one at a time on each device; a trial that fails does not end the others.
 
-    Ctrl-C, SIGTERM and SIGHUP go on to the processes, which save; what waits then stays waiting.
+    Ctrl-C, SIGTERM and SIGHUP are passed on to the processes, which save; waiting trials stay waiting.
 
     Args:
         sweep: from `plan_sweep`.
-        devices: None is whatever a process finds; see `environment`.
-        say: prints one line; it gets one for each run that has ended.
-        show: shows what happens now, in place of what it showed before.
+        devices: None means whatever device a process finds; see `environment`.
+        say: prints one line; called for each run that has ended.
+        show: shows what happens now, in the place of the last text.
 
     Returns:
-        (how the trials stand, the signal that ended the sweep or 0).
+        (states of the trials, the signal that ended the sweep or 0).
 
     Raises:
         RunError: another process runs the sweep.
@@ -240,7 +242,7 @@ def run_sweep(
 def _run_all(
     sweep: Sweep, devices: Sequence[str | None], say: Callable[[str], object], show: Callable[[str], object]
 ) -> tuple[Progress, int]:
-    """`run_sweep`, while the folder is held against another process."""
+    """Do the work of `run_sweep`, while the folder is locked against other processes."""
     progress, running, free = Progress(sweep), list[subprocess.Popen[str]](), SimpleQueue[str | None]()
     progress.write()
     for device in devices:
@@ -255,11 +257,11 @@ def _run_all(
         stopped = number
         leave_terminal()
         for process in running:
-            process.send_signal(number)  # does nothing to one that has ended
+            process.send_signal(number)  # has no effect on a process that has ended
 
     def started(process: subprocess.Popen[str]) -> None:
         running.append(process)
-        if stopped:  # while it was being started
+        if stopped:  # if the sweep was stopped while the process started
             process.send_signal(stopped)
 
     def trial(name: str) -> None:
@@ -285,7 +287,7 @@ def _run_all(
 
 
 def outcome(progress: Progress, name: str) -> str:
-    """How a run ended: learning_rate=0.003,seed=1  val 1.4321 (2.066 bits/byte)  1.2 min."""
+    """One line on how a run ended: learning_rate=0.003,seed=1  val 1.4321 (2.066 bits/byte)  1.2 min."""
     state = progress.states[name]
     record = next((record for record in progress.records() if record.name == name), None)
     if state == "failed" or record is None or not record.best:
@@ -303,7 +305,7 @@ def _run_one(
     started: Callable[[subprocess.Popen[str]], None],
     show: Callable[[str], object],
 ) -> None:
-    """Train one trial to its end, in a session of its own so that Ctrl-C comes once, through `run_sweep`."""
+    """Train one trial to its end, in its own session, so that Ctrl-C reaches it only once, through `run_sweep`."""
     sweep = progress.sweep
     progress.note(name, "running")
     process = subprocess.Popen(
@@ -330,7 +332,7 @@ def _run_one(
 
 
 def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
-    """For `plan_sweep`, of training from nothing."""
+    """The `resolve` of `plan_sweep` for training from nothing."""
 
     def resolve(settings: Settings) -> RunConfig:
         config = load_config(recipe, settings)
@@ -344,7 +346,9 @@ def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
 
 
 def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunConfig]:
-    """For `plan_sweep`, of finetuning: what `fine_tune` would say of each config before it reads the data."""
+    """The `resolve` of `plan_sweep` for fine-tuning: it finds the mistakes that `fine_tune` would find before it reads
+    the data.
+    """
     from minigpt.runs.finetune import finetune_config
     from minigpt.runs.load import load_run
 

@@ -1,4 +1,4 @@
-"""What kind of training a run is: from nothing (here), or on from a model (`runs.finetune`)."""
+"""Say what kind of training a run is: from nothing (here), or from a model (`runs.finetune`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ class Task(Protocol):
     """What differs between kinds of training.
 
     Attributes:
-        command: of minigpt, which repeats the run.
+        command: the command of minigpt that repeats the run.
         saved: what a checkpoint keeps of the model.
-        judged: whether evaluations measure the objective's loss too, and not the next-token loss.
-        state, receipt, files: to add to checkpoints, to the receipt, and to the run directory by name.
+        judged: whether evaluations also use the objective's loss instead of the next-token loss.
+        state, receipt, files: what to add to checkpoints, to the receipt, and to the run directory (files by name).
     """
 
     @property
@@ -37,15 +37,15 @@ class Task(Protocol):
     def files(self) -> Mapping[str, str]: ...
 
     def model(self, config: RunConfig) -> GPT:
-        """A model with the weights that the run begins with."""
+        """A model with the weights that the run starts with."""
         ...
 
     def objective(self, runtime: Runtime) -> Loss | None:
-        """The loss of a step where it is not the next-token loss."""
+        """The loss of a step, if it is not the next-token loss."""
         ...
 
     def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
-        """Over the parameters that learn."""
+        """An optimizer of the parameters that learn."""
         ...
 
     def share(self, config: RunConfig) -> float:
@@ -65,17 +65,17 @@ class FromNothing:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, config: RunConfig) -> GPT:
-        """Drawn from the config's seed."""
+        """A model with random weights, drawn from the config's seed."""
         return GPT(config.model, seed=config.train.seed)
 
     def objective(self, runtime: Runtime) -> Loss | None:
-        """The next-token loss."""
+        """None: the loss is the next-token loss."""
         return None
 
     def optimizer(self, model: GPT, config: RunConfig, precision: str, ranks: Ranks) -> Optimizer:
-        """The config's."""
+        """The optimizer that the config asks for."""
         return make_optimizer(model, config.optimizer, precision, ranks)
 
     def share(self, config: RunConfig) -> float:
-        """All learn."""
+        """1: all parameters learn."""
         return 1.0

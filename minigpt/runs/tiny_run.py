@@ -1,4 +1,4 @@
-"""A recipe shrunk, to see that it works."""
+"""Shrink a recipe to check that it works."""
 
 import math
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ from minigpt.config import RunConfig, validate
 
 
 def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
-    """The same recipe shrunk to about a minute of CPU, to see that everything works before the long run.
+    """The same recipe shrunk to about a minute of CPU, to check that everything works before the long run.
 
-    The settings `kept`, dotted paths, stay as they are: those that the person asked for.
+    `kept` are dotted paths of settings that do not change: those that the person gave.
     """
     tree = config.model_dump()
     shape = tree["model"]

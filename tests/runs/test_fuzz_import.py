@@ -187,7 +187,7 @@ def test_llama2c_headers_that_lie(tmp_path: Path) -> None:
         refused(path, words, tokenizer=tokenizer)
     assert "no such file" in refused(tmp_path / "none.bin")
     (tmp_path / "empty").mkdir()
-    assert "holds no model of others" in refused(tmp_path / "empty")
+    assert "holds no model of another program" in refused(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("hello")
     assert "is not a model that minigpt can read" in refused(tmp_path / "notes.txt")
 

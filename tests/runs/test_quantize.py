@@ -363,7 +363,7 @@ def test_mistakes_are_named_in_one_line(trained: Path, tmp_path: Path, capsys) -
     with pytest.raises(ConfigError, match=r"does not divide the 36 columns of blocks\.0.* --bits 8"):
         pack_weights(narrow, 4, 32, 8)
     assert len(pack_weights(narrow, 8, 32, 4)) == 4
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         pack_weights({"norm.weight": torch.tensor([math.nan])}, 8, 64, 8)
     with pytest.raises(RunError):
         quantize_run(trained, out=tmp_path)

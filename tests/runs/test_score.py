@@ -77,7 +77,7 @@ def test_a_memory_too_small_for_the_score_harms_no_run(
     monkeypatch.setattr(score, "evaluate_run", full)
     assert main(["train", "cats.txt", *SMALL, *HOW, "30"]) == 0
     said = capsys.readouterr()
-    assert "for memory is too small; later: minigpt eval runs/cats --save" in said.err
+    assert "since memory is too small; later: minigpt eval runs/cats --save" in said.err
     assert "bits per byte (whole validation split, no overlap; step" in said.err, "what training measured"
 
 

@@ -1,1 +1,1 @@
-"""The budget dial: which run fits into ten minutes here, and what loss to expect of it. The rule: docs/budget.md."""
+"""Find the best run for a time budget on this machine, and predict its loss. The rule: docs/budget.md."""

@@ -1,4 +1,4 @@
-"""What a person gives: 90s, 10m, 1h30m, or 1e15flops; and since when it runs."""
+"""Read a budget: 90s, 10m, 1h30m, or 1e15flops; and find out when the process started."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?"
 
 @dataclass(frozen=True)
 class Amount:
-    """Seconds of the whole command, or training's floating-point operations; one of them is set."""
+    """Seconds of the whole command, or floating-point operations of training; one of the two is set."""
 
     text: str
     seconds: float | None = None
@@ -27,7 +27,7 @@ def parse_amount(text: str) -> Amount:
     parse_amount("1h30m").seconds -> 5400.0;  parse_amount("1e15flops").flops -> 1e15
 
     Raises:
-        ConfigError: no number with a unit, or nothing at all.
+        ConfigError: not a number with a unit, or an amount of zero.
     """
     plain = re.sub(r"[\s_]", "", text.lower())
     if found := re.fullmatch(rf"({_NUMBER})flops?", plain):
@@ -42,12 +42,12 @@ def parse_amount(text: str) -> Amount:
 
 
 def process_start() -> float:
-    """When this process began, by time.perf_counter; where there is no /proc to tell, now.
+    """When this process began, by time.perf_counter; now, if there is no /proc to read it from.
 
-    Python and the command's imports take a second or several, which a budget of half a minute has to count.
+    Starting Python and importing takes a second or several, which a budget of half a minute has to count.
     """
     now, stat = time.perf_counter(), Path("/proc/self/stat")
     if not stat.is_file():
         return now
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # field 22, since the machine started
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # field 22: since the machine started
     return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

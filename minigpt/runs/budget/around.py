@@ -1,4 +1,6 @@
-"""What a run does beside its steps: evaluations, checkpoints, samples, the plot; how often, and what it costs."""
+"""Estimate the cost of a run besides its steps: evaluations, checkpoints, samples, the plot; and decide how often they
+happen.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +11,23 @@ from minigpt.runs.budget.rule import Size
 from minigpt.runs.score import LEAST
 
 EVALUATIONS, EVAL_SHARE = 11, 0.03
-"""Evaluations of a run, that of step 0 among them; the most of the time that they take together."""
+"""Evaluations of a run, including that of step 0; the largest share of the time that they take together."""
 SAVES, SAVE_SECONDS, SAVE_BYTES = 20, 30.0, 1e8
-"""Checkpoints of a run at most, seconds between them at least; bytes of one that are written in a second."""
+"""Most checkpoints of a run; fewest seconds between them; bytes of a checkpoint written per second."""
 SHOW_FROM = 60.0
-"""Seconds of a run from which on it evaluates before its end, writes samples and draws its loss."""
+"""A run of at least this many seconds evaluates before its end, writes samples and draws its loss."""
 PLOT, LEAVE, COMPILE, FLOORS = 3.0, 0.7, 8.0, 2.0
-"""Seconds, about: drawing; starting and leaving Python; compiling again what was compiled to be timed; the floors of a
-text that is scored for the first time."""
+"""Approximate seconds for: drawing; starting and leaving Python; compiling again what was compiled for timing; the
+floors of a text that is scored for the first time."""
 
 
 @dataclass(frozen=True)
 class Around:
-    """What comes beside the steps.
+    """The work besides the steps.
 
     Attributes:
         eval_batches: of one evaluation; None for the whole split.
-        long: it is long enough for all that `SHOW_FROM` names.
+        long: the run is long enough for everything that `SHOW_FROM` names.
         between, after: seconds within the trainer's clock, and after it.
     """
 
@@ -36,7 +38,9 @@ class Around:
 
     @classmethod
     def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> "Around":
-        """For a run of `total` seconds with steps of `step` seconds; an evaluation's batch takes a third of a step."""
+        """For a run of `total` seconds with steps of `step` seconds; a batch of an evaluation takes a third of a
+        step.
+        """
         long = total >= SHOW_FROM
         evaluations = EVALUATIONS if long else 2
         batch, micro = config.train.batch_size, config.train.micro_batch_size
@@ -55,10 +59,10 @@ class Around:
         return cls(batches, long, between + (COMPILE if compiled else 0.0), after)
 
     def settings(self, steps: int, step: float) -> dict[str, Any]:
-        """By dotted name, for a run of so many steps of `step` seconds."""
+        """Settings by dotted name, for a run of this many steps of `step` seconds."""
         return {
             "train.eval_batches": self.eval_batches,
-            # start and end are evaluated in any case
+            # the start and the end are always evaluated
             "train.eval_every": math.ceil(steps / (EVALUATIONS - 1)) if self.long else 2 * steps,
             "train.sample_every": math.ceil(0.4 * steps) if self.long else 0,
             "train.save_every": math.ceil(max(SAVE_SECONDS / step, steps / SAVES)),

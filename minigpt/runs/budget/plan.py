@@ -1,4 +1,4 @@
-"""The choice: of all sizes and batches that the rule allows, the one for which the law predicts the lowest loss."""
+"""Choose, among all sizes and batches that the rule allows, the one for which the law predicts the lowest loss."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Configure, Speed
 
 WEIGHTS_A_BYTE = 10
-"""Most weights for each byte of training text; the runs behind the law had 6 at most."""
+"""Most weights per byte of training text; the runs that the law was fitted to had at most 6."""
 FEWEST = 100
-"""Steps that a run keeps when its batch is made larger than the rule's."""
+"""A batch is made larger than the rule's only if the run keeps this many steps."""
 BYTES_A_WEIGHT = 50
-"""Most bytes that a weight is trained with, where there is a choice: the law was fitted on 49 of them at most, and
-would else put all of the time into more text for the smallest model."""
+"""Most bytes that a weight is trained with, if there is a choice. The law was fitted on at most 49 of them; without
+this limit it would spend all the time on more text for the smallest model."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Plan:
     """A run that fits.
 
     Attributes:
-        config: all of it but its length.
-        size: what it costs.
-        steps: how many there is time for.
-        step_seconds: of one step here.
+        config: all settings except its length.
+        size: its size, which sets the cost.
+        steps: how many fit into the time.
+        step_seconds: seconds per step on this machine.
         train_seconds: by the trainer's clock: all steps, and the evaluations and checkpoints between them.
         after_seconds: for the last evaluation and checkpoint, the plot, and leaving.
-        loss: predicted on the validation text, nats a token.
-        limited: it ends before the budget, since more passes over so small a text would not help.
+        loss: predicted on the validation text, in nats per token.
+        limited: the run ends before the budget is used up, since more passes over such a small text would not help.
     """
 
     config: RunConfig
@@ -46,12 +46,12 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of training, repeated ones as often as they are seen."""
+        """Number of training tokens; repeated ones count each time."""
         return self.steps * self.config.train.batch_size * self.config.model.max_seq_len
 
     @property
     def flops(self) -> float:
-        """Of training, Muon's aside."""
+        """FLOPs of training, without Muon's."""
         return float(self.tokens * self.size.token_flops(self.config.model.max_seq_len))
 
 
@@ -60,12 +60,12 @@ class Chooser:
     """Finds the best plan.
 
     Args:
-        text: what is known of it.
-        speed: of this machine.
-        configure: adds what the person has set, which so limits the choice.
-        seconds: to the end of the command.
-        flops: of training.
-        compiled: blocks are compiled, for which the first step waits.
+        text: what is known about the text.
+        speed: the speed of this machine.
+        configure: adds the person's settings, which limit the choice.
+        seconds: until the end of the command.
+        flops: budget of training.
+        compiled: whether blocks are compiled, which makes the first step slow.
     """
 
     text: Text
@@ -76,7 +76,7 @@ class Chooser:
     compiled: bool = False
 
     def best(self) -> Plan:
-        """The plan with the least loss. Raises ConfigError if no size goes with what the person has set."""
+        """The plan with the lowest loss. Raises ConfigError if no size fits the person's settings."""
         best: Plan | None = None
         worse, problem = 0, ConfigError("--budget: no size fits")
         heaviest = WEIGHTS_A_BYTE * self.text.train_tokens * self.text.bytes_per_token
@@ -85,13 +85,13 @@ class Chooser:
                 plan = self._best_batch(layers, width)
                 if best and plan.size.parameters > heaviest:
                     break
-            except ConfigError as error:  # this size does not go with what the person has set; another may
+            except ConfigError as error:  # this size does not fit the person's settings; another one may
                 problem = error
                 continue
             starved = best is not None and self._trained_out(best) and not self._trained_out(plan)
             if best is None or starved or plan.loss < best.loss:
                 best, worse = plan, 0
-            elif (worse := worse + 1) == 3:  # past the best size the loss only grows
+            elif (worse := worse + 1) == 3:  # beyond the best size the loss only grows
                 break
         if best is None:
             raise problem
@@ -101,7 +101,7 @@ class Chooser:
         return plan.tokens * self.text.bytes_per_token > BYTES_A_WEIGHT * plan.size.parameters
 
     def _best_batch(self, layers: int, width: int) -> Plan:
-        """Larger batches are tried as long as they help: they save what a step costs beside its arithmetic."""
+        """Try larger batches as long as they help: they save the part of a step's cost that is not arithmetic."""
         best = self.plan(layers, width)
         for times in (2, 4, 8, 16, 32, 64, 128):
             plan = self.plan(layers, width, times)
@@ -111,9 +111,10 @@ class Chooser:
         return best
 
     def plan(self, layers: int, width: int, times: int = 1) -> Plan:
-        """One size with a multiple of the rule's smallest batch.
+        """Plan one size with a multiple of the rule's smallest batch.
 
-        Context and batch follow from the tokens, which follow from them by the time of a step; some rounds settle it.
+        Context and batch depend on the number of tokens. This number depends on them through the time per step. A few
+        rounds find values that fit.
         """
         tokens, plan = 1e6, self._fill(layers, width, times, 1e6)
         for _ in range(5):
@@ -124,13 +125,13 @@ class Chooser:
         return plan
 
     def _fill(self, layers: int, width: int, times: int, tokens: float) -> Plan:
-        """As many steps as there is room for, with the context and the batch of a run of `tokens`."""
+        """As many steps as the time allows, with the context and the batch of a run of `tokens`."""
         text = self.text
         seq_len = min(rule.context(tokens), 2 ** int(math.log2(max(2, min(text.train_tokens, text.val_tokens) - 1))))
         chosen = rule.shape(layers, width, seq_len, text.vocab_size)
         chosen["train.batch_size"] = times * rule.smallest_batch(tokens, seq_len)
         config = self.configure(chosen)
-        seq_len, batch = config.model.max_seq_len, config.train.batch_size  # the person's, where they are set
+        seq_len, batch = config.model.max_seq_len, config.train.batch_size  # the person's values, if given
         size = Size.of(config.model)
         step = self.speed.step(size, seq_len, batch)
         affordable = self.flops / (batch * seq_len * size.token_flops(seq_len))

@@ -1,14 +1,14 @@
-"""The rule: which settings go with a size and a number of tokens. `benchmarks/scaling.py` fits the law under it.
+"""Choose the settings for a model size and a number of tokens: the rule. `benchmarks/scaling.py` fits the law to it.
 
     shape        the ladder below, from 2 layers of 32 to 24 of 2,048; heads of 64 (32 below a width of 128)
     context      sqrt(tokens) / 8, to the nearest power of two, 32 to 1,024
-    batch        tokens in all / steps, where a run of D tokens has some 400 x (D / 200,000)^0.35 steps at most
-    rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps up, then linearly to nothing
-    weight decay 0.2 where the text is seen more than once, else none
-    tokenizer    characters below 100,000 of them, else byte pairs: 512 ids, 1,024, 2,048 or 4,096 by the text's size
-    early stop   after 4 evaluations without a better loss, where the text is seen more than 4 times
+    batch        all tokens / steps; a run of D tokens has at most some 400 x (D / 200,000)^0.35 steps
+    rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
+    weight decay 0.2 if the text is read more than once, else none
+    tokenizer    characters if there are fewer than 100,000, else byte pairs: 512 to 4,096 ids, by the text's size
+    early stop   after 4 evaluations without a better loss, if the text is read more than 4 times
 
-Context and batch follow the experiments of docs/LOG.md: short runs want short contexts and small batches.
+Context and batch follow the experiments of docs/LOG.md: short runs need short contexts and small batches.
 """
 
 import math
@@ -22,24 +22,28 @@ LADDER = (
     (2, 32), (2, 48), (2, 64), (2, 96), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512),
     (10, 640), (12, 768), (16, 1024), (20, 1280), (24, 1536), (24, 2048),
 )  # fmt: skip
-"""(layers, width), each some 1.5 to 2 times as large as the one before."""
+"""(layers, width); each size is some 1.5 to 2 times as large as the one before."""
 
 CHARACTERS = 100_000
-"""Characters of a text from which on byte pairs are learned: a smaller one shows most pairs too rarely."""
+"""A text with at least this many characters gets byte pairs: a smaller one shows most pairs too rarely."""
 VOCABULARIES = ((500_000, 512), (5_000_000, 1024), (50_000_000, 2048))
-"""(characters of a text below which, ids of its byte pairs); 4,096 beyond. Only one text was measured (docs/LOG.md)."""
+"""(largest number of characters, ids of the byte pairs) of a text; 4,096 ids beyond. Only one text was measured
+(docs/LOG.md).
+"""
 MANY_PASSES, PATIENCE = 4, 4
-"""Passes over a text from which on early stopping is on, and its evaluations without a better loss."""
+"""Early stopping is on from this many passes over a text; it stops after this many evaluations without a better
+loss.
+"""
 SMALL_VOCABULARY = 1024
-"""Up to so many ids the head has weights of its own, which brings 0.035 nats a character for a few weights."""
+"""With at most this many ids the head has its own weights: 0.035 nats per character better, for few weights."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the cost of a step depends on.
+    """The size of a model, as far as the cost of a step depends on it.
 
     parameters: weights of the blocks' matrices, the law's N, which leaves out embedding and head (Kaplan et al., 2020).
-    products: weights that a token is multiplied with, the head's among them.
+    products: weights that a token is multiplied with, including the head's.
     attention: width of the queries, all heads together.
     """
 
@@ -60,11 +64,13 @@ class Size:
         return cls(shape.num_layers, shape.embed_dim, parameters, parameters + head, queries)
 
     def token_flops(self, seq_len: int) -> int:
-        """Of training, as `model.cost.flops_per_token`, which builds the model to count them."""
+        """FLOPs of training per token, equal to `model.cost.flops_per_token`, which builds the model to count them."""
         return 6 * (self.products + 2 * self.layers * self.attention * seq_len)
 
     def step_flops(self, seq_len: int, batch: int) -> int:
-        """Of an optimizer step. Muon: 5 iterations of three products for each matrix, 26 x width a weight in all."""
+        """FLOPs of an optimizer step. Muon: 5 iterations of three products for each matrix, 26 x width per weight in
+        all.
+        """
         return batch * seq_len * self.token_flops(seq_len) + 26 * self.width * self.parameters
 
 
@@ -74,18 +80,18 @@ def heads(width: int) -> int:
 
 
 def context(tokens: float) -> int:
-    """Context for a run of so many tokens: context(200_000) -> 64, context(4e6) -> 256."""
+    """Context for a run of this many tokens: context(200_000) -> 64, context(4e6) -> 256."""
     return min(1024, max(32, 2 ** round(math.log2(max(1.0, tokens) ** 0.5 / 8))))
 
 
 def smallest_batch(tokens: float, seq_len: int) -> int:
-    """Sequences of a step, 4 at least: the power of two that comes nearest to 400 x (tokens / 200,000)^0.35 steps."""
+    """Sequences per step, at least 4: the power of two that comes nearest to 400 x (tokens / 200,000)^0.35 steps."""
     steps = 400 * (tokens / 2e5) ** STEPS_POWER
     return max(4, 2 ** round(math.log2(max(1.0, tokens / steps / seq_len))))
 
 
 def tokenizer(characters: int) -> dict[str, Any]:
-    """The tokenizer's settings by dotted name for a text of so many characters.
+    """The tokenizer's settings by dotted name, for a text of this many characters.
 
     tokenizer(1_115_394) -> {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 1024}
     """
@@ -106,7 +112,9 @@ def shape(layers: int, width: int, seq_len: int, vocab_size: int) -> dict[str, A
 
 
 def rates(steps: int, epochs: float) -> dict[str, Any]:
-    """The settings of optimizer and schedule by dotted name; AdamW's rate is left to its default, by width."""
+    """The settings of optimizer and schedule by dotted name; AdamW's rate keeps its default, which depends on the
+    width.
+    """
     return {
         "optimizer.beta2": 0.99,
         "optimizer.weight_decay": 0.2 if epochs > 1 else 0.0,

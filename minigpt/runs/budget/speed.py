@@ -1,9 +1,10 @@
-"""How fast this machine trains: some real steps, then seconds a step = a x layers + b x FLOPs + c x elements.
+"""Measure how fast this machine trains: time some real steps and fit seconds per step = a x layers + b x FLOPs + c x
+elements.
 
-`a` is what every layer costs however small it is (calls, kernel starts), `b` what its arithmetic costs, `c` what is
-read and written beside it, for layers x tokens x width elements. FLOPs are the step's, Muon's orthogonalisation
-included: below some 500 tokens a step it takes as long as the model itself. Without `c` a narrow model's large batches
-seemed twice as fast as they are (docs/LOG.md).
+`a` is the cost of every layer, however small (calls, kernel starts); `b` is the cost of arithmetic; `c` is the cost of
+reading and writing in addition to it, for layers x tokens x width elements. FLOPs are those of the step, including
+Muon's orthogonalisation: below some 500 tokens per step it takes as long as the model itself. Without `c`, large
+batches of a narrow model seemed twice as fast as they are (docs/LOG.md).
 """
 
 import time
@@ -28,12 +29,12 @@ from minigpt.runtime.device import Runtime, measured_key
 from minigpt.training import accumulate, make_optimizer, update
 
 Configure = Callable[[Mapping[str, Any]], RunConfig]
-"""Settings by dotted name -> the config with them; where the person has set one, that one stands."""
+"""Turns settings by dotted name into the config with them; a setting that the person gave stays."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The three prices, and by what factor the last size that was chosen and measured lies off them."""
+    """The three prices, and the factor between the measured and the predicted time of the size chosen last."""
 
     per_layer: float
     per_flop: float
@@ -52,7 +53,7 @@ def amounts(size: Size, seq_len: int, batch: int) -> tuple[float, float, float]:
 
 
 def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Speed:
-    """The prices, none of them negative, that leave least of some steps' (amounts, seconds); errors are relative."""
+    """The prices, none negative, that fit the (amounts, seconds) of some steps with the least relative error."""
     table = np.array([[amount / seconds for amount in of] for of, seconds in points], dtype=np.float64)
     scale = np.linalg.norm(table, axis=0)
     best, left = np.zeros(3), np.inf
@@ -66,15 +67,16 @@ def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Spe
 
 
 PROBES = ((2, 64), (4, 128), (6, 256), (8, 512), (12, 768), (16, 1024))
-"""(layers, width) that are timed, as many as the time allows, in steps of 8 and of 64 sequences of 64 tokens."""
+"""(layers, width) to time, as many as the time allows, in steps of 8 and of 64 sequences of 64 tokens."""
 TRUSTED = 1.5
-"""By what factor remembered prices may be wrong before they are measured again."""
+"""Measure remembered prices again if they are wrong by more than this factor."""
 
 
 def known_speed(configure: Configure, runtime: Runtime, vocab_size: int, limit: float, again: bool = False) -> Speed:
-    """The prices as they were measured here before (unless `again`), else now, in about `limit` seconds.
+    """The prices that were measured here before; if there are none, or with `again`, they are measured now, in about
+    `limit` seconds.
 
-    Raises ConfigError if no size goes with the settings.
+    Raises ConfigError if no size fits the settings.
     """
     probes = _probes(configure, vocab_size)
     first = probes[0]
@@ -88,7 +90,7 @@ def known_speed(configure: Configure, runtime: Runtime, vocab_size: int, limit: 
 
 
 def _probes(configure: Configure, vocab_size: int) -> list[RunConfig]:
-    """The sizes that go with the settings. Raises ConfigError if none does."""
+    """The sizes that fit the settings. Raises ConfigError if none does."""
     found, problem = [], ConfigError("--budget: no size fits")
     for (layers, width), batch in product(PROBES, (8, 64)):
         try:
@@ -101,7 +103,7 @@ def _probes(configure: Configure, vocab_size: int) -> list[RunConfig]:
 
 
 def _measure(probes: Sequence[RunConfig], runtime: Runtime, limit: float) -> Speed:
-    """The prices by three sizes at least, in about `limit` seconds."""
+    """The prices from at least three sizes, in about `limit` seconds."""
     points: list[tuple[tuple[float, float, float], float]] = []
     started = time.perf_counter()
     for config in probes:
@@ -114,7 +116,9 @@ def _measure(probes: Sequence[RunConfig], runtime: Runtime, limit: float) -> Spe
 
 
 def time_step(config: RunConfig, runtime: Runtime, limit: float) -> float:
-    """Median seconds of an optimizer step on random ids, of 2 to 20 as `limit` seconds allow, after one to warm up."""
+    """Median seconds of an optimizer step on random ids: 2 to 20 steps, as `limit` seconds allow, after one warm-up
+    step.
+    """
     model = GPT(config.model)
     model.use_attention("sdpa" if config.model.attention == "auto" else config.model.attention)
     forward = runtime.prepare(model)

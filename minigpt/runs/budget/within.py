@@ -1,8 +1,9 @@
-"""`--budget`: prepare the text, measure this machine, choose a run that fits, train it until the time is up.
+"""Train within a budget: prepare the text, measure this machine, choose a run that fits, train until the time is up.
 
-All counts: reading the text, measuring, training, the last evaluation and checkpoint. What remains when the trainer
-starts, less what comes after it, is its `train.max_minutes`, and the schedule follows that clock, so a machine that
-becomes slower ends in time all the same, with fewer steps. A FLOP budget is a number of steps instead.
+Everything counts: reading the text, measuring, training, the last evaluation and checkpoint. When the trainer starts,
+the time that remains, without the time for the work after it, becomes `train.max_minutes`. The schedule follows that
+clock, so if the machine becomes slower, the run still ends in time, with fewer steps. A FLOP budget is a number of
+steps instead.
 """
 
 import json
@@ -43,25 +44,25 @@ from minigpt.runtime.memory_estimate import memory_of_run
 from minigpt.tokenizers import Tokenizer
 
 MEASURING, LONGEST = 0.1, 1.0
-"""The share of a budget, and the seconds, that measuring may take, about."""
+"""Measuring may take about this share of a budget, and about this many seconds."""
 COMPILING = 0.05
 """The share of a budget that a first compilation may take when train.compile is auto."""
 SHORTEST = 2
-"""Context that a text must fill at least."""
+"""A text must fill a context of at least this length."""
 LITTLE = 50_000
-"""Bytes of a training text below which the plan says that they are few."""
+"""If a training text has fewer bytes than this, the plan says that they are few."""
 FLOOR_BYTES, SCORED_BYTES = 1_000_000, 200_000
-"""Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores; both are
-taken from all over the text, whose parts may differ much."""
+"""Bytes of the training text that the 5-gram model is fitted on, and of the validation text that it scores. Both are
+taken from all over the text, since its parts may differ much."""
 LEAST = 0.1
-"""The share of a budget that is trained in any case, when reading and measuring took the rest."""
+"""The smallest share of a budget that is used for training, even if reading and measuring took the rest."""
 BETWEEN = 0.25
-"""What `train` does before its clock begins, as a share of the time that Python and its imports took
-to start: a busy machine makes both slow (docs/budget.md)."""
+"""The time that `train` needs before its clock begins, as a share of the time that Python and its imports took to
+start: a busy machine makes both slow (docs/budget.md)."""
 UNSTEADY = 0.15
-"""How far the steps that there was time for may lie off the plan without a word at the end."""
+"""If the number of steps differs from the plan by more than this share, a line at the end says so."""
 ERROR = 0.05
-"""How far the loss may lie off the prediction, on ordinary text (docs/budget.md)."""
+"""How far the loss may differ from the prediction, on ordinary text (docs/budget.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Budgeted:
 
     Attributes:
         amount: the budget.
-        text: what the law knows of the text.
-        plan: what was chosen.
-        report: what the receipt says of it: asked, promised_seconds, predicted_loss (nats a token),
+        text: what the law knows about the text.
+        plan: the chosen run.
+        report: what the receipt says about it: asked, promised_seconds, predicted_loss (nats per token),
             predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits,
             parameters, memory_bytes (about).
         tokenizer: of the text.
@@ -94,7 +95,7 @@ class Budgeted:
         return time.perf_counter() - self.started
 
     def config(self) -> RunConfig:
-        """What to train now: the settings, and a length that ends in time."""
+        """The config to train now: the settings, and a length that ends in time."""
         length: dict[str, Any] = {"max_steps": None}
         if self.amount.seconds:
             after = self.again + self.plan.after_seconds + self.plan.step_seconds / 2
@@ -106,7 +107,7 @@ class Budgeted:
         return config.model_copy(update={"train": config.train.model_copy(update=length)})
 
     def explain(self) -> str:
-        """What was chosen and why, and what to expect: four lines for the screen, five for a small text."""
+        """The choice, its reasons, and what to expect: four lines for the screen, five for a small text."""
         plan, report, text, shape = self.plan, self.report, self.text, self.plan.config.model
         ends = datetime.now().astimezone() + timedelta(seconds=report["promised_seconds"] - self.elapsed)
         size = text.train_tokens * text.bytes_per_token
@@ -127,7 +128,9 @@ class Budgeted:
         return "\n".join(lines)
 
     def explain_end(self, steps: int) -> str | None:
-        """One line, where the machine did not keep the speed that was measured: what the law says of so many steps."""
+        """One line if the machine did not keep the measured speed: the loss that the law predicts for the steps that
+        were done.
+        """
         plan = self.plan
         if abs(steps / plan.steps - 1) <= UNSTEADY:
             return None
@@ -140,22 +143,25 @@ class Budgeted:
 
 
 class _Settings:
-    """The person's settings, which win, and those that are chosen around them."""
+    """The person's settings, which win, and the settings chosen to suit them."""
 
     def __init__(self, recipe: str | None, settings: Mapping[str, Any]):
         if given := [name for name in LENGTHS if settings.get(name) is not None]:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
-        load_config(recipe, settings)  # all mistakes at once
+        load_config(recipe, settings)  # reports all mistakes at once
         self.own: dict[str, Any] = recipe_settings(recipe) | dict(settings) | dict.fromkeys(LENGTHS)
         self.tokenizer: dict[str, Any] = {}
         self.ids: dict[str, Any] = {}
 
     def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:
-        """The config with what was chosen, where the person has set nothing."""
+        """The config with the chosen settings, except where the person has given a value."""
         return load_config(None, {**self.tokenizer, **chosen, **self.own, **self.ids})
 
     def choose_tokenizer(self, characters: int) -> None:
-        """By the text's size, where the person names none; the sizes are for byte pairs, so of words all are taken."""
+        """Choose the tokenizer by the text's size, if the person names none.
+
+        The sizes are for byte pairs; a tokenizer of words takes all words.
+        """
         if self.own.get("tokenizer.path") is None and self.own.get("tokenizer.kind") != "word":
             self.tokenizer = rule.tokenizer(characters)
 
@@ -173,14 +179,14 @@ def plan_within(
 
     Args:
         budget: 90s, 10m, 2h or 1e15flops.
-        settings: by dotted name, as for `load_config`; they win, and the rest is chosen around them.
-        recipe: the same in a file. Its length gives way to the budget.
+        settings: by dotted name, as for `load_config`; they win, and the rest is chosen to suit them.
+        recipe: the same in a file. The budget overrides its length.
         quiet: print nothing.
         started: when the command began (time.perf_counter), if it was before this call.
 
     Raises:
-        ConfigError: no budget, a length beside it, or settings that no size goes with.
-        UserError: of the text, as `train`.
+        ConfigError: not a budget, a length next to it, or settings that no size fits.
+        UserError: a mistake in the text, as in `train`.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("--budget: measures for one process; leave torchrun out, or give --train.max-minutes")
@@ -223,12 +229,12 @@ def plan_within(
 
 
 def _size(config: RunConfig) -> dict[str, int]:
-    """Weights of the model, and the bytes that its training needs, about."""
+    """Number of the model's weights, and about how many bytes its training needs."""
     return {"parameters": parameter_table(config.model)["total"], "memory_bytes": memory_of_run(config).total}
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
-    """What the law wants to know of a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
+    """What the law needs to know about a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
     learned, scored = table.spread(train, FLOOR_BYTES), table.spread(val, SCORED_BYTES)
@@ -244,7 +250,7 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
 
 
 def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, started: float, console: Console) -> Plan:
-    """The plan, after one that was chosen by the prices of steps was timed with the kernels that suit it."""
+    """Choose a run by the prices of steps, time it with the kernels that suit it, and choose again."""
     seconds = amount.seconds or math.inf
     limit = min(LONGEST, MEASURING * seconds)
     settings = configure({}).train
@@ -259,7 +265,7 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
 
     speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit)
     plan = best(speed)
-    # compiling takes half a minute: only in a long run, or if the person asks for it
+    # compiling takes half a minute: done only in a long run, or if the person asks for it
     compile = settings.compile if settings.compile != "auto" or COMPILING * seconds >= COLD else "off"
     shape, train = plan.config.model, plan.config.train
     choice = choose(shape, runtime, compile, train.rows, plan.steps * train.batch_size / train.rows, console.print)
@@ -280,11 +286,11 @@ def train_within(
     started: float | None = None,
     command: str = "minigpt.train_within(...), called from Python",
 ) -> TrainedRun:
-    """Plan, then train; the same call continues a run that was cut off, under its first plan.
+    """Plan, then train; the same call continues an interrupted run, with its first plan.
 
     train_within("10m", {"data.source": "my.txt"})
 
-    Args as `plan_within`; name is the run's, command stands in its receipt. Raises as `plan_within` and `train`.
+    Args as in `plan_within`; `name` is the run's, `command` goes into its receipt. Raises as `plan_within` and `train`.
     """
     started = time.perf_counter() if started is None else started
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
@@ -305,7 +311,7 @@ def train_within(
 
 
 def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[str, Any]) -> Path | None:
-    """The run that the same call began, by its receipt. Raises RunError for a name that another run has."""
+    """The run that the same call started, found by its receipt. Raises RunError if another run has the name."""
     number, path = 1, folder / (name or derived)
     while path.exists() and any(path.iterdir()):
         if _asked(path) == json.loads(json.dumps(asked)):
@@ -318,10 +324,10 @@ def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[s
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    """What the person asked for when the run began; nothing for a run without a budget."""
+    """The settings that the person gave when the run began; {} for a run without a budget."""
     return _receipt(path).get("asked", {})
 
 
 def _receipt(path: Path) -> dict[str, Any]:
-    """What the run's receipt says of its budget."""
+    """What the run's receipt says about its budget."""
     return read_receipt(path).get("budget", {})
