@@ -105,7 +105,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
     packed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} holds numbers that are NaN or infinite; use an earlier checkpoint of the run")
+            raise CheckpointError(f"{name} holds numbers that are NaN or infinite; use an earlier checkpoint")
         if tensor.dim() == 2:
             parts = quantized.pack(tensor, kinds[name], group)
             packed |= {f"{name}.{part}": numbers for part, numbers in parts.items()}

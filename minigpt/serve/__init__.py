@@ -1,1 +1,1 @@
-"""The server: `engine/` writes many texts at once, `api/` speaks OpenAI's HTTP, `workbench/` is the page."""
+"""Serve models: `engine/` writes many texts at once, `api/` speaks OpenAI's HTTP, `workbench/` is the page."""

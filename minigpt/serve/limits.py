@@ -1,4 +1,4 @@
-"""What one client may ask for, and what all together may take."""
+"""Set limits: what one client may ask for, and what all clients together may use."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ class Limits:
     """Each is an upper limit."""
 
     texts: int = 256
-    """Texts that a model writes at once; fewer where memory is small."""
+    """Texts that a model writes at once; fewer if memory is small."""
     queue: int = 512
-    """Texts that wait for their turn. One request can ask for that many."""
+    """Texts that wait for their turn. One request can ask for this many."""
     tokens: int = 4096
     """New tokens of one text."""
     seconds: float = 300.0
     """From a request to the end of its answer."""
     body: int = 4 << 20
-    """Bytes of a request."""
+    """Bytes of a request's body."""
     memory: int | None = None
-    """Bytes of all models together (None: half of what is free)."""
+    """Bytes of all models together (None: half of the free memory)."""
     prefixes: int = 256 << 20
-    """Bytes of the keys and values that each model keeps of earlier chats."""
+    """Bytes of the keys and values of earlier chats, for each model."""

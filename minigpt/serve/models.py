@@ -1,13 +1,13 @@
-"""Which models there are, by name, and those that are in memory.
+"""Know which models exist, by name, and keep some of them in memory.
 
-A name is looked up among those of the runs that were found, so nothing that a client sends becomes a path:
+A name is looked up among the names of the runs that were found, so nothing that a client sends becomes a path:
 
     my              the run's best checkpoint
     my@500          a checkpoint that was kept
-    my+pirate       an adapter that lies beside the run
+    my+pirate       an adapter in the run's folder
 
-A model is loaded when it is first asked for. Where memory is needed for another, those that nobody uses give theirs
-back, the one not used for longest first. Names that mean the same checkpoint share one model.
+A model is loaded when it is first asked for. If another one needs the memory, models that are not in use are unloaded,
+the least recently used first. Names that mean the same checkpoint share one model.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from minigpt.weights import checkpoint
 from minigpt.weights.pretrained import is_huggingface
 
 FRESH = 2.0
-"""Seconds for which the list of runs is taken for right."""
+"""The list of runs is read again after this many seconds."""
 UNKNOWN = 8 << 30
-"""Bytes taken for free where the system does not tell."""
+"""Bytes assumed to be free if the system does not say."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Catalog:
     """The names of all models.
 
     Args:
-        runs: run directories, checkpoints or Hugging Face directories; of any other folder, the runs in it.
+        runs: run directories, checkpoints or Hugging Face directories; for any other folder, the runs in it.
         clock: seconds.
     """
 
@@ -82,7 +82,7 @@ class Catalog:
 
 
 def named(root: Path) -> dict[str, Path]:
-    """The directory itself by its name where it is a run, else the runs in it by theirs."""
+    """The directory itself, by its name, if it is a run; else the runs in it, by their names."""
     return {
         path.resolve().name if path == root else path.relative_to(root).as_posix(): path for path in run_folders([root])
     }
@@ -114,12 +114,12 @@ class Loaded:
 
     @cached_property
     def spelling(self) -> Plain | Turns:
-        """How a chat with it becomes a text."""
+        """How a chat with it is written as a text."""
         return spelling_of(self.run)
 
     @cached_property
     def bytes(self) -> int:
-        """Of its weights."""
+        """Bytes of its weights."""
         tensors = {tensor.data_ptr(): tensor.nbytes for tensor in self.run.model.state_dict().values()}
         return sum(tensors.values())
 
@@ -133,8 +133,8 @@ class Models:
 
     Args:
         catalog: the names.
-        engine: told of models that are dropped.
-        device, precision: as of `minigpt generate`.
+        engine: called when a model is dropped.
+        device, precision: as in `minigpt generate`.
     """
 
     def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, device: str = "auto", precision: str = "fp32"):
@@ -146,7 +146,7 @@ class Models:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Loaded]:
-        """The model of a name, which stays in memory meanwhile.
+        """The model with this name; it stays in memory while it is used.
 
         Raises:
             RunError: no such name.
@@ -167,7 +167,7 @@ class Models:
             loaded.used = time.monotonic()
 
     def _key(self, listed: Listed) -> Path:
-        """The checkpoint that is meant now. Raises UnavailableError."""
+        """The checkpoint that the name means now. Raises UnavailableError."""
         try:
             return listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
         except (UserError, OSError) as error:
@@ -188,7 +188,7 @@ class Models:
         return run
 
     def _make_room(self, needed: int, kept: Loaded | None = None) -> None:
-        """Drop models that nobody uses until there is room. Raises UnavailableError where those in use leave none."""
+        """Drop models that are not in use until there is room. Raises UnavailableError if there is still too little."""
         idle = sorted((one for one in self.loaded.values() if not one.users and one is not kept), key=lambda o: o.used)
         while self.loaded and needed + sum(one.bytes for one in self.loaded.values()) > self.memory:
             if not idle:
@@ -199,7 +199,7 @@ class Models:
             del self.loaded[idle.pop(0).key]
 
     def _texts(self, run: LoadedRun) -> int:
-        """Texts whose keys and values take a quarter of the memory at most."""
+        """How many texts the model may write at once: their keys and values take at most a quarter of the memory."""
         shape, weight = run.model.config, run.model.compute_dtype.itemsize
         each = 2 * shape.num_layers * shape.kv_heads * shape.head_size * 2 * shape.max_seq_len * weight
         return max(1, min(self.limits.texts, self.memory // 4 // each))

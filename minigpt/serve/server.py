@@ -1,4 +1,4 @@
-"""Listen: a socket, who may use it, and uvicorn, until Ctrl-C."""
+"""Listen on a socket and serve with uvicorn until Ctrl-C."""
 
 import secrets
 import socket
@@ -21,27 +21,28 @@ from minigpt.serve.models import Catalog
 from minigpt.serve.workbench import Workbench
 
 GOODBYE = 2
-"""Seconds that answers on their way get after Ctrl-C."""
+"""After Ctrl-C, unfinished answers get this many seconds."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn that tells the engine first at Ctrl-C, so that each stream ends with an error and [DONE]."""
+    """uvicorn that stops the engine first at Ctrl-C, so that each stream ends with an error and [DONE]."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self.engine = engine
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """Handle a signal: stop the engine, then the server."""
         self.engine.end()
         super().handle_exit(sig, frame)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket; port 0 takes a free one. Raises UserError."""
+    """A listening socket; port 0 takes a free one. Raises UserError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks for it, to set TCP_NODELAY
+        # asyncio needs this protocol, to set TCP_NODELAY
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, sys.platform != "win32")
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -73,10 +74,10 @@ def serve(
 
     Args:
         runs: run directories, or folders of them; see `Catalog`.
-        host: other machines reach the server only where this is not a loopback address, and then they need a key.
+        host: if this is not a loopback address, other machines can reach the server, and they need a key.
         port: 0 takes a free one.
-        key: what clients must send (default: none where only this machine asks, else a new one, which is printed).
-        names: other names of this server, by which a proxy in front of it is called.
+        key: what clients must send (default: none if only this machine can ask, else a new one, which is printed).
+        names: other names of this server, such as that of a proxy in front of it.
         open_browser: open the server's page.
         metrics, limits, device, precision: see `make_app`.
         preload: load the models at the start; else each at its first use.
@@ -87,7 +88,7 @@ def serve(
     here = is_loopback(host)
     if key is None and (names or not here):
         key = secrets.token_urlsafe(24)
-        tell(f"other machines can reach this server, so that it asks for a key: {key}")
+        tell(f"other machines can reach this server, so it asks for a key: {key}")
     catalog = Catalog(runs)
     models = [name for name in catalog.read() if "@" not in name and "+" not in name]
     bound = listen(host, port)
@@ -111,7 +112,7 @@ def serve(
     )
     try:
         Server(config, state.engine).run(sockets=[bound])
-    except KeyboardInterrupt:  # uvicorn ended cleanly, and raises the signal again
+    except KeyboardInterrupt:  # uvicorn has ended cleanly, and raises the signal again
         tell("ended")
     finally:
         bound.close()

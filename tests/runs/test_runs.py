@@ -296,7 +296,7 @@ def test_compare_warns_where_figures_do_not_compare(runs: Path, capsys) -> None:
         return read(capsys, "compare", *(str(runs / name) for name in names), "--no-plot")["cautions"]
 
     [caution] = cautions("wide", "bytes")
-    assert "2 tokenizers" in caution and "bits per byte do" in caution
+    assert "2 tokenizers" in caution and "bits per byte can" in caution
     [caution] = cautions("wide", "other")
     assert "2 texts" in caution and "neither" in caution
 

@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API over the engine: `app.py` puts it together, `schemas.py` says what is asked and answered."""
+"""Speak OpenAI's HTTP API over the engine: `app.py` puts it together, `schemas.py` describes requests and answers."""

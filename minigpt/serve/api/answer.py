@@ -1,4 +1,4 @@
-"""What completions and chats have in common: one request's texts on their way, counted, and sent piece by piece."""
+"""Share code between completions and chats: the texts of one request while they are written, counted, and streamed."""
 
 import secrets
 import time
@@ -20,12 +20,12 @@ FINISH: dict[str, Finish] = {"eos": "stop", "stop": "stop", "length": "length", 
 STREAM = "text/event-stream"
 EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 STREAMED: dict[int | str, dict[str, Any]] = {**RESPONSES, 200: {"content": {STREAM: {"schema": EVENT}}}}
-"""For the document of the API: an answer that may be a stream, here what each of its events is."""
+"""For the API's document: an answer that may be a stream, and the form of each event."""
 
 
 @dataclass
 class Told:
-    """What is known of one text."""
+    """What is known about one text."""
 
     text: str = ""
     scores: list[Score] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Told:
     total: float = 0.0
 
     def take(self, event: Event) -> None:
-        """Add what happened."""
+        """Add an event."""
         if isinstance(event, Read):
             self.read = event.scores
         elif isinstance(event, Wrote):
@@ -50,12 +50,12 @@ class Told:
 
     @property
     def mean_logprob(self) -> float:
-        """Mean log-probability of its tokens."""
+        """Mean log-probability of the text's tokens."""
         return self.total / max(1, self.tokens)
 
 
 class Count:
-    """Tokens of a request, as its events tell them.
+    """Counts the tokens of a request from its events.
 
     Args:
         copies: texts for each prompt.
@@ -67,13 +67,13 @@ class Count:
         self.copies, self.cached, self.written = copies, 0, 0
 
     def take(self, number: int, event: Event) -> None:
-        """Add what happened to job `number`."""
+        """Add an event of job `number`."""
         if isinstance(event, Read) and number % self.copies == 0:
             self.cached += event.cached
         self.written += isinstance(event, Wrote)
 
     def usage(self) -> Usage:
-        """In OpenAI's form."""
+        """The counts in OpenAI's form."""
         return usage(self.prompt, self.written, self.cached, self.read - self.cached)
 
 
@@ -92,7 +92,7 @@ def check_texts(count: int, state: State) -> None:
 
 
 def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
-    """Raises ApiError for a search that is too wide, or whose answer is to be streamed."""
+    """Raises ApiError for a search that is too wide, or that is asked to stream its answer."""
     beams = (asked.num_beams or 1) > 1
     if beams and prompts * (asked.num_beams or 1) > loaded.texts:
         raise ApiError(400, f"num_beams: {loaded.texts} beams of all prompts together are the most here", "num_beams")
@@ -104,14 +104,14 @@ def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> N
 async def search(
     state: State, loaded: Loaded, prompts: Sequence[list[int]], config: GenerationConfig, seed: int
 ) -> list[list[Completion]]:
-    """The best beams of each prompt."""
+    """Find the best beams of each prompt."""
     model, tokenizer = loaded.run.model, loaded.run.tokenizer
     read = [ids[-model.config.max_seq_len :] for ids in prompts]
     return await state.aside.do(lambda: Writing(model, tokenizer, read, config, [seed] * len(read)).finish())
 
 
 def make_id(kind: str) -> str:
-    """A new one: "cmpl-6f0c...."."""
+    """A new id: "cmpl-6f0c...."."""
     return f"{kind}-{secrets.token_hex(12)}"
 
 
@@ -121,12 +121,12 @@ def now() -> int:
 
 
 def as_stream(pieces: AsyncIterator[list[Any]]) -> StreamingResponse:
-    """An answer that comes piece by piece."""
+    """An answer that is sent piece by piece."""
     return StreamingResponse(_events(pieces), media_type=STREAM, headers={"Cache-Control": "no-store"})
 
 
 async def _events(pieces: AsyncIterator[list[Any]]) -> AsyncGenerator[str, None]:
-    """Server-sent events: an object each, then [DONE]; an error in the middle is an event too."""
+    """Server-sent events: one object each, then [DONE]; an error in the middle is an event too."""
     try:
         async for some in pieces:
             yield "".join(f"data: {piece.model_dump_json()}\n\n" for piece in some)

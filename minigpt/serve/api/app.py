@@ -1,4 +1,4 @@
-"""The app: routes, errors, the guard around them, and what begins and ends with it."""
+"""Put the app together: routes, errors, the guard around them, and what starts and ends with it."""
 
 import asyncio
 import sys
@@ -19,14 +19,16 @@ from minigpt.serve.limits import Limits
 from minigpt.serve.models import Catalog, Models, UnavailableError
 
 SWITCH = 0.0005
-"""Seconds for which the engine's thread may keep Python's lock from the event loop, in place of 0.005."""
+"""Longest time in seconds that the engine's thread keeps Python's lock from the event loop (Python's default is
+0.005).
+"""
 
 
 class App(FastAPI):
-    """FastAPI, without what it says of 422 in the document of the API, since 400 is answered in its place."""
+    """FastAPI, without the answer 422 in the API's document, since this app answers 400 instead."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made when it is first asked for."""
+        """The API's document, made when it is first asked for."""
         made = super().openapi()
         for methods in made["paths"].values():
             for found in methods.values():
@@ -37,7 +39,7 @@ class App(FastAPI):
 
 
 def make_state(catalog: Catalog, limits: Limits | None = None, device: str = "auto", precision: str = "fp32") -> State:
-    """What an app needs: models of the catalog, on a device and in a precision as of `minigpt generate`."""
+    """What an app needs: the models of the catalog, on a device and in a precision as in `minigpt generate`."""
     limits = limits or Limits()
     engine = Engine(limits)
     return State(Models(catalog, engine, limits, device, precision), engine, limits)
@@ -56,11 +58,11 @@ def make_app(
 
     Args:
         state: from `make_state`.
-        hosts: names that requests may call this server by; None for any, where a key protects it.
+        hosts: names by which clients may call this server; None for any, if a key protects it.
         key: what clients must send; None: nothing.
         metrics: whether there is /metrics.
         preload: names of models that are loaded at the start; /health answers 503 until they are.
-        routers: of other routes, beside those of the API.
+        routers: of more routes, in addition to those of the API.
     """
     engine = state.engine
 

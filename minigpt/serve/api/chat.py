@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: answer a chat, spelled by the template that the run was tuned with."""
+"""Answer POST /v1/chat/completions: answer a chat, written with the template that the run was tuned with."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -39,20 +39,20 @@ from minigpt.serve.models import Loaded
 
 
 class Lead:
-    """Takes away the spaces that an answer begins with in ids, but not in its message."""
+    """Removes the spaces at the beginning of an answer, which its ids have but its message should not."""
 
     def __init__(self, spaces: str):
         self.spaces, self.begun = spaces, not spaces
 
     def take(self, text: str) -> str:
-        """What is shown of the next piece."""
+        """The part of the next piece to show."""
         text = text if self.begun else text.lstrip(self.spaces)
         self.begun = self.begun or bool(text)
         return text
 
 
 class Asked:
-    """A request whose model is there: what is to be answered."""
+    """A request whose model is loaded, and what to answer."""
 
     def __init__(self, asked: ChatRequest, loaded: Loaded, state: State):
         self.asked, self.loaded, self.state = asked, loaded, state
@@ -69,7 +69,7 @@ class Asked:
         self.seed, self.id, self.created = seed_of(asked), make_id("chatcmpl"), now()
 
     def jobs(self) -> list[Job]:
-        """All answers."""
+        """The jobs of all answers."""
         return make_jobs(self.loaded, [self.ids], self.config, self.seed, self.n, most=self.most, reuse=True)
 
     def choice(self, index: int, text: str, finish: Finish, scores: list[Score]) -> ChatChoice:
@@ -81,7 +81,7 @@ class Asked:
         return chat_scores(scores, self.loaded.run.tokenizer) if self.asked.logprobs else None
 
     async def whole(self) -> ChatCompletion:
-        """The answer."""
+        """The whole answer."""
         jobs = self.jobs()
         told, count = [Told() for _ in jobs], Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
         if self.beams:
@@ -104,7 +104,7 @@ class Asked:
         return ChatChunk(id=self.id, created=self.created, model=self.asked.model, choices=[choice])
 
     async def pieces(self) -> AsyncGenerator[list[ChatChunk], None]:
-        """The answer, some pieces at a time."""
+        """The answer, a few pieces at a time."""
         jobs = self.jobs()
         count = Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
         leads = [Lead(self.spaces) for _ in jobs]
@@ -122,7 +122,7 @@ class Asked:
             yield [last]
 
     def _pieces(self, number: int, event: Event, lead: Lead) -> list[ChatChunk]:
-        """What one event adds to an answer."""
+        """The pieces of an answer that one event adds."""
         if isinstance(event, Read):
             return [self.piece(number, Delta(role="assistant", content=""), None, None)]
         told = Told()
@@ -133,7 +133,7 @@ class Asked:
 
 
 async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[list[ChatChunk], None]:
-    """The pieces of a request; the model stays in memory meanwhile."""
+    """The pieces of an answer; the model stays in memory until the end."""
     async with state.models.use(asked.model) as loaded:
         request = await asyncio.to_thread(Asked, asked, loaded, state)
         async with aclosing(request.pieces()) as pieces:

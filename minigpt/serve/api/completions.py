@@ -1,4 +1,4 @@
-"""POST /v1/completions: continue texts."""
+"""Answer POST /v1/completions: continue texts."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -29,11 +29,11 @@ from minigpt.serve.engine import Ended, Event, Job, Read
 from minigpt.serve.models import Loaded
 
 USUAL = 16
-"""New tokens where max_tokens is left out, as OpenAI has it."""
+"""New tokens if max_tokens is left out, as in OpenAI's API."""
 
 
 class Asked:
-    """A request whose model is there: what is to be written."""
+    """A request whose model is loaded, and what to write for it."""
 
     def __init__(self, asked: CompletionRequest, loaded: Loaded, state: State):
         self.asked, self.loaded, self.state = asked, loaded, state
@@ -59,7 +59,7 @@ class Asked:
         if self.scored and longest > context:
             raise ApiError(
                 400,
-                f"the prompt has {longest} tokens, and scores are told for {context} at most, the model's context",
+                f"the prompt has {longest} tokens, and scores are given for at most {context}, the model's context",
                 "prompt",
                 "context_length_exceeded",
             )
@@ -70,18 +70,18 @@ class Asked:
         return make_jobs(self.loaded, self.prompts, self.config, self.seed, self.copies, **how)
 
     def echoed(self, index: int) -> str:
-        """What stands before the text of a choice."""
+        """The text before the text of a choice: the prompt, if echo asks for it."""
         if not self.asked.echo:
             return ""
         prompt = self.given[index // self.copies]
         return readable(prompt, self.loaded) if isinstance(prompt, str) else self.loaded.run.tokenizer.decode(prompt)
 
     def answer(self, choices: list[CompletionChoice]) -> Completion:
-        """An answer, or a piece of it."""
+        """An answer, or a piece of one."""
         return Completion(id=self.id, created=self.created, model=self.asked.model, choices=choices)
 
     async def whole(self) -> Completion:
-        """The answer."""
+        """The whole answer."""
         if self.beams:
             return await self._searched()
         jobs = self.jobs()
@@ -123,7 +123,7 @@ class Asked:
         return answer
 
     async def pieces(self) -> AsyncGenerator[list[Completion], None]:
-        """The answer, some pieces at a time."""
+        """The answer, a few pieces at a time."""
         jobs = self.jobs()
         count = Count(jobs, self.copies, self.loaded.run.model.config.max_seq_len)
         scores = [CompletionScores(self.loaded.run.tokenizer) for _ in jobs]
@@ -143,7 +143,7 @@ class Asked:
             yield [last]
 
     def _piece(self, number: int, event: Event, scores: CompletionScores) -> CompletionChoice:
-        """What one event adds to a choice."""
+        """The part of a choice that one event adds."""
         told = Told()
         told.take(event)
         text = self.echoed(number) if isinstance(event, Read) else told.text
@@ -153,7 +153,7 @@ class Asked:
 
 
 async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[list[Completion], None]:
-    """The pieces of a request; the model stays in memory meanwhile."""
+    """The pieces of an answer; the model stays in memory until the end."""
     async with state.models.use(asked.model) as loaded:
         request = await asyncio.to_thread(Asked, asked, loaded, state)
         async with aclosing(request.pieces()) as pieces:

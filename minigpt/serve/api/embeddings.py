@@ -1,7 +1,7 @@
-"""POST /v1/embeddings: what a model makes of a text, as numbers: the mean of its last hidden states.
+"""Answer POST /v1/embeddings: a text as a vector, the mean of its last hidden states.
 
-The states are those that the head reads, after the last norm. A small model that was trained to continue texts was not
-trained to compare them: expect texts of like words to be near each other, and no more.
+The states are those that the head reads, after the last norm. The model was trained to continue texts, not to compare
+them: expect only that texts with similar words are near each other.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from minigpt.serve.models import Loaded
 
 @torch.inference_mode()
 def mean_states(loaded: Loaded, prompts: Sequence[list[int]]) -> list[np.ndarray]:
-    """A vector [C] of each prompt."""
+    """One vector [C] per prompt."""
     model = loaded.run.model
     device = model.embedding.weight.device
     return [model.hidden(torch.tensor([ids], device=device))[0].float().mean(0).cpu().numpy() for ids in prompts]
@@ -61,5 +61,5 @@ router = APIRouter()
 
 @router.post("/v1/embeddings", responses=RESPONSES)
 async def embeddings(asked: EmbeddingRequest, request: Request, state: Shared) -> EmbeddingList:
-    """Numbers for texts."""
+    """Turn texts into vectors."""
     return await unless_gone(request, answer(asked, state))

@@ -1,4 +1,4 @@
-"""Every answer that is not 200 is OpenAI's error object: {"error": {"message", "type", "param", "code"}}."""
+"""Turn every error into OpenAI's error object: {"error": {"message", "type", "param", "code"}}."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class ErrorBody(BaseModel):
-    """What went wrong: a sentence, OpenAI's kind, the field of the request, a word for programs."""
+    """What went wrong: a sentence, OpenAI's kind of error, the field of the request, a code for programs."""
 
     message: str
     type: str
@@ -30,7 +30,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every answer that is not 200."""
+    """The body of every answer that is not 200."""
 
     error: ErrorBody
 
@@ -59,16 +59,16 @@ TOLD = {
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in TOLD.items()
 }
-"""For the document of the API: what each path may answer beside its own."""
+"""For the API's document: the error answers of each path."""
 
 
 UNREADABLE = "There was an error parsing the body"
-"""FastAPI's words for bytes that are not UTF-8, and for numbers that are too long."""
+"""FastAPI's message for bytes that are not UTF-8, and for numbers that are too long."""
 FIELD = re.compile(r"[a-z_]+|\d+")
 
 
 class ApiError(HTTPException):
-    """An answer of a status."""
+    """An error answer with its status."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, retry: int | None = None
@@ -92,9 +92,10 @@ class ApiError(HTTPException):
 
     @property
     def own_headers(self) -> dict[str, str]:
-        """Beside the usual ones."""
+        """Headers that this answer has in addition to the usual ones."""
         found = {} if self.retry is None else {"Retry-After": str(self.retry)}
-        more = {401: {"WWW-Authenticate": "Bearer"}, 413: {"Connection": "close"}}  # what is still sent is not read
+        # 413 closes the connection, so the rest of the body is not read
+        more = {401: {"WWW-Authenticate": "Bearer"}, 413: {"Connection": "close"}}
         return found | more.get(self.status, {})
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -103,7 +104,7 @@ class ApiError(HTTPException):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of any error; those that nothing expects are logged, and their details stay here."""
+    """Turn any error into an answer for the client. Unexpected errors are logged, and their details are not sent."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, BusyError):
@@ -119,12 +120,12 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error))
     if out_of_memory(error):
         return ApiError(503, "memory ended; try again with fewer or shorter texts", retry=10)
-    log.error("an error that nothing expects", exc_info=error)
+    log.error("an unexpected error", exc_info=error)
     return ApiError(500, f"this is a bug in minigpt ({type(error).__name__}); the server's log has its details")
 
 
 def install(app: FastAPI) -> None:
-    """Let the app answer every error so."""
+    """Let the app answer every error with an error object."""
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -132,7 +133,7 @@ def install(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             return ApiError(400, f"the body is not JSON: {first['ctx']['error']}").response()
         places = [str(place) for place in first["loc"][1:]]
-        place = ".".join(takewhile(FIELD.fullmatch, places))  # pydantic's names of its types follow
+        place = ".".join(takewhile(FIELD.fullmatch, places))  # the names after these are pydantic's names of its types
         param = places[0] if places else None
         return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param).response()
 

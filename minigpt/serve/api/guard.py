@@ -1,10 +1,10 @@
-"""Who may ask: the first thing that every request meets, as plain ASGI, so that streams pass untouched.
+"""Check who may use the server, before anything else handles a request. Plain ASGI, so streams pass unchanged.
 
 - Host must be a name of this server. A page of another site can make its own name mean 127.0.0.1 (DNS rebinding), but
   its requests then carry that name.
-- Origin, which browsers add to what a page posts, must be this server too: no other site's page may use it.
-- The key, where there is one, is compared in constant time, and stands in no log.
-- A body has a limit, also where its length is not told.
+- Origin, which browsers add to a page's POST requests, must be this server too: pages of other sites may not use it.
+- The key, if there is one, is compared in constant time, and is never logged.
+- A body has a limit, also if its length is not given.
 """
 
 import hmac
@@ -20,9 +20,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 OPEN = ("/health", "/")
-"""Paths that need no key: whoever balances load asks the first; the second is the page, which asks for the key."""
+"""Paths that need no key: load balancers ask for the first; the second is the page, which asks for the key itself."""
 FILES = "/page/"
-"""Below it are the page's scripts and styles, which hold nothing of a run."""
+"""Path of the page's scripts and styles, which hold nothing of a run."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -33,14 +33,14 @@ HEADERS = [
 
 
 class Guard:
-    """Lets a request through, or answers it.
+    """Lets a request through, or answers it with an error.
 
     Args:
-        app: what is guarded.
-        hosts: names by which this server may be called; None for any, where a key protects it.
-        key: what clients send as `Authorization: Bearer KEY`; None: nothing is asked for.
+        app: the guarded app.
+        hosts: names by which clients may call this server; None for any, if a key protects it.
+        key: what clients send as `Authorization: Bearer KEY`; None: no key is needed.
         most: bytes of a body.
-        seen: told of each answer: path, status.
+        seen: called with each answer's path and status.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Guard:
         self.app, self.hosts, self.key, self.most, self.seen = app, hosts, key, most, seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI wants it."""
+        """Handle a request, as ASGI defines it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -89,7 +89,7 @@ class Guard:
             await sending({"type": "http.response.body", "body": body})
 
     def _check(self, scope: Scope) -> None:
-        """Raises ApiError."""
+        """Check host, origin and key. Raises ApiError."""
         headers = {name.lower(): value for name, value in reversed(scope["headers"])}
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self.hosts is not None and _name(host) not in self.hosts:
@@ -112,7 +112,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """Host without its port: "[::1]:8000" -> "[::1]"."""
+    """The host without its port: "[::1]:8000" -> "[::1]"."""
     head, colon, port = host.rpartition(":")
     return head if colon and port.isdigit() else host
 
@@ -121,5 +121,5 @@ def _host_of(origin: str) -> str:
     """Host and port of an Origin: "http://localhost:8000" -> "localhost:8000"; "null", or not a URL -> ""."""
     try:
         return urlsplit(origin).netloc
-    except ValueError:  # [ without ]
+    except ValueError:  # a "[" without "]"
         return ""

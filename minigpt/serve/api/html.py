@@ -1,4 +1,4 @@
-"""The document of the API as one plain page, which loads nothing from anywhere."""
+"""Show the API's document as one plain page, which loads nothing from anywhere."""
 
 from html import escape
 from typing import Any
@@ -44,7 +44,7 @@ def _schema(name: str, found: dict[str, Any]) -> str:
 
 
 def _kind(about: dict[str, Any]) -> str:
-    """A type in words, linked where it is described."""
+    """A type in words, with a link if the page describes it."""
     if "$ref" in about:
         name = escape(about["$ref"].rsplit("/", 1)[-1])
         return f'<a href="#{name}">{name}</a>'

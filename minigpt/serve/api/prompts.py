@@ -1,4 +1,4 @@
-"""From a request to jobs: its texts become ids, its fields become settings. No line here knows of HTTP."""
+"""Turn a request into jobs: its texts become ids, its fields become settings. This file does not know HTTP."""
 
 import secrets
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from minigpt.tokenizers.base import valid_unicode
 OURS = (
     "temperature top_p top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty num_beams"
 ).split()
-"""Fields of a request that are settings of ours under the same name."""
+"""Fields of a request that are minigpt's settings under the same name."""
 ALONE = {"num_samples": 1, "best_of": 1, "penalty_alpha": 0.0, "prompt_lookup": 0, "num_beam_groups": 1, "num_beams": 1}
-"""Settings of a run that a request does not take over: how many texts, and searches."""
+"""Settings of a run that a request does not take over: the number of texts, and searches."""
 SMALLEST = 1e-9
 SEEDS = 2**62
 Prompt = str | list[int]
@@ -36,12 +36,12 @@ def prompts_of(given: Prompt | list[str] | list[list[int]] | None) -> list[Promp
 
 
 def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
-    """Ids of a prompt. An empty one becomes the end of text, after which a new text begins.
+    """Ids of a prompt. An empty prompt becomes the end-of-text token, after which a new text begins.
 
     Raises:
         ApiError: an id that the tokenizer does not have.
         GenerationError: an empty prompt, and a tokenizer without an end of text.
-        TokenizerError: a text that it cannot spell.
+        TokenizerError: a text that it cannot encode.
     """
     tokenizer = loaded.run.tokenizer
     if isinstance(prompt, list):
@@ -55,21 +55,21 @@ def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
 
 
 def readable(text: str, loaded: Loaded) -> str:
-    """As the training text was: cleaned, and without halves of characters."""
+    """Clean a text as the training text was, and drop halves of characters."""
     return clean_text(valid_unicode(text), loaded.run.config.data.clean)
 
 
 def settings(
     asked: Sampled, loaded: Loaded, limits: Limits, most: int | None, *, logprobs: int | None, stop: Sequence[str] = ()
 ) -> GenerationConfig:
-    """The run's settings with those of a request.
+    """The run's settings, overridden by those of a request.
 
     Args:
         most: new tokens (default: the run's own).
-        stop: texts that end a text, beside those that are asked for.
+        stop: texts that end a text, in addition to those of the request.
 
     Raises:
-        ConfigError: settings that do not go together.
+        ConfigError: settings that cannot be combined.
     """
     own = loaded.run.config.generation
     given: dict[str, Any] = {name: value for name in OURS if (value := getattr(asked, name)) is not None}
@@ -89,14 +89,14 @@ def settings(
 
 
 def _token(name: str) -> str:
-    """OpenAI's "13" is our "#13"."""
+    """Turn OpenAI's "13" into our "#13"."""
     if not (name.isascii() and name.isdecimal()) or len(name) > 10:
         raise ApiError(400, f"logit_bias: {name!r} is not the id of a token", "logit_bias")
     return f"#{int(name)}"
 
 
 def seed_of(asked: Sampled) -> int:
-    """The seed that is asked for, or any."""
+    """The request's seed, or a random one."""
     return secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
 
 
@@ -114,7 +114,7 @@ def make_jobs(
 
 
 def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[int]:
-    """Ids of a chat. Where it does not fit beside `room` new tokens, its oldest turns are left out.
+    """Ids of a chat. If it does not fit next to `room` new tokens, its oldest turns are left out.
 
     Raises:
         ApiError: a model that was not tuned on chats, or only messages of the system.
@@ -133,7 +133,7 @@ def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[i
 
 
 def turns_of(loaded: Loaded) -> Turns:
-    """How the model spells a chat. Raises ApiError if it was not tuned on chats."""
+    """How the model writes a chat. Raises ApiError if it was not tuned on chats."""
     spelling = loaded.spelling
     if not isinstance(spelling, Turns):
         raise ApiError(

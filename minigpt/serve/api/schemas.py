@@ -1,4 +1,4 @@
-"""What is asked and answered, as OpenAI's API has it; our own settings beside it, under their own names."""
+"""Describe requests and answers as in OpenAI's API; minigpt's own settings are added under their own names."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,13 +8,13 @@ Text = Annotated[str, Field(max_length=4 << 20)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=1 << 20)]
 Many = 512
-"""Texts of one request."""
+"""Most texts in one request."""
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
 class Asked(BaseModel):
-    """A request: numbers are numbers, not texts that look so. Fields that are not known change nothing."""
+    """A request. A number must be a number, not a text that looks like one. Unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -23,16 +23,16 @@ class StreamOptions(Asked):
     """How a stream is sent."""
 
     include_usage: bool | None = None
-    """Send a last piece with the count of tokens."""
+    """Send a last piece with the number of tokens."""
 
 
 class Sampled(Asked):
-    """What completions and chats have in common. A setting that is left out is the run's own."""
+    """What completions and chats have in common. A setting that is left out has the run's value."""
 
     model: Annotated[str, Field(max_length=500)]
-    """A name of GET /v1/models."""
+    """A name from GET /v1/models."""
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    """New tokens of each text at most."""
+    """Largest number of new tokens in each text."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     """Divides the logits; 0 is greedy."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -43,25 +43,27 @@ class Sampled(Asked):
     """Send the text piece by piece."""
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    """Texts that end the writing; they are not written."""
+    """Texts at which the writing stops; they are not written."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    """Of the draws; text i of a prompt draws with seed + i. Left out: another one each time."""
+    """Seed of the random draws; text i of a prompt draws with seed + i. If it is left out, each request has another
+    seed.
+    """
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-1000, le=1000)]], Field(max_length=1024)] | None = None
     """Added to the logits of tokens: {"13": -100}."""
     presence_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
-    """Subtracted from the logits of tokens that were written."""
+    """Subtracted from the logits of tokens that were written before."""
     frequency_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
-    """Subtracted from a token's logit each time that it was written."""
+    """Subtracted from a token's logit for each time that it was written."""
     user: Annotated[str, Field(max_length=1000)] | None = None
     """Not used."""
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    """Keep the k likeliest tokens; 0: all. Ours, as all that follow."""
+    """Keep the k likeliest tokens; 0: all. This setting and all that follow are minigpt's own."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Keep tokens at least p times as likely as the likeliest."""
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Keep the fewest tokens of near-average surprise whose probabilities sum to p."""
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Logits of tokens that occurred are divided by this, prompt included."""
+    """Logits of tokens that occurred before, also in the prompt, are divided by this."""
     num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
     """Beam search: hypotheses kept at each step; not with stream or logprobs."""
 
@@ -73,15 +75,15 @@ class CompletionRequest(Sampled):
         Text | Annotated[list[Text], Field(min_length=1, max_length=Many)] | Ids
         | Annotated[list[Ids], Field(min_length=1, max_length=Many)] | None
     ) = None  # fmt: skip
-    """A text, several, ids, or several lists of ids. Nothing: the beginning of a new text."""
+    """A text, several texts, ids, or several lists of ids. If it is left out: the beginning of a new text."""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-    """Write so many, and answer the n whose tokens are likeliest on average; not with stream."""
+    """Write this many texts, and answer with the n whose tokens are likeliest on average; not with stream."""
     echo: bool | None = None
     """Begin the answer with the prompt. With max_tokens 0 and logprobs, this scores a text."""
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Tell the log-probability of each token, and of so many likeliest, before any setting."""
+    """Give the log-probability of each token, and of this many likeliest ones, before any setting."""
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    """What comes after a text is not known to these models."""
+    """Must be empty: these models cannot read a text after the gap."""
 
 
 class TextPart(Asked):
@@ -92,15 +94,15 @@ class TextPart(Asked):
 
 
 class ChatMessage(Asked):
-    """What somebody said."""
+    """A message of a chat."""
 
     role: Role
-    """developer is system."""
+    """developer means system."""
     content: Text | Annotated[list[TextPart], Field(max_length=1000)]
 
 
 class ResponseFormat(Asked):
-    """Only text."""
+    """Only text is possible."""
 
     type: Literal["text"]
 
@@ -109,31 +111,31 @@ class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
-    """All that was said. Where the last is the assistant's, it goes on. Those that do not fit are left out, oldest
-    first."""
+    """All messages so far. If the last one is the assistant's, the model continues it. Messages that do not fit are
+    left out, the oldest first."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    """OpenAI's newer name of max_tokens."""
+    """OpenAI's newer name for max_tokens."""
     logprobs: bool | None = None
-    """Tell the log-probability of each token."""
+    """Give the log-probability of each token."""
     top_logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
-    """And of so many likeliest."""
+    """Also give this many of the likeliest tokens."""
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    """These models call no tools."""
+    """Must be empty: these models call no tools."""
 
 
 class EmbeddingRequest(Asked):
     """POST /v1/embeddings."""
 
     model: Annotated[str, Field(max_length=500)]
-    """A name of GET /v1/models."""
+    """A name from GET /v1/models."""
     input: (
         Text | Annotated[list[Text], Field(min_length=1, max_length=Many)] | Ids
         | Annotated[list[Ids], Field(min_length=1, max_length=Many)]
     )  # fmt: skip
-    """A text, several, ids, or several lists of ids; each within the model's context."""
+    """A text, several texts, ids, or several lists of ids; each must fit into the model's context."""
     encoding_format: Literal["float", "base64"] | None = None
-    """base64: of the numbers as float32, little-endian."""
+    """base64: the numbers as float32, little-endian, in base64."""
     user: Annotated[str, Field(max_length=1000)] | None = None
     """Not used."""
 
@@ -156,14 +158,14 @@ class DetokenizeRequest(Asked):
 
 
 class CachedTokens(BaseModel):
-    """Of the prompt's tokens: those whose keys and values were known from an earlier chat, and those that were read."""
+    """Of the prompt's tokens: how many were known from an earlier chat, and how many were read."""
 
     cached_tokens: int
     read_tokens: int
 
 
 class Usage(BaseModel):
-    """Tokens of a request."""
+    """Numbers of tokens in a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -172,7 +174,9 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Token by token. A token that is half a character is written as bytes:\\xe2. The first of all has no score."""
+    """Scores token by token. A token that is half a character is written as bytes:\\xe2. The first token has no
+    score.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -205,7 +209,7 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token, and how likely it was. `bytes` has what `token` cannot show."""
+    """A token and its log-probability. `bytes` has what `token` cannot show."""
 
     token: str
     logprob: float
@@ -219,7 +223,7 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(BaseModel):
-    """Token by token."""
+    """Scores token by token."""
 
     content: list[TokenLogprob]
     refusal: None = None
@@ -255,7 +259,7 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """A piece of what the assistant says; what it does not hold is left out, as clients expect."""
+    """A piece of the assistant's answer; fields without a value are left out, as clients expect."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -287,7 +291,7 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that can be asked for."""
+    """A model that can be used."""
 
     id: str
     object: Literal["model"] = "model"
@@ -296,7 +300,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All."""
+    """All models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -311,7 +315,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens."""
+    """Numbers of tokens."""
 
     prompt_tokens: int
     total_tokens: int

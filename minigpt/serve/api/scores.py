@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI spells them, in both of its forms. A token that is half a character shows its bytes."""
+"""Write log-probabilities in both of OpenAI's forms. A token that is half a character shows its bytes."""
 
 import codecs
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from minigpt.serve.engine import Score
 from minigpt.tokenizers import Tokenizer
 
 LEAST = -9999.0
-"""In place of minus infinity, which JSON does not know."""
+"""Used instead of minus infinity, which JSON cannot hold."""
 
 
 def shown(id_: int, tokenizer: Tokenizer) -> str:
@@ -21,14 +21,14 @@ def shown(id_: int, tokenizer: Tokenizer) -> str:
 
 
 class CompletionScores:
-    """The form of /v1/completions, which says where in the text each token begins."""
+    """The form of /v1/completions, which also gives where in the text each token begins."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.offset = tokenizer, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def take(self, scores: Sequence[Score]) -> CompletionLogprobs:
-        """The next tokens."""
+        """Add the scores of the next tokens."""
         found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for id_, logprob, top in scores:
             own = shown(id_, self.tokenizer)

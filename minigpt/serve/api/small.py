@@ -1,4 +1,4 @@
-"""What needs no engine: which models there are, tokens of a text, whether the server is well, what it has counted."""
+"""Answer requests that need no engine: the list of models, tokens of a text, health, counters."""
 
 import asyncio
 
@@ -36,7 +36,7 @@ async def models(state: Shared) -> ModelList:
 
 @router.get("/v1/models/{model:path}", responses=RESPONSES)
 async def model(model: str, state: Shared) -> ModelCard:
-    """One of them."""
+    """One model."""
     return _card(await state.models.catalog.find(model))
 
 
@@ -65,13 +65,13 @@ async def health(state: Shared) -> Health:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    """This API, as a page."""
+    """The API's document as a page."""
     return HTMLResponse(documented(request.app.openapi()))
 
 
 @metrics.get("/metrics", include_in_schema=False)
 async def counted(state: Shared) -> Response:
-    """For Prometheus."""
+    """The counters for Prometheus."""
     return PlainTextResponse(exposition(state), media_type="text/plain; version=0.0.4")
 
 
@@ -90,7 +90,7 @@ def exposition(state: State) -> str:
     ended = {f'{{reason="{reason}"}}': float(count) for reason, count in counts.ended.items()}
     add("texts_total", "counter", "Texts by what ended them.", ended)
     add("turns_total", "counter", "Steps of the engine.", {"": counts.turns})
-    add("texts_writing", "gauge", "Texts on their way.", {"": state.engine.writing})
+    add("texts_writing", "gauge", "Texts that are being written.", {"": state.engine.writing})
     add("texts_waiting", "gauge", "Texts that wait.", {"": state.engine.waiting})
     add("models_loaded", "gauge", "Models in memory.", {"": len(state.models.loaded)})
     add("models_bytes", "gauge", "Their weights.", {"": sum(one.bytes for one in state.models.loaded.values())})
@@ -98,5 +98,5 @@ def exposition(state: State) -> str:
     sums = [sum(meter.first[: place + 1]) for place in range(len(bounds))]
     name = "first_token_seconds"
     buckets = {f'_bucket{{le="{bound}"}}': float(total) for bound, total in zip(bounds, sums, strict=True)}
-    add(name, "histogram", "To the first token.", buckets | {"_sum": meter.first_seconds, "_count": sums[-1]})
+    add(name, "histogram", "Seconds to the first token.", buckets | {"_sum": meter.first_seconds, "_count": sums[-1]})
     return "\n".join(lines) + "\n"

@@ -1,4 +1,6 @@
-"""What all answers share: models, engine, limits, counters, and a second thread for what is not written in turns."""
+"""Hold what all answers share: models, engine, limits, counters, and a second thread for work that is not done in
+turns.
+"""
 
 import asyncio
 import time
@@ -21,13 +23,13 @@ from minigpt.serve.models import Loaded, Models
 Result = TypeVar("Result")
 Piece = TypeVar("Piece")
 ASIDE = 16
-"""Beam searches and embeddings that wait; they are done one after another."""
+"""Most beam searches and embeddings that wait; they are done one after another."""
 FIRST = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Seconds to the first token, by which requests are counted."""
+"""Bounds of the histogram of seconds to the first token."""
 
 
 class Meter:
-    """What Prometheus reads."""
+    """Counters for Prometheus."""
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()
@@ -35,13 +37,13 @@ class Meter:
         self.first_seconds = 0.0
 
     def began(self, seconds: float) -> None:
-        """A text had its first token after so long."""
+        """Count a text that had its first token after `seconds`."""
         self.first[bisect_left(FIRST, seconds)] += 1
         self.first_seconds += seconds
 
 
 class Aside:
-    """A thread for what is not written in turns, one thing after another; it ends with the process."""
+    """A thread for work that is not done in turns, one piece after another; it ends with the process."""
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
@@ -49,7 +51,7 @@ class Aside:
         Thread(target=self._run, name="minigpt-aside", daemon=True).start()
 
     async def do(self, work: Callable[[], Result]) -> Result:
-        """The result of the work. Raises BusyError, and what the work raises."""
+        """The result of the work. Raises BusyError, and the errors of the work."""
         if self._waiting >= ASIDE:
             raise BusyError("too many searches wait already; try again later", 5)
         future: Future[Result] = Future()
@@ -79,10 +81,10 @@ class State:
         self.aside = Aside()
 
     async def write(self, loaded: Loaded, jobs: Sequence[Job]) -> AsyncGenerator[list[tuple[int, Event]], None]:
-        """Pairs (number of the job, what happened), all that are there, until all jobs are complete. If nobody listens
-        any more, all are cancelled.
+        """Yield pairs (number of the job, event), all that have arrived, until all jobs are complete. If the client is
+        gone, all jobs are cancelled.
 
-        Raises: what makes one of them fail.
+        Raises: the error of a job that fails.
         """
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         begun, left = time.monotonic(), len(jobs)
@@ -93,9 +95,10 @@ class State:
             self.engine.submit(loaded.run.model, jobs, loaded.texts)
             first = True
             while left:
-                await asyncio.sleep(0)  # a queue that is never empty would keep all others waiting
+                await asyncio.sleep(0)  # a queue that is never empty would block all other tasks
                 found = [await queue.get()]
-                while not queue.empty():  # many only where the event loop is behind: then it sends them together
+                # several events wait only if the event loop is slow; then it sends them together
+                while not queue.empty():
                     found.append(queue.get_nowait())
                 for _, event in found:
                     if isinstance(event, Failed):
@@ -119,7 +122,9 @@ Shared = Annotated[State, Depends(shared)]
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of the work, which is cancelled when the client goes away. Raises ApiError then; nobody reads it."""
+    """The result of the work, which is cancelled if the client goes away. ApiError is raised then, but nobody reads
+    it.
+    """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,7 +142,7 @@ async def _gone(request: Request) -> None:
 
 
 async def started(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    """The same pieces, once the first is there: what goes wrong before it is raised here, and not in the stream."""
+    """The same pieces, after the first has arrived: an error before it is raised here, not in the stream."""
     first = await anext(pieces)
 
     async def all_of_them() -> AsyncGenerator[Piece, None]:

@@ -1,4 +1,4 @@
-"""Continuous batching: many texts are written together, and each is what it would be alone.
+"""Write many texts together (continuous batching); each is the same as if it were alone.
 
 `loop.py` is the thread, `writer.py` the turns of one model, `batch.py` the keys and values, `choose.py` the tokens.
 """

@@ -1,15 +1,15 @@
-"""Texts that one model writes together; any of them may join or leave between two tokens.
+"""Write several texts with one model; any of them may join or leave between two tokens.
 
-One buffer holds the keys and values of all. The newest token of every text stands in one column, `end`, so that all
-grow together by one call of the model, as in `generation.engine`; a text that is shorter begins in a later column:
+One buffer holds the keys and values of all texts. The newest token of every text is in the same column, `end`, so one
+call of the model adds a token to each, as in `generation.engine`. A shorter text begins in a later column:
 
     columns      0 1 2 3 4 5 6 7 8 ...
     a text       . a b c d e f         <- begins in column 1
     a text       . . . . g h i         <- begins in column 4; `end` is 7
 
-A text that joins is read alone, and its keys and values are put into the columns before `end`. When `end` comes to the
-buffer's last column, all columns move back. So a text gets what it would get alone: it is read alone, also where its
-window moves on (`window_start`), and in a step no row looks at another.
+A text that joins is read alone, and its keys and values are put into the columns before `end`. When `end` reaches the
+buffer's last column, all columns move back. So a text is the same as if it were alone: it is read alone, also when its
+window moves (`window_start`), and in a step no row looks at another.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class Text:
     """A text that grows.
 
     Attributes:
-        ids: all of it, the prompt first; the newest was not read yet.
+        ids: all of it, the prompt first; the newest id has not been read yet.
         start: the first position that the model reads, as `window_start` says.
-        column: where that position stands in the buffer.
+        column: the column of that position in the buffer.
     """
 
     ids: list[int]
@@ -39,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Keys and values [L, KV, T, D] of the first T tokens of a text, which can be read on from there."""
+    """Keys and values [L, KV, T, D] of the first T tokens of a text; reading can continue from there."""
 
     ids: tuple[int, ...]
     keys: Tensor
@@ -47,7 +47,7 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """Of memory."""
+        """Bytes of memory."""
         return self.keys.nbytes + self.values.nbytes
 
 
@@ -64,12 +64,14 @@ class Batch:
         self.context = model.config.max_seq_len
         self.texts: list[Text] = []  # text i is row i of the buffer
         self.buffer: KVCache | None = None
-        self.end = self.context  # so that any prompt has room before it
+        self.end = self.context  # leaves room for any prompt before it
         self.size = self.context + max(64, self.context // 2)
 
     @torch.inference_mode()
     def join(self, ids: Sequence[int], held: Held | None = None) -> tuple[Text, Tensor]:
-        """A new text, and the hidden states [T, C] of what was read of its ids: all of them, or those after `held`."""
+        """Add a text. Returns it, and the hidden states [T, C] of the ids that were read: all, or those after
+        `held`.
+        """
         text = Text(list(ids), window_start(len(ids), self.context), 0)
         cache, hidden = self._read(text, held)
         if self.buffer is None:
@@ -81,12 +83,12 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        """Read the newest token of every text; the logits [B, V] of what follows it."""
+        """Read the newest token of every text; returns the logits [B, V] of the next token."""
         assert self.buffer is not None
         if self.end == self.size:
             self._move_back()
         moved = [row for row, text in enumerate(self.texts) if window_start(len(text.ids), self.context) != text.start]
-        for row in moved:  # what it gets in the step below is thrown away
+        for row in moved:  # its result in the step below is thrown away
             text = self.texts[row]
             text.start = window_start(len(text.ids), self.context)
             text.column = self.end + 1 - (len(text.ids) - text.start)
@@ -104,11 +106,11 @@ class Batch:
         return logits
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., C] -> [..., V]."""
+        """Logits [..., V] from hidden states [..., C]."""
         return self.model.head(hidden)[..., : self.model.config.vocab_size]
 
     def held(self, text: Text) -> Held | None:
-        """A copy of what the buffer holds of a text; None where its beginning is no longer there."""
+        """A copy of a text's keys and values in the buffer; None if its beginning is no longer there."""
         if text.start or self.buffer is None:
             return None
         row, columns = self.texts.index(text), slice(text.column, self.end)
@@ -116,7 +118,7 @@ class Batch:
         return Held(tuple(text.ids[: keys.shape[2]]), keys.clone(), values.clone())
 
     def leave(self, text: Text) -> None:
-        """Take a text out; the last row takes its place. The last text takes the buffer with it."""
+        """Remove a text; the last row takes its place. Removing the only text frees the buffer."""
         row, last = self.texts.index(text), self.texts.pop()
         if not self.texts or self.buffer is None:
             self.buffer, self.end = None, self.context
@@ -128,7 +130,7 @@ class Batch:
             tokens[row, last.column : self.end] = tokens[len(self.texts), last.column : self.end]
 
     def _read(self, text: Text, held: Held | None = None) -> tuple[KVCache, Tensor]:
-        """What the model makes of a text alone: its cache of one row, the hidden states [T, C] after `held`."""
+        """Read a text alone: its cache of one row, and the hidden states [T, C] after `held`."""
         cache, ids = self.model.make_cache(), torch.tensor([text.ids[text.start :]])  # [1, T]
         ids = ids.to(cache.keys.device)
         cache.kept_tokens()[:, : ids.shape[1]] = ids
@@ -138,17 +140,18 @@ class Batch:
         return cache, self.model.hidden(ids[:, cache.length :], cache)[0]
 
     def _put(self, row: int, cache: KVCache) -> None:
-        """Put a cache of one row into the columns before `end`."""
+        """Copy a cache of one row into the columns before `end`."""
         assert self.buffer is not None
         text, length = self.texts[row], cache.length
         text.column = self.end - length
         for held, read in ((self.buffer.keys, cache.keys), (self.buffer.values, cache.values)):  # [L, B, KV, S, D]
-            held[:, row, :, : text.column] = 0  # hidden, but a kernel multiplies it by zero, and that keeps nan
+            # these columns are hidden, but a kernel multiplies them by zero, which would keep NaN
+            held[:, row, :, : text.column] = 0
             held[:, row, :, text.column : self.end] = read[:, 0, :, :length]
         self.buffer.kept_tokens()[row, text.column : self.end] = cache.kept_tokens()[0, :length]
 
     def _move_back(self) -> None:
-        """Make `end` the column that it began from."""
+        """Move all columns back, so that `end` is where it started."""
         assert self.buffer is not None
         rows, first = len(self.texts), min(text.column for text in self.texts)
         by = self.end - self.context

@@ -1,6 +1,6 @@
-"""From the logits of all rows to one token of each, by each row's own settings and seed.
+"""Choose a token for each row from its logits, by the row's own settings and seed.
 
-Rows of equal settings go through `generation.sampling` together; no row's token depends on who its neighbours are.
+Rows with equal settings go through `generation.sampling` together; a row's token does not depend on the other rows.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from minigpt.serve.engine.job import Job, Score
 
 
 def choose(logits: Tensor, jobs: Sequence[Job]) -> list[int | UserError]:
-    """An id for each row of logits [B, V]; or why its settings leave none."""
+    """An id for each row of logits [B, V]; or an error if the row's settings allow no token."""
     groups: dict[object, list[int]] = defaultdict(list)
     for row, job in enumerate(jobs):
         groups[job.kind, job.new if job.adjusts else 0].append(row)
@@ -27,7 +27,7 @@ def choose(logits: Tensor, jobs: Sequence[Job]) -> list[int | UserError]:
 
 
 def _together(logits: Tensor, jobs: Sequence[Job]) -> list[int | UserError]:
-    """`choose` for jobs of one kind; where one fails, each is tried alone."""
+    """`choose` for jobs with equal settings; if it fails, each job is tried alone."""
     first = jobs[0]
     history = [torch.tensor(job.text.ids if job.text else [], device=logits.device) for job in jobs if first.adjusts]
     try:
@@ -40,7 +40,7 @@ def _together(logits: Tensor, jobs: Sequence[Job]) -> list[int | UserError]:
 
 
 def score(logits: Tensor, ids: Sequence[int], top: int) -> list[Score]:
-    """How likely each id was under its row of logits [B, V], and the `top` likeliest."""
+    """The log-probability of each id under its row of logits [B, V], and the `top` likeliest ids."""
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
     values, likeliest = logprobs.topk(min(top, logprobs.shape[1]))

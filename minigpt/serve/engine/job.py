@@ -1,4 +1,4 @@
-"""One text that a client waits for, and what it is told while the text is written."""
+"""Describe one text that a client waits for, and the events that it gets while the text is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Reason = Literal["eos", "stop", "length", "time"]
 
 
 class TryLaterError(MiniGPTError):
-    """It cannot be done now; `seconds` says when to try again."""
+    """The request cannot be done now; `seconds` says when to try again."""
 
     def __init__(self, what: str, seconds: int):
         super().__init__(what)
@@ -34,7 +34,9 @@ class UnavailableError(TryLaterError):
 
 
 class Score(NamedTuple):
-    """A token, its log-probability in nats before any setting (None: nothing stands before it), the likeliest there."""
+    """A token, its log-probability in nats before any setting (None for the first token), and the likeliest tokens
+    there.
+    """
 
     id: int
     logprob: float | None
@@ -49,21 +51,21 @@ class Read(NamedTuple):
 
 
 class Wrote(NamedTuple):
-    """One more token; `text` is what may be shown now, which can be nothing."""
+    """One more token; `text` is what may be shown now, possibly nothing."""
 
     text: str
     score: Score | None
 
 
 class Ended(NamedTuple):
-    """The text is complete; `text` is what was held back of it."""
+    """The text is complete; `text` is the part that was held back."""
 
     text: str
     reason: Reason
 
 
 class Failed(NamedTuple):
-    """The text will never be complete."""
+    """The text failed and will never be complete."""
 
     error: Exception
 
@@ -81,15 +83,15 @@ class Job:
     """A text to write.
 
     Args:
-        ids: of the prompt, at least one; the model reads the last of them that fit its context.
-        config: settings; of them logprobs (also of the prompt with `score_prompt`), stop and those of sampling count.
-        seed: of its draws.
+        ids: of the prompt, at least one; the model reads the last ones that fit into its context.
+        config: settings; only logprobs (with `score_prompt` also of the prompt), stop and those of sampling count.
+        seed: of its random draws.
         most: new tokens; 0 only reads the prompt.
         tell: called with each event, on the engine's `post`.
         deadline: on the engine's clock.
-        rules: what is allowed, in ids.
-        reuse: read on from an earlier text that begins alike.
-        score_prompt: tell the scores of the prompt's tokens.
+        rules: which ids are allowed.
+        reuse: continue from an earlier text with the same beginning.
+        score_prompt: also report the scores of the prompt's tokens.
     """
 
     ids: list[int]
@@ -103,20 +105,20 @@ class Job:
     reuse: bool = False
     score_prompt: bool = False
     cancelled: bool = False
-    """Set it from any thread; the text ends before its next token, and nothing more is told."""
+    """Set it from any thread; the text ends before its next token, and no more events follow."""
     text: Text | None = None
-    """Its ids so far, once the prompt was read."""
+    """Its ids so far; set when the prompt was read."""
     generator: torch.Generator | None = None
-    """Of its draws, on the model's device."""
+    """Random generator of its draws, on the model's device."""
 
     @cached_property
     def row(self) -> Row:
-        """From ids to text."""
+        """Turns ids into text."""
         return Row(self.tokenizer, self.config)
 
     @cached_property
     def adjusts(self) -> bool:
-        """Whether what was written before changes what is allowed."""
+        """Whether the tokens written so far change which tokens are allowed."""
         plain = GenerationConfig()
         settings = SAMPLING[: SAMPLING.index("temperature")]
         return bool(self.rules.bias) or any(getattr(self.config, name) != getattr(plain, name) for name in settings)
@@ -129,5 +131,5 @@ class Job:
 
     @property
     def new(self) -> int:
-        """Tokens written."""
+        """Number of tokens written."""
         return self.row.completion.tokens

@@ -1,7 +1,7 @@
-"""The thread in which all texts are written, beside the thread that answers clients.
+"""Run the thread that writes all texts, next to the thread that answers clients.
 
-It sleeps while there is nothing to write. Models that have work get a turn each, one after another. What happened in a
-turn is told by one call of `post`, which hands it to the event loop.
+It sleeps while there is nothing to write. Each model that has work gets a turn, one after another. The events of a turn
+are passed on by one call of `post`, which gives them to the event loop.
 """
 
 import threading
@@ -18,7 +18,7 @@ Calls = list[tuple[Job, Event]]
 
 
 def tell_all(calls: Calls) -> None:
-    """Tell each job its event."""
+    """Call each job with its event."""
     for job, event in calls:
         job.tell(event)
 
@@ -27,9 +27,9 @@ class Engine:
     """Writes the jobs of any number of models.
 
     Args:
-        limits: of the queue, and of what one model may take.
-        post: gets what happened in a turn, and lets `tell_all` do its work in another thread (default: in this one).
-        clock: seconds, on which the jobs' deadlines stand.
+        limits: of the queue, and of what one model may use.
+        post: gets the events of a turn, and can run `tell_all` in another thread (default: in this one).
+        clock: seconds; the jobs' deadlines use it.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Engine:
         self._happened: Calls = []
 
     def submit(self, model: GPT, jobs: Sequence[Job], texts: int | None = None) -> None:
-        """Let jobs wait for their turn, all or none.
+        """Put jobs into the queue, all or none.
 
         Args:
             model: in evaluation mode.
-            texts: that the model may write at once (default: the limit).
+            texts: how many the model may write at once (default: the limit).
 
         Raises:
             BusyError: the queue is full.
-            UnavailableError: the engine ends.
+            UnavailableError: the engine is ending.
         """
         with self._changed:
             if self._stopping:
@@ -76,16 +76,16 @@ class Engine:
 
     @property
     def writing(self) -> int:
-        """Texts on their way."""
+        """Texts that are being written."""
         return sum(len(writer.jobs) for writer in [*self.writers.values()])
 
     def forget(self, model: GPT) -> None:
-        """Drop all that belongs to a model, which has no job now."""
+        """Drop everything that belongs to a model, which has no jobs now."""
         with self._changed:
             self.writers.pop(model, None)
 
     def turn(self) -> bool:
-        """One token of every text; False if there is nothing to do."""
+        """Write one token of every text; False if there is nothing to do."""
         now = self.clock()
         with self._changed:
             busy = [writer for writer in self.writers.values() if not writer.idle]
@@ -100,18 +100,18 @@ class Engine:
         return bool(busy)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="minigpt-engine", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """End after the turn at hand; texts on their way fail. A signal handler may call it."""
+        """End after the current turn; unfinished texts fail. A signal handler may call it."""
         self._stopping = True
         with self._changed:
             self._changed.notify()
 
     def stop(self) -> None:
-        """`end`, and wait for it."""
+        """Call `end`, and wait for it."""
         self.end()
         if self._thread is not None:
             self._thread.join()

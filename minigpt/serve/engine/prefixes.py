@@ -1,7 +1,7 @@
-"""Keys and values of earlier chats: the next turn of a chat reads only what is new in it.
+"""Keep keys and values of earlier chats, so that the next turn of a chat reads only what is new.
 
-A chat's next request repeats all that was said. What its longest common beginning with an earlier text gave is still
-right, since no position looks at a later one. Those not used for longest are dropped first.
+A chat's next request repeats everything said so far. The keys and values of its longest common beginning with an
+earlier text are still right, since no position looks at a later one. The least recently used ones are dropped first.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from itertools import takewhile
 from minigpt.serve.engine.batch import Held
 
 TEXTS = 256
-"""Beginnings that are looked through for each chat."""
+"""How many texts are kept and compared with each new chat."""
 
 
 class Prefixes:
@@ -22,10 +22,10 @@ class Prefixes:
 
     def __init__(self, most: int):
         self.most, self.bytes = most, 0
-        self.kept: list[Held] = []  # used last comes last
+        self.kept: list[Held] = []  # the most recently used is last
 
     def find(self, ids: Sequence[int]) -> Held | None:
-        """The longest beginning of ids that is known; never all of them, since the last must be read again."""
+        """The longest known beginning of ids; never all of them, since the last id must be read again."""
         lengths = {held: _common(held.ids, ids[:-1]) for held in self.kept}
         best = max(lengths, key=lambda held: lengths[held], default=None)
         if best is None or not lengths[best]:
@@ -36,7 +36,7 @@ class Prefixes:
         return Held(best.ids[:length], best.keys[:, :, :length], best.values[:, :, :length])
 
     def keep(self, held: Held) -> None:
-        """Keep it in place of those that it goes on from."""
+        """Keep these keys and values, and drop those whose text they continue."""
         for old in [old for old in self.kept if old.ids == held.ids[: len(old.ids)]]:
             self._drop(old)
         self.kept.append(held)
@@ -50,5 +50,5 @@ class Prefixes:
 
 
 def _common(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many ids both begin with."""
+    """The number of ids that both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))

@@ -1,8 +1,9 @@
-"""Continuous batching for one model: jobs wait, join between two tokens, are written together, and leave.
+"""Write the jobs of one model with continuous batching: jobs wait, join between two tokens, are written together, and
+leave.
 
-A turn is one token of every text. Before it, those that are cancelled or late leave, and waiting ones join: their
-prompts are read one after another, `READ` tokens in all at most, so that long prompts do not stop the texts that are
-on their way.
+A turn writes one token of every text. Before it, jobs that are cancelled or late leave, and waiting jobs join. Their
+prompts are read one after another, at most `READ` tokens in all, so that long prompts do not stop the texts that are
+being written.
 """
 
 from collections import deque
@@ -20,14 +21,14 @@ from minigpt.serve.engine.job import BusyError, Ended, Event, Failed, Job, Read,
 from minigpt.serve.engine.prefixes import Prefixes
 
 READ = 512
-"""Prompt tokens of one turn; a longer prompt has a turn of its own."""
+"""Most prompt tokens per turn; a longer prompt has a turn of its own."""
 AT_ONCE = 1 << 22
-"""Logits of a prompt that are made together."""
+"""Most logits of a prompt that are computed together."""
 
 
 @dataclass
 class Counts:
-    """What was done since the start, by all writers: tokens, turns, and how texts ended."""
+    """Counts since the start, of all writers: tokens, turns, and how texts ended."""
 
     prompt: int = 0
     cached: int = 0
@@ -44,7 +45,7 @@ class Writer:
         most: texts at once.
         prefixes: bytes for the beginnings of earlier texts.
         report: called with each job and event, in order.
-        counts: what was done is added here.
+        counts: where work is counted.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Writer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether there is nothing to do."""
         return not self.jobs and not self.waiting
 
     def tidy(self, now: float) -> None:
-        """Drop waiting jobs that are cancelled or too late. The caller sees to it that none is added meanwhile."""
+        """Drop waiting jobs that are cancelled or too late. The caller makes sure that no job is added at the same
+        time.
+        """
         for job in [job for job in self.waiting if job.cancelled or now >= job.deadline]:
             self.waiting.remove(job)
             self.report(job, Failed(BusyError("too many texts are being written; this one had no turn in time", 5)))
@@ -87,12 +90,12 @@ class Writer:
                 self._push(job, id_, scored)
 
     def fail(self, job: Job, error: Exception) -> None:
-        """End a job, or one that waits, by an error."""
+        """End a running or waiting job with an error."""
         self.report(job, Failed(error))
         self._leave(job, "error")
 
     def fail_all(self, error: Exception) -> None:
-        """After an error of the model: none of the texts can go on."""
+        """End all jobs after an error of the model."""
         for job in [*self.jobs, *self.waiting]:
             self.report(job, Failed(error))
         self.jobs.clear()
@@ -100,7 +103,7 @@ class Writer:
         self.batch = Batch(self.model, self.batch.most)
 
     def _join(self) -> list[Tensor]:
-        """Read prompts that wait; the logits [1, V] of each that goes on."""
+        """Read prompts that wait; returns the logits [1, V] of each text that continues."""
         logits, read = [], 0
         while self.waiting and len(self.jobs) < self.batch.most and (read == 0 or read + self._length() <= READ):
             job = self.waiting.popleft()
@@ -116,7 +119,7 @@ class Writer:
         return min(len((job or self.waiting[0]).ids), self.batch.context)
 
     def _read(self, job: Job) -> Tensor:
-        """Let a job join; the hidden states [T, C] that its prompt gave."""
+        """Add a job to the batch; returns the hidden states [T, C] of its prompt."""
         ids = job.ids[-self.batch.context :]
         known = self.prefixes.find(ids) if job.reuse else None
         job.text, hidden = self.batch.join(ids, known)
@@ -129,7 +132,7 @@ class Writer:
         return hidden
 
     def _prompt_scores(self, hidden: Tensor, ids: list[int], job: Job) -> list[Score]:
-        """Scores of all ids, from hidden states [T, C]; nothing is known of the first."""
+        """Scores of all ids, from hidden states [T, C]; the first id has none."""
         found, size = [Score(ids[0], None, [])], max(1, AT_ONCE // self.model.config.padded_vocab_size)
         for start in range(0, len(ids) - 1, size):
             wanted = ids[start + 1 : start + 1 + size]
@@ -138,7 +141,7 @@ class Writer:
         return found
 
     def _scores(self, logits: Tensor, jobs: list[Job], chosen: list[int | UserError]) -> list[Score | None]:
-        """Of those whose log-probabilities are asked for."""
+        """Scores of the chosen ids, for jobs that ask for log-probabilities."""
         found: list[Score | None] = [None] * len(jobs)
         pairs = [(row, id_) for row, id_ in enumerate(chosen) if isinstance(id_, int)]
         pairs = [(row, id_) for row, id_ in pairs if jobs[row].config.logprobs is not None]
@@ -150,7 +153,7 @@ class Writer:
         return found
 
     def _push(self, job: Job, id_: int, scored: Score | None) -> None:
-        """One more token of a job."""
+        """Add a token to a job."""
         assert job.text is not None
         job.text.ids.append(id_)
         self.counts.written += 1
@@ -163,7 +166,7 @@ class Writer:
             self._end(job, "length")
 
     def _end(self, job: Job, reason: str) -> None:
-        """End a text that could go on."""
+        """End a text that could continue."""
         rest = job.row.end("time" if reason == "time" else "length")
         self.report(job, Ended(rest, job.row.completion.reason))
         self._leave(job, reason)
@@ -176,5 +179,5 @@ class Writer:
             self.prefixes.keep(held)
         row, last = self.jobs.index(job), self.jobs.pop()
         if last is not job:
-            self.jobs[row] = last  # as the batch does
+            self.jobs[row] = last  # the batch does the same
         self.batch.leave(job.text)

@@ -1,4 +1,4 @@
-"""What the page of `minigpt serve` asks for: runs as they are on disk, their processes, and what a model expected."""
+"""Answer the page of `minigpt serve`: runs as they are on disk, their processes, and what a model expected."""
 
 from minigpt.serve.workbench.routes import Workbench
 

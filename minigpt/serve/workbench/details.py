@@ -1,4 +1,4 @@
-"""What the page is told of one run."""
+"""Collect what the page shows of one run."""
 
 import codecs
 import math
@@ -28,18 +28,18 @@ from minigpt.tokenizers.base import valid_unicode
 from minigpt.training.finetune.records import holds_records
 
 MOST_TOKENS = 5000
-"""Of a text that are shown by themselves."""
+"""Most tokens of a text that are shown one by one."""
 
 
 def brief(run: RunRecord) -> dict[str, Any]:
-    """A line of the list."""
+    """A row of the list of runs."""
     pid = holder(run.folder.lock)
     process = None if pid is None else {"pid": pid, "usage": usage_of(pid)}
     return run.summary() | {"path": str(run.path), "process": process} | read_note(run.folder)
 
 
 def full(run: RunRecord) -> dict[str, Any]:
-    """All but the figures."""
+    """Everything except the figures."""
     samples = read_lines(run.folder.samples)
     return brief(run) | {
         "settings": essential(run.config),
@@ -57,7 +57,7 @@ def full(run: RunRecord) -> dict[str, Any]:
 
 
 def limits(config: TrainConfig) -> dict[str, float]:
-    """What ends the run, by the name of the figure that counts up to it."""
+    """The limits that end the run, by the name of the figure that counts up to each."""
     found = {
         "step": config.max_steps,
         "epoch": config.max_epochs,
@@ -68,7 +68,7 @@ def limits(config: TrainConfig) -> dict[str, float]:
 
 
 def figures(run: RunRecord, after: float) -> dict[str, Any]:
-    """The lines of metrics.jsonl past a step, and what went wrong; `last` tells whether steps were taken back."""
+    """The lines of metrics.jsonl after a step, and what went wrong; `last` shows whether steps were taken back."""
     incidents = read_lines(run.folder.incidents)
     return {
         "lines": [_finite(line) for line in run.lines if line["step"] > after],
@@ -78,7 +78,7 @@ def figures(run: RunRecord, after: float) -> dict[str, Any]:
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    """Without what JSON does not know."""
+    """The line without values that JSON cannot hold."""
     return {name: value for name, value in line.items() if math.isfinite(value)}
 
 
@@ -97,7 +97,7 @@ def _points(pointer: Path, folder: Path) -> bool:
 
 
 def measure_floors(run: RunRecord) -> dict[str, float]:
-    """What simpler models reach on the run's validation text, in bits per byte: as kept, else measured now.
+    """The losses of simpler models on the run's validation text, in bits per byte: from the cache, else measured now.
 
     Raises:
         RunError: the run learns from records, not from a text.
@@ -116,12 +116,14 @@ def measure_floors(run: RunRecord) -> dict[str, float]:
 
 
 def inspected(config: DataConfig, run: RunRecord | None) -> dict[str, Any]:
-    """What `minigpt data inspect` says of a text; tokens are counted with a run's tokenizer. Raises DataError."""
+    """The report of `minigpt data inspect` on a text; tokens are counted with a run's tokenizer. Raises DataError."""
     return dict(inspect_data(config, tokenizers.load(run.path) if run else None))
 
 
 def tokens(run: RunRecord, text: str) -> dict[str, Any]:
-    """The tokens that a run's tokenizer makes of a text: `bytes` in hex, `special` for those that are no text."""
+    """The tokens that a run's tokenizer makes of a text: `bytes` in hex, `special` for tokens that stand for no
+    text.
+    """
     tokenizer = tokenizers.load(run.path)
     ids = tokenizer.encode(clean_text(valid_unicode(text), run.config.data.clean))
     special = set(tokenizer.special_tokens.values())
@@ -139,7 +141,7 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
 
 
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
-    """The last tokens of a text that the model can read at once: how surprising each was, and what was likelier.
+    """The last tokens of a text that fit into the context: how surprising each was, and which tokens were likelier.
 
     `begin` counts the characters of the text before a token. A tokenizer of words gives the text as it read it.
     """

@@ -1,6 +1,7 @@
-"""The settings of a new run as a form: the config's own JSON Schema, and what the command says of the values.
+"""Show the settings of a new run as a form: the config's own JSON Schema, and the command's messages about wrong
+values.
 
-Values are texts, as they are written after a flag. No path can be set here: a request names listed texts only.
+Values are texts, as they are written after a flag. No path can be set here: a request can only name listed texts.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from minigpt.config.load import flag_value
 from minigpt.errors import ConfigError
 
 HIDDEN = {"finetune", "lora", "logging.name"}
-"""Sections of another command, and what the page asks for by itself."""
+"""Sections of another command, and a setting that the page asks for separately."""
 
 
 def form() -> dict[str, Any]:
@@ -31,7 +32,7 @@ def form() -> dict[str, Any]:
 
 
 def flags(settings: Mapping[str, str]) -> list[str]:
-    """The settings as words of a command. Raises ConfigError for one that is not in the form."""
+    """The settings as words of a command. Raises ConfigError for a setting that is not in the form."""
     known = {f"{section}.{key}" for section, part in form().items() for key in part["properties"]}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError([f"{name}: no such setting here" for name in unknown])
@@ -39,7 +40,7 @@ def flags(settings: Mapping[str, str]) -> list[str]:
 
 
 def wrong(settings: Mapping[str, str]) -> list[str]:
-    """What the command says of settings that are wrong, a line each: "train.max_steps: ..."."""
+    """The command's messages about wrong settings, one line each: "train.max_steps: ..."."""
     try:
         pairs = zip(flags(settings), settings.items(), strict=True)
         load_config(None, {name: flag_value(word.partition("=")[0], name, text) for word, (name, text) in pairs})

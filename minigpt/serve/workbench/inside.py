@@ -1,6 +1,6 @@
-"""What happens inside a model at a text, also with parts of it switched off: the numbers that `minigpt explain` draws.
+"""Look inside a model while it reads a text, also with parts switched off: the numbers that `minigpt explain` draws.
 
-The engine may write with the same run meanwhile, so that a model of its own is looked into; the last one is kept.
+The engine may write with the same run at the same time, so this part loads its own model; the last one is kept.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from minigpt.weights import checkpoint
 from minigpt.weights.pretrained import is_huggingface
 
 MOST = 96
-"""Tokens that are looked at: a picture for each pair of them is sent."""
+"""Most tokens to look at: the answer has a number for each pair of them."""
 
 
 class Inside:
-    """Keeps the model that was looked into last. One thread at a time may use it."""
+    """Keeps the last model that was looked into. Only one thread at a time may use it."""
 
     def __init__(self) -> None:
         self._key: Path | None = None
         self._kept: tuple[LoadedRun, Heads] | None = None
 
     def look(self, listed: Listed, text: str, factors: Mapping[str, float]) -> dict[str, Any]:
-        """The object of `minigpt.explain`, attention packed, for the last tokens of a text.
+        """The object of `minigpt.explain`, with packed attention, for the last tokens of a text.
 
         `left_out` counts the tokens before them. Raises UserError for a part that the model does not have.
         """
@@ -51,7 +51,7 @@ class Inside:
     def _load(self, listed: Listed) -> tuple[LoadedRun, Heads]:
         key = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
         if self._kept is None or self._key != key:
-            self._kept = None  # its memory first
+            self._kept = None  # free its memory first
             run = load_run(listed.path, "cpu")
             self._kept = (run, measure_heads(run.model, exclude=run.tokenizer.special_tokens.values()))
             self._key = key

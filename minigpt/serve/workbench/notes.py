@@ -1,4 +1,4 @@
-"""What a person wrote about a run: note.json beside its other files, so that it moves and goes with the run."""
+"""Keep a person's notes about a run in note.json in the run's folder, so that they move with the run."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from minigpt.layout import RunFolder
 
 
 def read_note(folder: RunFolder) -> dict[str, Any]:
-    """{"note": text, "star": bool}; a damaged file says nothing."""
+    """{"note": text, "star": bool}; a damaged file counts as empty."""
     try:
         found = parse_json(folder.note.read_bytes())
         return {"note": str(found["note"]), "star": bool(found["star"])}
@@ -17,7 +17,7 @@ def read_note(folder: RunFolder) -> dict[str, Any]:
 
 
 def write_note(folder: RunFolder, note: str, star: bool) -> None:
-    """Keep it; an empty one leaves no file. Raises StorageError."""
+    """Save a note; an empty one leaves no file. Raises StorageError."""
     if note or star:
         write_text(folder.note, json.dumps({"note": note, "star": star}, ensure_ascii=False) + "\n")
     else:

@@ -1,7 +1,7 @@
-"""The processes that train: who trains a run, what that process uses, how it is stopped, how a run is resumed.
+"""Watch, stop and resume the processes that train runs.
 
-A run is stopped by the signal that the command itself knows (SIGTERM: it ends after the current step, saved). It is
-resumed by the command, as a process of its own, which lives on when the server ends.
+A run is stopped by the signal that the command knows (SIGTERM: it ends after the current step and saves). A run is
+resumed by the command, in its own process, which continues even if the server ends.
 """
 
 import os
@@ -20,11 +20,11 @@ from minigpt.runs.lock import holder, last_holder
 from minigpt.runs.record import RunRecord
 
 LAST = 4000
-"""Bytes of what a process said that are read when it failed."""
+"""If a process fails, this many bytes of its output are read."""
 
 
 def usage_of(pid: int, proc: Path = Path("/proc")) -> dict[str, float] | None:
-    """{"bytes": memory, "seconds": of the processor, so far}; None where the system does not tell."""
+    """{"bytes": memory, "seconds": of the processor, so far}; None if the system does not say."""
     try:
         fields = (proc / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         pages = int((proc / str(pid) / "statm").read_text(encoding="utf-8").split()[1])
@@ -35,7 +35,7 @@ def usage_of(pid: int, proc: Path = Path("/proc")) -> dict[str, float] | None:
 
 
 def stop(run: RunRecord) -> None:
-    """Ask the process that trains a run to end after the current step, saved. Raises UserError where there is none."""
+    """Ask the process that trains a run to end after the current step and save. Raises UserError if there is none."""
     pid = holder(run.folder.lock)
     if pid is None:
         raise UserError(f"no process of this machine trains {run.name} now; reload the page to see how it ended")
@@ -48,14 +48,14 @@ def stop(run: RunRecord) -> None:
 
 
 def resume_words(run: RunRecord) -> list[str]:
-    """The command that goes on with a run, without its first word."""
+    """The command that continues a run, without its first word."""
     verb = "train" if run.config.finetune.base is None else "finetune"
     place = ["--name", run.path.name, "--logging.runs-dir", str(run.path.parent)]
     return [verb, str(run.folder.config), *place]
 
 
 def command(*words: str) -> list[str]:
-    """A command of ours as a process of its own."""
+    """One of our commands, to run as its own process."""
     return [sys.executable, "-m", "minigpt", *words]
 
 
@@ -66,16 +66,16 @@ class Started:
         self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
 
     def resume(self, run: RunRecord) -> None:
-        """Go on with a run. Raises UserError where it is trained already, or has nothing left to do."""
+        """Continue a run. Raises UserError if it is trained already, or has nothing left to do."""
         if run.state != "interrupted" or self.told(run.path)["starting"]:
             why = "it has come to its end" if run.state == "finished" else "a process trains it now"
             raise UserError(f"{run.name} cannot be resumed: {why}")
         self.begin(run.path, resume_words(run))
 
     def begin(self, path: Path, words: list[str]) -> None:
-        """Start a command that trains the run at a path. It lives on when the server ends.
+        """Start a command that trains the run at a path. It continues even if the server ends.
 
-        Raises RunError where one is on its way.
+        Raises RunError if a process is already starting this run.
         """
         if self.told(path)["starting"]:
             raise RunError(f"a run {path.name} is starting; choose another name")
@@ -86,23 +86,23 @@ class Started:
         self._started[path] = (process, said)
 
     def told(self, path: Path) -> dict[str, Any]:
-        """{"starting": whether a process is on its way, "failed": its last line where it ended with an error}."""
+        """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}."""
         if path not in self._started:
             return {"starting": False, "failed": ""}
         process, said = self._started[path]
-        if process.poll() is None:  # one that had the lock has trained, and is at its end
+        if process.poll() is None:  # a process that had the lock has trained, and is about to end
             return {"starting": last_holder(RunFolder(path).lock) != process.pid, "failed": ""}
         said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
         failed = last_line(said.read(), process.returncode) if process.returncode else ""
         return {"starting": False, "failed": failed.removeprefix("minigpt: ")}
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
-        """Those whose run is not on disk yet, or never came to be: {"name", "starting", "failed"}."""
+        """The processes whose run is not on disk, yet or at all: {"name", "starting", "failed"}."""
         found = [{"name": path.name} | self.told(path) for path in list(self._started) if path not in known]
         return [each for each in found if each["starting"] or each["failed"]]
 
 
 def last_line(said: bytes, code: int) -> str:
-    """The last line of what a process said."""
+    """The last line of a process's output."""
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
     return harmless(lines[-1].strip()) if lines else f"the process ended with code {code}"

@@ -1,4 +1,4 @@
-"""The routes of the page. A run is named in the query or in the body, and looked up among those that were listed."""
+"""Define the routes of the page. A request names a run, which is looked up among the listed runs."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ Name = Annotated[str, Field(max_length=500)]
 
 
 class Asked(BaseModel):
-    """A body of the page."""
+    """The body of a request from the page."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,7 +46,7 @@ class OfRun(Asked):
 
 
 class Noted(OfRun):
-    """What a person wrote about it; what is left out stays."""
+    """What a person wrote about a run; a field that is left out does not change."""
 
     note: Annotated[str, Field(max_length=10_000)] | None = None
     star: bool | None = None
@@ -66,7 +66,7 @@ class OfParts(OfText):
 
 
 class Slice(Asked):
-    """A part of a text file that is sent, in order; `done` with the last."""
+    """A part of a text file, sent in order; `done` is true for the last part."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     text: Annotated[str, Field(max_length=2 << 20)]
@@ -77,7 +77,7 @@ class Slice(Asked):
 class NewRun(Asked):
     """A text of the list, and how to train on it.
 
-    An empty budget leaves the length to the settings. Those are written as after a flag.
+    An empty budget leaves the length to the settings. The settings are written as after a flag.
     """
 
     text: Name
@@ -87,27 +87,27 @@ class NewRun(Asked):
 
 
 class Looked(Asked):
-    """A text of the list, or the run's own where it is left out; through the run's tokenizer, where one is named."""
+    """A text of the list, or the run's own text if it is left out; with the tokenizer of a run, if one is named."""
 
     text: Name = ""
     name: Name = ""
 
 
 class Spelled(OfRun):
-    """A text for a run's tokenizer."""
+    """A text to encode with a run's tokenizer."""
 
     text: Annotated[str, Field(max_length=1 << 20)]
 
 
 class Preset(Asked):
-    """Settings under a name."""
+    """Settings to save under a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     settings: dict[str, Any]
 
 
 class Workbench:
-    """All that the page asks for, over the state of a server."""
+    """Everything that the page asks for, over the state of a server."""
 
     def __init__(self, state: State):
         self.state = state
@@ -153,14 +153,14 @@ class Workbench:
         return FileResponse(FOLDER / "page.html", media_type=KINDS[".html"], headers={"Cache-Control": "no-cache"})
 
     def file(self, name: str) -> Response:
-        """A script or a style of it."""
+        """A script or a style of the page."""
         if name not in self.files:
             raise ApiError(404, "the page has no such file")
         file = self.files[name]
         return FileResponse(file, media_type=KINDS[file.suffix], headers={"Cache-Control": "no-cache"})
 
     def runs(self) -> dict[str, Any]:
-        """All runs, those that cannot be read too, and what this process uses."""
+        """All runs, also those that cannot be read, and what this process uses."""
         found = self.shelf.all()
         runs = [details.brief(run) | self.started.told(run.path) for run in found if not isinstance(run, Damaged)]
         damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
@@ -175,28 +175,30 @@ class Workbench:
         return details.full(run) | self.started.told(run.path)
 
     def figures(self, name: str, after: float = -1) -> dict[str, Any]:
-        """Its figures past a step, and whether a process trains it."""
+        """A run's figures after a step, and whether a process trains it."""
         run = self.shelf.find(name)
         return details.figures(run, after) | {"state": run.state} | self.started.told(run.path)
 
     def differences(self, name: Annotated[list[str], Query(max_length=2)]) -> dict[str, Any]:
-        """In what settings two runs differ, and why their figures should not be compared."""
+        """The settings in which two runs differ, and why their figures should not be compared."""
         one, two = (self.shelf.find(each) for each in (name[0], name[-1]))
         return {"settings": differences(one, two), "cautions": cautions([one, two])}
 
     def presets(self) -> dict[str, Any]:
-        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each does."""
+        """Settings that were saved under names, here or with `minigpt generate --save-preset`; and what each setting
+        does.
+        """
         about = {name: field.description for name, field in GenerationConfig.model_fields.items()}
         return {"presets": read_presets(), "file": str(presets_file()), "help": about}
 
     def save(self, asked: Preset) -> dict[str, Any]:
-        """Keep settings under a name. Raises ConfigError for settings that do not go together."""
+        """Save settings under a name. Raises ConfigError for settings that cannot be combined."""
         whole = validate({"generation": GenerationConfig().model_dump() | asked.settings}).generation.model_dump()
         save_preset(asked.name, {name: whole[name] for name in asked.settings})
         return self.presets()
 
     async def floors(self, asked: OfRun) -> dict[str, float]:
-        """What simpler models reach on the run's text."""
+        """The losses of simpler models on the run's text."""
         run = await asyncio.to_thread(self.shelf.find, asked.name)
         return await self.state.aside.do(lambda: details.measure_floors(run))
 
@@ -206,19 +208,19 @@ class Workbench:
         return {"done": True}
 
     def resume(self, asked: OfRun) -> dict[str, bool]:
-        """Go on with the run."""
+        """Continue the run."""
         self.started.resume(self.shelf.find(asked.name))
         return {"done": True}
 
     def note(self, asked: Noted) -> dict[str, Any]:
-        """Write about a run."""
+        """Save a note about a run."""
         folder = self.shelf.find(asked.name).folder
         new = read_note(folder) | asked.model_dump(include={"note", "star"}, exclude_none=True)
         write_note(folder, **new)
         return new
 
     def delete(self, asked: OfRun) -> dict[str, bool]:
-        """Delete a run with all its files. Raises RunError where a process trains it, or is about to."""
+        """Delete a run with all its files. Raises RunError if a process trains it, or is about to."""
         paths = self.shelf.paths()
         if asked.name not in paths:
             raise RunError(f"there is no run {asked.name!r}")
@@ -233,14 +235,14 @@ class Workbench:
         return {"done": True}
 
     async def why(self, asked: OfText) -> dict[str, Any]:
-        """How surprising each token of a text is, and what the model held for likelier."""
+        """How surprising each token of a text is, and which tokens the model thought likelier."""
         async with self.state.models.use(asked.model) as loaded:
             text = await asyncio.to_thread(readable, asked.text, loaded)
             ids = await asyncio.to_thread(encode, text, loaded)
             return await self.state.aside.do(lambda: details.why(loaded, text, ids))
 
     async def inside(self, asked: OfParts) -> dict[str, Any]:
-        """What happens in a model at a text, with some of its parts scaled or switched off."""
+        """What happens in a model while it reads a text, with some of its parts scaled or switched off."""
         listed = await self.state.models.catalog.find(asked.model)
         return await self.state.aside.do(lambda: self.looking.look(listed, asked.text, asked.factors))
 
@@ -249,17 +251,17 @@ class Workbench:
         return {"texts": list(self.kept.all())}
 
     def upload(self, asked: Slice) -> dict[str, str]:
-        """Take a part of a text file; the answer names it. Nothing of it is ever run."""
+        """Take a part of a text file; the answer gives its name. Nothing in it is ever run."""
         return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
 
     def inspect(self, asked: Looked) -> dict[str, Any]:
-        """What `minigpt data inspect` says of a text."""
+        """The report of `minigpt data inspect` on a text."""
         run = self.shelf.find(asked.name) if asked.name else None
         config = DataConfig(source=self.kept.find(asked.text)) if asked.text or not run else run.config.data
         return details.inspected(config, run)
 
     def tokens(self, asked: Spelled) -> dict[str, Any]:
-        """A text through the tokenizer of a run."""
+        """A text cut into tokens by the tokenizer of a run."""
         return details.tokens(self.shelf.find(asked.name), asked.text)
 
     def form(self) -> dict[str, Any]:
@@ -267,7 +269,7 @@ class Workbench:
         return {"sections": form()}
 
     def check(self, asked: NewRun) -> dict[str, Any]:
-        """What is wrong with the settings and the name, a line each; else the command that would run."""
+        """What is wrong with the settings and the name, one line each; if nothing is, the command that would run."""
         found, source = wrong(asked.settings), self.kept.find(asked.text)
         try:
             path = self.kept.place(asked.name)
@@ -277,12 +279,12 @@ class Workbench:
         return {"wrong": found, "line": shlex.join(["minigpt", *words]) if words else ""}
 
     async def plan(self, asked: NewRun) -> dict[str, Any]:
-        """What `--budget` would choose, and what loss, size and memory to expect: the machine is measured for it."""
+        """What `--budget` would choose, and what loss, size and memory to expect. This measures the machine."""
         source = await asyncio.to_thread(self.kept.find, asked.text)
         return await planned(source, asked.budget, asked.settings)
 
     def start(self, asked: NewRun) -> dict[str, str]:
-        """Train, as the command does. Raises RunError for a name that is taken or impossible."""
+        """Train, as the command does. Raises RunError for a name that is taken or not allowed."""
         path = self.kept.place(asked.name)
         if found := wrong(asked.settings):
             raise ConfigError(found)

@@ -1,4 +1,6 @@
-"""The runs of the server, by name, as they are on disk now. A run is read again only after one of its files changed."""
+"""Keep the runs of the server, by name, as they are on disk now. A run is read again only after one of its files
+changed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ class Shelf:
         found: dict[str, Path] = {}
         for root in self.roots:
             for name, path in named(root).items():
-                if RunFolder(path).config.is_file() and valid_unicode(name) == name:  # else JSON could not tell it
+                if RunFolder(path).config.is_file() and valid_unicode(name) == name:  # JSON cannot hold other names
                     found.setdefault(name, path)
         return found
 
@@ -66,13 +68,13 @@ class Shelf:
         known = self._known.get(path)
         if known is None or known[0] != seen:
             run = read_run(path, name)
-            run.summary()  # a damaged line is found here, and not where the figures are used
+            run.summary()  # finds a damaged line here, not later where the figures are used
             known = self._known[path] = (seen, run)
         return known[1]
 
 
 def _signature(folder: RunFolder) -> Signature:
-    """Of when the files of a run changed that a record reads."""
+    """When the files that a record reads were changed."""
     found: list[int] = []
     for file in (folder.config, folder.receipt, folder.metrics, folder.checkpoints, folder.last):
         try:

@@ -1,7 +1,7 @@
-"""To start a run from the page: texts that it can learn from, what a budget would reach, the command.
+"""Start a run from the page: the texts to learn from, what a budget would reach, and the command.
 
-Texts that a person sends lie in `texts/` beside the folder of the runs, under a name made of letters, digits, - and _.
-A text is looked up among those that are listed: no name that is asked for becomes a path.
+Texts that a person sends are saved in `texts/`, next to the folder of the runs, under a name made of letters, digits, -
+and _. A text is looked up among the listed ones: no name in a request becomes a path.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from minigpt.serve.workbench.process import command, last_line
 from minigpt.serve.workbench.shelf import Damaged, Shelf
 
 MOST = 256 << 20
-"""Bytes of a text that is sent; longer ones are trained on in a terminal."""
+"""Largest text that can be sent, in bytes; train on longer ones in a terminal."""
 SENT = "sent: "
-"""Before the names of texts that were sent, so that none hides a text of another kind."""
+"""Put before the names of sent texts, so that they cannot hide other texts."""
 
 
 class Texts:
-    """The texts: those that are published, those of earlier runs, and those that were sent.
+    """The texts: published ones, those of earlier runs, and those that were sent.
 
     Args:
-        shelf: of the runs; new ones are made in its first folder.
+        shelf: of the runs; new runs are written into its first folder.
     """
 
     def __init__(self, shelf: Shelf):
@@ -52,10 +52,10 @@ class Texts:
         return known[name]
 
     def add(self, name: str, text: str, first: bool, done: bool) -> str:
-        """Add to a text that is sent; the name under which it is found in the end.
+        """Add a part to a text that is being sent; returns the name under which it is found when it is complete.
 
         Raises:
-            UserError: it is too long, or begins in the middle.
+            UserError: it is too long, or its beginning is missing.
             StorageError: it cannot be written.
         """
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rpartition(".")[0] or name).strip("-_")[:80] or "text"
@@ -81,7 +81,7 @@ class Texts:
         return f"{SENT}{path.name}"
 
     def place(self, name: str) -> Path:
-        """The directory of a new run. Raises RunError for a name that is taken or impossible."""
+        """The directory of a new run. Raises RunError for a name that is taken or not allowed."""
         if "/" in name or "\\" in name or name.startswith("."):
             raise RunError(f"a run cannot be named {name!r}; use letters, digits, - and _")
         path = self.runs / check_name(name)
@@ -97,9 +97,9 @@ def train_words(source: str, budget: str, settings: Mapping[str, str], path: Pat
 
 
 async def planned(source: str, budget: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """What the command says that it would do; without a budget, size and memory only.
+    """What the command says that it would do; without a budget only size and memory.
 
-    Raises UserError with the command's own line.
+    Raises UserError with the command's own message.
     """
     if not budget:
         found = await _answer("model", "inspect", "--json", *flags(settings))
@@ -112,7 +112,7 @@ def _within(budget: str) -> list[str]:
 
 
 async def _answer(*words: str) -> dict[str, Any]:
-    """The object that a command prints. Raises UserError with its last line where it fails."""
+    """The object that a command prints. Raises UserError with its last line if it fails."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *command(*words), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe

@@ -1,4 +1,4 @@
-"""The files of the page, by the names under which browsers ask for them. No name becomes a path.
+"""Find the files of the page by the names that browsers ask for. No name becomes a path.
 
 The scripts and styles of `minigpt explain` are the same files.
 """
@@ -13,6 +13,6 @@ SHARED = ("page.css", "tools.js", "pictures.js", "sections.html", "symbols.html"
 
 
 def find_files() -> dict[str, Path]:
-    """All of them: {"main.js": ...}; those of the other page as "explain/tools.js"."""
+    """All files: {"main.js": ...}; those of the explain page as "explain/tools.js"."""
     own = {path.name: path for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
     return own | {f"explain/{name}": pictures.FOLDER / name for name in SHARED}
