@@ -254,7 +254,7 @@ def test_a_chat_has_branches(browser, address: str) -> None:
         saved = json.loads(found.value.path().read_text())
         assert saved["format"] == 1 and saved["messages"][0] == {"role": "user", "content": "the dogs"}
         page.click("text=New chat")
-        page.wait_for_selector("text=Nothing is said yet")
+        page.wait_for_selector("text=No messages yet")
         page.set_input_files("input[type=file]", found.value.path())
         page.click("[aria-label='The branch before']")
         assert page.locator(".messages .user p").inner_text() == "the cat"

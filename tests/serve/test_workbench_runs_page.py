@@ -61,7 +61,7 @@ def test_runs_are_sorted_filtered_noted_copied_and_deleted(browser: Any, tmp_pat
         page.fill("[aria-label=Filter]", "bas")
         assert names(page) == ["base"]
         page.fill("[aria-label=Filter]", "nothing like it")
-        page.wait_for_selector("text=No run is like this")
+        page.wait_for_selector("text=No run matches")
         page.fill("[aria-label=Filter]", "")
         page.click("[data-key='run talks']")
         page.fill("[aria-label='Note about talks']", NASTY)
@@ -150,7 +150,7 @@ def test_data_shows_tokens_sizes_and_repeats(browser: Any, tmp_path: Path, look:
         page.set_input_files(".drop input", str(tmp_path / "my.txt"))
         page.wait_for_selector(".repeats li")
         said = page.locator(".report").inner_text()
-        assert "398 of 400 lines stood there before." in said and "in the validation text are in the training" in said
+        assert "398 of 400 lines appeared before." in said and "in the validation text are in the training" in said
         shoot(page, f"data-{look}")
         assert fits(page)
         page.fill(".data textarea", "")

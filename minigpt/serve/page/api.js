@@ -1,9 +1,9 @@
-// Talks with the server. Every answer that is not 200 becomes a Problem with the server's own sentence.
+// Talk with the server. Every answer that is not 200 becomes a Problem with the server's own message.
 const KEY = "minigpt-key";
 
 export class Problem extends Error {}
 
-// Set by main.js: asks a person for the key of the server; resolves once there is a new one
+// Set by main.js: asks the person for the server's key; resolves when there is a new one
 export const door = { ask: async () => { throw new Problem("the server wants a key"); } };
 export const keep = (key) => sessionStorage.setItem(KEY, key);
 
@@ -30,14 +30,14 @@ async function send(path, body, signal) {
   return answer;
 }
 
-// A GET without a body, a POST with one
+// A GET if there is no body, else a POST
 export async function ask(path, body, signal) {
   return (await send(path, body, signal)).json();
 }
 
 export const query = (values) => new URLSearchParams(values).toString();
 
-// The objects of a stream of server-sent events, as they come. Ends at [DONE]; throws where the stream tells an error
+// The objects of a stream of server-sent events, as they arrive. Ends at [DONE]; throws if the stream sends an error
 export async function* stream(path, body, signal) {
   const answer = await send(path, { ...body, stream: true }, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,4 +1,4 @@
-// A chat with a run that was tuned on chats. The messages are a tree: an edit or another answer begins a branch.
+// Chat with a run that was tuned on chats. The messages are a tree: an edit or another answer starts a branch.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Settings } from "./settings.js";
@@ -18,7 +18,7 @@ export async function show(panel, app) {
   return () => view.stop?.abort();
 }
 
-// A message with the messages that may follow it; `chosen` is the one that does
+// A message with the messages that may follow it; `chosen` is the one shown
 const message = (role, content) => ({ role, content, next: [], chosen: 0 });
 
 class Chat {
@@ -79,7 +79,7 @@ class Chat {
 
   keep() { localStorage.setItem(KEPT + this.app.run, JSON.stringify(this.root)); }
 
-  // The messages that stand now, each with the one that it follows
+  // The shown messages, each with the one before it
   get path() {
     const found = [];
     for (let at = this.root; at.next.length; at = at.next[at.chosen]) found.push([at.next[at.chosen], at]);
@@ -89,7 +89,7 @@ class Chat {
   draw() {
     const { path } = this;
     this.log.replaceChildren(...(path.length ? path.map(([each, before]) => this.item(each, before))
-      : [el("li", { class: "empty" }, el("p", { class: "empty-title" }, "Nothing is said yet"),
+      : [el("li", { class: "empty" }, el("p", { class: "empty-title" }, "No messages yet"),
         el("p", {}, "Write below. Enter sends, Shift + Enter begins a new line."))]));
     this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
     this.go.hidden = Boolean(this.stop);
@@ -134,7 +134,7 @@ class Chat {
     this.answer(mine);
   }
 
-  // Another answer to a message
+  // Ask for another answer to a message
   async answer(to) {
     if (this.stop) return;
     const asked = [];
@@ -162,7 +162,7 @@ class Chat {
     this.say.focus();
   }
 
-  // The form of `minigpt chat` and /save, with the branches beside it
+  // The form of `minigpt chat` and /save, plus the branches
   save() {
     const { max_new_tokens: most, seed, ...rest } = this.settings.values;
     const settings = { ...this.settings.own, ...rest, max_new_tokens: most, ...(seed === null ? {} : { seed }) };

@@ -1,4 +1,4 @@
-// Two models answer one prompt side by side; the curves of their runs over each other; what differs in their settings.
+// Compare two models: they answer one prompt side by side, with the curves of their runs, and the settings that differ.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
@@ -21,7 +21,7 @@ export async function show(panel, app) {
   return () => view.close();
 }
 
-// Whether the seed is all that differs, beside what is only written or printed
+// Whether only the seed differs, apart from settings of what is written or printed
 function onlySeed(settings) {
   const names = Object.keys(settings).filter((name) => !name.startsWith("logging."));
   return names.length === 1 && names[0] === SEED;
@@ -76,7 +76,7 @@ class Compare {
 
   differences(one, two) { return ask(`/api/differences?${new URLSearchParams([["name", one], ["name", two]])}`); }
 
-  // A run, and those that differ from it in the seed alone
+  // A run, and those that differ from it only in the seed
   async group(name) {
     const own = this.app.runs.find((run) => run.name === name);
     const like = this.app.runs.filter((run) => run !== own && run.data === own.data
@@ -105,9 +105,9 @@ class Compare {
   }
 
   chart(runs) {
-    const same = runs.length === 2 && this.seeds.get(runs[0]).includes(runs[1]); // one band holds both
+    const same = runs.length === 2 && this.seeds.get(runs[0]).includes(runs[1]); // one band shows both
     const groups = (same ? runs.slice(0, 1) : runs).map((run) => this.seeds.get(run));
-    // Losses of different tokenizers do not compare; bits per byte do
+    // Losses of different tokenizers cannot be compared; bits per byte can
     const has = (run) => this.figures.get(run).some((line) => "bits_per_byte" in line);
     const bits = runs.length === 2 && groups.flat().every(has), value = bits ? "bits_per_byte" : "val_loss";
     this.heading.textContent = bits ? "Validation, bits per byte" : "Validation loss";
@@ -118,7 +118,7 @@ class Compare {
     else this.curve = new Curve(this.box, what);
   }
 
-  // The line of a run; of several seeds the mean, and the band from the least to the most, where all have a value
+  // The line of a run; for several seeds the mean, and the band from lowest to highest, at steps where all have a value
   series(group, value, tone) {
     const of = (line) => [this.x === "minutes" ? line.seconds / 60 : line[this.x], line[value]];
     const lines = group.map((run) => new Map(this.figures.get(run).filter((line) => value in line)

@@ -1,4 +1,5 @@
-// A chart of lines over steps, drawn again when its box changes its width. One for loss, rates, and comparisons.
+// Draw lines over steps in a chart, and draw them again when the box changes its width. Used for loss, rates and
+// comparisons.
 /* global el, svg */
 import { plain } from "./words.js";
 
@@ -13,7 +14,7 @@ function ticks(low, high, about) {
   return Array.from({ length: last - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(12)));
 }
 
-// Of two points in one pixel only the outermost are drawn: a run has many thousands
+// Of the points in one pixel only the highest and lowest are drawn: a run has many thousands of points
 function thin(points, most) {
   if (points.length <= most) return points;
   const each = Math.ceil(points.length / (most / 2)), found = [];
@@ -96,7 +97,7 @@ export class Curve {
     this.at(what.cursor);
   }
 
-  // Lines of the levels in sight, and their names: above the line where the curves ended below it, else below it
+  // The visible levels as lines, with their names: above the line if the curves ended below it, else below it
   levels(made, end, Y) {
     const { series } = this.what, { low, high } = this.scale;
     const last = Math.min(...series.map((each) => each.points.at(-1)?.[1] ?? Infinity));
@@ -109,7 +110,7 @@ export class Curve {
       return svg("text", { class: "level-name", x: end, y, "text-anchor": "end" },
         `${level.name} ${level.value.toFixed(2)}`);
     };
-    y = Infinity; // names keep NAME apart, upwards and downwards
+    y = Infinity; // names are at least NAME apart, upwards and downwards
     const above = seen.filter(({ value }) => value > last)
       .map((each) => put(each, Math.min(Y(each.value) - 5, y - NAME)));
     y = -Infinity;
@@ -117,7 +118,7 @@ export class Curve {
     return [...above, ...below.map((each) => put(each, Math.max(Y(each.value) + 14, y + NAME)))];
   }
 
-  // The range of the values, with the levels just outside; one wild value at the start does not flatten the rest
+  // The range of the values, with the levels just outside; one extreme value at the start must not flatten the rest
   range(ys) {
     const finite = ys.filter(Number.isFinite).sort((a, b) => a - b);
     let low = finite[0], high = finite[finite.length - 1];
@@ -157,7 +158,7 @@ export class Curve {
 
   point(event) { this.at(this.from(event)); }
 
-  // The line of the cursor, and below the chart what stands there
+  // The line of the cursor, and below the chart the values at its step
   at(x) {
     const { what, scale } = this;
     if (!scale || x === undefined || x === null) {
@@ -176,7 +177,7 @@ export class Curve {
   }
 }
 
-// What the band of a series spans at a step
+// The range of a series' band at a step
 function range(each, x, what) {
   const row = each.band?.find(([at]) => at === x);
   return row ? ` (${what.format(row[1], true)} to ${what.format(row[2], true)})` : "";
@@ -185,7 +186,7 @@ function range(each, x, what) {
 const legend = (what) => (what.series.length < 2 && !what.named ? [] : what.series.map((each) => el("span", {},
   el("span", { class: `key ${each.tone}` }), each.name)));
 
-// Math.max(...values) fails for very many of them
+// Math.max(...values) fails for very many values
 const most = (values) => values.reduce((a, b) => Math.max(a, b));
 
 function nearest(points, x) {

@@ -1,4 +1,4 @@
-// Data: what a text is like, how often it repeats itself, what leaks between its parts; what a tokenizer makes of it.
+// Show a text: its figures, repeated lines, leaks between its parts, and the tokens that a tokenizer makes of it.
 /* global el, visible, token */
 import { ask } from "./api.js";
 import { addText, dropPlace } from "./drop.js";
@@ -6,8 +6,8 @@ import { notebookText } from "./notebook.js";
 import { choice, count, counted, during, empty, figure, figures, labelled } from "./words.js";
 
 export const title = "Data";
-const SMALL = 50000; // bytes of a text that a model learns by heart
-const LEAK = 0.05; // of validation that is in training too, from which on a score says little
+const SMALL = 50000; // a model learns a text of fewer bytes by heart
+const LEAK = 0.05; // if this share of validation is in training too, a score says little
 const SPECIAL = "A special token: it stands for no text, or for a character that is not known.";
 const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 
@@ -17,7 +17,7 @@ export async function show(panel, app) {
   return () => { clearTimeout(view.timer); view.stop?.abort(); };
 }
 
-// The figures of a text that matter before training on it, and what to think of them
+// The figures of a text that matter before training on it, with advice
 export function inspected(found) {
   const sum = (key) => Object.values(found.splits).reduce((total, each) => total + each[key], 0);
   const { duplicates, overlap, characters, tokens } = found;
@@ -81,7 +81,7 @@ class Data {
         bars("Characters", `${count(characters.distinct)} different, ${count(characters.non_ascii)} beyond ASCII.`,
           characters.top.map(([text, times]) => [token(text), times, `U+${text.codePointAt(0).toString(16)}`]))),
       el("h3", {}, `Repeated lines${part(duplicates)}`), el("p", { class: "note" }, duplicates.repeated
-        ? `${count(duplicates.repeated)} of ${counted(duplicates.lines, "line")} stood there before.`
+        ? `${count(duplicates.repeated)} of ${counted(duplicates.lines, "line")} appeared before.`
         : "No line comes twice."),
       el("ol", { class: "repeats" }, ...duplicates.top.slice(0, 8).map(([text, times]) => el("li", {},
         el("b", {}, `${count(times)} ×`), ` ${text}`))),
@@ -122,7 +122,7 @@ const table = (splits) => el("div", { class: "table-box", tabindex: 0, role: "re
       ...["documents", "lines", "words", "chars", "bytes", "tokens"]
         .map((key) => el("td", { class: "number" }, count(each[key]))))))));
 
-// What comes most often, as bars
+// The most frequent entries, as bars
 const bars = (title_, about, rows) => el("div", {}, el("h3", {}, title_), el("p", { class: "note" }, about),
   el("ol", { class: "tally" }, ...rows.slice(0, 12).map(([name, times, hint]) => el("li", { title: hint }, name,
     el("meter", { max: rows[0][1], value: times, "aria-hidden": "true" }), el("span", {}, count(times))))));

@@ -1,4 +1,4 @@
-// A place where a text file is dropped, or chosen; it is sent in slices, and then stands in the list of texts.
+// Let a person drop or choose a text file; it is sent in slices, and then appears in the list of texts.
 /* global el */
 import { ask } from "./api.js";
 import { button, during } from "./words.js";
@@ -30,7 +30,7 @@ async function send(file, tell) {
   for (let at = 0; ;) {
     let end = Math.min(text.length, at + SLICE);
     const half = end < text.length && /[\ud800-\udbff]/.test(text[end - 1]);
-    if (half) end -= 1; // not within a character
+    if (half) end -= 1; // do not cut a character in two
     const found = await ask("/api/texts",
       { name: file.name, text: text.slice(at, end), first: at === 0, done: end === text.length });
     tell(`Sending ${file.name}: ${Math.round((100 * end) / Math.max(1, text.length))} %`);

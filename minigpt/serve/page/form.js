@@ -1,10 +1,10 @@
-// All settings as a form, made from the config's own JSON Schema; only those that differ from the default are sent.
+// Show all settings as a form, made from the config's own JSON Schema; only settings that are not the default are sent.
 /* global el */
 import { ask } from "./api.js";
 import { button, during, sentence } from "./words.js";
 
 export class Form {
-  // changed: told of each change, with the settings as {"train.max_steps": "10"}
+  // changed: called after each change, with the settings as {"train.max_steps": "10"}
   constructor(changed) {
     this.changed = changed;
     this.rows = new Map();
@@ -20,7 +20,7 @@ export class Form {
       "aria-label": "Find a setting", autocomplete: "off", spellcheck: false });
     this.find.addEventListener("input", () => this.filter());
     this.only = el("input", { type: "checkbox", onchange: () => this.filter() });
-    this.none = el("p", { class: "note", hidden: true }, "No setting is called so; clear the field to see all.");
+    this.none = el("p", { class: "note", hidden: true }, "No setting has this name; clear the field to see all.");
     this.groups = Object.entries(found.sections).map(([section, { description, properties }]) => {
       const rows = Object.entries(properties).map(([name, schema]) => this.row(`${section}.${name}`, schema));
       const mistake = el("p", { class: "wrong", role: "alert" });
@@ -50,7 +50,7 @@ export class Form {
     return box;
   }
 
-  // As it is written after a flag; null where it is the default
+  // The value as it is written after a flag; null if it is the default
   value({ kind, field }) {
     const written = kind.many ? field.value.split("\n").filter(Boolean) : field.value;
     if (kind.many) return JSON.stringify(written) === JSON.stringify(kind.start) ? null : JSON.stringify(written);
@@ -80,13 +80,13 @@ export class Form {
     this.none.hidden = this.groups.some(({ box }) => !box.hidden);
   }
 
-  // Lines of the command, each beside its field; those that are about no field of the form come back
+  // Show the command's messages next to their fields; returns those that belong to no field of the form
   complain(lines) {
     for (const { mistake } of [...this.rows.values(), ...this.groups ?? []]) mistake.textContent = "";
     return lines.filter((line) => {
       const [, name, rest] = line.match(/^(?:--)?([\w.-]+): ?(.*)$/s) ?? [null, "", line];
       const plain = name.replaceAll("-", "_").toLowerCase(), changed = Object.keys(this.values);
-      // a mistake of two settings names their section: it belongs to the one that was changed
+      // a message about two settings names their section: show it at the one that was changed
       const meant = changed.find((each) => each.startsWith(`${plain}.`) && rest.includes(each.split(".")[1]));
       const place = this.rows.get(meant ?? plain) ?? this.groups?.find(({ section }) => section === plain);
       if (!place) return true;
@@ -99,7 +99,7 @@ export class Form {
   }
 }
 
-// What a field of the schema takes: `start` is its default as text
+// How to ask for a field of the schema: `start` is its default as text
 function kindOf(schema) {
   const kinds = schema.anyOf ?? [schema], number = kinds.find((each) => /integer|number/.test(each.type));
   const choices = schema.type === "boolean" ? ["false", "true"] : schema.enum;

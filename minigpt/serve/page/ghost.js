@@ -1,8 +1,8 @@
-// What the model would write next, in grey behind the caret of a text area; Tab takes a word, Escape hides it.
+// Suggest what the model would write next, in grey behind the caret of a text area; Tab takes a word, Escape hides it.
 /* global el */
 
 export class Ghost {
-  // suggest: (text, signal) -> a promise of a text; taken: told when a word was taken
+  // suggest: (text, signal) -> a promise of a text; taken: called when a word was taken
   constructor(area, suggest, taken) {
     Object.assign(this, { area, suggest, taken, rest: "", on: false });
     this.before = el("span", {});
@@ -28,7 +28,7 @@ export class Ghost {
     this.paint();
   }
 
-  // A letter that was predicted leaves the rest standing
+  // If the typed letter is the predicted one, the rest of the suggestion stays
   typed() {
     const last = this.area.value.at(-1);
     if (this.rest && last === this.rest[0] && this.atEnd()) {

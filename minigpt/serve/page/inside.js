@@ -1,5 +1,5 @@
-// Attention, logit lens, heads and the residual stream of the notebook's text, drawn by explain's own pictures; heads
-// and layers can be switched off or scaled, and all follows.
+// Look inside the model at the notebook's text: attention, logit lens, heads and residual stream, in explain's own
+// pictures. Heads and layers can be switched off or scaled, and all pictures follow.
 /* global el, drawExplanation, constants, edges, percent, token, nats */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText } from "./notebook.js";
@@ -22,10 +22,10 @@ export async function show(panel, app) {
 class Inside {
   constructor(panel, app) {
     Object.assign(this, { panel, app, factors: {}, drawn: null, plain: null });
-    this.off = new Set(); // heads, as layer * H + head, as the pictures want them
+    this.off = new Set(); // switched-off heads, as layer * H + head, as the pictures need them
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.again = () => this.drawn?.colours();
-    this.wider = () => { if (this.pictures.clientWidth > 100) this.drawn?.draw(); }; // hidden, it has no width
+    this.wider = () => { if (this.pictures.clientWidth > 100) this.drawn?.draw(); }; // when hidden, it has no width
   }
 
   async start() {
@@ -48,7 +48,7 @@ class Inside {
       button("›", () => this.move(1), { id: "later", "aria-label": "One token on" }), el("output", { id: "where" }));
     this.panel.replaceChildren(labelled("Text (the notebook's); the pictures follow as you write", this.area),
       el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
-    // Our own files, the same as on explain's page; they hold no text of a run
+    // The same files as on explain's page; they hold no text of a run
     const read = async (name, around) => new DOMParser().parseFromString(
       `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`,
       "text/html").body.firstElementChild;
@@ -102,7 +102,7 @@ class Inside {
       if (!changed) this.plain = { key, data };
       return [data, changed ? this.plain.data : null];
     });
-    if (!both || signal.aborted || !this.panel.isConnected) return; // another part is shown by now
+    if (!both || signal.aborted || !this.panel.isConnected) return; // another part is shown now
     this.draw(...both);
   }
 
@@ -116,7 +116,7 @@ class Inside {
     for (const box of this.pictures.querySelectorAll(".equation")) edges(box);
     this.differs(data, plain);
     const { texts, left_out: cut } = data;
-    if (cut) this.status.textContent = `The last ${count(texts.length)} tokens are read, without ${count(cut)} before.`;
+    if (cut) this.status.textContent = `The last ${count(texts.length)} tokens are read, ${count(cut)} are not.`;
   }
 
   head(layer, head, heads) {
@@ -147,7 +147,7 @@ class Inside {
     })), all);
   }
 
-  // What the change did: to the loss, and to what comes next
+  // How the change affects the loss and the next token
   differs(data, plain) {
     if (!plain) {
       this.effect.replaceChildren();
@@ -161,7 +161,7 @@ class Inside {
     };
     const by = mean(data) - mean(plain), parts = Object.keys(this.factors).length;
     this.effect.replaceChildren(el("p", {}, `With ${counted(parts, "part")} changed, the loss of this text is `,
-      el("b", {}, `${nats(mean(data))} nats`), ` in place of ${nats(mean(plain))} `,
+      el("b", {}, `${nats(mean(data))} nats`), ` instead of ${nats(mean(plain))} `,
       `(${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
     el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),
       el("div", {}, el("h3", {}, "Next token, changed"), el("ol", {}, ...next(data)))));

@@ -1,4 +1,4 @@
-// The same prompt continued at every kept checkpoint, with a slider over the steps below the curve.
+// Continue the same prompt at every kept checkpoint, with a slider over the steps below the curve.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Curve } from "./curve.js";
@@ -51,7 +51,7 @@ class Learn {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
     });
     const few = run.checkpoints.length < 4
-      ? el("p", { class: "note" }, `This run kept ${checkpoints}. To see more of the way, train with `,
+      ? el("p", { class: "note" }, `This run kept ${checkpoints}. To see more steps, train with `,
         code("--train.keep-checkpoints 20"), ".") : "";
     this.mine = el("div", { class: "stack" }, labelled("Prompt", this.prompt),
       el("div", { class: "row" }, this.go, this.halt,
@@ -77,7 +77,7 @@ class Learn {
     this.choose();
   }
 
-  // The steps that have a text, or will have one
+  // The steps that have a text, or will get one
   get steps() {
     return (this.source === "samples" ? this.run.samples : this.run.checkpoints).map((each) => each.step);
   }
@@ -130,7 +130,7 @@ class Learn {
       : [el("span", { class: "given" }, this.asked), text]));
   }
 
-  // One checkpoint after another: each is loaded, writes, and may be put away again
+  // One checkpoint after another: each is loaded, writes, and may be unloaded again
   async write() {
     if (this.stop) return;
     this.stop = new AbortController();

@@ -1,4 +1,4 @@
-// A run as it trains: its curves, what happened, time left, Stop and Resume.
+// Show a run while it trains: its curves, what happened, the time left, Stop and Resume.
 /* global el */
 import { ask, query } from "./api.js";
 import { Curve } from "./curve.js";
@@ -6,7 +6,7 @@ import { button, code, copier, count, counted, during, duration, empty, figure, 
   short } from "./words.js";
 
 export const title = "Live run";
-const FAST = 1500, SLOW = 6000; // milliseconds between two looks, while it trains and while it does not
+const FAST = 1500, SLOW = 6000; // milliseconds between two requests, while it trains and while it does not
 const FLOORS = { uniform: "any byte at random", unigram: "single bytes", five_gram: "5-gram", xz: "xz",
   entropy: "the grammar's own entropy", surprisal: "the grammar on this text" };
 
@@ -16,11 +16,11 @@ export async function show(panel, app) {
   return () => view.close();
 }
 
-// The share of a run that is done at a line, by whichever limit comes first
+// The share of a run that is done at a line, by the limit that will end it first
 export const progress = (line, limits) => Math.max(0, ...Object.entries(limits)
   .map(([name, most]) => (line?.[name] ?? 0) / most));
 
-// Seconds that are left, by the speed of the last lines
+// Seconds that are left, at the speed of the last lines
 export function left(lines, limits) {
   const last = lines[lines.length - 1], some = lines[Math.max(0, lines.length - 12)];
   const done = progress(last, limits), before = progress(some, limits);
@@ -56,7 +56,7 @@ class Live {
     for (const curve of Object.values(this.curves)) curve.close();
   }
 
-  // The run, and its lines past those that are known
+  // Read the run, and the lines that are not known yet
   async read() {
     const after = this.lines.length ? this.lines[this.lines.length - 1].step : -1;
     let found = await ask(`/api/figures?${query({ name: this.name, after })}`);
@@ -182,7 +182,7 @@ class Live {
     this.bar.title = `${Math.round(100 * Math.min(1, done))} %`;
   }
 
-  // Floors are bits per byte; a line that has both losses says how many nats per token that is
+  // Floors are in bits per byte; a line that has both losses gives nats per token for each bit per byte
   ratio() {
     const both = this.lines.findLast((line) => line.bits_per_byte && line.val_loss);
     return both ? both.val_loss / both.bits_per_byte : null;
@@ -225,14 +225,14 @@ class Live {
     this.floorRow.append(button("Measure the floors", async () => {
       this.asking = true;
       this.floorRow.hidden = true;
-      this.floors = await during(this.status, "Measuring what a 5-gram and xz reach on the same text …",
+      this.floors = await during(this.status, "Measuring a 5-gram model and xz on the same text …",
         () => ask("/api/floors", { name: this.name }));
       this.asking = false;
       if (this.floors && this.open) {
         this.run.floors = this.floors;
         this.draw();
       }
-    }, { kind: "small", title: "What simpler models reach on the same text; at its end the run does it by itself" }));
+    }, { kind: "small", title: "Measures simpler models on the same text; the run does this itself at its end" }));
   }
 
   happened() {
@@ -241,7 +241,7 @@ class Live {
       el("b", {}, `Step ${count(each.step)}: ${each.action}.`), ` ${sentence(each.what)}`,
       each.checkpoint ? `; back to ${each.checkpoint}, on at ${each.rate_scale} of the rate.` : "."));
     if (skipped) {
-      rows.push(el("li", {}, `${counted(skipped, "step")} changed no weight, because a figure was not a number.`));
+      rows.push(el("li", {}, `${counted(skipped, "step")} changed no weight, because a figure was NaN or infinite.`));
     }
     this.events.replaceChildren(...(rows.length
       ? [el("h2", {}, "What happened"), el("ul", { class: "events" }, ...rows)] : []));

@@ -1,4 +1,4 @@
-// The frame: which runs there are, which one is looked at, which part is shown. The address says both: #live/my
+// The frame of the page: the list of runs, the chosen run, and the part that is shown. The address has both: #live/my
 /* global el */
 import { ask, door, keep, Problem } from "./api.js";
 import { button, counted, empty, megabytes, sentence, short } from "./words.js";
@@ -15,15 +15,15 @@ import * as start from "./start.js";
 
 const PARTS = { live, learn, notebook, why, inside, compare, chat, data, runs, start };
 const OF_ALL = new Set(["runs", "start"]); // parts that are not about one run
-const EVERY = 4000; // milliseconds between two looks at the list of runs
+const EVERY = 4000; // milliseconds between two requests for the list of runs
 const find = (id) => document.getElementById(id);
 
-// What all parts share
+// Shared by all parts
 export const app = {
   runs: [], damaged: [], server: null, models: [], run: "", part: "live",
-  // The line of the run that is looked at
+  // The row of the chosen run
   get line() { return this.runs.find((run) => run.name === this.run); },
-  // The models of the run: itself, its checkpoints, its adapters; a run without checkpoints has none
+  // The models of the run: itself, its checkpoints, its adapters; none if it has no checkpoint
   modelsOf(name) {
     return this.models.filter((id) => id === name || id.startsWith(`${name}@`) || id.startsWith(`${name}+`));
   },

@@ -1,4 +1,4 @@
-// One text that a person and the model write together.
+// Let a person and the model write one text together.
 /* global el */
 import { ask, query, stream } from "./api.js";
 import { Ghost } from "./ghost.js";
@@ -6,15 +6,15 @@ import { Settings } from "./settings.js";
 import { button, choice, count, counted, during, empty, labelled, link } from "./words.js";
 
 export const title = "Notebook";
-const TEXT = "minigpt-notebook"; // the text stays in this browser, for all runs
+const TEXT = "minigpt-notebook"; // key in the browser's storage: one text for all runs, which stays in this browser
 const AHEAD = 16; // tokens of a suggestion
 
 export const notebookText = () => localStorage.getItem(TEXT) ?? "";
 export const keepText = (text) => localStorage.setItem(TEXT, text);
-// A text that another part wants to be gone on from at once
+// Set by another part if the model should continue the text at once
 export const pending = { go: false };
 
-// The models of a run as a choice; "" where it has none yet
+// The models of a run as a choice; "" if it has none yet
 export function models(app, act) {
   const all = app.modelsOf(app.run);
   const label = (id) => {
@@ -131,7 +131,7 @@ class Notebook {
     this.buttons();
   }
 
-  // What was typed without a pause is one step back
+  // Everything typed without a pause is one undo step
   typed() {
     if (this.typing === undefined) this.remember(this.before);
     clearTimeout(this.typing);

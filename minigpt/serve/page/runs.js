@@ -1,4 +1,5 @@
-// All runs in a table: sort, filter, a note, a star, the line that repeats a run, deleting; what the processes use.
+// Show all runs in a table: sort, filter, write a note, star, copy the command that repeats a run, delete; and the
+// memory used.
 /* global el */
 import { ask, query } from "./api.js";
 import { askFirst, button, code, copier, count, counted, during, duration, empty, figure, megabytes, segments, short,
@@ -13,7 +14,7 @@ const NUMBERS = new Set(["parameters", "steps", "best_val_loss", "bits_per_byte"
 const STATES = { running: "training", interrupted: "stopped", finished: "finished" };
 const SHOWN = [["all", "All"], ["star", "Starred"], ["running", "Training"], ["interrupted", "Stopped"],
   ["finished", "Finished"]];
-const EVERY = 2000; // milliseconds between two looks
+const EVERY = 2000; // milliseconds between two requests
 
 export async function show(panel, app) {
   const view = new Runs(panel, app);
@@ -49,7 +50,7 @@ class Runs {
     return [...known, ...some.filter((run) => run[sort] === null)];
   }
 
-  // Drawn again only where something changed, and not while a note is being written
+  // Drawn again only if something changed, and not while a person writes a note
   draw() {
     this.memory();
     const { rows } = this, text = JSON.stringify([rows, this.sort, this.down, this.open, this.app.runs.length]);
@@ -57,7 +58,7 @@ class Runs {
     if (text === this.drawn || writing) return;
     this.drawn = text;
     if (!rows.length) {
-      this.table.replaceChildren(this.app.runs.length ? empty("No run is like this", "Clear the filter, or choose All.")
+      this.table.replaceChildren(this.app.runs.length ? empty("No run matches", "Clear the filter, or choose All.")
         : empty("No runs yet", el("a", { href: "#start/" }, "Start one here"), ", or in a terminal: ",
           code("minigpt train my.txt"), ". It appears here by itself."));
       return;
@@ -128,7 +129,7 @@ class Runs {
       this.status.textContent = `${run.name} is being trained; stop it first.`;
       return;
     }
-    const sure = await askFirst(`Delete ${run.name}?`, `All its files go: ${run.path}. This cannot be undone.`,
+    const sure = await askFirst(`Delete ${run.name}?`, `All its files are deleted: ${run.path}. This cannot be undone.`,
       "Delete it");
     if (!sure) return;
     await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }));
@@ -138,7 +139,7 @@ class Runs {
     this.draw();
   }
 
-  // Memory, and cores since the figures before
+  // Memory, and the cores used since the last request
   uses(pid, { bytes, seconds }) {
     const at = performance.now() / 1000, before = this.used.get(pid);
     if (!before || seconds !== before.seconds) {

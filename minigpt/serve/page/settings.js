@@ -1,4 +1,5 @@
-// The settings of writing as sliders: each can be put back to the run's own; presets are those of the command.
+// Show the settings of generation as sliders: each can be reset to the run's own value; presets are those of the
+// command.
 /* global el */
 import { ask } from "./api.js";
 import { button, during } from "./words.js";
@@ -12,7 +13,7 @@ const SLIDERS = [
 ];
 
 export class Settings {
-  // own: the run's settings of generation; changed: told of each change
+  // own: the run's settings of generation; changed: called after each change
   constructor(own, changed = () => null) {
     this.own = own;
     this.changed = changed;
@@ -30,7 +31,7 @@ export class Settings {
     return this.box;
   }
 
-  // What a request holds of them
+  // The part of a request that holds them
   get request() {
     const { max_new_tokens: most, seed, ...rest } = this.values;
     return { ...rest, max_tokens: most, ...(seed === null ? {} : { seed }) };

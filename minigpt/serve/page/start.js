@@ -52,7 +52,7 @@ class Start {
       this.line, copier(() => this.line.textContent));
     this.panel.replaceChildren(
       el("h2", {}, "1. A text"), drop, this.sending,
-      el("div", { class: "row" }, labelled("Or one that is here", this.source)), this.about,
+      el("div", { class: "row" }, labelled("Or choose a known text", this.source)), this.about,
       el("h2", {}, "2. A time"), el("div", { class: "row" }, labelled("Train for", this.time), this.plan),
       this.chosen, fold, this.expected,
       el("h2", {}, "3. A name"), el("div", { class: "row" }, labelled("Name of the run", this.name), this.go),
@@ -81,16 +81,17 @@ class Start {
     return { text, budget, settings, name: this.name.value.trim() };
   }
 
-  // What the command says of the settings, and the command itself, after each change
+  // After each change, show the command's messages about the settings, and the command itself
   async check() {
-    this.expected.classList.add("stale"); // it stays where it is: what moves under a pointer is not clicked
+    // it stays where it is: an element that moves under the pointer cannot be clicked
+    this.expected.classList.add("stale");
     const changed = Object.keys(this.settings), own = LENGTHS.some((name) => changed.includes(name));
     this.changes.textContent = changed.length ? `· ${changed.length} changed` : "";
-    if (own && this.budget) this.time.value = this.budget = ""; // a length of one's own takes the place of the time
+    if (own && this.budget) this.time.value = this.budget = ""; // a length among the settings replaces the time
     this.chosen.textContent = this.budget
-      ? "Size, context, batch and rates are chosen for the time that you give. What you set yourself stands."
-      : own ? "Each setting is the default, or what you set yourself."
-        : "Say below how long: max steps, max epochs, max tokens or max minutes. Else it is 5 minutes.";
+      ? "Size, context, batch and rates are chosen for the time that you give. Settings that you give stay as they are."
+      : own ? "Each setting is the default, or your own value."
+        : "Set below how long to train: max steps, max epochs, max tokens or max minutes. Otherwise it is 5 minutes.";
     if (!this.text) return false;
     const asked = this.asked, found = await during(this.status, "", () => ask("/api/check", asked));
     if (!found || JSON.stringify(asked) !== JSON.stringify(this.asked)) return false;
@@ -129,7 +130,7 @@ class Start {
     ...(better < 0 ? [el("p", { class: "caution" }, "A 5-gram would do better in this time; give it more.")] : []));
   }
 
-  // Work whose mistakes belong to a setting: they stand beside its field
+  // Do work whose error messages may belong to a setting: they are shown next to its field
   async tried(work) {
     const found = await work();
     if (!found) this.complain([this.status.textContent]);
@@ -141,11 +142,11 @@ class Start {
     const found = await this.tried(() => during(this.status, "Starting …", () => ask("/api/start", this.asked)));
     if (!found) return;
     this.go.disabled = true;
-    this.say("The text is prepared, and this machine is measured; the run opens as soon as it is there …", "busy");
+    this.say("The text is prepared, and this machine is measured; the run opens as soon as it has started …", "busy");
     this.wait(found.name);
   }
 
-  // Until the run is on disk
+  // Wait until the run is on disk
   async wait(name) {
     await this.app.refresh();
     if (this.closed) return;

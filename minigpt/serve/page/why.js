@@ -1,4 +1,4 @@
-// Why this word: tokens coloured by surprise, which tokens were likelier at each place, and a way to continue there.
+// Why this word: tokens coloured by surprise, the likelier tokens at each place, and a way to continue from there.
 /* global el, visible, token, percent, roving */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText, pending } from "./notebook.js";
@@ -66,7 +66,7 @@ class Why {
     const known = tokens.filter((each) => each.loss !== null), apart = tokens.some((each) => each.text?.length > 1);
     this.spans = tokens.map((each, at) => {
       const end = each.text === null;
-      const about = end ? "what comes next" : each.loss === null ? "the first token, which nothing predicts"
+      const about = end ? "what comes next" : each.loss === null ? "the first token, which is not predicted"
         : `${each.loss.toFixed(2)} nats, rank ${each.rank}`;
       const parts = end ? ["?"] : each.text.split(/(?=\n)/).flatMap((part) => (part[0] === "\n"
         ? [el("span", { class: "space", "aria-hidden": "true" }, "↵"), part] : [part]));
@@ -85,7 +85,7 @@ class Why {
     this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }),
       `${blind.toFixed(1)} nats: a blind guess among ${counted(vocabulary, "token")}`,
       known.length ? el("p", {}, `Mean ${mean.toFixed(3)} nats. ${percent(first)} were the likeliest token.`) : "",
-      cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens at once, without ${count(cut)} before.`)
+      cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens at once; the first ${count(cut)} are left out.`)
         : "");
     this.point(tokens.length - 1);
   }
@@ -98,7 +98,7 @@ class Why {
     }
     if (!here.likeliest.length) {
       this.side.replaceChildren(el("h2", {}, token(here.text)), el("p", { class: "note" },
-        `The first token${cut ? " that is read" : ""}: nothing stands before it, so that nothing predicts it.`));
+        `The first token${cut ? " that is read" : ""}: there is no token before it, so it is not predicted.`));
       return;
     }
     const most = here.likeliest[0].probability, own = Math.exp(-(here.loss ?? 0));

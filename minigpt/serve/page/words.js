@@ -1,4 +1,4 @@
-// Numbers, times and small elements, as a person reads them. `el` and `svg` are of explain's tools.js.
+// Show numbers, times and small elements as a person reads them. `el` and `svg` come from explain's tools.js.
 /* global el */
 export const count = (value) => Math.round(value).toLocaleString("en");
 
@@ -45,12 +45,12 @@ export function when(iso) {
   return date.toLocaleDateString("en-GB", { day: "numeric", month: "short", ...year });
 }
 
-// What an empty place says: what is missing, and what to do
+// A message for an empty place: what is missing, and what to do
 export function empty(title, ...what) {
   return el("div", { class: "empty" }, el("p", { class: "empty-title" }, title), el("p", {}, ...what));
 }
 
-// A link to a part of the page, of one run
+// A link to a part of the page for one run
 export const link = (part, run, text) => el("a", { href: `#${part}/${encodeURIComponent(run)}` }, text);
 
 export const code = (text) => el("code", {}, text);
@@ -59,7 +59,7 @@ export function button(text, act, { kind = "", ...more } = {}) {
   return el("button", { type: "button", class: kind, onclick: act, ...more }, text);
 }
 
-// Work that takes a while: the box says what is done until it has ended, and then what went wrong, if anything did
+// Show in the box what a slow task is doing until it ends, and then its error, if there is one
 export async function during(box, words, work) {
   box.hidden = false;
   box.className = "status busy";
@@ -109,7 +109,7 @@ export function choice(options, value, act) {
   return made;
 }
 
-// One of a few, as buttons beside each other
+// A choice of a few values, as buttons next to each other
 export function segments(name, options, value, act) {
   const box = el("div", { class: "segments", role: "group", "aria-label": name });
   const paint = (chosen) => {
