@@ -1,11 +1,10 @@
-"""Full fine-tuning beside LoRA: a run on Shakespeare learns the stories, and a run on the stories learns Shakespeare.
+"""Compare full fine-tuning with LoRA: a run on Shakespeare learns the stories, a run on the stories learns Shakespeare.
 
     python benchmarks/adaptation.py --runs adaptation --out docs/adaptation.svg
 
-Both bases read bytes, so that either can read the other's text. Each fine-tuning takes the same steps; the losses, in
-bits per byte on the whole validation text, are of the text learned and of the one that may be forgotten meanwhile.
-Seconds are of the processor, so that other work on the machine does not count; give OMP_NUM_THREADS=1 to make
-them those of one core.
+Both bases read bytes, so each can read the other's text. Each fine-tuning has the same number of steps. The losses, in
+bits per byte on the whole validation text, are of the new text and of the old one, which may be forgotten. Seconds are
+processor time, so other work on the machine does not count; with OMP_NUM_THREADS=1 they are those of one core.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from minigpt.runs.train import train
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")
-RATE = 3e-3  # of training from nothing at this width; `finetune` takes a tenth of it unless told
+RATE = 3e-3  # of training from nothing at this width; by default `finetune` uses a tenth of it
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"optimizer.learning_rate": RATE},
     "full, gentle": {},
@@ -34,7 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def settings(folder: Path, text: str, steps: int) -> dict[str, Any]:
-    """What all runs share."""
+    """The settings of all runs."""
     return {
         "data.source": text,
         "logging.runs_dir": str(folder),
@@ -52,7 +51,7 @@ def settings(folder: Path, text: str, steps: int) -> dict[str, Any]:
 
 
 def base(folder: Path, text: str, steps: int) -> Path:
-    """A model of 4 x 128, context 256, from nothing (or as far as it is there)."""
+    """A model of 4 x 128, context 256, trained from nothing (or continued)."""
     given = {
         "tokenizer.kind": "byte", "model.max_seq_len": 256, "schedule.kind": "linear", "schedule.min_lr_ratio": 0.0
     }  # fmt: skip
@@ -62,7 +61,7 @@ def base(folder: Path, text: str, steps: int) -> Path:
 
 
 def adapt(folder: Path, start: Path, text: str, way: str, steps: int) -> dict[str, Any]:
-    """One fine-tuning and its figures."""
+    """Fine-tune once; returns its figures."""
     name = f"{start.name}-{way}".replace(", ", "-").replace(" ", "-")
     began = time.process_time()
     run = fine_tune(start, text, settings(folder, text, steps) | WAYS[way], name=name, quiet=True)
@@ -93,7 +92,7 @@ def measured(path: Path, learned: str, kept: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Both directions, every way."""
+    """Run both directions in every way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--out", type=Path)

@@ -1,11 +1,11 @@
-"""How a training step grows: with parameters (1 M to 124 M) and with context (64 to 2048), beside the compute line.
+"""Measure how the time of a step grows with parameters (1 M to 124 M) and with context (64 to 2048).
 
     python benchmarks/growth.py --out docs/growth.svg
 
-Every point is the median of some optimizer steps (AdamW) on random ids, eager, in the precision and with the attention
-kernel that `minigpt train` would take here. The compute line is the FLOPs of a step over the speed of a large matrix
-product in the same precision, measured in the same process: no step can be below it. The exponent of a curve is the
-slope of a straight line through its logarithms.
+Every point is the median of some optimizer steps (AdamW) on random ids, not compiled, in the precision and with the
+attention kernel that `minigpt train` would use here. The compute line is the FLOPs of a step divided by the speed of a
+large matrix product in the same precision, measured in the same process: no step can be faster. The exponent of a curve
+is the slope of a straight line through its logarithms.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from minigpt.runtime.device import make_runtime, peak_flops
 
 WIDTHS = {128: 4, 192: 4, 256: 6, 384: 6, 512: 8, 640: 10, 768: 12}  # embed_dim: num_layers; 0.8 M to 85 M + head
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
-TOKENS = 2048  # of a step, whatever its shape
+TOKENS = 2048  # per step, for every shape
 
 
 def measure(config: RunConfig, steps: int) -> dict[str, float]:
-    """Seconds of a step beside the compute line, for one shape."""
+    """Seconds per step of one shape, and its compute line."""
     runtime = make_runtime()
     choice = choose(config.model, runtime, "off", config.train.batch_size, steps, lambda _: None)
     model = GPT(config.model)
@@ -82,7 +82,7 @@ def draw(by_size: list[dict[str, float]], by_context: list[dict[str, float]], ou
 
 
 def main() -> None:
-    """Measure, fit, print, draw."""
+    """Measure all, fit, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("growth.svg"))
     parser.add_argument("--steps", type=int, default=5)

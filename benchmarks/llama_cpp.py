@@ -1,12 +1,12 @@
-"""Our `generate` beside llama.cpp (npm's node-llama-cpp), one sequence, greedy: F16 beside bf16, Q8_0 beside int8.
+"""Compare the speed of `generate` with llama.cpp's (npm's node-llama-cpp), one greedy sequence: F16/bf16, Q8_0/int8.
 
     make .venv/installed-node
     python benchmarks/llama_cpp.py --rounds 5
     python benchmarks/llama_cpp.py --shape modern --layers 2 --width 64 --tokens 8 --rounds 1    # does it run?
 
-A model of GPT-2's size with random weights is exported, and both sides write from the same prompt in turn; llama.cpp
-starts a process of its own each time, and the time counts from the first new token on. Printed: one line of JSON per
-precision, with the median tokens per second of each side and the median ratio of rounds (above 1: we are faster).
+A model of GPT-2's size with random weights is exported, and both sides write from the same prompt in turn. llama.cpp
+runs in a new process each time; time counts from the first new token on. Prints one line of JSON per precision, with
+the median tokens per second of each side and the median ratio over the rounds (above 1: minigpt is faster).
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
         for precision, mine in (("fp16", "bf16"), ("q8_0", "int8")):
             made = export_gguf(load_run(run, "cpu"), Path(work) / f"{precision}.gguf", precision)
             model = prepare_decoding(load_run(run, "cpu").model, mine)
-            ours(model, args), theirs(made.path, args)  # warm
+            ours(model, args), theirs(made.path, args)  # warm up
             rounds = [(ours(model, args), theirs(made.path, args)) for _ in range(args.rounds)]
             figures = {"ours": mine, "llama_cpp": precision, "weights": made.weights, "threads": args.threads}
             figures |= {"tokens_per_second": round(statistics.median(own for own, _ in rounds), 1)}

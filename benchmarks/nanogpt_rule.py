@@ -1,9 +1,10 @@
-"""A run's validation loss as nanoGPT's `estimate_loss` finds it, beside ours.
+"""Compute a run's validation loss by the rule of nanoGPT's `estimate_loss`, next to minigpt's.
 
     python benchmarks/nanogpt_rule.py runs/nanogpt-shakespeare-char-cpu --batches 20 --draws 10
 
-nanoGPT takes the mean loss of `eval_iters` batches of random windows, so each evaluation has another result. Here it is
-done `--draws` times, to see how far the results lie apart. Ours reads the whole split once, in windows side by side.
+nanoGPT takes the mean loss of `eval_iters` batches of random windows, so each evaluation gives another result. Here it
+is repeated `--draws` times, to see how much the results differ. minigpt reads the whole split once, in windows side by
+side.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from minigpt.training.step import validation_loss
 
 
 def windows(tokens: np.ndarray, count: int, batch: int, context: int, seed: int) -> Iterator[tuple]:
-    """`count` batches of windows that begin anywhere, as nanoGPT's `get_batch` draws them."""
+    """`count` batches of windows that begin at random places, as nanoGPT's `get_batch` draws them."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         starts = random.integers(len(tokens) - context, size=batch)

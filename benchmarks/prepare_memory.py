@@ -1,11 +1,11 @@
-"""Peak memory and speed of preparing a large text, beside tiktoken alone on one core.
+"""Measure peak memory and speed of preparing a large text, next to tiktoken alone on one core.
 
     python benchmarks/prepare_memory.py --megabytes 2000 --workers 1
 
-Writes stories of that size to a temporary directory (with an emoji now and then, so that Python holds each character
-in 4 bytes: the worst case for memory), prepares them with the gpt2 tokenizer in a process of its own, and compares
-that process's peak resident memory with a bare interpreter's. tiktoken's own speed is that of `encode_ordinary` on
-the first 50 MB, in pieces of 1 MB, in one thread. Needs gpt2's two files (MINIGPT_DATA, or the network).
+Writes stories of that size to a temporary directory (with some emoji, so that Python needs 4 bytes per character: the
+worst case for memory), prepares them with the gpt2 tokenizer in a new process, and compares that process's peak memory
+with that of a bare interpreter. tiktoken's speed is that of `encode_ordinary` on the first 50 MB, in pieces of 1 MB, in
+one thread. Needs gpt2's two files (MINIGPT_DATA, or the network).
 """
 
 import argparse
@@ -30,7 +30,7 @@ def peak_memory() -> float:
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    """Stories, 20 MB of them, over and over up to the size."""
+    """Write stories: the same 20 MB over and over, up to the size."""
     from minigpt.data.stories.generator import generate_stories
 
     stories = []
@@ -47,7 +47,7 @@ def write_text(path: Path, megabytes: int) -> None:
 
 
 def prepare_once(path: str, cache: str, workers: int) -> dict[str, float]:
-    """In the child: prepare, and say how long it took and how large the process became."""
+    """In the child process: prepare, and return the time and the size of the process."""
     from minigpt.config import DataConfig, TokenizerConfig
     from minigpt.data import prepare
     from minigpt.tokenizers import build, safe_cut
@@ -90,7 +90,7 @@ def child(*arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run it all and print one table."""
+    """Run everything and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=1, help="threads that encode")

@@ -1,10 +1,10 @@
-"""How many held-out questions about story openings a run answers: before and after `minigpt finetune`.
+"""Count how many held-out questions about story openings a run answers, before and after `minigpt finetune`.
 
     minigpt data questions --count 4000 --out questions.jsonl
     minigpt finetune runs/demo questions.jsonl --name answers
     python benchmarks/questions.py runs/demo runs/answers --known questions.jsonl
 
-Greedy; an answer counts if it is exactly the expected one. Questions that stand in --known are left out.
+Answers are greedy and count if they are exactly the expected ones. Questions in --known are left out.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from minigpt.tokenizers.chat_template import Template, encode_question, load_tem
 
 
 def accuracy(run_path: str, asked: list[list[dict[str, str]]], batch: int) -> float:
-    """Share of the chats whose last message the run writes."""
+    """Share of the chats for which the run writes the last message."""
     run = load_run(run_path, "cpu")
     try:
         template = load_template(run_path)
-    except RunError:  # not tuned on chats: asked in the words that it would be tuned on
+    except RunError:  # not tuned on chats: ask in the words that it would be tuned on
         template = Template()
     right = 0
     for first in range(0, len(asked), batch):
@@ -35,7 +35,7 @@ def accuracy(run_path: str, asked: list[list[dict[str, str]]], batch: int) -> fl
 
 
 def main() -> None:
-    """Ask them all."""
+    """Ask all questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--known", type=Path, required=True)

@@ -1,9 +1,10 @@
 """Fit the law of `minigpt.runs.budget`: a grid of small runs of our own, then its constants.
 
-    MINIGPT_DATA=../shared/data python benchmarks/scaling.py run points.jsonl     (goes on where it stopped)
+    MINIGPT_DATA=../shared/data python benchmarks/scaling.py run points.jsonl     (continues where it stopped)
     python benchmarks/scaling.py fit points.jsonl
 
-Every run has its own schedule to its end, since a loss in the middle of one is not what a run of that length reaches.
+Every run has a schedule that ends with it, since the loss in the middle of a longer run is not what a run of that
+length reaches.
 """
 
 import argparse
@@ -29,16 +30,18 @@ from minigpt.runtime.device import make_runtime
 from minigpt.training import Trainer, make_optimizer
 
 FLOORS = {"text": 0.4, "stories": 0.293}
-"""The law's E, which such small runs cannot tell: on English some 0.8 to 0.9 bits a byte, where the largest models are;
-for stories the grammar's own entropy. In parts of what the 5-gram model gives."""
+"""The law's E, which such small runs cannot determine: on English some 0.8 to 0.9 bits per byte, which the largest
+models reach; for stories the grammar's own entropy. As shares of the 5-gram model's loss."""
 START = (0.2, 0.25, 0.5, 0.17, 5.0, 4.0, 100.0)
-"""Where the fit begins, and is loosely held: M and c hang on few runs, for stories on none."""
+"""Values at which the fit starts and to which it is loosely tied: few runs determine M and c, none of stories does."""
 FIVE_GRAM = {"shakespeare": 1.5667, "wikitext-2": 1.4101, "stories": 0.6594}
-"""Nats a byte, by `minigpt.runs.budget.within.describe`."""
+"""Nats per byte, by `minigpt.runs.budget.within.describe`."""
 BY_HEART = 1.0
-"""A run whose training loss ends so far below has its text by heart; the law, which only falls, is not for it."""
+"""If the training loss ends this far below, the run knows its text by heart; the law only falls and does not describe
+it.
+"""
 HELD_OUT = 0.025
-"""What the loss on the validation text lies above that on the last tenth of the training text (docs/LOG.md)."""
+"""By how much the loss on the validation text is above that on the last tenth of the training text (docs/LOG.md)."""
 # text, (layers, width), sequences, context, steps, loss, training bytes: earlier runs of RESULTS.md and docs/LOG.md
 EARLIER = [
     ("shakespeare", (4, 128), 16, 256, 960, 1.4609, 1_003_854),
@@ -51,7 +54,7 @@ EARLIER = [
     ("shakespeare", (8, 128), 16, 256, 490, 1.470 + HELD_OUT, 903_468),
     ("shakespeare", (6, 128), 16, 256, 655, 1.441 + HELD_OUT, 903_468),
     ("shakespeare", (6, 128), 8, 256, 1200, 1.437 + HELD_OUT, 903_468),
-    ("shakespeare", (6, 384), 64, 256, 2000, 1.4697, 1_003_854),  # nanoGPT's best checkpoint; its step is a guess
+    ("shakespeare", (6, 384), 64, 256, 2000, 1.4697, 1_003_854),  # nanoGPT's best checkpoint; its step is estimated
     ("stories", (4, 128), 16, 256, 750, 0.286, 2_684_606),
 ]
 VALIDATION = 111_540
@@ -99,7 +102,7 @@ GRID = [
 def train_point(
     text: str, shape: tuple[int, int], tokens: int, unique: int, times: float, context: int
 ) -> dict[str, Any]:
-    """One run under the rule, and what it reached."""
+    """Train one run by the rule; returns its settings and its loss."""
     config = load_config(None, {"data.source": text} | TEXTS[text])
     tokenizer = make_tokenizer(config)
     prepared = prepare_data(config, tokenizer)
@@ -130,13 +133,15 @@ def train_point(
 
 
 def spread(tokens: np.ndarray, count: int) -> np.ndarray:
-    """So many of the tokens, in blocks of 1,000 from all over: the beginning alone would be another kind of text."""
+    """This many of the tokens, in blocks of 1,000 from all over the text: its beginning alone would be another kind of
+    text.
+    """
     blocks = np.linspace(0, len(tokens) - 1000, count // 1000).astype(int)
     return np.concatenate([tokens[start : start + 1000] for start in blocks])
 
 
 def run(out: Path) -> None:
-    """The points of the grid that are not there yet, one after another."""
+    """Run the points of the grid that are still missing, one after another."""
     done = [json.loads(line)["point"] for line in out.read_text().splitlines()] if out.exists() else []
     for point in GRID:
         key = json.dumps(point)
@@ -150,7 +155,7 @@ def run(out: Path) -> None:
 
 
 def fit(points: Path) -> None:
-    """Constants by kind of text, what they leave unexplained, and how a text is told from the others' constants."""
+    """Print constants for each kind of text, their errors, and the errors on a text that was left out of the fit."""
     rows = [json.loads(line) for line in points.read_text().splitlines()] + [earlier_row(*row) for row in EARLIER]
     rows = [row for row in rows if row["loss"] - row.get("training_loss", row["loss"]) < BY_HEART]
     for kind in LAWS:
@@ -172,7 +177,7 @@ def fit(points: Path) -> None:
 
 
 def fit_law(rows: list[dict[str, Any]], kind: str) -> Law:
-    """Least squares on the loss's logarithm, Huber beyond 2 %."""
+    """Least squares on the loss's logarithm, Huber loss beyond 2 %."""
     start = np.log(START)
 
     def law(parameters: np.ndarray) -> Law:
@@ -185,24 +190,24 @@ def fit_law(rows: list[dict[str, Any]], kind: str) -> Law:
 
 
 def error(law: Law, row: dict[str, Any]) -> float:
-    """log(foretold / reached)."""
+    """log(predicted / measured)."""
     return math.log(foretold(law, row) / row["loss"])
 
 
 def foretold(law: Law, row: dict[str, Any]) -> float:
-    """The law's loss of a run."""
+    """The loss of a run by the law."""
     five_gram = FIVE_GRAM[row["text"].split()[0]]
     text = Text(row["unique"], VALIDATION, 65, row["bytes_per_token"], five_gram, kind_of(row))
     return law.loss(text, row["parameters"], row["tokens"], row["steps"])
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    """Which constants a run belongs to."""
+    """The kind of text, which selects the constants."""
     return "stories" if row["text"] == "stories" else "text"
 
 
 def name_of(row: dict[str, Any]) -> str:
-    """A run in a column."""
+    """A run's name in a column."""
     size, read = f"{row['layers']} x {row['width']}", f"{row['tokens']:,} tokens of {row['unique']:,}"
     return f"{row['text']:<15}{size:<8} {read:>32}, {row['steps']:>4} steps"
 
@@ -210,7 +215,7 @@ def name_of(row: dict[str, Any]) -> str:
 def earlier_row(
     text: str, shape: tuple[int, int], batch: int, context: int, steps: int, loss: float, unique: int
 ) -> dict[str, Any]:
-    """A line of `EARLIER` as `train_point` gives it."""
+    """A line of `EARLIER` in the form that `train_point` returns."""
     layers, width = shape
     parameters = rule.Size.of(ModelConfig(num_layers=layers, embed_dim=width, num_heads=2, vocab_size=65)).parameters
     return {
@@ -220,7 +225,7 @@ def earlier_row(
 
 
 def main() -> None:
-    """Run the grid, or fit what it found."""
+    """Run the grid, or fit its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "fit"))
     parser.add_argument("points", type=Path)

@@ -1,10 +1,10 @@
-"""Many clients at once: how fast `minigpt serve` answers, whether each answer is right, and what it keeps of memory.
+"""Load `minigpt serve` with many clients: measure its speed, check its answers, and watch its memory.
 
     python benchmarks/serve_load.py                             # trains the demo's model for a few steps first
     python benchmarks/serve_load.py runs/demo --clients 200 --seconds 60
 
-Each question is first asked alone: that is the speed of one at a time, and the right answer. Then all clients ask
-again and again, and every second one goes away in the middle of its answer. Server and clients share the cores.
+Each question is first asked alone: this gives the speed of one client, and the right answer. Then all clients ask again
+and again, and every second one closes the connection in the middle of its answer. Server and clients share the cores.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PROMPTS = ("Once upon a time", "The", "One day a small fox", "There was a")
 
 @dataclass
 class Heard:
-    """What the clients heard."""
+    """What the clients received."""
 
     first: list[float] = field(default_factory=list)
     """Seconds to the first token."""
@@ -41,20 +41,20 @@ class Heard:
 
 
 def few_steps(folder: Path) -> Path:
-    """A run of the demo's shape, hardly trained."""
+    """A run of the demo's shape, trained for a few steps."""
     settings = {"train.max_steps": 20, "logging.runs_dir": str(folder), "logging.plots": False}
     return train(load_config(find_recipe("demo"), settings), name="demo", quiet=True).path
 
 
 def question(number: int) -> dict[str, Any]:
-    """Every second one is greedy."""
+    """A question; every second one is greedy."""
     how = {"temperature": 0} if number % 2 else {"temperature": 0.9, "top_k": 20}
     prompt = PROMPTS[number % len(PROMPTS)]
     return {"prompt": prompt, "max_tokens": TOKENS, "seed": number, "stream": True, **how}
 
 
 async def ask(port: int, asked: dict[str, Any], leave: int = sys.maxsize) -> tuple[str, float]:
-    """The answer, or its first `leave` pieces; seconds to the first token."""
+    """Ask; returns the answer, or its first `leave` pieces, and the seconds to the first token."""
     begun, body, text, first = time.perf_counter(), json.dumps(asked).encode(), "", 0.0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
@@ -62,7 +62,7 @@ async def ask(port: int, asked: dict[str, Any], leave: int = sys.maxsize) -> tup
     status = await reader.readline()
     if b" 200 " not in status:
         raise SystemExit(f"the server answered {status.decode().strip()}")
-    async for line in reader:  # the lines of chunked encoding begin otherwise
+    async for line in reader:  # lines of chunked encoding begin differently
         if line.startswith(b"data: {"):
             first = first or time.perf_counter() - begun
             text += json.loads(line[6:])["choices"][0]["text"]
@@ -74,7 +74,7 @@ async def ask(port: int, asked: dict[str, Any], leave: int = sys.maxsize) -> tup
 
 
 async def client(port: int, number: int, model: str, until: float, right: list[str], heard: Heard) -> None:
-    """Asks until the time is over; every second client goes away in the middle of each answer."""
+    """Ask until the time is over; every second client leaves in the middle of each answer."""
     draws = random.Random(number)
     while time.perf_counter() < until:
         which = draws.randrange(QUESTIONS)
@@ -88,7 +88,7 @@ async def client(port: int, number: int, model: str, until: float, right: list[s
 
 
 async def watch(port: int, process: int, until: float) -> tuple[float, float]:
-    """The slowest answer of /health, and the most memory, until the time is over."""
+    """The slowest answer of /health, and the largest memory, until the time is over."""
     slowest, most = 0.0, 0.0
     while time.perf_counter() < until:
         begun = time.perf_counter()
@@ -99,7 +99,7 @@ async def watch(port: int, process: int, until: float) -> tuple[float, float]:
 
 
 def read(port: int, path: str) -> str:
-    """What a path answers."""
+    """The answer of a path."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=60) as answer:
         return answer.read().decode()
 
@@ -115,14 +115,14 @@ def memory(process: int) -> float:
 
 
 async def alone(port: int, model: str) -> tuple[list[str], list[float]]:
-    """Each question, one after another: the answers, the seconds to the first token."""
+    """Ask each question, one after another; returns the answers and the seconds to the first token."""
     found = [await ask(port, {"model": model, **question(number)}) for number in range(QUESTIONS)]
     return [text for text, _ in found], [first for _, first in found]
 
 
 async def measure(port: int, process: int, model: str, clients: int, seconds: float) -> None:
     """Ask alone, then all together, and print."""
-    await ask(port, {"model": model, **question(0)})  # what is prepared at first use
+    await ask(port, {"model": model, **question(0)})  # prepares what is done at first use
     written, begun = counted(port, 'minigpt_tokens_total{kind="written"}'), time.perf_counter()
     right, first = await alone(port, model)
     single = (counted(port, 'minigpt_tokens_total{kind="written"}') - written) / (time.perf_counter() - begun)

@@ -1,11 +1,11 @@
-"""Speculative decoding beside plain decoding, greedy: a draft model's guesses, and prompt look-up on a repetitive text.
+"""Compare speculative with plain decoding, greedy: a draft model's guesses, and prompt look-up on a repetitive text.
 
     python benchmarks/speculative.py --run runs/large --draft runs/small
     python benchmarks/speculative.py                    # random weights
 
-Sides take turns; each figure is a median over the rounds, the ratio one of rounds compared with themselves. Without
---run the weights are random, and the draft is the model's own first blocks: then the time of a pass is real, but how
-many guesses stand says nothing of trained models.
+Both sides take turns; each figure is a median over the rounds, and so is the ratio of the two in a round. Without --run
+the weights are random, and the draft model is the model's own first blocks. The time of a pass is then real, but the
+share of accepted guesses says nothing about trained models.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def models(args: argparse.Namespace) -> tuple[GPT, GPT | None, list[int], list[i
     if args.run is not None:
         run = load_run(args.run, args.device)
         draft = load_run(args.draft, args.device).model if args.draft else None
-        room = max(1, run.model.config.max_seq_len - args.new_tokens)  # no window moves
+        room = max(1, run.model.config.max_seq_len - args.new_tokens)  # so that the window never moves
         repetitive = run.tokenizer.encode(REPEATED * 8)[-room:]
         return run.model, draft, run.tokenizer.encode(args.prompt)[-room:], repetitive
     shape = ModelConfig(
@@ -56,7 +56,7 @@ def compare(name: str, model: GPT, prompt: list[int], drafter: Drafter, args: ar
     guessed = partial(write, "speculative", lambda: speculate(model, prompt, config, drafter))
     sides = {side: partial(stopwatch, job) for side, job in (("plain", plain), ("speculative", guessed))}
     for side in sides.values():
-        side()  # warm
+        side()  # warm up
     seconds = alternate(sides, args.rounds, lambda _: None)
     passes = written["speculative"]
     texts = [list(itertools.chain.from_iterable(pieces)) for pieces in written.values()]
@@ -74,7 +74,7 @@ def compare(name: str, model: GPT, prompt: list[int], drafter: Drafter, args: ar
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure all, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="the large model's run")
     parser.add_argument("--draft", type=Path, help="the small one's, with the same tokenizer")

@@ -1,10 +1,10 @@
-"""How large the web page of a run is, and how fast the model in it writes, in Chromium and in node.
+"""Measure how large the web page of a run is, and how fast the model in it writes, in Chromium and in node.
 
     python benchmarks/web_page.py runs/my
     python benchmarks/web_page.py --width 512 --layers 8        # random weights: 25.9 M
 
-Give `taskset -c 0` to have one core. Chromium writes as a reader would see it, sampling and drawing included; node
-steps the model alone, by WebAssembly and by the readable form of model.js.
+Put `taskset -c 0` before it to use one core. Chromium writes as a reader would see it, with sampling and drawing; node
+runs only the model, with WebAssembly and in the readable form of model.js.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TOKENS = 400
 
 @dataclass(frozen=True)
 class RandomRun:
-    """A model that nobody trained, for its speed."""
+    """An untrained model, to measure its speed."""
 
     path: Path
     model: GPT
@@ -41,7 +41,7 @@ def random_run(width: int, layers: int) -> RandomRun:
 
 
 def in_chromium(page: Path) -> str:
-    """What the page says below its text."""
+    """The status that the page shows below its text."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened = browser.new_context(offline=True).new_page()

@@ -1,15 +1,15 @@
-"""The pages of the documentation site, complete: docs/*.md with what they include, and the pages made from the code.
+"""Build the pages of the documentation site: docs/*.md with everything they include, and pages made from the code.
 
-    python docs/build.py        writes build/docs, which zensical makes a site of (`make docs` does both)
+    python docs/build.py        writes build/docs; zensical turns it into a site (`make docs` does both)
 
-A line of a page that stands alone and reads as one of these is replaced:
+A line of a page with only one of these is replaced:
 
     {{ source minigpt/model/loss.py next_token_loss }}      a function, class or method, as it stands in the code now
     {{ docstring minigpt/weights/checkpoint.py }}               what a module says of itself
     {{ file recipes/demo.yaml }}                        a whole file
     {{ section CODEMAP.md The rooms}}                    what stands under a heading
 
-What is not there any more is an error that names page and line, so that a page cannot drift from the code in silence.
+If something is missing, the error names page and line, so a page cannot differ from the code without notice.
 """
 
 import ast
@@ -33,7 +33,7 @@ from minigpt.config import RunConfig, recipes
 ROOT = Path(__file__).parent.parent
 DOCS, OUT = ROOT / "docs", ROOT / "build" / "docs"
 TAKEN_IN = {"RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "docs/LOG.md": "log.md"}
-"""Files of the project that are pages too."""
+"""Files outside docs that become pages too."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
 
 DIRECTIVE = re.compile(r"\{\{ (\w+) (.+) \}\}")
@@ -41,7 +41,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 class PageError(Exception):
-    """A page asks for what is not there."""
+    """A page asks for something that does not exist."""
 
 
 def expand(text: str, page: str) -> str:
@@ -77,14 +77,14 @@ def source(path: str, name: str, page: str) -> str:
 
 
 def _name(node: ast.stmt) -> str | None:
-    """What a statement defines: a function, a class, or a variable."""
+    """The name that a statement defines: a function, a class, or a variable."""
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id
     return getattr(node, "name", None)
 
 
 def docstring(path: str, name: str, page: str) -> str:
-    """The docstring of a module, as it stands."""
+    """The docstring of a module, unchanged."""
     text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     if not text:
         raise PageError(f"{path} has no docstring")
@@ -97,7 +97,7 @@ def file(path: str, name: str = "", page: str = "") -> str:
 
 
 def section(path: str, heading: str, page: str) -> str:
-    """What stands under a heading of a Markdown file, its links made to fit."""
+    """The text under a heading of a Markdown file, with its links adapted."""
     text = (ROOT / path).read_text(encoding="utf-8")
     found = re.search(rf"^(#+) {re.escape(heading)}\n(.*?)(?=^#{{1,6}} |\Z)", text, re.S | re.M)
     if not found:
@@ -113,7 +113,7 @@ def _fence(text: str, language: str, title: str) -> str:
 
 
 def relink(text: str, path: str, page: str) -> str:
-    """The text of a file as part of a page: its links lead to pages, or, where there is none, become words."""
+    """The text of a file as part of a page: its links lead to pages, or become plain words if there is no page."""
 
     def one(link: re.Match[str]) -> str:
         picture, words, target = link.groups()
@@ -130,15 +130,17 @@ def relink(text: str, path: str, page: str) -> str:
 
 
 def shapes(text: str) -> str:
-    """Shapes in prose, [L][H], made to be no links: `[words][reference]` is not used in these pages."""
+    """Write shapes in prose, [L][H], so that they are not read as links; these pages do not use
+    `[words][reference]`.
+    """
     parts = re.split(r"(^ *```.*?^ *```|`[^`\n]*`)", text, flags=re.S | re.M)
     return "".join(part if index % 2 else part.replace("][", "]\\[") for index, part in enumerate(parts))
 
 
 @cache
 def command_help(*words: str) -> str:
-    """What `minigpt WORDS --help` prints, 100 columns wide."""
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # rich draws frames by the encoding
+    """The output of `minigpt WORDS --help`, 100 columns wide."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # rich chooses the frame characters by the encoding
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*words, "--help"])
     printed.seek(0)
@@ -146,7 +148,7 @@ def command_help(*words: str) -> str:
 
 
 def subcommands(command: str) -> list[str]:
-    """["train", "inspect", "compare"] of `minigpt tokenizer`; [] of a command that has none."""
+    """["train", "inspect", "compare"] for `minigpt tokenizer`; [] for a command without subcommands."""
     found = re.search(rf"^usage: minigpt {command} ([a-z-]+(?:\|[a-z-]+)+)", command_help(command), re.M)
     return found[1].split("|") if found else []
 
@@ -169,7 +171,7 @@ def commands_page() -> Iterator[str]:
 
 
 def plain_help(text: str) -> tuple[str, list[str]]:
-    """A command's help without its frames, and the sections of settings that it takes, which are told elsewhere."""
+    """A command's help without its frames, and the names of its sections of settings, which another page describes."""
     kept: list[str] = []
     sections: list[str] = []
     inside = False
@@ -202,7 +204,7 @@ def settings_page() -> Iterator[str]:
         kind = type(field.default)
         yield f"## {section} {{#{section}}}\n\n{cell(kind.__doc__ or '')}\n"
         if section in ("finetune", "lora"):
-            yield "Of `minigpt finetune` alone.\n"
+            yield "Only for `minigpt finetune`.\n"
         yield "| setting | values | default | what it does |\n|---|---|---|---|"
         for name, info in kind.model_fields.items():
             default = field.default.model_dump(mode="json")[name]
@@ -233,7 +235,7 @@ def cell(text: str) -> str:
 
 
 def recipes_page() -> Iterator[str]:
-    """The recipes as they stand."""
+    """The recipes, unchanged."""
     yield "# Recipes\n"
     yield "A recipe holds only what differs from the [defaults](settings.md). Train one by its name, change it by"
     yield "flags, or copy it: `minigpt train shakespeare-char --train.max-steps 500`."
@@ -260,7 +262,7 @@ GENERATED = {
 
 
 def pages() -> dict[str, str]:
-    """All pages by their path, complete. Raises PageError."""
+    """All pages by path, complete. Raises PageError."""
     found = {}
     for path in sorted(DOCS.rglob("*.md")):
         name = path.relative_to(DOCS).as_posix()
@@ -272,7 +274,7 @@ def pages() -> dict[str, str]:
 
 
 def build(out: Path = OUT) -> int:
-    """Write all pages and what they show into a fresh folder; how many pages."""
+    """Write all pages and their pictures into a new folder; returns the number of pages."""
     shutil.rmtree(out, ignore_errors=True)
     written = pages()
     for name, text in written.items():
@@ -285,7 +287,7 @@ def build(out: Path = OUT) -> int:
     return len(written)
 
 
-os.environ["COLUMNS"] = "100"  # of the help texts
+os.environ["COLUMNS"] = "100"  # width of the help texts
 
 if __name__ == "__main__":
     print(f"{OUT}: {build()} pages")

@@ -2,7 +2,7 @@
 
     python examples/compare_runs.py [STEPS]
 
-One seed says little: compare the means with the spread. The picture lays the four runs over each other.
+One seed says little: compare the means with the spread. The picture shows the curves of all four runs.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A data set that is no text, and a hook that watches the run: a GPT learns to go on with 3 5 7 9 ...
+"""Use a data set that is not a text, and a hook that watches the run: a GPT learns to continue 3 5 7 9 ...
 
     python examples/own_data_and_hook.py
 
-The trainer wants `batch(step)` to be a pure function of the step, then a run can be resumed at any. A hook sees the
-trainer after every step; this one measures how many rows end right, and ends the run when all but one in a hundred do.
+`batch(step)` must be a pure function of the step; then a run can be resumed at any step. A hook sees the trainer after
+every step. This one measures how many rows end with the right number, and stops the run when 99 % of them do.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
     python examples/train_and_sample.py [STEPS]
 
-The text is `stories`, which minigpt writes itself, so nothing is fetched.
+The text is `stories`, which minigpt writes itself, so nothing is downloaded.
 """
 
 import sys

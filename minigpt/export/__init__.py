@@ -1,4 +1,4 @@
-"""Models in the formats of others."""
+"""Write models in the formats of other tools."""
 
 from minigpt.export.gguf import export_gguf
 from minigpt.export.huggingface import export_huggingface

@@ -1,7 +1,7 @@
-"""README.md of an exported directory: the model card that the Hugging Face hub shows.
+"""Write README.md of an exported directory: the model card that the Hugging Face hub shows.
 
-It says what the run itself knows: from the receipt, the settings, and the score in eval.json. It has no path of this
-computer: of a file that the run was trained on it tells the name alone.
+It says what the run itself knows: from the receipt, the settings, and the score in eval.json. It contains no path of
+this computer, only the name of the file that the run was trained on.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ CARD = "README.md"
 
 
 class Run(Protocol):
-    """What exporting wants of a loaded run."""
+    """What export needs of a loaded run."""
 
     @property
     def path(self) -> Path: ...
@@ -55,7 +55,7 @@ print(tokenizer.decode(model.generate(**prompt)[0]))"""
 
 
 def adapter_card(run: Run, name: str, base: str, rank: int) -> str:
-    """The card of a LoRA adapter in peft's format, beside the Hugging Face directory `base`."""
+    """The card of a LoRA adapter in peft's format, for the Hugging Face directory `base` next to it."""
     load = f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,7 +104,7 @@ def _shape(run: Run) -> list[tuple[str, str]]:
 
 
 def _trained(run: Run) -> list[tuple[str, str]]:
-    """What the run knows of its training; nothing of a model that was trained elsewhere."""
+    """What the run knows about its training; nothing for a model that was trained elsewhere."""
     receipt = read_receipt(RunFolder.of(run.path).path)
     if not receipt:
         return [("training", "not known here")]
@@ -167,7 +167,7 @@ def _name(source: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A name as code in a table, whatever is in it."""
+    """A name as code in a table, whatever characters it has."""
     return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"
 
 

@@ -1,8 +1,9 @@
-"""A model as one GGUF file, which llama.cpp and what is built on it (Ollama, LM Studio, Jan) run without our code.
+"""Write a model as one GGUF file for llama.cpp and the programs built on it (Ollama, LM Studio, Jan).
 
-The file holds the weights, the tokenizer, the chat template, and the run's way of writing. It gets its name only after
-it was read back: its tokenizer gives our ids, its weights are ours within the steps of their kind, and its logits and
-greedy ids are compared. That llama.cpp itself computes them is what `tests/export/test_llama_cpp.py` holds.
+The file holds the weights, the tokenizer, the chat template, and the run's generation settings. It gets its name only
+after it was read back: its tokenizer must give the same ids, its weights must be the run's within the steps of their
+precision, and its logits and greedy ids are compared. `tests/export/test_llama_cpp.py` tests that llama.cpp computes
+the same.
 """
 
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ from minigpt.weights.gguf import (
 )
 
 LABELS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-"""Our names of the precisions to those in the names of files."""
+"""minigpt's names of the precisions, and their names in file names."""
 STEPS = {"fp32": 0.0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 200, "q4_0": 1 / 7.9}
-"""Largest change of a number, as a share of the largest of its row."""
+"""Largest change of a number by rounding, as a share of the largest number in its row."""
 _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
@@ -40,8 +41,8 @@ _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p":
 class ExportedGGUF(Exported):
     """What `export_gguf` wrote.
 
-    `difference` is the largest |logit of what is in the file - logit of the run| on random ids: what rounding does.
-    `same` is the share of them after which the likeliest next id is the run's.
+    `difference` is the largest |logit of the file's weights - logit of the run| on random ids: the effect of rounding.
+    `same` is the share of these ids after which the likeliest next id is the run's.
     """
 
     same: float
@@ -52,16 +53,16 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
 
     Args:
         run: from `load_run`. An adapter is part of its weights already.
-        out: the file to write (default: RUN-F16.gguf, beside the run).
+        out: the file to write (default: RUN-F16.gguf, next to the run).
         precision: of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
 
     Raises:
-        CheckpointError: fields that llama.cpp has no architecture for, by name.
+        CheckpointError: fields for which llama.cpp has no architecture; the error names them.
         TokenizerError: a tokenizer whose split llama.cpp does not know.
         ConfigError: another precision.
-        RunError: `out` is there.
+        RunError: `out` exists.
         StorageError: it cannot be written.
-        MiniGPTError: what was written reads back as something else; nothing is left behind.
+        MiniGPTError: the file reads back differently; nothing is left behind.
     """
     if precision not in LABELS:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(LABELS)}")
@@ -86,15 +87,15 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
 
 
 def _sampling(run: Run) -> dict[str, Any]:
-    """The run's way of writing, where llama.cpp has a setting of the kind."""
+    """The run's generation settings, as far as llama.cpp has them."""
     ours = run.config.generation
     return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
 
 
 def _compare(run: Run, path: Path, expected: dict[str, Tensor], precision: str) -> tuple[float, float]:
-    """(largest difference of the logits, share of likeliest ids that are the same) of a file and its run.
+    """Compare a file with its run: (largest difference of the logits, share of likeliest ids that are the same).
 
-    Raises MiniGPTError: another tokenizer, shape, or number than what was to be written.
+    Raises MiniGPTError: another tokenizer, shape, or number than was written.
     """
     file = gguf_file.read(path)
     _compare_ids(run.tokenizer, from_gguf(file.settings))

@@ -1,16 +1,16 @@
-"""A model as a Hugging Face directory: transformers loads it without our code, and so do we.
+"""Write a model as a Hugging Face directory: transformers loads it without minigpt, and minigpt loads it too.
 
     my-hf/
         config.json               the architecture and its sizes: GPT2LMHeadModel or Qwen3ForCausalLM
-        model.safetensors         their names, and their layout (GPT-2 keeps its matrices transposed)
-        generation_config.json    the run's way of writing, where transformers has a setting of that name
+        model.safetensors         the weights, with transformers' names and layout (GPT-2's matrices are transposed)
+        generation_config.json    the run's generation settings, as far as transformers has them
         tokenizer.json            as it is in the run
-        tokenizer_config.json     the special tokens and, after a tuning on chats, the chat template
-        template.json             that template as we read it
-        README.md                 the model card, made of the run's receipt and score
+        tokenizer_config.json     the special tokens and, if the run was tuned on chats, the chat template
+        template.json             the same template in minigpt's form
+        README.md                 the model card, made from the run's receipt and score
 
-Nothing is believed: where transformers is installed, it loads what was written, and its logits and ids are compared
-with ours before the directory gets its name.
+Nothing is trusted: if transformers is installed, it loads the directory, and its logits and ids are compared with
+minigpt's before the directory gets its name.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from minigpt.weights.checkpoint import write_tensors
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = 1e-4  # of the largest logit: different orders of the sums in fp32 differ by some 1e-6
+TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by some 1e-6 in fp32
 _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
 
 
@@ -43,7 +43,8 @@ _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "t
 class Exported:
     """What an export wrote.
 
-    `difference` is the largest |logit of the other tool - ours| on random ids, None where the tool is not installed.
+    `difference` is the largest |logit of the other tool - minigpt's logit| on random ids, None if the tool is not
+    installed.
     """
 
     path: Path
@@ -57,20 +58,19 @@ class Exported:
 def export_huggingface(run: Run, out: str | Path | None = None, precision: str = "fp32") -> Exported:
     """Write a loaded run for transformers: `export_huggingface(load_run("runs/my"))`.
 
-    An adapter is part of the loaded weights already; of a quantised run the numbers that its integers stand for are
-    written.
+    An adapter is part of the loaded weights already. The integers of a quantised run are written as floats.
 
     Args:
         run: from `load_run`.
-        out: the directory to write (default: RUN-hf, beside the run).
+        out: the directory to write (default: RUN-hf, next to the run).
         precision: of the weights in the file: fp32, bf16 or fp16.
 
     Raises:
-        CheckpointError: a shape that transformers has no twin of.
+        CheckpointError: a shape that transformers cannot compute.
         ConfigError: another precision.
-        RunError: `out` is there.
+        RunError: `out` exists.
         StorageError: it cannot be written.
-        MiniGPTError: transformers computes or encodes something else than we do; nothing is left behind.
+        MiniGPTError: transformers computes or encodes differently from minigpt; nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(PRECISIONS)}")
@@ -93,16 +93,16 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, precision: str) -> int:
-    """Write config.json and model.safetensors; returns how many weights that are.
+    """Write config.json and model.safetensors; returns the number of weights.
 
-    GPT-2's names have no "transformer." before them, as OpenAI's own do not: mlx-lm knows no others.
+    GPT-2's names have no "transformer." before them, like OpenAI's own: mlx-lm knows only these.
     """
     config, dtype = model.config, PRECISIONS[precision]
     twin = weights_to_hf(config, model.weights())
     weights = {name.removeprefix("transformer."): tensor.to("cpu", dtype).contiguous() for name, tensor in twin.items()}
     tree = config_to_hf(config, tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", tree)
-    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})  # transformers asks for the format
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})  # transformers needs the format
     return sum(tensor.numel() for tensor in weights.values())
 
 
@@ -124,16 +124,13 @@ def write_tokenizer(folder: Path, run: Run, also: Mapping[str, Any] | None = Non
 
 
 def write_usage(folder: Path, run: Run, also: Mapping[str, Any] | None = None) -> None:
-    """Write what the directory has beside config.json and weights: how to write with it, and the tokenizer.
-
-    `also` as of `write_tokenizer`.
-    """
+    """Write the directory's other files: the generation settings and the tokenizer. `also`: as in `write_tokenizer`."""
     write_json(folder / "generation_config.json", _generation(run.config.generation, run.tokenizer))
     write_tokenizer(folder, run, also)
 
 
 def _special(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
-    """tokenizer_config.json. A model without a token for padding pads with the end of text, as is usual."""
+    """The content of tokenizer_config.json. A model without a padding token pads with the end of text, as is usual."""
     names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
     known = {key: name for key, name in names.items() if name in tokenizer.special_tokens}
     if "eos_token" in known:
@@ -149,7 +146,7 @@ def run_template(folder: Path) -> Template | None:
 
 
 def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: what differs from transformers' defaults, whose top_k is 50."""
+    """The content of generation_config.json: what differs from transformers' defaults (its top_k is 50)."""
     default = GenerationConfig()
     out: dict[str, Any] = {"max_new_tokens": ours.max_new_tokens, "do_sample": ours.temperature > 0}
     if ours.temperature:
@@ -162,7 +159,7 @@ def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def load_twin(path: Path) -> Any:
-    """transformers' model of a directory, in fp32, loaded without its progress bar."""
+    """transformers' model of a directory, in fp32, loaded without a progress bar."""
     import transformers
     from transformers.utils import logging
 
@@ -175,9 +172,9 @@ def load_twin(path: Path) -> Any:
 
 
 def _compare(path: Path, tokenizer: Tokenizer) -> float:
-    """The largest difference between transformers' logits and ours for what was written, both computing in fp32.
+    """The largest difference between transformers' logits and minigpt's for the written model, both in fp32.
 
-    Raises MiniGPTError: larger than TOLERANCE allows, or a text that transformers encodes otherwise.
+    Raises MiniGPTError: a difference above TOLERANCE, or a text that transformers encodes differently.
     """
     import transformers
 
@@ -190,10 +187,8 @@ def _compare(path: Path, tokenizer: Tokenizer) -> float:
         expected, found = ours(ids).float(), theirs(ids).logits
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise MiniGPTError(
-            f"transformers computes other logits of the export, by up to {difference:.2g}; please report it"
-        )
-    text = tokenizer.decode(ids[0, : ids.shape[1] // 3].tolist())  # a byte alone becomes U+FFFD, three bytes
+        raise MiniGPTError(f"transformers' logits of the export differ by up to {difference:.2g}; please report it")
+    text = tokenizer.decode(ids[0, : ids.shape[1] // 3].tolist())  # a single byte becomes U+FFFD, three bytes
     encoder = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     if encoder.encode(text, add_special_tokens=False) != tokenizer.encode(text):
         raise MiniGPTError("transformers encodes a text into other ids than the run's tokenizer does; please report it")

@@ -1,12 +1,12 @@
-"""A model as a directory for onnxruntime: transformers.js in a browser, optimum in Python, any language it has.
+"""Write a model as a directory for onnxruntime: for transformers.js in a browser, optimum in Python, and others.
 
     my-onnx/
         onnx/model.onnx           the graph and the weights; model_fp16.onnx, or model_quantized.onnx for int8
         config.json and others    as in the directory for transformers, see `huggingface.py`
 
 The graph is written node by node (`onnx_graph.py`) and not by torch.onnx: tracing needs one more package and minutes
-for large models, and its result would have to be rewritten to hold the cache under the names that readers expect.
-onnxruntime runs what was written, and logits and greedy ids are compared with ours before the directory gets its name.
+for large models, and its result would have to be rewritten to hold the cache under the names that other tools expect.
+onnxruntime runs the graph, and logits and greedy ids are compared with minigpt's before the directory gets its name.
 """
 
 import importlib
@@ -30,13 +30,13 @@ from minigpt.tokenizers.words import UNKNOWN
 from minigpt.weights.huggingface import architecture, config_to_hf
 
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
-"""By precision: the name under which transformers.js looks for it."""
+"""For each precision, the name under which transformers.js looks for the file."""
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}
-"""What transformers.js calls them."""
+"""The names of the precisions in transformers.js."""
 LARGEST = 2**31 - 1
-"""Bytes of a file of this format."""
+"""Largest file of this format, in bytes."""
 TIE = 1e-5
-"""Of two logits that are nearer to each other, either may be the larger one: sums are taken in another order."""
+"""If two logits are nearer to each other than this, either may be the larger one: sums are in another order."""
 READ, WRITTEN = 64, 16
 
 
@@ -45,16 +45,16 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
 
     Args:
         run: from `load_run`. An adapter is part of its weights already.
-        out: the directory to write (default: RUN-onnx, beside the run).
+        out: the directory to write (default: RUN-onnx, next to the run).
         precision: of the matrices in the file: fp32, fp16 or int8.
 
     Raises:
         UserError: onnx or onnxruntime is not installed.
-        CheckpointError: a shape that transformers has no twin of, or weights that are not finite.
+        CheckpointError: a shape that transformers cannot compute, or weights that are NaN or infinite.
         ConfigError: another precision, or weights that it cannot hold.
-        RunError: `out` is there.
+        RunError: `out` exists.
         StorageError: it cannot be written.
-        MiniGPTError: onnxruntime computes something else than we do; nothing is left behind.
+        MiniGPTError: onnxruntime computes differently from minigpt; nothing is left behind.
     """
     if precision not in FILES:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(FILES)}")
@@ -65,7 +65,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     refuse_existing(out)
     weights = _weights(run.model, precision)
     size = sum(tensor.nbytes for tensor in weights.values())
-    if size > LARGEST - 2**20:  # the nodes need some of it
+    if size > LARGEST - 2**20:  # the nodes need some space
         smaller = "use precision fp16 or int8" if precision == "fp32" else "use precision int8, or --to gguf"
         raise ConfigError(f"{size / 1e9:.1f} GB of weights are too much for one ONNX file of 2 GB; {smaller}")
     from minigpt.export.onnx_graph import build
@@ -85,7 +85,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
 
 
 def _onnxruntime() -> ModuleType:
-    """The package, told to report nothing to its makers. Raises UserError where it, or onnx, is not installed."""
+    """The package, with its reports to its makers switched off. Raises UserError if it, or onnx, is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         importlib.import_module("onnx")
@@ -95,13 +95,13 @@ def _onnxruntime() -> ModuleType:
 
 
 def _weights(model: GPT, precision: str) -> dict[str, Tensor]:
-    """As they stand in the file; vectors are fp32. Raises CheckpointError, ConfigError."""
-    rows = model.config.vocab_size  # the rows behind them only fill the matrix up
+    """The weights as the file holds them; vectors are fp32. Raises CheckpointError, ConfigError."""
+    rows = model.config.vocab_size  # the rows after these only pad the matrix
     weights = {
         name: tensor.cpu().float()[: rows if name in ("embedding.weight", "head.weight") else None]
         for name, tensor in model.weights().items()
     }
-    packed = pack_weights(weights, 8, 64, 8)  # finds weights that are not finite, whatever the precision
+    packed = pack_weights(weights, 8, 64, 8)  # raises for weights that are NaN or infinite, for every precision
     if precision == "int8":
         return {name: tensor.float()[:, None] if name.endswith(".scale") else tensor for name, tensor in packed.items()}
     if precision == "fp16":
@@ -112,7 +112,7 @@ def _weights(model: GPT, precision: str) -> dict[str, Tensor]:
 
 
 class Session:
-    """A graph with what it has read so far: `Session(...)(ids)` are the logits of ids [B, T] after it."""
+    """A graph with what it has read so far: `Session(...)(ids)` gives the logits of ids [B, T] that follow it."""
 
     def __init__(self, file: Path, config: ModelConfig, batch: int):
         onnxruntime = _onnxruntime()
@@ -135,9 +135,9 @@ class Session:
 
 
 def _compare(file: Path, model: GPT, vocabulary: int) -> float:
-    """The largest difference between onnxruntime's logits and ours: read at once, then written with the cache.
+    """The largest difference between onnxruntime's logits and minigpt's: for ids read at once, then with the cache.
 
-    Raises MiniGPTError: larger than TOLERANCE, or other greedy ids.
+    Raises MiniGPTError: a difference above TOLERANCE, or other greedy ids.
     """
     config = model.config
     draw = torch.Generator().manual_seed(0)
@@ -157,5 +157,5 @@ def _compare(file: Path, model: GPT, vocabulary: int) -> float:
                 raise MiniGPTError("onnxruntime writes other tokens than the model; please report it")
     difference = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
     if not difference <= TOLERANCE * max(1.0, max(logits.abs().max().item() for logits in expected)):
-        raise MiniGPTError(f"onnxruntime computes other logits than we do, by up to {difference:.2g}; please report it")
+        raise MiniGPTError(f"onnxruntime's logits differ from minigpt's by up to {difference:.2g}; please report it")
     return difference

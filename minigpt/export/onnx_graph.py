@@ -1,10 +1,10 @@
-"""A model as one ONNX graph with a cache of keys and values, node by node.
+"""Build a model as one ONNX graph with a cache of keys and values, node by node.
 
-The names of inputs and outputs are those that Hugging Face's optimum gives to decoders, so that its readers fill them:
+Inputs and outputs have the names that Hugging Face's optimum uses for decoders, so that other tools can use them:
 
     input_ids [batch, length]               the new tokens
     attention_mask [batch, past + length]   0 for padding, cached tokens included
-    position_ids [batch, length]            the place of each new token among the tokens of its row
+    position_ids [batch, length]            the position of each new token in its row
     past_key_values.N.key, .value           [batch, kv heads, past, head size]; past is 0 at the beginning
     logits [batch, length, vocabulary]
     present.N.key, .value                   [batch, kv heads, past + length, head size]
@@ -25,13 +25,13 @@ from minigpt.config import ModelConfig
 from minigpt.model.parts import rotary_tables
 
 OPSET, IR = 17, 8
-"""Versions of operators and file; every onnxruntime since 1.12 reads them."""
+"""Versions of operators and file format; every onnxruntime since 1.12 reads them."""
 HIDDEN = -1e9
-"""Added to the score of a key that a query does not see. Not infinity: a row of padding sees no key at all."""
+"""Added to the score of a key that a query must not see. Not infinity, because a row of padding sees no key at all."""
 
 
 def build(config: ModelConfig, weights: dict[str, Tensor]) -> onnx.ModelProto:
-    """The graph of a model that has a Hugging Face twin.
+    """The graph of a model that Hugging Face has an architecture for.
 
     Its `weights` are those of `GPT.weights`, in fp32; matrices may be fp16, or packed by `weights.quantized` to int8.
     """
@@ -55,7 +55,7 @@ def build(config: ModelConfig, weights: dict[str, Tensor]) -> onnx.ModelProto:
     head = embedding if config.tie_embeddings else graph.matrix("head.weight")
     logits = graph("MatMul", graph.norm("norm", x), graph("Transpose", head, perm=[1, 0]))
     graph.output("logits", logits, ["batch", "length", config.vocab_size or 0])
-    graph.outputs.insert(0, graph.outputs.pop())  # the logits first, as is usual
+    graph.outputs.insert(0, graph.outputs.pop())  # the logits come first, as is usual
     return graph.model()
 
 
@@ -67,7 +67,7 @@ _INPUTS: dict[str, list[str | int]] = {
 
 
 def _hidden(graph: "_Graph", ids: str, mask: str) -> str:
-    """[B, 1, 1, T, S]: what is added to the scores, 0 where a query sees a key and HIDDEN where not."""
+    """[B, 1, 1, T, S]: added to the scores; 0 if a query sees a key, else HIDDEN."""
     zero, one = graph.constant(0), graph.constant(1)
     length = graph("Gather", graph("Shape", ids), one)
     total = graph("Gather", graph("Shape", mask), one)
@@ -79,7 +79,7 @@ def _hidden(graph: "_Graph", ids: str, mask: str) -> str:
 
 
 def _attention(graph: "_Graph", layer: int, x: str, rotary: list[str] | None, hidden: str) -> str:
-    """[B, T, C] -> [B, T, C]. The heads of queries that share a key are an axis of their own, so keys broadcast."""
+    """[B, T, C] -> [B, T, C]. Query heads that share a key have an axis of their own, so keys broadcast."""
     config, name = graph.config, f"blocks.{layer}.attention"
     heads, kv_heads, size = config.num_heads, config.kv_heads, config.head_size
     sizes = graph.constant([heads * size, kv_heads * size, kv_heads * size])
@@ -109,7 +109,7 @@ def _attention(graph: "_Graph", layer: int, x: str, rotary: list[str] | None, hi
 
 
 def _rotate(graph: "_Graph", x: str, cos: str, sin: str) -> str:
-    """Turn [B, H, T, D] by the angles of [B, 1, T, D], as `model.parts.rotate` does."""
+    """Rotate [B, H, T, D] by the angles of [B, 1, T, D], as `model.parts.rotate` does."""
     first, second = graph.several("Split", x, outputs=2, axis=-1)
     turned = graph("Concat", graph("Neg", second), first, axis=-1)
     return graph("Add", graph("Mul", x, cos), graph("Mul", turned, sin))
@@ -150,7 +150,7 @@ _ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": _relu, "relu2": 
 
 
 class _Graph:
-    """Nodes so far. A call adds one and gives the name of its output: graph("Add", x, y)."""
+    """The nodes so far. A call adds a node and returns the name of its output: graph("Add", x, y)."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor]):
         self.config, self.weights = config, weights
@@ -163,7 +163,7 @@ class _Graph:
         return self.several(kind, *inputs, outputs=1, **attributes)[0]
 
     def several(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        """A node of several outputs."""
+        """Add a node with several outputs."""
         names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
@@ -177,7 +177,9 @@ class _Graph:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def constant(self, value: Any) -> str:
-        """A number, a list of whole numbers, or a tensor; floats are fp32. The same number is stored once."""
+        """Store a number, a list of whole numbers, or a tensor; floats are fp32. The same number is stored only
+        once.
+        """
         values = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
         if values.dtype == np.float64:
             values = values.astype(np.float32)
@@ -185,11 +187,11 @@ class _Graph:
         return self._store(name, values)
 
     def weight(self, name: str) -> str:
-        """A weight, or a part of one, as it is stored."""
+        """Store a weight, or a part of one, as it is."""
         return self._store(name, self.weights[name].numpy())
 
     def matrix(self, name: str) -> str:
-        """A matrix in fp32. onnxruntime widens one of fewer bits once, when it loads the file."""
+        """A matrix in fp32. onnxruntime widens a smaller type once, when it loads the file."""
         if f"{name}.int8" in self.weights:
             whole = self("Cast", self.weight(f"{name}.int8"), to=TensorProto.FLOAT)
             return self("Mul", whole, self.weight(f"{name}.scale"))
@@ -198,7 +200,7 @@ class _Graph:
         return self.weight(name)
 
     def linear(self, name: str, x: str) -> str:
-        """Ours are [out, in]."""
+        """Multiply with a matrix; minigpt's are [out, in]."""
         y = self("MatMul", x, self("Transpose", self.matrix(f"{name}.weight"), perm=[1, 0]))
         return self("Add", y, self.weight(f"{name}.bias")) if f"{name}.bias" in self.weights else y
 
@@ -217,7 +219,7 @@ class _Graph:
         return name
 
     def model(self) -> onnx.ModelProto:
-        """What was added, as a file's content."""
+        """The file's content with all nodes."""
         graph = helper.make_graph(self.nodes, "minigpt", self.inputs, self.outputs, list(self.constants.values()))
         return helper.make_model(
             graph, producer_name="minigpt", ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)]

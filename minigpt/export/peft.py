@@ -1,12 +1,12 @@
-"""A run's LoRA adapter as peft's directory: small, beside the base that `--to hf` writes.
+"""Write a run's LoRA adapter as a directory for peft: a small addition to the base that `--to hf` writes.
 
     my-lora-peft/
         adapter_config.json, adapter_model.safetensors    as peft writes them
         tokenizer.json, tokenizer_config.json             with the chat template, which the base may not have
         README.md                                         the model card
 
-Where peft and transformers are installed, they load it on the base, and their logits are compared with ours before the
-directory gets its name.
+If peft and transformers are installed, they load it on the base, and their logits are compared with minigpt's before
+the directory gets its name.
 """
 
 import importlib.util
@@ -33,20 +33,20 @@ def export_peft(run: Run, out: str | Path | None = None) -> Exported:
 
     Args:
         run: from `load_run`; a fine-tuned run that holds an adapter, whose base is still there.
-        out: the directory to write (default: RUN-peft, beside the run).
+        out: the directory to write (default: RUN-peft, next to the run).
 
     Raises:
-        CheckpointError: a run without an adapter; a shape that transformers has no twin of; the base is gone.
-        RunError: `out` is there.
+        CheckpointError: a run without an adapter; a shape that transformers cannot compute; the base is gone.
+        RunError: `out` exists.
         StorageError: it cannot be written.
-        MiniGPTError: peft computes something else than we do; nothing is left behind.
+        MiniGPTError: peft computes differently from minigpt; nothing is left behind.
     """
     if not (run.checkpoint / "adapter.safetensors").is_file():
         raise CheckpointError(f"{run.path}: has no adapter; --to hf writes a whole model")
     saved, folder = load_saved(run.checkpoint), RunFolder.of(run.path, TOKENIZER).path.resolve()
     base = find_base(run.path, saved)
     home = RunFolder.of(base, TOKENIZER).path
-    name = f"{home.name}-hf" if RunFolder(home).is_run else home.name  # what --to hf calls it
+    name = f"{home.name}-hf" if RunFolder(home).is_run else home.name  # the name that --to hf gives it
     config, tensors = to_peft(run.model.config, saved.config, saved.tensors)
     out = folder.with_name(f"{folder.name}-peft") if out is None else Path(out)
     refuse_existing(out)
@@ -63,7 +63,7 @@ def export_peft(run: Run, out: str | Path | None = None) -> Exported:
 
 
 def _compare(run: Run, base: GPT, path: Path) -> float:
-    """The largest difference between peft's logits and ours. Raises MiniGPTError: larger than TOLERANCE allows."""
+    """The largest difference between peft's logits and minigpt's. Raises MiniGPTError if it is above TOLERANCE."""
     import peft
 
     limit = min(64, base.config.max_seq_len)
@@ -72,7 +72,7 @@ def _compare(run: Run, base: GPT, path: Path) -> float:
         write_model(Path(folder), base, run.tokenizer, "fp32")
         twin = load_twin(Path(folder))
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what peft asks of transformers has another name now
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
         found = peft.PeftModel.from_pretrained(twin, str(path)).eval()(ids).logits
         expected = run.model.eval()(ids.to(run.model.embedding.weight.device)).float().cpu()
     difference = (found - expected).abs().max().item()

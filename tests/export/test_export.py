@@ -186,7 +186,7 @@ def test_a_wrong_export_is_found_and_leaves_nothing(fault: str, tmp_path: Path, 
         tree = json.loads((tmp_path / "my/tokenizer.json").read_text())
         tree["model"]["merges"] = tree["model"]["merges"][5:]
         (tmp_path / "my/tokenizer.json").write_text(json.dumps(tree))
-    said = {"weights": "other logits of the export", "ids": "encodes a text into other ids"}[fault]
+    said = {"weights": "logits of the export differ", "ids": "encodes a text into other ids"}[fault]
     with pytest.raises(MiniGPTError, match=said):
         export_huggingface(run)
     assert [p.name for p in tmp_path.iterdir()] == ["my"]

@@ -169,6 +169,6 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, capsys, monke
 def test_a_wrong_graph_is_found_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     run = load_run(make_run(tmp_path / "my"), "cpu")
     monkeypatch.setattr(onnx_graph, "HIDDEN", 0.0)  # now a query sees what comes after it
-    with pytest.raises(MiniGPTError, match=r"onnxruntime (computes other logits|writes other tokens) than"):
+    with pytest.raises(MiniGPTError, match=r"onnxruntime(.s logits differ from| writes other tokens than)"):
         export_onnx(run)
     assert [path.name for path in tmp_path.iterdir()] == ["my"]

@@ -1,15 +1,15 @@
-"""A run as one web page that works offline: weights and tokenizer inside, and our own inference in JavaScript.
+"""Write a run as one web page that works offline: it holds the weights, the tokenizer and inference in JavaScript.
 
-    page.html       the frame; {{name}} is where a part goes
+    page.html       the frame; {{name}} marks the place of a part
     app.js, app.css what the reader sees; it draws with the scripts of `minigpt explain`
-    worker.js       runs beside the page: jobs in, pieces of text and recordings out
-    simd.js         the products of model.js in WebAssembly, where the browser has it
+    worker.js       runs the model in its own thread: jobs in, pieces of text and recordings out
+    simd.js         the products of model.js in WebAssembly, if the browser has it
     model.js, tokenizer.js, sampling.js, chat.js, explain.js
                     the same as model/, tokenizers/, generation/ and explanation/, small enough to read
     check.js        for node: asks a page what it computes
 
-Nothing is believed: where node is installed, it runs the code of the page that was written, and logits, ids and texts
-are compared with ours before the file gets its name.
+Nothing is trusted: if node is installed, it runs the code of the written page, and logits, ids and texts are compared
+with minigpt's before the file gets its name.
 """
 
 import base64
@@ -52,7 +52,7 @@ WORKER = ("tokenizer.js", "model.js", "simd.js", "sampling.js", "chat.js", "expl
 class Page:
     """What `export_page` wrote.
 
-    `difference` is the largest |logit of the page - ours| for the same rounded weights, None where node is not
+    `difference` is the largest |logit of the page - minigpt's logit| for the same rounded weights, None if node is not
     installed.
     """
 
@@ -68,15 +68,15 @@ def export_page(run: Run, out: str | Path | None = None, precision: str = "int8"
 
     Args:
         run: from `load_run`.
-        out: the file to write (default: RUN.html, beside the run).
+        out: the file to write (default: RUN.html, next to the run).
         precision: of the matrices in the page: int8, fp16 or fp32.
 
     Raises:
         ConfigError: another precision, or a field or a tokenizer that a page cannot run.
-        CheckpointError: weights that are not finite.
-        RunError: `out` is there.
+        CheckpointError: weights that are NaN or infinite.
+        RunError: `out` exists.
         StorageError: it cannot be written.
-        MiniGPTError: the page computes or encodes something else than we do; nothing is left behind.
+        MiniGPTError: the page computes or encodes differently from minigpt; nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: {precision} is not possible; choose from {', '.join(PRECISIONS)}")
@@ -94,7 +94,9 @@ def export_page(run: Run, out: str | Path | None = None, precision: str = "int8"
 
 
 def describe_run(run: Run, folder: Path, precision: str) -> dict[str, Any]:
-    """All of a run but its weights, as the scripts read it. Raises ConfigError naming what a page cannot run."""
+    """Everything about a run except its weights, as the scripts read it. Raises ConfigError naming what a page cannot
+    run.
+    """
     model, tokenizer = run.model, run.tokenizer
     has_chat = RunFolder(folder).template.is_file()
     return {
@@ -112,7 +114,7 @@ def describe_run(run: Run, folder: Path, precision: str) -> dict[str, Any]:
 
 
 def measured(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The kinds of the heads; of no kind where the context or the vocabulary is too small to tell."""
+    """The kinds of the heads; no kinds if the context or the vocabulary is too small to measure them."""
     try:
         return describe_heads(measure_heads(model, exclude=tokenizer.special_tokens.values()))
     except UserError:
@@ -121,7 +123,7 @@ def measured(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def make_page(about: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page. A browser runs the scripts whose sha256 stands in its head, and nothing else, and asks no network."""
+    """The page. A browser runs only the scripts whose sha256 is in its head, and makes no network request."""
     parts = {
         "title": html.escape(f"{about['name']}: a language model on one page"),
         "style": pictures.read("page.css") + "\n" + _read("app.css"),

@@ -1,9 +1,9 @@
-// The page: what is typed goes to the worker, what comes back is shown. Texts only ever become text nodes.
+// Run the page: send what the reader types to the worker, show what comes back. Texts only become text nodes.
 const byId = (id) => document.getElementById(id);
 const about = JSON.parse(byId("about").textContent);
 const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-// --- the worker: one job at a time; a new one ends the one before it ---
+// --- the worker: one job at a time; a new job ends the one before it ---
 
 const worker = new Worker(URL.createObjectURL(new Blob([byId("worker").textContent], { type: "text/javascript" })));
 const waiting = new Map();
@@ -45,15 +45,15 @@ const DIALS = [
   ["max_new_tokens", "Tokens", "how many to write at most", { min: 1, step: 1, max: 100000 }],
   ["seed", "Seed", "the same seed, settings and beginning write the same text", {}],
   ["fresh", "Another seed each time", "", "switch"],
-  ["stop", "Stop at", "texts that end the writing, one on a line; \\n is the end of a line", "lines"],
+  ["stop", "Stop at", "texts that end the writing, one per line; \\n is the end of a line", "lines"],
 ];
 const MORE = [
   ["min_p", "Min-p", "only tokens at least this share as likely as the likeliest; 0: all", { min: 0, max: 1, step: 0.01 }],
   ["typical_p", "Typical-p", "only tokens of near-average surprise; 1: all", { min: 0.01, max: 1, step: 0.01 }],
   ["repetition_penalty", "Repetition penalty", "above 1, tokens that occurred are less likely", { min: 0.05, max: 5, step: 0.05 }],
-  ["frequency_penalty", "Frequency penalty", "taken off a token each time that it was written", { min: -5, max: 5, step: 0.1 }],
-  ["presence_penalty", "Presence penalty", "taken off a token that was written", { min: -5, max: 5, step: 0.1 }],
-  ["no_repeat_ngram_size", "No run twice", "no run of so many tokens occurs twice; 0: off", { min: 0, step: 1, max: 1000 }],
+  ["frequency_penalty", "Frequency penalty", "subtracted from a token's logit each time that it was written", { min: -5, max: 5, step: 0.1 }],
+  ["presence_penalty", "Presence penalty", "subtracted from the logit of a token that was written", { min: -5, max: 5, step: 0.1 }],
+  ["no_repeat_ngram_size", "No run twice", "no sequence of this many tokens occurs twice; 0: off", { min: 0, step: 1, max: 1000 }],
   ["stop_at_eos", "Stop at the end of a text", "", "switch"],
 ];
 const START = { ...about.settings, fresh: true };
@@ -84,7 +84,7 @@ function setDials(values) {
   }
 }
 
-// The settings; an error names one that is not a number or is out of bounds
+// Read the settings; an error names one that is not a number or out of range
 function readDials() {
   const settings = { ...about.settings };
   for (const [name, label, , kind] of [...DIALS, ...MORE]) {
@@ -106,8 +106,8 @@ function readDials() {
   return settings;
 }
 
-const ENDS = { eos: "it ended the text", stop: "a stop text came", length: "all that was asked for",
-  time: "its time is over", interrupted: "stopped" };
+const ENDS = { eos: "it ended the text", stop: "a stop text came", length: "all tokens were written",
+  time: "the time was over", interrupted: "stopped" };
 
 function told({ tokens, rate, reason, given, read, unknown, unit, cut }) {
   const parts = [count(tokens, "token")];
@@ -121,7 +121,7 @@ function told({ tokens, rate, reason, given, read, unknown, unit, cut }) {
 
 const strange = (unknown, unit) => `${count(unknown.length, unit)} that the model never saw: ${unknown.slice(0, 20).map(visible).join(" ")}`;
 
-// Write with the settings, and count the seed on. `button` becomes the one that stops.
+// Write with the settings, and raise the seed by one. `button` becomes the one that stops.
 let writing = null;
 async function produce(button, body, show, status) {
   const label = button.textContent;
@@ -168,7 +168,7 @@ byId("write").addEventListener("click", () => (writing ? stopWriting() : start()
 byId("more").addEventListener("click", () => writeFrom(whole(), whole()));
 byId("copy").addEventListener("click", () => {
   getSelection().selectAllChildren(byId("paper"));
-  document.execCommand("copy"); // a page that was opened as a file may have no other way
+  document.execCommand("copy"); // a page opened as a file may have no other way
   getSelection().removeAllRanges();
   byId("copy").textContent = "Copied";
   setTimeout(() => { byId("copy").textContent = "Copy"; }, 1500);
@@ -249,7 +249,7 @@ byId("clear").addEventListener("click", () => {
 
 // --- explain ---
 
-const off = new Set(); // heads, as layer * H + head
+const off = new Set(); // switched-off heads, as layer * H + head
 let drawn = null, shown = null, typing = 0, allOn = null;
 
 const mean = (loss) => loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, loss.length - 1);
@@ -281,7 +281,7 @@ async function explain(keep) {
 
 const pick = ({ layer, head, pinned }) => ({ layer, head, pinned });
 
-// The head of the highest score
+// The head with the highest score
 function best() {
   let most = -1, found = { layer: 0, head: 0 };
   for (const scores of Object.values(about.heads.scores)) scores.forEach((row, layer) => row.forEach((score, head) => {
@@ -315,7 +315,7 @@ byId("text").addEventListener("input", () => {
   typing = setTimeout(() => explain(false), 120);
 });
 
-// A text to begin with: what was written, or what the model writes of itself
+// A text to begin with: the written one, or one that the model writes without a prompt
 async function firstText() {
   const text = byId("written").textContent ? whole() : "";
   if (text) {
@@ -325,7 +325,7 @@ async function firstText() {
   const settings = { ...about.settings, max_new_tokens: 48, stop: [] };
   let piece = "";
   await ask("write", { prompt: about.prompt, settings }, (part) => { piece += part.text; });
-  if (!byId("text").value) byId("text").value = (about.prompt + piece).trimStart(); // unless the reader was faster
+  if (!byId("text").value) byId("text").value = (about.prompt + piece).trimStart(); // unless the reader typed first
 }
 
 // --- tabs ---

@@ -1,8 +1,8 @@
 "use strict";
-// Messages -> ids, as fine-tuning spelled them (tokenizers/chat_template.py), the oldest left out when the context is
-// full (generation/chat/conversation.py).
+// Turn messages into ids, as fine-tuning wrote them (tokenizers/chat_template.py); the oldest are left out when the
+// context is full (generation/chat/conversation.py).
 
-// Pieces of text that are encoded by themselves: { text, learned, ends }, of which the end of text follows the last
+// Pieces of text that are encoded separately: { text, learned, ends }; the end of text follows the last one
 function spellChat(messages, chat, hasEos) {
   const [space, after] = chat.assistant.split("{}").map((part, at) => (at ? part : part.slice(chat.lead.length)));
   const pieces = messages.flatMap(({ role, content }) => {
@@ -24,7 +24,7 @@ function encodeChat(messages, chat, tokenizer) {
     ...tokenizer.encode(text), ...(ends ? [tokenizer.eos] : [])]);
 }
 
-// First of `count` places where a test holds that stays true from there on; `count` if none
+// The first of `count` places from which on a test always holds; `count` if there is none
 function firstPlace(count, holds) {
   let low = 0, high = count;
   while (low < high) {

@@ -1,5 +1,5 @@
 "use strict";
-// Run by node: reads a page and, from its standard input, questions; writes answers. The code is the page's own.
+// Run a page's own code in node: read the page, and questions from standard input; write answers.
 const { readFileSync } = require("node:fs");
 const html = readFileSync(process.argv[2], "utf8");
 const asked = JSON.parse(readFileSync(0, "utf8"));
@@ -48,7 +48,7 @@ function explained(ids, off) {
   return { ...told, attention: Array.from(told.attention) };
 }
 
-// Tokens per second after a short prompt, by WebAssembly and by the readable form
+// Tokens per second after a short prompt, with WebAssembly and in the readable form
 function speeds(count) {
   return [model, plain].map((by) => {
     by.forget();

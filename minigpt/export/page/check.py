@@ -1,4 +1,4 @@
-"""Whether a page computes what we do: node runs its own code."""
+"""Check that a page computes what minigpt does: node runs the page's own code."""
 
 import json
 import math
@@ -17,13 +17,13 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.simple import CharTokenizer
 
-TOLERANCE = 1e-4  # of the largest logit: different orders of the sums in fp32 differ by some 1e-6
+TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by some 1e-6 in fp32
 READ, WRITTEN = 32, 16
 PROBE = " The cat's 3.14 naïve\r\n\n  mats — 漢字 🙂,   THEY'RE\tgone! "
 
 
 def ask(page: Path, questions: dict[str, Any], seconds: float = 600) -> dict[str, Any]:
-    """What check.js answers. Raises MiniGPTError where it fails."""
+    """The answers of check.js. Raises MiniGPTError if it fails."""
     command = ["node", str(Path(__file__).with_name("check.js")), str(page)]
     try:
         done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, timeout=seconds)
@@ -39,7 +39,7 @@ def ask(page: Path, questions: dict[str, Any], seconds: float = 600) -> dict[str
 def check_page(page: Path, model: GPT, tokenizer: Tokenizer) -> float | None:
     """The largest difference between the page's logits and those of `model`; None without node.
 
-    Raises MiniGPTError: a larger one than TOLERANCE allows, other greedy ids, or a text that is encoded otherwise.
+    Raises MiniGPTError: a difference above TOLERANCE, other greedy ids, or a text that is encoded differently.
     """
     if shutil.which("node") is None:
         return None
@@ -53,14 +53,14 @@ def check_page(page: Path, model: GPT, tokenizer: Tokenizer) -> float | None:
     answers = ask(page, {"logits": [ids[:1], ids], "greedy": [greedy], "encode": [text], "decode": [ids]})
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0, [0, -1]]
-    rows = [*answers["logits"], *answers["plain"]]  # by WebAssembly, and by the readable form
+    rows = [*answers["logits"], *answers["plain"]]  # computed with WebAssembly, and in the readable form
     found = torch.tensor([[math.nan if value is None else value for value in row] for row in rows])
     difference = (found - expected.repeat(2, 1)).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise MiniGPTError(f"the page computes other logits than we do, by up to {difference:.2g}; please report it")
+        raise MiniGPTError(f"the page's logits differ from minigpt's by up to {difference:.2g}; please report it")
     config = GenerationConfig(temperature=0.0, max_new_tokens=WRITTEN)
     if answers["greedy"] != [[int(step) for step in generate(model, [ids[:4]], config)]]:
         raise MiniGPTError("the page writes other tokens than the model; please report it")
     if answers["encoded"] != [tokenizer.encode(text)] or answers["decoded"] != [tokenizer.decode(ids)]:
-        raise MiniGPTError("the page encodes or decodes a text otherwise than the run's tokenizer; please report it")
+        raise MiniGPTError("the page encodes or decodes a text differently from the run's tokenizer; please report it")
     return difference

@@ -1,8 +1,8 @@
 "use strict";
-// What `minigpt explain` records of a text (docs/explain.md), token by token: a text that is typed on costs only its new
-// tokens.
+// Record what `minigpt explain` shows of a text (docs/explain.md), token by token: when a text gets longer, only its
+// new tokens are computed.
 
-const TOP = 10; // likeliest tokens that are kept
+const TOP = 10; // how many of the likeliest tokens are kept
 
 const lengthOf = (vector) => Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));
 
@@ -11,7 +11,7 @@ class Explainer {
     Object.assign(this, { model, tokenizer, tokens: [] });
   }
 
-  // Switch heads off: those of the set, as layer * H + head
+  // Switch off the heads in the set, given as layer * H + head
   switchOff(off) {
     const { model } = this;
     if (off.length === model.off.size && off.every((head) => model.off.has(head))) return;
@@ -66,7 +66,7 @@ class Explainer {
     return one;
   }
 
-  // What would be said next if the network ended here
+  // What the network would predict if it ended here
   predict(normed) {
     const logits = this.model.logits(normed);
     let largest = -Infinity, total = 0, entropy = 0;
@@ -74,7 +74,7 @@ class Explainer {
     for (const value of logits) total += Math.exp(value - largest);
     const all = largest + Math.log(total);
     for (const value of logits) entropy += Math.exp(value - all) * (all - value);
-    const ids = []; // the likeliest, by insertion: few against the vocabulary
+    const ids = []; // the likeliest, by insertion: they are few compared with the vocabulary
     for (let id = 0; id < logits.length; id++) {
       if (ids.length === TOP && logits[id] <= logits[ids[TOP - 1]]) continue;
       let place = Math.min(ids.length, TOP - 1);
@@ -87,7 +87,7 @@ class Explainer {
     return { ids, probs: ids.map((id) => Math.exp(logits[id] - all)), all, entropy };
   }
 
-  // Nats of surprise at the next token by layer: its logit is one row of the head times the normalised stream
+  // Nats of surprise at the next token after each layer: its logit is one row of the head times the normalised stream
   losses(one, next) {
     const { data, scale, columns, stride } = this.model.head;
     return one.lens.map(({ all }, layer) => {
@@ -97,7 +97,7 @@ class Explainer {
     });
   }
 
-  // The object of `explain`, with attention as bytes
+  // The same object as that of `explain`, with attention as bytes
   describe(about) {
     const { tokens, tokenizer, model } = this, { num_layers: L, num_heads: H } = model.config, T = tokens.length;
     const losses = tokens.slice(1).map((one, t) => this.losses(tokens[t], one.id));

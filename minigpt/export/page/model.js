@@ -1,15 +1,15 @@
 "use strict";
-// The model, a token at a time: what minigpt/model/ says for many tokens, as plain loops. Numbers of vectors are fp32,
-// sums are doubles. C is the width, H the heads, KV the key/value heads, D the size of a head.
+// Run the model one token at a time: the same as minigpt/model/, as plain loops. Vectors hold fp32, sums are doubles. C
+// is the width, H the heads, KV the key/value heads, D the size of a head.
 
-// First position that is still read when `length` tokens are there (generation/engine.py)
+// The first position that is still read after `length` tokens (generation/engine.py)
 function windowStart(length, limit) {
   if (length <= limit) return 0;
   const hop = Math.max(1, Math.floor(limit / 2));
   return Math.ceil((length - limit) / hop) * hop;
 }
 
-// Abramowitz and Stegun, 7.1.26: to 1.5e-7
+// Abramowitz and Stegun, 7.1.26: exact to 1.5e-7
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
   const series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
@@ -21,7 +21,7 @@ const ACTIVATIONS = {
   gelu_tanh: (x) => (x / 2) * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
   relu: (x) => Math.max(0, x),
   relu2: (x) => Math.max(0, x) ** 2,
-  swiglu: (x) => x / (1 + Math.exp(-x)), // of the gate, the first half; the second half is multiplied by it
+  swiglu: (x) => x / (1 + Math.exp(-x)), // of the gate, the first half; the second half is multiplied by the result
 };
 
 const NORMS = {
@@ -41,8 +41,8 @@ const NORMS = {
   },
 };
 
-// out = matrix x + bias. A matrix is { data [rows, stride], scale [rows] of int8 numbers or null, rows, columns, stride },
-// and where simd.js has it, { at, simd } too.
+// out = matrix x + bias. A matrix is { data [rows, stride], scale [rows] of int8 numbers or null, rows, columns, stride
+// }, and if simd.js holds it, also { at, simd }.
 function multiply(matrix, x, bias, out) {
   if (matrix.simd) {
     matrix.simd.multiply(matrix, x, bias, out);
@@ -51,7 +51,7 @@ function multiply(matrix, x, bias, out) {
   const { data, scale, rows, columns, stride } = matrix, whole = columns - (columns % 4);
   for (let row = 0; row < rows; row++) {
     let a = 0, b = 0, c = 0, d = 0, k = 0, at = row * stride;
-    for (; k < whole; k += 4, at += 4) { // four sums, so that none waits for the one before it
+    for (; k < whole; k += 4, at += 4) { // four sums, so that no addition waits for the one before
       a += data[at] * x[k];
       b += data[at + 1] * x[k + 1];
       c += data[at + 2] * x[k + 2];
@@ -70,7 +70,7 @@ function addRow(matrix, index, out) {
 }
 
 class Model {
-  // `tensors`: name in GPT's state_dict -> a matrix, or { data } of a vector
+  // `tensors`: name in GPT's state_dict -> a matrix, or { data } for a vector
   constructor(config, tensors) {
     this.config = config;
     this.tensors = tensors;
@@ -131,15 +131,15 @@ class Model {
   }
 
   forget() {
-    this.ids = []; // whose keys and values the cache holds
+    this.ids = []; // the ids whose keys and values the cache holds
   }
 
   norm({ weight, bias }, x, out) {
     this.normalise(x, 0, x.length, weight, bias, this.config.norm_eps, out, 0);
   }
 
-  // Read one more token: returns what the head reads of it. `watch`, if there is one, is shown what passes through:
-  // part(p, x): the stream after part p; looked(layer, head, weights, length)
+  // Read one more token: returns the state that the head reads. `watch`, if given, sees what happens: part(p, x) gets
+  // the stream after part p; looked(layer, head, weights, length)
   step(id, watch) {
     const { config, room } = this, { x, normed, added, wide, hidden } = room, t = this.ids.length;
     if (t >= config.max_seq_len) throw new Error(`${t + 1} positions, but max_seq_len is ${config.max_seq_len}`);
@@ -170,7 +170,7 @@ class Model {
     return normed;
   }
 
-  // Attention of position t, from room.normed into room.mixed; its key and value are kept
+  // Attention of position t: reads room.normed, writes room.mixed; its key and value are kept
   attend(block, layer, t, watch) {
     const { num_heads: H, kv_heads: KV, head_size: D, qk_norm: normed, norm_eps: eps, position } = this.config;
     const { qkv, mixed, weights } = this.room, { keys, values, q_norm: q, k_norm: k } = block;
@@ -204,7 +204,7 @@ class Model {
     }
   }
 
-  // Rotary position: the pair (i, i + D/2) turns
+  // Rotary positions: rotate each pair (i, i + D/2)
   rotate(vector, from, t) {
     const half = this.config.head_size / 2;
     for (let i = 0; i < half; i++) {
@@ -221,7 +221,7 @@ class Model {
     return out;
   }
 
-  // How many of these tokens the cache holds already, from the first; it forgets the rest
+  // How many of these tokens, from the first on, the cache already holds; it forgets the others
   keep(ids) {
     let same = 0;
     while (same < this.ids.length && same < ids.length && this.ids[same] === ids[same]) same++;
@@ -229,7 +229,7 @@ class Model {
     return same;
   }
 
-  // Logits of the token after `ids`, of which the window is read. A generator: it yields after each token that it reads.
+  // Logits of the token after `ids`; only the window is read. A generator: it yields after each token that it reads.
   *read(ids) {
     const window = ids.slice(windowStart(ids.length, this.config.max_seq_len));
     this.keep(window.slice(0, -1));

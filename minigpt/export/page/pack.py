@@ -1,4 +1,4 @@
-"""What a page needs of a run, as plain numbers and texts: the model's shape, weights, tokenizer, settings, template."""
+"""Turn a run into plain numbers and texts for a page: the model's shape, weights, tokenizer, settings, template."""
 
 import base64
 from dataclasses import asdict
@@ -23,14 +23,14 @@ from minigpt.tokenizers.words import WordTokenizer
 PRECISIONS = ("int8", "fp16", "fp32")
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 MOST = 400_000_000
-"""Characters of weights; a browser holds no text of more than some 500 million."""
+"""Largest number of characters of weights; a browser's string can hold only some 500 million."""
 KNOWN = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "sinusoidal", "rope"),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
     "softmaxes": (1,),
 }
-"""What model.js computes, by field of ModelConfig."""
+"""What model.js can compute, by field of ModelConfig."""
 _SHAPE = (
     "vocab_size", "max_seq_len", "embed_dim", "num_heads", "kv_heads", "head_size", "num_layers", "hidden_dim", "gates",
     "norm", "norm_eps", "position", "rope_theta", "activation", "qk_norm", "tie_embeddings", "bigrams",
@@ -40,11 +40,11 @@ _SETTINGS = (
     "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "stop_at_eos", "stop", "max_seconds",
 )  # fmt: skip
 _SEARCHES = {"num_beams": 1, "best_of": 1, "penalty_alpha": 0.0, "stop_regex": None}
-"""Settings that a page does not know, with the value that is off."""
+"""Settings that a page cannot use, with the value that switches each off."""
 
 
 def check_size(weights: int, precision: str) -> None:
-    """Raises ConfigError for weights that are too many for one file."""
+    """Raise ConfigError for weights that are too many for one file."""
     size = weights * BYTES[precision] * 4 // 3
     if size <= MOST:
         return
@@ -56,7 +56,7 @@ def check_size(weights: int, precision: str) -> None:
 
 
 def shape_data(config: ModelConfig) -> dict[str, Any]:
-    """The shape as model.js reads it. Raises ConfigError naming the fields that it does not know."""
+    """The shape as model.js reads it. Raises ConfigError naming fields that it cannot compute."""
     if strange := [f"{name} {getattr(config, name)}" for name, known in KNOWN.items()
                    if getattr(config, name) not in known]:  # fmt: skip
         raise ConfigError(f"a page cannot run this model: it has {', '.join(strange)}")
@@ -64,7 +64,7 @@ def shape_data(config: ModelConfig) -> dict[str, Any]:
 
 
 def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer as tokenizer.js reads it. Raises ConfigError for a kind that it does not know."""
+    """The tokenizer as tokenizer.js reads it. Raises ConfigError for a kind that it cannot run."""
     data: dict[str, Any] = {
         "kind": tokenizer.kind,
         "size": tokenizer.vocab_size,
@@ -86,7 +86,7 @@ def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def settings_data(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The run's way of writing. Raises ConfigError for one that a page does not know."""
+    """The run's generation settings. Raises ConfigError for one that a page cannot use."""
     if strange := [name for name, off in _SEARCHES.items() if getattr(config, name) != off]:
         offs = ", ".join(f"{name}: {'null' if _SEARCHES[name] is None else _SEARCHES[name]}" for name in strange)
         raise ConfigError(f"a page cannot write with generation.{strange[0]}; set {offs} in the run's config.yaml")
@@ -98,7 +98,7 @@ def settings_data(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, A
 
 
 def chat_data(template: Template, has_eos: bool) -> dict[str, Any]:
-    """The template, with what the chat command makes of it: spaces before an answer, texts that end one."""
+    """The template, as the chat command uses it: with spaces before an answer, and texts that end one."""
     before, after = template.assistant.split("{}")
     end = after + template.user.split("{}")[0].rstrip()
     stop = {end} if has_eos else {end, after}
@@ -113,10 +113,10 @@ def tensors_data(model: GPT, precision: str) -> dict[str, dict[str, Any]]:
     """Name to {"kind", "rows", "columns", "base64"}. Vectors are fp32; int8 rows have their fp32 scales before them.
 
     Raises:
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that are NaN or infinite.
         ConfigError: weights that fp16 cannot hold.
     """
-    rows = model.config.vocab_size  # the rows behind them only fill the matrix up
+    rows = model.config.vocab_size  # the rows after these only pad the matrix
     weights = {
         name: tensor.cpu().float()[: rows if name in ("embedding.weight", "head.weight") else None]
         for name, tensor in model.weights().items()
@@ -140,7 +140,7 @@ def tensors_data(model: GPT, precision: str) -> dict[str, dict[str, Any]]:
 
 
 def rounded(model: GPT, precision: str) -> GPT:
-    """A copy of the model with the weights that the page has."""
+    """A copy of the model with the page's rounded weights."""
     from minigpt.weights.quantized import unpack_all
 
     weights = {name: tensor.cpu().float() for name, tensor in model.weights().items()}

@@ -1,8 +1,8 @@
-"""The split expressions of byte-level BPE as JavaScript's regular expressions, to the same pieces.
+"""Translate the split expressions of byte-level BPE into JavaScript's regular expressions, with the same pieces.
 
-JavaScript has neither possessive quantifiers nor, in all browsers, `(?i:...)`, and its \\s is another set:
+JavaScript has no possessive quantifiers, not all browsers have `(?i:...)`, and its \\s is another set:
 
-    X++        (?:(?=(?<p1>X+))\\k<p1>): what a look-ahead took is not given back
+    X++        (?:(?=(?<p1>X+))\\k<p1>): a look-ahead does not give back what it took
     (?i:'s)    '[sS\\u017f]
     \\s         \\p{White_Space}
 """
@@ -11,7 +11,7 @@ import re
 
 from minigpt.tokenizers.patterns import PUBLISHED
 
-_ALSO = {"s": "\\u017f", "k": "\\u212a"}  # the long s and the Kelvin sign are cases of these letters too
+_ALSO = {"s": "\\u017f", "k": "\\u212a"}  # the long s and the Kelvin sign are also cases of these letters
 _ESCAPED = re.compile(r"\\[pP]\{\w+\}|\\.", re.DOTALL)
 
 
@@ -27,7 +27,7 @@ class _Reader:
         self.text, self.at, self.groups = text, 0, 0
 
     def alternatives(self, folded: bool = False) -> str:
-        """Up to the end, or to the bracket that closes this group."""
+        """Translate up to the end, or to the bracket that closes this group."""
         out = ""
         while self.at < len(self.text) and self.text[self.at] != ")":
             if self.text[self.at] == "|":
@@ -61,7 +61,7 @@ class _Reader:
         return piece
 
     def _set(self) -> str:
-        """[^\\s\\p{L}a-z]."""
+        """Translate a set such as [^\\s\\p{L}a-z]."""
         self.at += 1
         out = "["
         while self.text[self.at] != "]":
@@ -74,7 +74,7 @@ class _Reader:
         return out + "]"
 
     def _piece(self) -> str:
-        """A character, or a kind of it."""
+        """Translate a character, or a class of characters."""
         found = _ESCAPED.match(self.text, self.at)
         piece = found[0] if found else self.text[self.at]
         self.at += len(piece)

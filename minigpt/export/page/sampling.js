@@ -1,8 +1,8 @@
 "use strict";
-// From logits to a token: what minigpt/generation/sampling/ does, in the same order and with the same random numbers,
-// so that a seed writes here what `minigpt generate --seed` writes.
+// Turn logits into a token, as minigpt/generation/sampling/ does, in the same order and with the same random numbers: a
+// seed gives the same text here as in `minigpt generate --seed`.
 
-// torch's generator on a CPU: MT19937 (Matsumoto and Nishimura, 1998), of which a float takes 24 bits
+// torch's generator on a CPU: MT19937 (Matsumoto and Nishimura, 1998); a float uses 24 of its bits
 class Random {
   constructor(seed) {
     this.state = new Uint32Array(624);
@@ -32,7 +32,7 @@ class Random {
   }
 }
 
-// What is allowed. `ids`: all tokens so far, prompt first; `fresh`: how many of them were generated
+// Ban or penalise tokens. `ids`: all tokens so far, prompt first; `fresh`: how many of them were generated
 function adjust(logits, ids, fresh, settings, rules) {
   const seen = new Set(ids), counts = new Map();
   for (const id of ids.slice(ids.length - fresh)) counts.set(id, (counts.get(id) || 0) + 1);
@@ -53,8 +53,8 @@ function adjust(logits, ids, fresh, settings, rules) {
   }
   if (fresh < settings.min_new_tokens && rules.eos_id !== null) logits[rules.eos_id] = -Infinity;
   const largest = logits.reduce((most, value) => Math.max(most, value), -Infinity);
-  if (largest === -Infinity) throw new Error("No token is left to write: the settings together ban them all.");
-  if (!Number.isFinite(largest)) throw new Error("The model's numbers are not finite: its weights are damaged.");
+  if (largest === -Infinity) throw new Error("No token is left to write: together the settings ban all tokens.");
+  if (!Number.isFinite(largest)) throw new Error("The model's logits are NaN or infinite: its weights are damaged.");
 }
 
 function softmax(logits) {
@@ -66,7 +66,7 @@ function softmax(logits) {
 
 const argmax = (values) => values.reduce((best, value, at) => (value > values[best] ? at : best), 0);
 
-// Keep the first tokens of an order until their chances sum to p
+// Keep the first tokens of an order until their probabilities sum to p
 function keepFirst(logits, order, chances, p) {
   let before = 0;
   for (const id of order) {
@@ -75,7 +75,7 @@ function keepFirst(logits, order, chances, p) {
   }
 }
 
-// The distribution that is drawn from; the temperature is not 0
+// The distribution to draw from; the temperature is not 0
 function probabilities(logits, settings) {
   const { top_k: k, top_p, min_p, typical_p } = settings, largest = logits[argmax(logits)];
   const scaled = logits.map((value) => (value - largest) / Math.max(settings.temperature, 1e-30));
@@ -108,7 +108,7 @@ function choose(logits, ids, fresh, settings, rules, random) {
   return found < 0 ? chances.length - 1 : found;
 }
 
-// Lets text through until a stop text is complete; what may still become one is held back
+// Pass text on until a stop text is complete; text that may still become a stop text is held back
 class Stops {
   constructor(stops) {
     this.stops = stops;
@@ -144,7 +144,7 @@ class Stops {
   }
 }
 
-// Write on from `prompt`, ids. A generator: it yields null while it reads, then { id, text } for each token; it returns
+// Continue the prompt (ids). A generator: it yields null while it reads, then { id, text } for each token; it returns
 // why it ended: eos, stop, length or time.
 function* write(model, tokenizer, prompt, settings, rules) {
   if (!prompt.length) throw new Error("The text is empty. Type some text first.");

@@ -1,13 +1,13 @@
 "use strict";
-// Matrix times vector in WebAssembly, 16 numbers at a time; `multiply` in model.js is the readable form. All matrices
-// are fp32 then, in one memory, and rows are filled up with zeros to a multiple of 16 numbers.
+// Multiply a matrix and a vector in WebAssembly, 16 numbers at a time; `multiply` in model.js is the readable form. All
+// matrices are fp32 here, in one memory, and rows are padded with zeros to a multiple of 16 numbers.
 
 const LANES = 16;
 const padded = (columns) => Math.ceil(columns / LANES) * LANES;
 
 // The bytes of: (weights, x, out, rows, row bytes) -> for each row, out = sum of row * x
 function dotsModule() {
-  const [weights, x, out, rows, bytes, at, end, sums] = [0, 1, 2, 3, 4, 5, 6, 7]; // the last is the first of four
+  const [weights, x, out, rows, bytes, at, end, sums] = [0, 1, 2, 3, 4, 5, 6, 7]; // the last one is the first of four
   const get = (local) => [0x20, local], set = (local) => [0x21, local], number = (n) => [0x41, ...(n < 64 ? [n] : [n | 128, 0])];
   const add = 0x6a, plus = (local, n) => [...get(local), ...number(n), add, ...set(local)];
   const load = (local, offset) => [...get(local), 0xfd, 0x00, 4, offset];
@@ -42,7 +42,7 @@ function dotsModule() {
   ]);
 }
 
-// Room for matrices, { rows, columns } each, and the product; null where the browser has no such instructions
+// Memory for matrices, { rows, columns } each, and the product; null if the browser has no such instructions
 function makeSimd(matrices) {
   const most = (key) => Math.max(...matrices.map((matrix) => padded(matrix[key])));
   const x = 0, out = 4 * most("columns"), first = out + 4 * most("rows");
@@ -51,7 +51,7 @@ function makeSimd(matrices) {
   try {
     memory = new WebAssembly.Memory({ initial: Math.ceil(total / 65536) });
     dots = new WebAssembly.Instance(new WebAssembly.Module(dotsModule()), { page: { memory } }).exports.dots;
-  } catch { // an older browser, or less memory: model.js does without
+  } catch { // an older browser, or too little memory: model.js works without it
     return null;
   }
   const floats = new Float32Array(memory.buffer);

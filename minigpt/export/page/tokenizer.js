@@ -1,13 +1,14 @@
 "use strict";
-// Text to ids and back: what minigpt/tokenizers/ does. A text of bytes is a "binary" string here, a character a byte.
+// Turn text into ids and back, as minigpt/tokenizers/ does. Bytes are held in a "binary" string: one character per
+// byte.
 
-const LONE = /\p{Cs}/gu; // half of a character that is outside of the first 65,536
+const LONE = /\p{Cs}/gu; // half of a character beyond the first 65,536
 
 // The white space that words.py splits at
 const SPACES = /[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
 const wordsOf = (text) => text.replace(LONE, "\ufffd").replaceAll("\n", " <eos> ").split(SPACES).filter(Boolean);
 
-// What was done to the training text, in its order (data/clean.py)
+// The cleaning of the training text, in its order (data/clean.py)
 const CLEANING = {
   ascii: (text) => text.replace(/[^\x00-\x7f]/g, ""),
   nfc: (text) => text.normalize("NFC"),
@@ -24,7 +25,7 @@ function toBytes(text) {
 
 const fromBytes = (binary) => Uint8Array.from(binary, (char) => char.charCodeAt(0));
 
-// GPT-2's visible spelling of bytes: printable ones stand for themselves, the others in turn for U+0100 and on
+// GPT-2's visible spelling of bytes: printable ones stay as they are, the others become U+0100 and so on, in order
 function spelling() {
   const table = new Map();
   for (let byte = 0, others = 0; byte < 256; byte++) {
@@ -41,7 +42,7 @@ class Tokenizer {
     this.eos = data.special["<|endoftext|>"] ?? null;
     this.unk = data.special["<|unk|>"] ?? null;
     this.pieces = new Array(data.size).fill(""); // id -> its bytes
-    this.ids = new Map(); // of bytes; of characters in a char tokenizer
+    this.ids = new Map(); // bytes -> id; characters -> id in a char tokenizer
     if (data.kind === "char") {
       const first = data.size - [...data.pieces].length;
       [...data.pieces].forEach((char, at) => {
@@ -64,7 +65,7 @@ class Tokenizer {
         if (bytes) this.ids.set(bytes, id);
       });
       this.split = new RegExp(data.pattern, "gu");
-      this.known = new Map(); // ids of words that were met
+      this.known = new Map(); // ids of words that were encoded before
     }
     this.named = new Map(Object.entries(data.added));
     for (const [name, id] of this.named) this.pieces[id] = toBytes(name);
@@ -76,7 +77,7 @@ class Tokenizer {
   }
 
   encode(text) {
-    const parts = this.parts ? text.split(this.parts) : [text]; // odd ones are added tokens
+    const parts = this.parts ? text.split(this.parts) : [text]; // every second part is an added token
     return parts.flatMap((part, at) => (at % 2 ? [this.named.get(part)] : this.encodePart(part)));
   }
 
@@ -103,7 +104,7 @@ class Tokenizer {
     return ids;
   }
 
-  // Byte-pair encoding of one word: join the neighbours whose joined bytes have the lowest id, until none has one
+  // Byte-pair encoding of one word: join the neighbours whose joined bytes have the lowest id, until no pair has one
   merge(word, out) {
     const known = this.known.get(word);
     if (known) {
@@ -127,7 +128,7 @@ class Tokenizer {
     for (const id of ids) out.push(id);
   }
 
-  // Bytes that are shown of a token: special tokens are left out, but for a character that was not known
+  // Bytes to show for a token: special tokens are left out, except one for unknown characters
   shown(id) {
     if (!this.names.has(id)) return this.pieces[id];
     return id === this.unk ? "\xef\xbf\xbd" : "";
@@ -137,7 +138,7 @@ class Tokenizer {
     return new TextStream(this).take(ids);
   }
 
-  // A token by itself: a special one by its name, part of a character or a control character as <e2 82>
+  // A token alone: a special one by its name, part of a character or a control character as <e2 82>
   label(id) {
     if (this.names.has(id)) return this.names.get(id);
     const bytes = fromBytes(this.pieces[id]);
@@ -159,7 +160,7 @@ class Tokenizer {
   }
 }
 
-// Ids one by one, text as soon as its characters are complete
+// Takes ids one by one, gives text as soon as its characters are complete
 class TextStream {
   constructor(tokenizer) {
     this.tokenizer = tokenizer;

@@ -1,5 +1,5 @@
 "use strict";
-// Runs the model beside the page, so that the page never freezes. One job at a time: a new one, or "stop", ends it.
+// Run the model in a worker, so that the page never freezes. One job at a time: a new one, or "stop", ends it.
 
 // The numbers of a tensor from its base64; int8 rows have their fp32 scales before them
 function unpackTensor({ kind, rows, columns, base64 }) {
@@ -10,7 +10,7 @@ function unpackTensor({ kind, rows, columns, base64 }) {
   return { data, scale: scale ? new Float32Array(bytes.buffer, 0, rows) : null, rows, columns, stride: columns };
 }
 
-// fp16 -> fp32, by way of a table of all 65,536
+// fp16 -> fp32, with a table of all 65,536 values
 function fromHalf(halves) {
   const table = new Float32Array(65536);
   for (let bits = 0; bits < 65536; bits++) {
@@ -20,7 +20,7 @@ function fromHalf(halves) {
   return Float32Array.from(halves, (bits) => table[bits]);
 }
 
-// What the file holds, ready to run; `plain`: without WebAssembly
+// The contents of the file, ready to run; `plain`: without WebAssembly
 function unpackRun(about, tensors, plain = false) {
   const matrices = Object.values(tensors).filter(({ columns }) => columns > 1);
   const simd = plain ? null : makeSimd(matrices);
@@ -31,7 +31,7 @@ function unpackRun(about, tensors, plain = false) {
   return { about, model: new Model(about.shape, unpacked), tokenizer: new Tokenizer(about.tokenizer) };
 }
 
-// Let messages in
+// Let messages arrive
 function breathe() {
   return new Promise((done) => {
     const { port1, port2 } = new MessageChannel();
@@ -45,7 +45,7 @@ function breathe() {
 
 let run = null, current = 0;
 
-// Go through a generator in turns of 30 ms; false if another job came in between
+// Run a generator in turns of 30 ms; false if another job arrived in between
 async function drive(generator, job, each) {
   let turn = Date.now(), step = generator.next();
   for (; !step.done; step = generator.next()) {
@@ -66,7 +66,7 @@ const JOBS = {
     return {};
   },
 
-  // Write on from a text, or from messages
+  // Continue a text, or messages
   async write({ prompt, messages, settings }, job, tell) {
     const { model, tokenizer, about } = run;
     model.off.clear();

@@ -85,7 +85,7 @@ class Why {
     this.legend.replaceChildren("0 nats", el("span", { class: "ramp" }),
       `${blind.toFixed(1)} nats: a blind guess among ${counted(vocabulary, "token")}`,
       known.length ? el("p", {}, `Mean ${mean.toFixed(3)} nats. ${percent(first)} were the likeliest token.`) : "",
-      cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens at once; the first ${count(cut)} are left out.`)
+      cut ? el("p", {}, `The model reads ${count(tokens.length - 1)} tokens, not the first ${count(cut)}.`)
         : "");
     this.point(tokens.length - 1);
   }
