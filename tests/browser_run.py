@@ -1,4 +1,4 @@
-"""Chromium for tests of pages, with everything off that would ask the network."""
+"""Start Chromium for tests of pages, with everything switched off that would use the network."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A small text, a small run, and how a wrong command must end: for the tests that go through the command."""
+"""Give tests of the command a small text, a small run, and a check of how a wrong command must end."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fixtures: the data mirror, small texts, and a cache of their own for every test session."""
+"""Define fixtures: the data mirror, small texts, and a separate cache for every test session."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Train one tiny run, ended or hindered at a file operation, in a process forked from this one: torch is imported once.
+"""Train one tiny run that is killed or fails at a file operation, in a forked process, so torch is imported only once.
 
-What is counted is what Python's audit hook reports below the folder: each open for writing, rename, mkdir, remove,
-rmdir and truncate. safetensors writes its files by itself; the operations just before and after them are counted.
+Python's audit hook counts the operations in the folder: each open for writing, rename, mkdir, remove, rmdir and
+truncate. safetensors writes its files without the hook; the operations just before and after them are counted.
 """
 
 import errno

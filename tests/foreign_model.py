@@ -1,4 +1,4 @@
-"""Small Hugging Face models, as transformers makes and writes them."""
+"""Make small Hugging Face models, as transformers makes and writes them."""
 
 from pathlib import Path
 

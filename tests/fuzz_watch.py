@@ -1,4 +1,4 @@
-"""What a fuzz test may cost: 10 seconds an example, 2 GB for all of them. For the tests named test_fuzz_*."""
+"""Limit fuzz tests (test_fuzz_*) to 10 seconds per example and 2 GB for all of them."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""CUDA graphs without CUDA: the recorded step is run again in place of a graph. On a GPU it is a real graph."""
+"""Replace CUDA graphs where there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Packages of npm, for tests of what they read from us: make .venv/installed-node, or MINIGPT_NODE=FOLDER."""
+"""Find packages of npm, for tests in which they read our files: make .venv/installed-node, or MINIGPT_NODE=FOLDER."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A run directory of random weights, in any shape, with any tokenizer, for tests of what a page computes."""
+"""Make a run directory of random weights, of any shape, with any tokenizer, for tests of the web page."""
 
 from pathlib import Path
 from typing import Any

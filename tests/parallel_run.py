@@ -1,10 +1,10 @@
-"""What test_parallel.py has torchrun start: each rank trains a tiny model, and rank 0 holds it against one process.
+"""Train a tiny model on each rank, for test_parallel.py under torchrun; rank 0 compares it with one process.
 
 torchrun --standalone --nproc-per-node 2 tests/parallel_run.py '{"steps": 5, "cases": [["ddp", "muon", {}], ...]}'
 torchrun --standalone --nproc-per-node 2 tests/parallel_run.py '{"fail": "storage", "rank": 0}'
 
-Prints, for each case, a line of JSON: how far losses, norms, validation losses and tensors are from one process's, and
-how often in a step the gradients were sent. Or one rank fails in step 3, in one of several ways.
+Prints a line of JSON for each case: how much losses, norms, validation losses and tensors differ from those of one
+process, and how often the gradients were sent in a step. Or one rank fails in step 3, in one of several ways.
 """
 
 import json

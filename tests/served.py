@@ -1,4 +1,4 @@
-"""A server on a free port of this machine, with tiny runs of random weights, for the tests of the API."""
+"""Start a server on a free port of this machine, with tiny runs of random weights, for the tests of the API."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A command in a pseudo-terminal of 80 columns, and what is on its screen at the end."""
+"""Run a command in a pseudo-terminal of 80 columns, and return what is on its screen at the end."""
 
 import fcntl
 import os

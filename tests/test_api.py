@@ -1,4 +1,4 @@
-"""The public API: what README shows, run as it stands there; and every listed name."""
+"""Test the public API: run README's code as it is, and check every listed name."""
 
 import os
 import re

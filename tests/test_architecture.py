@@ -1,7 +1,7 @@
-"""The house rules of the package, read from its source: which imports are allowed, sizes, and what may not be used.
+"""Test the house rules of the package on its source: which imports are allowed, sizes, and what may not be used.
 
 Each rule is a function from a source tree to the list of its violations. It must find none in minigpt, and must find
-the one that is planted in a tree made for it. `pytest -s` on this file prints the tree and its figures.
+the violation that is planted in a tree made for it. `pytest -s` on this file prints the tree and its figures.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""MKL's code for Intel's processors: the library of one function, and when it is loaded."""
+"""Test when MKL's code for Intel's processors is chosen: the library with one function, and when it is loaded."""
 
 import ctypes
 import os

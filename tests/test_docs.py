@@ -1,11 +1,11 @@
-"""The documentation: pages are complete, what they name is there, what they show as commands runs.
+"""Test the documentation: pages are complete, the names in them exist, the commands in them run.
 
-How the commands of README and the quickstart are run: in order, in one folder with a small `my.txt`, as they stand but
-for what makes them small: TINY is appended to what trains (a later flag wins), a few tokens are asked of what writes,
-and a recipe's own data is replaced by `my.txt`. A budget is planned for, then left out, and what torchrun starts is one
-process. `make TARGET` must be a target, whose commands are not run from within the tests; the doctor, which has tests
-of its own, is asked for its help. Blocks after a comment `not run: why` need a GPU, several devices or PowerShell:
-their commands and flags are checked alone.
+The commands of README and the quickstart run in order, in one folder with a small `my.txt`. They are unchanged except
+to make them small: TINY is appended to commands that train (a later flag wins), commands that write get a few tokens,
+and `my.txt` replaces a recipe's data. A budget is planned, then left out, and torchrun starts only one process.
+`make TARGET` must be a target, but its commands are not run. The doctor, which has its own tests, only prints its help.
+Blocks after a comment `not run: why` need a GPU, several devices or PowerShell: only their commands and flags are
+checked.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as they stand, and say what they promise."""
+"""Test that the scripts in examples/ run unchanged, and print what they promise."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Files of lines survive odd separators and cuts; unfinished work has a name of its own, and that of the dead goes."""
+"""Test that files of lines survive odd separators and cuts, and that temporary files of dead processes are removed."""
 
 import errno
 import os

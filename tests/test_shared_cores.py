@@ -1,4 +1,4 @@
-"""Threads spin long only where no other process computes."""
+"""Test that threads spin for long only if no other process computes."""
 
 import os
 import subprocess

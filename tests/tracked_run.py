@@ -1,4 +1,4 @@
-"""A run tracked by a tool, stopped and continued, and what its metrics.jsonl holds."""
+"""Make a run that a tracking tool follows, stop it, continue it, and return the lines of its metrics.jsonl."""
 
 import os
 import time

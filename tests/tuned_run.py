@@ -1,4 +1,4 @@
-"""A tiny base, records, and `fine_tune` with settings that suit a test."""
+"""Give tests a tiny base, records, and `fine_tune` with small settings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A `--json` report has exactly the keys and types of its TypedDict, and the help names every key."""
+"""Check that a `--json` report has exactly the keys and types of its TypedDict, and that the help names every key."""
 
 import re
 from types import NoneType, UnionType

@@ -1,6 +1,4 @@
-"""Print the scores of records for `eval`: the figures, and a table of prompts, expected answers and the model's
-answers.
-"""
+"""Print the scores of records for `eval`: the figures, and a table of prompts with expected and written answers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,4 @@
-"""Fine-tune: put the parts of a training together that starts from an existing model, on text or on records of
-questions and answers.
-"""
+"""Fine-tune a model: put together its training, on text or on records of questions and answers."""
 
 import math
 from collections.abc import Mapping

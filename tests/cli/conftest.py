@@ -1,4 +1,4 @@
-"""One small finished run that the tests of the commands share."""
+"""Share one small finished run between the tests of the commands."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line's own parser: each type of argument, mistakes as one line, and the help."""
+"""Test the command line's own parser: each type of argument, mistakes as one line, and the help."""
 
 import re
 from dataclasses import dataclass

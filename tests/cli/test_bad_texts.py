@@ -1,4 +1,4 @@
-"""A text that cannot be used is one line that names the fix, and no run is made."""
+"""Test that an unusable text gives one line that names the fix, and that no run is made."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""minigpt bench: what it prints is what its help says, and a mistake is one line."""
+"""Test that minigpt bench prints what its help says, and that a mistake is one line."""
 
 import json
 from pathlib import Path

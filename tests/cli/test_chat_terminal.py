@@ -1,4 +1,4 @@
-"""`minigpt chat` as a person meets it: in a real pseudo-terminal, and in a pipe."""
+"""Test `minigpt chat` as a person uses it: in a real pseudo-terminal, and in a pipe."""
 
 import fcntl
 import io

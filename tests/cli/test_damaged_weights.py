@@ -1,4 +1,4 @@
-"""Weights that are no numbers end generate, chat, explain and eval in one line, never in a text that looks written."""
+"""Test that NaN weights end generate, chat, explain and eval with one line, and never with a normal-looking text."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""minigpt demo: it ends in time on a slow machine too, and says what it reached."""
+"""Test that minigpt demo ends in time on a slow machine too, and prints its loss."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A wrong flag or recipe is one line that names the fix, before anything is written."""
+"""Test that a wrong flag or recipe gives one line that names the fix, before anything is written."""
 
 from pathlib import Path
 

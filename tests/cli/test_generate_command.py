@@ -1,4 +1,4 @@
-"""minigpt generate: many prompts, saved settings, scores, and every mistake in them."""
+"""Test minigpt generate: many prompts, saved settings, scores, and every mistake in them."""
 
 import json
 from pathlib import Path

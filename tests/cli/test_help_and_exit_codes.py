@@ -1,4 +1,4 @@
-"""A real process prints its help, ends with the right exit code, and shows no traceback."""
+"""Test in a real process that the help is printed, the exit code is right, and there is no traceback."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Prompts that are not text, not there, or endless: read, or one line that names the fix; no file is left over."""
+"""Test prompts that are not text, missing, or endless: they are read, or refused in one line; no file is left over."""
 
 import io
 import json

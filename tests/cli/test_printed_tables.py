@@ -1,4 +1,4 @@
-"""Tables know the terminal's width, lose nothing in a pipe, and leave no blanks at the ends of lines."""
+"""Test that tables fit the terminal, lose nothing in a pipe, and leave no blanks at the ends of lines."""
 
 import io
 

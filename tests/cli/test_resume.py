@@ -1,4 +1,4 @@
-"""A run that stopped continues with the same command, and never with other settings or another text."""
+"""Test that the same command continues a stopped run, and never with other settings or another text."""
 
 import fcntl
 import json

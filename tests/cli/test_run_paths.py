@@ -1,4 +1,4 @@
-"""Commands that read a run take every path to it, print what training printed, and refuse what is damaged."""
+"""Test that commands accept every path of a run, print what training printed, and refuse damaged runs."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Nothing that a model, a file or a name holds steers the terminal, and no text ends in a traceback."""
+"""Test that no text of a model, a file or a name can control the terminal, or end in a traceback."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""minigpt tokenizer train, inspect, compare."""
+"""Test minigpt tokenizer train, inspect, compare."""
 
 import json
 from itertools import pairwise

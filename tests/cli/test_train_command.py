@@ -1,4 +1,4 @@
-"""minigpt train leaves a whole run, its saved config repeats it, and a tiny run is a small copy of any recipe."""
+"""Test that minigpt train leaves a whole run, its config repeats it, and a tiny run is a small copy of a recipe."""
 
 import json
 from pathlib import Path

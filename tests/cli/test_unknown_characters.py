@@ -1,4 +1,4 @@
-"""Characters that a given tokenizer does not know: told at the start and beside the figures, or refused."""
+"""Test characters that a given tokenizer does not know: named at the start and next to the figures, or refused."""
 
 from pathlib import Path
 

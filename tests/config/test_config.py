@@ -1,4 +1,4 @@
-"""Configuration is merged and typed, and every mistake is reported at once with its path and the nearest name."""
+"""Test that configuration is merged and typed, and that all mistakes are reported at once with the nearest name."""
 
 import json
 import re

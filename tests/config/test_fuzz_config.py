@@ -1,4 +1,4 @@
-"""Random recipes and flags become a config or one ConfigError; never another error, never for long."""
+"""Test that random recipes and flags give a config or one ConfigError, never another error, and never take long."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Every path of config, command line and environment knows ~; the name of a run stays below the folder of the runs."""
+"""Test that every path (config, flags, environment) knows ~, and that a run's name cannot leave the runs' folder."""
 
 from pathlib import Path
 from typing import get_args, get_origin

@@ -1,4 +1,4 @@
-"""The shipped recipes: each loads, is short, says what it is, and holds only what differs from the defaults."""
+"""Test the shipped recipes: each loads, is short, says what it is, and holds only what differs from the defaults."""
 
 import contextlib
 import copy

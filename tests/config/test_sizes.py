@@ -1,4 +1,4 @@
-"""Sizes that no machine holds are one line, before anything is made."""
+"""Test that sizes too large for any machine give one line, before anything is built."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The documents of a split, for the tests of sources and splits."""
+"""Give the documents of a split, for the tests of sources and splits."""
 
 from minigpt.config import DataConfig
 from minigpt.data import open_corpus

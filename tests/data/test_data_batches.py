@@ -1,4 +1,6 @@
-"""Batches are pure functions of (seed, step, rank), cover each epoch exactly once, and score each token once."""
+"""Test that batches are pure functions of (seed, step, rank), and cover each epoch and score each token exactly
+once.
+"""
 
 from itertools import pairwise
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cleaning in a stream gives what cleaning the whole text gives, whatever the borders of the blocks."""
+"""Test that cleaning a stream gives the same as cleaning the whole text, wherever the blocks end."""
 
 import itertools
 import sys

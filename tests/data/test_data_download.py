@@ -1,4 +1,4 @@
-"""Downloads from a real server on loopback end whole when they are cut, resumed, refused or run twice at once."""
+"""Test downloads from a real server on this machine: they end whole if they are cut, resumed, refused or run twice."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The figures of `minigpt data inspect` are those of plain counting; the commands print what they promise."""
+"""Test the figures of `minigpt data inspect` against plain counting, and the output of the command."""
 
 import json
 import sys

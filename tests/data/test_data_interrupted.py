@@ -1,4 +1,4 @@
-"""A preparation that is interrupted, killed, raced or short of disk leaves nothing half-written."""
+"""Test that a preparation leaves nothing half-written if it is interrupted, killed, raced or short of disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Preparing: the ids are those of each document encoded whole, the figures are right, nothing half-written stays."""
+"""Test preparing: ids equal those of each document encoded whole, the figures are right, nothing half-written stays."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Files of every kind become documents; a wrong file is one line that names the fix."""
+"""Test that files of every kind become documents, and that a wrong file gives one line that names the fix."""
 
 import gzip
 import json

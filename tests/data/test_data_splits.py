@@ -1,4 +1,4 @@
-"""Splits: exact where they are by characters, free of leaks where they are by documents."""
+"""Test that splits by characters are exact, and that splits by documents have no leaks."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Token files come back as they went in, and nothing damaged or foreign is ever read."""
+"""Test that token files are read as they were written, and that damaged or foreign files are never read."""
 
 import os
 import subprocess

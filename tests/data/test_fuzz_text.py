@@ -1,4 +1,4 @@
-"""Any bytes as data, prompts or records: read, or refused by one UserError of one line. `-s` prints the counts."""
+"""Test any bytes as data, prompts or records: read, or refused by one UserError of one line. `-s` prints the counts."""
 
 import gzip
 import json

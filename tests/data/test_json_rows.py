@@ -1,4 +1,4 @@
-"""JSON is told by its content as well as by its name, and no braces are learned as prose."""
+"""Test that JSON is recognised by its content as well as by its name, so that no braces are learned as text."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Questions about the openings of stories: answerable, never twice, the same for the same seed."""
+"""Test questions about the openings of stories: answerable, never twice, the same for the same seed."""
 
 import json
 from itertools import islice

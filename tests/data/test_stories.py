@@ -1,6 +1,6 @@
-"""The embedded corpus: probabilities and expectations are exact, no text is derived twice, and the English agrees.
+"""Test the built-in stories: probabilities and expectations are exact, no text has two derivations, the grammar agrees.
 
-The exhaustive tests use an enumerator of their own (`every_text`), which shares no code with the engine.
+The exhaustive tests use their own enumerator (`every_text`), which shares no code with the engine.
 """
 
 import hashlib

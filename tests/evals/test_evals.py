@@ -1,4 +1,4 @@
-"""Scores: exact over the whole text for any window, and figures that agree with each other and with others' tools."""
+"""Test that scores are exact over the whole text for every window, and agree with each other and with other tools."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Floors against slow, obvious references."""
+"""Test floors against slow, obvious references."""
 
 import json
 import lzma

@@ -1,4 +1,4 @@
-"""Records are answered: the loss of the expected answers as training counts it, and what greedy decoding writes."""
+"""Test scores of records: the loss of the expected answers as training counts it, and the greedy answers."""
 
 import json
 from pathlib import Path

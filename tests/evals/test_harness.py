@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: its figures are those of `minigpt eval`, of our own logits, and of its own models."""
+"""Test tasks of lm-evaluation-harness: figures equal those of `minigpt eval`, of our logits, and of its own models."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Pictures of texts and tokenizers. What is drawn is read back."""
+"""Test pictures of texts and tokenizers by reading back what was drawn."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""`minigpt explain`: the object, the page as text, the walk, the pictures, and how they change in training."""
+"""Test `minigpt explain`: the object, the page as text, the walk, the pictures, and how they change in training."""
 
 import base64
 import io

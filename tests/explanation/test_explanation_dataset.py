@@ -1,4 +1,4 @@
-"""Figures over a whole text, against slow and obvious forms of each."""
+"""Test figures over a whole text against slow and obvious forms of each."""
 
 import numpy as np
 import pytest

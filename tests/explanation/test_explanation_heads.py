@@ -1,4 +1,4 @@
-"""Kinds of heads: found where they were planted or learned, and not where nothing was learned."""
+"""Test that kinds of heads are found where they were planted or learned, and nowhere else."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is recorded of a pass, against things we did not write: transformers' attention, torch's formulas."""
+"""Test the recording of a pass against independent code: transformers' attention, torch's formulas."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics of runs as arrays, and the pictures drawn from them."""
+"""Test metrics of runs as arrays, and the pictures drawn from them."""
 
 import itertools
 import json

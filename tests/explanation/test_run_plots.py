@@ -1,4 +1,4 @@
-"""minigpt plot: panels, seeds as bands, scaling. What is drawn is read back."""
+"""Test minigpt plot by reading back what was drawn: panels, seeds as bands, scaling."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Model cards that the hub can read and that say what the run knows; adapters that peft loads on the exported base."""
+"""Test model cards (the hub can read them, they say what the run knows) and adapters (peft loads them on the base)."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Exported runs: transformers has our logits, our ids and our texts of them, and we read them back to the bit."""
+"""Test exported runs: transformers gives our logits, ids and texts, and reading them back gives the same bits."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""GGUF files: what we write, the format's own package reads; what we read back is the same bits; damage is refused."""
+"""Test GGUF files: the format's own package reads them, we read the same bits back, and damaged files are refused."""
 
 import json
 import resource

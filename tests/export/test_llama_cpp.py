@@ -1,4 +1,4 @@
-"""The real llama.cpp reads our GGUF files: the same ids, the same greedy tokens (make .venv/installed-node)."""
+"""Test that the real llama.cpp gives the same ids and greedy tokens from our GGUF files (make .venv/installed-node)."""
 
 import json
 import random

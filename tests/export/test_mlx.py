@@ -1,4 +1,4 @@
-"""mlx-lm, the real one, reads what `export` writes: it has our logits, our ids, and our greedy texts."""
+"""Test that the real mlx-lm gives our logits, ids and greedy texts from an exported directory."""
 
 from pathlib import Path
 

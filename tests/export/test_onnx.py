@@ -1,4 +1,4 @@
-"""ONNX directories: onnxruntime computes what we do, at once, with its cache, and with padded rows."""
+"""Test that onnxruntime computes the same as minigpt: at once, with the cache, and with padding."""
 
 import importlib.util
 import json

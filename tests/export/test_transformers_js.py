@@ -1,4 +1,4 @@
-"""transformers.js in a real browser, with the network closed, writes what we do (make .venv/installed-node)."""
+"""Test that transformers.js in a real browser without a network writes the same text (make .venv/installed-node)."""
 
 import mimetypes
 from collections.abc import Iterator

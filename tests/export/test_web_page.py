@@ -1,4 +1,4 @@
-"""The web page of a run, asked through node: it computes, encodes, draws and explains what we do."""
+"""Test the web page of a run in node: it computes, encodes, draws and explains the same as minigpt."""
 
 import base64
 import hashlib

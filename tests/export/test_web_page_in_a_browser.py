@@ -1,4 +1,4 @@
-"""The web page of a run in a real browser with the network closed: it writes what generate writes, chats, explains."""
+"""Test the web page of a run in a real browser without a network: it writes what generate writes, chats, explains."""
 
 from collections.abc import Iterator
 from pathlib import Path

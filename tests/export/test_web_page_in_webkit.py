@@ -1,6 +1,6 @@
-"""The web page of a run in WebKit (Safari's engine), driven over WebDriver: it writes what generate writes.
+"""Test the web page of a run in WebKit (Safari's engine), driven over WebDriver: it writes what generate writes.
 
-Debian has all that this wants: apt-get install webkit2gtk-driver xvfb.
+On Debian, install what it needs: apt-get install webkit2gtk-driver xvfb.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Beam search against transformers', and against slow searches that go through every hypothesis there is."""
+"""Test beam search against transformers', and against slow searches over every hypothesis."""
 
 import itertools
 import math

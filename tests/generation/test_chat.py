@@ -1,4 +1,4 @@
-"""The session of a chat and its commands, driven directly: what is read, what is written, and that nothing is lost."""
+"""Test the session of a chat and its commands directly: what is read, what is written, and that nothing is lost."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands of a chat: they do what their help says, and a mistake is one line that changes nothing."""
+"""Test the commands of a chat: they do what their help says, and a mistake is one line that changes nothing."""
 
 import json
 from pathlib import Path

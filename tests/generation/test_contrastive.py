@@ -1,4 +1,4 @@
-"""Contrastive search equals a slow one that reads the whole text again with transformers' model."""
+"""Test that contrastive search equals a slow one that reads the whole text again with transformers' model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Decoding by graphs: the recorded step is the model's own. Here it is run in place of a graph; on a GPU as one."""
+"""Test decoding by CUDA graphs: the recorded step is the model's own. Without a GPU it runs without a graph."""
 
 import copy
 

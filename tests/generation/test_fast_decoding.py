@@ -1,4 +1,4 @@
-"""Models made ready for decoding write what the model itself writes, in every variant; int8 what its reference does."""
+"""Test that models prepared for decoding write what the model itself writes, and int8 what its reference writes."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Sampling against Hugging Face's filters; cached generation against uncached, across the context limit."""
+"""Test sampling against Hugging Face's filters, and generation with a cache against generation without."""
 
 import pytest
 import torch

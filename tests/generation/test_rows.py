@@ -1,4 +1,4 @@
-"""The C kernels equal torch's forms; they are compiled once, safely, and where they cannot be, torch's ops serve."""
+"""Test the C kernels of decoding: they equal torch's forms, are compiled once and safely, else torch replaces them."""
 
 import hashlib
 import json

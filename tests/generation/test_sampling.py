@@ -1,4 +1,6 @@
-"""Every change to the logits, their order, and whole generations, against transformers; penalties against a loop."""
+"""Test every change to the logits, their order, and whole generations against transformers, penalties against a
+loop.
+"""
 
 import statistics
 

@@ -1,7 +1,7 @@
-"""Speculative decoding writes what plain generation writes: greedy token for token, sampled with exactly its law.
+"""Test that speculative decoding writes what plain generation writes: the same greedy tokens, the same distribution.
 
-The law is tested on a table of chances, which is fast and whose probabilities are known, and (slow) on real models.
-A rule that is wrong in any of the usual ways must fail the same test.
+The distribution is tested on a table of known probabilities, which is fast, and (slow) on real models. A rule that is
+wrong in any of the usual ways must fail the same test.
 """
 
 import copy

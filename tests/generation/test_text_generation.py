@@ -1,4 +1,4 @@
-"""Text in, text out: stop texts, ragged batches, seeds, scores, what ends a text."""
+"""Test generation from text to text: stop texts, ragged batches, seeds, scores, what ends a text."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Benchmarks: their arithmetic against figures by hand, and that rivals do the same work. No time is asserted."""
+"""Test benchmarks: arithmetic against figures by hand, and that both sides do the same work. No time is asserted."""
 
 import gzip
 import json

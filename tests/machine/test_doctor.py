@@ -1,4 +1,4 @@
-"""The doctor: it runs for real once, and each thing that can be wrong gives its line of advice."""
+"""Test the doctor: it runs once for real, and each thing that can be wrong gives its line of advice."""
 
 import builtins
 import json

@@ -1,7 +1,7 @@
-"""The audit behind every loss we report: a prediction that reads only the text before it costs the same.
+"""Test that no reported loss uses the future: a prediction that reads only the text before it has the same loss.
 
-A model that leaks the future through its mask, its batches or its evaluation shows a wonderful loss that no
-generation can repeat. So the parallel loss over a window is held against one forward pass per prefix.
+A model that leaks the future through its mask, its batches or its evaluation has a very low loss that no generation can
+repeat. So the parallel loss over a window is compared with one forward pass per prefix.
 """
 
 import json

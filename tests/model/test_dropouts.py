@@ -1,4 +1,4 @@
-"""Where a model drops numbers in training, how often, and what is drawn once."""
+"""Test where a model applies dropout in training, how often, and which masks are drawn once."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The C kernels of training equal torch's forms, values and gradients, wherever they are used; else torch serves."""
+"""Test that the C kernels of training equal torch's forms, values and gradients; elsewhere torch replaces them."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The fast forms equal the readable ones: the loss in pieces, dropout by a hash, the choice between kernels."""
+"""Test that fast forms equal the readable ones: the loss in pieces, dropout by a hash, the choice between kernels."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The model against things we did not write: Hugging Face's GPT-2 and Qwen3, and torch's own formulas."""
+"""Test the model against code that we did not write: Hugging Face's GPT-2 and Qwen3, and torch's own formulas."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Each fast part against its reference; the cache against the full pass; dropout, padding and initialisation."""
+"""Test each fast part against its reference, the cache against the full pass; dropout, padding and initialisation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every norm with every activation, through all that reads their rows; a new row that C does not know comes along."""
+"""Test every norm with every activation in all code that uses them, also for a new row that C does not know."""
 
 import copy
 from itertools import product

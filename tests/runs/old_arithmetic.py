@@ -1,4 +1,4 @@
-"""What the tests of old runs compare: the bits of a checkpoint, and whether this machine rounds as another does.
+"""Compare old runs: the bits of a checkpoint, and whether this machine rounds as another one does.
 
 As a program, for old_runs/make.sh: write ends.json, and the last weights of the runs in a directory.
 

@@ -1,4 +1,4 @@
-"""A budget of time or FLOPs becomes a predicted plan, and the run that starts is the one that was predicted."""
+"""Test that a budget of time or FLOPs becomes a predicted plan, and that the run follows the plan."""
 
 import itertools
 import json

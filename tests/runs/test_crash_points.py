@@ -1,4 +1,4 @@
-"""A run that ends, or that may no longer write, at any of its file operations goes on to the same bits, litter-free."""
+"""Test that a run that dies or cannot write at any of its file operations resumes to the same bits, without litter."""
 
 import json
 import os

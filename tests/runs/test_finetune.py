@@ -1,4 +1,4 @@
-"""minigpt finetune, from the base to the run that is loaded again; tiny models on the CPU."""
+"""Test minigpt finetune, from the base to the run that is loaded again, with tiny models on the CPU."""
 
 import json
 import os

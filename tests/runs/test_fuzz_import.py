@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile files of other programs: one clear line each, nothing run, memory bounded."""
+"""Test damaged, foreign and hostile files of other programs: one clear line each, no code run, memory bounded."""
 
 import os
 import pickle

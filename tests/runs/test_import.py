@@ -1,4 +1,4 @@
-"""Models of other programs become runs that compute what the originals do; what is damaged or hostile is refused."""
+"""Test that models of other programs become runs that compute the same; damaged or hostile ones are refused."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Runs that an older minigpt left unfinished, in old_runs/: the code of today reads them and trains on, bit for bit."""
+"""Test that today's code reads the unfinished runs of an older minigpt in old_runs/ and trains on, bit for bit."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Whole runs through torchrun: the same recipe, checkpoints for any number of ranks, and errors reported once."""
+"""Test whole runs through torchrun: the same recipe, checkpoints for any number of ranks, and errors reported once."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What happens to a run's files: damage, locks, a full disk, clocks that jump. All through the command."""
+"""Test damage, locks, a full disk and clocks that jump on a run's files, all through the command."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""kill -9 at random moments: the resumed run ends with the bits of the undisturbed one."""
+"""Test kill -9 at random moments: the resumed run ends with the bits of a run without interruption."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""minigpt runs: what is listed, shown, compared, and the line that repeats a run."""
+"""Test minigpt runs: what is listed, shown, compared, and the command that repeats a run."""
 
 import json
 import math

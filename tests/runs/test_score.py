@@ -1,4 +1,4 @@
-"""The headline of a run: one figure, in the same words, wherever it stands."""
+"""Test the headline of a run: one figure, in the same words, wherever it is shown."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A storm: one run, disturbed a hundred times, ends with the bits of the undisturbed one.
+"""Test one run that is interrupted a hundred times: it ends with the bits of a run without interruption.
 
 SIGKILL at random moments; SIGTERM; a full disk; a byte flipped in the newest checkpoint after a SIGKILL. Every attempt
 is forked from a process that has imported torch once, since importing it takes longer than an attempt.

@@ -1,4 +1,4 @@
-"""minigpt sweep: the grid, resuming, failures, signals, devices; all but one test use a tiny stand-in for training."""
+"""Test minigpt sweep: grid, resuming, failures, signals, devices; all but one test use a tiny stand-in for training."""
 
 import json
 import os

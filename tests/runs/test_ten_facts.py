@@ -1,7 +1,7 @@
-"""What minigpt says of a run, computed again from the run's files alone, in plain torch, by the textbook.
+"""Test what minigpt says about a run by computing it again from the run's files, in plain torch, by the textbook.
 
-Nothing here is imported from minigpt but the command. The files are model.safetensors, adapter.safetensors,
-config.yaml, tokenizer.json, metrics.jsonl and the text.
+Only the command is imported from minigpt. The files are model.safetensors, adapter.safetensors, config.yaml,
+tokenizer.json, metrics.jsonl and the text.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""torch.compile: a compiled run learns as the eager one does, and a machine without a compiler runs eager."""
+"""Test torch.compile: a compiled run learns like an uncompiled one; a machine without a compiler runs uncompiled."""
 
 import json
 import os

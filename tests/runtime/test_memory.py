@@ -1,4 +1,4 @@
-"""Memory: the estimate agrees with torch's profiler and the kernel, and a run that is out of memory continues."""
+"""Test that the memory estimate agrees with torch's profiler and the kernel; a run that is out of memory continues."""
 
 import json
 import os

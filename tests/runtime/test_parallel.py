@@ -1,4 +1,4 @@
-"""Several ranks train as one does, and all end together when one fails."""
+"""Test that several ranks train as one process does, and that all end together when one fails."""
 
 import json
 import socket

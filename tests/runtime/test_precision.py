@@ -1,4 +1,4 @@
-"""Precision: the test against fp32 at the start, fp32 masters of bf16 weights, the fp16 scaler's path, TF32 and fp8."""
+"""Test precision: the check against fp32 at the start, fp32 masters of bf16 weights, the fp16 scaler, TF32 and fp8."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the document of the API promises holds for thousands of made-up requests: no 5xx, no answer outside of it."""
+"""Test that the API's document holds for thousands of generated requests: no 5xx, no answer outside of it."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Attacks on every parameter of every route, and what each got: with -s it is printed.
+"""Attack every parameter of every route; with -s the answers are printed.
 
 pytest -s -m "slow or not slow" tests/serve/test_attacks.py
 """

@@ -1,4 +1,4 @@
-"""The engine: texts that join and leave at any moment are what each is alone."""
+"""Test the engine: texts that join and leave at any moment are the same as if each were alone."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Attacks, and what each gets: foreign Host and Origin, keys, paths in names, bodies without end."""
+"""Test the guard against attacks: foreign Host and Origin, keys, paths in names, endless bodies."""
 
 import http.client
 import logging

@@ -1,4 +1,4 @@
-"""200 streams at once, half of whose clients go away: every answer is what it is alone, and nothing stays behind."""
+"""Test 200 streams at once, half of whose clients leave: every answer is as if alone, and nothing stays behind."""
 
 import asyncio
 import json

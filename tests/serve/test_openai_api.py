@@ -1,4 +1,4 @@
-"""The API, as any program meets it: a real server, real requests."""
+"""Test the API as any program uses it: a real server, real requests."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The official openai clients, of Python and of npm, unchanged, against a real server."""
+"""Test the official openai clients, of Python and of npm, unchanged, against a real server."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""minigpt serve: from the command to an answer, and to a clean end."""
+"""Test minigpt serve: from the command to an answer, and to a clean end."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What the page of `minigpt serve` is told: runs by name, figures past a step, stop and resume, what is refused."""
+"""Test the routes of the page of `minigpt serve`: runs by name, figures after a step, stop and resume, refusals."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The page of `minigpt serve` in a real browser with the network closed, as a person would walk it.
+"""Test the page of `minigpt serve` in a real browser without a network, as a person would use it.
 
 Set MINIGPT_SHOTS to a folder to keep the pictures that the tests take. To draw those of docs/img again:
 MINIGPT_PICTURES=runs pytest -m slow tests/serve/test_workbench_page.py -k pictures, where `make demo` wrote runs/demo.

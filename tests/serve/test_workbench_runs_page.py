@@ -1,4 +1,4 @@
-"""The parts of the page that start, list and inspect, clicked in a real browser with the network closed."""
+"""Test the parts of the page that start, list and inspect, by clicking in a real browser without a network."""
 
 import json
 import os

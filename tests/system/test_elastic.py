@@ -1,7 +1,7 @@
-"""Two hosts, network namespaces joined by a cable (a veth pair): the cable is cut, a host is killed, the run goes on.
+"""Test two hosts (network namespaces joined by a veth pair): the cable is cut, a host is killed, the run continues.
 
-torchrun restarts the processes that are left, `minigpt train` continues from the last checkpoint with fewer ranks and
-the same data order. So the losses stay those of one undisturbed process, whatever happened on the way.
+torchrun restarts the remaining processes, and `minigpt train` continues from the last checkpoint with fewer ranks and
+the same data order. So the losses stay those of one process without interruption.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A disk that is full (a small tmpfs, which needs root) costs one clear line and no saved checkpoint."""
+"""Test that a full disk (a small tmpfs, which needs root) costs one clear line and no saved checkpoint."""
 
 import os
 import subprocess

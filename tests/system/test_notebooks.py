@@ -1,6 +1,6 @@
-"""The notebooks: each .ipynb is its source with clean outputs, every exercise has a tested answer, and all of them run.
+"""Test the notebooks: each .ipynb is its source with clean outputs, every exercise has a tested answer, and all run.
 
-The answers are cells of the notebook that assert what they claim, so a notebook that runs has proved them.
+The answers are cells of the notebook with assertions, so a notebook that runs has proved them.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The page in a real browser, offline: no error, nothing asked of the network, and every way of moving about works."""
+"""Test the page of explain in a real browser, offline: no error, no network request, and every way to move works."""
 
 from collections.abc import Iterator
 from pathlib import Path

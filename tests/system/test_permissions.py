@@ -1,4 +1,4 @@
-"""Other people may read what the umask lets them read: every file and folder that minigpt writes for its user."""
+"""Test that the umask decides who may read the files and folders that minigpt writes for its user."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What docs/parallel.md shows for SLURM, Kubernetes and Ray, read and run by what it is for where that is installed."""
+"""Test what docs/parallel.md shows for SLURM, Kubernetes and Ray with the real programs, where they are installed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The first five minutes in a terminal of 80 columns: `pytest -s -m slow` on this file prints the transcript."""
+"""Test the first five minutes in a terminal of 80 columns: `pytest -s -m slow` on this file prints the transcript."""
 
 import subprocess
 import sys

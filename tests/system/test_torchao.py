@@ -1,4 +1,4 @@
-"""torchao (pip install minigpt[fp8]) swaps the layers of the blocks for fp8 ones and keeps weights and names."""
+"""Test that torchao (pip install minigpt[fp8]) makes the blocks' layers fp8 and keeps weights and names."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Trackio (pip install minigpt[trackio]) reads back every metric that metrics.jsonl holds."""
+"""Test that Trackio (pip install minigpt[trackio]) reads back every metric in metrics.jsonl."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The trainer against its textbook reference and Hugging Face's; the encoder against tiktoken and Hugging Face."""
+"""Test the trainer against its textbook reference and Hugging Face's, the encoder against tiktoken and Hugging Face."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Changed at random, a tokenizer.json is refused or gives the ids of the `tokenizers` library, nothing else."""
+"""Test that a randomly changed tokenizer.json is refused or gives the ids of the `tokenizers` library."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers of Llama's family: the ids of llama2.c's own rule, and of Hugging Face `tokenizers` on what we save."""
+"""Test tokenizers of Llama's family: the ids of llama2.c's own rule, and of Hugging Face `tokenizers` on our files."""
 
 import random
 import struct

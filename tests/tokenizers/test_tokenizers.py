@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: ids, text, streams, files, and that Hugging Face `tokenizers` reads the same ids."""
+"""Test every kind of tokenizer: ids, text, streams, files, and that Hugging Face `tokenizers` reads the same ids."""
 
 import json
 import logging

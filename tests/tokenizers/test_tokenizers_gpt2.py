@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer equals the published encoder; its two files are fetched once, checked, and used offline."""
+"""Test GPT-2's tokenizer against the published encoder; its files are downloaded once, checked, and used offline."""
 
 import functools
 import http.server

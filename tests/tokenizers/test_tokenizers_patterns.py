@@ -1,4 +1,4 @@
-"""Split patterns are one in three engines and two spellings; a safe cut is safe."""
+"""Test that split patterns agree in three engines and two spellings, and that a safe cut is safe."""
 
 import pytest
 import regex

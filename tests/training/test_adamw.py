@@ -1,4 +1,4 @@
-"""AdamW against torch's own, bit for bit; and a training that never waits for torch's compiler."""
+"""Test AdamW against torch's own, bit for bit, and that training never waits for torch's compiler."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The table of epochs, from lines of metrics.jsonl written by hand."""
+"""Test the table of epochs, from lines of metrics.jsonl written by hand."""
 
 import math
 

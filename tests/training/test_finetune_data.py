@@ -1,4 +1,4 @@
-"""Records, chat templates and rows, each against a slow, obvious reference or Hugging Face."""
+"""Test records, chat templates and rows, each against a slow, obvious reference or Hugging Face."""
 
 import json
 from pathlib import Path

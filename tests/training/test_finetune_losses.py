@@ -1,4 +1,4 @@
-"""Fine-tuning with other losses than the next token's: a teacher's, and preferences (DPO)."""
+"""Test fine-tuning with other losses than the next token's: a teacher's, and preferences (DPO)."""
 
 import copy
 import json

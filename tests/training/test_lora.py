@@ -1,4 +1,4 @@
-"""LoRA: the same logits as peft on Hugging Face's models, a base untouched to the bit, adapters that know it."""
+"""Test LoRA: the same logits as peft, a base that does not change, adapters that know their base."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Muon against torch's own, and against the singular value decomposition it approximates."""
+"""Test Muon against torch's own, and against the singular value decomposition that it approximates."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One learning rate for all weights: what it moves, what is logged, and what the rates of older configs mean."""
+"""Test the one learning rate for all weights: what it changes, what is logged, and what rates of older configs mean."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""When training goes wrong: bad steps are skipped, a run that diverged goes back, and all of it exactly."""
+"""Test training that goes wrong: bad steps are skipped, a diverged run rolls back, and all of it is repeatable."""
 
 import json
 import math

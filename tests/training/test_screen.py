@@ -1,4 +1,4 @@
-"""What a run shows: one live line that fits the terminal, plain lines in a pipe, and how it ended."""
+"""Test what a run prints: one live line that fits the terminal, plain lines in a pipe, and how it ended."""
 
 import io
 from types import SimpleNamespace

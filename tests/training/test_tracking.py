@@ -1,4 +1,4 @@
-"""Metrics in other tools, read back with each tool's own reader and held against metrics.jsonl."""
+"""Test metrics in other tools: read back with each tool's own reader and compared with metrics.jsonl."""
 
 import json
 import os

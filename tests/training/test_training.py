@@ -1,4 +1,4 @@
-"""The step, the schedules and the loop, with a tiny model and batches made on the spot."""
+"""Test the step, the schedules and the loop, with a tiny model and batches made in the test."""
 
 import itertools
 import math

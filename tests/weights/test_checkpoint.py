@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, refused when damaged, and the previous one survives whatever happens."""
+"""Test checkpoints: whole or not there, refused if damaged, and the previous one always survives."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A checkpoint's state comes back as it was written; what is unknown or missing is one error that names the field."""
+"""Test that a checkpoint's state is read as it was written, and that an unknown or missing field is one clear error."""
 
 import json
 from dataclasses import fields

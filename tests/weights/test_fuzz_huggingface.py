@@ -1,4 +1,4 @@
-"""Changed at random, a Hugging Face directory is refused or gives the logits of transformers, nothing else."""
+"""Test that a randomly changed Hugging Face directory is refused or gives the logits of transformers."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Directories of Hugging Face: what we read computes what transformers computes, all else is refused by name."""
+"""Test Hugging Face directories: we compute what transformers computes, and refuse everything else by name."""
 
 import json
 import shutil

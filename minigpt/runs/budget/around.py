@@ -1,5 +1,5 @@
-"""Estimate the cost of a run besides its steps: evaluations, checkpoints, samples, the plot; and decide how often they
-happen.
+"""Estimate what a run costs besides its steps (evaluations, checkpoints, samples, the plot), and how often it does
+each.
 """
 
 import math

@@ -1,5 +1,4 @@
-"""Measure how fast this machine trains: time some real steps and fit seconds per step = a x layers + b x FLOPs + c x
-elements.
+"""Measure how fast this machine trains: fit seconds per step = a x layers + b x FLOPs + c x elements to real steps.
 
 `a` is the cost of every layer, however small (calls, kernel starts); `b` is the cost of arithmetic; `c` is the cost of
 reading and writing in addition to it, for layers x tokens x width elements. FLOPs are those of the step, including

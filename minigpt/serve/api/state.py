@@ -1,6 +1,4 @@
-"""Hold what all answers share: models, engine, limits, counters, and a second thread for work that is not done in
-turns.
-"""
+"""Hold what all answers share: models, engine, limits, counters, and a thread for work that is not done in turns."""
 
 import asyncio
 import time

@@ -1,5 +1,4 @@
-"""Write the jobs of one model with continuous batching: jobs wait, join between two tokens, are written together, and
-leave.
+"""Write the jobs of one model with continuous batching: jobs wait, join between two tokens, are written, and leave.
 
 A turn writes one token of every text. Before it, jobs that are cancelled or late leave, and waiting jobs join. Their
 prompts are read one after another, at most `READ` tokens in all, so that long prompts do not stop the texts that are

@@ -1,5 +1,4 @@
-"""Show the settings of a new run as a form: the config's own JSON Schema, and the command's messages about wrong
-values.
+"""Give the settings of a new run as a form: the config's own JSON Schema, and the command's messages about values.
 
 Values are texts, as they are written after a flag. No path can be set here: a request can only name listed texts.
 """

@@ -1,6 +1,4 @@
-"""Keep the runs of the server, by name, as they are on disk now. A run is read again only after one of its files
-changed.
-"""
+"""Keep the runs of the server, by name, as they are on disk. A run is read again only after a file of it changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
