@@ -99,7 +99,7 @@ def refuse_from(number: int, code: int) -> Callable[[int, str], None]:
 
 
 def trial(folder: Path, act: Callable[[int, str], None], expected: dict[str, Any], ended: Callable[[int], bool]) -> str:
-    """What is wrong, or "": the run is disturbed, then the same command goes on and must end as the undisturbed run."""
+    """An error message, or "": the run is disturbed; then the same command must end like the undisturbed run."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     status, said = in_child(folder, act)

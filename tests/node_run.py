@@ -11,7 +11,7 @@ PACKAGES = Path(os.environ.get("MINIGPT_NODE", Path(sys.prefix) / "node")) / "no
 
 
 def needs_node(*packages: str) -> pytest.MarkDecorator:
-    """Skips a test where node or one of the packages is missing."""
+    """Skip a test if node or one of the packages is missing."""
     missing = [name for name in packages if not (PACKAGES / name).is_dir()]
     what = "node" if not shutil.which("node") else " and ".join(missing)
     return pytest.mark.skipif(bool(what), reason=f"{what} is not there: make .venv/installed-node")

@@ -169,7 +169,7 @@ def compare(kind: str, optimizer: str, more: dict[str, Any], steps: int, ranks: 
 
 
 def launch(count: int, *argv: str, folder: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
-    """`torchrun argv` with so many ranks on this host."""
+    """Run `torchrun argv` with `count` ranks on this host."""
     command = [*TORCHRUN, "--nproc-per-node", str(count), *argv]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
 

@@ -39,7 +39,7 @@ ROOMS = """
     cli
     __main__
 """
-# The same law inside the large rooms. A room's __init__.py stands above all that is in it.
+# The same rule inside the large rooms. A room's __init__.py is above all its files.
 INSIDE = {
     "config": "rates section yaml_text / finetune generation parallel presets recovery / tree / load",
     "tokenizers": "cutter patterns / base / learn simple utf8_stream words / bpe sentencepiece / gpt2"
@@ -141,8 +141,8 @@ def imports(path: Path, text: str, root: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from minigpt import model` imports the part, `from minigpt import GPT` the public API;
-            # `__version__` stands in minigpt/__init__.py, which every import runs anyway
+            # `from minigpt import model` imports the part, `from minigpt import GPT` the public API; `__version__` is
+            # in minigpt/__init__.py, which every import runs anyway
             whole = module == "minigpt"
             wanted = [alias.name for alias in node.names if not (whole and alias.name == "__version__")]
             names = [f"{module}.{name}" if is_module(root, module, name) else module for name in wanted]
@@ -160,7 +160,7 @@ def above(here: str, there: str) -> str | None:
     """
     ours, theirs = here.split("."), there.split(".")
     depth = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    if depth is None:  # a room's __init__ looks into its room; nothing looks up at the room that it stands in
+    if depth is None:  # a room's __init__ imports from its room; nothing imports the room that it is in
         return None if len(ours) <= len(theirs) else f"imports its own room {there}; name the module"
     room = ".".join(ours[:depth])
     table = INNER.get(room, {}) if room else RANK

@@ -81,7 +81,7 @@ def commands(code: str) -> Iterator[list[str]]:
             yield words
 
 
-# --- what the pages say is there ---
+# --- the names in the pages exist ---
 
 
 def test_pages_are_complete_and_each_is_in_the_navigation(pages: dict[str, str]):
@@ -217,7 +217,9 @@ def test_figures_were_measured(page: str, heading: str):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the pages name: texts, prompts, records, recipes. The person's own settings stay out of it."""
+    """A folder with everything that the pages name: texts, prompts, records, recipes, but without the person's own
+    settings.
+    """
     told = "Once upon a time, the End.\n" * 20 + text(300)
     for name in ("my.txt", "more.txt", "notes/one.txt", "notes/two.txt", "books/one.txt", "books/two.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -27,12 +27,12 @@ def test_threads_spin_long_unless_another_process_computes(
     assert os.environ["GOMP_SPINCOUNT"] == "5"
 
 
-@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="only Linux tells how many processes compute")
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="only Linux says how many processes compute")
 def test_a_process_that_computes_is_seen(monkeypatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        time.sleep(0.3)  # it has begun by then
+        time.sleep(0.3)  # the process has started by then
         share_the_cores()
     finally:
         busy.kill()

@@ -22,7 +22,7 @@ def forget_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "/nowhere")
     for name in ("TRACKIO_DIR", "MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.setenv(name, "")  # so that changes by the code are undone after the test
         monkeypatch.delenv(name)
 
 

@@ -61,7 +61,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 class StopAt(Hook):
-    """Stands where Ctrl-C is handled."""
+    """Takes the place of the handler of Ctrl-C."""
 
     def on_step(self, trainer: Trainer) -> None:
         if trainer.state.step == 4:

@@ -89,7 +89,7 @@ class Terminal:
             new = os.read(self.master, 65536)
         except OSError:  # the other side is closed
             return False
-        if b"\x1b[6n" in new:  # where is the cursor?
+        if b"\x1b[6n" in new:  # the program asks where the cursor is
             os.write(self.master, b"\x1b[24;1R")
         self.raw += new
         return bool(new)
@@ -163,7 +163,7 @@ def test_a_person_chats_in_a_terminal(run: Path, tmp_path: Path, capsys) -> None
     asked = [message["content"].strip() for message in messages if message["role"] == "user"]
     assert asked == ["the cat", "so it\nran", "the dog\non", "the dog\non"]
     assert 1000 < len(messages[1]["content"]) <= tokens
-    assert messages[1]["content"] in shown(terminal.raw).replace("^C", "")  # what was seen is what is kept
+    assert messages[1]["content"] in shown(terminal.raw).replace("^C", "")  # what was shown is what is saved
     assert json.loads((tmp_path / "kept.json").read_text()) == json.loads((tmp_path / "saved.json").read_text())
     history = tmp_path / "chat_history"
     assert "+the cat\n" in history.read_text() and history.stat().st_mode & 0o077 == 0

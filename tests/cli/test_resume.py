@@ -45,7 +45,7 @@ def heeds_signals() -> None:
 
 
 def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
-    """A process that trains, and has begun to."""
+    """A process that trains, and has already started training."""
     how.setdefault("preexec_fn", heeds_signals)
     (folder / "cats.txt").write_text(text())
     argv = [*before, sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]

@@ -1,6 +1,4 @@
-"""Test that batches are pure functions of (seed, step, rank), and cover each epoch and score each token exactly
-once.
-"""
+"""Test that batches are pure functions of (seed, step, rank), and cover each epoch and score each token once."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +22,7 @@ shapes = st.tuples(st.integers(1, 12), st.integers(0, 200), st.integers(1, 7)).m
 
 
 def ids(count: int) -> np.ndarray:
-    return np.arange(1000, 1000 + count, dtype=np.uint16)  # an id tells its place
+    return np.arange(1000, 1000 + count, dtype=np.uint16)  # an id gives its position
 
 
 @given(shapes, st.integers(0, 2**32), st.integers(0, 50))

@@ -86,7 +86,7 @@ def splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train: str, val: str
 
 def test_runs_of_13_words_that_training_holds_too_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     train = words(*range(100), *range(500, 520), *range(200, 300))
-    val = words(*range(500, 520), *range(900, 920))  # 28 runs; of them 20 - 12 = 8 are training's too
+    val = words(*range(500, 520), *range(900, 920))  # 28 runs; 20 - 12 = 8 of them are in training too
     overlap = inspect_data(splits(monkeypatch, tmp_path, train, val))["overlap"]
     assert overlap == {"unit": "13 words", "grams": 28, "seen": 8, "share": 8 / 28, "sampled": False}
 
@@ -97,7 +97,7 @@ def test_runs_of_50_characters_count_where_words_have_no_spaces(
     def sentence(start: int, length: int) -> str:
         return "".join(chr(0x4E00 + n) for n in range(start, start + length))
 
-    train, val = sentence(0, 400), sentence(300, 200)  # 151 runs, 51 of them within training's end
+    train, val = sentence(0, 400), sentence(300, 200)  # 151 runs; 51 of them are also at training's end
     overlap = inspect_data(splits(monkeypatch, tmp_path, train, val))["overlap"]
     assert overlap == {"unit": "50 characters", "grams": 151, "seen": 51, "share": 51 / 151, "sampled": False}
 

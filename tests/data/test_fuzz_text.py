@@ -89,7 +89,7 @@ def as_data(path: Path) -> Any:
 
 
 def as_prompts(path: Path) -> Any:
-    """How prompts are read and encoded, and what is written of them again."""
+    """Read and encode a file of prompts, and write them again."""
     found = read_prompts(str(path))
     for tokenizer in (ByteTokenizer(), CharTokenizer("abc")):
         encode_prompts([record["prompt"] for record in found], tokenizer, 64)

@@ -29,7 +29,7 @@ V = 7
 
 
 class Memory(nn.Module):
-    """Predicts from the sum of all tokens it sees: what it says depends on where its window starts."""
+    """Predicts from the sum of all tokens it sees, so its prediction depends on where its window starts."""
 
     def __init__(self, vocab_size: int = V, seed: int = 0):
         super().__init__()

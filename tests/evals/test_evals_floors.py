@@ -28,7 +28,7 @@ def array(data: bytes) -> np.ndarray:
 
 
 class SlowKneserNey:
-    """The formula as it stands, in dictionaries of byte strings."""
+    """The formula written directly, in dictionaries of byte strings."""
 
     def __init__(self, data: bytes, order: int):
         padded = bytes(order - 1) + data

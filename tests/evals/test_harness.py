@@ -37,12 +37,12 @@ def counted(doc, results):
 
 @pytest.fixture
 def harness() -> None:
-    """Skips where the extra is not installed."""
+    """Skip if the extra is not installed."""
     pytest.importorskip("lm_eval", reason="needs pip install 'minigpt[lm-eval]'")
 
 
 def task(folder: Path, name: str, kind: str, rows: list[dict[str, Any]] | str, **more: Any) -> str:
-    """A task file, with its data beside it; JSON is YAML."""
+    """A task file with its data next to it; JSON is also YAML."""
     data = folder / f"{name}.{'txt' if isinstance(rows, str) else 'jsonl'}"
     data.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows), newline="")
     source = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
@@ -184,7 +184,7 @@ def test_the_harness_own_model_of_the_export_agrees(harness: None, tmp_path: Pat
         bootstrap_iters=0,
     )  # fmt: skip
     told = [sample["arguments"][0][0] for sample in theirs["samples"]["questions"]]
-    assert all(text.count("\n\n") == 2 for text in told)  # two solved questions stand before each
+    assert all(text.count("\n\n") == 2 for text in told)  # two solved questions come before each
     assert with_examples["n-shot"]["questions"] == 2
     assert figures(with_examples, "questions")["acc"] == figures(theirs, "questions")["acc"]
 
@@ -203,7 +203,7 @@ def test_its_client_of_our_server_has_the_figures_of_eval(
     exported = export_huggingface(run := load_run(path, "cpu"), tmp_path / "exported").path
     text = TEXT * 200  # so long that its first token, which eval does not predict, counts little
     (tmp_path / "all.txt").write_text(text)
-    window = 128  # the harness keeps one place for a token before a window, and one for a token after it
+    window = 128  # the harness reserves one position before a window, and one after it
     assert main(["eval", str(path), "--data", str(tmp_path / "all.txt"), "--context", str(window), "--json"]) == 0
     ours = json.loads(capsys.readouterr().out)
     rows = [{"prompt": row["question"], "answer": ""} for row in QUESTIONS]

@@ -31,7 +31,7 @@ def test_a_pure_head_scores_one_for_its_kind_and_low_for_others(kind: str):
     tokens = np.tile(np.random.default_rng(0).permutation(20), 2)
     mask = places(tokens)[kind].astype(np.float32)
     idle = mask.sum(1) == 0
-    mask[idle, np.flatnonzero(idle)] = 1  # where there is nothing to look at: at itself
+    mask[idle, np.flatnonzero(idle)] = 1  # a token with nothing to look at looks at itself
     scores = score_heads((mask / mask.sum(1, keepdims=True))[None, None], tokens)
     assert scores[kind][0, 0] == 1
     assert all(scores[other][0, 0] < 0.5 for other in KINDS if other != kind)
@@ -71,7 +71,7 @@ def test_an_induction_head_is_found_in_a_model_trained_to_have_one():
     settings = OptimizerConfig(kind="muon", learning_rate=0.02, adamw_ratio=0.25)
     optimizer, scores = make_optimizer(model, settings, "fp32"), []
     for step in range(1, 301):
-        # Random tokens that repeat after 4 to 15: no place tells what follows, only an earlier copy does
+        # Random tokens that repeat after 4 to 15: only an earlier copy shows what follows
         period = int(torch.randint(4, 16, (), generator=generator))
         rows = torch.rand(32, 16, generator=generator).argsort(1)[:, :period].repeat(1, 32 // period + 1)[:, :33]
         targets = rows[:, 1:].clone()

@@ -59,7 +59,7 @@ def test_attention_and_stream_equal_those_of_transformers(name: str):
     assert ours.attention.shape == attention.shape
     assert furthest < 1e-5
     assert attention[..., 10:, :].max() > 0.3, "attention must be uneven for this to prove anything"
-    # their hidden states are the stream before each block, and after the last one what the norm made of it
+    # their hidden states are the stream before each block, and after the last block the output of the norm
     for layer, hidden in enumerate(theirs.hidden_states[:-1]):
         np.testing.assert_allclose(ours.stream_norm[2 * layer], hidden[0].norm(dim=-1), rtol=1e-4)
     probs = theirs.logits[0].softmax(-1)

@@ -228,7 +228,7 @@ def test_floors_stand_in_their_unit_where_all_runs_share_them(tmp_path: Path, fi
 
 @pytest.fixture
 def sizes(tmp_path: Path) -> list[Path]:
-    """Four sizes whose losses lie on a power law of their parameters, and one run that wasted its size."""
+    """Four sizes whose losses follow a power law of their parameters, and one run that is worse than its size."""
     runs = []
     for width, wasted in ((8, 0.0), (16, 0.0), (32, 0.0), (64, 0.0), (64, 1.0)):
         shape = load_config(None, {"model.vocab_size": 50, "model.num_heads": 2, "model.embed_dim": width}).model

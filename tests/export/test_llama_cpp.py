@@ -55,7 +55,7 @@ def learn_by_heart(run: LoadedRun, texts: list[list[int]]) -> None:
 
 
 def greedy(run: LoadedRun, prompt: list[int], count: int) -> tuple[list[int], float]:
-    """(our likeliest ids after the prompt, how far the second lies behind the first at least, in logits)."""
+    """(our likeliest ids after the prompt, the smallest distance between the first and the second, in logits)."""
     ids, lead = torch.tensor([prompt]), float("inf")
     with torch.inference_mode():
         for _ in range(count):
@@ -86,7 +86,7 @@ def test_llama_cpp_has_our_ids_and_writes_our_tokens(
         request.getfixturevalue("mirror")  # its vocabulary
     run = load_run(make_run(tmp_path / "my", shape, kind, max_seq_len=96), "cpu")
     texts = adversarial(200)
-    if kind == "char":  # what its vocabulary lacks is left out there, and <|unk|> here
+    if kind == "char":  # llama.cpp leaves out unknown characters; minigpt writes <|unk|>
         texts = ["".join(char for char in text if char in TEXT) for text in texts] + [TEXT[i:] for i in range(50)]
     known = [run.tokenizer.encode(TEXT[start:])[:70] for start in (0, 30, 60)]
     learn_by_heart(run, known)

@@ -192,7 +192,7 @@ __attribute__((constructor)) static void ran(void) { fclose(fopen("%s", "w")); }
 
 
 def plant(folder: Path, marker: Path) -> None:
-    """Put a library that writes a file when it is loaded in place of each that is there."""
+    """Replace each library by one that writes a file when it is loaded."""
     source = folder.parent / "planted.c"
     source.write_text(PLANTED % marker)
     for library in folder.iterdir():
@@ -260,5 +260,5 @@ def test_kernels_that_compute_wrongly_are_not_used(kernels, tmp_path: Path, monk
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert rows.library.__wrapped__() is None  # what is cached is for others
+        assert rows.library.__wrapped__() is None  # not the cached result, which other tests use
     assert [str(w.message).split(": ")[1] for w in told] == ["the torch.float32 kernels compute wrongly here"]

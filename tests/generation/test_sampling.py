@@ -1,6 +1,4 @@
-"""Test every change to the logits, their order, and whole generations against transformers, penalties against a
-loop.
-"""
+"""Test changes to the logits, their order, and whole generations against transformers, penalties against a loop."""
 
 import statistics
 
@@ -207,7 +205,7 @@ def test_all_settings_together_act_in_transformers_order(
 
 
 def test_bans_penalties_and_filters_all_had_something_to_do() -> None:
-    """Each setting, left out, changes what comes out; so the test above compares more than a few of them."""
+    """Without any one of the settings the result changes; so the test above compares more than a few of them."""
     off = {name: GenerationConfig.model_fields[name].default for name in sorted(ALL_ON.model_fields_set)}
     cases = [(ALL_ON.model_copy(update={name: value}), RULES) for name, value in off.items()]
     cases += [(ALL_ON, Rules(11, RULES.bias)), (ALL_ON, Rules(11, bad_words=WORDS))]
@@ -252,7 +250,7 @@ def test_greedy_generation_equals_transformers_on_50_prompts(
         return torch.stack(list(generate(gpt, rows, settings, eos_id, rules=rules)), dim=1).tolist()
 
     plain, eos = write(), None
-    if "bad_words" in rules:  # what these prompts do lead to: a token, pairs and a run of three
+    if "bad_words" in rules:  # words that these prompts really lead to: a token, pairs and a run of three
         words = ((plain[0][3],), *(tuple(row[4:6]) for row in plain[10:20]), tuple(plain[30][7:10]))
         rules, theirs = {"bad_words": words}, {"bad_words_ids": [list(word) for word in words]}
     if "eos_id" in rules:  # what they lead to most often

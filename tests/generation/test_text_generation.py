@@ -230,7 +230,9 @@ def test_a_beam_that_ends_at_once_is_an_empty_text_not_none_at_all() -> None:
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"prompt_lookup": 3}, {"penalty_alpha": 0.6}], ids=str)
 def test_a_prompt_longer_than_the_context_is_read_by_its_last_part(search) -> None:
-    """With every search, beside a shorter prompt, and as ids: as the last part alone, and one warning."""
+    """Test every search, next to a shorter prompt, and with ids: the result is that of the last part, with one
+    warning.
+    """
     gpt = model()
     limit = gpt.config.max_seq_len
     long = ("hello abc the cat sat " * limit)[: limit + 5]

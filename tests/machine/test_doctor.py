@@ -25,7 +25,7 @@ def report() -> dict[str, Any]:
         "doctor.all_probes = lambda: probes\n"
         "sys.exit(main(['--json']))\n"
     )
-    # One thread: two of them waste minutes waiting for each other on cores that other tests use.
+    # One thread: with two, they wait minutes for each other on cores that other tests use.
     environment = {name: value for name, value in os.environ.items() if name != "MINIGPT_DATA"}
     environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)

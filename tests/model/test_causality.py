@@ -76,7 +76,7 @@ def test_the_audit_finds_a_leak() -> None:
 
 
 def test_no_batch_shows_a_target_before_its_place() -> None:
-    tokens = np.arange(1000, dtype=np.uint16)  # every id says where it stands
+    tokens = np.arange(1000, dtype=np.uint16)  # every id is its own position
     pairs = [Batches(tokens, 4, 16, seed=3).batch(step) for step in range(20)]
     for inputs, targets in [*pairs, *eval_batches(tokens, 16, 5, 4)]:
         scored = targets != IGNORE

@@ -115,7 +115,7 @@ def test_hashed_dropout_is_fair_and_neighbours_and_keys_independent() -> None:
 
 
 class Clocks(dict[str, float]):
-    """Seconds of a block by kernel, in place of the real clock; what was asked is counted in "asked"."""
+    """Seconds per block and kernel, instead of a real clock; "asked" counts the questions."""
 
     def measure(
         self, _shape: object, _runtime: object, _batch: int, eager: list[str], compiled: list[str]
@@ -202,7 +202,7 @@ def test_a_failing_compiler_costs_one_line_and_the_run_is_eager(clocks: Clocks) 
 def test_a_large_vocabulary_is_a_reason_of_its_own_to_compile(clocks: Clocks) -> None:
     clocks |= {"reference compiled": 0.012, "sdpa compiled": 0.012, "loss": 0.200, "loss compiled": 0.120}
     assert pick(clocks, 100) == ("reference", False)  # 24 s
-    assert pick(clocks, 10_000) == ("reference", True)  # 168 ms a pass in place of 240, though its blocks are slower
+    assert pick(clocks, 10_000) == ("reference", True)  # 168 ms per pass instead of 240, though its blocks are slower
 
 
 def test_the_reference_is_compiled_if_it_is_near_and_sdpa_if_not(clocks: Clocks) -> None:

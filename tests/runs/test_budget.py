@@ -41,7 +41,7 @@ QUIET = ["--train.device", "cpu", "--train.precision", "fp32", "--logging.plots"
 
 
 def configure(chosen: Mapping[str, Any], **own: object) -> RunConfig:
-    """As the command does: what the person has set stands."""
+    """Make a config as the command does: the person's settings stay."""
     return load_config(None, {**chosen, "model.vocab_size": 65, **{k.replace("__", "."): v for k, v in own.items()}})
 
 
@@ -113,7 +113,7 @@ def test_repeated_text_is_worth_less_and_no_more_than_so_many_passes(kind, size,
 
 
 def test_the_loss_is_of_a_token_so_longer_tokens_carry_more():
-    pairs = Text(500_000, 50_000, 1000, 2.0, 1.5)  # the same text, two bytes a token
+    pairs = Text(500_000, 50_000, 1000, 2.0, 1.5)  # the same text, two bytes per token
     law = LAWS["text"]
     assert law.loss(pairs, 1e5, 250_000, 400) == pytest.approx(2 * law.loss(NOVEL, 1e5, 500_000, 400))
 

@@ -15,10 +15,8 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("kind", ["kill", "EROFS", "ENOSPC"])
 def test_every_file_operation_of_a_run_may_be_its_last(tmp_path: Path, kind: str) -> None:
-    """kill: SIGKILL just before it. Else: it and all after it fail, which is one line; then the same command goes on.
-
-    tests/crash_run.py says what is counted. The weights, the optimizer, the lines of metrics, the samples, and the
-    names of all files of the run and of the cache must be those of the undisturbed run.
+    """kill: SIGKILL just before it. Otherwise it and all later ones fail, with one line. Then the same command
+    continues.
     """
     argv = [sys.executable, str(TESTS / "crash_run.py"), str(tmp_path / "runs"), kind]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=900)

@@ -39,13 +39,14 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MINIGPT_CACHE", str(folder / "cache"))
-        assert main(["finetune", "pets.yaml", "--resume", "--train.max-steps", "24"]) == 0  # before its base goes on
+        # before the base is trained further
+        assert main(["finetune", "pets.yaml", "--resume", "--train.max-steps", "24"]) == 0
         assert main(["train", "cats.yaml", *RATES]) == 0
     return folder / "runs"
 
 
 def same_arithmetic() -> None:
-    """Skip where this machine rounds differently from the one that the old code ran on."""
+    """Skip if this machine rounds differently from the one that the old code ran on."""
     here = arithmetic()
     if here != KEPT["arithmetic"]:
         pytest.skip(f"bits are those of another arithmetic: {KEPT['arithmetic']}; here: {here}")
@@ -87,7 +88,7 @@ def test_an_old_rate_is_never_taken_for_muons(old: Path, capsys: pytest.CaptureF
 
 
 def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) -> None:
-    """Until warm-up ends, at step 10; the schedule then begins there, and not where it would be without a warm-up."""
+    """The warm-up ends at step 10; the schedule then starts at that point, not where it would be without a warm-up."""
     before = [json.loads(line) for line in (old / "runs/cats/metrics.jsonl").read_text().splitlines()]
     assert main(["train", "cats.yaml", "--name", "again", *RATES]) == 0
     after = [json.loads(line) for line in (old / "runs/again/metrics.jsonl").read_text().splitlines()]
@@ -136,7 +137,7 @@ def test_an_old_run_is_shown_and_loaded(old: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_old_run_keeps_how_often_it_is_evaluated(old: Path) -> None:
-    """Its config has a number where a recipe of today says nothing, which is auto now."""
+    """Its config has a number where today's recipe has nothing, which now means auto."""
     assert RunConfig().train.eval_every == "auto"
     assert keep_evaluations(RunConfig(), old / "runs/cats").train.eval_every == 5
     given = RunConfig(train=TrainConfig(eval_every=9))

@@ -118,7 +118,7 @@ def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -
 def test_a_failure_of_one_rank_is_reported_once_and_ends_all(how: str, rank: int, words: str, tmp_path: Path) -> None:
     timeout = 5 if how == "stop" else 600
     asked = json.dumps({"fail": how, "rank": rank, "timeout": timeout})
-    # torchrun looks so seldom that the other rank has said what it saw before it is asked to end
+    # torchrun checks seldom, so the other rank reports its error before it is asked to end
     done = launch(2, "--monitor-interval", "3", SCRIPT, asked, folder=tmp_path, timeout=120)
     seconds = time.time() - float(done.stdout.rpartition("failing at ")[2])
     print(f"{how} on rank {rank}: all had ended after {seconds:.1f} s")

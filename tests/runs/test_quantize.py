@@ -79,7 +79,7 @@ def test_no_group_loses_more_than_its_largest_number_allows(group: int, rows: in
     parts = weight.unflatten(1, (-1, group))
     step = parts.abs().amax(2, keepdim=True) / 8
     steps = parts / step * -parts.gather(2, parts.abs().argmax(2, keepdim=True)).sign()  # the largest is at -8
-    first = torch.where(steps > 7.48, 1.04, 0.52) * step  # what the first scale may lose, rounded to bf16
+    first = torch.where(steps > 7.48, 1.04, 0.52) * step  # the largest error of the first scale, rounded to bf16
     assert (error.square().sum(2) <= first.square().sum(2)).all(), "a smaller scale is taken where it is better"
     assert (error.abs() <= 0.31 * 8 * step).all(), "no number is clipped below 0.7 of the largest"
     halves = (unpack(pack(weight, 8)) - weight).abs()

@@ -64,7 +64,9 @@ def stamp(file: Path) -> int:
 
 
 def saved(run: Path) -> int:
-    """The step that the run must go on from: what `last` names, else the newest; of those that are whole."""
+    """The step that the run must continue from: of the whole checkpoints, the one that `last` names, else the
+    newest.
+    """
     folder = run / "checkpoints"
     newest = reversed(whole_steps(folder))
     for path in [checkpoint.resolve(folder / "last"), *newest] if whole_steps(folder) else []:
@@ -78,7 +80,7 @@ def saved(run: Path) -> int:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[str]:
-    """The folder as a disk of 4 MB; gives why not where that is not allowed."""
+    """The folder as a disk of 4 MB; if that is not allowed, the reason."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False) if os.geteuid() == 0 else None
@@ -146,7 +148,7 @@ def final(run: Path) -> dict[str, torch.Tensor]:
 
 
 def goes_on_from(log: Path) -> int | None:
-    """The step that an attempt said it goes on from, if it came so far."""
+    """The step that an attempt said it continues from, if it got so far."""
     said = re.search(r"goes on from\s+step\s+(\d+)", log.read_text() if log.exists() else "")
     return int(said[1]) if said else None
 

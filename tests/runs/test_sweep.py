@@ -62,7 +62,7 @@ NAMES = [f"learning_rate={rate},seed={seed}" for rate in ("0.001", "0.003") for 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of minigpt train; the file in which it tells how it was called."""
+    """A program instead of minigpt train; returns the file in which it writes how it was called."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     (tmp_path / "cats.txt").write_text(text())
     monkeypatch.setattr(sweeps, "PROGRAM", (sys.executable, str(tmp_path / "stand_in.py")))

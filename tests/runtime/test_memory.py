@@ -262,7 +262,7 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     monkeypatch.setattr(memory, "find", lambda *_: pytest.fail("it was found before"))
     assert main([*argv, "--train.max-steps", "6", "--resume"]) == 0
     assert load_config(tmp_path / "cats" / "config.yaml").train.micro_batch_size == 4
-    # what does not fit is told, with a number that does
+    # a batch that does not fit gives a warning with a number that does
     monkeypatch.setattr(memory, "free_memory", lambda device: 151_000_000)
     capsys.readouterr()
     assert main([*argv[:-6], "--train.max-steps", "1", "--name", "large"]) == 0

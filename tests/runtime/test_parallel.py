@@ -25,7 +25,7 @@ BASE = {"train": {"device": "cpu"}}
 
 
 def compare(count: int, steps: int, cases: list[list[Any]], folder: Path) -> list[dict[str, Any]]:
-    """`parallel_run.compare` of each case on so many ranks."""
+    """`parallel_run.compare` for each case with `count` ranks."""
     done = launch(count, SCRIPT, json.dumps({"steps": steps, "cases": cases}), folder=folder)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -85,7 +85,7 @@ def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert kept[1] < kept[0] / 3, "numbers kept for the backward pass"
     with torch.no_grad():
-        view.eval()(tokens)  # what needs no gradient is not recomputed
+        view.eval()(tokens)  # a pass without gradients is not recomputed
 
 
 def test_a_sharded_model_is_evaluated_without_dropout() -> None:

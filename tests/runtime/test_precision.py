@@ -67,7 +67,7 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
 ) -> None:
     def chosen(*settings: tuple[str, object], before: CheckpointState = CheckpointState()) -> str:  # noqa: B008  never changed
         fixed = {"train.precision": "bf16", "train.device": "cpu", "train.compile": "off", "model.attention": "sdpa"}
-        fixed |= {"model.embed_dim": 64, "model.max_seq_len": 64}  # quick where bf16 is
+        fixed |= {"model.embed_dim": 64, "model.max_seq_len": 64}  # quick on machines with bf16
         config = load_config(None, {**fixed, "model.vocab_size": 50, **dict(settings)})
         return pick_kernels(config, Counting(), before, Console(width=200), make_placement(config))[0].train.precision
 

@@ -67,7 +67,9 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/, of which one has markup for its name and its vocabulary; and a run outside, which nobody may see."""
+    """runs/, with one run that has markup in its name and its vocabulary; and a run outside, which must not be
+    reachable.
+    """
     found = tmp_path_factory.mktemp("served")
     make_runs(found / "runs")
     tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=300), [(MARKUP + TEXT[:40]) * 50])
@@ -99,7 +101,7 @@ def plain() -> Iterator[Request]:
 
 
 def everywhere(text: str) -> Iterator[Request]:
-    """Requests with a text in place of each parameter."""
+    """Requests with the text in the place of each parameter."""
     for method, path, route in routes():
         for param in route.dependant.path_params:
             for safe in ("", "/\\%.:~"):
@@ -161,7 +163,7 @@ class Attacker:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What stands below a folder."""
+    """The files in a folder, with their bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

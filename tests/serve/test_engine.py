@@ -27,7 +27,7 @@ def make_model(tokenizer: Tokenizer = LETTERS, **fields: Any) -> GPT:
 
 
 class Told:
-    """What a client is told."""
+    """The events that a client gets."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -178,7 +178,8 @@ def test_a_chat_that_goes_on_reads_only_what_is_new() -> None:
     job, told = make_job(prompt, max_new_tokens=10, temperature=0, reuse=True)
     engine.submit(gpt, [job])
     run_out(engine)
-    assert isinstance(told.events[0], Read) and told.events[0].cached == len("abc def. ") + 9  # all that was read
+    # everything that was read
+    assert isinstance(told.events[0], Read) and told.events[0].cached == len("abc def. ") + 9
     assert told.text == generate_text(gpt, prompt, LETTERS, max_new_tokens=10, temperature=0)
     other, heard = make_job("zzz", reuse=True, max_new_tokens=1)
     engine.submit(gpt, [other])

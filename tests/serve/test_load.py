@@ -22,7 +22,7 @@ STREAMS, TOKENS = 200, 100
 
 
 def resident() -> int:
-    """Bytes of memory of this process, the server in it included; 0 where the system does not tell."""
+    """Bytes of memory of this process, which includes the server; 0 if the system does not say."""
     file = Path("/proc/self/statm")
     return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
 

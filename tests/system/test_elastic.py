@@ -31,7 +31,7 @@ def ip(*words: str) -> None:
 
 
 class Hosts:
-    """Two hosts; host 0 is where they meet."""
+    """Two hosts; host 0 is the endpoint where they meet."""
 
     def __init__(self, folder: Path):
         self.folder, self.agents = folder, {}
@@ -123,7 +123,7 @@ def test_a_cut_cable_or_killed_host_costs_only_unsaved_steps(tmp_path: Path, hos
     before = steps(tmp_path)[-1]
     reach(before + 200, "host 0 goes on alone")
     kept = [before]
-    hosts.kill(1)  # it can reach nobody
+    hosts.kill(1)  # it cannot reach the other host
     hosts.cable("up")
     hosts.start(1)
     wait(lambda: worlds(0) == 2, "host 1 joins again", hosts)

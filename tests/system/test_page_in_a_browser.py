@@ -135,7 +135,7 @@ def test_light_and_dark_by_the_system_and_by_the_button(page):
 
 
 def contrast(page: Any, selector: str) -> float:
-    """WCAG contrast of an element's text with what lies behind it, colours mixed over each other."""
+    """WCAG contrast between an element's text and its background, with transparent colours mixed."""
     return page.evaluate(
         """(selector) => {
           const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

@@ -104,7 +104,7 @@ def test_the_job_and_the_pod_fit_kubernetes_schema():
 
 @pytest.fixture
 def pretended(tmp_path: Path) -> dict[str, str]:
-    """An environment where srun waits, or fails, and scontrol notes what it is asked for."""
+    """An environment in which srun waits or fails, and scontrol writes down its arguments."""
     for name, code in (
         ("scontrol", 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "$@" >> asked; fi'),
         ("srun", 'echo "$@" > ran; exec sleep "${SRUN_SECONDS:-60}"'),

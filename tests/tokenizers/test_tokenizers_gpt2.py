@@ -129,7 +129,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that is served in place of OpenAI's address; no mirror, and an empty cache."""
+    """A folder that is served instead of OpenAI's address; no mirror, and an empty cache."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(Server, directory=str(folder))

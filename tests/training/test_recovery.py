@@ -47,7 +47,7 @@ class Counting:
 
 
 class Poisoned:
-    """The model, but some batches have a loss, or only a gradient, that is no number."""
+    """The model, but some batches have a loss, or only a gradient, that is NaN."""
 
     def __init__(self, model: GPT, source: Counting, bad: Callable[[int], bool], where: str):
         self.model, self.source, self.bad, self.where = model, source, bad, where
@@ -157,7 +157,7 @@ def test_five_in_a_row_go_back_without_the_bad_batches_at_half_the_rate(tmp_path
     for name in ("metrics", "samples"):
         steps = [line["step"] for line in strict_lines(tmp_path / "one" / f"{name}.jsonl")]
         assert steps == sorted(set(steps)) and steps[-1] == 20, name
-    other, _ = make(tmp_path / "two")  # a run that is told from there on, in place of finding out
+    other, _ = make(tmp_path / "two")  # a run that gets the list from the start, instead of finding it out
 
     class Tell(Hook):
         def on_step(self, trainer: Trainer) -> None:

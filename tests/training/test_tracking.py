@@ -80,7 +80,7 @@ def test_mlflow_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys) -> N
 
 
 class Fake:
-    """A tool that fails at a step, and notes what it was told."""
+    """A tool that fails at a step, and keeps what it was given."""
 
     def __init__(self, fails_at: int = 99):
         self.fails_at, self.told = fails_at, []

@@ -1,5 +1,5 @@
-"""Estimate what a run costs besides its steps (evaluations, checkpoints, samples, the plot), and how often it does
-each.
+"""Estimate what a run costs besides its steps: evaluations, checkpoints, samples, the plot; and how often each is
+done.
 """
 
 import math
