@@ -33,7 +33,7 @@ def small_run(folder: Path) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *parts: str) -> str:
-    """The command exits with 2, says one line to stderr that has all the parts, and prints no result."""
+    """Check that the command exits with 2, prints one line to stderr that has all the parts, and no result."""
     capsys.readouterr()
     assert main(argv) == 2
     captured = capsys.readouterr()

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; threads that spin would halve each other
-os.environ.setdefault("MINIGPT_MKL", "usual")  # commands that tests start compute as the tests themselves do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: spinning threads would slow each other down
+os.environ.setdefault("MINIGPT_MKL", "usual")  # so that commands started by tests compute as the tests do
 
-settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases always, on a busy machine too
+settings.register_profile("suite", deadline=None, derandomize=True)  # always the same cases, also on a busy machine
 settings.load_profile("suite")
 
 LONG = ("test_notebooks", "test_storm", "test_resume_kills", "test_recipes_train", "test_elastic")
-"""Files that take minutes: begun first, so that all processes end at about the same time."""
+"""Files that take minutes. They start first, so that all processes end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first; `make test-all` keeps this order."""
+    """Put the long files first; `make test-all` keeps this order."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
@@ -32,5 +32,5 @@ def mirror() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing a test prepares lands in, or comes from, the user's cache."""
+    """Keep everything that a test prepares out of the user's cache."""
     os.environ["MINIGPT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")

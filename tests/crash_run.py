@@ -46,7 +46,7 @@ def operations(folder: Path, act: Callable[[int, str], None]) -> None:
 
 
 def in_child(folder: Path, act: Callable[[int, str], None] | None) -> tuple[int, str]:
-    """Train in a process of its own: (exit code, or minus the signal that ended it; what it said)."""
+    """Train in a new process: (exit code, or minus the signal that ended it; its output)."""
     log = folder.with_suffix(".log")
     child = os.fork()
     if child == 0:
@@ -70,7 +70,7 @@ def in_child(folder: Path, act: Callable[[int, str], None] | None) -> tuple[int,
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All files, and what must be the same: the bytes of the last tensors, the lines of the metrics but their times."""
+    """All files, and what must be the same: the bytes of the last tensors, the lines of the metrics without times."""
     step = folder / "runs/run/checkpoints" / (folder / "runs/run/checkpoints/last").read_text().strip()
     timings = ("seconds", "tokens_per_second", "mfu")
     lines = [json.loads(line) for line in (folder / "runs/run/metrics.jsonl").read_text().splitlines()]
@@ -88,7 +88,7 @@ def kill_at(number: int) -> Callable[[int, str], None]:
 
 
 def refuse_from(number: int, code: int) -> Callable[[int, str], None]:
-    """From that operation on each fails: the disk is full (what deletes still works), or became read-only."""
+    """From that operation on, all fail: the disk is full (deleting still works), or it became read-only."""
 
     def act(now: int, name: str) -> None:
         deletes = name.startswith(("os.remove", "os.rmdir"))
@@ -115,7 +115,7 @@ def trial(folder: Path, act: Callable[[int, str], None], expected: dict[str, Any
 
 
 def main(folder: Path, kind: str) -> None:
-    """Print a JSON object: the operations, and what is wrong by the number of the operation."""
+    """Print a JSON object: the operations, and the errors by the number of the operation."""
     import torch
 
     from minigpt.cli import main as command
@@ -124,7 +124,7 @@ def main(folder: Path, kind: str) -> None:
     metrics.peak_flops = lambda device, precision: 1e12  # measuring takes longer than a run
     torch.set_num_threads(1)
     os.environ["MINIGPT_CACHE"] = str(folder / "warm/cache")
-    with redirect_stdout(sys.stderr):  # a first run here, so that each process finds all imported
+    with redirect_stdout(sys.stderr):  # a first run here, so that each forked process has everything imported
         command(["train", *FLAGS, "--logging.runs-dir", str(folder / "warm")])
     names: list[str] = []
     listed, whole = folder / "names.txt", folder / "whole"

@@ -12,7 +12,7 @@ MOST = 2e9  # bytes by which a process may grow
 
 
 def peak() -> int:
-    """The most bytes that this process ever held."""
+    """The largest memory of this process so far, in bytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
@@ -21,7 +21,7 @@ class Watch:
     """Times examples; `end` asserts both limits and says what was measured."""
 
     def __init__(self) -> None:
-        with suppress(OSError):  # Linux forgets what the tests before this one needed; others compare with it
+        with suppress(OSError):  # make Linux forget the peak of earlier tests; on other systems it counts
             Path("/proc/self/clear_refs").write_text("5")
         self.start, self.slowest = peak(), 0.0
 

@@ -13,7 +13,7 @@ CUDA = torch.cuda.is_available()
 
 
 def stand_in(step) -> cuda_graphs.Recorded:
-    """What `cuda_graphs.record` returns: replay, and the tensor into which it writes."""
+    """The same as `cuda_graphs.record` returns: a replay, and the tensor into which it writes."""
     out = step().clone()
     return lambda: out.copy_(step()), out
 

@@ -19,7 +19,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "odd": {"embed_dim": 42, "num_heads": 3, "head_dim": 10, "activation": "gelu", "position": "learned", "bias": True},
 }  # fmt: skip
-"""Between them each value of each field of a model."""
+"""Together they use each value of each field of a model."""
 
 
 def make_run(folder: Path, shape: str = "modern", kind: str | Tokenizer = "char", **generation: object) -> Path:

@@ -42,7 +42,7 @@ MODEL = {"vocab_size": 50, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "
 
 
 class Uneven:
-    """Random text whose rows count more and more targets: the first half of a batch has far fewer than the second."""
+    """Random text whose rows have more and more targets: the first half of a batch has far fewer than the second."""
 
     steps_per_epoch, tokens_per_step = 1e9, BATCH * LENGTH
 
@@ -84,7 +84,7 @@ def config_of(kind: str, optimizer: str, steps: int, more: dict[str, Any]) -> Ru
 
 
 class Failing(Hook):
-    """In step 3 one rank comes to harm."""
+    """Makes one rank fail in step 3."""
 
     def __init__(self, how: str, rank: int):
         self.how, self.rank = how, rank
@@ -101,7 +101,7 @@ class Failing(Hook):
 
 
 def run(config: RunConfig, ranks: Ranks, *hooks: Hook) -> tuple[Seen, dict[str, Tensor], float]:
-    """What was seen, the whole weights at the end, and how often gradients were sent in a step."""
+    """The recorded steps, the whole weights at the end, and how often gradients were sent in a step."""
     runtime = replace(make_runtime("cpu", "fp32"), ranks=ranks)
     placement = make_placement(config, ranks)
     model, view = placement.place(GPT(config.model, seed=1), runtime)
@@ -175,7 +175,7 @@ def launch(count: int, *argv: str, folder: Path | None = None, timeout: float = 
 
 
 def check_order(ranks: Ranks) -> None:
-    """`share` takes rank 0's; in `in_turn` rank 0 is done before another begins."""
+    """`share` returns rank 0's value; `in_turn` lets rank 0 finish before another begins."""
     assert ranks.share(lambda: ranks.rank) == 0
     mark = Path(os.environ["TORCHELASTIC_RUN_ID"] + ".mark")
 

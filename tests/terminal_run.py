@@ -25,7 +25,7 @@ class Screen:
     """What a terminal shows of a program's output, all lines from the first. It knows what rich and readline write.
 
     lines: a line is what the program ended with a line feed.
-    overflown: lines on which the terminal itself had to go on in the next row.
+    overflown: lines that did not fit, so the terminal continued them in the next row.
     """
 
     def __init__(self, columns: int = COLUMNS) -> None:
@@ -35,7 +35,7 @@ class Screen:
         self.overflown: list[str] = []
 
     def feed(self, text: str) -> "Screen":
-        """Take what a program wrote."""
+        """Add output of a program."""
         for found in TOKEN.finditer(text):
             if found[3] is not None:
                 self._put(found[3])
@@ -45,7 +45,7 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        """From the first line to the last that has something."""
+        """The lines up to the last one that is not empty."""
         lines = ["".join(row) for row in self.rows]
         while lines and not lines[-1].strip():
             lines.pop()
@@ -94,7 +94,9 @@ class Screen:
 
 
 def in_terminal(words: list[str], folder: Path, keys: Sequence[tuple[str, bytes]] = ()) -> tuple[int, Screen]:
-    """(exit code, screen) of `minigpt WORDS`, run in the folder; each of the keys is typed once its text has come."""
+    """(exit code, screen) of `minigpt WORDS`, run in the folder; each of the keys is typed after its text has
+    appeared.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}

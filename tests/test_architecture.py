@@ -88,7 +88,7 @@ CORE = (
     "weights/checkpoint.py training/loop.py training/step.py training/schedule.py training/optim.py training/muon.py "
     "training/objective.py generation/engine.py"
 ).split()
-"""What a reader must understand, which reads in one sitting."""
+"""The files that a reader must understand; they can be read in one sitting."""
 MAX_FILE, MAX_FUNCTION = 500, 60
 
 
@@ -206,9 +206,9 @@ def long_functions(root: Path) -> list[str]:
 
 
 def unsafe_loading(root: Path) -> list[str]:
-    """Pickle in any of its forms: a file that can run code has no place here.
+    """Pickle in any form, because such a file can run code.
 
-    Except torch.load(..., weights_only=True) in the one module that reads checkpoints of others.
+    Except torch.load(..., weights_only=True) in the one module that reads checkpoints of other programs.
     """
     modules = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     found = []
@@ -251,7 +251,7 @@ def swallowed_errors(root: Path) -> list[str]:
 
 
 def missing_core(root: Path) -> list[str]:
-    """Files of the core that are not there any more."""
+    """Files of the core that no longer exist."""
     return [f"{name}: named in CORE, but not there" for name in CORE if not (root / "minigpt" / name).is_file()]
 
 

@@ -33,7 +33,7 @@ def test_the_loader_takes_the_library_and_its_function_runs(name: str, answer: i
 @needs_elf
 @pytest.mark.parametrize("code", ["intel", "usual"])
 def test_products_are_right_with_either_code(code: str):
-    """In a process of its own: the choice is made before torch is imported."""
+    """Runs in a new process, since the choice is made before torch is imported."""
     words = "import os; from minigpt import before_torch; before_torch.prepare()" + PRODUCT
     here = {**os.environ, "MINIGPT_MKL": code, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", words], env=here, capture_output=True, text=True, check=True)

@@ -66,14 +66,14 @@ def pages() -> dict[str, str]:
 
 
 def blocks(path: Path, kind: str, marked: bool = False) -> Iterator[str]:
-    """The code of fenced blocks of a kind; those marked as not run are left out, or are all."""
+    """The code of fenced blocks of a kind: those that are not marked as not run, or, with `marked`, only those."""
     for found in BLOCK.finditer(path.read_text(encoding="utf-8")):
         if found["kind"] == kind and bool(found["why"]) == marked:
             yield found["code"]
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """Words of each command: of a pipeline its `minigpt` part, if it has one."""
+    """The words of each command; of a pipeline its `minigpt` part, if there is one."""
     for line in code.splitlines():
         parts = [shlex.split(part, comments=True) for part in re.split(r" \| ", line)]
         words = next((part for part in parts if "minigpt" in part[:1]), parts[0])
@@ -151,7 +151,7 @@ def test_commands_and_flags_in_the_docs_are_real():
 
 
 def unknown(words: list[str]) -> Iterator[str]:
-    """What a command line names that does not exist."""
+    """Names in a command line that do not exist."""
     command = words[0]
     if command not in COMMANDS:
         if command not in ("--help", "--version"):
@@ -262,7 +262,7 @@ def small(words: list[str]) -> list[str]:
 
 
 def run(words: list[str]) -> None:
-    """Run one command, with a text piped into it, or check what cannot be run from here."""
+    """Run one command, with a text as input, or check a command that cannot run here."""
     if words[0] == "torchrun":  # tests/runs/test_parallel_runs.py starts several
         words = words[words.index("-m") + 1 :]
     if words[0] == "make":
@@ -301,7 +301,7 @@ HOW_TO = ("own-data", "tokenizers", "resume", "generate", "evaluate", "finetune"
 def test_every_command_of_the_page_runs(page: str, here: Path):
     if page in ("README.md", "docs/cheat-sheet.md"):
         run(["minigpt", "demo"])  # README's first line, `make demo`
-    if page not in NEWCOMER:  # a how-to takes these for granted
+    if page not in NEWCOMER:  # a how-to page assumes these
         run(["minigpt", "train", "my.txt"])
         for name in ("small", "large"):
             shutil.copytree(here / "runs" / "my", here / "runs" / name)
@@ -319,7 +319,7 @@ def test_every_command_of_the_page_runs(page: str, here: Path):
 
 
 class Links(HTMLParser):
-    """What a page links to and loads, and the places that links may lead to."""
+    """The links of a page, the files that it loads, and the anchors that links may point to."""
 
     def __init__(self, page: str):
         super().__init__()

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def said_by(name: str, place: Path, *argv: str) -> str:
-    """What a script prints, run in a folder of its own."""
+    """The output of a script, run in its own folder."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *argv],
         cwd=place,

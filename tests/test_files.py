@@ -48,7 +48,7 @@ def test_a_line_of_another_form_is_named_by_its_number(tmp_path: Path, line: str
 
 
 def dead_work(path: Path) -> Path:
-    """The name that a process which has ended gave to its work on a path."""
+    """The name that a dead process gave to its temporary file for a path."""
     code = "import sys, minigpt.files, pathlib; print(minigpt.files.beside(pathlib.Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
@@ -122,7 +122,7 @@ def test_a_pipe_is_read_once_somebody_writes_to_it(tmp_path: Path, monkeypatch: 
     def write() -> None:
         time.sleep(0.05)
         with (tmp_path / "pipe").open("wb") as pipe:
-            time.sleep(0.4)  # longer than WAIT: a writer that is there may take its time
+            time.sleep(0.4)  # longer than WAIT: a living writer may be slow
             pipe.write(b"slow")
             pipe.flush()
             time.sleep(0.1)

@@ -16,7 +16,7 @@ QUIET = ["--train.sample-every", "0", "--logging.log-every", "2", "--train.eval-
 
 
 def forget_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no key, place or server of the person who runs the tests."""
+    """Remove keys, folders and servers of the person who runs the tests."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")):
             monkeypatch.delenv(name)
@@ -27,7 +27,7 @@ def forget_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str) -> Path:
-    """A run tracked by the tool, stopped at step 4 and gone on with to step 8; tracking.json is kept."""
+    """A run tracked by the tool, stopped at step 4 and continued to step 8; tracking.json is kept."""
     (folder / "cats.txt").write_text(text())
     argv = ["train", str(folder / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(folder / "runs")]
     argv += ["--logging.track", track]

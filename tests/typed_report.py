@@ -10,7 +10,7 @@ from minigpt.cli import main
 
 
 def check(kind: Any, value: Any, path: str = "report") -> None:
-    """The value is of the kind, to every depth: keys in order, rows of a list, values of a dict."""
+    """Check that the value has the given type at every depth: keys in order, rows of a list, values of a dict."""
     if is_typeddict(kind):
         assert list(value) == list(get_type_hints(kind)), path
         for name, inner in get_type_hints(kind).items():

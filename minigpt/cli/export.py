@@ -51,8 +51,8 @@ class Export:
     fp32."""
     json: bool = False
     """Print one JSON object: run, path, architecture (gpt2, qwen3 or llama; not page), precision, weights (how many),
-    bytes, difference (largest between the other tool's logits and ours, for gguf between the file's and the run's; null
-    where transformers, peft or node is not installed), same (gguf: share of the likeliest next tokens that are the
+    bytes, difference (largest between the other tool's logits and minigpt's, for gguf between the file's and the run's;
+    null if transformers, peft or node is not installed), same (gguf: share of the likeliest next tokens that are the
     run's)."""
 
 
@@ -84,7 +84,7 @@ def _huggingface(run: Any, path: str | None, precision: str) -> tuple[Any, str, 
     done = export_huggingface(run, path, precision)
     compared = "not compared: transformers is not installed"
     if done.difference is not None:
-        compared = f"transformers' logits are ours within {done.difference:.1g}, its ids are equal"
+        compared = f"transformers' logits equal minigpt's within {done.difference:.1g}, its ids are equal"
     return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
 
 
@@ -92,7 +92,7 @@ def _gguf(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     from minigpt.export import export_gguf
 
     done = export_gguf(run, path, precision)
-    compared = f"read back, the likeliest next token is the run's in {done.same:.1%} of places"
+    compared = f"read back; the likeliest next token equals the run's in {done.same:.1%} of places"
     return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
 
 
@@ -100,7 +100,7 @@ def _onnx(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     from minigpt.export import export_onnx
 
     done = export_onnx(run, path, precision)
-    compared = f"onnxruntime's logits are ours within {done.difference:.1g}, its greedy ids are equal"
+    compared = f"onnxruntime's logits equal minigpt's within {done.difference:.1g}, its greedy ids are equal"
     return done, f"{done.path}: {done.architecture}, {_size(done)}; {compared}", ""
 
 
@@ -110,7 +110,7 @@ def _page(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     done = export_page(run, path, precision)
     compared = "not checked: node is not installed"
     if done.difference is not None:
-        compared = f"its logits are ours within {done.difference:.1g}, its ids and texts are equal"
+        compared = f"its logits equal minigpt's within {done.difference:.1g}, its ids and texts are equal"
     return done, f"{done.path}: {_size(done)}; {compared}", f"open it in a browser: {done.path.resolve().as_uri()}"
 
 
@@ -120,7 +120,7 @@ def _peft(run: Any, path: str | None, precision: str) -> tuple[Any, str, str]:
     done = export_peft(run, path)
     compared = "not compared: peft or transformers is not installed"
     if done.difference is not None:
-        compared = f"peft's logits are ours within {done.difference:.1g}"
+        compared = f"peft's logits equal minigpt's within {done.difference:.1g}"
     return done, f"{done.path}: an adapter for {done.architecture}, {_size(done)}; {compared}", ""
 
 

@@ -54,13 +54,13 @@ def shown(raw: bytes) -> str:
 
 
 class Terminal:
-    """A program in a terminal of its own, to type to and to resize; `screen` is what it wrote, without escapes."""
+    """A program in its own terminal, to type to and to resize; `screen` is its output without escape codes."""
 
     def __init__(self, argv: list[str], folder: Path):
         self.master, slave = pty.openpty()
         self.resize(24, 80)
         modes = termios.tcgetattr(slave)
-        modes[3] |= termios.NOFLSH  # else Ctrl-C has the kernel throw away what was written and not yet read here
+        modes[3] |= termios.NOFLSH  # otherwise the kernel, at Ctrl-C, throws away output that was not read here yet
         termios.tcsetattr(slave, termios.TCSANOW, modes)
         env = os.environ | {"MINIGPT_CONFIG": str(folder), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -73,7 +73,7 @@ class Terminal:
 
     @property
     def screen(self) -> str:
-        """Since the last keys."""
+        """The output since the last keys."""
         return shown(self.raw[self.mark :])
 
     def type(self, keys: str) -> None:
@@ -82,7 +82,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def read(self, seconds: float) -> bool:
-        """Whether something came in time."""
+        """Read; returns whether something arrived in time."""
         if not select.select([self.master], [], [], seconds)[0]:
             return False
         try:
@@ -95,7 +95,7 @@ class Terminal:
         return bool(new)
 
     def expect(self, pattern: str, prompt: bool = False) -> str:
-        """Wait until the pattern shows since the last keys, and then the prompt; what the pattern matched."""
+        """Wait until the pattern appears after the last keys, and then the prompt; returns the match."""
         end = time.monotonic() + 60
         while True:
             found = re.search(pattern, self.screen, re.S)
@@ -104,7 +104,7 @@ class Terminal:
             assert time.monotonic() < end and (self.read(0.2) or self.process.poll() is None), (pattern, self.screen)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Which also sends SIGWINCH, as terminals do."""
+        """Resize the terminal, which also sends SIGWINCH."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def leave(self) -> int:
@@ -124,7 +124,7 @@ def test_a_person_chats_in_a_terminal(run: Path, tmp_path: Path, capsys) -> None
     terminal.type("the cat")
     terminal.type("\r")
     sizes = []
-    for size in (20, 200, 600):  # it is seen while it is written
+    for size in (20, 200, 600):  # the text is visible while it is written
         sizes.append(len(terminal.expect(f"cat.{{{size},}}")))
         assert "tokens/s" not in terminal.screen
     assert sizes == sorted(set(sizes))
@@ -180,7 +180,7 @@ def test_leaving_at_the_prompt_and_coming_back(key: str, tuned: Path, tmp_path: 
     (tmp_path / "chat_history").write_text("\n+from before\n")
     terminal = Terminal([str(tuned), "--device", "cpu", "--system", "so", "--session", str(kept)], tmp_path)
     terminal.expect("answers. /help.*3 messages so far.*the \\\\x1b.2J dog", prompt=True)
-    assert b"\x1b[2J dog" not in terminal.raw  # what a model wrote does not steer the terminal
+    assert b"\x1b[2J dog" not in terminal.raw  # the output of a model does not control the terminal
     terminal.type("\x1b[A")
     terminal.expect("from before")
     terminal.type("\x15/sys\t")

@@ -39,7 +39,7 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
 
 
 def heeds_signals() -> None:
-    """These tests may themselves run under nohup, or in the background."""
+    """Make signals work even if these tests run under nohup, or in the background."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -59,7 +59,7 @@ def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
 
 
 def assert_saved(run: Path) -> None:
-    """At its last step, unfinished, and nothing is left over."""
+    """The run is at its last step, unfinished, and nothing is left over."""
     last = (run / "checkpoints/last").read_text().strip()
     state = json.loads((run / "checkpoints" / last / "state.json").read_text())["train"]
     assert state["step"] > 0 and state["finished"] is False

@@ -164,7 +164,7 @@ def test_numbers_are_as_they_are_read_aloud() -> None:
 
 
 def test_no_number_is_a_boolean() -> None:
-    """Of every setting that is a number, and of the numbers in a mapping."""
+    """Checks every setting that is a number, and the numbers in a mapping."""
     for name, section in RunConfig.model_fields.items():
         for field, info in type(section.default).model_fields.items():
             if re.search(r"\b(int|float)\b", kind := str(info.annotation)):

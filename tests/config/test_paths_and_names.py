@@ -64,7 +64,7 @@ def metadata(info: FieldInfo) -> list[object]:
 
 
 def test_every_setting_that_is_a_path_is_declared_as_one() -> None:
-    """A setting whose name says path or folder, or that is in the list above, and no other, has the type."""
+    """Exactly the settings whose name says path or folder, or that are in the list above, have the type."""
     kinds = {id(kind.__metadata__[0]) for kind in (ConfigPath, OptionalPath)}
     declared = {
         f"{name}.{field}"

@@ -28,7 +28,7 @@ every_recipe = pytest.mark.parametrize("path", ALL.values(), ids=ALL)
 
 
 def header(path: Path) -> list[str]:
-    """The comment that a recipe opens with."""
+    """The comment at the start of a recipe."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
 
@@ -52,7 +52,9 @@ def parameters(path: Path) -> int:
 
 
 def redundant(fields: dict[str, dict[str, Any]]) -> list[str]:
-    """Values without which the resolved config is the same (one without which it is invalid is needed)."""
+    """Values that can be left out without changing the resolved config (a value is needed if the config is invalid
+    without it).
+    """
     whole = validate(fields)
     found = []
     for section, values in fields.items():
@@ -112,7 +114,7 @@ def test_the_size_in_its_name_is_the_size_of_its_model(name: str, millions: floa
     [("nanogpt-shakespeare-char", 64, 5000, 0.2), ("nanogpt-shakespeare-char-cpu", 12, 2000, 0.0)],
 )
 def test_the_nanogpt_recipes_have_nanogpts_settings(name: str, batch: int, steps: int, dropout: float):
-    """Of config/train_shakespeare_char.py, train.py and model.py, and of the README's flags for a CPU."""
+    """The settings of config/train_shakespeare_char.py, train.py and model.py, and of the README's flags for a CPU."""
     config = load_config(name)
     model, optimizer, schedule = config.model, config.optimizer, config.schedule
     assert (model.norm, model.norm_eps, model.position, model.activation) == ("layernorm", 1e-5, "learned", "gelu")

@@ -85,7 +85,7 @@ def test_order_and_borders_differ_from_epoch_to_epoch_and_with_the_seed() -> Non
 
     orders = [starts(seed, epoch) for seed in (0, 1) for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 8
-    assert len({min(order) for order in orders}) > 2  # the shift
+    assert len({min(order) for order in orders}) > 2  # the random shift works
     assert all(order != sorted(order) for order in orders)
 
 
@@ -143,7 +143,7 @@ def test_every_token_but_the_first_is_scored_once_with_its_true_past(
             place = int(targets[row, column]) - 1000
             past = inputs[row, : column + 1] - 1000
             assert past.tolist() == list(range(place - column - 1, place))
-            assert column + 1 >= min(seq_len - stride + 1, place)  # the context that was promised
+            assert column + 1 >= min(seq_len - stride + 1, place)  # at least the promised context
             scored.append(place)
     assert sorted(scored) == list(range(1, count))
 

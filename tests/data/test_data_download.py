@@ -21,7 +21,7 @@ SHA = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves BODY; `breaks` says after how many bytes each of the next answers stops."""
+    """Serves BODY; `breaks` says after how many bytes each of the next answers breaks off."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(BODY[start:end])
 
     def drip(self, piece: bytes, pause: float) -> None:
-        """The piece again and again, until the test is over or the other side has gone."""
+        """Send the piece again and again, until the test is over or the client has gone."""
         with contextlib.suppress(OSError):
             while not self.server.over.wait(pause):
                 self.wfile.write(piece)

@@ -89,7 +89,7 @@ def test_eos_follows_every_document_of_many(tmp_path: Path, bpe: BPETokenizer) -
     for split, file in prepared.splits.items():
         wanted = []
         for piece in open_corpus(config).pieces(split):
-            assert piece.ends  # of JSON lines each document is one piece
+            assert piece.ends  # each JSON document is one piece
             wanted += [*bpe.encode(piece.text), bpe.eos_id]
         assert file.tokens.tolist() == wanted
         assert (file.tokens == bpe.eos_id).sum() == prepared.meta["splits"][split]["documents"]

@@ -50,7 +50,7 @@ BAD = st.one_of(
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[Any]:
-    """Rows of one kind, now and then one that is none."""
+    """Rows of one kind, and sometimes a row that is none."""
     kind = draw(st.sampled_from(GOOD))
     found = draw(st.lists(kind, min_size=2, max_size=6))
     return [*found, draw(BAD)] if draw(st.integers(0, 3)) == 0 else found
@@ -58,7 +58,7 @@ def rows(draw: st.DrawFn) -> list[Any]:
 
 @st.composite
 def contents(draw: st.DrawFn) -> bytes:
-    """JSON of all forms, texts, deep nests and noise, at times cut, joined, or in another encoding."""
+    """JSON of all forms, texts, deep nests and noise, sometimes cut, joined, or in another encoding."""
     kind = draw(st.sampled_from(["lines", "lines", "list", "pretty", "text", "noise", "deep"]))
     if kind == "noise":
         return draw(st.binary(max_size=60))
@@ -79,13 +79,13 @@ def contents(draw: st.DrawFn) -> bytes:
 
 
 def as_data(path: Path) -> Any:
-    """How a training text is read, with a mark to split it at."""
+    """Read a training text, with a mark to split it at."""
     found = []
     for mark in ("", "<|endoftext|>"):
         corpus = open_corpus(DataConfig(source=str(path), split_at=mark))
         found.append([piece.text for piece in corpus.pieces()])
         assert all(found[-1])
-    return [text.encode() for texts in found for text in texts]  # no half of a pair is let through
+    return [text.encode() for texts in found for text in texts]  # raises if half of a surrogate pair got through
 
 
 def as_prompts(path: Path) -> Any:
@@ -97,7 +97,7 @@ def as_prompts(path: Path) -> Any:
 
 
 def as_records(path: Path) -> Any:
-    """How records are read and encoded."""
+    """Read and encode records."""
     if not holds_records(str(path), "utf-8", "text"):
         return None
     found = read_records(path, clean=("newlines", "nfc"))
@@ -106,12 +106,12 @@ def as_records(path: Path) -> Any:
 
 
 def as_template(path: Path) -> Any:
-    """How a chat template is read."""
+    """Read a chat template."""
     return read_template(path).jinja()
 
 
 def as_typed(path: Path) -> Any:
-    """The bytes as an argument of the command line."""
+    """Give the bytes as an argument of the command line."""
     return typed_prompt(os.fsdecode(path.read_bytes().replace(b"\0", b""))[1:] + "x").encode()
 
 

@@ -44,7 +44,7 @@ class Memory(nn.Module):
 
 
 class Bigram(Memory):
-    """Predicts from the last token alone, so that its loss is one sum over the text, whatever the windows."""
+    """Predicts from the last token only, so its loss is one sum over the text, for all windows."""
 
     def seen(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
@@ -164,7 +164,7 @@ def test_overlapping_windows_are_resampled_in_blocks_of_a_context():
 
 
 def test_the_interval_holds_the_figure_scaled_to_the_source_bytes():
-    result = figures(flat_score(100, 10), text_bytes=4000)  # twice what the tokens' own lengths say
+    result = figures(flat_score(100, 10), text_bytes=4000)  # twice the sum of the tokens' own lengths
     for key in ("loss", "bits_per_byte"):
         low, high = result["confidence_interval"][key]
         assert low < result[key] < high

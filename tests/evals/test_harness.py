@@ -32,7 +32,7 @@ def counted(doc, results):
     words, size = len(text.split()) + text.count("\\n"), len(text.encode())
     return {"word_perplexity": (nats, words), "byte_perplexity": (nats, size), "bits_per_byte": (nats, size)}
 """
-"""As `minigpt eval` counts words: what white space separates, and the ends of lines."""
+"""Counts words as `minigpt eval` does: pieces between white space, and the ends of lines."""
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_its_client_of_our_server_has_the_figures_of_eval(
     tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=300), [TEXT])
     path = save_run(tmp_path / "runs/my", tokenizer, SHAPES["modern"] | {"max_seq_len": 130, "init_std": 0.05}, {})
     exported = export_huggingface(run := load_run(path, "cpu"), tmp_path / "exported").path
-    text = TEXT * 200  # so long that its first token, which eval does not predict, counts little
+    text = TEXT * 200  # so long that its first token, which eval does not predict, does not matter
     (tmp_path / "all.txt").write_text(text)
     window = 128  # the harness reserves one position before a window, and one after it
     assert main(["eval", str(path), "--data", str(tmp_path / "all.txt"), "--context", str(window), "--json"]) == 0

@@ -40,7 +40,7 @@ FOREIGN = {"smollm": DIGITS, "qwen2": QWEN2}
 
 
 def sentencepiece() -> SentencePieceTokenizer:
-    """A small one of Llama's kind: the beginnings of the text's words."""
+    """A small tokenizer of Llama's kind, with the beginnings of the text's words."""
     text = f" {TEXT[:88]}"
     starts = {word[:end] for word in re.findall(r" [a-zA-Z]+", text) for end in range(2, len(word) + 1)} | {"  ", "on"}
     texts = ["", "", "", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(starts, key=len), *sorted(set(text))]
@@ -61,7 +61,7 @@ def make_run(
 
 
 def theirs(path: Path):
-    """(model, tokenizer) as any user of transformers loads them."""
+    """(model, tokenizer) as every user of transformers loads them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
@@ -104,7 +104,7 @@ def test_transformers_computes_and_writes_what_we_do(shape: str, kind: str, tmp_
 def test_what_was_exported_is_read_back_to_the_bit_and_exported_again(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "my", "untied", "bpe"), "cpu")
     back = load_run(export_huggingface(run, tmp_path / "out").path, "cpu")
-    rows = run.model.config.vocab_size  # those behind them only fill the matrix up
+    rows = run.model.config.vocab_size  # rows after these only pad the matrix
     for name, tensor in run.model.weights().items():
         cut = slice(rows) if name in ("embedding.weight", "head.weight") else slice(None)
         assert torch.equal(back.model.weights()[name][cut], tensor[cut]), name
@@ -164,7 +164,7 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert copy == capsys.readouterr().out
     assert main(["export", str(run), "--out", str(tmp_path / "deep/in/out")]) == 0
     line = capsys.readouterr().out
-    assert "qwen3, " in line and "transformers' logits are ours within" in line and line.count("\n") == 1
+    assert "qwen3, " in line and "transformers' logits equal minigpt's within" in line and line.count("\n") == 1
 
 
 def test_without_transformers_it_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -177,7 +177,7 @@ def test_without_transformers_it_says_so(tmp_path: Path, capsys, monkeypatch) ->
 def test_a_wrong_export_is_found_and_leaves_nothing(fault: str, tmp_path: Path, monkeypatch) -> None:
     run = load_run(make_run(tmp_path / "my", kind="bpe"), "cpu")
     if fault == "weights":
-        right = huggingface.config_to_hf  # transformers turns its heads by other angles than we do
+        right = huggingface.config_to_hf  # makes transformers rotate its heads by other angles than minigpt
         monkeypatch.setattr(
             huggingface, "config_to_hf", lambda *a: right(*a) | {"rope_parameters": None, "rope_theta": 1e6}
         )

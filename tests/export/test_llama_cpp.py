@@ -41,8 +41,8 @@ def ask(model: Path, texts: list[str] = (), prompts: list[list[int]] = (), count
 def learn_by_heart(run: LoadedRun, texts: list[list[int]]) -> None:
     """Train the run's model on these ids (each as long as the others), so that one token is always far ahead.
 
-    llama.cpp keeps keys and values in fp16: of two tokens that are nearly equal, as they are for random weights, it
-    may take the other one.
+    llama.cpp keeps keys and values in fp16: if two tokens are nearly equally likely, as with random weights, it may
+    choose the other one.
     """
     ids = torch.tensor(texts)
     optimizer = torch.optim.Adam(run.model.train().parameters(), 3e-3)

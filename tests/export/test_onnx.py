@@ -22,7 +22,7 @@ from minigpt.export.page.pack import rounded
 from minigpt.tokenizers import build
 
 onnx = pytest.importorskip("onnx")
-if importlib.util.find_spec("onnxruntime") is None:  # minigpt imports it, after it has switched its telemetry off
+if importlib.util.find_spec("onnxruntime") is None:  # minigpt imports it itself, after switching its telemetry off
     pytest.skip("onnxruntime is not installed", allow_module_level=True)
 onnx_graph = importlib.import_module("minigpt.export.onnx_graph")
 CASES = [("gpt2", "byte", "fp32"), ("modern", "char", "int8"), ("untied", "bpe", "fp16"), ("llama", "bpe", "fp32"),
@@ -141,7 +141,7 @@ def test_the_command(tmp_path: Path, capsys) -> None:
         main(["export", str(folder), "--to", "onnx", "--out", str(tmp_path / "deep/out"), "--precision", "int8"]) == 0
     )
     line = capsys.readouterr().out
-    assert "out: gpt2, " in line and "onnxruntime's logits are ours within" in line and line.count("\n") == 1
+    assert "out: gpt2, " in line and "onnxruntime's logits equal minigpt's within" in line and line.count("\n") == 1
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -168,7 +168,7 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, capsys, monke
 
 def test_a_wrong_graph_is_found_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     run = load_run(make_run(tmp_path / "my"), "cpu")
-    monkeypatch.setattr(onnx_graph, "HIDDEN", 0.0)  # now a query sees what comes after it
+    monkeypatch.setattr(onnx_graph, "HIDDEN", 0.0)  # now a query sees later tokens
     with pytest.raises(MiniGPTError, match=r"onnxruntime(.s logits differ from| writes other tokens than)"):
         export_onnx(run)
     assert [path.name for path in tmp_path.iterdir()] == ["my"]

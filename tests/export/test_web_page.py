@@ -38,7 +38,7 @@ HOSTILE = [
 
 
 def page_of(run: Path, precision: str = "fp32") -> tuple[Path, GPT, Tokenizer]:
-    """The page, and the model with its weights, which computes what it must."""
+    """The page, and the model with the page's weights, whose results the page must equal."""
     loaded = load_run(run, "cpu")
     done = export_page(loaded, precision=precision)
     assert done.difference is not None and done.difference < 1e-4
@@ -46,7 +46,7 @@ def page_of(run: Path, precision: str = "fp32") -> tuple[Path, GPT, Tokenizer]:
 
 
 def written(model: GPT, tokenizer: Tokenizer, ids: list[int], **settings: Any) -> dict[str, Any]:
-    """What generation writes on from ids, in the words of check.js."""
+    """The text that generation continues from ids, in the form of check.js."""
     config = validate({"generation": settings}).generation
     completion = Writing(model, tokenizer, [ids], config).finish()[0][0]
     return {"text": completion.text, "reason": completion.reason}

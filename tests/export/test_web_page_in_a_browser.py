@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page that is ready; at the end nothing may have gone wrong, and nothing but the file been asked for."""
+    """Open a page; at the end check that there was no error and no request except for the file."""
 
     def __init__(self, browser: Any, file: Path, **look: Any):
         look = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | look

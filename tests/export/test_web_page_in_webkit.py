@@ -46,7 +46,7 @@ document.querySelector("#write").click();
 
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Callable[[Path], Run]]:
-    """Opens a file, and gives what runs scripts in it."""
+    """Open a file, and return a function that runs scripts in it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     look = {"WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1", "WEBKIT_DISABLE_COMPOSITING_MODE": "1"}  # for root

@@ -48,7 +48,7 @@ def greedy_beams(**settings: Any) -> GenerationConfig:
 
 
 def transformers_search(other: Any, prompts: list[list[int]], config: GenerationConfig, eos: int | None) -> list:
-    """[(ids without eos, score, ended), ...] of each prompt; those of one length go together, so none is padded."""
+    """[(ids without eos, score, ended), ...] of each prompt; prompts of one length go together, so none is padded."""
     found: dict[int, list] = {}
     for length in {len(prompt) for prompt in prompts}:
         places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
@@ -114,7 +114,7 @@ def test_without_eos_ids_equal_transformers() -> None:
 
 
 def slow_search(gpt: GPT, prompt: list[int], config: GenerationConfig, eos: int | None) -> list[Hypothesis]:
-    """Diverse beam search of one prompt by the book: no cache, no batch, every continuation scored and sorted."""
+    """Diverse beam search of one prompt as in the paper: no cache, no batch, every continuation scored and sorted."""
     size, power = config.num_beams // config.num_beam_groups, config.length_penalty
     limit = gpt.config.max_seq_len
     growing = [[(0.0, 0.0, [])] for _ in range(config.num_beam_groups)]  # (worth, logprob, ids) by group
@@ -125,7 +125,7 @@ def slow_search(gpt: GPT, prompt: list[int], config: GenerationConfig, eos: int 
             every = []
             for worth, total, ids in beams:
                 row = prompt + ids
-                while len(row) > limit:  # the engine's windows: the older half goes when it is full
+                while len(row) > limit:  # as in the engine: when the window is full, its older half is dropped
                     row = row[limit // 2 :]
                 for token, gain in enumerate(gpt(torch.tensor([row]))[0, -1].log_softmax(-1).tolist()):
                     cost = config.diversity_penalty * taken[token]

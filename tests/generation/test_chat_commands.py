@@ -18,7 +18,7 @@ def commands(chat: Session) -> Commands:
 
 
 def type_(chat: Commands, *lines: str) -> str:
-    """What the last of the lines showed or wrote."""
+    """The output of the last line."""
     shown = ""
     for line in lines:
         reply = chat.take(line)

@@ -236,7 +236,7 @@ def test_a_library_that_another_could_have_written_is_never_loaded(
         hashes.write_text("[]")
     else:
         plant(folder, marker)
-    if way not in ("bytes", "no hash"):  # whoever did it changed the hash too
+    if way not in ("bytes", "no hash"):  # whoever changed the file changed the hash too
         hashes.write_text(json.dumps({library.stem: hashlib.sha256(library.read_bytes()).hexdigest()}))
     target = folder if way.startswith("folder") else library
     if way.endswith("mode"):

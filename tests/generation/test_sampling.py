@@ -28,7 +28,7 @@ def logits_of(seed: int, rows: int = 4) -> Tensor:
 
 
 def history_of(seed: int, length: int, rows: int = 4, kinds: int = 10) -> Tensor:
-    """[rows, length] of few kinds of tokens, so that runs recur."""
+    """[rows, length] with few kinds of tokens, so that sequences repeat."""
     return torch.randint(kinds, (rows, length), generator=torch.Generator().manual_seed(seed + 1))
 
 
@@ -165,7 +165,7 @@ def gpt2() -> tuple[GPT, transformers.GPT2LMHeadModel]:
 
 
 def their_chain() -> transformers.LogitsProcessorList:
-    """ALL_ON and RULES as transformers' own `generate` would build them, with our two penalties put in as a loop."""
+    """ALL_ON and RULES as transformers' own `generate` would build them, with our two penalties added as a loop."""
 
     class Penalties(transformers.LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

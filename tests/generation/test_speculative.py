@@ -56,7 +56,9 @@ def flat(passes: list[list[int]]) -> list[int]:
 
 
 class Table:
-    """A model of which the last two tokens say all, [V, V, V] logits; like GPT it sees but what is new or cached."""
+    """A model that depends only on the last two tokens, [V, V, V] logits; like GPT it sees only new or cached
+    tokens.
+    """
 
     def __init__(self, table: Tensor, limit: int = 32):
         self.table, self.config = table, SimpleNamespace(vocab_size=V, max_seq_len=limit)
@@ -103,7 +105,7 @@ def exact_pairs(logits_after, config: GenerationConfig) -> dict[tuple[int, int],
 
 
 def law_pvalue(gpt, drafter, expected: dict[tuple[int, int], float], config: GenerationConfig, draws: int) -> float:
-    """Of the hypothesis that speculating draws first two tokens with these probabilities."""
+    """The p-value of the hypothesis that speculative decoding draws first two tokens with these probabilities."""
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(draws):
         ids: list[int] = []
@@ -115,7 +117,7 @@ def law_pvalue(gpt, drafter, expected: dict[tuple[int, int], float], config: Gen
     assert counts.keys() <= expected.keys(), "a pair that plain sampling never draws"
     ordered = sorted(expected, key=lambda pair: expected[pair])
     cells: list[list[float]] = [[0.0, 0.0]]
-    for pair in ordered:  # rare ones together, until five are expected
+    for pair in ordered:  # rare pairs are counted together, until five are expected
         if cells[-1][1] >= 5:
             cells.append([0.0, 0.0])
         cells[-1] = [cells[-1][0] + counts[pair], cells[-1][1] + expected[pair] * draws]
@@ -149,7 +151,7 @@ def test_greedy_is_plain_generation_token_for_token_across_the_limit(drafter, fi
     assert flat(passes) == plain(gpt, prompt, config)
     print(f"{drafter}: {len(passes)} passes for 60 tokens")
     if drafter != "small":
-        assert len(passes) < 60  # some guesses stood
+        assert len(passes) < 60  # some guesses were accepted
 
 
 def test_greedy_is_plain_generation_under_penalties_and_bans() -> None:
@@ -191,7 +193,7 @@ def always(chances: Tensor, drafted: Tensor, guess: int, generator: torch.Genera
 
 
 def from_all_that_is_left(chances: Tensor, drafted: Tensor, guess: int, generator: torch.Generator) -> int:
-    """Replaces a guess by a draw from p, not p - q: guessed tokens come too often."""
+    """A wrong rule: replaces a guess by a draw from p, not p - q, so guessed tokens come too often."""
     if torch.rand((), generator=generator) * drafted[guess] < chances[guess]:
         return guess
     return int(draw(chances, generator))
@@ -208,7 +210,7 @@ def test_a_wrong_rule_fails_the_test_of_the_law(rule, monkeypatch: pytest.Monkey
     monkeypatch.setattr(speculative, "judge", rule)
     try:
         pvalue = table_pvalue("bad", BOLD, 500)
-    except AssertionError as error:  # it wrote what plain sampling never writes
+    except AssertionError as error:  # it wrote a token that plain sampling never writes
         assert "never draws" in str(error)
         pvalue = 0.0
     print(f"{rule.__name__}: p = {pvalue:.1e}")
@@ -286,7 +288,7 @@ def test_a_drafter_serves_several_texts_in_turn() -> None:
 
 
 def test_a_rejected_guess_may_write_nothing_but_the_text_goes_on() -> None:
-    """Nothing may follow 5, which the drafters guess and the model would never write."""
+    """Nothing may follow 5; the drafters guess it, but the model would never write it."""
 
     class Fives:
         vocab_size = None
@@ -308,8 +310,8 @@ def test_a_rejected_guess_may_write_nothing_but_the_text_goes_on() -> None:
     ("tokens", "guesses"),
     [
         ([1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]),
-        ([7, 8, 7, 8], [7, 8, 7, 8]),  # runs on into its own guesses
-        ([1, 2, 9, 3, 2, 5, 1, 2], [9, 3, 2, 5]),  # two tokens tell more than the later one
+        ([7, 8, 7, 8], [7, 8, 7, 8]),  # continues into its own guesses
+        ([1, 2, 9, 3, 2, 5, 1, 2], [9, 3, 2, 5]),  # two matching tokens count more than a later single one
         ([2, 9, 4, 2, 5, 4, 2], [5, 4, 2, 5]),  # the latest of two
         ([1, 2, 3, 6, 0, 1, 2, 3, 7, 0, 2, 3], [7, 0, 2, 3]),
         ([1, 2, 3], []),

@@ -17,7 +17,7 @@ from minigpt.machine.doctor import Check, all_probes, examine, kernels, machine
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """What `minigpt doctor --json` prints here; torch.compile, half of its time, is left to the slow test."""
+    """The output of `minigpt doctor --json` here; torch.compile, half of its time, is left to the slow test."""
     code = (
         "import sys, minigpt.machine.doctor as doctor\n"
         "from minigpt.cli.doctor import main\n"

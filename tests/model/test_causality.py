@@ -33,7 +33,7 @@ def loud(model: GPT) -> GPT:
 
 
 def prefix_losses(model: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats of each target [T], each from a pass over the tokens before it and nothing else."""
+    """Loss in nats of each target [T], each from a pass over only the tokens before it."""
     nats = []
     for end in range(1, len(inputs) + 1):
         logits = model(inputs[None, :end])[0, -1]

@@ -14,7 +14,7 @@ PLACES = ("word", "input", "qkv", "attention", "hidden", "block", "output")
 
 
 def logits(seed: int = 5, attention: str = "sdpa", **settings: Any) -> torch.Tensor:
-    """Of one pass in training."""
+    """The logits of one pass in training."""
     model = GPT(ModelConfig(**SMALL, attention=attention, **settings), seed=1).train()
     torch.manual_seed(seed)
     return model(TOKENS).detach()

@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def make(attention: str, dtype: torch.dtype = torch.float32, **fields: object) -> GPT:
-    """Every parameter is random, so that a misplaced one shows."""
+    """A model whose every parameter is random, so that a misplaced one shows."""
     model = GPT(SHAPE.model_copy(update={"attention": attention, **fields}), seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
@@ -85,7 +85,7 @@ def test_equal_runs_give_equal_bits() -> None:
 
 def test_what_is_dropped_in_attention_is_a_share_and_its_gradient_right() -> None:
     x, shape = qkv(), fused.Shape(2, 1, 16)
-    x[..., 32:48] = 0  # all keys alike: every query weighs what it sees evenly
+    x[..., 32:48] = 0  # all keys are equal: every query gives equal weights
     x[..., 48:] = 1
     torch.manual_seed(0)
     kept = fused.attend(x, shape, dropout=0.25)

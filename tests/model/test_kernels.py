@@ -88,7 +88,7 @@ def test_a_head_that_is_not_a_plain_linear_layer_is_read_whole() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_hashed_dropout_compiles_where_strides_overflow() -> None:
-    """Of 512 x 2^32 / golden ratio triton says that it is no int32."""
+    """triton says that 512 x 2^32 / golden ratio is not an int32."""
     shape = ModelConfig(vocab_size=65, embed_dim=512, num_heads=8, num_layers=1, max_seq_len=64, dropout=0.3)
     model = GPT(shape).cuda().train()
     x = torch.ones(4, 64, 512, device="cuda", requires_grad=True)
@@ -161,7 +161,7 @@ def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks:
 def test_a_kernel_fast_by_chance_is_timed_again_beside_the_compiled(clocks: Clocks) -> None:
     clocks["sdpa"] = 0.009
     assert pick(clocks, 100) == ("sdpa", False)
-    clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # what it takes when all take their turns
+    clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # their times when all are timed in turn
     assert pick(clocks, 10_000) == ("reference", False)
 
 

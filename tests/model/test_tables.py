@@ -42,9 +42,9 @@ def _new_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(norm: str, activation: str, **fields: object) -> GPT:
-    """Every parameter is random, norms and biases too, so that a misplaced one shows."""
+    """A model whose every parameter is random, norms and biases too, so that a misplaced one shows."""
     shape = ModelConfig(vocab_size=60, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=16, bias=True, init_std=0.3)
-    config = shape.model_copy(update={"norm": norm, "activation": activation, **fields})  # no check of the names
+    config = shape.model_copy(update={"norm": norm, "activation": activation, **fields})  # without checking the names
     model, generator = GPT(config, seed=1).eval(), torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)

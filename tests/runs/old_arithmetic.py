@@ -39,7 +39,7 @@ def last(run: Path) -> Path:
 
 
 def state_of(step: Path) -> dict[str, object]:
-    """The account of the training in state.json, without times."""
+    """The training's record in state.json, without times."""
     train = json.loads((step / "state.json").read_text())["train"]
     return {key: value for key, value in train.items() if key != "seconds"}
 
@@ -47,8 +47,8 @@ def state_of(step: Path) -> dict[str, object]:
 def arithmetic() -> dict[str, str]:
     """What decides the rounding of a training step here: torch, its CPU kernels, and the bits they give.
 
-    The steps below use the operations and shapes of the runs in old_runs, and no code of minigpt. So a machine with
-    another arithmetic is told from a minigpt that computes something else.
+    The steps below use the operations and shapes of the runs in old_runs, but no code of minigpt. So a machine with
+    another arithmetic does not look like a minigpt that computes something else.
     """
     generator = torch.Generator().manual_seed(5)
 
@@ -89,7 +89,7 @@ def arithmetic() -> dict[str, str]:
 
 
 def main(runs: Path, out: Path) -> None:
-    """Keep the bits of each run's end, and its weights for machines with another arithmetic."""
+    """Save the bits of each run's end, and its weights for machines with another arithmetic."""
     ends = {}
     for run in sorted(path for path in runs.iterdir() if path.is_dir()):
         step = last(run)

@@ -104,12 +104,13 @@ def test_repeated_text_is_worth_less_and_no_more_than_so_many_passes(kind, size,
     assert once == unique
     assert unique <= often <= passes * unique * (1 + 1e-12)
     assert often <= law.worth(book, size, passes * more * unique) <= law.worth(book, size, 1e15)
-    if law.enough(book, size) != 3 * unique:  # not so large that it may read the text three times only
+    if law.enough(book, size) != 3 * unique:  # not so large that it may read the text only three times
         enough = law.worth(book, size, law.enough(book, size)) - unique
         assert enough == pytest.approx(0.98 * (law.worth(book, size, 1e15) - unique), rel=5e-3, abs=1)
     else:
         assert size > 2 * unique
-    assert law.worth(book, size * more, passes * unique) <= often * (1 + 1e-12)  # more weights: sooner by heart
+    # with more weights a model knows the text by heart sooner
+    assert law.worth(book, size * more, passes * unique) <= often * (1 + 1e-12)
 
 
 def test_the_loss_is_of_a_token_so_longer_tokens_carry_more():
@@ -125,7 +126,7 @@ STEPS = ((2, 2e8, 6.5e4), (2, 1e9, 5e5), (4, 2e9, 2.6e5), (4, 1.4e10, 2e6), (6, 
 def test_the_prices_of_steps_are_found(prices: tuple[float, float, float]):
     speed = fit_speed([(of, sum(map(math.prod, zip(of, prices, strict=True)))) for of in STEPS])
     found = (speed.per_layer, speed.per_flop, speed.per_element)
-    for of in STEPS:  # a price that hardly counts is not known, nor need it be
+    for of in STEPS:  # a price that hardly counts is not known, and need not be
         right, made = (sum(map(math.prod, zip(of, some, strict=True))) for some in (prices, found))
         assert made == pytest.approx(right, rel=1e-4)
 
@@ -279,7 +280,7 @@ def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: 
 
 @pytest.mark.slow
 def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.CaptureFixture[str]):
-    """And a length, a recipe, or --tiny-run makes the run as long as it says."""
+    """A length, a recipe, or --tiny-run makes the run as long as they say."""
     assert main(["train", "cats.txt", "--dry-run", "--json", *QUIET]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["asked"]["budget"] == "5m"

@@ -21,7 +21,7 @@ ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64, "vocab_size":
 
 
 class NanoGPT(nn.Module):
-    """What nanoGPT's model.py computes, by its own names."""
+    """The same computation as nanoGPT's model.py, with its names."""
 
     def __init__(self, args: dict, bias: bool):
         super().__init__()

@@ -19,7 +19,7 @@ from minigpt.runs.train import keep_evaluations
 OLD = Path(__file__).parent / "old_runs"
 RUNS = ("cats", "pets")
 RATES = ["--optimizer.learning-rate", "0.02", "--optimizer.adamw-ratio", "0.5"]
-"""Those of cats.yaml, which is of the time when learning_rate was AdamW's alone and Muon's 0.02."""
+"""The rates of cats.yaml, which is from the time when learning_rate was AdamW's alone and Muon's was 0.02."""
 KEPT = json.loads((OLD / "ends.json").read_text())
 
 
@@ -80,7 +80,7 @@ def test_an_old_run_resumes_to_the_old_end_but_for_rounding(ended: Path, run: st
 
 @pytest.mark.parametrize("more", [[], ["--resume"], ["--optimizer.learning-rate", "0.005"]])
 def test_an_old_rate_is_never_taken_for_muons(old: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
-    """Its own config.yaml says what the run meant; the recipe's learning_rate alone would mean another rate today."""
+    """Its own config.yaml says which rates the run has; the recipe's learning_rate alone means another rate today."""
     fails(capsys, ["train", "cats.yaml", *more], "runs/cats began when learning_rate was adamw's alone", *RATES)
     assert load_config("runs/cats/config.yaml").optimizer.learning_rate == 0.02
     assert load_config("runs/cats/config.yaml").optimizer.adamw_ratio == 0.5
@@ -102,7 +102,7 @@ def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) 
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_is_evaluated_as_before(old: Path, capsys: pytest.CaptureFixture[str], run: str) -> None:
     kept = json.loads((OLD / f"{run}-eval.json").read_text())
-    del kept["floors"]["xz"]  # the length of an archive is the compressor's
+    del kept["floors"]["xz"]  # the length of an archive depends on the compressor
     found = printed(capsys, "eval", f"runs/{run}", "--data", "cats.txt")
     for name, value in kept.items():
         nested = isinstance(value, dict)

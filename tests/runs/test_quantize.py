@@ -334,7 +334,7 @@ def test_a_hugging_face_directory_is_quantised_too(trained: Path, tmp_path: Path
 
 
 def test_fine_weights_are_the_ones_that_were_averaged(trained: Path, tmp_path: Path) -> None:
-    """Where a run keeps an average of its weights, that is what is packed."""
+    """If a run keeps an average of its weights, the average is packed."""
     saved = checkpoint.load(trained)
     average = {name: 2 * tensor for name, tensor in saved.weights.items()}
     target = checkpoint.save(tmp_path / "run/checkpoints/step-00000040", {**saved.tensors, "ema": average}, saved.state)

@@ -146,7 +146,7 @@ def test_show_has_what_is_on_the_disk(runs: Path, tmp_path: Path, capsys) -> Non
 
 
 def test_a_damaged_run_is_listed_and_shown(runs: Path, tmp_path: Path, capsys) -> None:
-    """Cut at every place that is read differently: no header's length, half a header, half the numbers."""
+    """A file is cut at every place that is read differently: no header's length, half a header, half the numbers."""
     shutil.copytree(runs / "a-1", tmp_path / "bad")
     step = tmp_path / "bad/checkpoints/step-00000004"
     for name, size in (("model", -9), ("model", 40), ("model", 3), ("state", 9)):
@@ -206,7 +206,8 @@ def test_a_run_that_may_not_be_read_is_named(runs: Path, tmp_path: Path) -> None
     tmp_path.chmod(0o755)
     code = (
         "import io, os, sys; from contextlib import redirect_stdout; from minigpt.cli import main\n"
-        "with redirect_stdout(io.StringIO()): main(sys.argv[1:])\n"  # all is imported before the rights are given up
+        # everything is imported before the permissions are dropped
+        "with redirect_stdout(io.StringIO()): main(sys.argv[1:])\n"
         "os.geteuid() or os.setuid(65534)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -301,7 +302,7 @@ def test_compare_warns_where_figures_do_not_compare(runs: Path, capsys) -> None:
     assert "2 texts" in caution and "neither" in caution
 
 
-@pytest.mark.slow  # a process of its own each
+@pytest.mark.slow  # starts a new process each time
 @pytest.mark.parametrize("flags", [(), ("--flags",)], ids=["by its config", "by flags"])
 def test_the_receipt_repeats_the_run_bit_for_bit_in_a_shell(runs: Path, flags, capsys) -> None:
     assert main(["runs", "receipt", str(runs / "a-1"), *flags]) == 0

@@ -41,7 +41,7 @@ FLAGS = (
 
 
 def attempt(folder: Path, name: str, log: Path) -> None:
-    """What one process does: the same command every time."""
+    """Run the command, the same one every time."""
     from minigpt.cli import main
     from minigpt.training.hooks import metrics
 
@@ -59,7 +59,7 @@ def logged(run: Path) -> int:
 
 
 def stamp(file: Path) -> int:
-    """When it was written: an attempt first drops the lines past its checkpoint."""
+    """When the file was written: an attempt first drops the lines after its checkpoint."""
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
@@ -92,7 +92,7 @@ def small_disk(folder: Path) -> Iterator[str]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all that is free on the disk."""
+    """Fill the rest of the disk."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -120,7 +120,7 @@ def flip(chance: random.Random, run: Path) -> bool:
 
 
 def disturb(kind: str, process: ForkServerProcess, run: Path, log: Path) -> None:
-    """Do it, and see that the process ends as it should."""
+    """Disturb the process, and check that it ends as it should."""
     filler = fill(run.parent) if kind == "full disk" else None
     if not filler:
         os.kill(process.pid or 0, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
@@ -131,7 +131,7 @@ def disturb(kind: str, process: ForkServerProcess, run: Path, log: Path) -> None
         assert process.exitcode == 2 and text.count("minigpt: ") == 1, text
         assert "the disk is full" in text or "No space left" in text, text
     elif kind == "SIGTERM":
-        assert process.exitcode in (143, -signal.SIGTERM), text  # the latter while starting
+        assert process.exitcode in (143, -signal.SIGTERM), text  # the second one while it starts
     else:
         assert process.exitcode == -signal.SIGKILL, text
     assert "Traceback" not in text, text

@@ -153,7 +153,7 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> Non
 
 
 def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> None:
-    """`minigpt train TEXT` would make a plan of its own for each."""
+    """`minigpt train TEXT` would make a separate plan for each."""
     (tmp_path / "cats.txt").write_text(text())
     argv = ["sweep", str(tmp_path / "cats.txt"), "--train.seed", "1,2", "--dry-run", "--json"]
     for more, length in (([], "--train.max-steps=2000"), (["--train.max-epochs", "2"], "--train.max-epochs=2"),
@@ -236,7 +236,7 @@ def test_another_grid_or_setting_is_another_sweep(stand_in: Path, tmp_path: Path
 def test_devices_run_at_once_each_showing_its_own(stand_in: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sweeps, "check_devices", lambda devices: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    monkeypatch.setenv("TOGETHER", "3")  # each waits for three to have begun
+    monkeypatch.setenv("TOGETHER", "3")  # each waits until three have started
     assert main(command(tmp_path, "--devices", "cuda:0,cuda:1,cpu")) == 0
     told = calls(stand_in)
     assert sorted(call[1] for call in told[:3]) == ["", "5", "7"]
@@ -250,7 +250,7 @@ def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_i
     def interrupt() -> None:
         while not list(tmp_path.glob("runs/*/*/config.yaml")):
             time.sleep(0.01)
-        time.sleep(0.2)  # the stand-in takes its signals after it wrote that
+        time.sleep(0.2)  # the stand-in handles signals only after it wrote that
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)

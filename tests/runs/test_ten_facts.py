@@ -93,7 +93,7 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def turned(x: Tensor, theta: float) -> Tensor:
-    """Rotary positions: numbers i and i + D/2 of a head are a point, turned by position x theta^(-2i/D)."""
+    """Rotary positions: numbers i and i + D/2 of a head are a point, rotated by position x theta^(-2i/D)."""
     half = x.shape[-1] // 2
     angles = torch.arange(x.shape[0])[:, None] * theta ** (-2 * torch.arange(half) / x.shape[-1])
     point = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
@@ -101,7 +101,7 @@ def turned(x: Tensor, theta: float) -> Tensor:
 
 
 def nats_of(window: list[int], weights: dict[str, Tensor], shape: dict[str, Any]) -> float:
-    """-ln p of all tokens of the window but the first."""
+    """-ln p of all tokens of the window except the first."""
     size, eps = shape["embed_dim"] // shape["num_heads"], shape["norm_eps"]
     x = weights["embedding.weight"][torch.tensor(window[:-1])]
     hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
@@ -130,7 +130,7 @@ def ids_of(part: str, run: Path) -> list[int]:
 
 
 def facts_of(run: Path) -> dict[str, float]:
-    """By the names of `minigpt eval --json`; and parameters."""
+    """The figures by the names of `minigpt eval --json`, and parameters."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     whole, share = Path(config["data"]["source"]).read_text(), 1 - config["data"]["val_fraction"]
     train, val = whole[: int(share * len(whole))], whole[int(share * len(whole)) :]
@@ -199,7 +199,9 @@ def test_ten_facts_of_training_are_those_of_its_files(
 
 
 def test_bits_per_weight_of_a_packed_run_are_those_of_its_file(runs: Path) -> None:
-    """In the block's matrices 4 bits, and 16 for the scale of 32 numbers; elsewhere 8, and 16 for that of a row."""
+    """The block's matrices have 4 bits, and 16 for the scale of 32 numbers; others have 8, and 16 for the scale of a
+    row.
+    """
     file = load_file(newest(runs / "int4") / "model.safetensors")
     shape = yaml.safe_load((runs / "int4/config.yaml").read_text())["model"]
     width, hidden = shape["embed_dim"], shape["ff_dim"]

@@ -17,7 +17,7 @@ FLAGS = (
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[str]:
-    """A training of its own name, on the cache of all."""
+    """A training with its own name, on the shared cache."""
     argv = [sys.executable, "-m", "minigpt", "train", *FLAGS, "--name", name]
     environment = {**os.environ, "MINIGPT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -50,7 +50,7 @@ SHAPES = {
 
 
 def allocated(shape: ModelConfig, batch: int, micro: int, runtime: Runtime, kind: str) -> int:
-    """The most bytes that torch's allocator held in two steps, by torch's profiler."""
+    """The most bytes that torch's allocator held during two steps, by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         model = GPT(shape)
         optimizer = make_optimizer(model, OptimizerConfig(kind=kind), runtime.precision)
@@ -93,7 +93,7 @@ def test_muon_an_average_masters_ranks_and_checkpointing_are_counted() -> None:
 
 
 def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
-    """A root with 8 GB, of which 6 are free, and files of control groups."""
+    """A root with 8 GB, 6 of them free, and files of control groups."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text("MemTotal:  8000000 kB\nMemFree: 1 kB\nMemAvailable:  6000000 kB\n")
     (root / "proc/self/cgroup").write_text(groups)
@@ -157,7 +157,9 @@ class Counting:
 
 
 class Cramped(GPT):
-    """Runs out of memory above `room` rows, everywhere or in evaluation only, in the words of torch's allocators."""
+    """Runs out of memory above `room` rows, everywhere or in evaluation only, with the messages of torch's
+    allocators.
+    """
 
     room, only_evaluating = 8, False
 
@@ -369,6 +371,6 @@ def test_under_a_real_memory_limit_the_run_finishes_with_the_same_batch() -> Non
 
 @pytest.mark.slow
 def test_the_estimate_is_what_the_process_grows_by() -> None:
-    seen = limited(room=0, micro=0, MALLOC_MMAP_THRESHOLD_="65536")  # glibc then keeps nothing that is freed
+    seen = limited(room=0, micro=0, MALLOC_MMAP_THRESHOLD_="65536")  # glibc then keeps no freed memory
     print(f"{seen['said'] / 1e6:.0f} MB said, {seen['grown'] / 1e6:.0f} MB grown")
     assert 0.9 * seen["grown"] < seen["said"] < 1.12 * seen["grown"]

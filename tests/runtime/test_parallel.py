@@ -91,7 +91,7 @@ def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
 def test_a_sharded_model_is_evaluated_without_dropout() -> None:
     model = GPT(ModelConfig.model_validate(MODEL | {"dropout": 0.5}), seed=1)
     view = with_blocks(model, Recomputed)
-    view.reshard = lambda: None  # all that FSDP adds to what is called here
+    view.reshard = lambda: None  # all that FSDP adds to the methods called here
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     learner = Sharded(model, view)
     with torch.no_grad(), evaluating(model):
@@ -116,7 +116,7 @@ def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> tuple[str, int]:
-    """The environment that torchrun gives; the address of the store to be."""
+    """Set the environment that torchrun gives; returns the address of the store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -171,7 +171,7 @@ def test_a_meeting_point_where_nobody_is_is_named(rank: int, monkeypatch: pytest
 def test_a_host_that_answers_the_store_but_not_the_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = as_rank(monkeypatch, 0, 2)
 
-    def other() -> None:  # it comes as far as the store
+    def other() -> None:  # this rank reaches only the store
         store = dist.TCPStore(host, port, 2, is_master=False, timeout=timedelta(seconds=20))
         store.set("minigpt/host/1", "far-away")
 

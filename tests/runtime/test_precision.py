@@ -57,7 +57,7 @@ def test_what_works_passes_the_self_test_with_room(precision: str, attention: st
 
 
 def broken_in_bf16(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
-    """A kernel that forgets a tenth of its answer in bf16."""
+    """A kernel that loses a tenth of its result in bf16."""
     out = parts.reference.attention(query, key, value)
     return out * 0.9 if query.dtype == torch.bfloat16 else out
 

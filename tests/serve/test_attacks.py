@@ -62,7 +62,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/why": {"model": "base", "text": "a"},
     "/api/inside": {"model": "base", "text": "a", "factors": {"a": 1.0}},
 }  # fmt: skip
-"""A whole body of each route that takes one, with every field that can hold a text."""
+"""For each route that takes a body: a complete one, with every field that can hold a text."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def routes() -> Iterator[tuple[str, str, Any]]:
-    """Method, path and the route itself, of all."""
+    """Method, path and route object of every route."""
     from minigpt.serve.api import chat, completions, embeddings, small
     from minigpt.serve.api.app import make_state
     from minigpt.serve.models import Catalog
@@ -122,7 +122,7 @@ def _texts_of(route: Any) -> set[str]:
 
 
 def _replaced(value: Any, text: str, top: bool = True) -> Iterator[Any]:
-    """Copies of a body in which one text, or one key below the first row, is another."""
+    """Copies of a body, each with one text, or one key below the first row, replaced."""
     if isinstance(value, str):
         yield text
     elif isinstance(value, list):
@@ -136,7 +136,7 @@ def _replaced(value: Any, text: str, top: bool = True) -> Iterator[Any]:
 
 
 class Attacker:
-    """Sends requests as they stand, which a client of good manners would not, and counts what they got."""
+    """Sends requests unchanged, also those that an ordinary client would refuse to send, and counts the answers."""
 
     def __init__(self, address: str):
         self.host, self.got = address.removeprefix("http://"), dict[str, Counter[int]]()
@@ -183,7 +183,7 @@ def test_no_parameter_of_any_route_becomes_a_path(attacker: Attacker, folder: Pa
         for request in everywhere(climb):
             status, text, _ = attacker.send(f"a path in every parameter, {len(CLIMBS)} spellings", request)
             named = request[2].get("model", request[2].get("name")) == climb if request[2] else True
-            named = named and request[1] not in ("/api/presets", "/api/texts")  # there it is a new name
+            named = named and request[1] not in ("/api/presets", "/api/texts")  # for these routes it is a new name
             assert status in ((400, 404) if named else (200, 400, 404)), (request, text)
     made = {name: content for name, content in files(folder).items() if name not in before}
     assert {name: content for name, content in files(folder).items() if name in before} == before
@@ -253,7 +253,7 @@ def test_no_key_or_a_wrong_one_gets_401_and_stands_in_no_log(folder: Path, caplo
 def test_a_key_that_begins_right_takes_as_long_as_another():
     from minigpt.serve.api.guard import Guard
 
-    key = "a" * (4 << 20)  # so long that a comparison which ends at the first wrong byte is seen
+    key = "a" * (4 << 20)  # so long that we would notice a comparison that stops at the first wrong byte
 
     async def nobody(*_: Any) -> None:
         raise AssertionError("the key was taken")

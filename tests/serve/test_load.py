@@ -28,7 +28,7 @@ def resident() -> int:
 
 
 async def write(client: Any, number: int, leaves: bool, found: dict[int, str], first: list[float]) -> None:
-    """One client: what it asks, and what it hears."""
+    """One client: send its request, and read the answer."""
     asked = {"model": "base", "prompt": PROMPT[: 1 + number % 20], "max_tokens": TOKENS, "seed": number, "stream": True}
     asked |= {"temperature": 0} if number % 2 else {"temperature": 0.9, "top_k": 20}
     begun, text = time.monotonic(), ""
@@ -44,7 +44,7 @@ async def write(client: Any, number: int, leaves: bool, found: dict[int, str], f
 
 
 async def storm(address: str) -> tuple[dict[int, str], list[float], list[float]]:
-    """All clients: what the patient ones heard, times to the first token, times of /health."""
+    """Run all clients: the answers of those that stayed, times to the first token, times of /health."""
     found: dict[int, str] = {}
     first: list[float] = []
     well: list[float] = []

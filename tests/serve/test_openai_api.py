@@ -240,7 +240,7 @@ def test_a_wrong_request_gets_one_error_object(client: Any, path: str, body: Any
 
 
 def no_end(base: LoadedRun) -> dict[str, float]:
-    """So that a text ends by its length alone."""
+    """A bias against the end of text, so that a text ends only by its length."""
     return {str(base.tokenizer.eos_id): -1000}
 
 

@@ -248,7 +248,7 @@ def test_settings_are_a_form_and_errors_are_those_of_the_command(client: Any, ca
         assert main(["train", "stories", *flags]) == 2
         said = capsys.readouterr().err
         found = checked(**settings)["wrong"]
-        assert found and found[0].partition(": ")[2] in said  # the command begins it as the flag was typed
+        assert found and found[0].partition(": ")[2] in said  # the command's message begins with the flag as typed
     taken = client.post("/api/check", json={"text": "stories", "name": "base"}).json()
     assert taken == {"wrong": ["there is a run base already; choose another name"], "line": ""}
     for path in ("data.source", "data.cache_dir", "finetune.base", "logging.runs_dir", "json", "../x"):
@@ -271,7 +271,7 @@ def test_a_text_is_looked_at_with_the_tokenizer_of_a_run(client: Any, runs: Path
 
 
 def until(true: Any, seconds: float = 300.0) -> None:
-    """Wait until it is so."""
+    """Wait until the function returns true."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came"
@@ -289,7 +289,7 @@ TEXT = "".join(f"The cat sat on mat {number} and saw {number * 7} dogs.\n" for n
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must be the same: the bytes of the last tensors, the figures but their times, the samples."""
+    """What must be the same: the bytes of the last tensors, the figures without times, the samples."""
     last = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     times = ("seconds", "tokens_per_second", "mfu")
@@ -301,7 +301,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 class Page:
-    """What the page asks for about the run `my`, at an address."""
+    """Asks the routes of the page about the run `my`, at an address."""
 
     def __init__(self, address: str):
         self.client = httpx.Client(base_url=address, timeout=120)
@@ -329,7 +329,7 @@ class Page:
 
 
 def undisturbed(folder: Path) -> dict[str, Any]:
-    """What the command alone makes of the same text and settings."""
+    """The result of the command alone with the same text and settings."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     words = [sys.executable, "-m", "minigpt", "train", str(folder / "texts" / "my.txt"), *flags, "--name", "alone"]
     subprocess.run(words, check=True, env=os.environ, capture_output=True)
@@ -393,7 +393,7 @@ def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypa
         pid, before = page.pid(), page.told()["last"]
         server.kill()
     figures = tmp_path / "runs" / "my" / "metrics.jsonl"
-    until(lambda: json.loads(figures.read_text().splitlines()[-1])["step"] > max(before, 250))  # the run lives on
+    until(lambda: json.loads(figures.read_text().splitlines()[-1])["step"] > max(before, 250))  # the run continues
     os.kill(pid, signal.SIGKILL)
     with server_process() as (address, _):
         page = Page(address)

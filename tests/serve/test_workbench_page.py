@@ -66,7 +66,7 @@ def address(runs: Path) -> Iterator[str]:
 
 
 class Opened:
-    """A page that is ready; at the end nothing may have gone wrong, and no other host been asked."""
+    """Open a page; at the end check that there was no error and no request to another host."""
 
     def __init__(self, browser: Any, address: str, **look: Any):
         look = {"viewport": {"width": 1280, "height": 860}, "color_scheme": "light"} | look
@@ -99,7 +99,7 @@ def go(page: Any, part: str, run: str = "my") -> None:
 
 
 def until(page: Any, true: str) -> None:
-    """Wait until an expression is true; the page's own policy forbids what Playwright would do for it."""
+    """Wait until an expression is true; the page's own policy blocks Playwright's way to do it."""
     for _ in range(WAIT // 50):
         if page.evaluate(true):
             return
@@ -287,7 +287,7 @@ def parts(page: Any) -> list[str]:
 
 
 def settle(page: Any) -> None:
-    """Wait until a part has all that it asked for."""
+    """Wait until a part has received everything that it asked for."""
     until(page, "!document.querySelector('.status.busy') && document.querySelector('#panel > .part > *')")
 
 

@@ -20,8 +20,8 @@ FLAGS = (
     "--data.stories-count 60 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 2 --model.max-seq-len 32 "
     f"--train.batch-size 8 --train.max-steps {STEPS} --train.eval-every 500 --train.save-every {SAVE_EVERY} "
     "--train.sample-every 0 --train.device cpu --train.precision fp32 --train.compile off --model.attention sdpa "
-    "--optimizer.kind adamw --optimizer.learning-rate 1e-3 --logging.plots false --logging.log-every 1 "  # gentle: the
-    "--parallel.timeout-seconds 8"  # order of sums, which changes with the ranks, must not grow into another course
+    "--optimizer.kind adamw --optimizer.learning-rate 1e-3 --logging.plots false --logging.log-every 1 "  # small, so that the
+    "--parallel.timeout-seconds 8"  # order of sums, which changes with the ranks, makes no large difference
 ).split()
 HOSTS = ("10.77.0.1", "10.77.0.2")
 
@@ -52,7 +52,7 @@ class Hosts:
         ip("-n", self.names[1], "link", "set", self.cables[1], state)
 
     def start(self, host: int) -> None:
-        """What a scheduler does on each host: the documented command."""
+        """Run the documented command, as a scheduler does on each host."""
         meeting = f"is_host={host == 0},join_timeout=90,last_call_timeout=3,timeout=20,close_timeout=5"
         argv = ["ip", "netns", "exec", self.names[host], sys.executable, "-m", "torch.distributed.run"]
         argv += ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=5", "--rdzv-backend=c10d", "--rdzv-id=run"]
@@ -66,7 +66,7 @@ class Hosts:
             )
 
     def kill(self, host: int) -> None:
-        """A power cut: all processes of the host, in whatever session."""
+        """Simulate a power cut: kill all processes of the host, in every session."""
         inside = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True, check=False)
         for process in inside.stdout.split():
             os.kill(int(process), signal.SIGKILL)

@@ -28,7 +28,7 @@ notebook = pytest.mark.parametrize("source", build.sources(), ids=lambda source:
 
 
 def out_of_step(source: NotebookNode, built: NotebookNode) -> Iterator[str]:
-    """Where an .ipynb is not its source."""
+    """The places where an .ipynb differs from its source."""
     pairs = [[(cell.cell_type, cell.source, cell.metadata) for cell in one.cells] for one in (source, built)]
     if len(pairs[0]) != len(pairs[1]):
         yield f"{len(pairs[1])} cells, {len(pairs[0])} in the source"
@@ -38,7 +38,7 @@ def out_of_step(source: NotebookNode, built: NotebookNode) -> Iterator[str]:
 
 
 def unclean(built: NotebookNode) -> Iterator[str]:
-    """What outputs must not hold, or lack."""
+    """Problems of outputs: what they must not contain, or must contain."""
     code = [cell for cell in built.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != [*range(1, len(code) + 1)]:
         yield "not executed once, in order"
@@ -54,7 +54,7 @@ def unclean(built: NotebookNode) -> Iterator[str]:
 
 
 def unanswered(built: NotebookNode) -> Iterator[str]:
-    """Exercises without an answer that proves itself."""
+    """Exercises without an answer that checks itself."""
     asked = 0
     for cell, after in zip(built.cells, [*built.cells[1:], None], strict=True):
         if cell.cell_type != "markdown" or not (heading := HEADING.match(cell.source)):
@@ -71,7 +71,7 @@ def unanswered(built: NotebookNode) -> Iterator[str]:
 
 
 def problems(source: NotebookNode, built: NotebookNode) -> list[str]:
-    """All that is wrong with a notebook."""
+    """All problems of a notebook."""
     return [*out_of_step(source, built), *unclean(built), *unanswered(built)]
 
 

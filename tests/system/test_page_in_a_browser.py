@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, explanation: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
-    """The open page; at the end nothing may have gone wrong in it, and nothing but the file been asked for."""
+    """Open the page; at the end check that there was no error and no request except for the file."""
     file = tmp_path / "explain.html"
     file.write_text(make_page(explanation), encoding="utf-8")
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, color_scheme="light")
@@ -112,7 +112,9 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
 
 
 def becomes(page: Any, expression: str) -> bool:
-    """Whether it is true within three seconds: the page draws its pictures again a moment after a change."""
+    """Whether the expression becomes true within three seconds: the page draws its pictures again shortly after a
+    change.
+    """
     for _ in range(60):
         if page.evaluate(expression):
             return True

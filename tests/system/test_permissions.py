@@ -20,7 +20,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def wrong(folder: Path, umask: int) -> dict[str, str]:
-    """What has other permissions than a file or folder that the shell makes; `folder` itself is not ours."""
+    """Files and folders whose permissions differ from those that the shell gives; `folder` itself is not ours."""
     found = {}
     for path in folder.rglob("*"):
         mode, wanted = path.stat().st_mode & 0o777, (0o777 if path.is_dir() else 0o666) & ~umask

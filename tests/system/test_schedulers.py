@@ -132,7 +132,9 @@ def test_the_slurm_script_requeues_itself_when_its_time_is_nearly_over(tmp_path:
 
 
 def recipe(folder: Path, steps: int) -> Path:
-    """A recipe that keeps everything in the folder; gentle, so that the order of sums does not grow into more."""
+    """A recipe that keeps everything in the folder; a small rate, so that the order of sums makes no large
+    difference.
+    """
     (folder / "cats.txt").write_text(text())
     settings = {
         "data": {"source": str(folder / "cats.txt")},
@@ -222,7 +224,7 @@ class Cluster:
         return [*enter, host, str(self.folder / "hosts"), "env", path, f"SLURM_CONF={self.folder}/slurm.conf", *argv]
 
     def ask(self, *argv: str) -> str:
-        """What a command of SLURM says on n1, which while it starts may be an error."""
+        """The output of a SLURM command on n1; while SLURM starts, it may be an error."""
         done = subprocess.run(self.inside("n1", *argv), cwd=self.folder, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 

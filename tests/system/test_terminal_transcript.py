@@ -19,7 +19,7 @@ RUN, TUNED = "runs/cats-tiny", "runs/answers"
 def typed(
     words: list[str], folder: Path, code: int = 0, keys: Sequence[tuple[str, bytes]] = (), model: bool = False
 ) -> str:
-    """The screen after a command; every rule that holds for all is checked. `model`: a model wrote some lines."""
+    """The screen after a command; checks the rules for all screens. `model`: a model wrote some of the lines."""
     found, screen = in_terminal(words, folder, keys)
     shown = "\n".join(screen.lines)
     print(f"\n$ minigpt {' '.join(words)}\n{shown}")

@@ -180,7 +180,7 @@ TRAINED = {pattern: BPETokenizer.train([TEXT], 600, pattern, min_count=1) for pa
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_token_is_the_encoding_of_its_own_bytes(pattern: str) -> None:
-    # What makes tiktoken's rule (lowest id of the joined bytes) the textbook's (first learned pair).
+    # Shows that tiktoken's rule (lowest id of the joined bytes) equals the textbook's (first learned pair).
     ours = TRAINED[pattern]
     for id_ in range(len(SPECIALS), ours.vocab_size):
         assert ours.merge_word(ours.token_bytes(id_)) == [id_]

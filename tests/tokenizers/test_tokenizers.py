@@ -46,7 +46,7 @@ ADVERSARIAL = [
 ]
 TEXT = "\n".join(ADVERSARIAL) + " the cat sat on the mat and the rat sat on the cat." * 20
 
-# Text of characters that every Unicode version in use knows alike, and no lone surrogates.
+# Text of characters that every Unicode version in use treats alike, and no lone surrogates.
 unicode_text = st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=60)
 
 
@@ -136,7 +136,7 @@ def test_saved_and_loaded_is_the_same_tokenizer(name: str, tmp_path: Path) -> No
 
 def test_fingerprints_differ_by_tokenizer_and_not_by_version() -> None:
     assert len({tokenizer.fingerprint for tokenizer in ALL.values()}) == len(ALL)
-    # Token files and checkpoints carry it: whoever changes the canonical form orphans them.
+    # Token files and checkpoints store it: changing the canonical form makes them unusable.
     assert ByteTokenizer().fingerprint == "20fd8b8c5a81f1e14a40631df964457e4af31dd6b413ea44d8facc1c959c147e"
     assert CharTokenizer("ba").fingerprint == CharTokenizer("aab").fingerprint
 
@@ -191,7 +191,7 @@ def test_a_large_vocabulary_gets_wider_arrays() -> None:
 def test_lone_surrogates_become_replacement_characters(name: str) -> None:
     tokenizer = ALL[name]
     assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
-    assert tokenizer.encode("\ud83e\udd8a") == tokenizer.encode("🦊")  # a pair is the character that it spells
+    assert tokenizer.encode("\ud83e\udd8a") == tokenizer.encode("🦊")  # a surrogate pair is read as its character
 
 
 def test_decode_takes_arrays_and_refuses_ids_that_are_not_there() -> None:

@@ -19,7 +19,7 @@ SMOLLM = {
     "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)],
 }
 
-# Characters on which split patterns turn.
+# Characters that split patterns treat specially.
 tricky_text = st.text(st.sampled_from(" \t\n\r\u3000\x0b\x1c\x85\u2028abZéſs'19٣½.!,。中🦊\u0301\u200b"), max_size=30)
 
 # A tokenizer of each pattern in which every run of the tricky characters can be one token, so that ids show the split.
@@ -92,7 +92,7 @@ def test_tiktoken_splits_where_the_training_engine_does(text: str, pattern: str)
 @example("a\x1c b")
 @example("\n\na")
 def test_text_cut_at_a_safe_place_splits_as_the_whole(text: str) -> None:
-    for end in range(len(text) + 1):  # so that every place that qualifies is tried, not only the last
+    for end in range(len(text) + 1):  # so that every possible place is tried, not only the last
         whole = text[:end]
         cut = safe_cut(whole)
         assert 0 <= cut < max(1, len(whole))
@@ -158,14 +158,14 @@ def test_a_run_of_spaces_that_breaks_tiktokens_engine_takes_the_detour(pattern: 
     text = f"a{' ' * 1_200_000}x"
     assert tokenizer.decode(tokenizer.encode_array(text)) == text
     plain = tiktoken.Encoding("", pat_str=PATTERNS[pattern], mergeable_ranks=tokenizer._ids, special_tokens={})
-    with pytest.raises(BaseException, match="StackOverflow"):  # the day this does not raise, the detour can go
+    with pytest.raises(BaseException, match="StackOverflow"):  # if this no longer raises, the workaround can be removed
         plain.encode_ordinary(text)
 
 
 QWEN = PUBLISHED["gpt4"].replace("{1,3}", "")
 STRANGE = (
     QWEN,
-    r"\p{L}+|\s+",  # dots and digits are nothing's
+    r"\p{L}+|\s+",  # no alternative matches dots and digits
     r"[^\s]+|\s+",
     r" ?\p{L}+(?=.*!)| ?\p{L}| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",  # looks far ahead
     r"[a-z]+ [a-z]+|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+",  # a space within

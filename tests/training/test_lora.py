@@ -45,7 +45,7 @@ TOKENS = torch.randint(70, (3, 24), generator=torch.Generator().manual_seed(1))
 
 
 def shaken(model: GPT, scale: float = 0.1, seed: int = 2) -> GPT:
-    """With a B that is not zero, as after training."""
+    """Change an adapter as training would, so that its B is not zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
@@ -267,7 +267,7 @@ def test_adapters_of_one_base_are_switched_and_leave_it_alone(tmp_path: Path) ->
     assert torch.equal(logits(base), plain)
     for name in ("one", "two", "one", "one", "two"):
         assert torch.equal(logits(adapters.use(name)), wanted[name])
-    assert torch.equal(logits(base), wanted["two"])  # in place: what generates from it need not be told
+    assert torch.equal(logits(base), wanted["two"])  # changed in place, so code that already uses it need not know
     assert torch.equal(logits(adapters.use(None)), plain)
     adapters.use("one")
     with pytest.raises(CheckpointError, match=r"no adapter is called 'tow'; did you mean two\?"):

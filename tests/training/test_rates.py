@@ -20,7 +20,7 @@ def recipe(folder: Path, text: str) -> str:
 
 
 def one_step(config: OptimizerConfig) -> dict[str, torch.Tensor]:
-    """How each weight moved; made gradients, no decay."""
+    """How much each weight moved in one step with made-up gradients, without decay."""
     model = GPT(SHAPE, seed=1)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for index, weight in enumerate(model.parameters()):
@@ -103,7 +103,7 @@ def test_a_recipes_rate_is_not_given_to_another_optimizer(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("adamw", "muon"), [(0.0057, 0.02), (0.006, 0.03), (0.0033, 0.02), (0.007, 0.013)])
 def test_old_rates_train_to_the_bits_of_the_old_formula(tmp_path: Path, adamw: float, muon: float) -> None:
-    """Each group's rate was AdamW's now, times muon / adamw for Muon's."""
+    """Each group's rate was AdamW's current rate, times muon / adamw for Muon's group."""
     written = f"optimizer: {{kind: muon, learning_rate: {adamw}, muon_learning_rate: {muon}}}"
     config = load_config(recipe(tmp_path, written)).optimizer
     models = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)

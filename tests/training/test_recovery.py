@@ -70,7 +70,7 @@ def make(
     resume: bool = False,
     **settings: Any,
 ) -> tuple[Trainer, list[str]]:
-    """A trainer with all the hooks that matter here, and the list of what it will say."""
+    """A trainer with all the hooks that matter here, and the list that receives its messages."""
     shape = settings.pop("shape", SHAPE)
     rate, recovery, kind = settings.pop("rate", 3e-3), settings.pop("recovery", ALONE), settings.pop("kind", "muon")
     model, source, said = GPT(shape, seed=1), Counting(), []
@@ -101,7 +101,7 @@ def make(
 
 
 def strict_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON as the standard has it: no NaN, no Infinity."""
+    """Strict JSON: no NaN, no Infinity."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{path} holds {name}")
@@ -221,7 +221,7 @@ def test_a_run_stopped_within_trouble_goes_on_exactly(tmp_path: Path, stop_at: i
 
 def test_broken_weights_or_a_nan_validation_loss_roll_back_too(tmp_path: Path) -> None:
     class Fault(Hook):
-        """A device that errs twice: it will not do so when the steps are taken again."""
+        """A device that makes an error twice, but not when the steps are repeated."""
 
         def __init__(self) -> None:
             self.faults = [8, 12]

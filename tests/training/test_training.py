@@ -145,7 +145,7 @@ def test_schedules_warm_up_stay_within_bounds_and_end_at_the_floor(kind: str) ->
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"])
 @pytest.mark.parametrize("warmup", [0, 1, 20, 100, 159, 160, 200])
 def test_the_rate_never_jumps(kind: str, warmup: int) -> None:
-    """Of 160 steps, by their number; and by a clock whose steps take longer and longer."""
+    """Over 160 steps, counted by number and by a clock whose steps take longer and longer."""
     config = ScheduleConfig(kind=kind, warmup_steps=warmup, min_lr_ratio=0.1, decay_fraction=1.0)
     for clock in (lambda step: step / 160, lambda step: (step / 160) ** 2):
         rates = [lr_factor(step, clock(step), config) for step in range(161)]
@@ -263,7 +263,7 @@ def test_minutes_are_a_budget_and_drive_the_schedule() -> None:
 
 
 class Slow(Hook):
-    """Takes until after the deadline, once: a checkpoint on a slow disk."""
+    """Waits once until after the deadline, like a checkpoint on a slow disk."""
 
     def on_step(self, trainer: Trainer) -> None:
         if trainer.state.step == 2:
