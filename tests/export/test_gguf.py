@@ -99,7 +99,9 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert main(["export", str(folder), "--to", "gguf"]) == 0
     line = capsys.readouterr().out
     assert (
-        "my-F16.gguf: gpt2, " in line and "the likeliest next token equals the run's in" in line and line.count("\n") == 1
+        "my-F16.gguf: gpt2, " in line
+        and "the likeliest next token equals the run's in" in line
+        and line.count("\n") == 1
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my", "my-F16.gguf", "my-Q8_0.gguf"]
 
