@@ -1,9 +1,9 @@
-"""Run what waits for a GPU within 13 minutes, the most important first; each result is written as soon as it is known.
+"""Run the measurements that need a GPU within 13 minutes, the most important first, and write each result at once.
 
     python benchmarks/gpu_plan.py --out results
     python benchmarks/gpu_plan.py --out results --tiny --text my.txt    # the same steps on a CPU, in a minute or two
 
-It may be stopped at any moment. Started again with the same --out, it skips what has a result and continues a training
+You can stop it at any moment. Started again with the same --out, it skips steps with a result and continues a training
 from its last checkpoint. results.jsonl holds one object per step: name, command, seconds, device, commit, result.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
 SPARE = 25.0
-"""Seconds that starting, compiling and stopping take beside a training's own minutes."""
+"""Seconds for starting, compiling and stopping a training, in addition to its own time."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Plan:
 
     Args:
         out: the folder of results, runs and logs.
-        minutes: all that may be used.
-        tiny: models and times for a CPU; `text` is then what they learn.
+        minutes: for everything together.
+        tiny: use models and times for a CPU; they learn `text`.
     """
 
     def __init__(self, out: Path, minutes: float, tiny: bool, text: Path | None):
@@ -109,11 +109,11 @@ class Plan:
         out.mkdir(parents=True, exist_ok=True)
 
     def left(self) -> float:
-        """Seconds until all must be over."""
+        """Seconds until everything must be finished."""
         return self.end - time.monotonic()
 
     def run(self) -> bool:
-        """Carry out what has no result yet. Returns whether everything has one now."""
+        """Run the steps that have no result yet. Returns whether all steps have a result now."""
         done = {line["name"] for line in self._lines()}
         for step in PLAN:
             if step.name not in done and self.left() > SPARE:
@@ -140,7 +140,7 @@ class Plan:
         self._write(step.name, words, started, {"goal": step.goal, "scores": scores})
 
     def _flags(self, flags: Iterable[str]) -> list[str]:
-        """These flags; for a CPU with two narrow layers, short windows and the given text in place of theirs."""
+        """These flags; for a CPU with two narrow layers, short windows and the given text instead."""
         given = iter(flags)
         pairs = dict(zip(given, given, strict=True))
         if self.tiny:
@@ -154,7 +154,7 @@ class Plan:
             self._write(step.name, words, started, json.loads(said))
 
     def _minigpt(self, name: str, words: list[str], seconds: float) -> str:
-        """What the command prints; nothing if it failed. At the end of its time it is asked to stop, as by Ctrl-C."""
+        """The output of the command; empty if it failed. At the end of its time it is asked to stop, as by Ctrl-C."""
         print(f"{self.left():4.0f} s left: minigpt {' '.join(words)}", flush=True)
         with (self.out / f"{name}.log").open("a") as log:
             command = [sys.executable, "-m", "minigpt", *words]
@@ -187,7 +187,7 @@ def device() -> str:
 
 
 def commit() -> str:
-    """The commit of this tree, where git is there to ask."""
+    """The commit of this tree, if git is installed."""
     try:
         asked = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True, check=False

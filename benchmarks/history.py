@@ -2,9 +2,9 @@
 
     python benchmarks/history.py        writes docs/history.svg and docs/normal-loss.svg
 
-`history.jsonl` has every measurement that was ever made, one object a line: date (of the commit), claim, commit,
-command, hardware, figure (a number), unit; some have values (one per seed or repetition), also (other figures of the
-same run) and note. The newest of each claim is a row of RESULTS.md too: add a measurement here and there.
+`history.jsonl` has every measurement, one object per line: date (of the commit), claim, commit, command, hardware,
+figure (a number), unit; some have values (one per seed or repetition), also (other figures of the same run) and note.
+The newest of each claim is also a row of RESULTS.md: add a measurement to both.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 HISTORY, RESULTS = ROOT / "benchmarks" / "history.jsonl", ROOT / "RESULTS.md"
 KEYS = ("date", "claim", "commit", "command", "hardware", "figure", "unit")
-"""What every line has."""
+"""The keys of every line."""
 DRAWN = {
     "demo, start to end": "Demo: seconds from start to end",
     "shakespeare-char, loss": "shakespeare-char: loss",
@@ -32,7 +32,7 @@ DRAWN = {
     "speed of generation: GPT-2 124M, bf16, batch 1": "Generation, 124M, bf16: tokens/s",
     "speed of generation: GPT-2 124M, int8, batch 1": "Generation, 124M, int8: tokens/s",
 }
-"""Claims that are drawn, each with the title of its panel."""
+"""The claims that are drawn, each with the title of its panel."""
 MACHINES = {
     "Zen 4": "#0072b2",
     "Zen 3": "#009e73",
@@ -40,15 +40,15 @@ MACHINES = {
     "2.8 GHz Xeon": "#cc79a7",
     "AMD EPYC (avx512_bf16)": "#56b4e9",
 }
-"""A part of `hardware` that names a kind of machine, with its colour (Okabe and Ito's, which most eyes tell apart)."""
+"""A part of `hardware` that identifies a kind of machine, with its colour (from Okabe and Ito, easy to tell apart)."""
 
 BANDS, CPU_STEPS = ("a59fd96", "2c84d3a"), 700
-"""Commits with three seeds of shakespeare-char-cpu as it is now, and the recipe's own steps."""
+"""Commits with three seeds of shakespeare-char-cpu in its present form, and the steps of the recipe."""
 EPOCHS = (
     ("epochs of tiny-6.7m", "#d55e00", "the recipe; 81,920 easier tokens"),
     ("ten epochs of tiny-6.7m with dropout 0.1", "#009e73", "dropout 0.1; the whole text"),
 )
-"""Claims with a curve over epochs, their colours, and what the legend says."""
+"""Claims with a curve over epochs, their colours, and their names in the legend."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def results(path: Path = RESULTS) -> list[Row]:
 
 
 def first_number(text: str) -> tuple[float, int]:
-    """(4046.0, 0) of "4,046 tokens/s": the number, and how many digits it shows behind the point. Raises ValueError."""
+    """(4046.0, 0) from "4,046 tokens/s": the number, and how many digits follow its point. Raises ValueError."""
     found = re.match(r"\d[\d,]*(?:\.(\d+))?(?:e-\d+)?", text)
     if not found:
         raise ValueError(f"{text!r} does not begin with its figure")
@@ -95,12 +95,12 @@ def measured(row: Row, known: list[dict[str, Any]]) -> bool:
 
 
 def machine(hardware: str) -> str:
-    """The kind of machine, "other" for one that has no colour."""
+    """The kind of machine; "other" for one without a colour."""
     return next((name for name in MACHINES if name in hardware), "other")
 
 
 def draw(known: list[dict[str, Any]]) -> Figure:
-    """One panel for each claim of DRAWN: date, figure, a colour for each kind of machine."""
+    """One panel for each claim of DRAWN: figures by date, with a colour for each kind of machine."""
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     for axes, (claim, title) in zip(figure.subplots(3, 2).flat, DRAWN.items(), strict=True):
         draw_claim(axes, [one for one in known if one["claim"] == claim], title)
@@ -110,7 +110,7 @@ def draw(known: list[dict[str, Any]]) -> Figure:
 
 
 def draw_claim(axes: Axes, points: list[dict[str, Any]], title: str) -> None:
-    """The measurements of one claim; each machine's newest says its figure."""
+    """The measurements of one claim; the newest of each machine shows its figure."""
     for name, colour in [*MACHINES.items(), ("other", "#777777")]:
         mine = [one for one in points if machine(one["hardware"]) == name]
         if not mine:
@@ -128,7 +128,7 @@ def draw_claim(axes: Axes, points: list[dict[str, Any]], title: str) -> None:
 
 
 def draw_normal(known: list[dict[str, Any]]) -> Figure:
-    """What loss is normal: shakespeare-char-cpu by its number of steps, and tiny-6.7m by epochs."""
+    """Normal losses: shakespeare-char-cpu by its number of steps, and tiny-6.7m by epochs."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for one in known:
@@ -152,7 +152,7 @@ def draw_normal(known: list[dict[str, Any]]) -> Figure:
 
 
 def save(figure: Figure, out: Path) -> None:
-    """As SVG with its words as text, the same bytes for the same figures."""
+    """Write an SVG whose words stay text; the same figures give the same bytes."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "minigpt"}):
         figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, facecolor="white")
 

@@ -30,16 +30,16 @@ DEPENDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"int8 costs|int4 costs", ("minigpt/weights", "minigpt/runs/quantize.py")),
     (r"nanogpt|shakespeare|tiny-6.7m|wikitext2|small-25m|training|growth", (*TRAINING, "recipes")),
 )
-"""What a claim depends on: the first pattern that is found in it."""
+"""The paths that a claim depends on: the first pattern that matches it counts."""
 
 
 def paths(claim: str) -> tuple[str, ...]:
-    """What a claim depends on; () where nothing says."""
+    """The paths that a claim depends on; () if no pattern matches."""
     return next((found for pattern, found in DEPENDS if re.search(pattern, claim)), ())
 
 
 def full_claims(rows: list[Row]) -> list[tuple[Row, str]]:
-    """Each row with its claim spelled out: "the same on a GPU" follows the claim above it."""
+    """Each row with its full claim: "the same on a GPU" continues the claim above it."""
     found, last = [], ""
     for row in rows:
         last = f"{last.split(':: ')[0]}:: {row.claim}" if row.claim.startswith("the same") else row.claim

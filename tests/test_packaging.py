@@ -1,7 +1,7 @@
-"""What a person installs: the wheel and the source archive are complete, and the wheel works without the repository.
+"""Test what a person installs: the wheel and the source archive are complete; the wheel works without the repository.
 
-The slow tests install the wheel into an empty virtual environment. So that nothing is downloaded, this environment's
-packages lend it all that minigpt needs, at the end of its path.
+The slow tests install the wheel into an empty virtual environment. To avoid downloads, the packages of the present
+environment are added at the end of its path.
 """
 
 import email

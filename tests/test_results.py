@@ -1,4 +1,4 @@
-"""RESULTS.md and the history of measurements: both parse, each row has its measurement, and old rows are found."""
+"""Test RESULTS.md and the history of measurements: both parse, each row has its measurement, old rows are found."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""What `eval` prints beside the headline: the same text scored in another way, each always under its own name."""
+"""Score a text in other ways for `eval`, and print each score under its own name below the headline."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 class AtTemperature(Figures):
-    """The figures at the temperature that was fitted, and the split that it was fitted on."""
+    """The figures at the fitted temperature, and the split on which it was fitted."""
 
     temperature: float
     fitted_on: str
 
 
 class Adapted(Figures):
-    """The figures of a model that learned from the text: how, and the words that always stand beside them."""
+    """The figures of a model that learned from the text: the method, and the words that are always printed with
+    them.
+    """
 
     method: str
     category: str
@@ -34,13 +36,13 @@ class Adapted(Figures):
 
 
 class OfEnsemble(Figures):
-    """The figures of the mean of several runs' probabilities, and the runs."""
+    """The figures of the mean of several runs' probabilities, and the names of the runs."""
 
     runs: list[str]
 
 
 class Beside(TypedDict):
-    """What stands beside a report; None for what was neither asked for nor kept."""
+    """The other scores of a report; None for a score that was neither asked for nor saved."""
 
     at_temperature: AtTemperature | None
     adapted: Adapted | None
@@ -52,7 +54,7 @@ Again = Callable[..., Report]
 
 
 def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
-    """Find the temperature at which the split of the report has the smallest loss, and keep it with the run."""
+    """Find the temperature at which the report's split has the smallest loss, and save it with the run."""
     windows = {"context": report["context"], "stride": report["stride"]}
     tokens = prepared.splits[report["split"]].tokens
     with progress_bars(console) as bar:
@@ -65,7 +67,7 @@ def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | 
 def load_members(
     run: LoadedRun, paths: Sequence[str], context: int | None, device: str, precision: str
 ) -> list[LoadedRun]:
-    """The runs that make an ensemble with a run. Raises ConfigError for one that does not fit."""
+    """Load the runs that form an ensemble with a run. Raises ConfigError for a run that does not fit."""
     length = context or run.model.config.max_seq_len
     return [load_alike(path, run, length, "--ensemble", "--context", device, precision) for path in paths]
 
@@ -73,7 +75,7 @@ def load_members(
 def beside(
     run: LoadedRun, report: Report, again: Again, how: Adaptation | None, members: Sequence[LoadedRun]
 ) -> Beside:
-    """The other scores of the text of a report: at the temperature that was kept, and what is asked for."""
+    """The other scores of a report's text: at the saved temperature, and those that were asked for."""
     fitted = kept_temperature(run.path, report["step"])
     return {
         "at_temperature": fitted and _at_temperature(fitted, again),
@@ -106,7 +108,7 @@ def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
 
 
 def show_beside(others: Mapping[str, Any]) -> None:
-    """Print what there is, a line each."""
+    """Print the scores that there are, one line each."""
     screen = Lines(highlight=False)
     if found := others["at_temperature"]:
         what = (

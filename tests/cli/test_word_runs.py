@@ -1,4 +1,4 @@
-"""A run whose tokens are words: its figures are those of the source text, and what it cannot do is said."""
+"""Test a run whose tokens are words: its figures are those of the source text, and errors say what it cannot do."""
 
 import json
 import math

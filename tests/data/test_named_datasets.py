@@ -1,4 +1,4 @@
-"""WikiText-103, TinyStories, text8 and enwik8, on small stand-ins of the same form as what is published."""
+"""Test WikiText-103, TinyStories, text8 and enwik8 with small stand-ins in the form of the published files."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Dynamic evaluation and the neural cache: text is scored before it is learned from, and the run stays as it is."""
+"""Test dynamic evaluation and the neural cache: text is scored before it is learned, and the run does not change."""
 
 import copy
 import hashlib

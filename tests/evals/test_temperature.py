@@ -1,4 +1,4 @@
-"""The fitted temperature is where the loss is smallest; it stays with the run, beside the headline, under its name."""
+"""Test that the fitted temperature gives the smallest loss, and is kept with the run under its own name."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The mixture of softmaxes: its formula, its loss in pieces, and all that reads a model's head."""
+"""Test the mixture of softmaxes: its formula, its loss in pieces, and all code that reads a model's head."""
 
 from pathlib import Path
 from typing import Any

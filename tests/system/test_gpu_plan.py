@@ -1,4 +1,4 @@
-"""The plan for a GPU, at a tiny size on a CPU: every step has a result, a kill costs only the step that was running."""
+"""Test the GPU plan at a tiny size on a CPU: every step has a result, a kill costs only the step that was running."""
 
 import json
 import math

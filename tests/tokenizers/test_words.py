@@ -1,4 +1,4 @@
-"""The tokenizer of whole words: what splits, which ids, which file, and the figures of WikiText-2 in print."""
+"""Test the tokenizer of whole words: splits, ids, its file, and the published figures of WikiText-2."""
 
 import hashlib
 import json

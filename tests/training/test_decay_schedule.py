@@ -1,4 +1,4 @@
-"""The weight decay over time: its values, that both optimizers take it, and that a run with it resumes exactly."""
+"""Test the schedule of the weight decay: its values, that both optimizers use it, and that a run resumes exactly."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""An ensemble is the mean of its members' probabilities: as a model, in `eval`, and as the teacher of one model."""
+"""Test that an ensemble is the mean of its members' probabilities: as a model, in `eval`, and as a teacher."""
 
 import json
 import math

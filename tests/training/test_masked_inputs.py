@@ -1,4 +1,4 @@
-"""A second loss on masked inputs: what it computes, what it draws, and that a run with it resumes exactly."""
+"""Test the second loss on masked inputs: what it computes, what it draws, and that a run with it resumes exactly."""
 
 from pathlib import Path
 from typing import Any, cast

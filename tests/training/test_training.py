@@ -179,9 +179,7 @@ def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: P
 
 
 def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
-    """A line every 7 steps, a checkpoint every 3, one broken step: each line covers the same steps after any
-    restart.
-    """
+    """A line every 7 steps, a checkpoint every 3, one broken step: restarts do not change the steps of a line."""
 
     class Break(Hook):
         def on_step(self, trainer: Trainer) -> None:
