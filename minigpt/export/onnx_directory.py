@@ -73,7 +73,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     with new_folder(out) as work:
         tree = config_to_hf(run.model.config, run.tokenizer.eos_id)
         write_json(work / "config.json", tree | {"transformers.js_config": {"dtype": DTYPES[precision]}})
-        # transformers.js looks for the name of unk here alone; others would then find it inside of words too
+        # transformers.js finds the name of unk only here; elsewhere it would be found inside of words too
         write_usage(work, run, {"unk_token": UNKNOWN} if run.tokenizer.unit == "word" else None)
         file = work / "onnx" / FILES[precision]
         file.parent.mkdir()

@@ -187,7 +187,9 @@ def record_row(record: Record, template: Template, tokenizer: Tokenizer, answer:
 def _bytes_per_answer_token(
     records: list[Record], rows: list[Row], cut: list[Row], template: Template, tokenizer: Tokenizer
 ) -> float:
-    """Bytes of one learned token: by its ids after the cut, or by the text before it where ids do not keep it."""
+    """Source bytes per learned token: from its ids after the cut, or from the text before it if the ids do not keep the
+    text.
+    """
     if tokenizer.keeps_text:
         targets = np.concatenate([row.ids[row.learned] for row in cut])
         return sum(len(tokenizer.token_bytes(int(id_))) for id_ in targets) / max(1, len(targets))

@@ -83,14 +83,14 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
 def load_alike(
     path: str | Path, like: LoadedRun, length: int, what: str, flag: str, device: str = "cpu", precision: str = "fp32"
 ) -> LoadedRun:
-    """Load a run that has the tokenizer of another and reads as many tokens.
+    """Load a run that has the same tokenizer as another run and can read as many tokens.
 
     Args:
         length: tokens that it must read.
-        what: for the errors, the setting that names it.
-        flag: for the errors, the one that makes the length smaller.
+        what: the setting that names the run, for the errors.
+        flag: the setting that makes the length smaller, for the errors.
 
-    Raises ConfigError: it does not fit; else as `load_run`.
+    Raises ConfigError if it does not fit, and the errors of `load_run`.
     """
     run = load_run(path, device, precision)
     if run.tokenizer.fingerprint != like.tokenizer.fingerprint:

@@ -27,7 +27,9 @@ costs three times as much as scoring it, so the score takes at most a twelfth of
 
 @dataclass(frozen=True)
 class FittedTemperature:
-    """What temperature.json says: where the loss of that split of the run's text is smallest, in those windows."""
+    """The content of temperature.json: the temperature with the smallest loss on this split of the run's text, in these
+    windows.
+    """
 
     temperature: float
     step: int
@@ -86,7 +88,7 @@ def keep_temperature(path: Path, fitted: FittedTemperature) -> None:
 
 
 def kept_temperature(path: Path, step: int) -> FittedTemperature | None:
-    """What was fitted for the checkpoint of that step, None if nothing was."""
+    """The temperature that was fitted for the checkpoint of that step, None if there is none."""
     try:
         fitted = _FITTED.validate_python(parse_json(RunFolder.of(path).temperature.read_bytes()))
     except (OSError, ValueError):

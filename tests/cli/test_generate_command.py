@@ -118,7 +118,7 @@ def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], 
 
 
 def test_the_last_part_of_a_long_prompt_is_read_and_that_is_reported(run: str, tmp_path: Path, capsys) -> None:
-    """The same text follows as after those 32 tokens alone."""
+    """The text is the same as after the last 32 tokens alone."""
     long = "the cat sat on a mat and saw the dog who ran to the red barn"
     flags = ["--max-new-tokens", "40", "--seed", "5"]
     expected = answer(capsys, run, "--prompt", long[-32:], *flags)["samples"]

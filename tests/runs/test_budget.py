@@ -211,7 +211,7 @@ def test_explicit_settings_are_kept_and_the_rest_is_chosen_around_them():
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--budget", "10"], ["'10' is no budget", "10m"]),
+        (["--budget", "10"], ["'10' is not a budget", "10m"]),
         (["--budget", "10m", "--train.max-steps", "50"], ["--train.max-steps: ", "one of the two"]),
         (["--budget", "10m", "--train.max-minutes", "1"], ["--train.max-minutes: ", "one of the two"]),
         (["--budget", "10m", "--resume"], ["--resume", "--budget"]),

@@ -429,4 +429,4 @@ def test_a_budget_is_planned_and_trained_as_by_the_command(tmp_path: Path, monke
         assert run["best_val_loss"] and "--budget 6s --model.num-layers=1 --name mine" in run["receipt"]["command"]
         client.post("/api/start", json={**sent, "budget": "soon", "name": "bad"})
         until(lambda: client.get("/api/runs").json()["begun"][0]["failed"])
-        assert client.get("/api/runs").json()["begun"][0]["failed"].startswith("--budget: 'soon' is no budget")
+        assert client.get("/api/runs").json()["begun"][0]["failed"].startswith("--budget: 'soon' is not a budget")

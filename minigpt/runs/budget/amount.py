@@ -35,7 +35,7 @@ def parse_amount(text: str) -> Amount:
     elif plain and re.fullmatch(rf"(?:{_NUMBER}[smhd])+", plain):
         amount = Amount(text, seconds=sum(float(n) * _UNITS[u] for n, u in re.findall(rf"({_NUMBER})([smhd])", plain)))
     else:
-        raise ConfigError(f"--budget: {text!r} is no budget; write 90s, 10m, 1h30m or 1e15flops")
+        raise ConfigError(f"--budget: {text!r} is not a budget; write 90s, 10m, 1h30m or 1e15flops")
     if not 0 < (amount.seconds or amount.flops or 0) < float("inf"):
         raise ConfigError(f"--budget: {text!r} is nothing to train with; write 90s, 10m, 1h30m or 1e15flops")
     return amount

@@ -143,7 +143,7 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
     """The last tokens of a text that fit into the context: how surprising each was, and which tokens were likelier.
 
-    `begin` counts the characters of the text before a token. A tokenizer of words gives the text as it read it.
+    `begin` counts the characters of the text before a token. A tokenizer of words gives the text as it was read.
     """
     tokenizer = loaded.run.tokenizer
     text = text if tokenizer.keeps_text else tokenizer.decode(ids)
