@@ -2,11 +2,13 @@
 and the temperature that fits this split best."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 
 from minigpt.console import progress_bars, teller
@@ -14,6 +16,7 @@ from minigpt.data import Prepared
 from minigpt.errors import StorageError
 from minigpt.evals import evaluate_run
 from minigpt.evals.report import REPORT_KEYS, Report
+from minigpt.evals.temperature import HIGHEST, LOWEST
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder
 from minigpt.runs.load import load_run
@@ -28,9 +31,9 @@ times what it costs to score it, so the score takes a twelfth of the run's time 
 class FittedTemperature:
     """What temperature.json says: where the loss of that split of the run's text is smallest, in those windows."""
 
-    temperature: float
+    temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
     step: int
-    split: str
+    split: Literal["val"]
     context: int
     stride: int
 
@@ -81,13 +84,21 @@ def kept_score(path: Path, step: int) -> Report | None:
 
 def keep_temperature(path: Path, fitted: FittedTemperature) -> None:
     """Write temperature.json. Raises StorageError."""
-    write_text(RunFolder.of(path).temperature, json.dumps(asdict(fitted), indent=2) + "\n")
+    write_text(
+        RunFolder.of(path).temperature, json.dumps(asdict(fitted), indent=2) + "\n", "leave --fit-temperature out"
+    )
 
 
 def kept_temperature(path: Path, step: int) -> FittedTemperature | None:
-    """What was fitted for the checkpoint of that step, None if nothing was."""
+    """What was fitted for the checkpoint of that step, None if nothing was. Warns of a file that cannot be read."""
+    file = RunFolder.of(path).temperature
     try:
-        fitted = _FITTED.validate_python(parse_json(RunFolder.of(path).temperature.read_bytes()))
+        fitted = _FITTED.validate_python(parse_json(file.read_bytes()))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
+        warnings.warn(
+            f"{file}: damaged, so left out; minigpt eval {path} --fit-temperature makes it again", stacklevel=2
+        )
         return None
     return fitted if fitted.step == step else None
