@@ -119,6 +119,8 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
         if not taken:
             raise UserError(f"{name}: needs a value; write {name} VALUE")
         value = _value(argument, taken, command)
+        if argument.many and value and (earlier := values.get(argument.name)):  # more of them, not others
+            value = earlier | value if isinstance(value, dict) else earlier + value
         values[argument.name] = value if name == argument.flag or value is None else not value
     return values, rest
 

@@ -19,6 +19,7 @@ validation split: plain 4.011 nats a token; dynamic at 1e-4 3.773, 3e-4 3.667, 1
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ from minigpt.runtime.device import Runtime, evaluating
 Method = Literal["dynamic", "cache", "both"]
 LABEL = "adapted to the text it is scored on: another category"
 """These words stand next to every such figure."""
+_MOST = 1e9  # of each setting: more is never meant, and fp32 has no number for what is far above
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         for name, right, what in (
-            ("rate", self.rate > 0, "above 0"),
-            ("cache_tokens", self.cache_tokens >= 1, "1 or more"),
+            ("rate", 0 < self.rate <= _MOST, f"above 0, up to {_MOST:g}"),
+            ("cache_tokens", 1 <= self.cache_tokens <= _MOST, f"from 1 to {_MOST:g}"),
             ("cache_share", 0 <= self.cache_share < 1, "from 0 to below 1"),
-            ("cache_sharpness", self.cache_sharpness >= 0, "0 or more"),
+            ("cache_sharpness", 0 <= self.cache_sharpness <= _MOST, f"from 0 to {_MOST:g}"),
         ):
             if not right:
                 raise UserError(f"adapting: {name} {getattr(self, name)} is out of range; choose one {what}")
@@ -167,8 +169,8 @@ class _Cache:
         alike = F.normalize(hidden, dim=-1) @ self.states.T  # [N, C] [C, S] -> [N, S]
         weights = (self.how.cache_sharpness * alike).softmax(-1)
         held = (weights * (self.tokens == wanted[:, None])).sum(-1)  # [N]
-        share = self.how.cache_share
-        return -((1 - share) * (-nats).exp() + share * held).log()
+        share = self.how.cache_share  # in logarithms: e^-104 is 0 in fp32, and its logarithm infinite
+        return -torch.logaddexp(math.log1p(-share) - nats, (share * held).log())
 
     def keep(self, hidden: Tensor, followed: Tensor) -> None:
         """Add states [N, C] and the tokens [N] that followed them; the oldest leave."""

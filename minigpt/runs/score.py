@@ -3,11 +3,13 @@ temperature that fits this split best.
 """
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 
 from minigpt.console import progress_bars, teller
@@ -15,6 +17,7 @@ from minigpt.data import Prepared
 from minigpt.errors import StorageError
 from minigpt.evals import evaluate_run
 from minigpt.evals.report import REPORT_KEYS, Report
+from minigpt.evals.temperature import HIGHEST, LOWEST
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder
 from minigpt.runs.load import load_run
@@ -31,9 +34,9 @@ class FittedTemperature:
     windows.
     """
 
-    temperature: float
+    temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
     step: int
-    split: str
+    split: Literal["val"]
     context: int
     stride: int
 
@@ -84,13 +87,21 @@ def kept_score(path: Path, step: int) -> Report | None:
 
 def keep_temperature(path: Path, fitted: FittedTemperature) -> None:
     """Write temperature.json. Raises StorageError."""
-    write_text(RunFolder.of(path).temperature, json.dumps(asdict(fitted), indent=2) + "\n")
+    write_text(
+        RunFolder.of(path).temperature, json.dumps(asdict(fitted), indent=2) + "\n", "leave --fit-temperature out"
+    )
 
 
 def kept_temperature(path: Path, step: int) -> FittedTemperature | None:
-    """The temperature that was fitted for the checkpoint of that step, None if there is none."""
+    """The temperature that was fitted for the checkpoint of that step, or None. Warns of a file that cannot be read."""
+    file = RunFolder.of(path).temperature
     try:
-        fitted = _FITTED.validate_python(parse_json(RunFolder.of(path).temperature.read_bytes()))
+        fitted = _FITTED.validate_python(parse_json(file.read_bytes()))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
+        warnings.warn(
+            f"{file}: damaged, so left out; minigpt eval {path} --fit-temperature makes it again", stacklevel=2
+        )
         return None
     return fitted if fitted.step == step else None

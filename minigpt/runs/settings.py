@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from minigpt.config import RunConfig, load_config
+from minigpt.errors import ConfigError
 
 Settings = dict[str, Any]
 
@@ -24,13 +25,21 @@ def essential(config: RunConfig) -> Settings:
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": None})})
     defaults, target = flat(RunConfig()), flat(config)
     kept = {path: value for path, value in target.items() if value != defaults[path]}
-    implied = flat(load_config(None, kept))
-    kept |= {path: value for path, value in target.items() if value != implied[path]}
+    implied = _made(kept) or {}
+    kept |= {path: value for path, value in target.items() if value != implied.get(path)}
     for path in list(kept):
         fewer = {other: value for other, value in kept.items() if other != path}
-        if flat(load_config(None, fewer)) == target:
+        if _made(fewer) == target:
             kept = fewer
     return kept
+
+
+def _made(settings: Settings) -> Settings | None:
+    """All settings that these make, over the defaults; None where they go together only with one that is left out."""
+    try:
+        return flat(load_config(None, settings))
+    except ConfigError:
+        return None
 
 
 def as_flag(path: str, value: Any) -> tuple[str, str]:

@@ -82,7 +82,7 @@ class WordTokenizer(Tokenizer):
             if progress:
                 progress("counting words", done, None)
         if not counts.keys() - {LINE_END, UNKNOWN}:
-            raise TokenizerError("no text to take words from; give a text that is not empty")
+            raise TokenizerError(f"no words but {LINE_END} and {UNKNOWN}; give a text that has some")
         always = {name: counts.pop(name, 0) for name in (LINE_END, UNKNOWN)}
         room = None if vocab_size is None else vocab_size - len(always)
         kept = sorted(counts.items(), key=_place)[:room]

@@ -65,7 +65,7 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "follow": lambda rate, floor: rate,
     "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
 }
-"""(the rate as a share of its peak; its floor, `min_lr_ratio`) -> the weight decay as a share of the config's. To add
+"""(the rate as a share of its peak; its floor, where its schedule ends) -> the weight decay as a share of the config's. To add
 one: a row here, and its name in `config.tree.ScheduleConfig.weight_decay`."""
 
 
@@ -74,9 +74,9 @@ def decay_factor(rate: float, config: ScheduleConfig) -> float:
 
     A step takes rate x decay of a weight away, so `constant` falls with the rate, and `follow` with its square. With
     `opposite` (rate and decay in opposite phase: arXiv 2606.03938) and a floor of 0.1: 0.1 at the peak, 0.55 where the
-    rate is 0.55, 1 at the floor, and no more than 1 in the warm-up.
+    rate is 0.55, 1 at the floor, and no more than 1 in the warm-up. A constant rate is at its floor from the start.
     """
-    return DECAYS[config.weight_decay](rate, config.min_lr_ratio)
+    return DECAYS[config.weight_decay](rate, SCHEDULES[config.kind](1.0, config))
 
 
 def context_parts(progress: float, config: ScheduleConfig) -> int:

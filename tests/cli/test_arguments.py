@@ -59,6 +59,8 @@ def test_every_kind_of_argument():
     assert copy("a", "--no-draw", "--speed", "None") == Copy("a", draw=False)
     assert copy("a", "--times", "-1", "--times", "2").times == 2
     assert copy("a", "--", "b").targets == ("b",)
+    assert copy("a", "--tags", "x", "--json", "--tags=y").tags == ("x", "y")
+    assert copy("a", "--weights", "x", "1", "--weights", "y", "2").weights == {"x": 1.0, "y": 2.0}
 
 
 @pytest.mark.parametrize(

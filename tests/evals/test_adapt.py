@@ -107,12 +107,34 @@ def test_the_cache_is_its_definition() -> None:
     assert score.nats.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_what_the_model_thinks_impossible_has_a_finite_loss(share: float) -> None:
+    class Sure(GPT):
+        """Puts 500 nats between the token 0 and all others."""
+
+        def initialise(self, seed: int) -> None:
+            super().initialise(seed)
+            self.head.register_forward_hook(lambda head, given, out: F.pad(out[..., 1:], (1, 0), value=500.0))
+
+    tokens = some(60)
+    plain = evaluate(Sure(SHAPE), tokens, **WINDOWS)
+    score = adapted(Adaptation("cache", cache_share=share))(Sure(SHAPE), tokens, **WINDOWS)
+    assert plain.nats.max() > 500 * 6
+    if share:
+        assert score.loss < plain.loss
+    else:
+        assert score.nats == pytest.approx(plain.nats, rel=1e-6)
+
+
 def test_what_cannot_be_is_said() -> None:
-    for wrong in ({"rate": 0.0}, {"cache_tokens": 0}, {"cache_share": 1.0}, {"cache_sharpness": -1.0}):
+    for wrong in (
+        *({"rate": 0.0}, {"cache_tokens": 0}, {"cache_share": 1.0}, {"cache_sharpness": -1.0}),
+        *({"rate": math.nan}, {"rate": math.inf}, {"cache_tokens": 10**20}, {"cache_sharpness": 1e300}),
+    ):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} .* is out of range"):
             Adaptation(**wrong)
     with pytest.raises(UserError, match="choose a smaller --adapt-rate"):
-        adapted(Adaptation("dynamic", rate=1e30))(GPT(SHAPE), some(60), **WINDOWS)
+        adapted(Adaptation("dynamic", rate=1e9))(GPT(SHAPE), some(60), **WINDOWS)
     broken = GPT(SHAPE)
     broken.norm.weight.data[0] = math.nan
     with pytest.raises(CheckpointError, match="not a number"):

@@ -101,8 +101,14 @@ def test_it_is_kept_and_later_figures_stand_beside_the_headline(
     )
     loaded = load_run(run / "checkpoints" / "step-00000020", "cpu")
     assert kept_temperature(run, loaded.step) is None, "another checkpoint has not been fitted"
-    (run / "temperature.json").write_text('{"temperature": 2}')
-    assert report_of(run, capsys)["at_temperature"] is None
+    whole = json.loads((run / "temperature.json").read_text())
+    for damaged in ({"temperature": 2}, *(whole | {"temperature": wrong} for wrong in (-1.0, 0, math.inf, math.nan))):
+        (run / "temperature.json").write_text(json.dumps(damaged))
+        capsys.readouterr()
+        assert main(["eval", str(run), "--device", "cpu", "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["at_temperature"] is None
+        assert "temperature.json: damaged, so left out" in " ".join(said.err.split())
 
 
 def test_it_is_fitted_on_the_runs_own_validation_split_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,6 +239,9 @@ def test_the_fewest_settings_make_the_same_config() -> None:
         {"model.shape": "gpt2", "model.bias": False, "model.embed_dim": 96},
         {"optimizer.kind": "adamw", "optimizer.learning_rate": 1e-3, "train.max_minutes": 3, "train.max_steps": 2000},
         {"model.embed_dim": 512, "model.num_heads": 8, "data.clean": ["nfc", "lower"], "train.sample_prompt": "null"},
+        {"train.batch_size": 64, "train.micro_batch_size": 64},  # neither goes with the other's default
+        {"model.embed_dim": 126, "model.num_heads": 3, "model.head_dim": 44, "train.batch_size": 48},
+        {"tokenizer.kind": "word", "model.softmaxes": 3, "train.masked_inputs": 0.5, "train.average_last": 0.2},
     ):
         config = load_config(None, given)
         few = essential(config)

@@ -65,7 +65,7 @@ def test_a_limit_keeps_the_most_frequent_words_beside_the_two_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "text", "message"), [(2, "a", "vocab_size 2 is too small"), (9, " \n", "empty")]
+    ("vocab_size", "text", "message"), [(2, "a", "vocab_size 2 is too small"), (9, " \n", "no words but")]
 )
 def test_what_cannot_be_learned_is_one_error(vocab_size: int, text: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):

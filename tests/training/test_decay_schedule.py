@@ -11,7 +11,7 @@ from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
-from minigpt.training.schedule import DECAYS, decay_factor
+from minigpt.training.schedule import DECAYS, SCHEDULES, decay_factor, lr_factor
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
 
@@ -90,6 +90,12 @@ def test_the_decay_reaches_the_weights_of_both_optimizers() -> None:
 def test_opposite_is_whole_in_the_first_step_of_a_long_warm_up() -> None:
     config = ScheduleConfig(weight_decay="opposite", min_lr_ratio=0.1)
     assert [decay_factor(rate, config) for rate in (0.0, 0.1, 0.55, 1.0)] == pytest.approx([1.0, 1.0, 0.55, 0.1])
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_opposite_is_whole_where_the_rate_ends(kind: str) -> None:
+    config = ScheduleConfig(kind=kind, weight_decay="opposite", min_lr_ratio=0.1)  # type: ignore[arg-type]
+    assert decay_factor(lr_factor(1000, 1.0, config), config) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
