@@ -56,12 +56,12 @@ Again = Callable[..., Report]
 def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
     """Find the temperature at which the report's split has the smallest loss, and save it with the run."""
     windows = {"context": report["context"], "stride": report["stride"]}
-    tokens = prepared.splits[report["split"]].tokens
+    tokens = prepared.splits["val"].tokens
     with progress_bars(console) as bar:
         found = fit_temperature(
             run.model, tokens, **windows, batch_size=batch_size, runtime=run.runtime, progress=partial(bar, "fitting")
         )
-    keep_temperature(run.path, FittedTemperature(found, report["step"], report["split"], **windows))
+    keep_temperature(run.path, FittedTemperature(found, report["step"], "val", **windows))
 
 
 def load_members(

@@ -65,8 +65,8 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "follow": lambda rate, floor: rate,
     "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
 }
-"""(the rate as a share of its peak; its floor, where its schedule ends) -> the weight decay as a share of the config's. To add
-one: a row here, and its name in `config.tree.ScheduleConfig.weight_decay`."""
+"""(the rate as a share of its peak; its floor, where its schedule ends) -> the weight decay as a share of the config's.
+To add one: a row here, and its name in `config.tree.ScheduleConfig.weight_decay`."""
 
 
 def decay_factor(rate: float, config: ScheduleConfig) -> float:

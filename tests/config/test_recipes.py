@@ -46,7 +46,7 @@ def leaves(path: Path) -> list[tuple[str, str]]:
 def parameters(path: Path) -> int:
     """Parameters of the recipe's model; a character vocabulary is taken as Tiny Shakespeare's, 65 and some specials."""
     config = load_config(path)
-    sizes = {"gpt2": 50257, "bpe": config.tokenizer.vocab_size, "char": 70}
+    sizes = {"gpt2": 50257, "bpe": config.tokenizer.vocab_size, "char": 70, "word": 33_278}
     shape = config.model.model_copy(update={"vocab_size": sizes[config.tokenizer.kind]})
     return parameter_table(shape)["total"]
 

@@ -311,7 +311,7 @@ def test_build_makes_what_the_config_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
 def test_no_text_is_an_error(kind: str) -> None:
-    with pytest.raises(TokenizerError, match="give a text that is not empty"):
+    with pytest.raises(TokenizerError, match="give a text that"):
         build(TokenizerConfig.model_validate({"kind": kind}), ["", ""])
 
 
