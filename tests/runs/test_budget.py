@@ -1,5 +1,6 @@
 """Test that a budget of time or FLOPs becomes a predicted plan, and that the run follows the plan."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -318,6 +319,15 @@ def test_the_end_reports_what_a_different_speed_changed(cats: Path):
         assert line.startswith(f"{steps:,} steps where {planned:,} were planned: the machine became {word}")
     lost, won = (float(line.rsplit(" ", 1)[-1]) for line in told.values())
     assert won < found.plan.loss < lost
+
+
+def test_a_loss_above_chance_is_never_predicted(cats: Path):
+    found = plan_within("1e9flops", {"data.source": "cats.txt", "train.device": "cpu", "train.precision": "fp32"}, None)
+    chance = math.log(found.text.vocab_size)
+    for loss, told in ((chance - 0.01, f"(loss {chance - 0.01:.3f})"), (chance, "little better than chance")):
+        short = dataclasses.replace(found, plan=dataclasses.replace(found.plan, loss=loss))
+        assert told in short.explain()
+        assert ("predicted loss" in (short.explain_end(2 * found.plan.steps) or "")) == (loss < chance)
 
 
 @pytest.mark.slow

@@ -90,6 +90,11 @@ class Budgeted:
     again: float
 
     @property
+    def predictable(self) -> bool:
+        """Whether the predicted loss is below ln V, that of a model that knows nothing; not with a handful of steps."""
+        return self.plan.loss < math.log(self.text.vocab_size)
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the command began."""
         return time.perf_counter() - self.started
@@ -112,14 +117,19 @@ class Budgeted:
         ends = datetime.now().astimezone() + timedelta(seconds=report["promised_seconds"] - self.elapsed)
         size = text.train_tokens * text.bytes_per_token
         weights, batch = plan.size.parameters / 1e6, plan.config.train.batch_size
+        bits, chance = report["predicted_bits_per_byte"], math.log(text.vocab_size)
+        expected = (
+            f"{bits:.2f} bits per byte (loss {plan.loss:.3f}), within {ERROR:.0%} on ordinary text"
+            if self.predictable
+            else f"little better than chance (loss {chance:.3f}), no more can be said of so few steps"
+        )
         lines = [
             f"plan: the lowest loss that {self.amount.text} allow on this machine (--budget 10m gives it more time)",
             f"model: {shape.num_layers} layers of {shape.embed_dim} ({weights:.2g} M weights in them), "
             f"context {shape.max_seq_len}, {text.vocab_size:,} ids",
             f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s with {batch} sequences each: "
             f"{report['passes']:.2g} passes over {size / 1e6:.2g} MB{'; more would not help' if plan.limited else ''}",
-            f"expected: {report['predicted_bits_per_byte']:.2f} bits per byte (loss {plan.loss:.3f}), "
-            f"within {ERROR:.0%} on ordinary text; done at {ends:%H:%M:%S}",
+            f"expected: {expected}; done at {ends:%H:%M:%S}",
         ]
         if size < LITTLE:
             lines.append(
@@ -137,8 +147,8 @@ class Budgeted:
         loss = LAWS[self.text.kind].loss(self.text, plan.size.parameters, plan.tokens * steps / plan.steps, steps)
         changed = "slower" if steps < plan.steps else "faster"
         return (
-            f"{steps:,} steps where {plan.steps:,} were planned: the machine became {changed} than when it was "
-            f"measured; for {steps:,} steps the predicted loss is {loss:.3f}"
+            f"{steps:,} steps where {plan.steps:,} were planned: the machine became {changed} than when it was measured"
+            + (f"; for {steps:,} steps the predicted loss is {loss:.3f}" if self.predictable else "")
         )
 
 
