@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     elif args.what == "show":
         out(dump_config(config_from([args.recipe] if args.recipe else [], overrides)[0]))
     else:
+        width = max(map(len, recipes()))
         for name, path in recipes().items():
-            out(f"{name:<24}{path}")
+            out(f"{name:<{width}}  {path}")
     return 0

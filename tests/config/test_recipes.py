@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.cli import main
 from minigpt.config import ModelConfig, load_config, parse_yaml, recipes, validate
 from minigpt.errors import ConfigError
 from minigpt.model.cost import parameter_table
@@ -69,6 +70,15 @@ def redundant(fields: dict[str, dict[str, Any]]) -> list[str]:
 
 def test_all_are_here():
     assert set(ALL) >= WANTED
+
+
+def test_each_is_listed_by_the_command_and_in_the_docs(capsys: pytest.CaptureFixture[str]):
+    assert main(["config", "recipes"]) == 0
+    listed = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {name: Path(path.strip()) for name, path in listed.items()} == dict(ALL)
+    for page in ("cheat-sheet.md", "howto/normal-loss.md"):
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        assert not [name for name in ALL if f"`{name}`" not in text], page
 
 
 @every_recipe
