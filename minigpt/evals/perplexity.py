@@ -89,8 +89,13 @@ def evaluate(
 def check_finite(score: Score) -> Score:
     """The score itself. Raises CheckpointError if a loss is not a number."""
     if not np.isfinite(score.nats).all():
-        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+        raise not_a_number()
     return score
+
+
+def not_a_number() -> CheckpointError:
+    """The error for a model whose loss is NaN or infinite."""
+    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
 
 
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:

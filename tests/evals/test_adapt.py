@@ -129,7 +129,13 @@ def test_what_the_model_thinks_impossible_has_a_finite_loss(share: float) -> Non
 def test_what_cannot_be_is_said() -> None:
     for wrong in (
         *({"rate": 0.0}, {"cache_tokens": 0}, {"cache_share": 1.0}, {"cache_sharpness": -1.0}),
-        *({"rate": math.nan}, {"rate": math.inf}, {"cache_tokens": 10**20}, {"cache_sharpness": 1e300}),
+        *(
+            {"method": "dynamics"},
+            {"rate": math.nan},
+            {"rate": math.inf},
+            {"cache_tokens": 10**20},
+            {"cache_sharpness": 1e300},
+        ),
     ):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} .* is out of range"):
             Adaptation(**wrong)
