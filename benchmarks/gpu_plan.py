@@ -129,6 +129,8 @@ class Plan:
         words = ["train", step.recipe, *self._flags(step.flags), "--name", step.name]
         words += ["--logging.runs-dir", str(run.parent), "--train.max-minutes", f"{minutes:.3f}"]
         words += ["--train.sample-every", "0", "--train.save-every", "200"]
+        if (run / "config.yaml").is_file():
+            words.append("--resume")  # there may be less time left than when it was started
         started = time.monotonic()
         self._minigpt(step.name, words, 60 * minutes + 3 * SPARE)
         if not (run / "checkpoints" / "best").exists():

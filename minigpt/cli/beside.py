@@ -54,7 +54,13 @@ Again = Callable[..., Report]
 
 
 def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
-    """Find the temperature at which the report's split has the smallest loss, and save it with the run."""
+    """Find the temperature with the smallest loss of the validation split, and save it with the run.
+
+    Args:
+        run, prepared: the run and its own text.
+        report: of that split; the windows are the same.
+        batch_size: windows at a time (default: by memory).
+    """
     windows = {"context": report["context"], "stride": report["stride"]}
     tokens = prepared.splits["val"].tokens
     with progress_bars(console) as bar:

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,7 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         for name, right, what in (
+            ("method", self.method in get_args(Method), f"of {', '.join(get_args(Method))}"),
             ("rate", 0 < self.rate <= _MOST, f"above 0, up to {_MOST:g}"),
             ("cache_tokens", 1 <= self.cache_tokens <= _MOST, f"from 1 to {_MOST:g}"),
             ("cache_share", 0 <= self.cache_share < 1, "from 0 to below 1"),

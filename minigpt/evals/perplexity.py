@@ -7,6 +7,7 @@ times the work. Logits are fp32, sums float64.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.model import GPT
 from minigpt.model.ensemble import Ensemble
 from minigpt.model.loss import IGNORE
-from minigpt.runtime.device import Runtime
+from minigpt.runtime.device import Runtime, evaluating
 from minigpt.training.step import target_losses
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch
@@ -89,13 +90,28 @@ def evaluate(
 def check_finite(score: Score) -> Score:
     """The score itself. Raises CheckpointError if a loss is not a number."""
     if not np.isfinite(score.nats).all():
-        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+        raise not_a_number()
     return score
 
 
+def not_a_number() -> CheckpointError:
+    """The error for a model whose loss is NaN or infinite."""
+    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+
+
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
-    """`evaluate` by the mean of the probabilities of a model and these: the `scorer` of `evaluate_run`."""
-    return lambda model, tokens, **how: evaluate(Ensemble([model, *others]), tokens, **how)
+    """`evaluate` by the mean of the probabilities of a model and these: the `scorer` of `evaluate_run`.
+
+    The modes of all are put back afterwards.
+    """
+
+    def scorer(model: GPT, tokens: npt.NDArray[Any], **how: Any) -> Score:
+        with ExitStack() as modes:
+            for member in (model, *others):
+                modes.enter_context(evaluating(member))
+            return evaluate(Ensemble([model, *others]), tokens, **how)
+
+    return scorer
 
 
 def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.data import eval_batches
-from minigpt.evals.perplexity import Score, evaluate, rows_at_once
+from minigpt.errors import UserError
+from minigpt.evals.perplexity import Score, check_windows, evaluate, not_a_number, rows_at_once
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
 
@@ -36,7 +37,9 @@ class Tempered(nn.Module):
 
 
 def at_temperature(temperature: float) -> Callable[..., Score]:
-    """`evaluate` of a model at this temperature: the `scorer` of `evaluate_run`."""
+    """`evaluate` of a model at this temperature: the `scorer` of `evaluate_run`. Raises UserError."""
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature {temperature} is out of range; choose one above 0")
     return lambda model, tokens, **how: evaluate(Tempered(model, temperature), tokens, **how)
 
 
@@ -54,12 +57,16 @@ def fit_temperature(
 
     The loss is convex in 1 / temperature, so Newton's method finds its one minimum, and the middle of what is left
     replaces a step that leaves it. Each step reads the whole text: three or four times the work of `evaluate`.
+    Raises as `evaluate`.
     """
+    check_windows(tokens, context, context if stride is None else stride, batch_size)
     size = batch_size or max(1, rows_at_once(model, context, runtime.device.type) // 4)  # logits in several copies
     low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
     for _ in range(_PASSES):
         batches = eval_batches(tokens, context, stride or context, size)
         slope, curve = _derivatives(model, batches, inverse, runtime, len(tokens) - 1, progress)
+        if not math.isfinite(slope):
+            raise not_a_number()
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         following = inverse - slope / curve if curve > 0 else math.inf
         if not low <= following <= high:

@@ -22,10 +22,14 @@ class Ensemble(nn.Module):
 
     Args:
         members: models with the same vocabulary, on one device; they are put into evaluation mode.
+
+    Raises ValueError if one has another vocabulary.
     """
 
     def __init__(self, members: Sequence[GPT]):
         super().__init__()
+        if len({member.config.vocab_size for member in members}) > 1:
+            raise ValueError("a member has another vocabulary")
         self.members = nn.ModuleList(members).eval()
         self.config = min((member.config for member in members), key=lambda config: config.max_seq_len)
         self.training = False  # so that no code puts the members back into training mode

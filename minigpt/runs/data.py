@@ -81,7 +81,8 @@ def tell_unknown(
         found = list(dict.fromkeys(chain(found, tokenizer.unknown_parts(text))))
         if len(found) > 8:
             break
-    share = f"{unknown:,} of {total:,} {what} ({100 * unknown / total:.2g} %)"
+    percent = 100 * unknown / total
+    share = f"{unknown:,} of {total:,} {what} ({percent:{'.0f' if percent >= 10 else '.2g'}} %)"
     told = f"{source}: {share} are {tokenizer.unit}s that the tokenizer does not know: {listed(found, 8)}"
     if unknown > MOST_UNKNOWN[tokenizer.unit] * total:
         clean = " (--data.clean ascii drops all beyond ASCII)" if tokenizer.unit == "character" else ""

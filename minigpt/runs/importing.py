@@ -28,7 +28,7 @@ from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.tokenizers.gguf import from_gguf
 from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
-from minigpt.weights.checkpoint_state import CheckpointState, TrainState
+from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState
 from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
 from minigpt.weights.huggingface import cut_vocabulary
 from minigpt.weights.llama2c import from_llama2c
@@ -94,7 +94,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
-    ended = TrainState(finished=True, stop_reason="imported")
+    ended = TrainState(finished=True, stop_reason=IMPORTED)
     state = CheckpointState(model=config.model_dump(mode="json"), train=ended, tokenizer=spoken.fingerprint)
     settings = RunConfig(model=config, data=DataConfig(source=str(source)))
     with new_folder(out) as work:

@@ -9,7 +9,7 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
-from minigpt.layout import RunFolder, no_such_run, step_of
+from minigpt.layout import STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
 from minigpt.runtime.device import Runtime, make_runtime
@@ -17,6 +17,7 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint_state import IMPORTED, read_state
 from minigpt.weights.pretrained import is_huggingface
 
 
@@ -36,8 +37,17 @@ class LoadedRun:
     runtime: Runtime
 
     def prepared(self) -> Prepared:
-        """The run's own data as token files (written again if the cache was cleared). Raises DataError for records."""
-        data = self.config.data
+        """The run's own data as token files (written again if the cache was cleared).
+
+        Raises DataError for records, and for an imported run, which has none.
+        """
+        data, state = self.config.data, self.checkpoint / STATE
+        train = read_state(self.checkpoint).train if state.is_file() else None
+        if train and train.stop_reason == IMPORTED:
+            raise DataError(
+                f"{self.path}: was imported, so it has no text of its own; score another: minigpt eval {self.path} "
+                "--data FILE"
+            )
         if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
             raise DataError(
                 f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"

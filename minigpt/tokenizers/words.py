@@ -50,7 +50,7 @@ class WordTokenizer(Tokenizer):
             TokenizerError: one of these two is missing, a word comes twice, or has white space in it.
         """
         self._ids = {word: id_ for id_, word in enumerate(words)}
-        if wrong := next((word for word in words if word.split() != [word]), None):
+        if (wrong := next((word for word in words if word.split() != [word]), None)) is not None:
             raise TokenizerError(f"{wrong!r} is not one word; make the tokenizer again from its text")
         if len(self._ids) != len(words) or not {LINE_END, UNKNOWN} <= self._ids.keys():
             raise TokenizerError(f"its words are not all different, with {LINE_END} and {UNKNOWN}; make it again")

@@ -12,6 +12,9 @@ from minigpt.errors import CheckpointError, nearest
 from minigpt.files import parse_json
 from minigpt.layout import STATE
 
+IMPORTED = "imported"
+"""`TrainState.stop_reason` of a model that was not trained here."""
+
 
 @dataclass
 class TrainState:

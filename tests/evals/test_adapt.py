@@ -127,10 +127,9 @@ def test_what_the_model_thinks_impossible_has_a_finite_loss(share: float) -> Non
 
 
 def test_what_cannot_be_is_said() -> None:
-    for wrong in (
-        *({"rate": 0.0}, {"cache_tokens": 0}, {"cache_share": 1.0}, {"cache_sharpness": -1.0}),
-        *({"rate": math.nan}, {"rate": math.inf}, {"cache_tokens": 10**20}, {"cache_sharpness": 1e300}),
-    ):
+    too_far = ({"rate": math.inf}, {"cache_tokens": 10**20}, {"cache_sharpness": 1e300})
+    too_low = ({"rate": 0.0}, {"cache_tokens": 0}, {"cache_share": 1.0}, {"cache_sharpness": -1.0})
+    for wrong in (*too_low, *too_far, {"rate": math.nan}, {"method": "dynamics"}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} .* is out of range"):
             Adaptation(**wrong)
     with pytest.raises(UserError, match="choose a smaller --adapt-rate"):

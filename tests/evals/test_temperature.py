@@ -15,6 +15,7 @@ from typed_report import check
 
 from minigpt.cli import main
 from minigpt.cli.beside import Beside
+from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.evals import at_temperature, evaluate, fit_temperature
 from minigpt.evals.report import REPORT_KEYS
 from minigpt.runs.load import load_run
@@ -69,6 +70,22 @@ def test_a_text_that_is_known_by_heart_ends_at_the_border() -> None:
     model = Bigram()
     model.table = torch.eye(V).roll(1, 1)  # the next token is sure
     assert fit_temperature(model, np.arange(50) % V, context=8, runtime=CPU) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_what_cannot_be_is_said() -> None:
+    text = np.arange(50) % V
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"temperature .* is out of range"):
+            at_temperature(wrong)
+    for windows in ({"context": 8, "stride": 0}, {"context": 8, "stride": 9}, {"context": 8, "batch_size": 0}):
+        with pytest.raises(UserError, match="choose"):
+            fit_temperature(Bigram(), text, runtime=CPU, **windows)
+    with pytest.raises(DataError, match="give more text"):
+        fit_temperature(Bigram(), text[:1], context=8, runtime=CPU)
+    broken = Bigram()
+    broken.table = torch.full((V, V), math.nan)
+    with pytest.raises(CheckpointError, match="not a number"):
+        fit_temperature(broken, text, context=8, runtime=CPU)
 
 
 def report_of(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:

@@ -111,6 +111,18 @@ def test_an_imported_run_is_evaluated_and_trained_further(tmp_path: Path, monkey
     assert main(["generate", "runs/more", "--prompt", "a", "--max-new-tokens", "3"]) == 0
 
 
+def test_the_files_of_an_imported_model_are_not_taken_for_its_text(tmp_path: Path, capsys) -> None:
+    theirs = make(tmp_path / "hf", "llama", vocab_size=259)
+    (theirs / "README.md").write_text("A card that is long enough to be scored. " * 500)
+    run = import_model(theirs, tmp_path / "a", bytes_file(tmp_path)).path
+    for flags in ([], ["--fit-temperature"], ["--split", "train"]):
+        assert main(["eval", str(run), *flags]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "was imported, so it has no text of its own" in said and "--data FILE" in said
+    assert not (run / "temperature.json").exists()
+    assert main(["eval", str(run), "--data", str(theirs / "README.md")]) == 0
+
+
 def test_a_gguf_comes_back_as_the_same_run(tmp_path: Path) -> None:
     theirs = make(tmp_path / "hf", "llama", vocab_size=259)
     first = load_run(import_model(theirs, tmp_path / "a", bytes_file(tmp_path)).path, "cpu")

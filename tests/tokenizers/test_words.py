@@ -64,6 +64,12 @@ def test_a_limit_keeps_the_most_frequent_words_beside_the_two_names() -> None:
     assert WordTokenizer.from_texts(["c\n"], 99).vocab_size == 3
 
 
+@pytest.mark.parametrize("word", ["", " ", "a b", "a\n", "\u2003"])
+def test_what_is_not_one_word_is_refused(word: str) -> None:
+    with pytest.raises(TokenizerError, match="is not one word"):
+        WordTokenizer(["<eos>", "<unk>", word])
+
+
 @pytest.mark.parametrize(
     ("vocab_size", "text", "message"), [(2, "a", "vocab_size 2 is too small"), (9, " \n", "no words but")]
 )

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cli_run import fails
@@ -15,11 +16,13 @@ from minigpt.cli import main
 from minigpt.cli.beside import Beside
 from minigpt.config import load_config
 from minigpt.errors import RunError
+from minigpt.evals import averaged
 from minigpt.evals.report import REPORT_KEYS
 from minigpt.files import read_lines
 from minigpt.model import GPT
 from minigpt.model.ensemble import Ensemble, mean_probability
 from minigpt.runs import train as assembly
+from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training.finetune.distill import Distillation
 
@@ -39,6 +42,16 @@ def test_it_predicts_the_mean_of_the_probabilities() -> None:
     torch.testing.assert_close(mean_probability([members[0](tokens)]), members[0](tokens).log_softmax(-1))
     assert not ensemble.training
     assert not any(member.training for member in members)
+
+
+def test_members_keep_their_modes_and_have_one_vocabulary() -> None:
+    first, second, third = models(3)
+    third.eval()
+    averaged([second, third])(first, np.arange(20), context=8, runtime=Runtime(torch.device("cpu"), "fp32"))
+    assert [each.training for each in (first, second, third)] == [True, True, False]
+    other = GPT(SHAPE.model_copy(update={"vocab_size": 21, "num_layers": 1}))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        Ensemble([first, other])
 
 
 def test_several_teachers_teach_the_mean_of_their_probabilities() -> None:
