@@ -12,7 +12,7 @@ from minigpt.config import ModelConfig, RunConfig
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta, parameter_table, up_rows
 from minigpt.model.kernels.attention import scored
-from minigpt.model.kernels.chunked_loss import at_once, chunk_logits
+from minigpt.model.kernels.chunked_loss import at_once, chunk_logits, kernels_for, piece
 from minigpt.runtime.device import DTYPES, Runtime, make_runtime
 
 PLAIN = Runtime(torch.device("cpu"), "fp32")
@@ -99,7 +99,8 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
 
     A block keeps fixed + batch x (each T + pairs T^2) bytes. Three short passes determine these three numbers.
     """
-    length, width, size = config.max_seq_len, config.embed_dim, DTYPES[runtime.precision].itemsize
+    length, width, dtype = config.max_seq_len, config.embed_dim, DTYPES[runtime.precision]
+    size = dtype.itemsize
     tokens, vocab, long = batch * length, config.padded_vocab_size, 32
     seen = (2, long), (4, long), (2, long // 2)  # a batch of one has another memory layout
     two, four, half = (kept_by_block(config, runtime, *shape) for shape in seen)
@@ -119,8 +120,9 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     elif at_once(logits, chunk):
         head = (12 if size == 4 else 14) * logits  # logits in fp32, and the results computed from them
     else:  # in chunks: some logits at a time; the head's gradient twice, and the head in the product's dtype
-        a_logit, a_weight = (4, 8) if size == 4 else (10, 10)
-        head = a_logit * min(logits, chunk) + a_weight * vocab * width
+        in_c = kernels_for(runtime.device, dtype) is not None
+        a_logit, a_weight = (size if in_c or size == 4 else 10), (8 if size == 4 else 10)
+        head = vocab * (a_logit * piece(tokens, vocab, chunk, dtype, in_c) + a_weight * width)
     return layers + 16 * width * tokens, head, passing
 
 

@@ -205,7 +205,7 @@ def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
 
 
 def test_every_sign_is_explained(page):
-    assert "␣ is a space" in page.locator(".signs").inner_text()
+    assert "␣ means a space" in page.locator(".signs").inner_text()
     page.locator("header summary").focus()
     page.keyboard.press("Enter")
     assert "1 nat = 1.44 bits" in page.locator("header details").inner_text()

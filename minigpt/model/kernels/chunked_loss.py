@@ -1,6 +1,7 @@
 """The next-token loss of a large vocabulary, without its logits: `losses.next_token_loss` is the readable form."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -78,16 +79,19 @@ def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
     return largest.float(), logits.sum(-1, keepdim=True, dtype=torch.float32)
 
 
-def _terms(hidden: Tensor, chunk: int, compiled: "Terms | None") -> "tuple[Terms, int]":
-    """The fastest form of `loss_terms` here, and the most logits at once.
+def kernels_for(device: torch.device, dtype: torch.dtype) -> fused.Kernels | None:
+    """The kernels in C that compute `loss_terms` of such logits; None where torch does."""
+    return fused.library() if device.type == "cpu" and dtype in fused.EXPONENTIALS else None
 
-    In C, bf16 logits are never made fp32: four times as many find room, and the head's gradient, which is added up
-    in fp32, is read and written less often (docs/LOG.md).
+
+def piece(tokens: int, vocab_size: int, chunk: int, dtype: torch.dtype, in_c: bool) -> int:
+    """How many tokens have their logits at the same time, at most: all pieces have the same length, but for the last.
+
+    In C, bf16 logits never become fp32: four times as many fit, and the head's gradient, which is summed in fp32, is
+    read and written less often (docs/LOG.md).
     """
-    kernels = fused.library() if hidden.device.type == "cpu" and hidden.dtype in fused.EXPONENTIALS else None
-    if kernels is None:
-        return compiled or loss_terms, chunk
-    return lambda logits: fused.exponentials(logits, kernels), chunk if hidden.dtype == torch.float32 else 4 * chunk
+    most = max(1, (4 * chunk if in_c and dtype == torch.bfloat16 else chunk) // vocab_size)
+    return -(-tokens // -(-tokens // most))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -117,9 +121,9 @@ class _ChunkedLoss(torch.autograd.Function):
         to_learn = any(ctx.needs_input_grad)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         pulls = torch.empty_like(counted)  # gradient of the target's logit
-        terms, chunk = _terms(hidden, chunk, compiled)
-        parts = -(-len(hidden) // max(1, chunk // vocab_size))
-        rows = -(-len(hidden) // parts)  # alike, so that none is a small rest
+        kernels = kernels_for(hidden.device, dtype)
+        terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
+        rows = piece(len(hidden), vocab_size, chunk, dtype, kernels is not None)
         # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
         room = hidden.new_empty(rows, len(low))
         places = torch.arange(len(room), device=room.device)
