@@ -23,7 +23,7 @@ from minigpt.runs.train import train
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")
-RATE = 3e-3  # of training from nothing at this width; by default `finetune` uses a tenth of it
+RATE = 3e-3  # of training from scratch at this width; by default `finetune` uses a tenth of it
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"optimizer.learning_rate": RATE},
     "full, gentle": {},
@@ -51,7 +51,7 @@ def settings(folder: Path, text: str, steps: int) -> dict[str, Any]:
 
 
 def base(folder: Path, text: str, steps: int) -> Path:
-    """A model of 4 x 128, context 256, trained from nothing (or continued)."""
+    """A model of 4 x 128, context 256, trained from scratch (or continued)."""
     given = {
         "tokenizer.kind": "byte", "model.max_seq_len": 256, "schedule.kind": "linear", "schedule.min_lr_ratio": 0.0
     }  # fmt: skip
@@ -102,7 +102,7 @@ def main() -> None:
     for text in TEXTS:
         start, scratch = base(args.runs, other(text), args.base_steps), base(args.runs, text, args.steps)
         print(json.dumps(measured(start, text, other(text)) | {"way": "base"}), flush=True)
-        print(json.dumps(measured(scratch, text, other(text)) | {"way": "from nothing"}), flush=True)
+        print(json.dumps(measured(scratch, text, other(text)) | {"way": "from scratch"}), flush=True)
         rows = [adapt(args.runs, start, text, way, args.steps) | {"way": way} for way in WAYS]
         for row in rows:
             print(json.dumps(row), flush=True)

@@ -195,7 +195,7 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
         if not (recipe or flags or set(LENGTHS) & {*grid, *fixed}):
             fixed = {**fixed, "train.max_steps": RunConfig().train.max_steps}
     if base and flags:
-        raise UserError(f"{flags[0]}: is for training from nothing; leave it out, or the model that you named")
+        raise UserError(f"{flags[0]}: is for training from scratch; leave out this flag or the model")
     stem = default_name(load_config(path, own), path)
     return plan_sweep(
         "finetune" if base else "train", args.what, fixed, grid, lambda given: resolve({**own, **given}), args.name,

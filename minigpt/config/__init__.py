@@ -1,4 +1,4 @@
-"""The typed configuration: the tree, and how a recipe and flags become it."""
+"""The typed configuration: its sections, and how recipes and flags are read into it."""
 
 from minigpt.config.generation import GenerationConfig
 from minigpt.config.load import (

@@ -1,4 +1,4 @@
-"""Settings of generation: from logits to text."""
+"""Settings of generation: how logits become text."""
 
 import math
 import re
@@ -19,24 +19,24 @@ from minigpt.config.section import (
 
 
 class GenerationConfig(Section):
-    """From logits to text. Settings act in the order in which they stand here, penalties before temperature."""
+    """How logits become text. Settings are applied in the order listed here, penalties before temperature."""
 
     max_new_tokens: Positive = 200
     """Tokens to add to the prompt."""
     logit_bias: dict[str, Finite] = Field(default_factory=dict)
     """Added to the logits of single tokens, given as text or as #id: {" yes": 2.5, "#13": -100}."""
     repetition_penalty: PositiveFloat = 1.0
-    """Positive logits of tokens that occurred, prompt included, are divided by this, negative ones multiplied."""
+    """For tokens that occurred before (in the prompt too), divides positive logits and multiplies negative ones."""
     frequency_penalty: Finite = 0.0
-    """Subtracted from a token's logit each time that it was generated."""
+    """Subtracted from a token's logit once for each time it was generated."""
     presence_penalty: Finite = 0.0
-    """Subtracted from the logits of tokens that were generated at all."""
+    """Subtracted once from the logit of each token that was generated."""
     no_repeat_ngram_size: NonNegativeInt = 0
-    """No run of so many tokens occurs twice, prompt included (0: off)."""
+    """No sequence of this many tokens occurs twice, prompt included (0: off)."""
     bad_words: tuple[str, ...] = ()
-    """Texts that are not written, as the tokenizer spells them by themselves and after a space."""
+    """Texts that must not be generated, alone or after a space."""
     min_new_tokens: NonNegativeInt = 0
-    """The end-of-text token is not chosen before so many tokens are written."""
+    """The end-of-text token is not chosen before this many tokens."""
     temperature: NonNegativeFloat = 0.8
     """Divides the logits; 0 is greedy."""
     top_k: NonNegativeInt = 0
@@ -48,35 +48,36 @@ class GenerationConfig(Section):
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep the fewest tokens of near-average surprise whose probabilities sum to p."""
     num_samples: Annotated[int, Field(gt=0, le=10_000)] = 1
-    """Continuations per prompt; with num_beams, the best so many beams."""
+    """Continuations per prompt; with num_beams, how many of the best beams to return."""
     best_of: Annotated[int, Field(gt=0, le=10_000)] = 1
-    """Write so many for each sample, and keep the one whose tokens are likeliest on average."""
+    """Generate this many texts for each sample, and keep the one whose tokens are likeliest on average."""
     num_beams: Annotated[int, Field(gt=0, le=1000)] = 1
     """Beam search: hypotheses kept at each step (1: off); they are sampled unless temperature is 0."""
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Beam search: a hypothesis' log-probability is divided by its length to this power."""
     early_stopping: bool = False
-    """Beam search: end as soon as num_beams hypotheses are complete, though a better one may come."""
+    """Beam search: end as soon as num_beams hypotheses are complete, even if a better one is possible."""
     num_beam_groups: Positive = 1
     """Beam search: groups that are kept different from each other (diverse beam search)."""
     diversity_penalty: NonNegativeFloat = 0.0
-    """Beam search: subtracted from a token's score for each earlier group that chose it at this step."""
+    """Beam search: subtracted from a token's score once for each earlier group that chose it at this step."""
     penalty_alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Contrastive search among top_k tokens: weight of the likeness to what was written (0: off)."""
+    """Contrastive search among top_k tokens: weight of the similarity to the text so far (0: off)."""
     prompt_lookup: NonNegativeInt = 0
-    """Guess so many tokens at once from an earlier occurrence of the last ones; changes no probability (0: off)."""
+    """Guess this many tokens at once, by copying what followed the last tokens earlier in the text; faster, with the
+    same probabilities (0: off)."""
     seed: Seed = 0
     """Seed of the sampling; sample i uses seed + i."""
     stop_at_eos: bool = True
     """End at the tokenizer's end-of-text token."""
     stop: tuple[str, ...] = ()
-    """Texts that end the writing; they are not written."""
+    """Texts that end generation; they are not part of the output."""
     stop_regex: str | None = None
-    """Regular expression that ends the writing where it matches; the match is not written."""
+    """Regular expression that ends generation where it matches; the match is not part of the output."""
     max_seconds: PositiveFloat | None = None
-    """End after so much time."""
+    """End after this many seconds."""
     logprobs: NonNegativeInt | None = None
-    """Report each token's log-probability under the model, and so many likeliest alternatives."""
+    """Report each token's log-probability under the model, and this many of the likeliest alternatives."""
 
     _one_or_many = field_validator("stop", "bad_words", mode="before")(one_or_many)
 
@@ -96,15 +97,15 @@ class GenerationConfig(Section):
             return None
         repeats = [max(map(int, re.findall(r"\d+", counts)), default=1) for counts in re.findall(r"\{[\d,]+\}", text)]
         if len(text) > 1000 or math.prod(max(1, count) for count in repeats) > 10_000:
-            raise ValueError("too large: 1000 characters are most, and 10,000 for all its repeats {n} multiplied")
+            raise ValueError("too large: it may have 1000 characters, and its repeats {n} may multiply to 10,000")
         if re.search(r"\(\?(R|&|P>|[+-]?\d)", text):
-            raise ValueError(f"{text!r} calls itself or a group, which may never end; write the group again")
+            raise ValueError(f"{text!r} calls itself or a group, which may never end; write the group out in full")
         try:
             found = regex.compile(text).search("", timeout=1)
         except (regex.error, OverflowError, TimeoutError) as error:
             raise ValueError(f"{text!r} is not a regular expression ({error})") from None
         if found:
-            raise ValueError(f"{text!r} matches the empty text, so nothing would be written")
+            raise ValueError(f"{text!r} matches the empty text, so nothing would be generated")
         return text
 
     @model_validator(mode="after")

@@ -1,4 +1,7 @@
-"""Defaults <- recipe <- command line, merged as plain dicts and validated once, so that all mistakes come together."""
+"""Merge defaults, recipe and command line as plain dicts, and validate once, so that all mistakes are listed together.
+
+The command line overrides the recipe, and the recipe overrides the defaults.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +34,7 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """A path as it is, else a shipped recipe by its name. Raises ConfigError naming the nearest."""
+    """The path of a recipe: `name` is a file, or a shipped recipe's name. Raises ConfigError with the nearest name."""
     path = Path(expand_home(name))
     if path.is_file():
         return path
@@ -43,7 +46,7 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> Tree:
-    """The sections that a recipe gives, not yet checked. Raises ConfigError if the file is not a mapping."""
+    """The sections in a recipe file, not yet checked. Raises ConfigError if the file is not a mapping."""
     tree = read_yaml(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
@@ -57,7 +60,7 @@ def read_recipe(path: Path) -> Tree:
 
 
 def recipe_settings(recipe: str | None) -> Tree:
-    """{"train.max_steps": 10} of a recipe; {} of None. Raises ConfigError."""
+    """A recipe's settings, like {"train.max_steps": 10}; {} for None. Raises ConfigError."""
     tree = read_recipe(find_recipe(recipe)) if recipe else {}
     if wrong := [f"{section}: holds settings, so it cannot be {part!r}" for section, part in tree.items()
                  if not isinstance(part, dict)]:  # fmt: skip
@@ -73,7 +76,7 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
         overrides: dotted paths to values, {"train.max_steps": 10}.
 
     Raises:
-        ConfigError: with every mistake, each by its path, and the nearest valid name.
+        ConfigError: lists every mistake with its path, and the nearest valid name.
     """
     tree: Tree = {}
     if recipe is not None:
@@ -86,7 +89,7 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
 
 
 def _for_kind(tree: Tree, kind: Any) -> Tree:
-    """A recipe for the optimizer that a flag names: a rate is right for one kind only, so another starts at its own."""
+    """The recipe without its learning rates if a flag names another optimizer: a rate is right for one kind only."""
     optimizer = tree.get("optimizer")
     if not isinstance(optimizer, dict) or kind in (None, optimizer.get("kind", OptimizerConfig().kind)):
         return tree
@@ -120,7 +123,7 @@ def _explain(item: Any) -> str:
 
 
 def _nearest_setting(names: list[str]) -> str:
-    """The hint for a name that is none: a setting of that name in another section, else the nearest in its own."""
+    """The hint for an unknown name: a setting with that name in another section, else the nearest in its own."""
     sections = {name: field.default for name, field in RunConfig.model_fields.items()}
     if len(names) == 1:
         return nearest(names[0], sections)
@@ -144,9 +147,9 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(flag, dotted path, value as it was written) of each config flag, and the other words.
+    """(flag, dotted path, value as it was written) for each config flag, and the other words.
 
-    The last counts where a flag comes twice. Raises ConfigError for a flag without its value.
+    If a flag is given twice, the last one counts. Raises ConfigError for a flag without its value.
     """
     flags: list[tuple[str, str, str]] = []
     rest: list[str] = []
@@ -173,7 +176,7 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
 
 
 def flag_value(flag: str, path: str, text: str) -> Any:
-    """A value that was written for a flag: text for a setting that is text, else YAML. Raises ConfigError."""
+    """The value of a flag: the text itself if the setting is a text, else read as YAML. Raises ConfigError."""
     field = _field(path)
     is_text = field is not None and field.annotation in (str, str | None) and text != "null"
     return text if is_text else parse_yaml(text, flag)

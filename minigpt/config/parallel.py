@@ -1,4 +1,4 @@
-"""Settings of training by several processes."""
+"""Settings of training in several processes."""
 
 from typing import Literal, Self
 
@@ -11,18 +11,18 @@ class ParallelConfig(Section):
     """Several processes that train one model: torchrun --nproc-per-node 4 -m minigpt train recipe.yaml."""
 
     kind: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: every process holds the model; fsdp: each a part of weights, gradients and optimizer state, for models that
-    one device cannot hold; auto is ddp. In one process it makes no difference."""
+    """ddp: every process holds the whole model. fsdp: each process holds a part of the weights, gradients and optimizer
+    state, for models too large for one device. auto is ddp. With one process it makes no difference."""
     activation_checkpointing: bool = False
     """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work.
-    Also in one process."""
+    Works with one process too."""
     cpu_offload: bool = False
     """fsdp on GPUs: weights, gradients and optimizer state stay in the host's memory; slow, for the largest models."""
     sharded_checkpoints: bool = False
-    """fsdp: every process writes its own part of a checkpoint, in the background; minigpt runs consolidate makes one
-    file of them. Without it the parts are gathered and the first process writes."""
+    """fsdp: every process writes its own part of a checkpoint, in the background; minigpt runs consolidate joins them
+    into one file. When it is off, the first process gathers the parts and writes them."""
     timeout_seconds: Positive = 600
-    """Longest wait for another process within a step; one that is silent for longer ends the run."""
+    """Longest wait for another process within a step; after that the run ends."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

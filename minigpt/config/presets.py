@@ -1,4 +1,4 @@
-"""Settings of generation saved under a name, in one YAML file of the user's."""
+"""Save and load settings of generation by name, in one YAML file in the user's home."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ from minigpt.files import expand_home, write_text
 
 
 def presets_file() -> Path:
-    """$MINIGPT_CONFIG, else ~/.config/minigpt, holds generation.yaml."""
+    """The path of generation.yaml, in $MINIGPT_CONFIG or else in ~/.config/minigpt."""
     return Path(expand_home(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt")) / "generation.yaml"
 
 
 def read_presets() -> dict[str, dict[str, Any]]:
-    """All, by name. Raises ConfigError for a file that is not such a mapping."""
+    """All presets, by name. Raises ConfigError if the file does not map names to settings."""
     file = presets_file()
     if not file.is_file():
         return {}
@@ -26,7 +26,7 @@ def read_presets() -> dict[str, dict[str, Any]]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The settings of that name. Raises ConfigError naming the nearest."""
+    """The settings of the preset with this name. Raises ConfigError with the nearest name."""
     presets = read_presets()
     if name not in presets:
         hint = nearest(name, presets) if presets else "save one with --save-preset NAME"
@@ -35,7 +35,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def save_preset(name: str, settings: dict[str, Any]) -> Path:
-    """Keep the settings under the name, in place of what it meant before. Raises StorageError."""
+    """Save the settings under the name; an older preset with this name is replaced. Raises StorageError."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = dump_yaml(read_presets() | {name: plain})

@@ -1,4 +1,4 @@
-"""Settings of what is done when training goes wrong; docs/recovery.md has the rules."""
+"""Settings for training that goes wrong (NaN, infinite or sudden high losses); docs/recovery.md has the rules."""
 
 from typing import Annotated
 
@@ -8,14 +8,15 @@ from minigpt.config.section import NonNegativeFloat, NonNegativeInt, Positive, S
 
 
 class RecoveryConfig(Section):
-    """What is done when training goes wrong."""
+    """What the run does when training goes wrong."""
 
     patience: Positive = 5
-    """Bad steps in a row (their loss or gradient is not finite, or the loss is a spike) before the run goes back."""
+    """Bad steps in a row before the run rolls back. In a bad step the loss or gradient is not finite, or the loss is a
+    spike."""
     max_rollbacks: NonNegativeInt = 3
-    """Times that a run goes back to its last good checkpoint, without the bad batches and at half the rate; what comes
-    after ends it (0: it never goes back)."""
+    """Times that a run rolls back to its last good checkpoint; it then skips the bad batches and halves the rate. The
+    next failure ends the run (0: no rollbacks)."""
     spike_deviations: NonNegativeFloat = 6.0
-    """A loss so many times the noise above the recent ones' median is a spike (0: none is)."""
+    """A loss is a spike if it is above the median of recent losses by this many times their noise (0: no loss is)."""
     spike_window: Annotated[int, Field(ge=8)] = 100
-    """Good losses that count as recent."""
+    """How many of the last good losses count as recent."""

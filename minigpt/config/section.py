@@ -1,4 +1,4 @@
-"""What every section of the configuration is, and the kinds of numbers in it."""
+"""Define the base class of the configuration's sections, and the types of their fields."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, get_args
@@ -12,7 +12,7 @@ from minigpt.layout import check_name
 MOST, MOST_SIZE = 2**53, 2**24
 Positive = Annotated[int, Field(gt=0, le=MOST)]
 Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
-"""Of something that takes memory: widths, vocabularies, batches. Whether it fits into this machine is asked later."""
+"""A size that costs memory: a width, a vocabulary, a batch. Whether it fits in memory is checked later."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 def _checked(check: Callable[[str], str]) -> AfterValidator:
-    """The check of a text that may be None, as pydantic wants it."""
+    """A pydantic validator that runs `check` on a text; None passes."""
 
     def validate(text: str | None) -> str | None:
         try:
@@ -41,17 +41,17 @@ RunName = Annotated[str | None, _checked(check_name)]
 
 
 def one_or_many(given: Any) -> Any:
-    """A single text as a list of one: a validator that runs before pydantic's own."""
+    """Turn a single text into a list of one; a validator that runs before pydantic's own."""
     return [given] if isinstance(given, str) else given
 
 
 def names(given: Any) -> Any:
-    """A text of names with commas between as their list: a validator that runs before pydantic's own."""
+    """Split a text of names at its commas into a list; a validator that runs before pydantic's own."""
     return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
 class Section(BaseModel):
-    """A part of the tree: frozen, unknown keys forbidden, docstrings as help."""
+    """A section of the configuration: frozen, unknown keys are errors, the fields' docstrings are their help."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -60,7 +60,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_is_a_boolean(cls, given: Any, info: ValidationInfo) -> Any:
-        """Pydantic takes true for 1; a person who writes it means something else."""
+        """Pydantic reads true as 1, but a person who writes true for a number has made a mistake."""
         found = [each for each in (given.values() if isinstance(given, dict) else [given]) if isinstance(each, bool)]
         if found and _is_number(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(f"give a number, not {str(found[0]).lower()}")
@@ -68,5 +68,5 @@ class Section(BaseModel):
 
 
 def _is_number(kind: Any) -> bool:
-    """Whether a type is a number, one or None, or holds some."""
+    """Whether a type is a number, a number or None, or a container of numbers."""
     return kind in (int, float) or any(map(_is_number, get_args(kind)))

@@ -1,7 +1,7 @@
-"""The typed configuration tree. A field's docstring is its help, in the command line, the JSON Schema and the docs.
+"""Define the typed configuration. A field's docstring is its help in the command line, the JSON Schema and the docs.
 
-Sections are frozen and know no unknown keys. `shape` fills in the fields of a named architecture
-that the recipe leaves out, so a resolved config always spells everything.
+Sections are frozen, and unknown keys are errors. `shape` names an architecture and fills in those of its fields that
+the recipe leaves out, so a resolved config always holds every field.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -52,14 +52,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 GATED = ("swiglu",)
-"""Activations whose first matrix has twice the rows: gates and values."""
+"""Activations whose first matrix has twice as many rows, for gates and values."""
 
 
 class ModelConfig(Section):
     """The Transformer's shape."""
 
     vocab_size: Size | None = None
-    """Number of token ids; taken from the tokenizer when left out."""
+    """Number of token ids (default: the tokenizer's)."""
     max_seq_len: Size = 128
     """Context length T, in tokens."""
     embed_dim: Size = 128
@@ -73,36 +73,38 @@ class ModelConfig(Section):
     num_layers: Annotated[int, Field(gt=0, le=1000)] = 4
     """Transformer blocks."""
     ff_dim: Size | None = None
-    """Hidden width of the feed-forward part (default: 4 x embed_dim; swiglu: 8/3 of it, to a multiple of 64)."""
+    """Hidden width of the feed-forward part (default: 4 x embed_dim; swiglu: 8/3 x embed_dim, rounded up to a multiple
+    of 64)."""
     dropout: Fraction = 0.0
-    """Probability of zeroing a number in training: of input, attention and block dropout, where these are left out."""
+    """Dropout: probability of zeroing a number in training. It is the default of input_dropout, attention_dropout and
+    block_dropout."""
     word_dropout: Fraction = 0.0
-    """Of a token's whole embedding: each batch draws which tokens of the vocabulary are zero everywhere in it."""
+    """Dropout of a token's whole embedding: each batch draws tokens of the vocabulary and zeroes them everywhere."""
     input_dropout: Fraction | None = None
-    """Of what the first block reads."""
+    """Dropout of the first block's input."""
     qkv_dropout: Fraction = 0.0
-    """Of queries, keys and values, as their matrix makes them."""
+    """Dropout of queries, keys and values, before rotation and norm."""
     attention_dropout: Fraction | None = None
-    """Of an attention weight."""
+    """Dropout of the attention weights."""
     hidden_dropout: Fraction = 0.0
-    """Of the hidden numbers of the feed-forward part."""
+    """Dropout of the hidden layer of the feed-forward part."""
     block_dropout: Fraction | None = None
-    """Of what attention and feed-forward part add to the residual stream."""
+    """Dropout of what the attention and feed-forward parts add to the residual stream."""
     output_dropout: Fraction = 0.0
-    """Of what the head reads."""
+    """Dropout of the head's input."""
     locked_dropout: tuple[Literal["input", "qkv", "hidden", "block", "output"], ...] = ()
-    """Those that draw once for all positions of a sequence; the others draw for each number by itself."""
+    """Dropouts that draw one mask for all positions of a sequence; the others draw for each number."""
 
     _names = field_validator("locked_dropout", mode="before")(names)
 
     shape: Literal["gpt2", "modern"] = "modern"
-    """Named architecture that sets the fields below where they are left out: gpt2 (OpenAI's) or modern (Qwen3's)."""
+    """Named architecture, which sets the defaults of the fields below: gpt2 (OpenAI's) or modern (Qwen3's)."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """Normalisation before each part of a block."""
     norm_eps: PositiveFloat = 1e-6
     """Added to the variance inside a norm."""
     position: Literal["learned", "sinusoidal", "rope"] = "rope"
-    """How positions enter: a learned table, fixed sinusoids, or rotated queries and keys."""
+    """How the model knows positions: a learned table, fixed sinusoids, or rotated queries and keys."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary wavelengths."""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "swiglu"
@@ -112,20 +114,21 @@ class ModelConfig(Section):
     bias: bool = False
     """Biases in linear layers and norms."""
     tie_embeddings: bool = True
-    """Use the token embedding as the output head too."""
+    """Use the token embedding as the output head as well."""
     bigrams: Annotated[int, Field(ge=0, le=MOST_SIZE)] = 0
-    """Rows of a second embedding, of each token with the one before it; where the pairs are more, they share rows by a
-    hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
+    """Rows of a second embedding, for each pair of a token and the one before it. If there are more pairs than rows,
+    they share rows by a hash. 0: none. A short run learns faster with it, but no other tool can run the model."""
     softmaxes: Annotated[int, Field(ge=1, le=16)] = 1
-    """Softmaxes that the head mixes, 3 to 5 for a small text of words; each computes all logits once more. 1: a plain
+    """Number of softmaxes that the head mixes: 3 to 5 for a small text of words. Each computes all logits. 1: a plain
     head. No other tool can run a mixture."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights (residual projections are divided by sqrt(2 x num_layers))."""
     zero_init_residual: bool = False
     """Start the residual projections at zero: each block begins as the identity."""
     attention: Literal["auto", "reference", "blockwise", "sdpa", "fused"] = "auto"
-    """Attention kernel: the readable reference, the same in four parts that skip what causality hides, torch's
-    scaled_dot_product_attention, or auto (training: the fastest here, found by timing; else sdpa)."""
+    """Attention kernel: reference (readable code), blockwise (in four parts that skip what the causal mask hides), sdpa
+    (torch's scaled_dot_product_attention), fused (C code, on a CPU in fp32), or auto (in training the fastest on this
+    machine, by timing; else sdpa)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -155,7 +158,7 @@ class ModelConfig(Section):
         return self
 
     def drops(self, place: Literal["input", "qkv", "attention", "hidden", "block", "output"]) -> tuple[float, bool]:
-        """(probability, whether it is locked) of the dropout at a place."""
+        """The dropout at a place: (probability, whether it draws one mask for all positions)."""
         probability: float | None = getattr(self, f"{place}_dropout")
         return self.dropout if probability is None else probability, place in self.locked_dropout
 
@@ -171,7 +174,7 @@ class ModelConfig(Section):
 
     @property
     def gates(self) -> int:
-        """Outputs of the first feed-forward matrix for each hidden number: 2 of a gated activation."""
+        """Outputs of the first feed-forward matrix per hidden number: 2 for a gated activation, else 1."""
         return 2 if self.activation in GATED else 1
 
     @property
@@ -185,7 +188,7 @@ class ModelConfig(Section):
 
     @property
     def padded_vocab_size(self) -> int:
-        """vocab_size rounded up to a multiple of 64: the rows that the embedding really has."""
+        """vocab_size rounded up to a multiple of 64: the number of rows in the embedding."""
         if self.vocab_size is None:
             raise ValueError("vocab_size is not set; give it, or let the tokenizer set it")
         return -(-self.vocab_size // 64) * 64
@@ -195,18 +198,18 @@ class TokenizerConfig(Section):
     """How text becomes ids."""
 
     kind: Literal["char", "byte", "bpe", "word", "gpt2", "auto"] = "char"
-    """char, byte, bpe (trained on your text), word (its words, as WikiText counts), gpt2 (OpenAI's), or auto (gpt2 when
-    it can be had, else char)."""
+    """char, byte, bpe (trained on your text), word (whole words, as WikiText counts them), gpt2 (OpenAI's), or auto
+    (gpt2 if its files are available, else char)."""
     vocab_size: Size = 4096
-    """bpe: number of ids to reach, special tokens included. word: the most ids (default: all words of the text)."""
+    """bpe: number of ids to learn, special tokens included. word: the most ids (default: all words of the text)."""
     pattern: Literal["gpt2", "gpt4"] = "gpt4"
     """bpe: how text is split before merging."""
     unknown: Literal["token", "error"] = "token"
-    """char: a character outside the vocabulary becomes the unk token, or is an error."""
+    """char: a character outside the vocabulary becomes the unk token (token), or is an error (error)."""
     max_train_bytes: Positive = 200_000_000
-    """bpe: bytes of text to learn merges from; the rest of a larger text is only encoded."""
+    """bpe: learn merges from this many bytes of text; the rest of a larger text is only encoded."""
     path: OptionalPath = None
-    """A tokenizer.json to use as it is, in place of making one."""
+    """A tokenizer.json to use; no tokenizer is made then."""
 
     @model_validator(mode="before")
     @classmethod
@@ -217,7 +220,7 @@ class TokenizerConfig(Section):
 
 
 class DataConfig(Section):
-    """Which text, and how it is cleaned and split."""
+    """Which text to train on, and how it is cleaned and split."""
 
     source: PathText = "stories"
     """stories, shakespeare, wikitext-2, wikitext-103, tinystories, text8, enwik8, hf:NAME, or a file, directory, glob,
@@ -227,36 +230,37 @@ class DataConfig(Section):
     encoding: str = "utf-8"
     """Encoding of the files."""
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
-    """Cleaning, in this order: ascii (drop the rest), nfc (Unicode form), lower (case), newlines (\\r\\n to \\n)."""
+    """Cleaning, in this order: ascii (drop all other characters), nfc (Unicode normal form), lower (lower case),
+    newlines (\\r\\n to \\n)."""
 
     _names = field_validator("clean", mode="before")(names)
 
     split_at: str = ""
-    """A text between documents, such as <|endoftext|>: it is taken out, each part is a document, and the tokenizer's
-    end of text follows it."""
+    """A text that separates documents, such as <|endoftext|>. It is removed; each part is a document and gets the
+    tokenizer's end-of-text token."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share held out for validation where the source has no published split."""
+    """Share held out for validation if the source has no published split."""
     stories_count: Size = 8000
-    """stories: how many to write."""
+    """stories: how many stories to generate."""
     cache_dir: OptionalPath = None
-    """Where prepared token files go (default: $MINIGPT_CACHE, else ~/.cache/minigpt)."""
+    """Directory of prepared token files (default: $MINIGPT_CACHE, else ~/.cache/minigpt)."""
 
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) for the matrices inside the blocks."""
 
     kind: Literal["adamw", "muon"] = "muon"
-    """muon for the blocks' matrices and adamw for embeddings, head, norms and biases; or adamw for all."""
+    """muon (adamw still updates embeddings, head, norms and biases), or adamw for all weights."""
     learning_rate: PositiveFloat = 0.02
-    """Peak learning rate, of which all weights' rates are multiples: muon's, the spectral size of one update of a
-    square matrix; with kind adamw its own (a run's default: by width, 2e-3 x sqrt(256 / embed_dim))."""
+    """Peak learning rate. For muon: the spectral norm of one update of a square matrix. For adamw: its usual rate
+    (default: 2e-3 x sqrt(256 / embed_dim)). The rates of all weights are multiples of it."""
     adamw_ratio: PositiveFloat = 0.2
-    """muon: rate of what adamw updates beside it, as a share of learning_rate (a run's default: by width,
+    """muon: the rate of the weights that adamw updates, as a share of learning_rate (a run's default: by width,
     0.2 x sqrt(256 / embed_dim))."""
     momentum: Fraction = 0.95
     """muon: decay of the gradient's running sum."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices (embeddings too); norms and biases have none."""
+    """Decoupled weight decay of matrices (embeddings too); norms and biases are not decayed."""
     beta1: Fraction = 0.9
     """Decay of the gradient's running mean."""
     beta2: Fraction = 0.95
@@ -269,33 +273,34 @@ class ScheduleConfig(Section):
     """Learning rate, weight decay, and length of the context, over time."""
 
     kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
-    """Shape after warm-up; cosine+plateau goes on past the budget while cutting the rate when validation stalls."""
+    """Shape of the rate after warm-up. cosine+plateau continues after the budget, and cuts the rate each time that the
+    validation loss stops falling."""
     warmup_steps: NonNegativeInt = 100
-    """Steps over which the rate climbs from 0 to learning_rate."""
+    """Steps over which the rate rises from 0 to learning_rate."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Final rate, as a share of learning_rate."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """trapezoidal: last share of what follows the warm-up, over which the rate falls."""
+    """trapezoidal: the rate falls over this last share of the steps after warm-up."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """cosine+plateau: the rate is multiplied by this at each stall."""
+    """cosine+plateau: each stall multiplies the rate by this."""
     plateau_patience: Positive = 2
-    """cosine+plateau: evaluations without a better validation loss that make a stall."""
+    """cosine+plateau: this many evaluations in a row without a better validation loss are a stall."""
     plateau_max_steps: NonNegativeInt = 1000
-    """cosine+plateau: most steps to go on past the budget."""
+    """cosine+plateau: the most steps after the budget."""
     weight_decay: Literal["constant", "follow", "opposite"] = "constant"
-    """optimizer.weight_decay over time: constant, follow (as the rate does), or opposite (least where the rate is
-    highest, all of it where the rate is lowest)."""
+    """optimizer.weight_decay over time: constant, follow (it changes as the rate does), or opposite (smallest where the
+    rate is highest, in full where the rate is lowest)."""
     context_warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the run over which the context grows: a window is read as four short ones for the first half of it, as
-    two for the second. A step costs less, and early on teaches as much."""
+    """Share of the run with a shorter context: in its first half each window is split into four, in its second half
+    into two. These steps cost less, and early in training they teach as much."""
 
 
 LENGTHS = ("train.max_steps", "train.max_epochs", "train.max_tokens", "train.max_minutes")
-"""The settings that say how long a run is."""
+"""The settings that set the length of a run."""
 
 
 class TrainConfig(Section):
-    """The loop: budget, batches, evaluation, checkpoints."""
+    """The training loop: budget, batches, evaluation, checkpoints."""
 
     max_steps: Positive | None = None
     """Optimizer steps; the first budget reached ends the run (default: 2000 if no other budget is set)."""
@@ -308,48 +313,48 @@ class TrainConfig(Section):
     batch_size: Size = 32
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: Size | Literal["auto"] | None = None
-    """Sequences per forward pass; less than batch_size accumulates gradients (default: batch_size). auto: on a GPU the
-    most that fit in memory, on a CPU the fastest that fit; what is computed stays the same but for rounding."""
+    """Sequences per forward pass; fewer than batch_size accumulates gradients (default: batch_size). auto: on a GPU the
+    most that fit in memory, on a CPU the fastest number that fits. The result is the same except for rounding."""
     grad_clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
-    """Share of the target's probability that is spread over the vocabulary."""
+    """Share of the target's probability that is spread evenly over the vocabulary."""
     masked_inputs: Fraction = 0.0
-    """For a text that is read many times: learn from each batch once more with some input tokens masked. Of each
-    sequence a share is masked that is drawn from 0 to this, such as 0.5 (0: off). A step costs twice the time."""
+    """Learn from each batch a second time with some input tokens masked; for texts that are read many times. The masked
+    share of each sequence is drawn from 0 to this, such as 0.5 (0: off). A step takes twice the time."""
     masked_weight: PositiveFloat = 0.4
-    """masked_inputs: weight of that second loss; `loss` in the metrics is the first alone."""
+    """masked_inputs: weight of the second loss; `loss` in the metrics is the first loss only."""
     ema_decay: Fraction = 0.0
     """Decay of a running average of the weights, used for evaluation and sampling (0: off)."""
     average_last: Fraction = 0.0
-    """Share of the run, at its end, whose weights are averaged evenly, step by step; their mean is used for evaluation
-    and sampling (0: off). 0.2: over the last fifth. In place of ema_decay."""
+    """Average the weights of all steps in this last share of the run, with equal weight; the mean is used for
+    evaluation and sampling (0: off). 0.2: the last fifth. Use it instead of ema_decay."""
     eval_every: Positive | Literal["auto"] = "auto"
-    """Steps between evaluations; auto: ten in the run, after each tenth of its budget. The start and the end of the run
-    are evaluated in any case, and where max_epochs is set, the end of each epoch."""
+    """Steps between evaluations; auto: after each tenth of the budget. The start and the end of the run are always
+    evaluated, and if max_epochs is set, the end of each epoch too."""
     eval_batches: Positive | None = None
     """Validation batches per evaluation, spread evenly over the split (default: all of it)."""
     early_stopping: Positive | None = None
-    """Evaluations without a better validation loss after which the run ends (default: never)."""
+    """End the run after this many evaluations in a row without a better validation loss (default: never)."""
     sample_every: NonNegativeInt = 500
     """Steps between samples (0: none)."""
     sample_prompt: str = "\n"
-    """Prompt of those samples."""
+    """Prompt of the samples."""
     save_every: Positive = 250
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Newest checkpoints to keep, beside the best."""
+    """How many of the newest checkpoints to keep, besides the best."""
     seed: Seed = 1337
     """Seed of initialisation, data order and dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "bf16-pure", "fp8"] = "auto"
-    """Precision of the matrix products; weights stay fp32, but for bf16-pure, where they are bf16 with an fp32 copy in
-    the optimizer. tf32: fp32 numbers, faster and rougher products, on NVIDIA. fp8: on Hopper, with the extra fp8.
-    auto takes bf16 where the device is fast at it. Each is tried against fp32 at the start."""
+    """Precision of the matrix products. Weights stay fp32, except with bf16-pure: bf16 weights, with an fp32 copy in
+    the optimizer. tf32: fp32 numbers with faster, less exact products, on NVIDIA. fp8: on Hopper, with the extra fp8.
+    auto takes bf16 if the device is fast at it. The precision is compared with fp32 at the start."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto uses it where it pays, by measurement: in runs that are long enough. If it fails then,
-    training goes on without it and says so in one line."""
+    """Use torch.compile; auto uses it in runs that are long enough to gain time, by measurement. If compiling fails
+    under auto, training continues without it and says so in one line."""
 
     @model_validator(mode="before")
     @classmethod
@@ -365,7 +370,7 @@ class TrainConfig(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.ema_decay and self.average_last:
-            raise ValueError("average_last: a run keeps one average; leave ema_decay or average_last 0")
+            raise ValueError("average_last: a run keeps only one average; set ema_decay or average_last to 0")
         if self.precision == "bf16-pure" and self.averages:
             name = "ema_decay" if self.ema_decay else "average_last"
             raise ValueError(f"{name}: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
@@ -378,12 +383,12 @@ class TrainConfig(Section):
 
     @property
     def passes(self) -> int:
-        """Times that a step reads its batch."""
+        """How many times a step reads its batch."""
         return 2 if self.masked_inputs else 1
 
     @property
     def rows(self) -> int:
-        """Sequences per forward pass; the whole batch until auto is found."""
+        """Sequences per forward pass; batch_size while auto has not found the number yet."""
         return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
 
 
@@ -397,11 +402,11 @@ class LoggingConfig(Section):
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
     csv: bool = False
-    """Write metrics.csv too at the end."""
+    """Write metrics.csv too, at the end."""
     plots: bool = True
-    """Draw loss and perplexity at the end (needs the plot extra)."""
+    """Plot loss and perplexity at the end (needs the plot extra)."""
     track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()
-    """Tools that get the metrics too, comma-separated: wandb, tensorboard, trackio, mlflow (each needs its extra)."""
+    """Tools that also get the metrics, comma-separated: wandb, tensorboard, trackio, mlflow (each needs its extra)."""
 
     _names = field_validator("track", mode="before")(names)
 

@@ -1,8 +1,8 @@
-"""YAML as people write settings: YAML 1.2's numbers and booleans, and nothing that can surprise.
+"""Read and write settings as YAML, with the numbers and booleans of YAML 1.2.
 
-YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for 90, `010` for 8 and 1e-3 for a word. Here only true and
-false are booleans, and such words stay words. A key that is given twice is an error; aliases (*name) and tags (!!name)
-are not read, and size and depth are limited: a text from a stranger takes neither time nor memory.
+PyYAML reads YAML 1.1, where `on` is true, `1:30` is 90, `010` is 8 and 1e-3 is a text. Here only true and false are
+booleans, 1e-3 is a number, and `on` and `1:30` are texts. A key that is given twice is an error. Aliases (*name) and
+tags (!!name) are errors, and size and depth are limited, so that no text can use much time or memory.
 """
 
 import re
@@ -25,22 +25,22 @@ _PATTERNS = {
         "-+0123456789.",
     ),
 }
-"""What a plain word must look like to be no text, and the letters that it can begin with."""
+"""Type to (the pattern of its words, the characters they can begin with); any other plain word is a text."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads a text as the docstring of this file says."""
+    """Reads YAML as this file's docstring says."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  the name and the shape are PyYAML's
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A value and all that is in it."""
+        """Read a value and everything inside it."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _problem("aliases such as *name are not read; write the value again", event)
+            raise _problem("aliases such as *name are not allowed; write the value again", event)
         if getattr(event, "tag", None) not in (None, "!"):
-            raise _problem("tags such as !!name are not read; leave it out", event)
+            raise _problem("tags such as !!name are not allowed; leave it out", event)
         if self.depth == MAX_DEPTH:
             raise _problem(f"nested deeper than {MAX_DEPTH}", event)
         self.depth += 1
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
+        """Read a mapping; a repeated key is an error."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -77,7 +77,7 @@ def _number(loader: _Loader, node: Any) -> int | float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what the loader reads: no aliases, and quotes around all that it would take for a number."""
+    """Writes YAML that the loader reads back: no aliases, and quotes around texts that look like numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Always."""
@@ -94,7 +94,7 @@ for _kind in ("int", "float"):
 def parse_yaml(text: str, name: str = "the YAML text") -> Any:
     """Read YAML, where 1e-3 is a number. Raises ConfigError with line and column."""
     if len(text) > MAX_LETTERS:
-        raise ConfigError(f"{name}: longer than the {MAX_LETTERS:,} characters that settings may have")
+        raise ConfigError(f"{name}: settings are longer than {MAX_LETTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -108,7 +108,7 @@ def read_yaml(path: Path) -> Any:
     """Read a file of YAML. Raises ConfigError."""
     try:
         with path.open("rb") as file:
-            return parse_yaml(file.read(4 * MAX_LETTERS + 1).decode(), str(path))  # up to 4 bytes a letter
+            return parse_yaml(file.read(4 * MAX_LETTERS + 1).decode(), str(path))  # a character has up to 4 bytes
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 

@@ -1,4 +1,4 @@
-"""Evaluation: exact scores over a whole split, and the floors beside them."""
+"""Evaluate models: exact scores over a whole split, and the scores of simpler models (floors) for comparison."""
 
 from minigpt.evals.adapt import Adaptation, adapted
 from minigpt.evals.floors import compute_floors, run_floors

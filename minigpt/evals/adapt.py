@@ -1,21 +1,23 @@
-"""Scores of a model that learns from the text it is scored on: another category than those of one that stands still.
+"""Score a model that learns from the text it is scored on. These scores do not compare with those of a fixed model.
 
-Windows follow each other in the order of the text. Each is scored first; only then may the model learn from it, in one
-or both of two ways:
+Windows are read in the order of the text. Each window is scored first, and then the model learns from it, in one or
+both of two ways:
 
     dynamic  one step of gradient descent on the window's loss (Krause et al., 2018, "Dynamic Evaluation of Neural
              Sequence Models"), on a copy of the weights
-    cache    the hidden states of the window are kept with the token that followed each; later, tokens that followed
-             states like the present one get more probability (Grave et al., 2017, "Improving Neural Language Models
-             with a Continuous Cache")
+    cache    each hidden state of the window is kept with the token that followed it; later, tokens that followed
+             similar states get more probability (Grave et al., 2017, "Improving Neural Language Models with a
+             Continuous Cache")
 
-Two points differ from the papers. The step of each tensor is divided by the root mean square of its gradients so far,
-on this very text; theirs is weight by weight, on the training text, which is not read again here. And the cache holds
-earlier windows alone, since attention sees what is in the window; so the first window scores as without it.
+Two points differ from the papers. First, the step of each tensor is divided by the root mean square of all its
+gradients so far on this text; the paper does this for each weight, with gradients on the training text, which we do
+not read here. Second, the cache holds only earlier windows, since attention sees the present one; so the cache does not
+change the score of the first window.
 
-A model of 0.9 M parameters that had seen a third of WikiText-2 in byte pairs, windows of 128, 25,000 tokens of the
-validation split: plain 4.011 nats a token; dynamic at 1e-4 3.773, 3e-4 3.667, 1e-3 3.759 (weight by weight 3.825,
-3.722, 3.752; without a scale 3.664 at the best rate, and infinite at three times that); cache 3.704; both 3.600.
+Measured with a model of 0.9 M parameters that had seen a third of WikiText-2 in byte pairs, windows of 128, 25,000
+tokens of the validation split: plain 4.011 nats per token; dynamic at 1e-4 3.773, 3e-4 3.667, 1e-3 3.759 (scaled for
+each weight 3.825, 3.722, 3.752; without a scale 3.664 at the best rate, and infinite at three times that rate); cache
+3.704; both 3.600.
 """
 
 import copy
@@ -40,8 +42,8 @@ from minigpt.runtime.device import Runtime, evaluating
 
 Method = Literal["dynamic", "cache", "both"]
 LABEL = "adapted to the text it is scored on: another category"
-"""These words stand next to every such figure."""
-_MOST = 1e9  # of each setting: more is never meant, and fp32 has no number for what is far above
+"""This label is printed next to every such score."""
+_MOST = 1e9  # upper limit of the settings: fp32 would overflow far above it, and nobody needs more
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Adaptation:
 
     Attributes:
         method: dynamic, cache, or both.
-        rate: dynamic: root mean square of what a step adds to the weights of a tensor, at its usual gradient.
-        cache_tokens: cache: how many states are kept, the latest ones.
-        cache_share: cache: its part in the probability; the rest is the model's.
-        cache_sharpness: cache: what the cosine of two states is multiplied by before the softmax.
+        rate: dynamic: root mean square of a step's change to the weights of a tensor, for a gradient of usual size.
+        cache_tokens: cache: how many of the latest states are kept.
+        cache_share: cache: its weight in the probability; the model has the rest.
+        cache_sharpness: cache: the cosine of two states is multiplied by this before the softmax.
     """
 
     method: Method = "both"
@@ -75,7 +77,7 @@ class Adaptation:
 
 
 def adapted(how: Adaptation) -> Callable[..., Score]:
-    """`evaluate_adapted` in this way: the `scorer` of `evaluate_run`."""
+    """A `scorer` for `evaluate_run`: `evaluate_adapted` with these settings."""
     return partial(evaluate_adapted, how)
 
 
@@ -91,13 +93,13 @@ def evaluate_adapted(
     token_lengths: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score tokens[1:], each once, before anything is learned from it. The model's own weights stay as they are.
+    """Score each of tokens[1:] once, before the model learns from it. The model's own weights do not change.
 
     Args:
-        how: what learns, and how fast.
-        model: its copy learns.
-        tokens, context, runtime, stride, token_lengths, progress: as of `evaluate`.
-        batch_size: as of `evaluate`, but windows are read one by one all the same, since each learns from the last.
+        how: the method, and its settings.
+        model: a copy of it learns.
+        tokens, context, runtime, stride, token_lengths, progress: see `evaluate`.
+        batch_size: only checked; windows are read one by one, since the model learns from each before the next.
 
     Raises: as `evaluate`; UserError if the weights diverge.
     """
@@ -137,7 +139,7 @@ def evaluate_adapted(
 class _Learner:
     """A copy of the model that takes gradient steps.
 
-    The mean square of a tensor's gradients is taken over its entries and over the steps until now.
+    The mean square of a tensor's gradients is taken over all its entries and all steps so far.
     """
 
     def __init__(self, model: GPT, rate: float):
@@ -157,24 +159,24 @@ class _Learner:
 
 
 class _Cache:
-    """States [S, C] of unit length with the tokens [S] that followed them, the latest S."""
+    """The latest S states [S, C], scaled to unit length, and the tokens [S] that followed them."""
 
     def __init__(self, how: Adaptation):
         self.how = how
         self.states, self.tokens = torch.zeros(0), torch.zeros(0, dtype=torch.long)
 
     def mixed(self, nats: Tensor, hidden: Tensor, wanted: Tensor) -> Tensor:
-        """-ln of the mixture's probability of the wanted tokens [N], the model's being exp(-nats)."""
+        """-ln of the mixture's probability of the wanted tokens [N]; the model's own probability is exp(-nats)."""
         if not len(self.tokens):
             return nats
         alike = F.normalize(hidden, dim=-1) @ self.states.T  # [N, C] [C, S] -> [N, S]
         weights = (self.how.cache_sharpness * alike).softmax(-1)
         held = (weights * (self.tokens == wanted[:, None])).sum(-1)  # [N]
-        share = self.how.cache_share  # in logarithms: e^-104 is 0 in fp32, and its logarithm infinite
+        share = self.how.cache_share  # logarithms, since e^-104 is 0 in fp32, with an infinite logarithm
         return -torch.logaddexp(math.log1p(-share) - nats, (share * held).log())
 
     def keep(self, hidden: Tensor, followed: Tensor) -> None:
-        """Add states [N, C] and the tokens [N] that followed them; the oldest leave."""
+        """Add states [N, C] and the tokens [N] that followed them; drop the oldest."""
         states = F.normalize(hidden, dim=-1)
         if len(self.tokens):
             states, followed = torch.cat((self.states, states)), torch.cat((self.tokens, followed))

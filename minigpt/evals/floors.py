@@ -1,24 +1,24 @@
-"""What simpler models reach on the same text, in bits per byte: the scale that a loss is read on.
+"""Compute floors: the scores of simpler models on the same text, in bits per byte, to compare a loss with.
 
-    uniform     every byte that occurs in the training text is as likely as any other: log2 of their number
+    uniform     all bytes that occur in the training text are equally likely: log2 of their number
     unigram     bytes by their frequency in training, one added to each of the 256 counts
-    five_gram   the byte before, the two, three and four before it: interpolated Kneser-Ney (see `ngram`)
-    xz          what the text adds to the size of the archive when the end of the training text is packed with it
+    five_gram   predicts a byte from the one to four bytes before it: interpolated Kneser-Ney (see `ngram`)
+    xz          how many bits this text adds to an archive of the end of the training text
     entropy     stories only: the exact expectation under the grammar that wrote them; no model can do better
-    surprisal   stories only: -log2 P of this very text under the grammar, which varies about the entropy
+    surprisal   stories only: -log2 P of this text under the grammar; its mean over texts is the entropy
 
-The first three are fitted on the first 16 MiB of the training text; xz (preset 6) sees its last 1 MiB. More would
+The first three are fitted on the first 16 MiB of the training text; xz (preset 6) sees its last 1 MiB. More text would
 make xz a little better: on the stories it falls from 0.88 to 0.83 with all of the text, in three times the time. The
 floors read documents one after another, without the end-of-text token between them.
 
-A tokenizer of words keeps the text only if it is in WikiText's form and has no unknown word; of any other text such a
-run has no fitted floors, since they would be those of another text.
+A tokenizer of words keeps the text only if the text is in WikiText's form and has no unknown word. With other texts
+such a run has no fitted floors, since the decoded text is not the source text.
 
-They belong to the text, so they lie in the cache under its hash:
+Floors depend on the text, so the cache keeps them under its hash:
 
     CACHE/floors/KEY.json
 
-KEY is a hash of the two texts that count, of the tokenizer where it can have lost some text, and of VERSION.
+KEY is a hash of the two texts (training and evaluated), of VERSION, and of the tokenizer if it can have lost text.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
 XZ_BYTES = 1 << 20
-VERSION = 2  # of the cached figures: raise it when a definition above changes
+VERSION = 2  # of the cached floors: raise it when a definition above changes
 
 Floors = dict[str, float]
 _NAMES = Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"]
@@ -52,7 +52,7 @@ _KEPT: TypeAdapter[Any] = TypeAdapter(dict[_NAMES, float])
 
 
 def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
-    """uniform, unigram and five_gram for `text` fitted on `head`, xz after `tail`; none of the three empty."""
+    """uniform, unigram and five_gram of `text`, fitted on `head`, and xz after `tail`. DataError if one is empty."""
     if not (len(head) and len(tail) and len(text)):
         raise DataError("no floors without text: the training or the evaluated text is empty")
     return {
@@ -64,7 +64,7 @@ def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
 
 
 def unigram_bits(train: Bytes, text: Bytes) -> float:
-    """-log2 P(text) by single bytes, one added to each count."""
+    """-log2 P(text) by the frequencies of single bytes, one added to each count."""
     counts = np.bincount(train, minlength=256) + 1.0
     return float(-(np.bincount(text, minlength=256) @ np.log2(counts / counts.sum())))
 
@@ -78,20 +78,20 @@ def xz_bits(before: Bytes, text: Bytes) -> float:
 
 
 def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
-    """The floors of one split, from the cache if they were measured before.
+    """The floors of one split, from the cache if they were computed before.
 
-    The training split has no fitted floors: they would be fitted on the very text they are to be compared on.
+    The training split has no fitted floors: they would be fitted on the text that they score.
 
     Args:
         prepared: token files.
-        tokenizer: the one they were made with.
+        tokenizer: the one that made the token files.
         split: val, test or train.
     """
     cached = _cached(prepared, tokenizer, split)
-    with contextlib.suppress(OSError, ValueError):  # missing, unreadable or of another form: measured again
+    with contextlib.suppress(OSError, ValueError):  # missing, unreadable or in another form: compute again
         return _KEPT.validate_python(parse_json(cached.read_bytes()))
     floors = _measure(prepared, tokenizer, split)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the evaluation
+    with contextlib.suppress(OSError):  # without a cache the next evaluation only takes longer
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(cached, json.dumps(floors).encode())
     return floors
@@ -99,7 +99,7 @@ def run_floors(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 
 def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     used = ("train", split)
-    unknown = tokenizer.unk_id  # of a tokenizer that has none, no token is read here
+    unknown = tokenizer.unk_id  # None: the tokens need no check
     lossy = not tokenizer.keeps_text or (
         unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
     )
@@ -120,7 +120,7 @@ def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
     table = TokenText(tokenizer)
     text = table.whole(prepared.splits[split].tokens)
     train = prepared.splits["train"].tokens
-    # The archives are written in other threads, without Python's lock, while the stories are read here.
+    # Other threads compress, without Python's lock, while this one reads the stories.
     with ThreadPoolExecutor(1) as pool:
         parts = (table.head(train, FIT_BYTES), table.tail(train, XZ_BYTES), text)
         source = prepared.meta["splits"][split]["sha256"]
@@ -131,9 +131,9 @@ def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
 
 
 def stories_floors(text: Bytes) -> Floors:
-    """Entropy of the grammar, and the surprisal of these very stories, each of which ends in its only newline."""
+    """Entropy of the grammar, and surprisal of these stories; each story is one line."""
     floors = {"entropy": generator.entropy().bits_per_byte}
-    # A tokenizer of another text may have lost a character: then these are not quite the stories that were told.
+    # If a tokenizer made for another text lost a character, the grammar cannot have written these stories.
     with contextlib.suppress(DataError):
         nats = -sum(map(generator.log_probability, text.tobytes().decode("ascii").splitlines(keepends=True)))
         floors["surprisal"] = nats / math.log(2) / len(text)

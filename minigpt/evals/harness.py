@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness: the figures that others publish for their models, of a run of ours.
+"""Evaluate a run on tasks of lm-evaluation-harness, to compare it with the published scores of other models.
 
-A task is a name of the harness (`lambada_openai`; its data set is fetched) or a YAML file, which can name local data
-and then needs no network. A task file is a program: it may name Python functions, so run only those that you trust.
+A task is a name that the harness knows (`lambada_openai`; its data set is downloaded), or a YAML file. A file can name
+local data and then needs no network. A task file can call Python functions, so run only files that you trust.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from minigpt.errors import UserError, first_line, nearest
 from minigpt.evals.report import Run
 
 RESAMPLES = 1000
-"""Of the bootstrap, where the harness estimates a standard error by one."""
+"""Resamples of the bootstrap, by which the harness estimates some standard errors."""
 _KEPT = ("results", "groups", "higher_is_better", "versions", "n-shot", "n-samples")
 
 
@@ -38,19 +38,19 @@ def evaluate_tasks(
     Args:
         run: from `load_run`.
         tasks: names of tasks or groups, or YAML files.
-        include_path: a folder with task files; their names are known then.
+        include_path: a folder of task files, whose names `tasks` may then use.
         num_fewshot: solved examples before each question (default: as the task says).
-        limit: most documents of each task.
+        limit: most documents per task.
         batch_size: windows at a time (default: by memory).
-        progress: called with (requests or windows done, all of this kind).
+        progress: called with (requests or windows done, their total).
 
     Returns:
-        The harness' own results, versions, n-shot and n-samples, of groups too, by its names ("acc,none"); with
+        The harness' results, versions, n-shot and n-samples, for tasks and groups, by its names ("acc,none"); and
         lm_eval (its version), checkpoint and step.
 
     Raises:
-        UserError: lm_eval is not installed; no such task; a task that cannot be read, or that asks for what we lack.
-        CheckpointError: the loss is not a number.
+        UserError: lm_eval is not installed; no such task; a task that cannot be read, or needs what minigpt lacks.
+        CheckpointError: the loss is NaN or infinite.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("tasks need lm-evaluation-harness; install it with: pip install 'minigpt[lm-eval]'")
@@ -63,13 +63,13 @@ def evaluate_tasks(
 
     from minigpt.evals.harness_model import HarnessModel
 
-    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; these are the seeds of the harness' own command
+    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; the harness' command uses these seeds
     np.random.seed(DEFAULT_OTHER_SEED)
     with _told(tasks), redirect_stdout(sys.stderr):  # the harness prints
         loaded = _load(list(tasks), include_path)
         for task in loaded["tasks"].values():
             fixed = task.get_config("num_fewshot")
-            shots = fixed if fixed == 0 or num_fewshot is None else num_fewshot  # a task may insist on none
+            shots = fixed if fixed == 0 or num_fewshot is None else num_fewshot  # 0 in the task file is fixed
             task.set_config("num_fewshot", shots or 0)
             task.set_fewshot_seed(DEFAULT_OTHER_SEED)
         model = HarnessModel(run, batch_size, progress)
@@ -95,7 +95,7 @@ def _load(names: list[str], folder: str | Path | None) -> Any:
 
 @contextmanager
 def _told(names: Sequence[str]) -> Iterator[None]:
-    """Inside, what is wrong with a task, which others wrote, is one UserError."""
+    """Turn any error in a task file or its data into one UserError."""
     from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
 
@@ -103,5 +103,5 @@ def _told(names: Sequence[str]) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, TypeError, ImportError, DatasetsError, TemplateError, YAMLError) as error:
         why = f"{type(error).__name__}: {first_line(error)}"
-        hint = "see to the task file, its data, or the network"
+        hint = "check the task file, its data and the network"
         raise UserError(f"{', '.join(names)}: the harness cannot run the task ({why}); {hint}") from None

@@ -1,12 +1,12 @@
-"""Our model as lm-evaluation-harness asks for it: texts go in, log-probabilities and texts come out.
+"""Give lm-evaluation-harness our model: texts go in, log-probabilities and texts come out.
 
-The windows are those of the harness' own Hugging Face model, which has the same figures of the exported run if it is
-told prefix_token_id:
-- A text is scored after <|endoftext|>, which stands before it in training too; <|bos|> was never learned. Where the
-  tokenizer has no <|endoftext|>, the first token is given and not scored.
-- A text that is longer than the context is cut into windows that do not overlap; the last one is a full context, of
-  which only the new tokens are scored.
-- Of a prompt that leaves no room for the answer only the end is read.
+The windows are those of the harness' own Hugging Face model. That model gives the same scores for the exported run if
+its prefix_token_id is set:
+- A text is scored after <|endoftext|>, as in training; <|bos|> was never learned. If the tokenizer has no
+  <|endoftext|>, the first token is given and not scored.
+- A text longer than the context is cut into windows that do not overlap. The last window is a full context, and only
+  its new tokens are scored.
+- If a prompt leaves no room for the answer, only the end of the prompt is read.
 """
 
 import json
@@ -28,9 +28,9 @@ from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import evaluating
 
 ANSWERS = 32
-"""Answers that are written together."""
+"""Answers that are generated together."""
 Row = tuple[int, list[int], int]
-"""The request that a window is of, its ids, and how many of the last are scored."""
+"""One window: the index of its request, its ids, and how many of the last ids are scored."""
 _SAME_NAME = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "num_beams", "length_penalty")
 
 
@@ -40,7 +40,7 @@ class HarnessModel(TemplateLM):
     Args:
         run: from `load_run`.
         batch_size: windows at a time (default: by memory).
-        progress: called with (requests or windows done, all of this kind).
+        progress: called with (requests or windows done, their total).
     """
 
     def __init__(self, run: Run, batch_size: int | None = None, progress: Callable[[int, int], None] | None = None):
@@ -50,11 +50,11 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> Any:
-        """What a text is scored after, the harness' prefix_token_id; None: nothing."""
+        """The token before each scored text, the harness' prefix_token_id; None: there is no such token."""
         return self.run.tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **more: Any) -> list[int]:
-        """Ids of a text; nothing is put before it."""
+        """Ids of a text, without a token before it."""
         return self.run.tokenizer.encode(string)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -76,7 +76,7 @@ class HarnessModel(TemplateLM):
             for ids, scored in windows(context, continuation, self.max_length)
             if scored
         ]
-        rows.sort(key=lambda row: -len(row[1]))  # rows of one length together
+        rows.sort(key=lambda row: -len(row[1]))  # so that rows of similar length are in one batch
         nats, greedy = [0.0] * len(requests), [True] * len(requests)
         done = 0
         while done < len(rows):
@@ -87,7 +87,7 @@ class HarnessModel(TemplateLM):
             done += len(some)
             self._tell(done, len(rows))
         if not all(map(math.isfinite, nats)):
-            raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+            raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
         return [(-loss, likeliest) for loss, likeliest in zip(nats, greedy, strict=True)]
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class HarnessModel(TemplateLM):
         for places in groups.values():
             settings = generation_settings(requests[places[0]].args[1])
             room = self.max_length - settings["max_new_tokens"]
-            most = room if room > 0 else max(1, self.max_length // 2)  # the engine goes on past its context
+            most = room if room > 0 else max(1, self.max_length // 2)  # generation can continue past the context
             prompts = {at: self._prompt(requests[at].args[0])[-most:] for at in places}
             places.sort(key=lambda at: len(prompts[at]))
             for first in range(0, len(places), ANSWERS):
@@ -131,7 +131,7 @@ class HarnessModel(TemplateLM):
     def _prompt(self, text: str) -> list[int]:
         ids = self.tok_encode(text)
         if not ids and self.prefix_token_id is None:
-            raise UserError("the task asks with an empty text, and the tokenizer has nothing that begins a text")
+            raise UserError("the task has an empty prompt, and the tokenizer has no token that begins a text")
         return ids or [self.prefix_token_id]
 
     def _tell(self, done: int, total: int) -> None:
@@ -140,7 +140,7 @@ class HarnessModel(TemplateLM):
 
 
 def windows(context: Sequence[int | None], continuation: list[int], limit: int) -> Iterator[tuple[list[int], int]]:
-    """(ids, how many of the last are scored): the continuation, after as much of the context as the model can read.
+    """Windows of a continuation after as much context as fits: (ids, how many of the last ids are scored).
 
     windows([1, 2], [3, 4], 3) -> ([1, 2, 3, 4], 2)
     windows([9], [1, 2, 3, 4], 3) -> ([9, 1, 2, 3], 3), ([1, 2, 3, 4], 1)
@@ -156,7 +156,7 @@ def windows(context: Sequence[int | None], continuation: list[int], limit: int) 
 
 
 def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's generation_kwargs as settings of ours. Raises UserError for one that we do not have."""
+    """A task's generation_kwargs as minigpt's settings. Raises UserError for one that minigpt does not have."""
     theirs: dict[str, Any] = dict(normalize_gen_kwargs(dict(given)))
     sampled, temperature = theirs.pop("do_sample"), theirs.pop("temperature", None)
     ours = {
@@ -167,5 +167,5 @@ def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in theirs:
         if name not in _SAME_NAME:
             known = ("do_sample", "max_gen_toks", "temperature", "until", *_SAME_NAME)
-            raise UserError(f"generation_kwargs: {name} is not a setting of ours; {nearest(name, known)}")
+            raise UserError(f"generation_kwargs: {name} is not a setting of minigpt; {nearest(name, known)}")
     return ours | theirs

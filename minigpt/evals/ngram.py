@@ -1,16 +1,17 @@
-"""A byte-level n-gram model, the floor that a Transformer has to beat: interpolated Kneser-Ney, in sorted arrays.
+"""Fit a byte-level n-gram model, a floor that a Transformer has to beat: interpolated Kneser-Ney, in sorted arrays.
 
 An n-gram is one uint64: its bytes, oldest first (at most 8 of them). Sorting the keys puts all continuations of a
-context side by side, so that counting is run lengths and looking up is a binary search: no hashing, no collisions,
-and 10 MB of text are fitted in under a second.
+context next to each other. Counts are then run lengths, and a lookup is a binary search. There are no hashes and no
+collisions, and 10 MB of text are fitted in under a second.
 
     P(w | context) = max(c(context w) - D, 0) / c(context)  +  D n(context) / c(context) x P(w | shorter context)
 
-n(context) is the number of distinct bytes seen after the context. Below the longest order c is the continuation
-count, the number of distinct bytes seen before the n-gram; under the shortest order lies 1/256 for every byte.
+n(context) is the number of distinct bytes seen after the context. At the longest order, c is the number of times the
+n-gram occurs; at shorter orders, c is the continuation count: the number of distinct bytes seen before the n-gram. The
+shortest order falls back to 1/256 for every byte.
 D = 0.75 at every order: on Tiny Shakespeare (2.260 bits per byte) and WikiText-2 (1.841) it beat Ney's estimate
-n1 / (n1 + 2 n2) (2.278, 1.842) and Witten-Bell smoothing (2.408, 1.848); three discounts an order won 0.008 on the
-first and lost 0.001 on the second.
+n1 / (n1 + 2 n2) (2.278, 1.842) and Witten-Bell smoothing (2.408, 1.848). Three discounts per order gained 0.008 on the
+first text and lost 0.001 on the second.
 Source: Kneser and Ney, 1995; the interpolated form as in Chen and Goodman, 1998, section 2.7.
 """
 
@@ -31,7 +32,7 @@ CHUNK = 1 << 22  # positions scored at a time: 32 MB of keys
 
 @dataclass(frozen=True)
 class _Order:
-    """What is known of the n-grams of one length n. Both key arrays are sorted."""
+    """The n-grams of one length n. Both key arrays are sorted."""
 
     keys: Keys  # [G] n-grams seen
     counts: Array  # [G] their counts
@@ -42,13 +43,13 @@ class _Order:
 
 @dataclass(frozen=True)
 class NGram:
-    """A fitted model of bytes; make it with `NGram.fit`."""
+    """A fitted n-gram model of bytes; `NGram.fit` makes it."""
 
     orders: tuple[_Order, ...]  # n = 1, 2, ..., order
 
     @classmethod
     def fit(cls, text: Bytes, order: int = 5) -> "NGram":
-        """Count every n-gram of the text, n = 1 to order (at most 8). Takes about 25 bytes of memory a byte of text."""
+        """Count every n-gram of the text, n = 1 to order (at most 8). Needs about 25 bytes of memory per byte."""
         if not 1 <= order <= 8:
             raise ValueError(f"order is 1 to 8, not {order}")
         if not len(text):
@@ -66,12 +67,12 @@ class NGram:
                     followers=np.diff(np.append(starts, len(keys))),
                 )
             )
-            # Dropping the oldest byte: as many equal keys appear as there were different bytes before the rest.
+            # Without the oldest byte, a key appears once for each distinct byte that was before it.
             keys, counts = np.unique(keys & _mask(length - 1), return_counts=True)
         return cls(tuple(reversed(orders)))
 
     def probabilities(self, keys: Keys) -> npt.NDArray[np.float64]:
-        """P(last byte | the bytes before it) of each key [M] (see `ngram_keys`)."""
+        """P(last byte | the bytes before it) for each key [M] (see `ngram_keys`)."""
         p = np.full(len(keys), 1 / 256)
         for length, order in enumerate(self.orders, 1):
             key = keys & _mask(length)
@@ -82,7 +83,7 @@ class NGram:
         return p
 
     def bits(self, text: Bytes, chunk: int = CHUNK) -> float:
-        """-log2 P(text), in bits, the first bytes too; `chunk` positions are scored at a time."""
+        """-log2 P(text), in bits, including the first bytes; `chunk` positions are scored at a time."""
         history = len(self.orders) - 1
         total = 0.0
         for start in range(0, len(text), chunk):
@@ -94,7 +95,7 @@ class NGram:
 
 
 def ngram_keys(text: Bytes, order: int) -> Keys:
-    """The n-gram that ends at each byte, as a number; zero bytes stand before the text.
+    """The n-gram that ends at each byte, as a number; before the text come zero bytes.
 
     ngram_keys(b"ab", 3) -> [0x000061, 0x006162]
     """
@@ -107,7 +108,7 @@ def ngram_keys(text: Bytes, order: int) -> Keys:
 
 
 def _mask(length: int) -> np.uint64:
-    """Keeps the last `length` bytes of a key."""
+    """A bit mask that keeps the last `length` bytes of a key."""
     return np.uint64((1 << 8 * length) - 1)
 
 

@@ -1,9 +1,9 @@
-"""The exact loss of a model over a whole token sequence: every token but the first is predicted exactly once.
+"""Compute a model's exact loss over a whole token sequence: every token but the first is predicted exactly once.
 
-Windows of `context` tokens start every `stride` tokens. With stride = context they do not overlap: each is scored
-whole, and its first tokens are predicted from little. With a smaller stride a window scores only what is new in it,
-so that every token sees at least context - stride tokens before it (but those at the very start), for context/stride
-times the work. Logits are fp32, sums float64.
+Windows of `context` tokens start every `stride` tokens. With stride = context the windows do not overlap; the first
+tokens of a window are then predicted from little context. With a smaller stride, a window scores only its new tokens.
+Every token then has at least context - stride tokens before it (except at the start), for context/stride times the
+work. Logits are fp32, sums float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,16 @@ from minigpt.runtime.device import Runtime, evaluating
 from minigpt.training.step import target_losses
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch
-_CPU_TOKENS = 2048  # tokens in one batch: what fits the caches; 256 windows of 256 take 1.5 times as long on 2 cores
+_CPU_TOKENS = 2048  # tokens in one batch: fits the caches; batches of 256 windows of 256 took 1.5 times as long
 
 
 @dataclass(frozen=True)
 class Score:
-    """What was counted in each of W windows, in the order of the text."""
+    """The sums of each of W windows, in the order of the text."""
 
     nats: npt.NDArray[np.float64]  # [W] -ln p, summed over the tokens that the window scored
-    tokens: npt.NDArray[np.int64]  # [W] how many those are
-    bytes: npt.NDArray[np.int64]  # [W] bytes of text they stand for; zero if `evaluate` was not told the lengths
+    tokens: npt.NDArray[np.int64]  # [W] number of these tokens
+    bytes: npt.NDArray[np.int64]  # [W] bytes of text in these tokens; zero if `evaluate` got no token_lengths
 
     @property
     def loss(self) -> float:
@@ -60,15 +60,15 @@ def evaluate(
         context: tokens in a window, at least 1.
         runtime: device and precision.
         stride: tokens between the starts of windows, 1 to context (default: context).
-        batch_size: windows at a time (default: 2,048 tokens on a CPU, 1 GB of logits elsewhere); changes the result not
-            beyond rounding.
+        batch_size: windows at a time (default: 2,048 tokens on a CPU, 1 GB of logits elsewhere); changes the result
+            only by rounding.
         token_lengths: [V] bytes of each id, for `Score.bytes`.
         progress: called after each batch with (tokens scored so far, tokens to score).
 
     Raises:
         UserError: context or stride out of range.
         DataError: too few tokens.
-        CheckpointError: the loss is not a number.
+        CheckpointError: the loss is NaN or infinite.
     """
     stride = context if stride is None else stride
     check_windows(tokens, context, stride, batch_size)
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def check_finite(score: Score) -> Score:
-    """The score itself. Raises CheckpointError if a loss is not a number."""
+    """Return the score. Raises CheckpointError if a loss is NaN or infinite."""
     if not np.isfinite(score.nats).all():
         raise not_a_number()
     return score
@@ -96,13 +96,13 @@ def check_finite(score: Score) -> Score:
 
 def not_a_number() -> CheckpointError:
     """The error for a model whose loss is NaN or infinite."""
-    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
 
 
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
-    """`evaluate` by the mean of the probabilities of a model and these: the `scorer` of `evaluate_run`.
+    """A `scorer` for `evaluate_run`: evaluates the mean of the probabilities of the run's model and these models.
 
-    The modes of all are put back afterwards.
+    The training mode of each model is put back afterwards.
     """
 
     def scorer(model: GPT, tokens: npt.NDArray[Any], **how: Any) -> Score:
@@ -115,7 +115,7 @@ def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
 
 
 def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
-    """Raises UserError for windows that cannot be, DataError for too few tokens."""
+    """Raises UserError for an impossible stride, context or batch size, DataError for too few tokens."""
     if context < 1 or not 1 <= stride <= context:
         raise UserError(f"stride {stride} does not go with context {context}; choose a stride of 1 to {context}")
     if batch_size is not None and batch_size < 1:
@@ -125,7 +125,7 @@ def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_siz
 
 
 def text_bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:
-    """[B] bytes of the scored targets [B, T]."""
+    """Bytes [B] of the scored targets [B, T]."""
     if not len(lengths):
         return np.zeros(len(targets), np.int64)
     return np.where(scored, lengths[np.where(scored, targets, 0)], 0).sum(1)

@@ -1,10 +1,10 @@
-"""How well a model answers records: the loss of the expected answers, and how many it writes to the letter.
+"""Score a model's answers to records: the loss of the expected answers, and the share that it generates exactly.
 
-    loss          nats per token of the expected answers, ends of text included: what fine-tuning reports as val_loss
-    exact_match   share of the answers that greedy decoding writes exactly; white space around an answer is left out
+    loss          nats per token of the expected answers, with the end-of-text tokens: fine-tuning's val_loss
+    exact_match   share of the answers that greedy decoding writes exactly; white space around an answer is ignored
 
-Every reply of a chat is one answer, asked with all that truly stands before it. Of a preference the chosen answer is
-the expected one. The loss is of all records; only the first `ask` answers are written, since that takes longer.
+Each reply in a chat is one answer; its prompt is the record's text before it. In a preference record the chosen answer
+is the expected one. The loss counts all records; only the first `ask` answers are generated, since that takes longer.
 """
 
 import math
@@ -29,13 +29,13 @@ from minigpt.training.finetune.row_batches import Row, fit, row_eval_batches
 from minigpt.training.step import target_losses
 
 ASK = 200
-"""Answers that are written, unless told otherwise."""
+"""Default number of answers to generate."""
 BATCH = 32
-ROOM = 16  # tokens that an answer may be longer than the longest expected one of its batch
+ROOM = 16  # extra tokens allowed beyond the longest expected answer of a batch
 
 
 class Answer(TypedDict):
-    """One answer: the prompt (of a chat the message before the reply), what was expected, what the model wrote."""
+    """One answer: the prompt (in a chat, the message before the reply), the expected text, the model's text."""
 
     prompt: str
     expected: str
@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 class RecordReport(TypedDict):
-    """The figures of `evaluate_records`; exact_match is None where no answer was asked for."""
+    """The result of `evaluate_records`; exact_match is None if no answer was generated."""
 
     loss: float
     perplexity: float | None
@@ -62,14 +62,14 @@ RECORD_KEYS = tuple(RecordReport.__annotations__)
 
 
 class RecordRun(Run, Protocol):
-    """What evaluation wants of a loaded run."""
+    """What evaluation needs from a loaded run."""
 
     @property
     def config(self) -> RunConfig: ...
 
 
 class Question(NamedTuple):
-    """Ids to go on from, what was asked, what is expected, and in how many ids."""
+    """The prompt's ids, the prompt's text, the expected answer, and the number of the answer's ids."""
 
     ids: list[int]
     prompt: str
@@ -78,7 +78,7 @@ class Question(NamedTuple):
 
 
 def scores_records(run: RecordRun, source: str | None = None) -> bool:
-    """Whether the data, by default the run's own, are records to answer and no text. Raises DataError."""
+    """Whether the data (default: the run's own) are records, not plain text. Raises DataError."""
     data = run.config.data
     if source is None and not run.config.finetune.base:
         return False
@@ -96,16 +96,16 @@ def evaluate_records(
     """Score a run on records: `evaluate_records(load_run("runs/answers"))["exact_match"]`.
 
     Args:
-        run: from `load_run`; fine-tuned or not, so that before and after can be compared.
-        source: other records than the run's own, split as fine-tuning splits them.
+        run: from `load_run`; fine-tuned or not, so that you can compare before and after.
+        source: records to use instead of the run's own; they are split as fine-tuning splits them.
         split: val (held out) or train.
-        ask: most answers to write; 0 computes the loss alone.
-        progress: called with (answers written so far, answers to write).
+        ask: most answers to generate; 0 computes only the loss.
+        progress: called with (answers generated so far, their total).
 
     Raises:
         UserError: no such split, or `ask` below 0.
         DataError: records that cannot be read.
-        CheckpointError: the loss is not a number.
+        CheckpointError: the loss is NaN or infinite.
     """
     if ask < 0:
         raise UserError(f"{ask} answers cannot be written; give 0 or more")
@@ -138,7 +138,7 @@ def evaluate_records(
 
 
 def _template(run: RecordRun) -> Template:
-    """The run's own; of a run that was never tuned on chats the one that it would be tuned with."""
+    """The run's own template, or the default one if the run was never tuned on chats."""
     return load_template(run.path) if RunFolder.of(run.path).template.is_file() else Template()
 
 
@@ -150,12 +150,12 @@ def _loss(run: RecordRun, records: Sequence[Record], template: Template, seq_len
     for targets, losses in target_losses(run.model, row_eval_batches(rows, seq_len, BATCH), run.runtime):
         nats, tokens = nats + float(losses.sum()), tokens + int((targets != IGNORE).sum())
     if not np.isfinite(nats):
-        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training blew up")
+        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
     return nats / max(1, tokens), tokens
 
 
 def _questions(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> Iterator[Question]:
-    """Every answer that is learned of the records, and has something before it."""
+    """The records' learned answers, except those with nothing before them."""
     for record in records:
         pieces = record.pieces(template, tokenizer.eos_id is not None)
         replies = [at for at, piece in enumerate(pieces) if piece.learned]
@@ -167,7 +167,7 @@ def _questions(records: Sequence[Record], template: Template, tokenizer: Tokeniz
 
 
 def _write(run: RecordRun, questions: Sequence[Question], progress: Callable[[int, int], None] | None) -> list[Answer]:
-    """What the model answers, greedily."""
+    """Generate the model's answers, greedily."""
     limit, eos_id, out = run.model.config.max_seq_len, run.tokenizer.eos_id, []
     for first in range(0, len(questions), BATCH):
         some = questions[first : first + BATCH]

@@ -1,14 +1,15 @@
-"""Scores as figures that can be compared, each with its interval, beside the floors of the same text.
+"""Report scores that can be compared between models, with confidence intervals and the floors of the same text.
 
     loss             nats per token, over all tokens of the split but the first, which nothing predicts
     perplexity       exp(loss)
-    bits_per_byte    all nats / ln 2 / bytes of the source text that those tokens stand for, so that tokenizers can be
-                     compared; an end-of-text token costs nats but has no bytes
-    word_perplexity  exp(all nats / words); words as WikiText counts: what white space separates, and one a line end
+    bits_per_byte    all nats / ln 2 / bytes of the source text in these tokens, so that different tokenizers can be
+                     compared; an end-of-text token has nats but no bytes
+    word_perplexity  exp(all nats / words), with words as WikiText counts them: split at white space, and one per line
+                     end
 
-The interval is a bootstrap's (Efron, 1979): blocks of at least `context` tokens are drawn again with replacement and
-the ratio of their sums taken. It says how much the figure depends on which text was in the split, not what another
-seed of training would give; and since blocks that follow each other in a document are alike, it is a little too narrow.
+The interval comes from a bootstrap (Efron, 1979): blocks of at least `context` tokens are drawn with replacement, and
+the ratio of their sums is taken. It says how much a score depends on the choice of text in the split, not on the seed
+of training. Neighbouring blocks of a document are similar, so the interval is a little too narrow.
 """
 
 import math
@@ -31,14 +32,14 @@ from minigpt.tokenizers import Tokenizer
 
 
 class Interval(TypedDict):
-    """[low, high] of two figures."""
+    """[low, high] of two scores."""
 
     loss: list[float]
     bits_per_byte: list[float]
 
 
 class Figures(TypedDict):
-    """What stands beside a headline for another way to score the same text."""
+    """The scores of the same text computed in another way, shown next to the headline."""
 
     loss: float
     perplexity: float | None
@@ -47,10 +48,10 @@ class Figures(TypedDict):
 
 
 class Report(TypedDict):
-    """The figures of a score, as the module's docstring says, and what was scored.
+    """The scores that the module's docstring defines, and what was scored.
 
-    A perplexity too large for a float is None, and so is the interval where there is only one block. Floors are in
-    bits per byte, by name.
+    A perplexity too large for a float is None. The interval is None if there is only one block. Floors are in bits per
+    byte, by name.
     """
 
     loss: float
@@ -78,10 +79,10 @@ FLOOR_NAMES = {
     "entropy": "entropy of the source",
     "surprisal": "this text under the source",
 }
-"""What stands beside a floor in a table."""
+"""The label of each floor in a table."""
 
 TOLD_FLOORS = {"five_gram": "a 5-gram model", "entropy": "the source's entropy"}
-"""The floors that stand beside the headline."""
+"""The floors that the headline shows."""
 
 REPORT_KEYS = tuple(Report.__annotations__)
 
@@ -91,7 +92,7 @@ _MOST_DRAWS = 1 << 24  # block indices held at a time: 128 MB
 
 
 class Run(Protocol):
-    """What evaluation wants of a loaded run."""
+    """What evaluation needs from a loaded run."""
 
     @property
     def path(self) -> Path: ...
@@ -125,12 +126,12 @@ def evaluate_run(
 
     Args:
         run: from `load_run`.
-        prepared: other data than the run's own, prepared with the run's tokenizer.
+        prepared: data to use instead of the run's own, prepared with the run's tokenizer.
         split: val, test or train.
-        context: tokens in a window (default: all that the model can take).
-        stride: tokens between windows (default: context, no overlap: what training reports as val_loss).
+        context: tokens in a window (default: the model's context).
+        stride: tokens between the starts of windows (default: context, no overlap, as for training's val_loss).
         batch_size, progress: see `evaluate`.
-        scorer: another way to score the text than `evaluate`, with its arguments, such as `at_temperature(1.1)`.
+        scorer: a function to use instead of `evaluate`, with the same arguments, such as `at_temperature(1.1)`.
 
     Raises:
         UserError: no such split, a context longer than the model's, a stride out of range.
@@ -182,7 +183,7 @@ def report(
     step: int,
     data: str,
 ) -> Report:
-    """The figures of a score; `text_bytes` and `words` are those of the source text. See `evaluate_run`."""
+    """The report of a score; `text_bytes` and `words` are those of the source text. See `evaluate_run`."""
     if not text_bytes:
         raise DataError(f"the {split} text is a single token; give more text")
     nats, tokens = float(score.nats.sum()), int(score.tokens.sum())
@@ -206,7 +207,7 @@ def report(
 
 
 def figures(report: Report) -> Figures:
-    """The figures of a report without what was scored."""
+    """Only the scores of a report."""
     return {
         "loss": report["loss"],
         "perplexity": report["perplexity"],
@@ -216,7 +217,7 @@ def figures(report: Report) -> Figures:
 
 
 def told_headline(report: Report) -> str:
-    """The report in one line, which training, eval and the demo print alike."""
+    """The report in one line; training, eval and the demo all print it."""
     stride = None if report["stride"] == report["context"] else report["stride"]
     line = headline(report["bits_per_byte"], report["step"], scored_on(report["split"], stride=stride))
     floors = [f"{name} {report['floors'][key]:.3f}" for key, name in TOLD_FLOORS.items() if key in report["floors"]]
@@ -228,13 +229,13 @@ def _exp(nats: float) -> float | None:
 
 
 def _intervals(score: Score, text_bytes: int, context: int) -> Interval | None:
-    # Windows that overlap score few tokens each; together they make blocks of at least a context, cut at windows.
+    # Overlapping windows score few tokens each; neighbours are joined into blocks of at least `context` tokens.
     block = (np.cumsum(score.tokens) - score.tokens) // context  # [W]
     starts = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1])))
     nats, tokens, bytes_ = (np.add.reduceat(part, starts) for part in (score.nats, score.tokens, score.bytes))
     if len(starts) < 2 or not bytes_.sum():
         return None
-    # A byte that the tokenizer knows only as unk is counted in text_bytes, but not by token lengths.
+    # text_bytes counts the bytes of unknown characters; the token lengths do not.
     scale = bytes_.sum() / text_bytes / math.log(2)
     low, high = bootstrap(nats, bytes_) * scale
     return {"loss": bootstrap(nats, tokens).tolist(), "bits_per_byte": [float(low), float(high)]}
@@ -246,7 +247,7 @@ def bootstrap(
 ) -> npt.NDArray[np.float64]:
     """95 % percentile interval [low, high] of sum(numerators) / sum(denominators), blocks [K] drawn with replacement.
 
-    The draws depend on K alone, so that two models on the same windows are resampled alike.
+    The draws depend only on K, so that two models scored on the same windows get the same draws.
     """
     rng = np.random.default_rng(_SEED)
     count = len(numerators)

@@ -1,7 +1,7 @@
-"""The softmax temperature at which a model's probabilities fit a text best (Guo et al., 2017, section 4.2).
+"""Fit the softmax temperature at which a model's probabilities match a text best (Guo et al., 2017, section 4.2).
 
-A model that has learned its text by heart is too sure of itself on others: with all logits divided by one number above
-1, fitted on the validation split, the loss of the test split falls too. Which token is the likeliest stays the same.
+A model that overfits its training text is too confident on other texts. If all its logits are divided by one number
+above 1, fitted on the validation split, the loss on the test split falls too. The likeliest token stays the same.
 """
 
 import math
@@ -20,7 +20,7 @@ from minigpt.runtime.device import Runtime, evaluating
 
 LOWEST, HIGHEST = 0.1, 10.0
 _PASSES = 30
-_CLOSE = 1e-5  # of the temperature; the loss is then right to some 1e-10
+_CLOSE = 1e-5  # relative tolerance of the temperature; the loss is then right to about 1e-10
 
 
 class Tempered(nn.Module):
@@ -29,7 +29,7 @@ class Tempered(nn.Module):
     def __init__(self, model: nn.Module, temperature: float):
         super().__init__()
         self.model, self.temperature, self.config = model, temperature, getattr(model, "config", None)
-        self.training = model.training  # which `evaluating` puts back
+        self.training = model.training  # `evaluating` puts this mode back
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The logits of the model / temperature."""
@@ -37,7 +37,7 @@ class Tempered(nn.Module):
 
 
 def at_temperature(temperature: float) -> Callable[..., Score]:
-    """`evaluate` of a model at this temperature: the `scorer` of `evaluate_run`. Raises UserError."""
+    """A `scorer` for `evaluate_run`: evaluates the model at this temperature. Raises UserError."""
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature {temperature} is out of range; choose one above 0")
     return lambda model, tokens, **how: evaluate(Tempered(model, temperature), tokens, **how)
@@ -55,12 +55,13 @@ def fit_temperature(
 ) -> float:
     """The temperature, 0.1 to 10, at which the loss of tokens[1:] is smallest. The arguments are those of `evaluate`.
 
-    The loss is convex in 1 / temperature, so Newton's method finds its one minimum, and the middle of what is left
-    replaces a step that leaves it. Each step reads the whole text: three or four times the work of `evaluate`.
+    The loss is convex in 1 / temperature, so Newton's method finds its only minimum. A step that would leave the
+    bracket [low, high] goes to its geometric middle instead. Each step reads the whole text; in all it is three or four
+    times the work of `evaluate`.
     Raises as `evaluate`.
     """
     check_windows(tokens, context, context if stride is None else stride, batch_size)
-    size = batch_size or max(1, rows_at_once(model, context, runtime.device.type) // 4)  # logits in several copies
+    size = batch_size or max(1, rows_at_once(model, context, runtime.device.type) // 4)  # several copies of the logits
     low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
     for _ in range(_PASSES):
         batches = eval_batches(tokens, context, stride or context, size)
@@ -81,7 +82,7 @@ def fit_temperature(
 def _derivatives(
     model: nn.Module, batches: Any, inverse: float, runtime: Runtime, total: int, progress: Any
 ) -> tuple[float, float]:
-    """First and second derivative of the summed loss by 1 / temperature.
+    """First and second derivatives of the summed loss with respect to 1 / temperature.
 
     With logits z, target y and p = softmax(inverse z) they are sums of E_p[z] - z_y and Var_p[z].
     """

@@ -1,4 +1,4 @@
-"""Token ids back to the bytes they stand for, by table: floors need no source file."""
+"""Turn token ids back into bytes by a table, so that floors need no source file."""
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -18,11 +18,11 @@ CHUNK = 1 << 20  # tokens turned into bytes at a time
 class TokenText:
     """The text of a sequence of ids, a chunk at a time.
 
-    Special tokens are not text, so they have no bytes; except unk, which stands for a character that was there and
-    is written as one "?". An unk that is itself a word of the text (`<unk>`) is written so.
+    Special tokens are not text, so they have no bytes. The exception is unk: it stands for a character of the text and
+    becomes one "?". If `<unk>` is itself a word of the text, it stays `<unk>`.
 
     Args:
-        tokenizer: whose ids they are.
+        tokenizer: the tokenizer that made the ids.
         chunk: ids turned into bytes at a time.
     """
 
@@ -32,14 +32,15 @@ class TokenText:
         if tokenizer.unk_id is not None and not pieces[tokenizer.unk_id]:
             pieces[tokenizer.unk_id] = b"?"
         self.lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)  # [V] bytes of each id
-        self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))  # [V] where its bytes begin in _flat
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))  # [V] where each id's bytes begin in _flat
         self._flat = np.frombuffer(b"".join(pieces), np.uint8)
 
     def decode(self, ids: Ids) -> Bytes:
         """Bytes of the ids [N].
 
-        With pieces 0: b"ab", 1: b"c" (flat b"abc", starts [0, 2]), ids [1, 0] have lengths [1, 2] and go to 0 and 1
-        in the output; the source of output byte i is start of its id + (i - where that id went): [2, 0, 1] -> b"cab".
+        Example: pieces 0: b"ab", 1: b"c" give _flat b"abc" and starts [0, 2]. Ids [1, 0] have lengths [1, 2], so their
+        output begins at 0 and 1. Output byte i comes from _flat[start of its id + i - where its id begins in the
+        output]: [2, 0, 1] -> b"cab".
         """
         ids = ids.astype(np.int64)
         lengths = self.lengths[ids]
@@ -48,7 +49,7 @@ class TokenText:
         return self._flat[np.arange(len(shift)) + shift]
 
     def chunks(self, ids: Ids) -> Iterator[Bytes]:
-        """The same for any number of ids, memory-mapped or not."""
+        """Bytes of any number of ids, memory-mapped or not, `chunk` ids at a time."""
         for start in range(0, len(ids), self.chunk):
             yield self.decode(np.asarray(ids[start : start + self.chunk]))
 
@@ -61,7 +62,7 @@ class TokenText:
         return self._take(self.chunks(ids), limit)[:limit]
 
     def spread(self, ids: Ids, limit: int, parts: int = 20) -> Bytes:
-        """The beginnings of so many equal parts of the text, `limit` bytes together; all of a text that has no more."""
+        """The beginnings of `parts` equal parts of the text, `limit` bytes in total; all of a shorter text."""
         edges, each = np.linspace(0, len(ids), parts + 1).astype(int), limit // parts
         return np.concatenate([self.head(ids[start:end][:each], each) for start, end in pairwise(edges)])
 

@@ -122,10 +122,10 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
 
     - 3 epochs, if no budget is given; 16 rows per step; no weight decay;
     - 10 steps of warm-up, at most a fifth of the run, then a cosine to 0;
-    - adamw (or muon) at a tenth of the rate that it has from nothing at this width (for width 768: 1.2e-4), so that
+    - adamw (or muon) at a tenth of its rate from scratch at this width (for width 768: 1.2e-4), so that
       little is forgotten; an adapter learns at ten times that, for any rank (Schulman et al., 2025, "LoRA Without
       Regret"); DPO uses a tenth of either;
-    - for a new skill (`_is_new_skill`) the rate from nothing, and as many epochs as `passes` says;
+    - for a new skill (`_is_new_skill`) the rate from scratch, and as many epochs as `passes` says;
     - no compilation, since rows have several widths and runs are short.
     """
     shape, adapter = base.model.config, bool(given.get("lora.rank"))

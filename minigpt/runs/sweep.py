@@ -332,7 +332,7 @@ def _run_one(
 
 
 def resolver(recipe: str | None) -> Callable[[Settings], RunConfig]:
-    """The `resolve` of `plan_sweep` for training from nothing."""
+    """The `resolve` of `plan_sweep` for training from scratch."""
 
     def resolve(settings: Settings) -> RunConfig:
         config = load_config(recipe, settings)

@@ -1,4 +1,4 @@
-"""Say what kind of training a run is: from nothing (here), or from a model (`runs.finetune`)."""
+"""Say what kind of training a run is: from scratch (here), or from a model (`runs.finetune`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

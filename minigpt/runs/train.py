@@ -84,7 +84,7 @@ def train(
         resume: continue a run under changed settings (a longer budget); without it, only the same settings continue.
         recipe: path the config came from, for the default name.
         quiet: print nothing.
-        task: the kind of training (default: from nothing).
+        task: the kind of training (default: from scratch).
         tokenizer: the one of the config, where it was made before.
 
     Raises:
@@ -92,7 +92,7 @@ def train(
     """
     if given := [name for name in ("finetune", "lora") if getattr(config, name) != getattr(RunConfig(), name)]:
         raise ConfigError(
-            [f"{name}: train starts from nothing; minigpt finetune takes these settings" for name in given]
+            [f"{name}: train starts from scratch; minigpt finetune takes these settings" for name in given]
         )
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})

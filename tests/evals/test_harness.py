@@ -267,4 +267,4 @@ def test_wrong_tasks_are_told(harness: None, tmp_path: Path, capsys: pytest.Capt
     odd = json.loads(Path(asked(tmp_path, [{"prompt": "the", "answer": "cat"}])).read_text())
     odd["generation_kwargs"] = {"until": ["."], "penalty": 3}
     (tmp_path / "odd.yaml").write_text(json.dumps(odd))
-    fails(capsys, ["eval", run, "--tasks", str(tmp_path / "odd.yaml")], "penalty is not a setting of ours")
+    fails(capsys, ["eval", run, "--tasks", str(tmp_path / "odd.yaml")], "penalty is not a setting of minigpt")

@@ -290,7 +290,7 @@ def test_a_changed_base_or_other_records_are_not_resumed(base: Path, tmp_path: P
 
 
 def test_train_and_eval_say_what_is_finetunings(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="lora: train starts from nothing; minigpt finetune"):
+    with pytest.raises(ConfigError, match="lora: train starts from scratch; minigpt finetune"):
         train(load_config(None, {"lora.rank": 4}), quiet=True)
     run = tune(base, questions(tmp_path / "q.jsonl"))
     with pytest.raises(DataError, match="holds records, not a text"):

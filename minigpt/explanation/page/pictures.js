@@ -16,7 +16,7 @@ function drawExplanation(data, before = null, switches = null) {
   // --- surprise ---
   const spans = texts.map((text, t) => {
     const value = loss[t];
-    const about = value === null ? "the first token, which nothing foretells" : `${nats(value)} nats of surprise`;
+    const about = value === null ? "the first token, which nothing predicts" : `${nats(value)} nats of surprise`;
     return el(
       "span",
       {
@@ -71,7 +71,7 @@ function drawExplanation(data, before = null, switches = null) {
       const turned = { "text-anchor": "end", transform: `translate(${at[0] + 3} ${at[1] - 6}) rotate(-65)` };
       column.append(svg("text", { class: chosen ? "name strong" : "name",
         ...(level ? { "text-anchor": "middle", x: at[0], y: at[1] } : turned) }, visible(text).slice(0, 10)));
-      const told = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "nothing foretells the first token";
+      const told = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "nothing predicts the first token";
       column.append(svg("title", {}, `${t} ${visible(text)}: ${told}`));
       chart.append(column);
     });

@@ -162,7 +162,7 @@ class Guard(Hook):
                 try:
                     saved = checkpoint.load(found[-1], PARTS)
                 except DamagedError as error:
-                    self.say(f"{error.what}; set aside as {set_aside(found.pop()).name}")
+                    self.say(f"{error.what}; renamed to {set_aside(found.pop()).name}")
         step = int(ranks.largest(float(step_of(saved.path)) if saved else -1.0))
         if step >= 0:
             return saved or checkpoint.load(self.saver.directory(step), PARTS)
