@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. `build` makes one, `load` reads one."""
+"""Turn text into token ids and back. `build` makes a tokenizer, `load` reads one from a file."""
 
 import logging
 from collections.abc import Iterable
@@ -22,13 +22,13 @@ def build(config: TokenizerConfig, texts: Iterable[str], progress: Progress | No
     """The tokenizer that a config asks for.
 
     Args:
-        config: with `path`, that file is loaded and the other fields are not looked at.
-        texts: chunks of one text, in any sizes (of none may word find half a word at its end); read at most once, and
-            only by char, bpe and word.
+        config: if `path` is set, that file is loaded and the other fields are ignored.
+        texts: chunks of one text, of any size (for word, no chunk may end inside a word); read at most once, and only
+            for char, bpe and word.
         progress: called with (what, how much is done, of how much) while bpe and word learn.
 
     Raises:
-        TokenizerError: what cannot be loaded, learned or fetched.
+        TokenizerError: the tokenizer cannot be loaded, learned or downloaded.
     """
     if config.path:
         return load(config.path)
@@ -40,7 +40,7 @@ def build(config: TokenizerConfig, texts: Iterable[str], progress: Progress | No
         except TokenizerError as error:
             if config.kind == "gpt2":
                 raise
-            log.warning("tokenizer auto: taking char in place of gpt2, since %s", error)
+            log.warning("tokenizer auto: using char instead of gpt2, since %s", error)
     if config.kind == "bpe":
         return BPETokenizer.train(texts, config.vocab_size, config.pattern, config.max_train_bytes, progress=progress)
     if config.kind == "word":

@@ -1,12 +1,12 @@
-"""What every tokenizer is: a table of byte strings, one per id, and a way to cut text into them.
+"""Define the base class of all tokenizers: a table of byte strings, one per id, and a way to cut text into them.
 
 Notable choices:
-- A token stands for bytes, not characters: one character may be several tokens, so text that is
-  streamed goes through `utf8_stream.TextStream`, which never emits half a character.
-- Text that looks like a special token ("<|endoftext|>") is ordinary text unless `special=True`:
-  a document must not be able to end itself. An added token of another's file that is not special
-  ("<think>" of Qwen3) is a piece of text like any other: it is always found in a text, and shown.
-- `fingerprint` is the sha256 of the canonical tokenizer.json; token files and checkpoints carry it.
+- A token stands for bytes, not characters, so one character may be several tokens. `utf8_stream.TextStream` streams
+  text and never emits half a character.
+- Text that looks like a special token ("<|endoftext|>") is ordinary text unless `special=True`, so that a document
+  cannot end itself. Tokenizer files from others can have added tokens that are not special ("<think>" in Qwen3); these
+  are always found in a text, and shown.
+- `fingerprint` is the sha256 of the canonical tokenizer.json; token files and checkpoints store it.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from minigpt.tokenizers.patterns import safe_cut
 
 EOS, BOS, PAD, UNK = "<|endoftext|>", "<|bos|>", "<|pad|>", "<|unk|>"
 _LONG = 30
-"""Characters of an unknown word that are shown."""
+"""At most this many characters of an unknown word are shown."""
 
 
 class Tokenizer(ABC):
@@ -37,11 +37,11 @@ class Tokenizer(ABC):
     Attributes:
         kind: char, byte, bpe, gpt2, sentencepiece or word.
         unit: what unk stands for, character or word.
-        keeps_text: whether a text without unknown units is decoded to itself.
+        keeps_text: whether decoding gives back the same text, if it has no unknown units.
         vocab_size: number of ids, special tokens included.
         special_tokens: name to id, {"<|endoftext|>": 50256}.
-        added_tokens: text to id of those that no merges make and that are not special (others' files).
-        eos_id, bos_id, pad_id, unk_id: ids of those that exist, else None.
+        added_tokens: text to id of added tokens that are not special; no merges make them (only in others' files).
+        eos_id, bos_id, pad_id, unk_id: the ids of these special tokens, None if there is none.
         dtype: smallest of uint16 and uint32 that holds every id; `encode_array` returns it.
     """
 
@@ -52,10 +52,10 @@ class Tokenizer(ABC):
     def __init__(
         self, pieces: Sequence[bytes], special_tokens: Mapping[str, int], added_tokens: Mapping[str, int] | None = None
     ):
-        """`pieces[id]` is the text that an id stands for, b"" for special and added tokens.
+        """`pieces[id]` is the text of an id, b"" for special and added tokens.
 
         Raises:
-            TokenizerError: a special or added token whose id is outside of the vocabulary, or another token's too.
+            TokenizerError: the id of a special or added token is outside the vocabulary, or used twice.
         """
         self.added_tokens = dict(added_tokens or {})
         named = [*special_tokens.items(), *self.added_tokens.items()]
@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_array(self, text: str) -> np.ndarray:
-        """Ids of a text as an array (n,) of `dtype`: the fast path, for whole files."""
+        """Ids of a text as an array (n,) of `dtype`; the fast way for whole files."""
 
     @abstractmethod
     def to_tree(self) -> dict[str, Any]:
@@ -98,17 +98,17 @@ class Tokenizer(ABC):
         return ids
 
     def safe_cut(self, text: str) -> int:
-        """Largest index where a text may be cut so that the ids stay those of the whole; 0 if none is known."""
+        """Largest index where cutting the text does not change its ids; 0 if none is known."""
         return safe_cut(text)
 
     def unknown_parts(self, text: str) -> list[str]:
-        """Units of a text that the tokenizer does not know, each once, in their order."""
+        """Units of a text that the tokenizer does not know, each once, in the order of the text."""
         if self.unk_id is None:
             return []
         return [char for char in dict.fromkeys(text) if self.unk_id in self.encode(char)]
 
     def spelled_unknown(self, text: str) -> int:
-        """How many unks of a text are spelled so in it, as WikiText does, and are not unknown units."""
+        """How often a text itself contains the name of unk, as WikiText does; these are not unknown units."""
         return 0
 
     def _encode(self, text: str) -> list[int]:
@@ -117,13 +117,13 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids (ints, an array or a tensor); bytes that are not UTF-8 become U+FFFD.
 
-        Special tokens are left out, or written by name with skip_special=False; except that the unk
-        token is always shown, as U+FFFD or by name, since it stands for a character that was there.
+        Special tokens are left out, or written by name with skip_special=False. The unk token is always
+        shown, as U+FFFD or by name, since it stands for a character of the text.
         """
         return b"".join(self.shown(int(id_), skip_special) for id_ in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id_: int) -> bytes:
-        """Bytes of source text that a token stands for; b"" for special tokens, unk among them."""
+        """Bytes of source text that a token stands for; b"" for special tokens, including unk."""
         self._check(id_)
         return self._pieces[id_]
 
@@ -153,7 +153,7 @@ class Tokenizer(ABC):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write tokenizer.json, whole or not at all. `path` is a .json file, or a directory for it."""
+        """Write tokenizer.json atomically. `path` is a .json file, or a directory for it."""
         path = Path(path)
         target = path if path.suffix == ".json" else path / TOKENIZER
         write_text(target, self.to_json(), "", parents=True)
@@ -163,7 +163,7 @@ class Tokenizer(ABC):
 
 
 def valid_unicode(text: str) -> str:
-    """The text with lone surrogates (from broken JSON escapes or file names) as U+FFFD, as tiktoken does."""
+    """Replace lone surrogates (from broken JSON escapes or file names) by U+FFFD, as tiktoken does."""
     if text.isascii():
         return text
     try:
@@ -174,7 +174,7 @@ def valid_unicode(text: str) -> str:
 
 
 def listed(parts: Sequence[str], most: int = 20) -> str:
-    """Characters or words as they can be shown, the first of many: "\u2603 '\\t' ..."; of a long word its beginning."""
+    """A printable list of the first characters or words, long words shortened: "\u2603 '\\t' ..."."""
     short = (part if len(part) <= _LONG else part[:_LONG] + "…" for part in parts[:most])
     shown = " ".join(part if part.isprintable() and not part.isspace() else repr(part) for part in short)
     return shown + " ..." * (len(parts) > most)
@@ -187,10 +187,10 @@ def file_tree(
     decoder: dict[str, Any],
     normalizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The frame of tokenizer.json around its parts.
+    """The content of tokenizer.json, made of its parts.
 
-    The format has no place for extra keys (tokenizers 0.23 refuses the file), so everything that
-    `load` needs is said by the parts themselves: see the docstrings of the kinds.
+    The format allows no extra keys (tokenizers 0.23 refuses the file), so `load` recognises the kind of
+    tokenizer by the parts: see the docstrings of the kinds.
     """
     named = tokenizer.special_tokens | tokenizer.added_tokens
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

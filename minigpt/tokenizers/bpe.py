@@ -1,9 +1,9 @@
-"""Byte-pair encoding over bytes: learned here (`train`), or read from another's file.
+"""Encode text by byte-pair encoding (BPE) over bytes. The merges are learned (`train`) or read from a file.
 
-Text is split by a pattern into pre-tokens; within each, the pair of neighbouring tokens that was learned
-first is merged, until none is left. `encode_reference` is that sentence as code. tiktoken runs the same
-merges in Rust when speed matters: its rule is "merge the pair whose joined bytes have the lowest id", which
-is the same for merges that were learned in the order of their ids, and only such files are accepted.
+A pattern splits the text into pre-tokens. In each pre-token, the known pair of neighbouring tokens that was learned
+first is merged, again and again, until no known pair is left. `encode_reference` shows this in code. tiktoken does the
+same in Rust, much faster. Its rule is "merge the pair whose joined bytes have the lowest id"; this is equivalent if the
+merges are in the order of their ids, so only such files are accepted.
 """
 
 import logging
@@ -43,8 +43,8 @@ GAP = 1 << 18
 class BPETokenizer(Tokenizer):
     """Byte-level BPE.
 
-    A trained one has the ids pad 0, unk 1, bos 2, eos 3, then the 256 bytes in the order of their spelling,
-    then the merges: the numbering of Hugging Face's BpeTrainer. No text ever encodes to unk.
+    After training, the ids are pad 0, unk 1, bos 2, eos 3, then the 256 bytes in the order of their spelling
+    (`byte_order`), then the merges, as in Hugging Face's BpeTrainer. No text ever encodes to unk.
     """
 
     kind = "bpe"
@@ -66,11 +66,11 @@ class BPETokenizer(Tokenizer):
             pattern: "gpt2", "gpt4", or an expression.
             special_tokens: name to id.
             kind: bpe, or gpt2 for OpenAI's.
-            nfc: whether a text is brought into Unicode's form NFC first (others' files).
-            added_tokens: text to id of those that are not special tokens (others' files).
+            nfc: whether text is first normalized to Unicode's form NFC (only in others' files).
+            added_tokens: text to id of added tokens that are not special (only in others' files).
 
         Raises:
-            TokenizerError: pieces and merges that do not fit together, or not in the order of their ids.
+            TokenizerError: pieces and merges do not match, or are not in the order of their ids.
         """
         super().__init__(pieces, special_tokens, added_tokens)
         self.kind = kind
@@ -97,12 +97,12 @@ class BPETokenizer(Tokenizer):
         """Learn a tokenizer.
 
         Args:
-            texts: chunks of one text, read once; memory stays flat.
-            vocab_size: ids to reach, the 4 special tokens included. A text that is too small for it gives a
-                smaller vocabulary, which is logged as a warning.
+            texts: chunks of one text, read once, so that memory stays small.
+            vocab_size: number of ids to reach, including the 4 special tokens. A small text may give a smaller
+                vocabulary; a warning is logged then.
             pattern: "gpt2" or "gpt4".
-            max_train_bytes: learn from so many bytes of the text's beginning.
-            min_count: a pair that occurs less often is not merged.
+            max_train_bytes: learn only from this many bytes at the beginning of the text.
+            min_count: a pair that occurs less often than this is not merged.
             progress: called with (what, how much is done, of how much).
 
         Raises:
@@ -136,15 +136,15 @@ class BPETokenizer(Tokenizer):
 
     @cached_property
     def _unsplit(self) -> tiktoken.Encoding:
-        """Merges all of its text as one pre-token."""
+        """Encodes a whole text as one pre-token."""
         return self._tiktoken(r"(?s).+")
 
     def _tiktoken(self, split: str) -> tiktoken.Encoding:
         return tiktoken.Encoding(self.kind, pat_str=split, mergeable_ranks=self._ids, special_tokens={})
 
     def encode_array(self, text: str) -> np.ndarray:
-        # By way of a list: tiktoken 0.14's encode_to_numpy takes a slower path inside (0.76 s against 0.55 s of
-        # processor time for WikiText-2 train).
+        # Through a list, since tiktoken 0.14's encode_to_numpy is slower (0.76 s of processor time against 0.55 s for
+        # WikiText-2 train).
         return np.array(self.encode(text), dtype=self.dtype)
 
     def safe_cut(self, text: str) -> int:
@@ -165,11 +165,11 @@ class BPETokenizer(Tokenizer):
         return unicodedata.normalize("NFC", text) if self.nfc else text
 
     def encode_reference(self, text: str) -> list[int]:
-        """The textbook encoder, to read and to test against; same ids as `encode`."""
+        """The textbook encoder, for readers and tests; gives the same ids as `encode`."""
         return [id_ for word in split(self.pattern, self._normal(text)) for id_ in self.merge_word(word.encode())]
 
     def merge_word(self, word: bytes) -> list[int]:
-        """Ids of one pre-token: merge the pair learned first, everywhere, until no pair is known."""
+        """Ids of one pre-token: merge the pair that was learned first, everywhere, until no known pair is left."""
         ids = [self._ids[bytes([byte])] for byte in word]
         while len(ids) > 1:
             known = [pair for pair in pairwise(ids) if pair in self._ranks]
@@ -180,7 +180,7 @@ class BPETokenizer(Tokenizer):
         return ids
 
     def unreached(self) -> bytes | None:
-        """A token that its own merges do not make: tiktoken would take it where they do not. None: there is none."""
+        """A token that the merges do not make, although tiktoken would use it; None if there is no such token."""
         tokens = (self._pieces[id_] for id_ in self._ranks.values())
         return next((piece for piece in tokens if len(self.merge_word(piece)) > 1), None)
 
@@ -198,10 +198,10 @@ class BPETokenizer(Tokenizer):
 
 
 def _has_gap(text: str) -> bool:
-    """Whether a run of 2 x GAP whitespace characters is in the text (shorter ones may answer True too).
+    """Whether the text has a run of 2 x GAP whitespace characters (a shorter run may give True too).
 
-    tiktoken's regular expression engine backtracks over such a run one character at a time and panics
-    after a million (tiktoken 0.14). A run of 2 x GAP covers one of these windows whole; on other
-    text `isspace` stops at once, so that this costs nothing.
+    tiktoken's regular expression engine backtracks over such a run one character at a time, and panics after a million
+    (tiktoken 0.14). A run of 2 x GAP always covers one of the windows of GAP characters. `isspace` stops at the first
+    other character, so this check is fast.
     """
     return any(text[start : start + GAP].isspace() for start in range(0, len(text) - GAP + 1, GAP))

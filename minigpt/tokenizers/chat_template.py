@@ -1,13 +1,15 @@
-"""How a chat is spelled as text, in characters that any tokenizer can have been trained on.
+"""Write a chat as plain text that any tokenizer can encode.
 
     System: Be brief.          <- read, not learned
     User: Where is Paris?      <- read, not learned
-    Assistant: In France.<eos> <- " In France.<eos>" is learned, "Assistant:" is what a reply is asked for with
+    Assistant: In France.<eos> <- " In France.<eos>" is learned; "Assistant:" asks for a reply
 
-Notable: no special tokens but the end of text, which ends every reply, so a model of any vocabulary, characters too,
-can learn to chat. A text that itself says "User: " looks like a turn; who must rule that out takes other markers.
-The space before a reply is the reply's: BPE spells " In" as one token, and a prompt that ends with a space would ask
-for what was never seen.
+Notable choices:
+- The only special token is the end of text, which ends every reply. So a model with any vocabulary can learn to chat,
+  even one of characters.
+- A message that contains "User: " looks like a new turn. If that matters, choose other markers in template.json.
+- The space before a reply belongs to the reply. BPE encodes " In" as one token, so the model has never seen a prompt
+  that ends with a space.
 """
 
 import json
@@ -29,7 +31,7 @@ Message = Mapping[str, str]
 
 
 class Piece(NamedTuple):
-    """A stretch of text that is encoded by itself: whether it is learned, and whether the end of text follows."""
+    """A part of a chat, encoded by itself: its text, whether it is learned, and whether the end of text follows."""
 
     text: str
     learned: bool = False
@@ -38,30 +40,30 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the content, {}, of each role's messages."""
+    """The text around the content, {}, of each role's messages."""
 
     system: str = "System: {}\n"
     user: str = "User: {}\n"
     assistant: str = "Assistant: {}\n"
 
     def pieces(self, messages: Sequence[Message], eos: bool = True) -> list[Piece]:
-        """A whole chat; what follows the last reply teaches nothing and is left out.
+        """The pieces of a whole chat, up to its last reply; what follows teaches nothing and is left out.
 
-        eos: whether the tokenizer has an end of text; without one, what the template puts after a reply ends it.
+        eos: whether the tokenizer has an end of text; if not, the template's text after a reply ends it.
         """
         return _joined(self._spell(messages, eos), until_reply=True)
 
     def question(self, messages: Sequence[Message], eos: bool = True) -> list[Piece]:
-        """A chat so far, and what asks for the assistant's reply."""
+        """The pieces of a chat so far, and the text that asks for the assistant's reply."""
         return _joined([*self._spell(messages, eos), Piece(self.lead)])
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text of `question`, without ends of text: exact for chats that hold no reply yet."""
+        """The text of `question`, without end-of-text tokens; exact if the chat has no reply yet."""
         return "".join(piece.text for piece in self.question(messages))
 
     @property
     def lead(self) -> str:
-        """What asks for a reply, "Assistant:"."""
+        """The text that asks for a reply, "Assistant:"."""
         return self.assistant.split("{}")[0].rstrip(" ")
 
     def _spell(self, messages: Sequence[Message], eos: bool) -> Iterable[Piece]:
@@ -78,7 +80,7 @@ class Template:
                 yield Piece(after)
 
     def jinja(self) -> str:
-        """The same as a `chat_template` of Hugging Face; `eos_token` must be set there."""
+        """This template as Hugging Face's `chat_template`; `eos_token` must be set there."""
         space, after = (part.removeprefix(self.lead) for part in self.assistant.split("{}"))
         spelled = []
         for role in ("system", "user"):
@@ -103,7 +105,7 @@ class Template:
 
 
 def read_template(path: Path) -> Template:
-    """The template of a template.json. Raises DataError for what is none."""
+    """Read a template.json. Raises DataError if it is not a template."""
     try:
         tree: Any = parse_json(read_text(path))
     except (OSError, ValueError) as error:
@@ -122,7 +124,7 @@ def read_template(path: Path) -> Template:
 
 
 def load_template(run: str | Path) -> Template:
-    """The template of a run (or of a checkpoint of it) that was fine-tuned on chats.
+    """The template of a run that was fine-tuned on chats, or of one of its checkpoints.
 
     Raises:
         RunError: it has none.
@@ -135,7 +137,7 @@ def load_template(run: str | Path) -> Template:
 
 
 def encode_question(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a chat that asks for a reply, just as fine-tuning spelled it. Raises TokenizerError."""
+    """Ids of a chat that asks for a reply, encoded as in fine-tuning. Raises TokenizerError."""
     return encode(template.question(messages, tokenizer.eos_id is not None), tokenizer)[0].tolist()
 
 
@@ -151,7 +153,7 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, n
 
 
 def _joined(pieces: Iterable[Piece], until_reply: bool = False) -> list[Piece]:
-    """Neighbours that are only read, as one piece, so that a question is encoded alike whether its reply is there."""
+    """Join neighbouring pieces that are not learned, so that a question has the same ids with and without its reply."""
     out: list[Piece] = []
     for piece in pieces:
         if out and not piece.learned and not out[-1].learned:

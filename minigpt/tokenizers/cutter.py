@@ -1,19 +1,19 @@
-"""Collect a stream of text and cut it into pieces of about a million characters, so that memory stays flat."""
+"""Collect a stream of text and cut it into pieces of about a million characters, so that memory stays small."""
 
 import math
 from collections.abc import Callable
 
 CHUNK = 1 << 20
-"""Characters to work on at a time: long enough to be fast, short enough for memory to stay flat."""
+"""Characters to work on at a time: enough to be fast, few enough to need little memory."""
 
 
 class Cutter:
-    """Holds text until there is enough for a piece, and cuts it where that changes nothing.
+    """Holds text until there is enough for a piece, and cuts it where a cut does not change the ids.
 
     Args:
-        safe_cut: largest index where a text may be cut, 0 for none.
+        safe_cut: gives the largest index where a text may be cut, 0 if there is none.
         size: characters of a piece, about.
-        longest: a text of so many characters without a safe cut is one piece all the same.
+        longest: a text of this many characters becomes a piece even without a safe cut.
     """
 
     def __init__(self, safe_cut: Callable[[str], int], size: int = CHUNK, longest: float = math.inf):
@@ -30,11 +30,11 @@ class Cutter:
         whole = "".join(self.held)
         cut = self.safe_cut(whole) or (len(whole) if len(whole) >= self.longest else 0)
         self.held, self.size = [whole[cut:]], len(whole) - cut
-        self.goal = max(self.chunk, 2 * self.size)  # no cut: look again when the text has doubled, not at each piece
+        self.goal = max(self.chunk, 2 * self.size)  # without a cut, try again when the text has doubled
         return whole[:cut]
 
     def end(self, text: str = "") -> str:
-        """Take the last text; returns all that is held, and holds nothing more."""
+        """Take the last text; returns all the text held, and empties the cutter."""
         rest = "".join([*self.held, text])
         self.held, self.size, self.goal = [], 0, self.chunk
         return rest

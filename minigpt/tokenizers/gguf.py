@@ -1,11 +1,11 @@
-"""A tokenizer as the settings of a GGUF file, and back: llama.cpp's models "gpt2" (byte-level BPE) and "llama".
+"""Write a tokenizer as settings of a GGUF file, and read it back: llama.cpp's "gpt2" (byte-level BPE) and "llama".
 
 Notable choices:
-- llama.cpp knows split patterns by name only (`tokenizer.ggml.pre`). PRE names those that give our pieces; a tokenizer
-  with another pattern is refused, since its text would be cut elsewhere.
-- Bytes are a BPE without merges. Characters are one whose merges join the bytes of each character and nothing else; its
-  tokens are the characters. llama.cpp leaves out a character that the vocabulary lacks, where we write <|unk|>.
-- `tokenizer.huggingface.json` carries our own file too, so that what is read back is the same tokenizer.
+- llama.cpp knows split patterns only by name (`tokenizer.ggml.pre`). PRE lists the names whose pieces equal ours. A
+  tokenizer with another pattern is refused, since llama.cpp would cut its text at other places.
+- A byte tokenizer becomes a BPE without merges. A character tokenizer becomes a BPE whose merges only join the bytes of
+  each character. llama.cpp drops a character that is not in the vocabulary, where we write <|unk|>.
+- `tokenizer.huggingface.json` also holds our own tokenizer.json, so that reading gives back the same tokenizer.
 """
 
 from typing import Any
@@ -22,17 +22,17 @@ from minigpt.tokenizers.words import WordTokenizer
 
 QWEN2 = PUBLISHED["gpt4"].replace(r"\p{N}{1,3}", r"\p{N}")
 PRE = {"gpt2": "gpt-2", "gpt4": "llama-bpe", QWEN2: "qwen2", DIGITS: "smollm"}
-"""Our pattern to llama.cpp's name of the same one."""
+"""Our pattern to llama.cpp's name for the same pattern."""
 _ALSO = {"llama3": "gpt4", "llama-v3": "gpt4", "dbrx": "gpt4", "smaug-bpe": "gpt4"}
 _NO_SPLIT = "qwen2"
-"""For tokenizers that no split changes; llama.cpp then shows text as it is (gpt-2: without a space before a dot)."""
+"""For tokenizers without a split; with this name llama.cpp shows text unchanged (gpt-2 drops a space before a dot)."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _KEY = "tokenizer.ggml."
 _JSON = "tokenizer.huggingface.json"
 
 
 def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The settings that describe a tokenizer. Raises TokenizerError for one that llama.cpp has nothing like."""
+    """The settings that describe a tokenizer. Raises TokenizerError if llama.cpp has no such tokenizer."""
     if isinstance(tokenizer, WordTokenizer):
         raise TokenizerError(
             "llama.cpp has no tokenizer of whole words; export to hf, onnx or page, or train with --tokenizer.kind bpe"
@@ -62,7 +62,7 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     }
     eos = tokenizer.eos_id
     ids = {"eos": eos, "bos": eos if tokenizer.bos_id is None else tokenizer.bos_id, "padding": tokenizer.pad_id}
-    ids["unknown"] = tokenizer.unk_id  # without an id of its own, llama.cpp would take 11 for eos and bos
+    ids["unknown"] = tokenizer.unk_id  # for ids that are not set, llama.cpp would take 11 as eos and bos
     settings |= {f"{_KEY}{name}_token_id": id_ for name, id_ in ids.items() if id_ is not None}
     return settings | {_JSON: tokenizer.to_json()}
 
@@ -92,9 +92,9 @@ def _merges(tokenizer: Tokenizer) -> list[str]:
 
 
 def from_gguf(settings: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a file's settings; rows of the vocabulary that no token has are left out.
+    """The tokenizer that a file's settings describe; unused rows at the end of the vocabulary are left out.
 
-    Raises TokenizerError: none there, or one that minigpt cannot run.
+    Raises TokenizerError: there is no tokenizer, or minigpt cannot run it.
     """
     try:
         if _JSON in settings:
@@ -109,7 +109,7 @@ def from_gguf(settings: dict[str, Any]) -> Tokenizer:
 
 
 def _from_scores(settings: dict[str, Any]) -> Tokenizer:
-    """A tokenizer of Llama's family; the token that ends a text there gets our name for it."""
+    """A tokenizer of Llama's family; its bos, eos and unknown tokens get our names."""
     if settings.get(f"{_KEY}add_space_prefix", True) is not True:
         raise TokenizerError("its tokenizer puts no space before a text; minigpt cannot run it")
     tokens, types = settings[f"{_KEY}tokens"], [int(each) for each in settings[f"{_KEY}token_type"]]
@@ -125,7 +125,7 @@ def _from_scores(settings: dict[str, Any]) -> Tokenizer:
 
 
 def _tree(settings: dict[str, Any]) -> dict[str, Any]:
-    """The content of tokenizer.json."""
+    """The content of a tokenizer.json for these settings."""
     kind, pre = settings.get(f"{_KEY}model"), settings.get(f"{_KEY}pre")
     if kind != "gpt2":
         raise TokenizerError(

@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2 tokenizer from its two published files, fetched once and used offline after that."""
+"""Make OpenAI's GPT-2 tokenizer from its two published files; they are downloaded once, then used offline."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ def gpt2_tokenizer() -> BPETokenizer:
     """GPT-2's tokenizer: 50257 ids, eos 50256.
 
     The files come from $MINIGPT_DATA/gpt2-bpe, else from the cache ($MINIGPT_CACHE or ~/.cache/minigpt),
-    else from OpenAI's address into the cache; wherever they come from, their sha256 is checked.
+    else they are downloaded from OpenAI into the cache. Their sha256 is always checked.
 
     Raises:
-        TokenizerError: files that are altered, or nowhere to be had.
+        TokenizerError: the files are altered, or cannot be found or downloaded.
     """
     encoder: dict[str, int] = json.loads(_content("encoder.json"))
     lines = _content("vocab.bpe").decode().splitlines()[1:]  # the first line is "#version: 0.2"
@@ -38,9 +38,9 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 def is_gpt2(tokenizer: BPETokenizer) -> bool:
-    """Whether these are GPT-2's own merges, read from a tokenizer.json.
+    """Whether a tokenizer read from a tokenizer.json has GPT-2's merges.
 
-    The list in vocab.bpe follows from the merges, so its published sha256 decides.
+    The text of vocab.bpe follows from the merges, so its published sha256 is compared.
     """
     if tokenizer.vocab_size != VOCAB_SIZE or tokenizer.eos_id != VOCAB_SIZE - 1 or tokenizer.pattern != "gpt2":
         return False
@@ -54,4 +54,4 @@ def _content(name: str) -> bytes:
     try:
         return locate(file).read_bytes()
     except DataError as error:
-        raise TokenizerError(f"{error}; or take another tokenizer (bpe, char, byte)") from None
+        raise TokenizerError(f"{error}; or use another tokenizer (bpe, char, byte)") from None

@@ -1,14 +1,15 @@
-"""Learning BPE merges from text (Sennrich et al., 2016, over bytes as in GPT-2).
+"""Learn BPE merges from text (Sennrich et al., 2016, over bytes as in GPT-2).
 
-Text is split into pre-tokens, equal ones are counted once, and the most frequent adjacent pair of symbols
-is merged again and again. Notable choices:
-- All words stand in one row of places, one for each byte. A symbol of n bytes is written at the first and at
-  the last of its n places, so its neighbours are found without a search, however long the word is.
-- A merge visits only the places of its pair, from left to right, and changes the counts of their neighbours. A
-  heap with lazy invalidation finds the next pair. Seconds, where counting everything again for each merge
+Text is split into pre-tokens, and equal pre-tokens are counted. Then the most frequent pair of neighbouring symbols is
+merged, again and again. Notable choices:
+- All words are in one array with one place for each byte. A symbol of n bytes is written at the first and at the last
+  of its n places, so its neighbours are found without a search, even in a long word.
+- A merge visits only the places of its pair, from left to right, and updates the counts of the neighbouring pairs. A
+  heap with lazy invalidation finds the next pair. This takes seconds; counting all pairs again for each merge
   (`learn_merges_reference`) takes hours.
-- Ties go to the smallest pair of symbol numbers, as in Hugging Face's BpeTrainer: bytes are numbered in the
-  order of their spelling (`byte_order`), merges in the order they were made. So merges equal theirs.
+- If two pairs are equally frequent, the pair with the smaller symbol numbers is merged first. Bytes are numbered in the
+  order of their spelling (`byte_order`), and merges in the order they were made. So the merges equal those of Hugging
+  Face's BpeTrainer.
 """
 
 import heapq
@@ -29,18 +30,18 @@ Pair = tuple[int, int]
 BLOCK = CHUNK
 """Characters to split at a time."""
 END = -1
-"""Stands between words, where no pair is."""
+"""Separates words, so that no pair crosses from one word to the next."""
 
 
 def count_words(
     texts: Iterable[str], pattern: str, max_bytes: int | None = None, progress: Progress | None = None
 ) -> Counter[str]:
-    """Pre-tokens of a stream of text, counted. Where the stream is cut into chunks does not matter.
+    """Count the pre-tokens in a stream of text. The chunks' boundaries do not change the counts.
 
     Args:
         texts: chunks of one text, read once.
         pattern: "gpt2", "gpt4" or an expression.
-        max_bytes: stop after so many bytes (UTF-8) of text.
+        max_bytes: stop after this many bytes (UTF-8) of text.
         progress: called with (what, characters done, None).
     """
     find = regex.compile(expression(pattern)).findall
@@ -63,14 +64,14 @@ def _head(texts: Iterable[str], max_bytes: int | None) -> Iterator[str]:
             continue
         content = text.encode()
         if len(content) >= left:
-            yield content[:left].decode(errors="ignore")  # less a character that the limit cuts in two
+            yield content[:left].decode(errors="ignore")  # drops a character that the limit cuts in two
             return
         left -= len(content)
         yield text
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The same stream in blocks of about BLOCK characters that split apart as they do together."""
+    """The same stream in blocks of about BLOCK characters, cut where this does not change the pre-tokens."""
     cutter = Cutter(safe_cut, BLOCK)
     for text in texts:
         if block := cutter.add(text):
@@ -87,16 +88,16 @@ def to_symbols(words: Mapping[str, int]) -> dict[str, int]:
 def learn_merges(
     words: Mapping[str, int], num_merges: int, min_count: int = 2, progress: Progress | None = None
 ) -> list[Pair]:
-    """The merges that these counted words teach, in order; merge k makes symbol 256 + k.
+    """Learn merges from counted words. Merge k makes symbol 256 + k.
 
     learn_merges({"aab": 3}, 2) -> [(number of a, number of a), (256, number of b)]
 
-    Stops early when no pair is left that occurs min_count times. `progress` is called after each merge.
+    Stops early when no pair occurs min_count times. `progress` is called after each merge.
     """
     symbols, weights = _in_a_row(words)
     lengths = [1] * 256  # bytes of each symbol
     counts: dict[Pair, int] = defaultdict(int)
-    where: dict[Pair, array[int]] = defaultdict(_positions)  # places that hold a pair, or held it once, ascending
+    where: dict[Pair, array[int]] = defaultdict(_positions)  # ascending places of each pair, now or earlier
     for place, (left, right) in enumerate(pairwise(symbols)):
         if left != END != right:
             counts[left, right] += weights[place]
@@ -110,7 +111,7 @@ def learn_merges(
         count = counts[pair]
         if count < min_count:
             continue
-        if count != -minus_count:  # rarer than when it was pushed (no pair but a new one becomes more frequent)
+        if count != -minus_count:  # rarer than when it was pushed (only new pairs become more frequent)
             heapq.heappush(heap, (-count, pair))
             continue
         left, right = pair
@@ -121,7 +122,7 @@ def learn_merges(
         born: dict[Pair, array[int]] = defaultdict(_positions)
         for place in where.pop(pair):
             if symbols[place] != left or symbols[place + middle] != right:
-                continue  # another merge took one of the two
+                continue  # an earlier merge used one of the two symbols
             before, after, weight = symbols[place - 1], symbols[place + length], weights[place]
             if before != END:
                 counts[before, left] -= weight
@@ -143,7 +144,7 @@ def learn_merges(
 
 
 def _in_a_row(words: Mapping[str, int]) -> tuple["array[int]", "array[int]"]:
-    """The symbols of all words with END around each, and for each place the count of its word."""
+    """The symbols of all words with END around each word, and the count of the word at each place."""
     symbols, weights = array("i", [END]), array("q", [0])
     for word, count in to_symbols(words).items():
         symbols.extend([*map(ord, word), END])
@@ -156,7 +157,7 @@ def _positions() -> "array[int]":
 
 
 def learn_merges_reference(words: Mapping[str, int], num_merges: int, min_count: int = 2) -> list[Pair]:
-    """The textbook loop, which counts all pairs again for every merge. Same result as `learn_merges`."""
+    """The textbook loop, which counts all pairs again for every merge; same result as `learn_merges`."""
     spelt = [([ord(symbol) for symbol in word], count) for word, count in to_symbols(words).items()]
     merges: list[Pair] = []
     while len(merges) < num_merges:
@@ -173,7 +174,7 @@ def learn_merges_reference(words: Mapping[str, int], num_merges: int, min_count:
 
 
 def merge(word: list[int], pair: Pair, new: int) -> list[int]:
-    """Replace a pair wherever it stands, left to right.
+    """Replace every occurrence of a pair, left to right.
 
     merge([1, 1, 1, 2], (1, 1), 9) -> [9, 1, 2]
     """

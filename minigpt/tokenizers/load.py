@@ -1,9 +1,12 @@
-"""Reading tokenizer.json back: the parts of the file say which tokenizer it is.
+"""Read a tokenizer.json. The parts of the file tell which kind of tokenizer it is.
 
-WordLevel model -> word with a normalizer, else char (unknown="error" if the vocabulary has no unk); BPE without merges
-or split -> byte; other byte-level BPE -> bpe with its split pattern, or gpt2 if the merges are OpenAI's. Byte-level BPE
-files that others made (GPT-2's, Llama 3's family) load too, with any split expression; what minigpt cannot run to the
-same ids (a normalizer, another model, added start tokens) is refused by name.
+    WordLevel model              word if there is a normalizer, else char (unknown="error" if there is no unk)
+    BPE without merges or split  byte
+    other byte-level BPE         bpe with its split pattern, or gpt2 if the merges are OpenAI's
+
+Byte-level BPE files made by others (GPT-2's, Llama 3's family) load too, with any split expression. If minigpt would
+give other ids than the file's tokenizer (a normalizer, another model, added start tokens), it refuses the file and
+names the part.
 """
 
 import re
@@ -22,14 +25,14 @@ from minigpt.tokenizers.simple import ByteTokenizer, CharTokenizer
 from minigpt.tokenizers.words import from_model as words_from_model
 
 TIKTOKEN = re.compile(r"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
-"""How its file begins: a line is a token's bytes in base64, and its rank."""
+"""The beginning of a tiktoken file: each line is a token's bytes in base64, and its rank."""
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, or of a directory that holds one.
+    """The tokenizer of a tokenizer.json; `path` is the file or its directory.
 
     Raises:
-        TokenizerError: no such file, not a tokenizer.json, or one that minigpt cannot run.
+        TokenizerError: no such file, not a tokenizer.json, or minigpt cannot run it.
     """
     path = Path(path)
     file = path / TOKENIZER if path.is_dir() else path
@@ -68,7 +71,7 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def from_tree(tree: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that the content of a tokenizer.json describes. Raises TokenizerError, or KeyError and such."""
+    """The tokenizer described by a tokenizer.json's content. Raises TokenizerError, or KeyError and the like."""
     post, normalizer = tree.get("post_processor"), tree.get("normalizer")
     if tree["model"].get("byte_fallback") and tree.get("pre_tokenizer") is None:
         return _sentencepiece(tree)
@@ -103,7 +106,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
         return _bpe(model, _pattern(split), tree["added_tokens"], bool(normalizer))
     else:
         raise TokenizerError(f"its model ({model['type']}) is not supported by minigpt")
-    # Their ids follow from their characters, so any other numbering is somebody else's file.
+    # minigpt's char and byte tokenizers have fixed ids; a file with other ids was not written by minigpt.
     theirs = model["vocab"] | specials
     ours = tokenizer.to_tree()
     same = all(model.get(name) == value for name, value in ours["model"].items())
@@ -114,7 +117,7 @@ def from_tree(tree: dict[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece(tree: dict[str, Any]) -> Tokenizer:
-    """Raises TokenizerError for what Hugging Face would encode otherwise, or show otherwise, than we do."""
+    """A tokenizer of Llama's family. Raises TokenizerError if Hugging Face would encode or decode differently."""
     tokenizer = from_model(tree)
     ours = tokenizer.to_tree()
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding", "added_tokens"):
@@ -126,7 +129,7 @@ def _sentencepiece(tree: dict[str, Any]) -> Tokenizer:
 
 
 def _check_added(vocab: dict[str, int], added: list[dict[str, Any]], nfc: bool) -> None:
-    """Raises TokenizerError for added tokens that we cannot find or show as Hugging Face does, or ids with holes."""
+    """Raises TokenizerError for ids with gaps, or added tokens that we cannot treat as Hugging Face does."""
     specials: dict[str, int] = {}
     for token in added:
         name, id_ = token["content"], token["id"]
@@ -135,7 +138,7 @@ def _check_added(vocab: dict[str, int], added: list[dict[str, Any]], nfc: bool) 
             raise TokenizerError(f"its added token {name!r} has the id {id_!r}, not {follows}; make it again")
         if flag := next((flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)), None):
             raise TokenizerError(f"its added token {name!r} has {flag}, which is not supported by minigpt")
-        if not name.isascii() and all(char in byte_chars() for char in name):  # the library shows other bytes
+        if not name.isascii() and all(char in byte_chars() for char in name):  # Hugging Face shows other bytes
             raise TokenizerError(f"its added token {name!r} spells bytes; minigpt cannot run it")
         if nfc and token.get("normalized", True):
             raise TokenizerError(f"its added token {name!r} is normalized; minigpt cannot run it with a normalizer")
@@ -169,7 +172,7 @@ def _bpe(model: dict[str, Any], pattern: str, added: list[dict[str, Any]], nfc: 
 
 
 def _pattern(split: dict[str, Any]) -> str:
-    """The name, or the expression, of the split that a pre_tokenizer makes."""
+    """The name or the expression of a pre_tokenizer's split."""
     parts = split["pretokenizers"] if split["type"] == "Sequence" else [split]
     *before, last = parts
     if before == [{"type": "Digits", "individual_digits": True}] and last == byte_level(use_regex=True):

@@ -1,14 +1,13 @@
-"""How text is split into pre-tokens before merging, where it may be cut, and how bytes are spelt in files.
+"""Split text into pre-tokens, find places where text may be cut, and spell bytes as files do.
 
-The split patterns are those of GPT-2 (Radford et al., 2019) and of GPT-4 (tiktoken's cl100k). Here each
-is written with possessive quantifiers (`++`), which give the same splits and spare the engine a
-backtracking stack; the file carries the published spelling, since `++` means something else in some
-engines. `tests/tokenizers/test_tokenizers_patterns.py` holds all of them equal. (tiktoken's cl100k has since changed in
-one point, which we do not follow: all white space that ends a text is one piece.)
+The split patterns are those of GPT-2 (Radford et al., 2019) and of GPT-4 (tiktoken's cl100k). Here they have possessive
+quantifiers (`++`), which give the same splits and need no backtracking stack. tokenizer.json gets the published
+pattern, since `++` means something else in some engines. `tests/tokenizers/test_tokenizers_patterns.py` tests that
+both give the same splits. (A newer cl100k in tiktoken makes all white space at the end of a text one piece; we do not.)
 
-Three engines run them: `regex` (training), tiktoken's (encoding) and Hugging Face's. They agree on all
-of Unicode 16; a letter that a newer `regex` knows already (Unicode 17) may split otherwise in training,
-which can change what is learned from such text, never what is encoded.
+Three engines run the patterns: `regex` (training), tiktoken's (encoding) and Hugging Face's. They agree on all of
+Unicode 16. A newer `regex` knows more letters (Unicode 17) and may split these differently in training. That can change
+which merges are learned from such text, but not how text is encoded.
 """
 
 import re
@@ -39,11 +38,11 @@ PUBLISHED = {
 
 
 DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-"""SmolLM's two splits as one: each digit alone, then GPT-2's pattern on what is between them."""
+"""SmolLM's two splits as one pattern: each digit alone, then GPT-2's pattern on the text between digits."""
 
 
 def expression(pattern: str) -> str:
-    """The expression of a named pattern; any other text is an expression itself (a foreign file's)."""
+    """The expression of a named pattern; any other text is an expression itself (from others' files)."""
     return PATTERNS.get(pattern, pattern)
 
 
@@ -56,13 +55,13 @@ _KNOWN = re.compile(
         )*""",
     re.VERBOSE,
 )
-"""What our engine and that of Hugging Face read alike: \\w, ^, lazy and nested ones are among the rest."""
+"""Expressions that our engine and Hugging Face's both read the same way; \\w, ^, lazy and nested ones are not."""
 _PROBE = "a A1 é漢'll\n\n  \t.-_ x\u0301\u00a0🙂 "
 SECONDS = 5.0
 
 
 def check(pattern: str) -> None:
-    """Raises TokenizerError for an expression of others that we cannot run to the same pieces."""
+    """Raises TokenizerError if an expression from others' files may give other pieces in our engine."""
     if not _KNOWN.fullmatch(pattern):
         raise TokenizerError(f"its split expression {pattern[:60]!r} has parts that minigpt cannot run alike")
     try:
@@ -74,9 +73,9 @@ def check(pattern: str) -> None:
 
 
 def split(pattern: str, text: str) -> list[str]:
-    """The pre-tokens of a text; what an expression of others does not match is a piece too, as with Hugging Face.
+    """The pre-tokens of a text; text that the expression does not match is a piece too, as with Hugging Face.
 
-    Raises TokenizerError for an expression that matches nothing at some place, or takes too long.
+    Raises TokenizerError if the expression has an empty match or takes too long.
     """
     pieces, end = [], 0
     try:
@@ -93,27 +92,27 @@ def split(pattern: str, text: str) -> list[str]:
 
 
 def safe_cut(text: str) -> int:
-    """Largest i, 0 < i < len(text), where text[:i] and text[i:] encode apart to the ids of the whole; 0 if none.
+    """Largest i, 0 < i < len(text), where the ids of text[:i] and text[i:] together are those of text; 0 if none.
 
     safe_cut("one two three") -> 7                   before " three"
     safe_cut("one two\\nthree") -> 8                  after a single newline
     safe_cut("one  ") -> 3                           never inside a run of spaces
 
-    Holds for char, byte, and the patterns of which `cuts_safely` says so. A cut is taken
+    Holds for char, byte, and the patterns for which `cuts_safely` is true. A cut is made
       A. between a character that is not whitespace and a space or tab,
       B. between a letter or digit and a line break,
       C. after a single "\\n" that stands between two characters that are not whitespace
          (text whose lines end in punctuation, such as Chinese, may have no A or B at all).
 
-    Why that is safe: a regular expression without look-behind that is matched from a token's start gives
-    the same tokens on text[:i] if (1) a token ends at i in the whole text, and (2) no match that begins
-    before i depends on what follows i.
-    (1) In none of ALTERNATIVES does a token hold a non-space followed by a space or tab (A), or a letter or digit
-    followed by a line break (B: only punctuation takes line breaks along), or a line break followed by a
-    non-space (C: the one leading character a token may take is never "\\r" or "\\n").
-    (2) Only `\\s+(?!\\S)` looks ahead, from within a run of whitespace. In A and B that run ended before
-    i - 1. In C the run is the single "\\n": with a non-space behind it `\\s+(?!\\S)` fails and `\\s+` takes it,
-    at the end of the text `\\s+(?!\\S)` takes it; or punctuation before it has taken it in both.
+    Why this is safe: a regular expression without look-behind, matched from a token's start, gives the same tokens on
+    text[:i] if (1) a token ends at i in the whole text, and (2) no match that begins before i depends on the text
+    after i.
+    (1) No token of ALTERNATIVES has a non-space followed by a space or tab (A), or a letter or digit followed by a line
+    break (B: only punctuation takes line breaks along), or a line break followed by a non-space (C: the one leading
+    character that a token may take is never "\\r" or "\\n").
+    (2) Only `\\s+(?!\\S)` looks ahead, inside a run of whitespace. In A and B that run ended before i - 1. In C the run
+    is the single "\\n". If a non-space follows, `\\s+(?!\\S)` fails and `\\s+` matches it; at the end of the text
+    `\\s+(?!\\S)` matches it. If punctuation comes before it, the punctuation's token takes it in both cases.
     """
     for i in range(len(text) - 1, 0, -1):
         before, after = text[i - 1], text[i]
@@ -131,14 +130,14 @@ _DIGITS = {r" ?\p{N}+", r"\p{N}{1,3}", r"\p{N}+", r"\p{N}"}
 _OTHERS = {r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}]+"}
 _SPACES = {r"\s+"}
 ALTERNATIVES = _CONTRACTIONS | _LETTERS | _DIGITS | _OTHERS | _SPACES | {r"\s*[\r\n]+", r"\s+(?!\S)"}
-"""Parts of a pattern for which `safe_cut` is proven. A possessive quantifier counts as the plain one."""
+"""Parts of a pattern for which `safe_cut` is proven. A possessive quantifier counts as a plain one."""
 
 
 @cache
 def cuts_safely(pattern: str) -> bool:
-    """Whether `safe_cut` holds for a pattern: it has no other parts than ALTERNATIVES, and they match any character.
+    """Whether `safe_cut` holds for a pattern: all its parts are in ALTERNATIVES, and together they match any character.
 
-    A character that nothing matches would be one piece with its neighbours, across a cut.
+    A character that no part matches could form one piece with its neighbours across a cut.
     """
     text = re.sub(r"([+*?]|\{[\d,]+\})\+", r"\1", expression(pattern))
     parts = set(re.findall(r"(?:\(\?[:i=!][^()]*\)|[^|()])+", text))
@@ -149,8 +148,8 @@ def cuts_safely(pattern: str) -> bool:
 def byte_chars() -> tuple[str, ...]:
     """GPT-2's visible spelling of each byte 0..255, used in tokenizer.json and vocab.bpe.
 
-    Printable Latin-1 stands for itself ("A", "é" as byte 233), the other 68 bytes in turn for U+0100
-    and on: space (32) is "Ġ" (U+0120), newline (10) is "Ċ".
+    A printable Latin-1 byte is that character ("A"; "é" for byte 233). The other 68 bytes are U+0100, U+0101 and so
+    on, in order: space (32) is "Ġ" (U+0120), newline (10) is "Ċ".
     """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -159,7 +158,7 @@ def byte_chars() -> tuple[str, ...]:
 
 @cache
 def byte_order() -> tuple[int, ...]:
-    """The bytes in the order of their spelling, which is the order of their ids in GPT-2 and Hugging Face."""
+    """The bytes in the order of their spelling (`byte_chars`), the order of their ids in GPT-2 and Hugging Face."""
     return tuple(sorted(range(256), key=lambda byte: byte_chars()[byte]))
 
 
@@ -175,13 +174,13 @@ def _char_bytes() -> dict[str, int]:
 
 
 def unspell(word: str) -> bytes:
-    """ "Ġthe" -> b" the". Raises KeyError for a character that spells no byte."""
+    """ "Ġthe" -> b" the". Raises KeyError for a character that does not spell a byte."""
     table = _char_bytes()
     return bytes([table[char] for char in word])
 
 
 def byte_level(use_regex: bool) -> dict[str, Any]:
-    """Hugging Face's ByteLevel part: spells bytes, and splits by GPT-2's pattern if asked to."""
+    """Hugging Face's ByteLevel part: spells bytes, and splits by GPT-2's pattern if use_regex is true."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of Llama's family (SentencePiece's BPE). We read them from files, and never train them.
+"""Run tokenizers of Llama's family (SentencePiece's BPE). We read them from files, and never train them.
 
 How a text is encoded:
 1. A space is put before the text.
@@ -27,23 +27,23 @@ from minigpt.tokenizers.simple import bpe_model
 SPACE = "▁"
 """How a space is spelled in files."""
 MOST_TOKENS, LONGEST = 1 << 20, 1 << 12
-"""Bounds of a tokenizer.bin; Llama's has 32,000 tokens of at most 27 bytes."""
+"""Limits for a tokenizer.bin: tokens, and bytes per token; Llama's has 32,000 tokens of at most 27 bytes."""
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Merges by rank, with bytes for what is no token. Special tokens are never found in a text."""
+    """Merges by rank; characters outside the vocabulary become bytes. Special tokens are never found in a text."""
 
     kind = "sentencepiece"
 
     def __init__(self, texts: Sequence[str], ranks: Mapping[str, float], special_tokens: Mapping[str, int]):
         """
         Args:
-            texts: of each id, with real spaces; "<0x0A>" for bytes, "" for special tokens.
-            ranks: token to its rank; the lowest is joined first. Tokens that are left out are never made of others.
+            texts: the text of each id, with real spaces; "<0x0A>" for bytes, "" for special tokens.
+            ranks: token to its rank; the lowest is joined first. A token without a rank is never made by joining.
             special_tokens: name to id.
 
         Raises:
-            TokenizerError: a byte without a token, or two tokens of the same text.
+            TokenizerError: a byte without a token, or two tokens with the same text.
         """
         self._bytes = {int(text[3:5], 16): id_ for id_, text in enumerate(texts) if BYTE.fullmatch(text)}
         if len(self._bytes) != 256:
@@ -63,7 +63,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(self.encode(text), dtype=self.dtype)
 
     def safe_cut(self, text: str) -> int:
-        """Never: each part would get a space in front."""
+        """Always 0: each part would get a space in front."""
         return 0
 
     def _encode(self, text: str) -> list[int]:
@@ -75,11 +75,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _words_apart(self) -> bool:
-        """Whether no token goes on over a space behind other characters, so that words can be merged alone."""
+        """Whether no token has a space after other characters, so that each word can be merged by itself."""
         return not any(re.search(r"[^ ] ", text) for text in self._ranks)
 
     def _merged(self, word: str) -> tuple[int, ...]:
-        """Ids of a word; time n log n for n characters."""
+        """Ids of a word, in time n log n for n characters."""
         parts: list[str | None] = list(word)
         after, before = [*range(1, len(parts)), -1], [*range(-1, len(parts) - 1)]
         waiting: list[tuple[int, int, str, str]] = []
@@ -119,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [spelled[id_] for id_ in range(self.vocab_size)]
 
     def places(self) -> dict[str, int]:
-        """Each token that is made of others, as it is spelled in files, to its place in the order of joining."""
+        """Each token that is made by joining, spelled as in files, to its place in the order of joining."""
         return {text.replace(" ", SPACE): place for text, place in self._ranks.items()}
 
     def to_tree(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _replace(one: str, other: str) -> dict[str, Any]:
 
 
 def from_model(tree: dict[str, Any]) -> SentencePieceTokenizer:
-    """The tokenizer of a tokenizer.json whose BPE has byte_fallback. Raises TokenizerError, KeyError and such."""
+    """The tokenizer of a tokenizer.json whose BPE has byte_fallback. Raises TokenizerError, KeyError and the like."""
     vocab: dict[str, int] = tree["model"]["vocab"]
     specials = {token["content"]: token["id"] for token in tree["added_tokens"]}
     if sorted(vocab.values()) != list(range(len(vocab))):
@@ -167,20 +167,20 @@ def from_model(tree: dict[str, Any]) -> SentencePieceTokenizer:
 
 
 def from_llama2c(path: Path) -> SentencePieceTokenizer:
-    """The tokenizer of llama2.c's tokenizer.bin: for each token a score, its length, its bytes.
+    """The tokenizer of llama2.c's tokenizer.bin, which holds a score, a length and the bytes for each token.
 
-    Its token 1 stands before each story and nothing ends one, so it is our end of text. Raises TokenizerError.
+    Token 1 comes before each story and no token ends one, so token 1 is our end of text. Raises TokenizerError.
     """
     texts: list[str] = []
     scores: list[float] = []
     try:
         data = path.read_bytes() if path.stat().st_size < MOST_TOKENS * 64 else b""
-        place = 4  # behind the length of the longest token
+        place = 4  # after the length of the longest token
         while place < len(data):
             score, length = struct.unpack_from("<fi", data, place)
             place += 8 + length
             if not 0 <= length <= LONGEST or place > len(data) or len(texts) == MOST_TOKENS:
-                raise ValueError("a length that cannot be")
+                raise ValueError("an impossible length")
             texts.append(data[place - length : place].decode())
             scores.append(score)
     except (OSError, ValueError, struct.error) as error:
@@ -202,7 +202,7 @@ def _ranks(texts: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
 def from_scores(
     texts: Sequence[str], scores: Sequence[float], special_tokens: Mapping[str, int]
 ) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file: tokens as files spell them, and their scores. Raises TokenizerError."""
+    """The tokenizer of a GGUF file, from its tokens (spelled as in files) and scores. Raises TokenizerError."""
     spaced = [text.replace(SPACE, " ") for text in texts]
     return SentencePieceTokenizer(
         ["" if id_ in special_tokens.values() else text for id_, text in enumerate(spaced)],

@@ -1,4 +1,4 @@
-"""Tokenizers without merges: one id per character, or per byte."""
+"""Define tokenizers without merges: one id per character, or per byte."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -14,11 +14,11 @@ from minigpt.tokenizers.patterns import byte_chars, byte_level
 class CharTokenizer(Tokenizer):
     """One id per character of the text it was built from.
 
-    Ids: unk 0, eos 1, then the characters in order of their code points. With unknown="error" there is no
-    unk, and an unknown character is a TokenizerError that names it and its place; with ends=False there is no eos
-    (nanoGPT's characters).
-    In tokenizer.json this is a WordLevel model over text split at every character; its vocabulary
-    without an unk is what says unknown="error" (Hugging Face then fails on such characters too).
+    Ids: unk 0, eos 1, then the characters in order of their code points. With unknown="error" there is no unk, and an
+    unknown character raises a TokenizerError that names it and its place. With ends=False there is no eos, as in
+    nanoGPT.
+    In tokenizer.json this is a WordLevel model over text split at every character. If its vocabulary has no unk, that
+    means unknown="error" (Hugging Face then fails on unknown characters too).
     """
 
     kind = "char"
@@ -46,7 +46,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Code point to id, (last code point + 2,), vocab_size where there is none; the last entry is for all above."""
+        """Code point to id, (last code point + 2,); vocab_size if unknown. The last entry is for all higher points."""
         codes = np.array([ord(char) for char in self.characters], dtype=np.int64)
         table = np.full(int(codes.max(initial=0)) + 2, self.vocab_size, dtype=np.uint32)
         table[codes] = np.arange(self.vocab_size - len(codes), self.vocab_size)
@@ -85,7 +85,7 @@ class CharTokenizer(Tokenizer):
 class ByteTokenizer(Tokenizer):
     """One id per byte of UTF-8, equal to the byte; then eos 256, bos 257, pad 258.
 
-    Nothing is unknown to it. In tokenizer.json it is a byte-level BPE without merges and without a split.
+    Every text can be encoded. In tokenizer.json this is a byte-level BPE without merges and without a split.
     """
 
     kind = "byte"

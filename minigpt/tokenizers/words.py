@@ -1,15 +1,17 @@
-"""Whole words, as the field's WikiText tables count them: an id per word, `<eos>` for a line end, `<unk>` for the rest.
+"""Define the tokenizer of whole words, as published WikiText results count them.
+
+There is one id per word, `<eos>` for a line end, and `<unk>` for all other words:
 
     "the cat \\n sat"  ->  the  cat  <eos>  sat
 
 Notable choices:
-- What splits is what `str.split()` splits at, all 29 characters of it. Of them only "\\n" is a token, so "\\r\\n" is
-  one line end and "\\r" alone a space.
-- A token is shown with one space before it, so that a text in WikiText's form (" the cat \\n") is decoded to itself:
-  each word after one space, a space before each line end. Of any other text the words and the line ends are kept, but
-  not the white space between them, nor the words that are not in the vocabulary.
-- `<eos>` is text. It ends a line, not a document, so nothing ends a document: `eos_id` is None. The words `<eos>` and
-  `<unk>` in a text are these tokens, as in WikiText.
+- Text is split at the 29 white space characters of `str.split()`. Only "\\n" becomes a token, so "\\r\\n" is one line
+  end, and "\\r" alone is a space.
+- Decoding writes one space before each token. So a text in WikiText's form (" the cat \\n": one space before each word
+  and each line end) is decoded to itself. Any other text keeps its known words and its line ends, but not its white
+  space.
+- `<eos>` is text: it ends a line, not a document. No token ends a document, so `eos_id` is None. If the words `<eos>`
+  and `<unk>` occur in a text, they become these tokens, as in WikiText.
 """
 
 import re
@@ -25,18 +27,18 @@ from minigpt.tokenizers.base import Tokenizer, file_tree, valid_unicode
 
 LINE_END, UNKNOWN = "<eos>", "<unk>"
 WIKITEXT_2 = 33_278
-"""Ids of WikiText-2's training text (Merity et al., 2016, table 1), for estimates without a text."""
+"""Size of WikiText-2's vocabulary (Merity et al., 2016, table 1), for estimates before a text is read."""
 SPACES = "".join(chr(code) for code in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
                                         0x2028, 0x2029, 0x202F, 0x205F, 0x3000))  # fmt: skip
-"""The white space of `str.split()`, the line end among it."""
+"""The white space characters of `str.split()`, including the line end."""
 _SPELLED = re.compile(rf"{UNKNOWN}(?!\S)")
 
 
 class WordTokenizer(Tokenizer):
-    """One id per word; see the module.
+    """One id per word; see the module's docstring.
 
-    In tokenizer.json it is a WordLevel model whose normalizer writes `<eos>` for each line end. Its vocabulary holds
-    both names, so it has no special tokens.
+    In tokenizer.json this is a WordLevel model whose normalizer writes `<eos>` for each line end. `<eos>` and `<unk>`
+    are words of its vocabulary, so it has no special tokens.
     """
 
     kind = "word"
@@ -47,7 +49,7 @@ class WordTokenizer(Tokenizer):
         """`words[id]`; `<eos>` and `<unk>` are among them.
 
         Raises:
-            TokenizerError: one of these two is missing, a word comes twice, or has white space in it.
+            TokenizerError: `<eos>` or `<unk>` is missing, or a word is there twice or contains white space.
         """
         self._ids = {word: id_ for id_, word in enumerate(words)}
         if (wrong := next((word for word in words if word.split() != [word]), None)) is not None:
@@ -62,15 +64,15 @@ class WordTokenizer(Tokenizer):
     def from_texts(
         cls, texts: Iterable[str], vocab_size: int | None = None, progress: Progress | None = None
     ) -> "WordTokenizer":
-        """The tokenizer of the most frequent words; the most frequent has the id 0, of equals the first by code points.
+        """The tokenizer of the most frequent words. Ids go by frequency, from 0; equal ones are in code point order.
 
         Args:
-            texts: each is read once, by itself: no word goes from one to the next.
+            texts: each is read once; no word may continue from one to the next.
             vocab_size: the most ids, `<eos>` and `<unk>` included (default: all words).
             progress: called with (what, characters done, None).
 
         Raises:
-            TokenizerError: vocab_size below 3, or no word.
+            TokenizerError: vocab_size is below 3, or the texts have no word.
         """
         if vocab_size is not None and vocab_size < 3:
             raise TokenizerError(f"vocab_size {vocab_size} is too small for word; give 3 or more, or leave it out")
@@ -94,7 +96,7 @@ class WordTokenizer(Tokenizer):
         return np.fromiter((ids.get(word, unknown) for word in words), self.dtype, len(words))
 
     def safe_cut(self, text: str) -> int:
-        """Largest index beside white space, so that no word is cut; 0 if there is none."""
+        """Largest index next to white space, so that no word is cut; 0 if there is none."""
         for index in range(len(text) - 1, 0, -1):
             if text[index].isspace() or text[index - 1].isspace():
                 return index
@@ -138,13 +140,13 @@ def _split(text: str) -> list[str]:
 
 
 def _place(counted: tuple[str, int]) -> tuple[int, str]:
-    """Sorts words by how often they come, the most frequent first."""
+    """A sort key: the most frequent word first, equal ones in code point order."""
     word, count = counted
     return -count, word
 
 
 def from_model(tree: dict[str, Any]) -> WordTokenizer:
-    """The tokenizer of a tokenizer.json. Raises TokenizerError, KeyError and such."""
+    """The tokenizer of a tokenizer.json. Raises TokenizerError, KeyError and the like."""
     vocab: dict[str, int] = tree["model"]["vocab"]
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise TokenizerError("its ids are not 0, 1, 2 and so on without a hole; minigpt cannot run it")

@@ -188,7 +188,7 @@ def test_without_network_and_mirror_the_error_names_both_ways_out(
     with caplog.at_level(logging.WARNING):  # auto has a third way: char, and says so
         fallback = build(TokenizerConfig(kind="auto", unknown="error"), ["abc"])
     assert (fallback.kind, fallback.vocab_size) == ("char", 4)
-    assert "taking char in place of gpt2" in caplog.text
+    assert "using char instead of gpt2" in caplog.text
 
 
 def test_auto_is_gpt2_where_it_can_be_had(mirror: Path) -> None:
