@@ -26,7 +26,7 @@ SPARE = 25.0
 
 @dataclass(frozen=True)
 class Training:
-    """A run that is trained for some seconds, then scored."""
+    """A run to train for some seconds, and then to score."""
 
     name: str
     recipe: str
@@ -37,7 +37,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Command:
-    """A command whose `--json` is its result."""
+    """A command to run; its `--json` output is the result."""
 
     name: str
     words: tuple[str, ...]
@@ -89,17 +89,17 @@ TINY = {
     "train.micro-batch-size": "4",
     "train.precision": "fp32",
     "train.compile": "off",
-    "tokenizer.kind": "word",  # GPT-2's would have to be downloaded
+    "tokenizer.kind": "word",  # GPT-2's tokenizer would need a download
 }
 
 
 class Plan:
-    """The steps, the time that is left for them, and the file of results.
+    """Runs the steps, and keeps the time left and the file of results.
 
     Args:
         out: the folder of results, runs and logs.
-        minutes: for everything together.
-        tiny: use models and times for a CPU; they learn `text`.
+        minutes: time for all steps together.
+        tiny: use small models and short times, for a CPU, and train on `text`.
     """
 
     def __init__(self, out: Path, minutes: float, tiny: bool, text: Path | None):
@@ -130,7 +130,7 @@ class Plan:
         words += ["--logging.runs-dir", str(run.parent), "--train.max-minutes", f"{minutes:.3f}"]
         words += ["--train.sample-every", "0", "--train.save-every", "200"]
         if (run / "config.yaml").is_file():
-            words.append("--resume")  # there may be less time left than when it was started
+            words.append("--resume")  # the time left may differ from the first start's
         started = time.monotonic()
         self._minigpt(step.name, words, 60 * minutes + 3 * SPARE)
         if not (run / "checkpoints" / "best").exists():
@@ -142,7 +142,7 @@ class Plan:
         self._write(step.name, words, started, {"goal": step.goal, "scores": scores})
 
     def _flags(self, flags: Iterable[str]) -> list[str]:
-        """These flags; for a CPU with two narrow layers, short windows and the given text instead."""
+        """These flags; if tiny, with two narrow layers, short windows and the given text instead."""
         given = iter(flags)
         pairs = dict(zip(given, given, strict=True))
         if self.tiny:
@@ -156,7 +156,7 @@ class Plan:
             self._write(step.name, words, started, json.loads(said))
 
     def _minigpt(self, name: str, words: list[str], seconds: float) -> str:
-        """The output of the command; empty if it failed. At the end of its time it is asked to stop, as by Ctrl-C."""
+        """The command's output; empty if it failed. When its time is over it is stopped, as by Ctrl-C."""
         print(f"{self.left():4.0f} s left: minigpt {' '.join(words)}", flush=True)
         with (self.out / f"{name}.log").open("a") as log:
             command = [sys.executable, "-m", "minigpt", *words]
@@ -182,7 +182,7 @@ class Plan:
 
 
 def device() -> str:
-    """The name of the GPU, or of the CPU's kind."""
+    """The name of the GPU, or the CPU's instruction set."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
@@ -202,7 +202,7 @@ def commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of results, runs and logs")
-    parser.add_argument("--minutes", type=float, default=13.0, help="all that may be used (default: 13)")
+    parser.add_argument("--minutes", type=float, default=13.0, help="time for all steps together (default: 13)")
     parser.add_argument("--tiny", action="store_true", help="small models and short times, for a CPU")
     parser.add_argument("--text", type=Path, help="with --tiny: a text file to learn")
     args = parser.parse_args()

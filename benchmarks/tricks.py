@@ -1,11 +1,11 @@
-"""What each trick for small texts gains: one run per trick and seed on a tenth of WikiText-2, in words.
+"""Measure what each trick for small texts gains: one run per trick and seed on a tenth of WikiText-2, in words.
 
-    python benchmarks/tricks.py run benchmarks/tricks.jsonl --minutes 40     # goes on with what is missing
+    python benchmarks/tricks.py run benchmarks/tricks.jsonl --minutes 40     # does the runs that are missing
     python benchmarks/tricks.py table benchmarks/tricks.jsonl
 
-A model of 8 layers of 128 reads a tenth of the training text 40 times (8.4 M words); another tenth is held out and
-scored whole. Both cores work, a run on each. Every finished run is one line of the file, so a session may end at any
-moment.
+A model of 8 layers of 128 reads a tenth of the training text 40 times (8.4 M words). Another tenth is held out, and
+all of it is scored. Each core does one run at a time. Every finished run adds one line to the file, so you can stop
+the script at any moment.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from minigpt.download import locate
 
 SEEDS = (1, 2)
 TENTH = 1_079_000
-"""Bytes of a tenth of the training text; a tenth ends where an article does."""
+"""Bytes of a tenth of the training text; each tenth ends at the end of an article."""
 SHAPE = "model.num_layers=8 model.embed_dim=128 model.num_heads=4 model.max_seq_len=128 tokenizer.kind=word"
 LENGTH = "data.val_fraction=0.5 train.batch_size=16 train.max_epochs=40 train.sample_every=0 train.save_every=100000"
 WORDS = "model.word_dropout=0.2"
@@ -59,7 +59,7 @@ TRICKS = {
 
 
 def two_tenths(folder: Path) -> Path:
-    """A file whose first half is learned and whose second half is held out: two tenths of whole articles."""
+    """Write a file of two tenths of the text, whole articles: the first is learned, the second is held out."""
     text = locate(NAMED["wikitext-2"]["train"].file).read_bytes()
     ends = [text.index(b"\n = ", part * TENTH) + 1 for part in (1, 2)]
     path = folder / "tenths.txt"
@@ -68,7 +68,7 @@ def two_tenths(folder: Path) -> Path:
 
 
 def start(name: str, seed: int, text: Path, core: int, folder: Path) -> subprocess.Popen[bytes]:
-    """The run, on one core."""
+    """Start a run on one core."""
     settings = [pair.split("=") for pair in f"{SHAPE} {LENGTH} {TRICKS[name]} train.seed={seed}".split()]
     flags = [word for key, value in settings for word in (f"--{key}".replace("_", "-"), value)]
     command = ["taskset", "-c", str(core), sys.executable, "-m", "minigpt", "train", str(text), *flags]
@@ -78,14 +78,14 @@ def start(name: str, seed: int, text: Path, core: int, folder: Path) -> subproce
 
 
 def result(name: str, seed: int, run: Path, seconds: float) -> dict[str, Any]:
-    """One line of the file; the run's folder is emptied for the next."""
+    """The line of a finished run; deletes the run's folder, since the next run uses the same name."""
     losses = [line["val_loss"] for line in map(json.loads, (run / "metrics.jsonl").open()) if "val_loss" in line]
     subprocess.run(["rm", "-rf", str(run)], check=True)
     return {"trick": name, "seed": seed, "val_loss": losses[-1], "best": min(losses), "seconds": round(seconds)}
 
 
 def run(file: Path, minutes: float) -> None:
-    """Start what is missing, a run on each core, until the time is over."""
+    """Do the missing runs, one per core, until the time is over."""
     known = {(line["trick"], line["seed"]) for line in read(file)}
     todo = [(name, seed) for seed in SEEDS for name in TRICKS if (name, seed) not in known]
     end, working = time.monotonic() + 60 * minutes, {}
@@ -108,12 +108,12 @@ def run(file: Path, minutes: float) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines so far."""
+    """The lines in the file; none if there is no file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def table(file: Path) -> None:
-    """Print the held-out losses, mean of the seeds, and what each trick gains."""
+    """Print the mean held-out losses over the seeds, and the gain of each trick."""
     lines = read(file)
     means = {
         name: [statistics.mean(line[key] for line in lines if line["trick"] == name) for key in ("val_loss", "best")]
@@ -132,7 +132,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "table"):
         commands.add_parser(name).add_argument("file", type=Path)
-    commands.choices["run"].add_argument("--minutes", type=float, default=60.0, help="start no run after these")
+    commands.choices["run"].add_argument("--minutes", type=float, default=60.0, help="start no run after this many minutes")
     args = parser.parse_args()
     if args.command == "run":
         run(args.file, args.minutes)

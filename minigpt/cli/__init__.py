@@ -145,7 +145,7 @@ def _last_word(error: Exception, argv: list[str]) -> str:
 
         ended = out_of_memory(error)
     if ended:
-        return "memory ended; make the model, the batch or the text smaller, or end other programs"
+        return "memory ran out; make the model, the batch or the text smaller, or end other programs"
     if isinstance(error, RecursionError):
         return "what was given is nested too deeply to be read; give something flatter"
     text = "".join(traceback.format_exception(error))

@@ -1,4 +1,4 @@
-"""Training: one step, schedules, optimizer, the loop and its hooks."""
+"""Train models: one step, schedules, optimizers, the loop and its hooks."""
 
 from minigpt.training.loop import Hook, Trainer
 from minigpt.training.optim import make_optimizer

@@ -1,8 +1,8 @@
-"""AdamW (Loshchilov and Hutter, 2019): Adam's steps, with the decay of the weights kept apart from the gradient.
+"""Run AdamW (Loshchilov and Hutter, 2019): Adam with a weight decay that is separate from the gradient.
 
-A moving average of the gradients gives the direction, one of their squares the size: each weight takes steps of about
-the rate. torch's one fused operation does the work. Its class `torch.optim.AdamW` is not used, since it imports torch's
-compiler, which takes more than two seconds at the start of every training.
+A moving average of the gradients gives the direction of a step, and a moving average of their squares gives its scale,
+so each weight changes by about the learning rate. One fused operation of torch does the work. The class
+`torch.optim.AdamW` is not used, since it imports torch's compiler, which takes more than two seconds at the start.
 """
 
 from collections import defaultdict
@@ -16,13 +16,13 @@ from minigpt.runtime.precision import State
 
 
 class AdamW:
-    """AdamW as `torch.optim.AdamW(fused=True)` computes it, bit for bit, with the same names in its state.
+    """AdamW with the results of `torch.optim.AdamW(fused=True)`, bit for bit, and the same names in its state.
 
     Args:
-        groups: dicts of params and weight_decay; other keys stay as they are. A group's lr is that of the step.
-        lr: of groups that have none.
-        betas: decay of the averages of the gradients, and of their squares.
-        eps: added to the square root, so that no weight moves far for tiny gradients.
+        groups: dicts of params and weight_decay, perhaps lr; other keys are kept. `step` uses each group's lr.
+        lr: the rate of groups without lr.
+        betas: decay of the average of the gradients, and of the average of their squares.
+        eps: added to the square root, so that tiny gradients do not give large steps.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AdamW:
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update parameters of one device and type."""
+        """Update parameters on one device and of one dtype."""
         for parameter in parameters:
             if "exp_avg" not in (state := self.state[parameter]):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

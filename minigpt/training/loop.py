@@ -1,7 +1,7 @@
-"""The training loop. It takes its parts and knows nothing of YAML; everything optional is a hook.
+"""Run the training loop. Its parts are passed in, and everything optional is a hook.
 
-Step k is a pure function of (weights, optimizer state, seed, k): batches and dropout need no generator state,
-so a run resumed from a checkpoint repeats the steps after it bit for bit.
+Step k is a pure function of (weights, optimizer state, seed, k): batches and dropout need no generator state.
+So a run that resumes from a checkpoint repeats the steps after it bit for bit.
 """
 
 import copy
@@ -31,7 +31,7 @@ from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 
 class BatchSource(Protocol):
-    """What the trainer wants of its data: batch k, purely."""
+    """What the trainer needs from its data: batch k, as a pure function of k."""
 
     steps_per_epoch: float
     tokens_per_step: int
@@ -48,13 +48,13 @@ class Hook:
         """Before the first step."""
 
     def on_first_loss(self, trainer: "Trainer", loss: float) -> None:
-        """Before a new run's first step, with its validation loss. Step 0 has no checkpoint, so it is never best."""
+        """Before a new run's first step, with its validation loss. Step 0 has no checkpoint, so it cannot be best."""
 
     def on_update(self, trainer: "Trainer") -> None:
         """After the optimizer has changed the weights, before an evaluation."""
 
     def on_validation_batch(self, trainer: "Trainer", number: int) -> None:
-        """Before each batch of an evaluation, the first being 1."""
+        """Before each batch of an evaluation; the first has number 1."""
 
     def on_evaluation(self, trainer: "Trainer") -> None:
         """After an evaluation, when `trainer.state` has its loss and the best so far."""
@@ -63,40 +63,40 @@ class Hook:
         """After every optimizer step, and its evaluation if one was due; `trainer.loss`, `.lr` are of that step."""
 
     def rate_factor(self, trainer: "Trainer") -> float:
-        """What the scheduled learning rate is multiplied by."""
+        """A factor for the scheduled learning rate."""
         return 1.0
 
     def extends(self, trainer: "Trainer") -> bool:
-        """Whether the run goes on although its budget is used up."""
+        """Whether the run continues although its budget is used up."""
         return False
 
     def weights_to_use(self, trainer: "Trainer") -> AbstractContextManager[None]:
-        """Around evaluations and samples: other weights in the model, such as their average."""
+        """Put other weights into the model, such as an average, during evaluations and samples."""
         return nullcontext()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps of the hook: tensors by part and name."""
+        """The hook's tensors in a checkpoint, by part and name."""
         return {}
 
     def on_resume(self, trainer: "Trainer", checkpoint: Checkpoint) -> None:
-        """Take back what `tensors` gave to that checkpoint."""
+        """Read back from the checkpoint what `tensors` gave to it."""
 
     def heal(self, trainer: "Trainer", error: DivergedError) -> bool:
-        """Whether training may go on after it diverged, since the hook has set it right. Raises DivergedError."""
+        """After divergence: fix the run and return True, or return False. Raises DivergedError to end the run."""
         return False
 
     def on_rollback(self, trainer: "Trainer") -> None:
-        """After the run was set back to an earlier step."""
+        """After the run rolled back to an earlier step."""
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last step, also when stopped early."""
 
     def close(self) -> None:
-        """At the very end, also after an error: give back what was taken."""
+        """At the very end, also after an error: release what the hook holds."""
 
 
 def batch_number(step: int, skipped: Sequence[int]) -> int:
-    """The batch of a step, when some are left out: batch_number(3, [1, 4]) -> 5, the fourth of 0, 2, 3, 5."""
+    """The batch of a step when some batches are skipped: batch_number(3, [1, 4]) -> 5, the fourth of 0, 2, 3, 5."""
     for batch in skipped:
         step += batch <= step
     return step
@@ -107,16 +107,16 @@ class Trainer:
 
     Args:
         model: on the runtime's device.
-        optimizer: over its parameters; each group's rate and decay are set before every step.
+        optimizer: of the model's parameters; each group's rate and decay are set before every step.
         batches: training data.
-        validation: called for an iterable of validation batches.
+        validation: gives an iterable of validation batches.
         config, schedule: budget, accumulation, clipping, evaluation; and the rate over time.
         runtime: device and precision.
-        learning_rate: the peak; a group of the optimizer has its `lr_scale` times that.
+        learning_rate: the peak rate; each group of the optimizer multiplies it by its `lr_scale`.
         hooks: called in order.
-        learner: what a training step calls (default: the model; a compiled view, or the model under another loss).
-        evaluated: what an evaluation calls (default: the model).
-        saved: what a checkpoint keeps of the model.
+        learner: used in a training step (default: the model): a compiled view, or the model with another loss.
+        evaluated: used in an evaluation (default: the model).
+        saved: the part of the model that a checkpoint keeps.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Trainer:
             try:
                 before = self.progress
                 self._one_step()
-                self._ended(time.perf_counter() - self._started)  # read only here, so that the last step is evaluated
+                self._ended(time.perf_counter() - self._started)  # after the step, so that the last is evaluated
                 if self._evaluation_due(before):
                     self.evaluate()
                 for hook in self.hooks:
@@ -191,7 +191,7 @@ class Trainer:
         return self.state
 
     def _ended(self, seconds: float | None = None) -> bool:
-        """Whether to stop, and the time so far: as all ranks see them, whose clocks and signals differ."""
+        """Whether to stop. The ranks' clocks and signals differ, so all take the latest time and any rank's stop."""
         ranks = self.runtime.ranks
         if seconds is not None:
             self.state.seconds = ranks.largest(seconds)
@@ -231,7 +231,7 @@ class Trainer:
         )
 
     def _within_memory(self, work: Callable[[int], Any]) -> Any:
-        """work(micro-batch size); where memory does not suffice, with a smaller one from now on."""
+        """work(micro-batch size); if memory runs out, halve the size from now on and try again."""
         while True:
             size = self.state.micro_batch_size or self.config.rows
             try:
@@ -239,7 +239,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or self.runtime.ranks.world > 1 or not out_of_memory(error):
                     raise
-            self.runtime.give_back()  # outside of `except`, which holds on to the memory
+            self.runtime.give_back()  # not in `except`, where the error still holds memory
             self.state.micro_batch_size = size // 2
             self.model.train()
 
@@ -257,7 +257,7 @@ class Trainer:
         return self.progress >= 1 and not any(hook.extends(self) for hook in self.hooks)
 
     def _evaluation_due(self, before: float) -> bool:
-        """Whether to evaluate after this step, before which the progress was `before`."""
+        """Whether to evaluate after this step; `before` is the progress before the step."""
         step, per_epoch, every = self.state.step, self.batches.steps_per_epoch, self.config.eval_every
         epoch_ends = self.config.max_epochs is not None and int(step / per_epoch) > int((step - 1) / per_epoch)
         tenth = int(10 * self.progress) > int(10 * before)
@@ -282,7 +282,7 @@ class Trainer:
             yield batch
 
     def evaluate(self) -> float:
-        """Validation loss in nats per token; keeps the account of the best."""
+        """Validation loss in nats per token; updates the best loss so far."""
         state, loss = self.state, self._validate()
         state.val_loss = loss
         if state.best_loss is None or loss < state.best_loss:
@@ -296,7 +296,7 @@ class Trainer:
 
     @contextmanager
     def weights_to_use(self) -> Iterator[None]:
-        """The model holds the weights to use (their running average, where one is kept) inside the block."""
+        """Inside the block, the model holds the weights to evaluate: their average, if a hook keeps one."""
         with ExitStack() as held:
             for hook in self.hooks:
                 held.enter_context(hook.weights_to_use(self))
@@ -313,13 +313,13 @@ class Trainer:
         return out
 
     def checkpoint_state(self) -> CheckpointState:
-        """All else that a checkpoint holds of the training itself."""
+        """Everything else that a checkpoint holds of the training."""
         if self.scaler:
             self.state.scaler = self.scaler.state_dict()
         return CheckpointState(model=self.model.config.model_dump(mode="json"), train=copy.deepcopy(self.state))
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, exactly."""
+        """Continue exactly from a checkpoint."""
         own, parts, saved = self.runtime.ranks.own, dict(self.model.named_parameters()), self.saved
         weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors[saved.part].items()}
         self.model.load_weights(weights if saved is WHOLE else self.model.weights() | weights)

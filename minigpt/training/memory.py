@@ -1,7 +1,7 @@
-"""How many sequences a forward pass takes: whether the asked number fits in memory, and the best where that is `auto`.
+"""Check that the micro-batch size (sequences per forward pass) fits in memory, and find the best size for `auto`.
 
-Notable: on a GPU more is faster until memory ends; on a CPU it is not, since what fits in the caches goes faster, so
-there the speed is measured too. Ranks must agree and wait for each other, so several of them go by the estimate alone.
+Notable: on a GPU a larger size is faster, up to the memory's limit. On a CPU a size that fits in the caches can be
+faster, so the speed is measured there. Several ranks must agree on a size, so they use only the estimate.
 """
 
 import time
@@ -22,28 +22,28 @@ from minigpt.training.loop import BatchSource, Hook, Trainer
 from minigpt.training.step import Batch, accumulate
 
 SAFE = 0.9
-"""Share of what is free that an estimate may take: it has been within a tenth of what was measured."""
+"""An estimate may use this share of the free memory; estimates have been within a tenth of measurements."""
 KEPT = 150_000_000
-"""Bytes of freed blocks that glibc's allocator keeps for itself (on a CPU, measured: 136 to 165 MB)."""
+"""Bytes of freed memory that glibc's allocator keeps (measured on a CPU: 136 to 165 MB)."""
 HOPEFUL = 1.2
-"""Share of what is free up to which a GPU is tried, since trying costs a moment there."""
+"""On a GPU, sizes whose estimate is up to this share of the free memory are tried, since a try is quick there."""
 SECONDS = 10.0
-"""After so long a CPU tries no further size."""
+"""After this long, no further size is tried on a CPU."""
 ADVICE = "lower model.max_seq_len or the model's size, or set --parallel.activation-checkpointing true"
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Prospect:
-    """A run that is not built yet: what its memory and the speed of its passes follow from.
+    """A run that is not built yet: all that its memory and speed depend on.
 
     Attributes:
-        config: kernels resolved; micro_batch_size may be auto.
+        config: with kernels resolved; micro_batch_size may be auto.
         runtime: device, precision, ranks.
         batches: training data.
-        share: of the parameters that learn; an adapter's are few.
-        shards: ranks among which the weights are divided.
-        make: a throw-away model as a step would call it, not compiled, on the device.
+        share: share of the parameters that are trained; small for an adapter.
+        shards: number of ranks that the weights are divided among.
+        make: makes a temporary model for training steps, not compiled, on the device.
     """
 
     config: RunConfig
@@ -59,7 +59,7 @@ class Prospect:
         return self.config.train.batch_size // self.runtime.ranks.world
 
     def needed(self, size: int) -> Memory:
-        """Bytes needed with so many sequences at a time: `training_memory`, of the parameters that learn."""
+        """Bytes needed with `size` sequences at a time: `training_memory`, scaled to the trained parameters."""
         config = self.config
         shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
         memory = training_memory(
@@ -77,12 +77,12 @@ class Prospect:
 
 
 def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None:
-    """Tell what memory the run needs and what is free; returns micro_batch_size, with a number in place of auto.
+    """Say how much memory the run needs and how much is free; returns micro_batch_size, with a number for auto.
 
     Args:
-        run: the run to be.
-        found: what was found when the run began, if it did before.
-        say: told one line, or two if it will not fit.
+        run: the run that will be built.
+        found: for a resumed run, the size that was found when it began.
+        say: gets one line, or two if the run may not fit.
     """
     rows, ranks, asked = run.rows, run.runtime.ranks, run.config.train.micro_batch_size
     free = free_memory(run.runtime.device)
@@ -107,7 +107,7 @@ def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None
 
 
 def find(run: Prospect, free: int | None) -> int:
-    """The micro-batch size to take, a divisor of the batch: see the module."""
+    """The micro-batch size to use, a divisor of the batch; see the module's docstring."""
     device, sizes = run.runtime.device, divisors(run.rows)
 
     def fits(size: int, share: float) -> bool:
@@ -120,16 +120,16 @@ def find(run: Prospect, free: int | None) -> int:
         small = [size for size in reversed(sizes) if fits(size, SAFE)]
         return fastest(small, lambda size: try_pass(learner, batch, size, run.runtime))
     likely = [size for size in sizes if fits(size, HOPEFUL)]
-    state = run.needed(1).optimizer  # comes with the first step
+    state = run.needed(1).optimizer  # allocated in the first step
     return next((size for size in likely if try_pass(learner, batch, size, run.runtime, state) is not None), 1)
 
 
 def fastest(sizes: list[int], attempt: Callable[[int], float | None], limit: float = SECONDS) -> int:
-    """The size with the most sequences a second, from small to large; ends when two in a row are no better.
+    """The size with the most sequences per second. Tries sizes in order, and ends when two in a row are not better.
 
     Args:
-        sizes: rising.
-        attempt: a size -> seconds of a pass, None if memory does not suffice.
+        sizes: from small to large.
+        attempt: a size -> seconds of a pass, None if memory runs out.
         limit: seconds after which no further size is tried.
     """
     best, speed, worse, start = 1, 0.0, 0, time.perf_counter()
@@ -138,20 +138,20 @@ def fastest(sizes: list[int], attempt: Callable[[int], float | None], limit: flo
         if seconds is None or worse == 2 or time.perf_counter() - start > limit:
             break
         worse += 1
-        if size / seconds > 1.02 * speed:  # less is chance
+        if size / seconds > 1.02 * speed:  # a smaller gain may be noise
             best, speed, worse = size, size / seconds, 0
     return best
 
 
 def try_pass(learner: Learner, batch: Batch, size: int, runtime: Runtime, reserve: int = 0) -> float | None:
-    """Seconds of a forward and backward pass of the batch's first sequences, or None where memory does not suffice.
+    """Seconds of a forward and backward pass of the batch's first `size` sequences; None if memory runs out.
 
     Args:
-        learner: in training mode; its gradients are let go.
+        learner: in training mode; its gradients are dropped.
         batch: inputs and targets.
-        size: sequences.
+        size: number of sequences.
         runtime: device and precision.
-        reserve: bytes of the device to hold meanwhile.
+        reserve: bytes to allocate on the device during the passes.
     """
     inputs, targets = (side[:size] for side in batch)
     seconds = []
@@ -179,28 +179,28 @@ def divisors(rows: int) -> list[int]:
 
 
 class MicroBatches(Hook):
-    """Says so when memory ended and the micro-batch became smaller."""
+    """Prints a line when memory ran out and the micro-batch became smaller."""
 
     def __init__(self, say: Say):
         self.say = say
 
     def on_start(self, trainer: Trainer) -> None:
-        """What it is at first."""
+        """Remember the size at the start."""
         self.size = trainer.state.micro_batch_size
 
     def on_step(self, trainer: Trainer) -> None:
-        """Look whether it has changed; a rollback may also make it larger again."""
+        """Check whether the size has changed; a rollback can also make it larger again."""
         if trainer.state.micro_batch_size not in (self.size, None):
             self.say(
-                f"memory ended at step {trainer.state.step}: {trainer.state.micro_batch_size} sequences at a time from "
-                f"here on; the batch is still {trainer.config.batch_size}"
+                f"memory ran out at step {trainer.state.step}: {trainer.state.micro_batch_size} sequences at a time "
+                f"from now on; the batch is still {trainer.config.batch_size}"
             )
         self.size = trainer.state.micro_batch_size
 
 
 @contextmanager
 def memory_errors(trainer: Trainer) -> Iterator[None]:
-    """What smaller micro-batches did not help against, as a RunError in one line."""
+    """Turn an out-of-memory error that smaller micro-batches could not prevent into a RunError of one line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -210,4 +210,4 @@ def memory_errors(trainer: Trainer) -> Iterator[None]:
     else:
         return
     several = "; with several ranks lower train.micro_batch_size" if trainer.runtime.ranks.world > 1 else ""
-    raise RunError(f"memory ended at step {step}; the last checkpoint is whole; {ADVICE}{several}")
+    raise RunError(f"memory ran out at step {step}; the last checkpoint is whole; {ADVICE}{several}")

@@ -1,4 +1,4 @@
-"""Give a model another loss than its own, and say what a checkpoint keeps of it."""
+"""Give a model another loss than its own, and define the part of a model that a checkpoint keeps."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ class Loss(Protocol):
     def __call__(
         self, model: GPT, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """As `Learner.loss`, with the model that learns."""
+        """Like `Learner.loss`, with the trained model as the first argument."""
         ...
 
 
 class Objective:
-    """A learner: a model, or a compiled view of one, under a loss that is not its own."""
+    """A learner: a model, or a compiled view of it, with another loss than its own."""
 
     def __init__(self, model: GPT, compute: Loss):
         self.model, self.compute = model, compute
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the model."""
+        """The model's parameters."""
         return self.model.parameters()
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -40,13 +40,14 @@ class Objective:
 class MaskedInputs:
     """Next-token loss + weight x the same loss where some input tokens are masked (arXiv 2606.06888), a `Loss`.
 
-    Of each sequence a share is masked that is drawn evenly from 0 to `most`; the targets stay. The model cannot rely on
-    any one token, so it learns more from a text that it reads many times. The second pass costs what the first does.
-    The value is that of the plain loss alone, so that it compares with other runs'; the gradient is that of the sum.
+    For each sequence, the share of masked tokens is drawn evenly from 0 to `most`; the targets stay. The model cannot
+    rely on any single token, so it learns more from a text that it reads many times. The second pass takes as long as
+    the first. The value is that of the plain loss alone, so that it compares with other runs; the gradient is that of
+    the sum.
 
     Args:
-        most: largest share of the input tokens of a sequence that are masked.
-        weight: of the second loss.
+        most: largest share of a sequence's input tokens that are masked.
+        weight: weight of the second loss.
     """
 
     most: float
@@ -55,20 +56,20 @@ class MaskedInputs:
     def __call__(
         self, model: GPT, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Of tokens [B, T] and targets [B, T], for a model that has its `take_masks`: a scalar."""
+        """The loss of tokens [B, T] and targets [B, T], a scalar; the model must have called `take_masks`."""
         plain = model.loss(tokens, targets, valid=valid, label_smoothing=label_smoothing)
         masked = model.loss(self.mask(tokens), targets, valid=valid, label_smoothing=label_smoothing)
         return plain + self.weight * (masked - masked.detach())
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] with MASKED in some places, drawn from torch's generator as dropout is."""
+        """Tokens [B, T] with MASKED at random positions, drawn from torch's generator as dropout is."""
         share = self.most * torch.rand(len(tokens), 1, device=tokens.device)
         return tokens.masked_fill(torch.rand(tokens.shape, device=tokens.device) < share, MASKED)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint keeps of a model: the name of the part, and its tensors by name."""
+    """The part of a model that a checkpoint keeps: its name, and a function that gives its tensors by name."""
 
     part: str
     tensors: Callable[[GPT], dict[str, Tensor]]

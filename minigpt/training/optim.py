@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups, and their state as named tensors that a checkpoint can hold."""
+"""Make optimizers with their parameter groups, and save and load their state as named tensors."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,10 @@ from minigpt.training.muon import Muon
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, precision: str = "bf16", ranks: Ranks = ALONE
 ) -> Optimizer:
-    """AdamW, where matrices and embeddings decay, norms and biases do not; or Muon for the blocks' matrices, with
-    AdamW at a share of its rate for the rest."""
+    """AdamW for all parameters; or Muon for the blocks' matrices, with AdamW at a share of its rate for the rest.
+
+    Matrices and embeddings have weight decay; norms and biases do not.
+    """
     pieces = hidden_matrices(model) if config.kind == "muon" else {}
     share = config.adamw_ratio if config.kind == "muon" else 1.0
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
@@ -31,7 +33,7 @@ def make_optimizer(
     adamw = AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps)
     if not pieces:
         return adamw
-    dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # as the run's products
+    dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # the type of the run's matrix products
     return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, dtype, ranks)
 
 
@@ -64,11 +66,11 @@ def load_optimizer(
     tensors: dict[str, Tensor],
     own: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
 ) -> None:
-    """Put the named tensors back, of each this rank's `own` part. Raises CheckpointError if of another model."""
+    """Load the named tensors; `own` takes this rank's part of each. Raises CheckpointError for another model's."""
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(":")
         if name not in parameters:
-            raise CheckpointError(f"the optimizer's state names {name}, which this model has not")
+            raise CheckpointError(f"the optimizer's state names {name}, which this model does not have")
         part = own(value, parameters[name]) if value.dim() else value  # scalars such as the step count are not sharded
         optimizer.state[parameters[name]][key] = part.to(parameters[name].device, copy=True)

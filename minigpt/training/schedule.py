@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of the weight decay, and budgets, as pure functions."""
+"""Compute schedules of the learning rate and weight decay, and a run's budget, as pure functions."""
 
 import math
 from collections.abc import Callable
@@ -36,26 +36,26 @@ SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
     "trapezoidal": trapezoidal,
     "cosine+plateau": cosine,
 }
-"""(progress, 0 to 1; config) -> the rate as a share of its peak. To add one: a function and a row here, and its name in
-`config.tree.ScheduleConfig.kind`."""
+"""Name to (progress 0 to 1, config) -> the rate as a share of its peak. To add a schedule, write a function, add a row
+here, and add its name to `config.tree.ScheduleConfig.kind`."""
 
 
 def lr_factor(step: int, progress: float, config: ScheduleConfig, after_warmup: bool = True) -> float:
     """The rate at a step as a share of its peak.
 
     Args:
-        step: steps done; the first `warmup_steps` climb linearly, the first step already above 0.
-        progress: share of the budget used up, 0 to 1 (past 1 it stays at the floor).
+        step: steps done; over the first `warmup_steps` the rate rises linearly, and is above 0 in the first step.
+        progress: share of the budget used up, 0 to 1 (above 1 the rate stays at the floor).
         config: kind, floor (`min_lr_ratio`) and, for trapezoidal (warm-up, stable, decay), `decay_fraction`.
         after_warmup: the schedule begins where warm-up ends, so that the rate does not jump there. False: it begins
-            at step 0, as in runs that began before it did.
+            at step 0, as in older versions; resumed old runs use this.
 
     With warmup_steps=2, cosine to 0 over 10 steps: 0.5, 1.0, 1.0, 0.96, 0.85, ... 0.04.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if after_warmup and progress < 1:
-        start = progress * (config.warmup_steps / max(step, 1))  # what warm-up used up; of a clock, at the mean speed
+        start = progress * (config.warmup_steps / max(step, 1))  # progress at the end of warm-up
         progress = (progress - start) / (1 - start)
     return SCHEDULES[config.kind](min(progress, 1.0), config)
 
@@ -65,22 +65,23 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "follow": lambda rate, floor: rate,
     "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
 }
-"""(the rate as a share of its peak; its floor, where its schedule ends) -> the weight decay as a share of the config's.
-To add one: a row here, and its name in `config.tree.ScheduleConfig.weight_decay`."""
+"""Name to (rate, floor) -> the weight decay as a share of the config's. Rate and floor (the rate at the schedule's end)
+are shares of the peak. To add one, add a row here, and its name to `config.tree.ScheduleConfig.weight_decay`."""
 
 
 def decay_factor(rate: float, config: ScheduleConfig) -> float:
-    """The weight decay as a share of `optimizer.weight_decay`, where the rate is this share of its peak.
+    """The weight decay as a share of `optimizer.weight_decay`; `rate` is a share of the peak rate.
 
-    A step takes rate x decay of a weight away, so `constant` falls with the rate, and `follow` with its square. With
-    `opposite` (rate and decay in opposite phase: arXiv 2606.03938) and a floor of 0.1: 0.1 at the peak, 0.55 where the
-    rate is 0.55, 1 at the floor, and no more than 1 in the warm-up. A constant rate is at its floor from the start.
+    A step shrinks a weight by rate x decay. With `constant` this falls with the rate, with `follow` with its square.
+    With `opposite` (rate and decay in opposite phase: arXiv 2606.03938) and a floor of 0.1, the decay is 0.1 at the
+    peak, 0.55 where the rate is 0.55, 1 at the floor, and at most 1 in the warm-up. A constant rate is at its floor
+    from the start.
     """
     return DECAYS[config.weight_decay](rate, SCHEDULES[config.kind](1.0, config))
 
 
 def context_parts(progress: float, config: ScheduleConfig) -> int:
-    """In how many parts a window is read: 4, then 2, each for half of `context_warmup`, then 1."""
+    """How many parts a window is split into: 4, then 2, each for half of `context_warmup`, then 1."""
     if progress >= config.context_warmup:
         return 1
     return 2 if progress >= config.context_warmup / 2 else 4
@@ -88,12 +89,12 @@ def context_parts(progress: float, config: ScheduleConfig) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: the first of its limits to be reached.
+    """The length of a run: it ends at the first limit that it reaches.
 
     Args:
         config: max_steps, max_epochs, max_tokens, max_minutes.
-        steps_per_epoch: may be fractional.
-        tokens_per_step: tokens one optimizer step sees.
+        steps_per_epoch: optimizer steps per epoch; may be fractional.
+        tokens_per_step: tokens per optimizer step.
     """
 
     config: TrainConfig

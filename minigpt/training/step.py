@@ -1,4 +1,4 @@
-"""One optimizer step, and one pass over validation batches."""
+"""Do one optimizer step, and one pass over validation batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -28,14 +28,14 @@ def accumulate(
     label_smoothing: float = 0.0,
     scaler: GradScaler | None = None,
 ) -> Tensor:
-    """Gradients of a batch, in place of those that are there; returns its mean loss over the valid targets.
+    """Compute the gradients of a batch (older ones are dropped); returns its mean loss over the valid targets.
 
     Args:
         micro_batches: (inputs, targets) pairs, each [b, T]; together they are one batch.
         step, seed: dropout of micro-batch i is a pure function of (seed, step, i).
 
-    With several ranks each brings its own micro-batches, and the mean is over the valid targets of all: gradients are
-    averaged over the ranks, so each divides by the mean number of them.
+    With several ranks, each has its own micro-batches, and the mean is over the valid targets of all ranks. The ranks'
+    gradients are averaged, so each rank divides by the mean number of valid targets per rank.
     """
     ranks = runtime.ranks
     valid: int | Tensor = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches)
@@ -63,7 +63,7 @@ def update(
     grad_clip: float = 1.0,
     scaler: GradScaler | None = None,
 ) -> Tensor:
-    """Clip the gradients' norm to `grad_clip` (0: no clipping) and step; one that is not finite changes nothing.
+    """Clip the gradients' norm to `grad_clip` (0: no clipping), then step, unless the norm is NaN or infinite.
 
     Returns the norm before clipping.
     """
@@ -80,16 +80,16 @@ def update(
 
 @torch.no_grad()
 def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, learner: Learner | None = None) -> float:
-    """Mean nats per valid target over the batches, which the ranks take in turn; summed in float64. Keeps the mode.
+    """Mean nats per valid target over the batches, summed in float64. Ranks take batches in turn; the mode is kept.
 
-    `learner` has the loss, by default the model's own.
+    `learner` computes the loss (default: the model).
     """
     learner = model if learner is None else learner
     nats, count, ranks = 0.0, 0, runtime.ranks
     rest = iter(batches)
     with evaluating(model):
         while turn := list(islice(rest, ranks.world)):
-            inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # one too many takes part: ranks may share weights
+            inputs, targets = turn[min(ranks.rank, len(turn) - 1)]  # a rank without a batch repeats one
             with runtime.autocast():
                 loss = learner.loss(inputs.to(runtime.device), targets.to(runtime.device), valid=1).item()
             if ranks.rank < len(turn):
@@ -100,7 +100,7 @@ def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, lear
 
 @torch.no_grad()
 def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loss of every single target: (targets, nats) of each batch, both [B, T] on the CPU. Keeps the mode.
+    """The loss of each target: (targets, nats) per batch, both [B, T] on the CPU. The model's mode is kept.
 
     Args:
         model: ids [B, T] -> logits [B, T, V], on the runtime's device.

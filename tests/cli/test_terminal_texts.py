@@ -93,7 +93,7 @@ def test_a_bug_is_one_line_and_its_details_are_in_a_file(
     ("error", "code", "message"),
     [
         (RecursionError(), 1, "nested too deeply"),
-        (MemoryError(), 1, "memory ended"),
+        (MemoryError(), 1, "memory ran out"),
         (OSError(36, "File name too long", "a" * 300), 2, "aaa: File name too long"),
         (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
     ],

@@ -198,7 +198,7 @@ def test_out_of_memory_the_run_continues_with_smaller_micro_batches(tmp_path: Pa
     off = max((a - b).abs().max() for a, b in zip(small.model.parameters(), ample.model.parameters(), strict=True))
     print(f"largest difference of a weight: {off:.1e}")
     assert off <= 1e-6
-    assert lines == ["memory ended at step 1: 2 sequences at a time from here on; the batch is still 8"]
+    assert lines == ["memory ran out at step 1: 2 sequences at a time from now on; the batch is still 8"]
     saved = checkpoint.save(tmp_path / "step-00000006", small.tensors(), small.checkpoint_state())
     again = cramped(room=2, max_steps=8)
     again.resume(checkpoint.load(saved, ("model", "optimizer")))
@@ -221,7 +221,7 @@ def test_out_of_memory_evaluation_takes_smaller_batches() -> None:
 
 def test_no_memory_at_all_is_one_clear_error() -> None:
     trainer = cramped(room=0)
-    with pytest.raises(RunError, match=r"memory ended at step 0; .* lower model\.max_seq_len"), memory_errors(trainer):
+    with pytest.raises(RunError, match=r"memory ran out at step 0; .* lower model\.max"), memory_errors(trainer):
         trainer.run()
     with pytest.raises(ValueError, match="another"), memory_errors(trainer):
         raise ValueError("another")

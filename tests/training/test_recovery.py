@@ -133,7 +133,7 @@ def test_one_bad_batch_is_skipped_and_reported_and_harms_nothing(tmp_path: Path,
     print(f"\nNaN in a {where}: {said[0]}; ended at step {state.step}: {state.stop_reason}")
     assert torch.equal(watch.weights[7], watch.weights[6]) and not torch.equal(watch.weights[8], watch.weights[7])
     assert (state.step, state.rate_scale, state.skipped, len(said)) == (20, 1.0, [], 1)
-    assert "batch 7 is skipped, the weights are unharmed" in said[0]
+    assert "batch 7 is skipped, the weights are unchanged" in said[0]
     (incident,) = strict_lines(tmp_path / "incidents.jsonl")
     assert set(incident) == {"step", "what", "batches", "action", "rate_scale", "checkpoint"}
     assert (incident["step"], incident["batches"], incident["action"]) == (8, [7], "skipped")
@@ -173,7 +173,7 @@ def test_five_in_a_row_go_back_without_the_bad_batches_at_half_the_rate(tmp_path
 
 def test_after_the_limit_it_stops_whole_and_says_what_to_change(tmp_path: Path) -> None:
     trainer, said = make(tmp_path, lambda batch: batch > 5)
-    with pytest.raises(DivergedError, match=r"training came apart: 5 bad steps .* step-00000005 is whole") as error:
+    with pytest.raises(DivergedError, match=r"training diverged: 5 bad steps .* step-00000005 is whole") as error:
         trainer.run()
     for change in ("--optimizer.learning-rate 0.00019", "--schedule.warmup-steps", "--recovery.max-rollbacks 6"):
         assert change in str(error.value)

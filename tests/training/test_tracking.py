@@ -105,7 +105,7 @@ def test_a_tool_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Path
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, *QUIET, "--logging.runs-dir", str(tmp_path / "runs")]
     assert main([*argv, "--logging.track", "wandb, mlflow"]) == 0
     err = capsys.readouterr().err.replace("\n", " ")
-    assert err.count("tracks no more (the server [x] is gone)") == 1
+    assert err.count("tracking stopped (the server [x] is gone)") == 1
     assert [told[0] for told in fakes["wandb"].told] == ["start", 0, 2]
     lines = [(line["step"], line.get("loss")) for line in read_lines(tmp_path / "runs/cats/metrics.jsonl")]
     assert fakes["mlflow"].told == [("start", "cats", 0), *lines, "finish"]

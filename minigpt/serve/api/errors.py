@@ -119,7 +119,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     if out_of_memory(error):
-        return ApiError(503, "memory ended; try again with fewer or shorter texts", retry=10)
+        return ApiError(503, "memory ran out; try again with fewer or shorter texts", retry=10)
     log.error("an unexpected error", exc_info=error)
     return ApiError(500, f"this is a bug in minigpt ({type(error).__name__}); the server's log has its details")
 

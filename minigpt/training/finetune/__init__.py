@@ -1,4 +1,4 @@
-"""Training on from a model that is there: all of it, or a small adapter beside it (LoRA)."""
+"""Fine-tune a trained model: all its weights, or a small adapter added to it (LoRA)."""
 
 from minigpt.training.finetune.adapters import (
     Adapters,

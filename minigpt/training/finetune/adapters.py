@@ -1,12 +1,12 @@
-"""Adapters on disk and in memory: small directories beside one base, which know whose they are.
+"""Save, load and switch adapters. An adapter is a small directory that records which base model it belongs to.
 
     runs/NAME/adapters/
         pirate/
             adapter.safetensors     A and B of each layer
-            state.json              the LoRAConfig, where the base was, and the sha256 of its weights
-            manifest.json           as in every checkpoint: whole, or not there
+            state.json              the LoRAConfig, the path of the base, and the sha256 of its weights
+            manifest.json           as in every checkpoint
 
-Notable: the base is known by its weights, not by a file, so that its exported or copied twin is the same base.
+Notable: the base is identified by its weights, not by its path, so an exported or copied model is the same base.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from minigpt.weights.huggingface import architecture
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What was read: the settings, the tensors by name, where the base was and the sha256 of its weights."""
+    """An adapter that was read: settings, tensors by name, path of the base, and sha256 of the base's weights."""
 
     path: Path
     config: LoRAConfig
@@ -40,9 +40,9 @@ class SavedAdapter:
 
 
 def fingerprint(model: GPT) -> str:
-    """sha256 over names, shapes, dtypes and bytes of the base's weights, without adapter and padded vocabulary.
+    """sha256 over names, shapes, dtypes and bytes of the base's weights, without adapter and vocabulary padding.
 
-    Of weights as they were loaded: a cast model is another one, as is a merged one.
+    A model that was cast to another dtype, or merged, has another fingerprint.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.weights().items()):
@@ -59,12 +59,12 @@ def save_adapter(path: Path, model: GPT, config: LoRAConfig, base: Path | str | 
     """Write the model's adapter into the directory `path`, atomically.
 
     Args:
-        config: what it was added with.
-        base: where the base is, for who loads it (default: where the model was loaded from).
+        config: the settings that the adapter was added with.
+        base: the path of the base, for the reader (default: the path that the model was loaded from).
 
     Raises:
-        StorageError: disk full or unwritable; what stood there before is whole.
-        ValueError: a model without an adapter.
+        StorageError: disk full or unwritable; an older adapter there is not changed.
+        ValueError: the model has no adapter.
     """
     tensors = adapter(model)
     if not tensors:
@@ -76,7 +76,7 @@ def save_adapter(path: Path, model: GPT, config: LoRAConfig, base: Path | str | 
 
 
 def load_saved(path: Path) -> SavedAdapter:
-    """Read an adapter. Raises CheckpointError: missing, damaged, or no adapter."""
+    """Read an adapter. Raises CheckpointError: missing, damaged, or not an adapter."""
     read = checkpoint.load(path, parts=("adapter",))
     state = read.state
     try:
@@ -90,20 +90,20 @@ def load_saved(path: Path) -> SavedAdapter:
 
 
 def find_adapters(run: Path) -> dict[str, Path]:
-    """The adapters that lie beside a base, RUN/adapters/NAME, by name."""
+    """The adapters of a run, RUN/adapters/NAME, by name."""
     return {path.parent.name: path.parent for path in sorted((run / ADAPTERS).glob("[!.]*/adapter.safetensors"))}
 
 
 class Adapters:
-    """Several adapters of one base, kept in memory, one or none in use.
+    """Several adapters of one base, kept in memory; at most one is in use.
 
     adapters = Adapters(model)
     adapters.load("pirate", Path("runs/my/adapters/pirate"))
     adapters.use("pirate")
     adapters.use(None)  # the base
 
-    A switch copies A and B only. Do not switch while the model writes. A `compiled()` view made before it
-    is compiled again.
+    A switch copies only A and B. Do not switch while the model generates. After a switch, a `compiled()` view of the
+    model is compiled again.
     """
 
     def __init__(self, model: GPT):
@@ -111,7 +111,7 @@ class Adapters:
         self.saved: dict[str, SavedAdapter] = {}
 
     def load(self, name: str, path: Path) -> SavedAdapter:
-        """Read an adapter, not used yet. Raises CheckpointError if it is unreadable or another base's."""
+        """Read an adapter; `use` puts it to use. Raises CheckpointError if it is unreadable or for another base."""
         saved = load_saved(path)
         if saved.sha256 != self.sha256:
             base = saved.base or "unknown"
@@ -123,9 +123,10 @@ class Adapters:
         return saved
 
     def use(self, name: str | None) -> GPT:
-        """Give the model this adapter in place of the one in use; None for the base alone.
+        """Give the model this adapter instead of the one in use; None gives the base without an adapter.
 
-        Raises CheckpointError naming the nearest, or if the adapter does not fit; the model is then as it was.
+        Raises CheckpointError if no adapter has this name (with the nearest name), or if it does not fit. The model is
+        unchanged then.
         """
         if name is None:
             return remove(self.model)
@@ -135,8 +136,8 @@ class Adapters:
         return load_adapter(self.model, self.saved[name].tensors, self.saved[name].config)
 
 
-# ours -> the modules of the Hugging Face twins (Llama's are Qwen3's); where ours stacks several, they share A and split
-# the rows of B
+# our layer -> the modules of the same layer in Hugging Face's models (Llama has Qwen3's names). If our layer stacks
+# several modules, they share A and split the rows of B.
 _TWINS = {
     "attention.qkv": {"gpt2": ("attn.c_attn",), "qwen3": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
     "attention.out": {"gpt2": ("attn.c_proj",), "qwen3": ("self_attn.o_proj",)},
@@ -148,12 +149,13 @@ _TWINS = {
 def to_peft(
     model: ModelConfig, lora: LoRAConfig, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The adapter for the model's Hugging Face twin: adapter_config.json and adapter_model.safetensors of peft.
+    """The adapter for the model's Hugging Face export: peft's adapter_config.json and adapter_model.safetensors.
 
-    One A serves a stacked matrix (q, k, v; gate, up), whose rows are those of B: each part gets that A and its rows
-    of B, which is the same update. The way back is not always open: peft's q, k and v may have an A each.
+    A stacked matrix (q, k, v; gate, up) has one A, and its rows are the rows of B. Each part gets a copy of A and its
+    own rows of B, which is the same update. The way back is not always possible: in peft q, k and v may each have
+    their own A.
 
-    Raises CheckpointError: a shape without a twin.
+    Raises CheckpointError: Hugging Face has no model of this shape.
     """
     kind = "gpt2" if architecture(model) == "gpt2" else "qwen3"  # Llama has Qwen3's names
     out: dict[str, Tensor] = {}

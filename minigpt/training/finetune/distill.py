@@ -1,4 +1,4 @@
-"""The loss of learning from the probabilities of one or more teachers besides the data (Hinton et al., 2015)."""
+"""Compute the distillation loss: learn from the probabilities of teachers and from the data (Hinton et al., 2015)."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from minigpt.model.loss import IGNORE, next_token_loss
 class Distillation:
     """(1 - weight) x next-token loss + weight x temperature^2 x KL(teachers || model), a `Loss` of the model.
 
-    The teachers' distribution is the mean of their probabilities. All are those of logits / temperature; the factor
-    keeps the gradient's size whatever it is. Only places with a target count, and only there are logits made: N of them
-    are N x V floats three times, whatever the number of teachers.
+    The teachers' distribution is the mean of their probabilities. All probabilities are of logits / temperature; the
+    factor temperature^2 keeps the size of the gradient. Only the N positions with a target count, and logits are
+    computed only there: three times N x V floats in memory, for any number of teachers.
 
     Args:
-        teachers: of the model's vocabulary, on the same device; they are put in evaluation mode and get no gradient.
-        weight: share of the teachers, above 0, 1 for them alone.
-        temperature: above 1 shows more of what the teachers hold for unlikely.
+        teachers: with the model's vocabulary, on the same device; they are put in evaluation mode and get no gradient.
+        weight: weight of the teachers, above 0; with 1 the data do not count.
+        temperature: above 1 gives more weight to tokens that the teachers find unlikely.
     """
 
     def __init__(self, teachers: Sequence[GPT], weight: float = 0.5, temperature: float = 1.0):
@@ -48,5 +48,5 @@ class Distillation:
 
 
 def _logits(model: GPT, tokens: Tensor, counted: Tensor) -> Tensor:
-    """fp32 logits [N, V] at the counted places."""
+    """fp32 logits [N, V] at the counted positions."""
     return model.head(model.hidden(tokens)[counted])[:, : model.config.vocab_size].float()

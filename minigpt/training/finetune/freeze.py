@@ -1,4 +1,4 @@
-"""Which parameters of a built model learn, and how fast."""
+"""Choose which parameters of a model are trained, and how fast."""
 
 from fnmatch import fnmatchcase
 
@@ -8,11 +8,11 @@ from minigpt.runtime.precision import Optimizer
 
 
 def freeze(model: GPT, patterns: tuple[str, ...]) -> None:
-    """Let the parameters that the patterns name, or the parts they are in, stay as they are.
+    """Freeze the parameters that the patterns name, and all parameters in the parts that they name.
 
     freeze(model, ("embedding", "blocks.0", "blocks.*.norm?"))
 
-    Raises ConfigError: a pattern that names nothing, or nothing left to learn.
+    Raises ConfigError: a pattern names nothing, or no parameter is left to train.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -30,7 +30,7 @@ def decay_by_layer(model: GPT, optimizer: Optimizer, decay: float) -> None:
     """Split the optimizer's groups by layer, and scale the rate of each by decay^(layers above it).
 
     Two blocks with decay 0.5: last norm and head 1, blocks.1 0.5, blocks.0 0.25, embeddings 0.125 (a tied head is
-    the embedding). Clark et al., 2020 (ELECTRA), A. Call it before the first step.
+    the embedding). Source: Clark et al., 2020 (ELECTRA), appendix A. Call it before the first step.
     """
     above = {parameter: _layers_above(name, model.config.num_layers) for name, parameter in model.named_parameters()}
     groups = []

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., 2021): a model whose weights stand still learns through small matrices beside them.
+"""Train a model with LoRA (Hu et al., 2021): its weights are frozen, and small added matrices learn.
 
-Notable: a module swap on a built model. An adapted layer shares its weight and bias with the layer it replaced and
-keeps their names, so the base is never touched, and adding, changing or removing an adapter copies nothing of it.
+Notable: `add_lora` replaces layers of a built model. An adapted layer shares its weight and bias with the layer that it
+replaced, under the same names. So the base never changes, and adding, changing or removing an adapter does not copy it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,9 +24,10 @@ class LoRALinear(nn.Linear):
     """A linear layer [..., K] -> [..., N] plus scale B A x, with A [r, K] and B [N, r].
 
     Args:
-        linear: what it stands for; its weight [N, K] and bias are shared.
+        linear: the layer that it replaces; its weight [N, K] and bias are shared.
         config: rank, scale, dropout.
-        generator: draws A, uniform within 1 / sqrt(K) as torch draws a linear layer; B is zero, so nothing changes yet.
+        generator: draws A, uniform within 1 / sqrt(K) as in torch's linear layers; B is zero, so the output is the
+            same at first.
     """
 
     def __init__(self, linear: nn.Linear, config: LoRAConfig, generator: torch.Generator):
@@ -45,11 +46,11 @@ class LoRALinear(nn.Linear):
         return F.linear(input, self.weight, self.bias) + self.scale * F.linear(low, self.lora_B)
 
     def base(self) -> nn.Linear:
-        """The layer it stands for, with the same weight and bias."""
+        """The replaced layer, with the same weight and bias."""
         return _linear(self, cast(nn.Parameter, self.weight))
 
     def merged(self) -> nn.Linear:
-        """One linear layer that does the same; its weight, W + scale B A summed in fp32 or more, is a new one."""
+        """A plain linear layer with the same output; its new weight W + scale B A is summed in fp32 or more."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         first, second, weight = (part.detach().to(wide) for part in (self.lora_A, self.lora_B, self.weight))
         return _linear(self, nn.Parameter((weight + self.scale * second @ first).to(self.weight.dtype)))
@@ -62,14 +63,14 @@ def _linear(like: nn.Linear, weight: nn.Parameter) -> nn.Linear:
 
 
 def add_lora(model: GPT, config: LoRAConfig, seed: int = 0) -> GPT:
-    """Freeze the model and give it a fresh adapter, in place; its output is the same until B is trained.
+    """Freeze the model and add a new adapter, in place; the output is the same until B is trained.
 
-    Training needs nothing else: `make_optimizer` takes what requires a gradient, which is A and B alone. What a
-    model is made into for fast decoding comes after `merge`. A `compiled()` view is to be made after the adapter.
+    Training needs nothing else: `make_optimizer` takes only the parameters that require a gradient, here A and B. Call
+    `merge` before you prepare the model for fast decoding, and make a `compiled()` view after adding the adapter.
 
     Raises:
-        ConfigError: a target that names no linear layer, or the head of a model whose embedding is the same matrix.
-        ValueError: a model that has an adapter already.
+        ConfigError: a target names no linear layer, or it names a head that is tied to the embedding.
+        ValueError: the model already has an adapter.
     """
     if layers(model):
         raise ValueError("the model has an adapter already; merge or remove it first")
@@ -84,7 +85,7 @@ def add_lora(model: GPT, config: LoRAConfig, seed: int = 0) -> GPT:
 
 
 def find_targets(model: GPT, patterns: Iterable[str]) -> list[str]:
-    """Dotted names of the linear layers that the patterns mean. Raises ConfigError as `add_lora`.
+    """Dotted names of the linear layers that the patterns match. Raises ConfigError as `add_lora`.
 
     find_targets(model, ["qkv"]) -> ["blocks.0.attention.qkv", "blocks.1.attention.qkv"]
     """
@@ -107,22 +108,22 @@ def layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of a dotted name."""
+    """Replace the layer with this dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)
 
 
 def adapter(model: GPT) -> dict[str, Tensor]:
-    """A and B alone, {"blocks.0.attention.qkv.lora_A": [r, K], ...}; empty without an adapter."""
+    """The tensors A and B, {"blocks.0.attention.qkv.lora_A": [r, K], ...}; empty without an adapter."""
     return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in layers(model).items() for part in PARTS}
 
 
 @torch.no_grad()
 def load_adapter(model: GPT, tensors: Mapping[str, Tensor], config: LoRAConfig) -> GPT:
-    """Give the model this adapter, in place of the one it has.
+    """Give the model this adapter instead of the one it has.
 
     Raises:
-        CheckpointError: tensors that are not those of `config` on this model; the model is as it was.
+        CheckpointError: the tensors do not fit `config` and this model; the model is unchanged.
         ConfigError: as `add_lora`.
     """
     before = layers(model)
@@ -148,7 +149,7 @@ def load_adapter(model: GPT, tensors: Mapping[str, Tensor], config: LoRAConfig) 
 
 
 def remove(model: GPT) -> GPT:
-    """Take the adapter out, in place: the base as it was, which may be trained again."""
+    """Remove the adapter, in place. The base is as before, and its weights can be trained again."""
     for name, layer in layers(model).items():
         replace(model, name, layer.base())
     return model.requires_grad_(True)
@@ -156,11 +157,11 @@ def remove(model: GPT) -> GPT:
 
 @torch.no_grad()
 def merge(model: GPT) -> dict[str, LoRALinear]:
-    """Make the adapter part of the weights, in place: an ordinary model of plain linear layers, to save or prepare.
+    """Add the adapter to the weights, in place. The model then has plain linear layers, to save or to prepare.
 
-    Rounding moves its logits in the last places. Since a float sum cannot be undone, the base's weights are not
-    changed but set aside, in what is returned: `unmerge(model, merge(model))` is the adapted model, bit for bit.
-    Who does not mean to go back drops it, and its memory with it.
+    Rounding changes the last digits of its logits. A float sum cannot be undone, so the base's weights are kept in the
+    return value: `unmerge(model, merge(model))` is the adapted model, bit for bit. Drop the return value to free its
+    memory.
     """
     aside = layers(model)
     for name, layer in aside.items():
@@ -170,7 +171,7 @@ def merge(model: GPT) -> dict[str, LoRALinear]:
 
 
 def unmerge(model: GPT, aside: Mapping[str, LoRALinear]) -> GPT:
-    """Put back what `merge` returned; the model has its adapter again, and a base to the bit as before."""
+    """Put back what `merge` returned: the model has its adapter again, and its base is the same bit for bit."""
     if not aside:
         return model
     for name, layer in aside.items():

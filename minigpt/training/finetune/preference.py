@@ -1,8 +1,8 @@
-"""Learning which of two answers is preferred, without a model of reward: DPO (Rafailov et al., 2023).
+"""Learn which of two answers is preferred, without a reward model: DPO (Rafailov et al., 2023).
 
-A batch of pairs is (pairs [P, 2, 2, T], zeros [P]): of each pair the chosen and the rejected row, of each row its
-inputs and its targets; and which of the two is preferred, always the first. So the loop, which divides by the
-targets that count, divides by pairs.
+A batch is (pairs [P, 2, 2, T], zeros [P]). Each pair has a chosen and a rejected row; each row has inputs and targets.
+The zeros are the batch's targets: the preferred row of each pair is always row 0. The loop divides a loss by the number
+of targets, so here it divides by the number of pairs.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def stack_pairs(pairs: Sequence[Pair], seq_len: int) -> tuple[Tensor, Tensor]:
 
 
 def answer_log_probability(model: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability [N] of each row's targets that count, given tokens [N, T]; nats, summed over the row."""
+    """Log-probability [N] of the learned targets of each row, given tokens [N, T]; in nats, summed over the row."""
     counted = targets != IGNORE
     logits = model.head(model.hidden(tokens)[counted])[:, : model.config.vocab_size].float()
     each = -F.cross_entropy(logits, targets[counted], reduction="none")
@@ -42,11 +42,12 @@ def answer_log_probability(model: GPT, tokens: Tensor, targets: Tensor) -> Tenso
 class Preference:
     """-log sigmoid(beta x (gain of the chosen - gain of the rejected answer)), a `Loss` of the model.
 
-    A gain is an answer's log-probability under the model less that under the reference, so the loss begins at log 2.
+    An answer's gain is its log-probability under the model minus that under the reference. Both models are equal at
+    first, so the loss begins at log 2.
 
     Args:
-        reference: what the model began as, on the same device; put in evaluation mode, without gradient.
-        beta: the smaller, the further from the reference the model may go; 0.1 is usual.
+        reference: the model before training, on the same device; it is put in evaluation mode and gets no gradient.
+        beta: with a smaller beta the model may differ more from the reference; 0.1 is usual.
     """
 
     def __init__(self, reference: GPT, beta: float):
@@ -55,7 +56,7 @@ class Preference:
     def __call__(
         self, model: GPT, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """The loss of a batch of pairs, a scalar; smoothing is the share of pairs that may be the wrong way round."""
+        """The loss of a batch of pairs, a scalar; smoothing is the share of pairs that may be in the wrong order."""
         inputs, answers = tokens.flatten(0, 1).unbind(1)  # [P, 2, 2, T] -> 2 x [2 P, T]
         with torch.no_grad():
             before = answer_log_probability(self.reference, inputs, answers)  # [2 P]

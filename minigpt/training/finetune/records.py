@@ -1,4 +1,4 @@
-"""Records to fine-tune on: a JSON file (lines, or a list) of one layout, every line checked.
+"""Read and check the records to fine-tune on: a JSON file (lines, or a list) whose rows all have one layout.
 
     completion   {"prompt": "2 + 2 =", "completion": " 4"}
     chat         {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}         OpenAI
@@ -6,15 +6,16 @@
                  {"instruction": "Add.", "input": "2 + 2", "output": "4"}, input may be left out          Alpaca
     preference   {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
 
-The keys of a row say its layout; other fields are left unread. An Alpaca row becomes a chat: the user says the
-instruction, and the input on the next line; the assistant replies with the output.
+A row's keys tell its layout; other fields are ignored. An Alpaca row becomes a chat: the user's message is the
+instruction, with the input on the next line; the assistant's reply is the output.
 
-What is learned: the completion, or every reply of the assistant, each with the end of text after it; of a preference
-the chosen answer, and by DPO that it is better than the rejected one. A prompt is encoded by itself, as it will be when
-it is asked, so write the space between prompt and answer where the tokenizer wants it: at the answer's beginning.
+The model learns the completion, or every reply of the assistant, each with the end of text after it. From a preference
+it learns the chosen answer; with DPO it learns that the chosen answer is better than the rejected one. A prompt is
+encoded by itself, as in generation. So write the space between prompt and answer at the beginning of the answer, where
+the tokenizer needs it.
 
-Validation is a share of the records picked by the hash of each, so that the same record is always on the same side,
-copies of it too, whatever else the file holds.
+Each record's hash decides whether the record is used for validation. So a record and its copies are always on the same
+side, even if the rest of the file changes.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ from minigpt.tokenizers.base import EOS, valid_unicode
 from minigpt.tokenizers.chat_template import ROLES, Piece, Template
 
 Sides = tuple[list["Record"], list["Record"]]
-"""Records to learn from, and to validate on."""
+"""Records for training, and for validation."""
 KINDS = {"completion": ("prompt", "completion"), "chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
 LAYOUTS = {
     ("prompt", "completion"): "completion",
@@ -47,9 +48,9 @@ LAYOUTS = {
     ("instruction", "output"): "chat",
     ("prompt", "chosen", "rejected"): "preference",
 }
-"""The fields that a row must have -> the kind of record that it becomes."""
+"""The fields that a row must have -> its kind of record."""
 SPEAKERS = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
-"""What a message may call who speaks -> the role."""
+"""A message's name for the speaker -> the role."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Record:
         return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
 
     def pieces(self, template: Template, eos: bool, answer: str = "") -> list[Piece]:
-        """Its text; `answer` is the field to take ("chosen", "rejected"), by default the one that is learned."""
+        """The record's text. `answer` is the answer's field ("chosen", "rejected"; default: the learned one)."""
         if self.kind == "chat":
             return template.pieces(self.fields["messages"], eos)
         answer = answer or KINDS[self.kind][1]
@@ -74,7 +75,7 @@ class Record:
         return [*prompt, Piece(self.fields[answer], learned=True, ends=True)]
 
     def prompt(self, template: Template) -> str:
-        """What is asked first: the prompt, or the chat up to the first reply."""
+        """The first question: the prompt, or the chat up to the first reply."""
         if self.kind != "chat":
             return self.fields["prompt"]
         messages = self.fields["messages"]
@@ -82,7 +83,7 @@ class Record:
         return template.prompt(messages[:first])
 
     def asked(self) -> list[str]:
-        """What stands right before each answer: the prompt, or the message before a reply ("" before the first)."""
+        """The text right before each answer: the prompt, or the message before a reply ("" if there is none)."""
         if self.kind != "chat":
             return [self.fields["prompt"]]
         messages = [{"role": "", "content": ""}, *self.fields["messages"]]
@@ -90,7 +91,7 @@ class Record:
 
 
 def holds_records(source: str, encoding: str, text_field: str) -> bool:
-    """Whether the source is a JSON file of records, by its first row; else it is a text. Raises DataError."""
+    """Whether the source is a JSON file of records (its first row decides) and not a text. Raises DataError."""
     path = _file(source)
     form = json_form(path, encoding) if path else None
     if path is None or form is None:
@@ -104,7 +105,7 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
     """All records of a JSON file, or of standard input (-), cleaned as the base's texts were.
 
     Raises:
-        DataError: no record; a row that is none, or of another layout than the first, by file and line.
+        DataError: no record; or a row (named by file and line) that is not a record, or not in the first row's layout.
     """
     records: list[Record] = []
     first: tuple[str, ...] = ()
@@ -139,7 +140,7 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
 
 
 def _file(source: str | Path) -> Path | None:
-    """The file that a source names, standard input as one; None if it names something else. Raises DataError."""
+    """The file that a source names (standard input becomes a file); None if it is not a file. Raises DataError."""
     if source == "-":
         return spool_stdin()
     path = Path(expand_home(str(source)))
@@ -151,9 +152,9 @@ def _file(source: str | Path) -> Path | None:
 
 
 def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[Record], list[Record]]:
-    """(training, validation): records whose hash falls into the share; always one at least on each side.
+    """(training, validation): the hash of a record decides its side; each side gets at least one record.
 
-    Raises DataError for fewer than two different records.
+    Raises DataError if there are fewer than two different records.
     """
     digests = {record.digest for record in records}
     if len(digests) < 2:
@@ -171,7 +172,7 @@ def listing(names: Sequence[Any]) -> str:
 
 
 def read_sides(config: RunConfig) -> Sides:
-    """Records to learn from, and to validate on. Raises DataError."""
+    """Read the records for training, and for validation. Raises DataError."""
     data, held = config.data, config.finetune.val_source
     train = read_records(data.source, data.encoding, data.clean)
     if config.finetune.dpo_beta and train[0].kind != "preference":

@@ -1,8 +1,8 @@
-"""Records -> rows of tokens -> batches. Batch k is a pure function of (rows, seed, k), as of a text's (data/batches).
+"""Make batches from rows of tokens. Batch k is a pure function of (rows, seed, k), as for texts (data/batches).
 
-A row holds one record, or with `pack` as many as fit; rows are visited in a new random order each epoch. A batch is
-as wide as its longest row, rounded up to one of WIDTHS widths, so that little is computed on padding and compiled
-code meets few shapes. The model reads causally, so what is padded on the right is seen by nobody.
+A row holds one record, or with `pack` as many records as fit. Each epoch visits the rows in a new random order. A batch
+is as wide as its longest row, rounded up to one of WIDTHS widths, so that there is little padding and compiled code
+sees few shapes. Attention is causal, so no token sees the padding on the right.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +21,27 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Row(NamedTuple):
-    """Ids [n], and whether each is learned [n]; the first never is, since nothing stands before it."""
+    """Ids [n], and whether each is learned [n]; the first is never learned, since nothing comes before it."""
 
     ids: np.ndarray
     learned: np.ndarray
 
 
 def fit(row: Row, capacity: int) -> Row:
-    """The row's last `capacity` tokens: what is too long loses its prompt's beginning first."""
+    """The row's last `capacity` tokens; a row that is too long loses the beginning of its prompt first."""
     ids, learned = row.ids[-capacity:], row.learned[-capacity:].copy()
     learned[0] = False
     return Row(ids, learned)
 
 
 def pack(rows: Sequence[Row], capacity: int) -> list[Row]:
-    """The rows in as few of `capacity` tokens as best fit, longest first, finds; none is cut.
+    """Pack rows into few longer rows of at most `capacity` tokens, by best fit, longest first; no row is cut.
 
     Lengths 5 4 3 2 with capacity 7 -> [5 2] [4 3].
     """
     bins: list[list[Row]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    rooms = 0  # bit r is set while some bin has r tokens of room: the smallest that will do is found in one step
+    rooms = 0  # bit r is set while a bin has room for r tokens; one bit operation finds the smallest room that fits
     for row in sorted(rows, key=lambda row: -len(row.ids)):
         length = len(row.ids)
         fitting = rooms >> length
@@ -73,14 +73,14 @@ def stack(rows: Sequence[Row], seq_len: int) -> tuple[Tensor, Tensor]:
 
 
 class RowBatches:
-    """Training batches of rows, or of tuples of rows that stay together.
+    """Training batches of rows, or of tuples of rows that belong together.
 
     Args:
-        rows: each of 2 to seq_len + 1 tokens.
+        rows: each has 2 to seq_len + 1 tokens.
         batch_size: rows B of a batch, over all ranks.
         seq_len: most tokens T of a row that the model reads.
-        seed: of the order.
-        make: a batch of rows; `stack` makes inputs and targets.
+        seed: seed of the order.
+        make: makes a batch from rows; `stack` makes inputs and targets.
 
     Attributes:
         steps_per_epoch: rows / B, fractional.
@@ -98,7 +98,7 @@ class RowBatches:
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """`make` of B / world rows: inputs and targets, int64 [B / world, T]. Raises ConfigError: B does not divide."""
+        """This rank's inputs and targets, int64 [B / world, T]. Raises ConfigError if world does not divide B."""
         rows = [self._row(number) for number in share(self.batch_size, step, rank, world)]
         return self.make(rows, self.seq_len)
 
@@ -118,6 +118,6 @@ def row_eval_batches(
     together: int = 1,
     make: Callable[..., Batch] = stack,
 ) -> Iterator[Batch]:
-    """Every row once, or the part that `data.batches.spread` tells: inputs and targets, int64 [<= batch_size, T]."""
+    """Every row once, or those that `data.batches.spread` picks: inputs and targets, int64 [<= batch_size, T]."""
     for batch in spread(-(-len(rows) // batch_size), count, together):
         yield make(rows[batch * batch_size : (batch + 1) * batch_size], seq_len)

@@ -1,1 +1,1 @@
-"""Everything optional of a run, as hooks of the training loop."""
+"""Hooks of the training loop: everything in a run that is optional."""

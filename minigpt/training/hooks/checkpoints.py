@@ -1,4 +1,4 @@
-"""The hook that saves checkpoints."""
+"""Save checkpoints while a run trains, and delete old ones."""
 
 import copy
 from collections.abc import Mapping
@@ -16,24 +16,24 @@ from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
 
 
 class Checkpoints(Hook):
-    """Saves every `every` steps, at a new best, and at the end; `best` and `last` follow; the newest `keep` stay.
+    """Saves every `every` steps, at a new best loss and at the end; updates `best` and `last`; keeps the last `keep`.
 
-    `extra` are the fields of `CheckpointState` that stay the same for the whole run.
+    `extra` holds the fields of `CheckpointState` that stay the same for the whole run.
 
-    Only those of every `every` steps count for `keep`: a run that was interrupted, which saves, then keeps, and goes
-    back to, the same ones as the undisturbed run.
+    Only the checkpoints of every `every` steps count for `keep`. An interruption saves one more, which does not count,
+    so an interrupted run keeps the same checkpoints, and rolls back to the same ones, as an uninterrupted run.
     """
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
-        self.recovery: RecoveryState | None = None  # the guard's, where there is one
+        self.recovery: RecoveryState | None = None  # set by the guard, if there is one
 
     def on_start(self, trainer: Trainer) -> None:
-        """Let `best` follow a checkpoint after which a kill came too soon."""
+        """Update `best` in case the run was killed between writing a checkpoint and updating `best`."""
         self.on_rollback(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Let `best` be that of the state."""
+        """Point `best` to the best step of the state."""
         best = self.directory(trainer.state.best_step)
         if trainer.runtime.ranks.rank == 0 and trainer.state.best_step and best.exists():
             checkpoint.point(self.folder, BEST, best)
@@ -51,7 +51,7 @@ class Checkpoints(Hook):
             self.save(trainer)
 
     def state(self, trainer: Trainer) -> CheckpointState:
-        """All that a checkpoint knows beside its tensors."""
+        """Everything in a checkpoint except the tensors."""
         return replace(trainer.checkpoint_state(), recovery=copy.deepcopy(self.recovery), **self.extra)
 
     def directory(self, step: int) -> Path:
@@ -59,9 +59,9 @@ class Checkpoints(Hook):
         return self.folder / step_name(step)
 
     def save(self, trainer: Trainer, best: bool = False) -> None:
-        """Write a checkpoint, move `last` (and `best`), delete what is old.
+        """Write a checkpoint, update `last` (and `best`), delete old checkpoints.
 
-        Raises DivergedError rather than save a broken model.
+        Raises DivergedError instead of saving if a tensor is NaN or infinite.
         """
         ranks = trainer.runtime.ranks
         tensors = {
@@ -77,7 +77,7 @@ class Checkpoints(Hook):
             self.sealed(target, best)
 
     def sealed(self, target: Path, best: bool) -> None:
-        """Move `last`, and `best` if it is; delete what is old."""
+        """Point `last` to this checkpoint, and `best` too if `best` is true; delete old checkpoints."""
         checkpoint.point(self.folder, LAST, target)
         if best:
             checkpoint.point(self.folder, BEST, target)
@@ -85,7 +85,7 @@ class Checkpoints(Hook):
 
 
 def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
-    """Raises DivergedError naming a tensor that is not finite; on all ranks, if one has it."""
+    """Raises DivergedError that names a NaN or infinite tensor; if one rank has one, all ranks raise."""
     broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
     if trainer.runtime.ranks.largest(float(bool(broken))):
         raise DivergedError(
@@ -94,7 +94,7 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 
 
 def prune(folder: Path, keep: int, every: int = 1) -> None:
-    """Delete all but the newest `keep` checkpoints of steps that `every` divides, and those `best` and `last` name.
+    """Delete all checkpoints except `best`, `last` and the newest `keep` whose step is a multiple of `every`.
 
     Raises StorageError.
     """

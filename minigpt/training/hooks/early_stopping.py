@@ -1,15 +1,15 @@
-"""The hook that ends a run whose validation loss no longer falls."""
+"""End a run when its validation loss no longer falls."""
 
 from minigpt.training.loop import Hook, Trainer
 
 
 class EarlyStopping(Hook):
-    """Ends the run after `patience` evaluations without a better validation loss."""
+    """Ends the run after `patience` evaluations in a row without a better validation loss."""
 
     def __init__(self, patience: int):
         self.patience = patience
 
     def on_evaluation(self, trainer: Trainer) -> None:
-        """Count, and ask for the end."""
+        """Ask the trainer to stop when the patience is used up."""
         if trainer.state.evals_since_best >= self.patience:
             trainer.stop(f"no better validation loss in {trainer.state.evals_since_best} evaluations")

@@ -1,4 +1,4 @@
-"""The table of epochs at the end of a run."""
+"""Make the table of epochs that is shown at the end of a run."""
 
 import math
 from itertools import groupby
@@ -7,18 +7,18 @@ from typing import Any
 from rich.table import Table
 
 RECENT = 0.1
-"""The share of an epoch's steps, just before its last evaluation, whose mean is the training loss of its row."""
+"""A row's training loss is the mean over this share of the epoch's steps, just before its last evaluation."""
 
 
 def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     """One row per epoch (the last may be partial): losses, perplexities, seconds.
 
-    Both losses are of the same moment: the validation loss is that of the epoch's last evaluation, and the training
-    loss is the mean over the steps just before it (see `RECENT`; without an evaluation: before the epoch's end).
-    A step that ends an epoch counts for it whole, though it may end some tokens past it.
+    Both losses are of the same time: the validation loss is from the epoch's last evaluation, and the training loss is
+    the mean over the steps just before it (see `RECENT`; without an evaluation: before the epoch's end). The step in
+    which an epoch ends belongs to that epoch, although its last tokens may belong to the next.
 
     Args:
-        lines: of metrics.jsonl.
+        lines: the lines of metrics.jsonl.
     """
     before = {"step": 0, "seconds": 0.0}  # the line before each line of a step
     steps: list[dict[str, Any]] = []
@@ -28,15 +28,15 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
         before = line
     if not steps:
         return []
-    # a step's share of an epoch: at least what the file's rounding to 1e-4 can tell, at most a whole one
+    # a step's share of an epoch: at least 1e-3 (the file rounds epochs to 1e-4), at most a whole epoch
     one_step = min(max(steps[-1]["epoch"] / steps[-1]["step"], 1e-3), 1.0)
 
     def epoch(line: dict[str, Any]) -> int:
-        """In which its last step began."""
+        """The epoch in which the line's last step began."""
         return max(1, math.floor(line["epoch"] - one_step + 1e-4) + 1)
 
     rows = [_row(list(group), number) for number, group in groupby(steps, epoch)]
-    rows[-1]["epoch"] = round(steps[-1]["epoch"], 2)  # the others are whole, wherever their last line was written
+    rows[-1]["epoch"] = round(steps[-1]["epoch"], 2)  # earlier epochs are whole
     return rows
 
 
@@ -59,7 +59,7 @@ def _row(lines: list[dict[str, Any]], epoch: int) -> dict[str, float]:
 
 
 def render_epochs(rows: list[dict[str, float]]) -> Table:
-    """The table of `epoch_table` for the screen."""
+    """The rows of `epoch_table` as a table for the screen."""
     table = Table("epoch", "train loss", "train ppl", "val loss", "val ppl", "seconds", box=None)
     columns = {"train_loss": ".4f", "train_perplexity": ".2f", "val_loss": ".4f", "val_perplexity": ".2f"}
     for row in rows:

@@ -1,12 +1,12 @@
-"""The hook that watches over training: a bad step is skipped, and a run that came apart goes back and tries otherwise.
+"""Skip bad steps; after divergence roll back to a good checkpoint and retry at half the learning rate.
 
-A step is bad if its loss or gradient is not finite (`update` has then left the weights alone), or if its loss is a
-spike: higher than `spike_limit`. `patience` bad steps in a row, a validation loss or weights that are not finite, are
-trouble: the run goes back to the last good checkpoint, or to its first weights; the bad batches, and the one whose
-update came just before them, are left out; the rate is halved. PaLM's spikes were passed likewise: "we re-started
-training from a checkpoint roughly 100 steps before the spike started, and skipped roughly 200-500 data batches"
-(Chowdhery et al., 2022, 5.1). All is decided by losses that every rank sees alike, and what is remembered is saved with
-each checkpoint, so a resumed run decides as the undisturbed one.
+A step is bad if its loss or gradient is NaN or infinite (`update` does not change the weights then), or if its loss is
+a spike: higher than `spike_limit`. The run diverges if there are `patience` bad steps in a row, or if the validation
+loss or a weight is NaN or infinite. Then it rolls back to the last good checkpoint, or to its first weights. It skips
+the bad batches and the batch just before them, and halves the learning rate. PaLM's training did the same: "we
+re-started training from a checkpoint roughly 100 steps before the spike started, and skipped roughly 200-500 data
+batches" (Chowdhery et al., 2022, 5.1). All ranks see the same losses, so they decide alike. The guard's state is saved
+in each checkpoint, so a resumed run decides as an uninterrupted run.
 """
 
 import math
@@ -30,12 +30,12 @@ from minigpt.weights.damage import PARTS, set_aside
 
 
 def spike_limit(losses: Sequence[float], chance: float, start: float, deviations: float, window: int) -> float:
-    """The loss above which a step is bad: one nat over both chance and the run's first loss; soon, less.
+    """The loss above which a step is bad: max(chance, start) + 1 nat at first, and less later.
 
-    Once a quarter of the window is known, the recent median + the largest of `deviations` x the noise, a fifth of the
-    median, and half a nat (a model that knows a small text by heart is at 0.06, and now and then at 0.3 for a while).
-    The noise is 1.4826 / sqrt(2) x the median change from step to step: a normal distribution's standard deviation,
-    which neither a few wild steps nor a falling loss make larger.
+    When a quarter of the window is filled, it is the median of the recent losses plus the largest of three numbers:
+    `deviations` x the noise, a fifth of the median, and half a nat (a model that overfits a small text has a loss of
+    0.06, and sometimes of 0.3 for a while). The noise is 1.4826 / sqrt(2) x the median change from step to step. This
+    estimates the standard deviation of a normal distribution; a few outliers or a falling loss do not make it larger.
 
     spike_limit([2.0, 2.1] * 15, chance=4.0, start=4.1, deviations=6, window=100) -> 2.05 + 6 x 0.105 = 2.68
     """
@@ -48,16 +48,16 @@ def spike_limit(losses: Sequence[float], chance: float, start: float, deviations
 
 
 class Guard(Hook):
-    """Watches every step; the trainer calls `heal` when it cannot go on.
+    """Judges every step; the trainer calls `heal` after divergence.
 
     Args:
-        config: the rules' numbers.
-        saver: whose checkpoints are gone back to; the guard's memory goes into them.
-        path: incidents.jsonl, a line each: step, what, batches, action (skipped, rolled back, stopped), rate_scale,
-            checkpoint (the one that the run went back to; null if none).
+        config: patience, number of rollbacks, and limits for spikes.
+        saver: its checkpoints are used for rollbacks; the guard's memory is saved in them.
+        path: incidents.jsonl, one line per incident: step, what, batches, action (skipped, rolled back, stopped),
+            rate_scale, checkpoint (the one that the run rolled back to; null if none).
         first: makes the model as it was before the first step.
-        say: tells the person.
-        before: the memory in the checkpoint that the run goes on from.
+        say: shows a line to the user.
+        before: the guard's memory in the checkpoint that the run resumes from.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Guard(Hook):
     ):
         self.config, self.saver, self.path, self.first, self.say = config, saver, path, first, say
         self.memory = before or RecoveryState()
-        saver.recovery = self.memory  # not a copy: as it is when a checkpoint is saved
+        saver.recovery = self.memory  # not a copy, so that each checkpoint has its latest state
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop incidents that will happen again."""
+        """Drop the incidents after the checkpoint; the resumed run meets them again."""
         if self.path.exists() and trainer.runtime.ranks.rank == 0:
             write_lines(self.path, read_lines(self.path)[: self.memory.incidents])
 
     def on_step(self, trainer: Trainer) -> None:
-        """Judge the step. Raises DivergedError for trouble."""
+        """Judge the step. Raises DivergedError if the run has diverged."""
         state, memory, config = trainer.state, self.memory, self.config
         if state.eval_step == state.step and not math.isfinite(state.val_loss or 0.0):
             raise DivergedError(f"the validation loss is {state.val_loss} at step {state.step}")
         loss, norm = trainer.loss.item(), trainer.grad_norm.item()
         if math.isfinite(loss) and not math.isfinite(norm) and trainer.scaler and trainer.scaler.get_scale() >= 1:
-            return  # fp16: the scaler tried too large a scale and has halved it
+            return  # fp16: the scale was too large, and the scaler has halved it
         finite = math.isfinite(loss) and math.isfinite(norm)
         if memory.start is None and finite:
             memory.start = loss
@@ -100,7 +100,7 @@ class Guard(Hook):
         if memory.streak >= config.patience:
             raise DivergedError(f"{counted(memory.streak, 'bad step')} in a row ({what})")
         if not finite:
-            self._note(trainer, what, [batch], "skipped", f"batch {batch} is skipped, the weights are unharmed")
+            self._note(trainer, what, [batch], "skipped", f"batch {batch} is skipped, the weights are unchanged")
 
     def _limit(self, trainer: Trainer) -> float:
         memory, config = self.memory, self.config
@@ -110,23 +110,23 @@ class Guard(Hook):
         return spike_limit(memory.losses, chance, memory.start or 0.0, config.spike_deviations, config.spike_window)
 
     def rate_factor(self, trainer: Trainer) -> float:
-        """Halved at each rollback."""
+        """A factor of the rate, halved at each rollback."""
         return trainer.state.rate_scale
 
     def heal(self, trainer: Trainer, error: DivergedError) -> bool:
-        """Go back. Raises DivergedError, saying what to change, once that was done too often."""
+        """Roll back. After `max_rollbacks` rollbacks, raises DivergedError that says what to change."""
         memory, state = self.memory, trainer.state
         if memory.rollbacks >= self.config.max_rollbacks:
             batches = [batch for _, batch in memory.bad]
-            outcome = f"set back {counted(memory.rollbacks, 'time')} before: the end"
+            outcome = f"rolled back {counted(memory.rollbacks, 'time')} before; the run ends"
             self._note(trainer, str(error), batches, "stopped", outcome)
             raise DivergedError(self._advice(trainer, error)) from error
-        onset = state.step - memory.streak  # the last step before the trouble
+        onset = state.step - memory.streak  # the last step before the bad ones
         saved = self._last_good(trainer, onset)
         back_to = saved.train.step
         batches = [batch for step, batch in memory.bad if step > back_to]
         if memory.streak and onset > back_to:
-            batches.append(batch_number(onset - 1, state.skipped))  # whose update may have been the harm
+            batches.append(batch_number(onset - 1, state.skipped))  # its update may be the cause
         batches = sorted(set(batches))
         rate, name, past = (
             state.rate_scale / 2,
@@ -136,27 +136,27 @@ class Guard(Hook):
         memory.losses, memory.bad = past.losses, past.bad
         memory.streak, memory.rollbacks = 0, memory.rollbacks + 1
         outcome = (
-            f"back to {name or 'the first weights'} (steps lost: {state.step - back_to}); on at {rate:g} of the rate, "
+            f"back to {name or 'the first weights'} (steps lost: {state.step - back_to}); now at {rate:g} of the rate, "
             f"without batches {batches} (try {memory.rollbacks} of {self.config.max_rollbacks})"
         )
         self._note(trainer, str(error), batches, "rolled back", outcome, rate_scale=rate, checkpoint=name)
         trainer.resume(saved)
         trainer.state.skipped, trainer.state.rate_scale = sorted([*state.skipped, *batches]), rate
         self._forget_later(trainer, back_to)
-        self.saver.save(trainer)  # a kill from here on finds the run as it was set back
+        self.saver.save(trainer)  # if the run is killed after this, it resumes from the rollback
         for hook in trainer.hooks:
             hook.on_rollback(trainer)
         return True
 
     def _last_good(self, trainer: Trainer, onset: int) -> Checkpoint:
-        """The newest whole checkpoint from before the trouble, else the first weights.
+        """The newest whole checkpoint from before the bad steps, else the first weights.
 
-        If older ones were deleted, the oldest. Rank 0 looks, and all take what it found.
+        If all checkpoints are later and older ones were deleted, the oldest. Rank 0 chooses for all ranks.
         """
         ranks, saved = trainer.runtime.ranks, None
         if ranks.rank == 0:
             found = [path for path in whole_steps(self.saver.folder) if step_of(path) % self.saver.every == 0]
-            older = found[:1] if len(found) >= self.saver.keep else []  # else nothing was pruned: that is the first
+            older = found[:1] if len(found) >= self.saver.keep else []  # fewer than `keep`: none was deleted
             found = [path for path in found if step_of(path) <= onset] or older
             while found and not saved:
                 try:
@@ -178,9 +178,9 @@ class Guard(Hook):
         return Checkpoint(self.saver.directory(0), tensors, CheckpointState(train=first))
 
     def _forget_later(self, trainer: Trainer, step: int) -> None:
-        """Delete the checkpoints of steps that will be taken again."""
+        """Delete the checkpoints after `step`; the run repeats these steps."""
         ranks, folder = trainer.runtime.ranks, self.saver.folder
-        ranks.largest(0.0)  # until every rank has read what it needs
+        ranks.largest(0.0)  # waits until every rank has read what it needs
         if ranks.rank == 0 and self.saver.directory(step).exists():
             checkpoint.point(folder, LAST, self.saver.directory(step))
         for path in whole_steps(folder) if ranks.rank == 0 else []:
@@ -188,25 +188,25 @@ class Guard(Hook):
                 checkpoint.delete(path)
 
     def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
-        """One line for the file, one for the person."""
+        """Write one line to the file, and show one to the user."""
         state = trainer.state
         self.memory.incidents += 1
         if trainer.runtime.ranks.rank == 0:
             line = {"step": state.step, "what": what, "batches": batches, "action": action}
             try:
                 append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
-            except StorageError as error:  # the trouble itself is told, and the next save ends the run
+            except StorageError as error:  # shown, not raised: the next save will end the run
                 self.say(str(error))
             self.say(f"step {state.step}: {what}; {outcome}")
 
     def _advice(self, trainer: Trainer, error: DivergedError) -> str:
-        """What to change after all tries."""
+        """The message after the last try: what to change."""
         lower = float(f"{trainer.learning_rate * trainer.state.rate_scale / 2:.2g}")
         last = self.saver.folder / LAST
         kept = f"{last.read_text(encoding='utf-8').strip()} is whole" if last.is_file() else "nothing was saved yet"
         precision = "" if trainer.runtime.precision == "fp32" else ", --train.precision fp32"
         return (
-            f"training came apart: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g} "
+            f"training diverged: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g} "
             f"or more --schedule.warmup-steps{precision}; look at the batches in {self.path}; "
-            f"or try on: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}"
+            f"or continue: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}"
         )

@@ -1,4 +1,4 @@
-"""The hook that writes metrics.jsonl."""
+"""Write metrics.jsonl while a run trains."""
 
 import math
 import time
@@ -18,17 +18,17 @@ class Metrics(Hook):
     """metrics.jsonl: a line at the start, every `every` steps and at every evaluation.
 
     Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
-    evaluations val_loss and bits_per_byte too. The line of step 0 has none of a training step. Loss and grad_norm are
-    of steps where they were finite, and left out if there was none since the last line; `skipped` counts the others,
-    which changed no weight. The steps that no line has yet are saved with each checkpoint: after a kill the lines are
-    those of the undisturbed run.
+    evaluations also val_loss and bits_per_byte. The line of step 0 has only those of an evaluation. Loss and grad_norm
+    count only steps where both were finite, and are left out if there was none since the last line. `skipped` counts
+    the other steps, which changed no weight. Checkpoints also save the steps since the last line, so a resumed run
+    writes the same lines as an uninterrupted one.
 
     Args:
         path: the file.
-        every: steps.
-        flops_per_token: of the model that reads windows in so many parts; for MFU, the share of this device's measured
-            matrix-product speed.
-        val_bytes_per_token: source bytes of one validation token, for bits_per_byte; None if the loss is not of tokens.
+        every: steps between lines.
+        flops_per_token: gives the model's operations per token when a window is read in this many parts; used for MFU,
+            the share of this device's measured matrix-product speed.
+        val_bytes_per_token: source bytes per validation token, for bits_per_byte; None if the loss is not per token.
         listeners: called with every line as a dict.
     """
 
@@ -45,7 +45,7 @@ class Metrics(Hook):
         self.clock = self.eval_seconds = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop what a killed run wrote past its checkpoint, then start the clock."""
+        """Drop the lines that a killed run wrote after its checkpoint, then start the clock."""
         keep_lines(self.path, trainer.state.step or -1)
         runtime = trainer.runtime
         self.peak = peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
@@ -58,7 +58,7 @@ class Metrics(Hook):
         self._write(trainer, line)
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Drop the lines past the step that the run was set back to, and start the clock again."""
+        """Drop the lines after the step that the run rolled back to, and start the clock again."""
         keep_lines(self.path, trainer.state.step)
         self._restart(trainer)
 
@@ -97,7 +97,7 @@ class Metrics(Hook):
         self._write(trainer, line)
 
     def _evaluated(self, loss: float) -> dict[str, float]:
-        """What a line says of an evaluation."""
+        """The keys of an evaluation in a line."""
         if self.bytes_per_token is None:
             return {"val_loss": loss}
         return {"val_loss": loss, "bits_per_byte": loss / math.log(2) / self.bytes_per_token}

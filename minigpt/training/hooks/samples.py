@@ -1,4 +1,4 @@
-"""The hook that writes sample texts while a run trains."""
+"""Write sample texts while a run trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +14,26 @@ class Samples(Hook):
         self.path, self.every, self.prompt, self.write = path, every, prompt, write
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop samples past the checkpoint."""
+        """Drop the samples after the checkpoint."""
         self.on_rollback(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Drop samples past the step that the run was set back to."""
+        """Drop the samples after the step that the run rolled back to."""
         if trainer.runtime.ranks.rank == 0:
             keep_lines(self.path, trainer.state.step)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Sample when due."""
+        """Write a sample when it is due."""
         if self.every and trainer.state.step % self.every == 0:
             self._sample(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        """A last sample."""
+        """Write a last sample."""
         if self.every and trainer.state.finished and trainer.state.step % self.every:
             self._sample(trainer)
 
     def _sample(self, trainer: Trainer) -> None:
         with trainer.weights_to_use():
             text = self.write(trainer)
-        if text is not None:  # a rank other than the first only lends its part of the model
+        if text is not None:  # None on all ranks but the first
             append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})

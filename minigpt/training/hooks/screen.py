@@ -1,4 +1,4 @@
-"""The hook that shows a run: a live line in a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a live line in a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from minigpt.training.loop import Hook, Trainer
 PLAIN_SECONDS = 10.0
 LIVE_SECONDS = 0.2
 BAR = 24
-"""The width of the bar, where there is room; it is not drawn at less than a third of this."""
+"""The bar's width in characters if there is room; if less than a third of this is free, there is no bar."""
 
 
 class Screen(Hook):
@@ -39,13 +39,13 @@ class Screen(Hook):
             self._draw(trainer)
 
     def on_validation_batch(self, trainer: Trainer, number: int) -> None:
-        """Show that a long evaluation moves."""
+        """Show the progress of a long evaluation."""
         if self.live and time.perf_counter() - self.drawn > LIVE_SECONDS:
             self.live.show(f"step {_of(trainer.state.step, trainer.budget.total_steps)}  validation batch {number:,}")
             self.drawn = time.perf_counter()
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Start it again."""
+        """Start the clock of `eta` again."""
         self.began = None
 
     def show(self, trainer: Trainer, line: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Screen(Hook):
             self.printed = now
 
     def _draw(self, trainer: Trainer) -> None:
-        """Bar, step, loss, validation, speed, time left: what has room."""
+        """Draw the bar, step, loss, validation loss, speed and time left, as far as there is room."""
         step, line, eta = trainer.state.step, self.line, self._eta(trainer)
         parts = [(0, f"step {_of(step, trainer.budget.total_steps)}")]
         if "loss" in line:
@@ -92,11 +92,11 @@ class Screen(Hook):
         return (time.perf_counter() - clock) * left / done if done > 0 else None
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         self.live.close()
 
     def on_end(self, trainer: Trainer) -> None:
-        """Say how it ended."""
+        """Print how the run ended."""
         self.close()
         self.console.print(ending(trainer))
 
@@ -126,7 +126,7 @@ def _of(step: int, total: int | None, between: str = "/") -> str:
 def describe(line: dict[str, Any], trainer: Trainer, eta: float | None, width: int | None = None) -> str:
     """step 250/2,000  loss 2.0134  val 2.1040 (3.036 bits/byte)  lr 9.8e-04  31,204 tok/s  mfu 12%  eta 0:00:42.
 
-    Within a width, the least important are left out.
+    If the line is wider than `width`, the least important parts are left out.
     """
     parts = [(0, f"step {_of(line['step'], trainer.budget.total_steps)}")]
     if line["step"]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a model that the ranks hold in parts: each writes its own, while training goes on."""
+"""Save checkpoints of a sharded model: each rank writes its own part, while training continues."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from minigpt.weights.checkpoint_state import CheckpointState
 
 @dataclass
 class _Writing:
-    """A checkpoint on its way to the disk."""
+    """A checkpoint that is being written."""
 
     future: "Future[Any]"
     work: Path
@@ -29,34 +29,37 @@ class _Writing:
 
 
 class ShardedCheckpoints(Checkpoints):
-    """As `Checkpoints`; the tensors are copied aside and written by torch's DCP in a thread, and a checkpoint becomes
-    one once all ranks have written: at the next step after that, or before the next checkpoint."""
+    """Like `Checkpoints`, but torch's DCP copies the tensors and writes them in a thread.
+
+    A checkpoint is complete when all ranks have written. It is then sealed: at the next step, or at the latest before
+    the next checkpoint.
+    """
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         super().__init__(folder, every, keep, extra)
         self.group = cast(
             dist.ProcessGroup, dist.new_group(backend="gloo")
-        )  # its own: the thread must not meet the training's messages
+        )  # a separate group, so that the thread's messages do not mix with the training's
         self.writing: _Writing | None = None
 
     def on_step(self, trainer: Trainer) -> None:
-        """Seal what is written by now; save when due."""
+        """Seal a checkpoint that all ranks have written; save when due."""
         if self.writing and self.writing.future.done():
             self.finish(trainer)
         super().on_step(trainer)
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Wait for what is on its way first."""
+        """Wait for the checkpoint that is being written."""
         self.finish(trainer)
         super().on_rollback(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        """Save the last step, and wait until it is there."""
+        """Save the last step, and wait until it is written."""
         super().on_end(trainer)
         self.finish(trainer)
 
     def save(self, trainer: Trainer, best: bool = False) -> None:
-        """Begin to write. Raises DivergedError as `Checkpoints`; StorageError for the one before."""
+        """Begin to write. Raises DivergedError as `Checkpoints`; StorageError if writing the previous one failed."""
         self.finish(trainer)
         ranks, target = trainer.runtime.ranks, self.directory(trainer.state.step)
         named = {f"{part}/{name}": value for part, some in trainer.tensors().items() for name, value in some.items()}
@@ -68,7 +71,7 @@ class ShardedCheckpoints(Checkpoints):
         self.writing = _Writing(cast("Future[Any]", future), work, target, self.state(trainer), best)
 
     def finish(self, trainer: Trainer) -> None:
-        """Wait for the checkpoint on its way, and let it be one. Raises StorageError."""
+        """Wait for the checkpoint that is being written, and seal it. Raises StorageError."""
         one, self.writing = self.writing, None
         if one is None:
             return

@@ -1,4 +1,4 @@
-"""The hook for Ctrl-C, SIGTERM and SIGHUP."""
+"""End a run cleanly on Ctrl-C, SIGTERM or SIGHUP."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from minigpt.training.loop import Hook, Trainer
 
 
 class Signals(Hook):
-    """Ctrl-C, SIGTERM and SIGHUP (the terminal was closed; not under nohup) end the run after the current step, saved.
+    """On Ctrl-C, SIGTERM or SIGHUP (the terminal was closed, without nohup) the run ends after this step, and is saved.
 
     A second Ctrl-C ends it at once.
     """
@@ -18,7 +18,7 @@ class Signals(Hook):
         self.before: dict[int, Any] = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        """Take the signals (only the main thread can)."""
+        """Install the signal handlers (only the main thread can)."""
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -31,6 +31,6 @@ class Signals(Hook):
             self.before[number] = signal.signal(number, handle)
 
     def close(self) -> None:
-        """Give them back."""
+        """Put back the earlier handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -1,7 +1,8 @@
-"""The tools, each behind three functions. All write below the run's directory, unless their own environment variables
-name another place or a server; a resumed run goes on with the same record, whose id is kept in tracking.json.
+"""Connect tracking tools (W&B, TensorBoard, Trackio, MLflow), each by three functions.
 
-What a run repeats after a resume is told again: TensorBoard hides the first telling, the others show both.
+All tools write into the run's directory, unless their own environment variables name another place or a server. A
+resumed run continues the same record; tracking.json keeps its id. Steps that a resumed run repeats are logged again:
+TensorBoard hides the first values, the other tools show both.
 """
 
 import json
@@ -22,23 +23,23 @@ PROJECT = "minigpt"
 
 
 class Tracker(Protocol):
-    """What the hook wants of a tool."""
+    """The functions that the hook calls."""
 
     def start(self, config: dict[str, Any], name: str, folder: Path, step: int) -> str:
-        """Begin a record, or go on after `step` with the one of this folder; returns where it is, for the screen."""
+        """Begin a record, or continue this folder's record after `step`; returns its place, to be shown."""
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics."""
+        """Log one line of metrics."""
         ...
 
     def finish(self) -> None:
-        """Write all that is held back."""
+        """Write everything that is still buffered."""
         ...
 
 
 def make_tracker(name: str) -> Tracker:
-    """The tracker of that name. Raises UserError that names the extra, where the tool is not installed."""
+    """The tracker of that name. Raises UserError that names the extra if the tool is not installed."""
     kind, module = {
         "wandb": (WandB, "wandb"),
         "tensorboard": (TensorBoard, "tensorboard"),
@@ -46,13 +47,13 @@ def make_tracker(name: str) -> Tracker:
         "mlflow": (MLflow, "mlflow"),
     }[name]
     spec = find_spec(module)
-    if spec is None or spec.origin is None:  # without origin it is a folder of that name, as W&B itself leaves one
+    if spec is None or spec.origin is None:  # no origin: only a folder of that name, such as W&B creates
         raise UserError(f"logging.track: {name} is not installed; install it with: pip install 'minigpt[{name}]'")
     return kind()
 
 
 def kept_id(folder: Path, tool: str, make: Callable[[], str]) -> str:
-    """The id of the tool's record in the run's tracking.json, new where it has none. Raises StorageError, RunError."""
+    """The id of the tool's record in the run's tracking.json, made if missing. Raises StorageError, RunError."""
     path = folder / "tracking.json"
     try:
         ids = dict(parse_json(path.read_bytes())) if path.is_file() else {}
@@ -65,10 +66,10 @@ def kept_id(folder: Path, tool: str, make: Callable[[], str]) -> str:
 
 
 class WandB:
-    """Weights & Biases; offline where there is no key, to be sent later by `wandb sync`."""
+    """Weights & Biases; offline if there is no key, and `wandb sync` can send the record later."""
 
     def start(self, config: dict[str, Any], name: str, folder: Path, step: int) -> str:
-        """In WANDB_DIR, WANDB_PROJECT, by WANDB_MODE, where they are set."""
+        """Begin or continue; WANDB_DIR, WANDB_PROJECT and WANDB_MODE are respected if they are set."""
         import wandb
 
         self.run = wandb.init(
@@ -87,11 +88,11 @@ class WandB:
         return str(self.run.url)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
+        """Log one line."""
         self.run.log({**values, "step": step})
 
     def finish(self) -> None:
-        """Send or write the rest."""
+        """Send or write what is still buffered."""
         self.run.finish()
 
 
@@ -106,10 +107,10 @@ def _wandb_key() -> bool:
 
 
 class TensorBoard:
-    """Event files, in single precision as TensorBoard keeps scalars."""
+    """Event files of TensorBoard, which stores scalars in single precision."""
 
     def start(self, config: dict[str, Any], name: str, folder: Path, step: int) -> str:
-        """In the run's `tensorboard`; what was written after `step` is hidden."""
+        """Begin or continue in the run's `tensorboard` folder; earlier values after `step` are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
@@ -117,13 +118,13 @@ class TensorBoard:
         return f"tensorboard --logdir {folder.parent}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, as scalars of its keys."""
+        """Log one line, one scalar per key."""
         for key, value in values.items():
             if key != "step":
                 self.writer.add_scalar(key, value, step)
 
     def finish(self) -> None:
-        """Write the rest."""
+        """Write what is still buffered."""
         self.writer.close()
 
 
@@ -131,7 +132,7 @@ class Trackio:
     """Trackio, Hugging Face's local dashboard."""
 
     def start(self, config: dict[str, Any], name: str, folder: Path, step: int) -> str:
-        """In TRACKIO_DIR, where that is set. It is read once a process, so that later runs follow the first."""
+        """Begin or continue in TRACKIO_DIR if it is set. Trackio reads it once per process, for all its runs."""
         os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").absolute()))
         import trackio  # pyright: ignore[reportMissingImports]  it is not among the extras of the tests
 
@@ -141,20 +142,20 @@ class Trackio:
         return f"TRACKIO_DIR={trackio.utils.TRACKIO_DIR} trackio show --project {project}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
+        """Log one line."""
         self.run.log({key: value for key, value in values.items() if key != "step"}, step=step)
 
     def finish(self) -> None:
-        """Write the rest."""
+        """Write what is still buffered."""
         self.run.finish()
 
 
 class MLflow:
-    """MLflow: a local file store, which its version 3 reads and writes on request only, or MLFLOW_TRACKING_URI."""
+    """MLflow, in MLFLOW_TRACKING_URI or a local file store (which MLflow 3 allows only on request)."""
 
     def start(self, config: dict[str, Any], name: str, folder: Path, step: int) -> str:
-        """In experiment MLFLOW_EXPERIMENT_NAME, where that is set."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports its use to its makers otherwise
+        """Begin or continue in the experiment MLFLOW_EXPERIMENT_NAME if it is set, else in `minigpt`."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else MLflow sends usage data to its makers
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
@@ -176,7 +177,7 @@ class MLflow:
         return f"mlflow ui --backend-store-uri {uri}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, in one call."""
+        """Log one line, in one call."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -184,5 +185,5 @@ class MLflow:
         self.client.log_batch(self.id, metrics)
 
     def finish(self) -> None:
-        """Mark it as ended."""
+        """Mark the record as ended."""
         self.client.set_terminated(self.id)

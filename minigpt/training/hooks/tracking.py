@@ -1,4 +1,4 @@
-"""The hook that passes the lines of metrics.jsonl on. Nothing is measured here, and a tool that fails ends no run."""
+"""Pass the lines of metrics.jsonl to tracking tools. If a tool fails, the run continues without it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,8 @@ class Tracking(Hook):
     """Gives every line to every tracker; `log` is a listener of the Metrics hook.
 
     Args:
-        config: of the run; its logging.track names the tools.
-        folder: the run's directory, whose name is the run's.
+        config: the run's config; its logging.track names the tools.
+        folder: the run's directory; its name is the run's name.
         say: prints one line.
 
     Raises:
@@ -27,26 +27,26 @@ class Tracking(Hook):
         self.trackers = {name: make_tracker(name) for name in config.logging.track}
 
     def on_start(self, trainer: Trainer) -> None:
-        """Begin, or go on with, the tracked run."""
+        """Begin or continue the record of each tool."""
         for name in list(self.trackers):
             where = self._try(name, lambda t: t.start(self.config, self.folder.name, self.folder, trainer.state.step))
             if where:
                 self.say(f"{name}: {where}")
 
     def log(self, trainer: Trainer, line: dict[str, Any]) -> None:
-        """Pass one line on."""
+        """Pass one line to each tool."""
         for name in list(self.trackers):
             self._try(name, lambda tracker: tracker.log(line["step"], line))
 
     def close(self) -> None:
-        """Have each tool write what it still holds."""
+        """Let each tool write what it still buffers."""
         for name in list(self.trackers):
             self._try(name, lambda tracker: tracker.finish())
 
     def _try(self, name: str, act: Callable[[Tracker], str | None]) -> str | None:
         try:
             return act(self.trackers[name])
-        except Exception as error:  # noqa: BLE001  a tool may raise anything, and the run is worth more than its record
+        except Exception as error:  # noqa: BLE001  a tool may raise anything
             del self.trackers[name]
-            self.say(f"{name}: tracks no more ({first_line(error)}); the run goes on, and metrics.jsonl has every line")
+            self.say(f"{name}: tracking stopped ({first_line(error)}); the run continues; metrics.jsonl has every line")
             return None
