@@ -132,7 +132,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "table"):
         commands.add_parser(name).add_argument("file", type=Path)
-    commands.choices["run"].add_argument("--minutes", type=float, default=60.0, help="start no run after this many minutes")
+    commands.choices["run"].add_argument("--minutes", type=float, default=60.0, help="start no run after this time")
     args = parser.parse_args()
     if args.command == "run":
         run(args.file, args.minutes)
