@@ -63,7 +63,7 @@ def _tell(message: Any, *place: Any, **more: Any) -> None:
 
 
 def _complain(text: str) -> None:
-    """Print an error as one line, whatever characters the names in it hold."""
+    """Print an error as one line, even if names in it contain line ends or control characters."""
     teller(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
 
 
@@ -147,7 +147,7 @@ def _last_word(error: Exception, argv: list[str]) -> str:
     if ended:
         return "memory ran out; make the model, the batch or the text smaller, or end other programs"
     if isinstance(error, RecursionError):
-        return "what was given is nested too deeply to be read; give something flatter"
+        return "the input is nested too deeply; make it flatter"
     text = "".join(traceback.format_exception(error))
     about = [f"python {sys.version}", *(f"{name} {_version(name)}" for name in ("minigpt", "torch"))]
     words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]
@@ -158,5 +158,5 @@ def _last_word(error: Exception, argv: list[str]) -> str:
             file.write("\n".join([shlex.join(["minigpt", *words]), *about, text]))
     except OSError as unwritten:
         print(text, file=sys.stderr)
-        return f"{said}; its details stand above, since they cannot be written ({unwritten.strerror})"
+        return f"{said}; its details are above, since they cannot be written to a file ({unwritten.strerror})"
     return f"{said}; its details are in {file.name}: please report it with that file"

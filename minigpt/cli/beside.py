@@ -114,7 +114,7 @@ def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
 
 
 def show_beside(others: Mapping[str, Any]) -> None:
-    """Print the scores that there are, one line each."""
+    """Print one line for each score that is not None."""
     screen = Lines(highlight=False)
     if found := others["at_temperature"]:
         what = (

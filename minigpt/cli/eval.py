@@ -27,7 +27,7 @@ _NOT_RECORDS = ("context", "stride", "batch_size", "save", "fit_temperature", "a
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model exactly over a whole split: loss, perplexity, bits per byte, beside what simpler models reach.
+    """Measure a model exactly over a whole split: loss, perplexity, bits per byte; and compare with simpler models.
 
     minigpt eval runs/my
     minigpt eval runs/my --stride 32
@@ -39,21 +39,21 @@ class Eval:
     minigpt eval runs/my --ensemble runs/small runs/large
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
-    By default windows of the model's full context follow each other without overlap: the same headline that training
-    ends with. A smaller stride gives each token more context, so the loss falls, for more time. Bits per byte
-    is what to compare between tokenizers; word perplexity is by WikiText's convention. The interval is a 95 %
-    bootstrap's over blocks of text.
+    By default, windows of the model's full context follow each other without overlap, as at the end of training. A
+    smaller stride gives each token more context: the loss is lower, and the evaluation takes longer. Compare bits per
+    byte between tokenizers; word perplexity counts words as WikiText does. The interval is a 95 % bootstrap interval
+    over blocks of text.
 
-    --fit-temperature finds the number by which to divide the logits so that the loss of the run's validation split is
-    smallest, and keeps it with the run (temperature.json): from then on the figures at this temperature stand beside
-    those of every text that the checkpoint is evaluated on. Generation does not use it.
+    --fit-temperature divides the logits by the number that gives the smallest loss on the run's validation split, and
+    saves this number with the run (temperature.json). Each later evaluation of the checkpoint then also prints its
+    scores at this temperature. Generation does not use it.
 
-    --adapt scores the text a second time while the model learns from what it has scored: from each window by a step of
-    gradient descent (dynamic), by more probability for words that followed a similar place (cache), or both. Such
-    figures are another category, and are compared with their like only. The run stays as it is.
+    --adapt scores the text a second time, and lets the model learn from each window after it is scored: by a step of
+    gradient descent (dynamic), by more probability for words that followed a similar place (cache), or both. Compare
+    such scores only with other scores of this kind. The run itself does not change.
 
-    Records (.jsonl), a fine-tuned run's own or those of --data, are answered: the loss of the expected answers, how
-    many the model writes exactly, and a table of prompt, expected answer and what it wrote.
+    For records (.jsonl; a fine-tuned run's own, or --data), eval reports the loss of the expected answers, how many
+    the model writes exactly, and a table of prompts, expected answers and the model's answers.
 
     --tasks evaluates on tasks of lm-evaluation-harness instead (pip install 'minigpt[lm-eval]'). A task that is a YAML
     file with local data needs no network.
@@ -64,52 +64,52 @@ class Eval:
     data: PathText | None = None
     """Other data to evaluate on: a named source or a file, split as for training (default: the run's own)."""
     split: Literal["val", "test", "train"] = "val"
-    """Which part of the data; floors are fitted on train, so that train itself has none."""
+    """Which part of the data. Simpler models are fitted on train, so train itself is not compared with them."""
     context: int | None = None
     """Tokens in a window (default: the model's max_seq_len)."""
     stride: int | None = None
-    """Tokens between the starts of windows, at most the context; each sees context - stride tokens before what it
-    scores (default: the context, no overlap)."""
+    """Tokens between the starts of windows, at most the context. Each window reads context - stride tokens before the
+    tokens that it scores (default: the context, no overlap)."""
     batch_size: int | None = None
     """Windows at a time; only speed and memory depend on it (default: by memory)."""
     ask: int | None = None
-    """Records: how many answers are written, at most (default: 200); 0 computes the loss alone."""
+    """Records: the most answers to generate (default: 200); 0 computes only the loss."""
     tasks: str | None = None
-    """Tasks of lm-evaluation-harness with commas between: its names, or YAML files. They may run Python code."""
+    """Tasks of lm-evaluation-harness, separated by commas: names or YAML files. They may run Python code."""
     include_path: PathText | None = None
-    """Tasks: a folder of YAML files whose tasks are known by name."""
+    """Tasks: a folder of YAML files; --tasks can use the names of their tasks."""
     num_fewshot: int | None = None
     """Tasks: solved examples before each question (default: as the task says)."""
     limit: int | None = None
-    """Tasks: most documents of each task."""
+    """Tasks: most documents per task."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Precision of the matrix products; a run that trains in another may report a val_loss some 0.001 away."""
+    """Precision of the matrix products. A run trained in another precision may have a val_loss that differs by 0.001."""
     save: bool = False
-    """Write the figures to eval.json in the run, where minigpt plot finds the floors."""
+    """Write the scores to eval.json in the run, from which minigpt plot reads the scores of simpler models."""
     fit_temperature: bool = False
-    """Fit the softmax temperature on the run's validation split and keep it; three or four times the work."""
+    """Fit the softmax temperature on the run's validation split and save it; takes three or four times as long."""
     adapt: Literal["dynamic", "cache", "both"] | None = None
-    """Score again with a model that learns from the text, window by window: another category."""
+    """Score again with a model that learns from the text, window by window; not comparable with other scores."""
     adapt_rate: float | None = None
-    """dynamic: how much a step changes the weights, as root mean square (default: 1e-4)."""
+    """dynamic: root mean square of a step's change to the weights (default: 1e-4)."""
     cache_tokens: int | None = None
-    """cache: how many of the latest places are remembered (default: 2000)."""
+    """cache: how many of the latest positions are kept (default: 2000)."""
     cache_share: float | None = None
-    """cache: its share in the probability (default: 0.1)."""
+    """cache: its weight in the probability (default: 0.1)."""
     cache_sharpness: float | None = None
-    """cache: how much more a place counts the more it is alike; the cosine times this (default: 20)."""
+    """cache: the cosine of two states is multiplied by this; a large number favours similar positions (default: 20)."""
     ensemble: tuple[PathText, ...] = ()
-    """Runs of the same tokenizer: score again by the mean of the probabilities of this run and these."""
+    """Runs with the same tokenizer: score again with the mean of the probabilities of this run and these runs."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
     five_gram, xz; for stories entropy and surprisal), split, context, stride, checkpoint, step, data, at_temperature
     (null, or the first four again, temperature and fitted_on), adapted (null, or the first four again, method, category
     and the settings: rate, cache_tokens, cache_share, cache_sharpness), ensemble (null, or the first four again, and
-    runs). Of records: loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]),
-    split, checkpoint, step, data. Of tasks the harness' own results, versions, n-shot and n-samples; lm_eval (its
+    runs). For records: loss, perplexity, exact_match, records, tokens, answers ([{prompt, expected, got, exact}]),
+    split, checkpoint, step, data. For tasks: the harness' results, versions, n-shot and n-samples; lm_eval (its
     version), checkpoint, step."""
 
 
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
     _check_flags(args)
     if args.tasks is not None:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; one bar of ours tells how far it is
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar
     loading()
     from minigpt.cli.answers import report_records
     from minigpt.cli.beside import beside, fit, load_members, show_beside

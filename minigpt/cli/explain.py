@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minigpt.runs.load import LoadedRun
 
 _MOST = 256  # more tokens would not be legible on a page
-_MOST_DATA = 1 << 17  # so many tokens of the validation text are scored
+_MOST_DATA = 1 << 17  # tokens of the validation text to score
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Write a model as one GGUF file for llama.cpp and the programs built on it (Ollama, LM Studio, Jan).
 
-The file holds the weights, the tokenizer, the chat template, and the run's generation settings. It gets its name only
-after it was read back: its tokenizer must give the same ids, its weights must be the run's within the steps of their
-precision, and its logits and greedy ids are compared. `tests/export/test_llama_cpp.py` tests that llama.cpp computes
-the same.
+The file holds the weights, the tokenizer, the chat template, and the run's generation settings. It is written under a
+temporary name, read back and checked, and then renamed: its tokenizer must give the same ids, its weights must equal
+the run's within the rounding of their precision, and its logits and greedy ids are compared.
+`tests/export/test_llama_cpp.py` tests that llama.cpp computes the same.
 """
 
 from dataclasses import dataclass

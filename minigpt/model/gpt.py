@@ -40,7 +40,7 @@ def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tenso
         column, pads = torch.arange(end, device=tokens.device), pads[:, None]
         places = (column[start:] - pads).clamp(min=0)  # [B, T]
         query, key = column[start:, None], column[None]
-        # A column before its row's beginning sees only itself: softmax over no key at all would give NaN.
+        # Padding sees only itself, since a softmax without any key would give NaN.
         visible = (key <= query) & (key >= pads[..., None]) | (key == query)  # [B, T, S]
         visible = visible[:, None]
     x = model.embed(tokens, places, cache)  # [B, T] -> [B, T, C]

@@ -96,15 +96,15 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
 def _check_rates(folder: RunFolder, config: RunConfig) -> None:
     """Raise RunError if an old run would continue at another rate.
 
-    The run is from the time when learning_rate was AdamW's alone. The same command now means Muon's rate, which the
-    person does not intend.
+    In old runs learning_rate was only AdamW's rate. In the same command it would now be Muon's rate, which the user
+    does not want.
     """
     old, new = load_config(folder.config).optimizer, config.optimizer
     same = (new.learning_rate, new.adamw_ratio) == (old.learning_rate, old.adamw_ratio)
     written = read_yaml(folder.config) or {}
     if not same and old.kind == new.kind == "muon" and "muon_learning_rate" in written.get("optimizer", {}):
         raise RunError(
-            f"{folder.path} began when learning_rate was adamw's alone, and now it is muon's; to go on as it began: "
+            f"{folder.path} began when learning_rate was adamw's, and now it is muon's; to continue it unchanged: "
             f"--optimizer.learning-rate {old.learning_rate} --optimizer.adamw-ratio {old.adamw_ratio}; "
             "or choose a new --name"
         )

@@ -22,7 +22,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
         return dict(receipt)
     except (OSError, ValueError, TypeError, KeyError) as error:
         why = error if isinstance(error, OSError | ValueError) else "not a receipt"
-        raise RunError(f"{file}: damaged ({why}); delete it to go on without comparing what it says") from None
+        raise RunError(f"{file}: damaged ({why}); delete it to continue without the comparison") from None
 
 
 def make_receipt(

@@ -185,7 +185,7 @@ def build(
     console: Console,
     before: CheckpointState,
 ) -> Trainer:
-    """The trainer with all its parts, writing below `path`; `before` is the state of the checkpoint to go on from."""
+    """The trainer with all its parts, writing below `path`; `before` is the state of the checkpoint to resume from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
     model, stepped, evaluated = make_learner(config, runtime, placement, task)
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)
@@ -256,7 +256,7 @@ def make_hooks(
         common.append(Plateau(config.schedule))
     if settings.early_stopping:
         common.append(EarlyStopping(settings.early_stopping))
-    if ranks.rank:  # what all must do alike; the first does the rest
+    if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
         return [*common, Signals(), guard, samples, saver]
     screen, tracking = Screen(console), Tracking(config, path, tell)
     metrics = Metrics(
@@ -270,7 +270,7 @@ def make_hooks(
 
 
 def _shorter(shape: ModelConfig, parts: int) -> ModelConfig:
-    """The shape with a window in so many parts."""
+    """The shape of the model for windows that are split into `parts` parts."""
     return shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts})
 
 

@@ -99,7 +99,7 @@ function headline(data, known) {
     "A model of ", fact(model.layers), " layers with ", fact(model.heads), " heads each, width ", fact(model.width), ", ",
     fact(model.parameters), " parameters", ...(data.step ? [", after step ", fact(data.step)] : []), ", reads ",
     fact(T), ` token${T === 1 ? "" : "s"}`, ...(known.length ? [": loss ", fact(mean.toFixed(3)),
-      " nats a token, as if it chose among ", fact(Math.exp(mean).toFixed(1)), " equally likely ones"] : []), ".",
+      " nats per token, as if it chose among ", fact(Math.exp(mean).toFixed(1)), " equally likely ones"] : []), ".",
   );
   constants(data);
 }

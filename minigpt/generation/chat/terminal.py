@@ -39,7 +39,7 @@ class EditedLines:
     Arrows and Ctrl-R look up earlier lines, Tab completes a word, \ or Alt-Enter begins a new line.
 
     Args:
-        history: file that keeps the typed lines; made if missing. If it cannot be made, history ends with the program.
+        history: file that keeps the typed lines; made if missing. If it cannot be made, the history is not saved.
         words: the words that Tab completes: first word -> words that may follow it.
     """
 

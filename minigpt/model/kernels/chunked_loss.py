@@ -1,4 +1,7 @@
-"""The next-token loss of a large vocabulary, without its logits: `losses.next_token_loss` is the readable form."""
+"""Compute the next-token loss of a large vocabulary in pieces, so that not all logits are in memory at once.
+
+`loss.next_token_loss` is the readable form.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,16 +27,16 @@ def head_loss(
     chunk: int | None = None,
     terms: "Terms | None" = None,
 ) -> Tensor:
-    """`next_token_loss(head(hidden)[..., :vocab_size], targets)`, without ever holding all logits if they are many.
+    """`next_token_loss(head(hidden)[..., :vocab_size], targets)`; if there are many logits, they are made in pieces.
 
     Args:
-        head: [.., C] -> [.., V or more]; a plain linear layer without bias is read in chunks, a mixture some rows at
-            a time, all else at once.
+        head: [.., C] -> [.., V or more]; a plain linear layer without bias is computed in chunks, a mixture a few rows
+            at a time, any other head at once.
         hidden: [B, T, C].
         targets: [B, T] ids, -100 where not counted.
         valid, label_smoothing: as in `next_token_loss`.
         chunk: most logits at once (default: `chunk_logits`).
-        terms: a compiled form of `loss_terms`; on a CPU that has them, the kernels in C come before it.
+        terms: a compiled form of `loss_terms`; on a CPU the kernels in C are used instead if they work there.
     """
     chunk = chunk or chunk_logits(hidden.device)
 
@@ -57,19 +60,19 @@ def head_loss(
 
 
 def chunk_logits(device: torch.device) -> int:
-    """Most logits that a loss holds at once: 32 MiB in fp32 on a CPU, a GiB elsewhere (docs/LOG.md)."""
+    """Most logits in memory at once: 32 MiB in fp32 on a CPU, 1 GiB elsewhere (docs/LOG.md)."""
     return 1 << 23 if device.type == "cpu" else 1 << 28
 
 
 def at_once(logits: int, chunk: int) -> bool:
-    """Whether so many logits are made whole: a few are as fast so as in pieces."""
+    """Whether this number of logits is made at once; for a small number, pieces are not faster."""
     return logits <= chunk // 4
 
 
 def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """All that must be done to every logit: logits [n, V] become exp(logit - the row's largest), in their own memory.
+    """Replace logits [n, V] by exp(logit - the row's largest logit), in place.
 
-    Returns the largest and the sum of the exponentials of each row, [n, 1] in fp32.
+    Returns each row's largest logit and its sum of exponentials, [n, 1] in fp32.
     """
     largest = logits.amax(-1, keepdim=True)
     if logits.dtype == torch.float32:
@@ -80,26 +83,27 @@ def loss_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> fused.Kernels | None:
-    """The kernels in C that compute `loss_terms` of such logits; None where torch does."""
+    """The C kernels that compute `loss_terms` for logits of this dtype; None if torch computes it."""
     return fused.library() if device.type == "cpu" and dtype in fused.EXPONENTIALS else None
 
 
 def piece(tokens: int, vocab_size: int, chunk: int, dtype: torch.dtype, in_c: bool) -> int:
-    """How many tokens have their logits at the same time, at most: all pieces have the same length, but for the last.
+    """The number of tokens whose logits are in memory at once; all pieces but the last have this length.
 
-    In C, bf16 logits never become fp32: four times as many fit, and the head's gradient, which is summed in fp32, is
-    read and written less often (docs/LOG.md).
+    The C kernels do not convert bf16 logits to fp32, so four times as many logits fit. With fewer pieces, the head's
+    gradient (summed in fp32) is read and written less often (docs/LOG.md).
     """
     most = max(1, (4 * chunk if in_c and dtype == torch.bfloat16 else chunk) // vocab_size)
     return -(-tokens // -(-tokens // most))
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Some rows at a time; the gradient is made at once, while the exponentials are there.
+    """Computes a few rows at a time. The forward pass also computes the gradient, while it has the exponentials.
 
-    The gradient of a row's logits is exponentials / their sum - target. Neither is carried out on the logits, of which
-    there are many: the row's sum divides the products with it, and the target's place, zero among the exponentials,
-    comes in as a product of its own. The backward pass has nothing left but to scale: no logits are made twice.
+    The gradient of a row's logits is exponentials / their sum - target. There are many logits, so the division and the
+    subtraction are not done on them: instead the matrix products are divided by the row's sum, and the target's part is
+    a separate product (the target's exponential is set to zero). So the backward pass only scales the gradient, and no
+    logits are computed twice.
     """
 
     @staticmethod
@@ -124,7 +128,7 @@ class _ChunkedLoss(torch.autograd.Function):
         kernels = kernels_for(hidden.device, dtype)
         terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
         rows = piece(len(hidden), vocab_size, chunk, dtype, kernels is not None)
-        # one piece of memory for all logits: fresh pages cost a CPU as much as the product that fills them
+        # the same memory for all pieces: on a CPU new pages take as long as the product that fills them
         room = hidden.new_empty(rows, len(low))
         places = torch.arange(len(room), device=room.device)
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -132,7 +136,7 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(start, start + rows)
             some, wants, count = hidden[part], ids[part], counted[part]
             logits = torch.mm(some, low.T, out=room[: len(some)])
-            logits[:, vocab_size:] = float("-inf")  # padding: it counts for nothing, and its gradient is zero
+            logits[:, vocab_size:] = float("-inf")  # padding: not in the loss, with zero gradient
             wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
@@ -160,13 +164,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Of hidden and weight."""
+        """The gradients of hidden and weight."""
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * scale, None if d_weight is None else d_weight.mul_(scale), None, None, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place where both have one dtype."""
+    """total += left @ right, in place if the dtypes are the same."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

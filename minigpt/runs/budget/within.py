@@ -133,7 +133,7 @@ class Budgeted:
         ]
         if size < LITTLE:
             lines.append(
-                "the text is small: a model learns it by heart, and little of how to write; 1 MB is a good size"
+                "the text is small: a model memorises it and learns little about writing; 1 MB is a good size"
             )
         return "\n".join(lines)
 

@@ -1,5 +1,5 @@
-// A new run: a text, a time, any setting, what to expect, and the start. It runs as the ordinary command, in a process
-// of its own.
+// Start a new run: choose a text, a time and settings, see the expected loss, and start. The run is the ordinary
+// command, in its own process.
 /* global el */
 import { ask } from "./api.js";
 import { inspected } from "./data.js";
