@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", help="as of minigpt generate: fp32, bf16, int8, auto")
+    parser.add_argument("--precision", default="fp32", help="precision, as in minigpt generate: fp32, bf16, int8, auto")
     parser.add_argument("--width", type=int, default=768, help="of random weights")
     parser.add_argument("--layers", type=int, default=12, help="of random weights")
     parser.add_argument("--draft-layers", type=int, default=2, help="of random weights")

@@ -85,7 +85,7 @@ class Eval:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Precision of the matrix products. A run trained in another precision may have a val_loss that differs by 0.001."""
+    """Precision of the matrix products. If a run trained in another precision, its val_loss may differ by 0.001."""
     save: bool = False
     """Write the scores to eval.json in the run, from which minigpt plot reads the scores of simpler models."""
     fit_temperature: bool = False

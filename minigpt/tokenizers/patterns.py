@@ -63,7 +63,7 @@ SECONDS = 5.0
 def check(pattern: str) -> None:
     """Raises TokenizerError if an expression from others' files may give other pieces in our engine."""
     if not _KNOWN.fullmatch(pattern):
-        raise TokenizerError(f"its split expression {pattern[:60]!r} has parts that minigpt cannot run alike")
+        raise TokenizerError(f"its split expression {pattern[:60]!r} has parts that minigpt may run differently")
     try:
         regex.compile(pattern)
     except regex.error as error:

@@ -95,7 +95,7 @@ def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None
     size = min(asked or run.config.train.batch_size, rows)
     need, many = run.needed(size), counted(size, "sequence")
     if free is None:
-        say(f"memory: about {need.total / 1e9:.2f} GB for {many} at a time; what is free is not known here")
+        say(f"memory: about {need.total / 1e9:.2f} GB for {many} at a time; free memory is unknown here")
         return asked
     say(f"memory: about {need.total / 1e9:.2f} of {free / 1e9:.2f} GB, {many} at a time")
     if need.total > free:

@@ -38,7 +38,7 @@ _GPT2 = (
     ("feed_forward.up", "mlp.c_fc", True),
     ("feed_forward.down", "mlp.c_proj", True),
 )
-# (our name, Qwen3's names), inside a block; several of theirs are stacked in one of ours
+# (our name, Qwen3's names), inside a block; our matrix stacks several of Qwen3's
 _QWEN3 = (
     ("norm1", ("input_layernorm",)),
     ("attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -195,14 +195,14 @@ def halves(rows: Tensor, head_size: int, back: bool = False) -> Tensor:
 
 
 def cut_vocabulary(config: ModelConfig, ours: Weights, tokens: int) -> tuple[ModelConfig, Weights]:
-    """Cut off the vocabulary rows without a token, with which published models are padded. None may be generated."""
+    """Remove the padding rows of a published model's vocabulary, which have no token and must not be generated."""
     config = config.model_copy(update={"vocab_size": tokens})
     rows = {name: ours[name][:tokens] for name in ("embedding.weight", "head.weight") if name in ours}
     return config, ours | {name: _pad(config, tensor) for name, tensor in rows.items()}
 
 
 def _rows(config: ModelConfig, name: str, count: int) -> list[int]:
-    """The number of rows of each of Qwen3's matrices that are stacked in one of ours."""
+    """The number of rows of each of Qwen3's matrices in our stacked matrix."""
     if name == "attention.qkv":
         key = config.kv_heads * config.head_size
         return [config.num_heads * config.head_size, key, key]

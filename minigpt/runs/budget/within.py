@@ -132,9 +132,7 @@ class Budgeted:
             f"expected: {expected}; done at {ends:%H:%M:%S}",
         ]
         if size < LITTLE:
-            lines.append(
-                "the text is small: a model memorises it and learns little about writing; 1 MB is a good size"
-            )
+            lines.append("the text is small: a model memorises it and learns little about writing; 1 MB is a good size")
         return "\n".join(lines)
 
     def explain_end(self, steps: int) -> str | None:

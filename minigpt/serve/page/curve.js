@@ -14,7 +14,7 @@ function ticks(low, high, about) {
   return Array.from({ length: last - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(12)));
 }
 
-// Of the points in one pixel only the highest and lowest are drawn: a run has many thousands of points
+// Keep only the highest and lowest of the points in one pixel, since a run has many thousands of points
 function thin(points, most) {
   if (points.length <= most) return points;
   const each = Math.ceil(points.length / (most / 2)), found = [];
@@ -27,9 +27,9 @@ function thin(points, most) {
 }
 
 /* what: {
-     about        what a reader of the screen is told
+     about        description for screen readers
      series       [{ name, tone, points: [[x, y]], dots, band: [[x, low, high]] }]
-     levels       [{ name, value }]  horizontal lines, where they fall in sight
+     levels       [{ name, value }]  horizontal lines, drawn if they are in the visible range
      marks        [{ x, name }]      vertical lines
      height, format, x: name of the horizontal axis
      cursor       x of a line that a slider moves

@@ -26,7 +26,7 @@ export function inspected(found) {
     ...(tokens ? [["bytes per token", figure(tokens.bytes_per_token, 2)]] : []),
     ["repeated lines", share(duplicates.share)], ["of validation also in training", share(overlap.share)]]),
   ...(sum("bytes") < SMALL ? [el("p", { class: "caution" },
-    "The text is small: a model learns it by heart, and little of how to write. 1 MB is a good size.")] : []),
+    "The text is small: a model memorises it and learns little about writing. 1 MB is a good size.")] : []),
   ...(overlap.share > LEAK ? [el("p", { class: "caution" },
     `${share(overlap.share)} of the runs of ${overlap.unit} in the validation text are in the training text too. `,
     "The validation loss is then lower than on a new text.")] : [])];

@@ -129,7 +129,7 @@ class Live {
     if (this.failed || this.toldFailure) {
       this.toldFailure = this.failed;
       this.status.className = this.failed ? "status wrong" : "status";
-      this.status.textContent = this.failed ? `It could not go on: ${this.failed}` : "";
+      this.status.textContent = this.failed ? `It could not continue: ${this.failed}` : "";
     }
     if (lines.length) this.chart();
     this.happened();

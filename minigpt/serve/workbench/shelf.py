@@ -52,7 +52,7 @@ class Shelf:
         """The run of that name. Raises RunError."""
         paths = self.paths()
         if name not in paths:
-            raise RunError(f"there is no run {name!r}; GET /api/runs lists those that there are")
+            raise RunError(f"there is no run {name!r}; GET /api/runs lists all runs")
         return self._read(name, paths[name])
 
     def _try(self, name: str, path: Path) -> RunRecord | Damaged:

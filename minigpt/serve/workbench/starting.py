@@ -48,7 +48,7 @@ class Texts:
         """The source of that name. Raises RunError."""
         known = self.all()
         if name not in known:
-            raise RunError(f"there is no text {name!r} here; choose one of the list, or send it")
+            raise RunError(f"there is no text {name!r} here; choose one from the list, or send it")
         return known[name]
 
     def add(self, name: str, text: str, first: bool, done: bool) -> str:
