@@ -30,18 +30,16 @@ from minigpt.runtime.device import make_runtime
 from minigpt.training import Trainer, make_optimizer
 
 FLOORS = {"text": 0.4, "stories": 0.293}
-"""The law's E, which such small runs cannot determine: on English some 0.8 to 0.9 bits per byte, which the largest
-models reach; for stories the grammar's own entropy. As shares of the 5-gram model's loss."""
+"""The law's E, as a share of the 5-gram model's loss. Such small runs cannot determine it. For English it is 0.8 to 0.9
+bits per byte, which the largest models reach; for stories it is the grammar's entropy."""
 START = (0.2, 0.25, 0.5, 0.17, 5.0, 4.0, 100.0)
-"""Values at which the fit starts and to which it is loosely tied: few runs determine M and c, none of stories does."""
+"""Values at which the fit starts, and near which it stays: few runs determine M and c, and no run of stories does."""
 FIVE_GRAM = {"shakespeare": 1.5667, "wikitext-2": 1.4101, "stories": 0.6594}
 """Nats per byte, by `minigpt.runs.budget.within.describe`."""
 BY_HEART = 1.0
-"""If the training loss ends this far below, the run knows its text by heart; the law only falls and does not describe
-it.
-"""
+"""If the training loss ends this far below the validation loss, the run overfits; the law does not describe that."""
 HELD_OUT = 0.025
-"""By how much the loss on the validation text is above that on the last tenth of the training text (docs/LOG.md)."""
+"""The loss on the validation text minus the loss on the last tenth of the training text (docs/LOG.md)."""
 # text, (layers, width), sequences, context, steps, loss, training bytes: earlier runs of RESULTS.md and docs/LOG.md
 EARLIER = [
     ("shakespeare", (4, 128), 16, 256, 960, 1.4609, 1_003_854),

@@ -41,7 +41,7 @@ from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
 
 Method = Literal["dynamic", "cache", "both"]
-LABEL = "adapted to the text it is scored on: another category"
+LABEL = "adapted to the text it is scored on: not comparable with other scores"
 """This label is printed next to every such score."""
 _MOST = 1e9  # upper limit of the settings: fp32 would overflow far above it, and nobody needs more
 

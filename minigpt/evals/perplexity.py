@@ -117,7 +117,7 @@ def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
 def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
     """Raises UserError for an impossible stride, context or batch size, DataError for too few tokens."""
     if context < 1 or not 1 <= stride <= context:
-        raise UserError(f"stride {stride} does not go with context {context}; choose a stride of 1 to {context}")
+        raise UserError(f"stride {stride} does not fit context {context}; choose a stride of 1 to {context}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch size {batch_size} is not positive; choose 1 or more")
     if len(tokens) < 2:

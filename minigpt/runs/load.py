@@ -116,7 +116,7 @@ def _adapted(path: Path, device: str) -> GPT:
     base = find_base(path, saved)
     model = load_run(base, device).model
     if fingerprint(model) != saved.sha256:
-        raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put back the one it began from")
+        raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put its own base back")
     load_adapter(model, saved.tensors, saved.config)
     merge(model)
     model.source = path

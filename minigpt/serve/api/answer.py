@@ -88,14 +88,14 @@ def usage(prompt: int, written: int, cached: int, read: int) -> Usage:
 def check_texts(count: int, state: State) -> None:
     """Raises ApiError for more texts than one request may ask for."""
     if count > state.limits.queue:
-        raise ApiError(400, f"{count} texts in one request; {state.limits.queue} are the most of this server")
+        raise ApiError(400, f"{count} texts in one request; this server allows {state.limits.queue}")
 
 
 def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
     """Raises ApiError for a search that is too wide, or that is asked to stream its answer."""
     beams = (asked.num_beams or 1) > 1
     if beams and prompts * (asked.num_beams or 1) > loaded.texts:
-        raise ApiError(400, f"num_beams: {loaded.texts} beams of all prompts together are the most here", "num_beams")
+        raise ApiError(400, f"num_beams: {loaded.texts} beams for all prompts together is the limit here", "num_beams")
     if asked.stream and (beams or copies > (asked.n or 1)):
         what = "num_beams" if beams else "best_of"
         raise ApiError(400, f"{what} compares whole texts, so they cannot be streamed; leave stream out", what)
@@ -130,6 +130,6 @@ async def _events(pieces: AsyncIterator[list[Any]]) -> AsyncGenerator[str, None]
     try:
         async for some in pieces:
             yield "".join(f"data: {piece.model_dump_json()}\n\n" for piece in some)
-    except Exception as error:  # noqa: BLE001  the status is sent already, so that any error is told in the stream
+    except Exception as error:  # noqa: BLE001  the status is already sent, so any error goes into the stream
         yield f"data: {as_api_error(error).as_json()}\n\n"
     yield "data: [DONE]\n\n"
