@@ -84,7 +84,7 @@ class Commands:
         for name, info in SETTINGS.items():
             value = getattr(self.session.config, name)
             mark = " " if value == getattr(self.defaults, name) else "*"
-            rows.append(f"{mark} {name:<{width}} {_json(value):<6} {info.description}")
+            rows.append(f"{mark} {name:<{width}} {_json(value):<6} {' '.join(str(info.description).split())}")
         return Reply("\n".join(rows))
 
     def _setting(self, name: str) -> str:
