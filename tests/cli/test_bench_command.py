@@ -1,6 +1,7 @@
 """Test that minigpt bench prints what its help says, and that a mistake is one line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def text(tmp_path: Path) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     code = main(["bench", *map(str, words)])
     captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    # a test may be the first of its process that needs a kernel
+    err = [line for line in captured.err.splitlines(keepends=True) if not re.match(r"compiling \w+\.c for ", line)]
+    return code, captured.out, "".join(err)
 
 
 def test_train_prints_the_documented_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path):
