@@ -113,7 +113,7 @@ def _fence(text: str, language: str, title: str) -> str:
 
 
 def relink(text: str, path: str, page: str) -> str:
-    """The text of a file as part of a page: its links lead to pages, or become plain words if there is no page."""
+    """The text of a file as part of a page. A link to a file without a page becomes plain words."""
 
     def one(link: re.Match[str]) -> str:
         picture, words, target = link.groups()

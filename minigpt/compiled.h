@@ -17,3 +17,18 @@ static inline float fast_exp(float x)
     memcpy(&power, &bits, 4);
     return series * power;
 }
+
+static inline float from_bf16(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint16_t to_bf16(float value) /* to the nearest, ties to even; NaN stays NaN */
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+}

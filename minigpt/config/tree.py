@@ -371,15 +371,14 @@ class TrainConfig(Section):
             )
         if self.ema_decay and self.average_last:
             raise ValueError("average_last: a run keeps only one average; set ema_decay or average_last to 0")
-        if self.precision == "bf16-pure" and self.averages:
-            name = "ema_decay" if self.ema_decay else "average_last"
-            raise ValueError(f"{name}: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
+        if self.precision == "bf16-pure" and self.average:
+            raise ValueError(f"{self.average}: bf16 weights cannot hold an average; leave it 0, or set precision bf16")
         return self
 
     @property
-    def averages(self) -> bool:
-        """Whether the run keeps an average of its weights."""
-        return bool(self.ema_decay or self.average_last)
+    def average(self) -> Literal["", "ema_decay", "average_last"]:
+        """The setting that makes the run keep an average of its weights; "" if there is none."""
+        return "ema_decay" if self.ema_decay else "average_last" if self.average_last else ""
 
     @property
     def passes(self) -> int:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import UserError
-from minigpt.evals.perplexity import Score, check_finite, check_windows, text_bytes
+from minigpt.evals.perplexity import Score, check_finite, checked_stride, text_bytes
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
@@ -103,8 +103,7 @@ def evaluate_adapted(
 
     Raises: as `evaluate`; UserError if the weights diverge.
     """
-    stride = context if stride is None else stride
-    check_windows(tokens, context, stride, batch_size)
+    stride = checked_stride(tokens, context, stride, batch_size)
     learner = _Learner(model, how.rate) if how.method in ("dynamic", "both") else None
     cache = _Cache(how) if how.method in ("cache", "both") else None
     model = learner.model if learner else model

@@ -70,8 +70,7 @@ def evaluate(
         DataError: too few tokens.
         CheckpointError: the loss is NaN or infinite.
     """
-    stride = context if stride is None else stride
-    check_windows(tokens, context, stride, batch_size)
+    stride = checked_stride(tokens, context, stride, batch_size)
     columns: list[list[npt.NDArray[Any]]] = [[], [], []]
     size = batch_size or rows_at_once(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
@@ -114,14 +113,19 @@ def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
     return scorer
 
 
-def check_windows(tokens: npt.NDArray[Any], context: int, stride: int, batch_size: int | None) -> None:
-    """Raises UserError for an impossible stride, context or batch size, DataError for too few tokens."""
+def checked_stride(tokens: npt.NDArray[Any], context: int, stride: int | None, batch_size: int | None) -> int:
+    """The stride, by default the context.
+
+    Raises UserError for an impossible stride, context or batch size, DataError for too few tokens.
+    """
+    stride = context if stride is None else stride
     if context < 1 or not 1 <= stride <= context:
         raise UserError(f"stride {stride} does not fit context {context}; choose a stride of 1 to {context}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch size {batch_size} is not positive; choose 1 or more")
     if len(tokens) < 2:
         raise DataError(f"{len(tokens)} token cannot be evaluated, since the first is not predicted; give more text")
+    return stride
 
 
 def text_bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import UserError
-from minigpt.evals.perplexity import Score, check_windows, evaluate, not_a_number, rows_at_once
+from minigpt.evals.perplexity import Score, checked_stride, evaluate, not_a_number, rows_at_once
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
 
@@ -60,11 +60,11 @@ def fit_temperature(
     times the work of `evaluate`.
     Raises as `evaluate`.
     """
-    check_windows(tokens, context, context if stride is None else stride, batch_size)
+    stride = checked_stride(tokens, context, stride, batch_size)
     size = batch_size or max(1, rows_at_once(model, context, runtime.device.type) // 4)  # several copies of the logits
     low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
     for _ in range(_PASSES):
-        batches = eval_batches(tokens, context, stride or context, size)
+        batches = eval_batches(tokens, context, stride, size)
         slope, curve = _derivatives(model, batches, inverse, runtime, len(tokens) - 1, progress)
         if not math.isfinite(slope):
             raise not_a_number()

@@ -195,9 +195,8 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("optimizer.kind: muon goes with neither lora nor finetune.layer_decay; choose adamw")
     if not config.lora.rank and config.lora != AdapterConfig():
         problems.append("lora: rank is 0, so there is no adapter; give --lora.rank 8")
-    if config.lora.rank and config.train.averages:
-        name = "ema_decay" if config.train.ema_decay else "average_last"
-        problems.append(f"train.{name}: an adapter is saved without an average; leave it 0")
+    if config.lora.rank and config.train.average:
+        problems.append(f"train.{config.train.average}: an adapter is saved without an average; leave it 0")
     tuned, plain = config.finetune, FinetuneConfig()
     if not tuned.teacher and any(
         getattr(tuned, name) != getattr(plain, name) for name in ("teacher_weight", "teacher_temperature")

@@ -88,7 +88,7 @@ def memory_of_run(config: RunConfig) -> Memory:
         settings.rows * settings.passes,
         make_runtime(settings.device, settings.precision),
         optimizer=config.optimizer.kind,
-        ema=settings.averages,
+        ema=bool(settings.average),
         accumulates=settings.rows < settings.batch_size,
         checkpointing=config.parallel.activation_checkpointing,
     )

@@ -67,7 +67,7 @@ class Prospect:
             size * config.train.passes,
             self.runtime,
             optimizer=config.optimizer.kind,
-            ema=config.train.averages,
+            ema=bool(config.train.average),
             accumulates=size < self.rows,
             shards=self.shards,
             checkpointing=config.parallel.activation_checkpointing,

@@ -40,22 +40,7 @@ typedef struct {
 
 static inline float from_fp32(float value) { return value; }
 
-static inline float from_bf16(uint16_t half)
-{
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
 static inline int32_t from_int8(int8_t value) { return value; }
-
-static inline uint16_t to_bf16(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to the nearest, ties to even */
-}
 
 /* erf by Abramowitz and Stegun, 7.1.26; accurate to 1.5e-7. */
 static inline float fast_erf(float x)

@@ -33,21 +33,6 @@ static inline float inner_tanh(float x) { return 1.59576912f * (x + 0.044715f * 
 /* EXPONENTIALS: replace each x of [rows, width], fp32 or bf16, by e^(x - the row's largest). largest, sums: [rows]. */
 static inline float shifted(float x, float most) { return x - most < -87 ? 0 : fast_exp(x - most); }
 
-static inline float of_bf16(uint16_t x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-static inline uint16_t to_bf16(float x) /* to the nearest, ties to even */
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return x == x ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : 0x7FC0;
-}
-
 #define EXPONENTIALS(NAME, NUMBER, READ, WRITE)                                                                        \
     void NAME(NUMBER *logits, float *largest, float *sums, long rows, long width, int threads)                         \
     {                                                                                                                  \
@@ -69,7 +54,7 @@ static inline uint16_t to_bf16(float x) /* to the nearest, ties to even */
         }                                                                                                              \
     }
 EXPONENTIALS(exponentials, float, , )
-EXPONENTIALS(exponentials_bf16, uint16_t, of_bf16, to_bf16)
+EXPONENTIALS(exponentials_bf16, uint16_t, from_bf16, to_bf16)
 
 /* x [rows, H], or [rows, 2 H] for a gated activation -> y [rows, H]. slope, of the shape of x, gets dy/dx. */
 void activate(const float *x, float *y, float *slope, long rows, long H, int kind, int threads)
