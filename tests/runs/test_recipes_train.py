@@ -14,6 +14,7 @@ LESS = {
     "gpt2-124m": ["--train.batch-size", "1", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
     "small-25m": ["--train.batch-size", "2", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
     "wikitext2-22m": ["--train.batch-size", "4"],
+    "wikitext2-record": ["--train.batch-size", "4", "--train.micro-batch-size", "4"],
     "tiny-6.7m": ["--train.batch-size", "2"],
     "shakespeare-char": ["--train.batch-size", "8"],
     "nanogpt-shakespeare-char": ["--train.batch-size", "4"],
@@ -39,6 +40,6 @@ def test_it_loads_and_learns_in_a_few_steps(name: str, mirror: Path, tmp_path: P
     assert ids is not None
     start = lines[0]["val_loss"] - math.log(ids)  # at step 0, without dropout
     with capsys.disabled():
-        print(f"\n{name}: step 0 ln V {start:+.3f}, after {steps} steps {lines[-1]['loss']:.3f}, {report['seconds']} s")
+        print(f"\n{name}: step 0 ln V {start:+.3f}, validation after {steps} steps {lines[-1]['val_loss']:.3f}, {report['seconds']} s")
     assert abs(start) < (0.15 if name == "gpt2-124m" else 0.4)
-    assert lines[-1]["loss"] < lines[1]["loss"] - 0.3
+    assert lines[-1]["val_loss"] < lines[0]["val_loss"] - 0.2  # a batch of 256 tokens is too few to say it
