@@ -36,7 +36,7 @@ class Eval:
     minigpt eval runs/my --data questions.jsonl
     minigpt eval runs/my --fit-temperature
     minigpt eval runs/my --adapt both
-    minigpt eval runs/my --ensemble runs/small runs/large
+    minigpt eval runs/my --ensemble runs/small,runs/large
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default, windows of the model's full context follow each other without overlap, as at the end of training. A
@@ -101,7 +101,8 @@ class Eval:
     cache_sharpness: float | None = None
     """cache: the cosine of two states is multiplied by this; a large number favours similar positions (default: 20)."""
     ensemble: tuple[PathText, ...] = ()
-    """Runs with the same tokenizer: score again with the mean of the probabilities of this run and these runs."""
+    """Runs with the same tokenizer, separated by commas or spaces: score again with the mean of the probabilities of
+    this run and these runs."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
