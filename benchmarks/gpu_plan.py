@@ -11,7 +11,6 @@ command, seconds, device, commit, result. A score is null if its command failed;
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -47,7 +46,7 @@ class Command:
 
 
 PLAN: tuple[Training | Command, ...] = (
-    Training("record", "wikitext2-record", 420, (), "test, a word, windows that overlap: < 63.3, then < 60"),
+    Training("record", "wikitext2-record", 420, (), "test, per word, windows that overlap: < 63.3, then < 60"),
     Training(
         "small-25m",
         "small-25m",
@@ -57,7 +56,7 @@ PLAN: tuple[Training | Command, ...] = (
             *("--model.dropout", "0.3", "--optimizer.beta2", "0.99", "--optimizer.weight-decay", "0.2"),
             *("--train.batch-size", "32", "--train.max-epochs", "null", "--train.early-stopping", "null"),
         ),
-        "validation, a token: < 28.7",
+        "validation, per token: < 28.7",
     ),
     Training(
         "wikitext2-22m",
@@ -68,7 +67,7 @@ PLAN: tuple[Training | Command, ...] = (
             *("--model.word-dropout", "0.1", "--model.output-dropout", "0.1"),
             *("--train.batch-size", "32", "--train.max-steps", "null"),
         ),
-        "validation, a token: < 35",
+        "validation, per token: < 35",
     ),
     Command(
         "124M",
@@ -181,7 +180,10 @@ class Plan:
             self._write(step.name, words, started, json.loads(said))
 
     def _minigpt(self, name: str, words: list[str], seconds: float) -> str | None:
-        """The command's output; "" if it failed, None if its time was over and it was stopped, as by Ctrl-C."""
+        """The command's output; "" if it failed, None if its time was over and it was stopped.
+
+        It is stopped by SIGTERM, after which a training saves. A shell's background jobs ignore SIGINT.
+        """
         print(f"{self.left():4.0f} s left: minigpt {' '.join(words)}", flush=True)
         with (self.out / f"{name}.log").open("a") as log:
             command = [sys.executable, "-m", "minigpt", *words]
@@ -191,7 +193,7 @@ class Plan:
                     said, _ = process.communicate(timeout=max(1.0, seconds))
                 except subprocess.TimeoutExpired:
                     late = True
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
                     said, _ = process.communicate()
         if process.returncode:
             print(f"{name}: exit code {process.returncode}; see {name}.log", flush=True)
