@@ -27,7 +27,7 @@ class Copy:
     times: int = 1
     """How often."""
     speed: float | None = None
-    """Bytes a second."""
+    """Bytes per second."""
     mode: Literal["fast", "safe"] = "safe"
     """How."""
     tags: tuple[str, ...] | None = None
