@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar
     loading()
     from minigpt.cli.answers import report_records
-    from minigpt.cli.beside import beside, fit, load_members, show_beside
+    from minigpt.cli.extra_scores import extra_scores, fit, load_members, show_extra_scores
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
@@ -151,12 +151,12 @@ def main(argv: list[str]) -> int:
         _save(report, Path(args.run))
     if args.fit_temperature:
         fit(run, prepared, report, args.batch_size)
-    others = beside(run, report, partial(_evaluate, args, run, prepared), how, members)
+    others = extra_scores(run, report, partial(_evaluate, args, run, prepared), how, members)
     if args.json:
         out_json({**report, **others})
     else:
         _show(report, args.run)
-        show_beside(others)
+        show_extra_scores(others)
     return 0
 
 
@@ -227,13 +227,13 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 def _show(report: "Report", name: str) -> None:
     from rich.table import Table
 
-    from minigpt.evals.report import told_headline
+    from minigpt.evals.report import report_headline
 
     screen = Lines(highlight=False)
     screen.print(
         f"[bold]{name}[/bold] on {report['data']}: {counted(report['tokens'], 'token')}, "
         f"{counted(report['bytes'], 'byte')}, {counted(report['words'], 'word')}; context {report['context']:,}\n"
-        f"{told_headline(report)}\n"
+        f"{report_headline(report)}\n"
     )
     for rows in (_figures(report), _scale(report)):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
