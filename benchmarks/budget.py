@@ -47,11 +47,11 @@ def row(text: str, budget: str, folder: Path) -> str:
     seq_len, val = run.config.model.max_seq_len, run.prepared().splits["val"].tokens
     with torch.inference_mode():
         reached = validation_loss(run.model, eval_batches(val, seq_len, seq_len, 2048 // seq_len), run.runtime)
-    foretold, promised = receipt["predicted_loss"], receipt["promised_seconds"]
+    predicted, promised = receipt["predicted_loss"], receipt["promised_seconds"]
     passes = state["tokens"] / len(run.prepared().splits["train"].tokens)
     cells = [
         text, budget, f"{run.config.model.num_layers} x {run.config.model.embed_dim}", f"{state['step']:,}",
-        f"{passes:.2g}", f"{foretold:.3f}", f"{reached:.3f}", f"{reached / foretold - 1:+.1%}",
+        f"{passes:.2g}", f"{predicted:.3f}", f"{reached:.3f}", f"{reached / predicted - 1:+.1%}",
         f"{promised:.1f} s", f"{took:.1f} s", f"{took / promised - 1:+.1%}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

@@ -3,14 +3,14 @@
     python benchmarks/gpu_plan.py --out results
     python benchmarks/gpu_plan.py --out results --tiny --text my.txt    # the same steps on a CPU, in a minute or two
 
-You can stop it at any moment. Started again with the same --out, it skips steps with a result and continues a training
-from its last checkpoint. results.jsonl holds one object per step: name, command, seconds, device, commit, result.
+You can stop it at any moment. Started again with the same --out, it skips steps with a result, continues a training
+from its last checkpoint, and computes the scores that are missing. results.jsonl holds one object per step: name,
+command, seconds, device, commit, result. A score is null if its command failed; one that ran out of time is left out.
 """
 
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -46,7 +46,7 @@ class Command:
 
 
 PLAN: tuple[Training | Command, ...] = (
-    Training("record", "wikitext2-record", 420, (), "test, a word, windows that overlap: < 63.3, then < 60"),
+    Training("record", "wikitext2-record", 420, (), "test, per word, windows that overlap: < 63.3, then < 60"),
     Training(
         "small-25m",
         "small-25m",
@@ -56,7 +56,7 @@ PLAN: tuple[Training | Command, ...] = (
             *("--model.dropout", "0.3", "--optimizer.beta2", "0.99", "--optimizer.weight-decay", "0.2"),
             *("--train.batch-size", "32", "--train.max-epochs", "null", "--train.early-stopping", "null"),
         ),
-        "validation, a token: < 28.7",
+        "validation, per token: < 28.7",
     ),
     Training(
         "wikitext2-22m",
@@ -67,7 +67,7 @@ PLAN: tuple[Training | Command, ...] = (
             *("--model.word-dropout", "0.1", "--model.output-dropout", "0.1"),
             *("--train.batch-size", "32", "--train.max-steps", "null"),
         ),
-        "validation, a token: < 35",
+        "validation, per token: < 35",
     ),
     Command(
         "124M",
@@ -79,6 +79,12 @@ PLAN: tuple[Training | Command, ...] = (
         ),
     ),
 )
+SCORES = {
+    "val": ("--split", "val"),
+    "test": ("--split", "test"),
+    "test --stride 32": ("--split", "test", "--stride", "32"),
+}
+"""The scores of a training, each with its flags of `minigpt eval`."""
 TINY = {
     "model.num-layers": "2",
     "model.embed-dim": "32",
@@ -113,33 +119,51 @@ class Plan:
         return self.end - time.monotonic()
 
     def run(self) -> bool:
-        """Run the steps that have no result yet. Returns whether all steps have a result now."""
-        done = {line["name"] for line in self._lines()}
+        """Run what has no result yet. Returns whether all steps have all their results now."""
         for step in PLAN:
-            if step.name not in done and self.left() > SPARE:
+            if not self._done(step) and self.left() > SPARE:
                 self._train(step) if isinstance(step, Training) else self._command(step)
-        return {step.name for step in PLAN} == {line["name"] for line in self._lines()}
+        return all(map(self._done, PLAN))
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.is_file() else []
+    def _done(self, step: Training | Command) -> bool:
+        line = self._lines().get(step.name)
+        return line is not None and (isinstance(step, Command) or line["result"]["scores"].keys() == SCORES.keys())
+
+    def _lines(self) -> dict[str, dict[str, Any]]:
+        """The results so far, by the step's name."""
+        lines = self.results.read_text().splitlines() if self.results.is_file() else []
+        return {line["name"]: line for line in map(json.loads, lines)}
 
     def _train(self, step: Training) -> None:
-        run, seconds = self.out / "runs" / step.name, 4.0 if self.tiny else step.seconds
+        """Train, then compute the scores; a run that is in the results is trained, and only lacks scores."""
+        run = self.out / "runs" / step.name
+        if step.name not in self._lines():
+            started = time.monotonic()
+            words = self._train_run(step, run)
+            if not (run / "checkpoints" / "best").exists():
+                return  # its log says why
+            self._write(step.name, words, started, {"goal": step.goal, "scores": {}})
+        line = self._lines()[step.name]
+        scores = line["result"]["scores"]
+        for name in [name for name in SCORES if name not in scores]:
+            started = time.monotonic()
+            said = self._minigpt(step.name, ["eval", str(run), "--json", *SCORES[name]], self.left())
+            if said is not None:
+                scores[name] = json.loads(said) if said else None
+            line["seconds"] = round(line["seconds"] + time.monotonic() - started, 1)
+            self._keep(line)
+
+    def _train_run(self, step: Training, run: Path) -> list[str]:
+        """Train until the step's time or the plan's time is over; returns the command's words."""
+        seconds = 4.0 if self.tiny else step.seconds
         minutes = max(0.02, min(seconds, self.left() - 2 * SPARE * (not self.tiny)) / 60)
         words = ["train", step.recipe, *self._flags(step.flags), "--name", step.name]
         words += ["--logging.runs-dir", str(run.parent), "--train.max-minutes", f"{minutes:.3f}"]
         words += ["--train.sample-every", "0", "--train.save-every", "200"]
         if (run / "config.yaml").is_file():
             words.append("--resume")  # the time left may differ from the first start's
-        started = time.monotonic()
         self._minigpt(step.name, words, 60 * minutes + 3 * SPARE)
-        if not (run / "checkpoints" / "best").exists():
-            return  # its log says why
-        scores = {}
-        for split, more in (("val", ()), ("test", ()), ("test", ("--stride", "32"))):
-            said = self._minigpt(step.name, ["eval", str(run), "--split", split, "--json", *more], self.left())
-            scores[" ".join((split, *more))] = json.loads(said) if said else None
-        self._write(step.name, words, started, {"goal": step.goal, "scores": scores})
+        return words
 
     def _flags(self, flags: Iterable[str]) -> list[str]:
         """These flags; if tiny, with two narrow layers, short windows and the given text instead."""
@@ -155,30 +179,41 @@ class Plan:
         if said := self._minigpt(step.name, words, min(self.left(), step.seconds + SPARE)):
             self._write(step.name, words, started, json.loads(said))
 
-    def _minigpt(self, name: str, words: list[str], seconds: float) -> str:
-        """The command's output; empty if it failed. When its time is over it is stopped, as by Ctrl-C."""
+    def _minigpt(self, name: str, words: list[str], seconds: float) -> str | None:
+        """The command's output; "" if it failed, None if its time was over and it was stopped.
+
+        It is stopped by SIGTERM, after which a training saves. A shell's background jobs ignore SIGINT.
+        """
         print(f"{self.left():4.0f} s left: minigpt {' '.join(words)}", flush=True)
         with (self.out / f"{name}.log").open("a") as log:
             command = [sys.executable, "-m", "minigpt", *words]
+            late = False
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=HOME) as process:
                 try:
                     said, _ = process.communicate(timeout=max(1.0, seconds))
                 except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGINT)
+                    late = True
+                    process.terminate()
                     said, _ = process.communicate()
         if process.returncode:
             print(f"{name}: exit code {process.returncode}; see {name}.log", flush=True)
-            return ""
+            return None if late else ""
         return said
 
     def _write(self, name: str, words: list[str], started: float, result: dict[str, Any]) -> None:
         line = {"name": name, "command": " ".join(["minigpt", *words]), "seconds": round(time.monotonic() - started, 1)}
-        line |= {"device": device(), "commit": commit(), "result": result}
-        with self.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._keep(line | {"device": device(), "commit": commit(), "result": result})
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        """Write the line of a step in place of its earlier one; a killed process leaves the old or the new file."""
+        lines = self._lines() | {line["name"]: line}
+        work = self.results.with_suffix(".tmp")
+        with work.open("w") as file:
+            file.writelines(json.dumps(each) + "\n" for each in lines.values())
             file.flush()
             os.fsync(file.fileno())
-        print(f"{self.left():4.0f} s left: {name}: {json.dumps(result)[:400]}", flush=True)
+        work.replace(self.results)
+        print(f"{self.left():4.0f} s left: {line['name']}: {json.dumps(line['result'])[:400]}", flush=True)
 
 
 def device() -> str:

@@ -162,7 +162,7 @@ def fit(points: Path) -> None:
         print(f"\n{kind}: {len(own)} runs\n    Law({', '.join(f'{value:.4g}' for value in astuple(law))})")
         for row in own:
             print(
-                f"{name_of(row)} {row['loss']:.3f} {foretold(law, row):.3f} {100 * math.expm1(error(law, row)):+.1f} %"
+                f"{name_of(row)} {row['loss']:.3f} {predicted(law, row):.3f} {100 * math.expm1(error(law, row)):+.1f} %"
             )
         errors = [abs(error(law, row)) for row in own]
         most = np.quantile(errors, 0.9)
@@ -189,10 +189,10 @@ def fit_law(rows: list[dict[str, Any]], kind: str) -> Law:
 
 def error(law: Law, row: dict[str, Any]) -> float:
     """log(predicted / measured)."""
-    return math.log(foretold(law, row) / row["loss"])
+    return math.log(predicted(law, row) / row["loss"])
 
 
-def foretold(law: Law, row: dict[str, Any]) -> float:
+def predicted(law: Law, row: dict[str, Any]) -> float:
     """The loss of a run by the law."""
     five_gram = FIVE_GRAM[row["text"].split()[0]]
     text = Text(row["unique"], VALIDATION, 65, row["bytes_per_token"], five_gram, kind_of(row))

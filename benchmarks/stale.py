@@ -18,7 +18,7 @@ from history import ROOT, Row, results
 TRAINING = ("minigpt/model", "minigpt/training", "minigpt/runtime", "minigpt/runs/train.py")
 GENERATING = ("minigpt/model", "minigpt/generation")
 DEPENDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"^beside llama.cpp|^generation|narrow model|speculative", (*GENERATING, "minigpt/weights/quantized.py")),
+    (r"llama.cpp|^generation|narrow model|speculative", (*GENERATING, "minigpt/weights/quantized.py")),
     (r"web page", ("minigpt/export/page",)),
     (r"^server", ("minigpt/serve/engine", "minigpt/serve/api", "minigpt/generation")),
     (r"BPE|word of 300,000", ("minigpt/tokenizers",)),

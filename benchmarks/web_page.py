@@ -52,9 +52,9 @@ def in_chromium(page: Path) -> str:
         opened.uncheck("#stop_at_eos")
         opened.click("#write")
         opened.wait_for_selector("#more:not([hidden])", timeout=600_000)
-        told = opened.inner_text("#write-status")
+        status = opened.inner_text("#write-status")
         browser.close()
-    return told
+    return status
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minigpt.console import tell
 from minigpt.measured import keep, recall
-from minigpt.mkl import answer_yes, measure_gain
+from minigpt.mkl import load_stub_library, measure_gain
 
 SWITCH = "MINIGPT_MKL"
 """Environment variable with the code of MKL to run: intel or usual. Not set: the faster one."""
@@ -57,7 +57,7 @@ def choose_products(busy: bool) -> None:
     if asked not in ("intel", "usual"):
         asked = "intel" if gains(busy) else "usual"
     if asked == "intel":
-        asked = "intel" if answer_yes() else "usual"
+        asked = "intel" if load_stub_library() else "usual"
     os.environ[SWITCH] = asked
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from minigpt.console import tell
 from minigpt.download import cache_root
-from minigpt.files import beside, file_sha256, only_ours, parse_json, private_folder, write_bytes
+from minigpt.files import file_sha256, only_ours, parse_json, private_folder, temporary_path, write_bytes
 
 HEADER = Path(__file__).with_suffix(".h")
 """The code that all C files share; it is included before each."""
@@ -141,7 +141,7 @@ def _private(folder: Path, name: str) -> Iterator[Path]:
     """A folder that only this user can write, deleted at the end: in `folder`, or elsewhere if it cannot be private."""
     try:
         private_folder(folder)
-        scratch = beside(folder / name)
+        scratch = temporary_path(folder / name)
         scratch.mkdir(mode=0o700)
     except OSError as error:  # compiling at each start only costs a second or two
         warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)

@@ -176,13 +176,13 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
 
 
-def teller(console: Console, style: str | None = None) -> Callable[[str], object]:
+def printer(console: Console, style: str | None = None) -> Callable[[str], object]:
     """Make a function that prints a message without markup, on one line if it fits."""
     return lambda text: console.print(text, style=style, markup=False, highlight=False)
 
 
 console = messages()
-tell = teller(console)
+tell = printer(console)
 
 
 def loading(quiet: bool = False) -> None:

@@ -106,14 +106,14 @@ def _read_pipe(path: str | Path, most: int) -> bytes:
             return (first or b"") + rest.read(most - len(first or b""))
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A new name in the same folder for the unfinished `path`. Also deletes what dead processes left in the folder."""
-    sweep(path.parent)
+    delete_unfinished(path.parent)
     name = path.name[:40]  # the whole name could be too long for the system
     return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def sweep(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
     """Delete the unfinished files of processes of this machine that have ended."""
     for left in folder.glob(".*.tmp"):
         owner = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", left.name)
@@ -146,8 +146,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder. If the process is killed, the folder is whole, or `sweep` deletes the rest. Raises OSError."""
-    work = beside(folder)
+    """Delete a folder. If the process is killed, the folder is whole, or `delete_unfinished` deletes the rest.
+
+    Raises OSError.
+    """
+    work = temporary_path(folder)
     folder.rename(work)
     delete_path(work)
 
@@ -172,7 +175,7 @@ def private_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file; a killed process leaves the old or the new file. Raises OSError, and then the old file stays."""
-    work = beside(path)
+    work = temporary_path(path)
     try:
         with work.open("wb") as file:
             file.write(content)
@@ -245,7 +248,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises StorageError if it cannot be written.
     """
-    work = beside(out)
+    work = temporary_path(out)
     try:
         work.mkdir(parents=True)
         yield work
@@ -265,7 +268,7 @@ def new_file(out: Path) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = beside(out)
+        work = temporary_path(out)
         try:
             yield work
             work.rename(out)

@@ -40,7 +40,7 @@ def measure_gain(torch_folder: Path) -> float:
 
 def time_products(torch_folder: str, code: str) -> float:
     """Seconds of some products by torch's library, with MKL's usual code or its code for Intel's processors."""
-    if code == "intel" and not answer_yes():
+    if code == "intel" and not load_stub_library():
         raise OSError("a library cannot be loaded from memory here")
     calls = ctypes.CDLL(str(Path(torch_folder) / "libtorch_cpu.so"))
     return sum(_fastest(calls, *product) for product in _PRODUCTS)
@@ -60,7 +60,7 @@ def _fastest(calls: ctypes.CDLL, left: bytes, right: bytes, m: int, n: int, k: i
     return min(seconds)
 
 
-def answer_yes() -> bool:
+def load_stub_library() -> bool:
     """Load the library of one function from memory. Returns False if the system cannot or may not do this."""
     try:
         memory = os.memfd_create("minigpt-mkl")

@@ -53,7 +53,7 @@ for story in generate_stories(2, seed=7):
     print(story)
 floor = entropy().nats_per_token_char
 print(f"{entropy().nats_per_story:.1f} nats in a story of {entropy().chars_per_story:.0f} characters, on average:")
-print(f"floor {floor:.4f} nats a character")
+print(f"floor {floor:.4f} nats per character")
 
 # %% [markdown]
 # ## The settings
@@ -109,7 +109,7 @@ table = parameter_table(shape)
 for part, count in table.items():
     print(f"{part:13} {count:9,}")
 tokens = config.train.max_steps * config.train.batch_size * shape.max_seq_len
-print(f"\n6 N                  {6 * table['total']:11,} operations a token")
+print(f"\n6 N                  {6 * table['total']:11,} operations per token")
 print(f"with attention       {flops_per_token(shape):11,}")
 print(f"{tokens:,} tokens  {flops_per_token(shape) * tokens:.2g} operations in all")
 assert 1 < flops_per_token(shape) / (6 * table["total"]) < 1.3
@@ -154,7 +154,7 @@ for level, name, side in ((clueless, f"ln {vocabulary} = {clueless:.2f}", 1), (f
     axes.axhline(level, color=QUIET, linestyle="--", linewidth=1)
     axes.annotate(name, (side, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   ha="right" if side == 1 else "left", va="bottom", color=QUIET)  # fmt: skip
-quiet(axes, "loss, in nats a character", "step")
+quiet(axes, "loss, in nats per character", "step")
 axes.set(ylim=(0, 4.7), xlim=(0, config.train.max_steps))
 axes.legend(frameon=False, loc="center right")
 plt.show()
@@ -351,7 +351,7 @@ held_out = load_run(run.path).prepared().splits["val"].tokens[: 300 * 128 + 1]
 by_place = loss_by_position(token_losses(model, held_out), 128)
 figure, axes = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
 axes.plot(range(128), by_place, color=COLOURS[2])
-quiet(axes, "loss by place, in nats a character", "characters before")
+quiet(axes, "loss by place, in nats per character", "characters before")
 axes.set(ylim=(0, None), xlim=(0, 127))
 plt.show()
 early, middle, late = by_place[0], by_place[8:16].mean(), by_place[64:].mean()

@@ -114,7 +114,7 @@ configs = {name: load_config(overrides=settings | changes) for name, changes in 
 shapes = {name: config.model.model_copy(update={"vocab_size": 64}) for name, config in configs.items()}
 for name, shape in shapes.items():
     weights = parameter_table(shape)["total"]
-    print(f"{name:22} {weights:8,} weights   {flops_per_token(shape):8,} operations a token")
+    print(f"{name:22} {weights:8,} weights   {flops_per_token(shape):8,} operations per token")
 operations = [flops_per_token(shape) for shape in shapes.values()]
 assert len(set(operations)) == 1
 
@@ -185,7 +185,7 @@ for place, name in enumerate(names):
     colour = COLOURS[0] if name == "baseline" else COLOURS[1] if name in clear else QUIET
     axes.plot(losses[name], [place] * len(seeds), "o", color=colour, alpha=0.5, markersize=5)
     axes.plot([mean(losses[name])] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
-quiet(axes, "validation loss after 150 steps: seeds and their mean", "nats a character", grid="x")
+quiet(axes, "validation loss after 150 steps: seeds and their mean", "nats per character", grid="x")
 axes.set_yticks(range(len(names)), names, color=INK)
 axes.legend(frameon=False, fontsize=9, loc="upper right")
 plt.show()
@@ -243,7 +243,7 @@ for axes, (title, members) in zip(grid.flat, panels.items(), strict=True):
 for axes in grid[1]:
     axes.set_xlabel("step", color=QUIET)
 for axes in grid[:, 0]:
-    axes.set_ylabel("nats a character", color=QUIET)
+    axes.set_ylabel("nats per character", color=QUIET)
 plt.show()
 
 # %% [markdown]

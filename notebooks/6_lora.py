@@ -66,7 +66,7 @@ shape = {
     "train.save_every": 500,
 }
 base = train(load_config(overrides=common | shape), name="base", quiet=True)
-print(f"validation loss {base.state.val_loss:.3f} nats a character")
+print(f"validation loss {base.state.val_loss:.3f} nats per character")
 
 # %% [markdown]
 # ## The new text

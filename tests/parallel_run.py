@@ -154,7 +154,7 @@ def gap(one: list[float], two: list[float]) -> float:
 def compare(kind: str, optimizer: str, more: dict[str, Any], steps: int, ranks: Ranks) -> dict[str, Any]:
     config = config_of(kind, optimizer, steps, more)
     seen, weights, sent = run(config, ranks)
-    alone, expected, _ = ranks.share(lambda: run(config, ALONE))
+    alone, expected, _ = ranks.broadcast(lambda: run(config, ALONE))
     assert weights.keys() == expected.keys()
     return {
         "case": f"{kind} {optimizer} {more or ''}",
@@ -176,7 +176,7 @@ def launch(count: int, *argv: str, folder: Path | None = None, timeout: float = 
 
 def check_order(ranks: Ranks) -> None:
     """`share` returns rank 0's value; `in_turn` lets rank 0 finish before another begins."""
-    assert ranks.share(lambda: ranks.rank) == 0
+    assert ranks.broadcast(lambda: ranks.rank) == 0
     mark = Path(os.environ["TORCHELASTIC_RUN_ID"] + ".mark")
 
     def make() -> bool:

@@ -71,17 +71,18 @@ INSIDE = {
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
     "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
-    " / importing score spelling / compare repeat train / budget finetune / sweep",
-    "runs.budget": "amount law / rule / around speed / plan / within",
+    " / chat_format importing score / compare repeat train / budget finetune / sweep",
+    "runs.budget": "amount law / rule / overhead speed / plan / within",
     "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",
     "export.page": "pattern / pack / check",
     "serve": "limits / engine / models / api / workbench / server",
     "serve.api": "html schemas / errors scores / guard prompts state / answer / chat completions embeddings small"
     " / app",
-    "serve.workbench": "form inside notes process shelf static / details starting / routes",
+    "serve.workbench": "form inside notes process run_list static / details starting / routes",
     "serve.engine": "batch / job prefixes / choose / writer / loop",
-    "cli": "fields / help finished tables / answers arguments beside tasks / bench config data demo doctor eval explain"
-    " export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep / chat",
+    "cli": "fields / help finished tables / answers arguments extra_scores tasks / bench config data demo doctor eval"
+    " explain export finetune import model plot prepare prompts quantize runs serve tokenizer train / generate sweep"
+    " / chat",
 }
 CORE = (
     "model/gpt.py model/parts.py model/reference.py model/cache.py model/loss.py model/learner.py "

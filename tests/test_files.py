@@ -15,7 +15,6 @@ from minigpt import files
 from minigpt.errors import RunError, StorageError
 from minigpt.files import (
     append_line,
-    beside,
     find,
     keep_lines,
     new_folder,
@@ -23,6 +22,7 @@ from minigpt.files import (
     private_folder,
     read_lines,
     read_text,
+    temporary_path,
     write_bytes,
     write_text,
 )
@@ -49,14 +49,14 @@ def test_a_line_of_another_form_is_named_by_its_number(tmp_path: Path, line: str
 
 def dead_work(path: Path) -> Path:
     """The name that a dead process gave to its temporary file for a path."""
-    code = "import sys, minigpt.files, pathlib; print(minigpt.files.beside(pathlib.Path(sys.argv[1])))"
+    code = "import sys, minigpt.files, pathlib; print(minigpt.files.temporary_path(pathlib.Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
 
 
 def test_two_writers_of_one_file_never_share_a_name(tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
-    assert len({beside(path) for _ in range(100)}) == 100
+    assert len({temporary_path(path) for _ in range(100)}) == 100
     contents = [bytes([65 + number]) * 10_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: [write_bytes(path, content) for _ in range(20)], contents))
@@ -69,7 +69,7 @@ def test_work_of_the_dead_is_swept_and_that_of_the_living_and_of_others_stays(tm
     left.mkdir()
     (left / "model.safetensors").write_text("weights")
     file.write_text("{}")
-    living = beside(tmp_path / "b.json")
+    living = temporary_path(tmp_path / "b.json")
     living.write_text("{}")
     other_host = tmp_path / f".c.json.elsewhere-{2**22 + 1}-01234567.tmp"
     mine = tmp_path / ".mine.tmp"

@@ -57,7 +57,7 @@ def test_every_figure_of_the_readme_is_one_of_a_row():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 120 and max(map(len, readme.splitlines())) <= 300
     told = re.sub(
-        r"```(?:sh|python)\n.*?```|## Beside other tools.*?(?=^## )|\]\([^)]*\)", "", readme, flags=re.S | re.M
+        r"```(?:sh|python)\n.*?```|## Compared with other tools.*?(?=^## )|\]\([^)]*\)", "", readme, flags=re.S | re.M
     )
     rows = {number for line in RESULTS.splitlines() if line.startswith("|") for number in NUMBER.findall(line)}
     decimals = {number for number in NUMBER.findall(told) if "." in number} - {"3.11", "1.5"}  # Python; GB of disk

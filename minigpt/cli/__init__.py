@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from minigpt import before_torch
-from minigpt.console import console, harmless, open_streams, teller
+from minigpt.console import console, harmless, open_streams, printer
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
 COMMANDS = {
@@ -57,14 +57,14 @@ def usage() -> str:
     )
 
 
-def _tell(message: Any, *place: Any, **more: Any) -> None:
+def _print_warning(message: Any, *place: Any, **more: Any) -> None:
     """Print a warning as one line, without its place in the program."""
-    teller(console)(str(message))
+    printer(console)(str(message))
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     """Print an error as one line, even if names in it contain line ends or control characters."""
-    teller(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
+    printer(console)("minigpt: " + harmless(text).replace("\n", "\\n"))
 
 
 def _as_typed(problem: str, argv: list[str]) -> str:
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         if not {"-h", "--help"} & set(argv):  # help computes nothing
             before_torch.prepare()
         with warnings.catch_warnings():
-            warnings.showwarning = _tell
+            warnings.showwarning = _print_warning
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
             return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
     except MiniGPTError as error:
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(30)  # torchrun ends all processes as soon as one has ended
             return error.exit_code
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            _complain(_as_typed(line, argv))
+            _print_error(_as_typed(line, argv))
         return error.exit_code
     except BrokenPipeError:  # `minigpt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,10 +123,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except OSError as error:  # a path that the system refuses, wherever the person gave it
         place = error.filename if error.filename is not None else "the system refuses"
-        _complain(f"{os.fsdecode(place) if isinstance(place, str | bytes) else place}: {error.strerror or error}")
+        _print_error(f"{os.fsdecode(place) if isinstance(place, str | bytes) else place}: {error.strerror or error}")
         return UserError.exit_code
     except Exception as error:  # noqa: BLE001  any error that nothing above expects
-        _complain(_last_word(error, argv))
+        _print_error(_unexpected_error(error, argv))
         return 1
 
 
@@ -137,7 +137,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _last_word(error: Exception, argv: list[str]) -> str:
+def _unexpected_error(error: Exception, argv: list[str]) -> str:
     """The message for an unexpected error: its kind, and the file that has its details."""
     ended = isinstance(error, MemoryError)
     if "torch" in sys.modules:

@@ -15,6 +15,7 @@ tuple[str, ...] (one or more words), dict[str, float] (pairs of words), or one o
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
 """How to make a value of a word, for types that cannot do it themselves."""
 
 RUNS = ("run", "runs", "one", "two", "draft", "ensemble")
-"""Arguments that name runs."""
+"""Arguments that name runs. A flag with several runs also takes them separated by commas."""
 
 BOOLEANS = ("true", "false")
 """Values that a switch takes, in any case: --json, --json true, --plot=false."""
@@ -162,6 +163,8 @@ def _value(argument: Argument, words: list[str], command: str) -> Any:
         return None
     if get_origin(argument.kind) is tuple:
         read = READERS.get(get_args(argument.kind)[0], str)
+        if argument.name in RUNS and not argument.positional:
+            words = [name for word in words for name in split_runs(word)]
         return tuple(read(word) for word in words)
     kind, text = argument.kind, words[0]
     see = f"; see minigpt {command} --help"
@@ -215,6 +218,14 @@ def as_run(word: str, command: str) -> str:
     if is_file and not is_pointer(path):
         raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
     return str(inside) if only_inside else word
+
+
+def split_runs(word: str) -> list[str]:
+    """split_runs("a,b") -> ["a", "b"]; a path that exists keeps its commas, also if it is in runs/."""
+    from minigpt.config.section import names
+
+    is_path = any(os.path.lexists(path) for path in (expand_home(word), Path("runs", word)))
+    return [word] if is_path else names(word) or [word]
 
 
 def unreadable(file: str, error: Exception) -> UserError:

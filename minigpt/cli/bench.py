@@ -240,7 +240,7 @@ def _model(word: str | None, overrides: dict[str, Any]) -> "GPT":
 def _show_train(report: Mapping[str, Any]) -> None:
     shape = report["model"]
     out(
-        f"{_layers(shape)}; {report['batch_size']} x {shape['max_seq_len']} tokens a step, "
+        f"{_layers(shape)}; {report['batch_size']} x {shape['max_seq_len']} tokens per step, "
         f"{counted(report['micro_batch_size'], 'sequence')} at a time; {_place(report)}\n"
     )
     rows = [

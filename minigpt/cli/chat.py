@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
 from minigpt.config.presets import load_preset, presets_file
-from minigpt.console import console, counted, loading, out, teller, write
+from minigpt.console import console, counted, loading, out, printer, write
 from minigpt.errors import UserError
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if not interactive:
         return _converse(commands, PlainLines(), keep, interactive)
-    kind = "answers" if session.spelling.roles else "continues what you type; an empty line lets it write on"
+    kind = "answers" if session.chat_format.roles else "continues what you type; an empty line lets it write on"
     _note(f"{args.run} {kind}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if session.messages:
         _note(f"{counted(len(session.messages), 'message')} so far; the last:")
@@ -98,8 +98,8 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
     from minigpt.data.clean import clean_text
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding
+    from minigpt.runs.chat_format import chat_format_of
     from minigpt.runs.load import load_run
-    from minigpt.runs.spelling import spelling_of
 
     run = load_run(args.run, args.device)
     draft = load_draft(args, run)
@@ -108,7 +108,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
         run.model,
         run.tokenizer,
         run.config.generation.model_copy(update={"num_samples": 1, "logprobs": None}),
-        spelling_of(run),
+        chat_format_of(run),
         lambda text: clean_text(text, run.config.data.clean),  # as the training text was cleaned
         draft,
     )
@@ -127,8 +127,8 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
     while (line := lines.read()) is not None:
         reply = Reply()
         try:
-            if not line.startswith("/") and (told := tell_unknown(commands.session.clean(line), tokenizer)):
-                _note(told)
+            if not line.startswith("/") and (message := tell_unknown(commands.session.clean(line), tokenizer)):
+                _note(message)
             reply = commands.take(line)
             if reply.text:
                 out(reply.text)
@@ -140,7 +140,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
                     _note(f"the context of {counted(limit, 'token')} is full: the oldest text is no longer read")
             keep()
         except UserError as error:
-            teller(console, "red")(f"minigpt: {error}")
+            printer(console, "red")(f"minigpt: {error}")
             code = 0 if interactive else 2
         except KeyboardInterrupt:  # for a command that takes long
             _note("stopped")
@@ -177,4 +177,4 @@ def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
 
 def _note(text: str) -> None:
     sys.stdout.flush()
-    teller(console, "dim")(text)
+    printer(console, "dim")(text)

@@ -39,12 +39,12 @@ def main(argv: list[str]) -> int:
     from minigpt.evals import evaluate_run
     from minigpt.generation.text import generate_text
     from minigpt.runs.load import load_run
-    from minigpt.runs.task import FromNothing
+    from minigpt.runs.task import FromScratch
     from minigpt.runs.train import train
 
     recipe = find_recipe("demo")
     config = load_config(recipe, {"train.max_minutes": MOST_MINUTES} | overrides)
-    task = FromNothing({"command": shlex.join(["minigpt", "demo", *argv])})
+    task = FromScratch({"command": shlex.join(["minigpt", "demo", *argv])})
     run = train(config, name=args.name, recipe=str(recipe), task=task)
     settings = run.config.generation.model_dump() | {"num_samples": 3, "max_new_tokens": STORY_TOKENS}
     prompt = run.config.train.sample_prompt

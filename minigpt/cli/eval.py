@@ -36,7 +36,7 @@ class Eval:
     minigpt eval runs/my --data questions.jsonl
     minigpt eval runs/my --fit-temperature
     minigpt eval runs/my --adapt both
-    minigpt eval runs/my --ensemble runs/small runs/large
+    minigpt eval runs/my --ensemble runs/small,runs/large
     minigpt eval runs/my --tasks lambada_openai,mine.yaml
 
     By default, windows of the model's full context follow each other without overlap, as at the end of training. A
@@ -101,7 +101,8 @@ class Eval:
     cache_sharpness: float | None = None
     """cache: the cosine of two states is multiplied by this; a large number favours similar positions (default: 20)."""
     ensemble: tuple[PathText, ...] = ()
-    """Runs with the same tokenizer: score again with the mean of the probabilities of this run and these runs."""
+    """Runs with the same tokenizer, separated by commas or spaces: score again with the mean of the probabilities of
+    this run and these runs."""
     json: bool = False
     """Print one JSON object: loss (nats/token), perplexity, bits_per_byte, word_perplexity, tokens, bytes, words,
     confidence_interval ({loss, bits_per_byte}: [low, high], or null), floors (bits per byte: uniform, unigram,
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar
     loading()
     from minigpt.cli.answers import report_records
-    from minigpt.cli.beside import beside, fit, load_members, show_beside
+    from minigpt.cli.extra_scores import extra_scores, fit, load_members, show_extra_scores
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
     from minigpt.layout import RunFolder
@@ -150,12 +151,12 @@ def main(argv: list[str]) -> int:
         _save(report, Path(args.run))
     if args.fit_temperature:
         fit(run, prepared, report, args.batch_size)
-    others = beside(run, report, partial(_evaluate, args, run, prepared), how, members)
+    others = extra_scores(run, report, partial(_evaluate, args, run, prepared), how, members)
     if args.json:
         out_json({**report, **others})
     else:
         _show(report, args.run)
-        show_beside(others)
+        show_extra_scores(others)
     return 0
 
 
@@ -226,13 +227,13 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 def _show(report: "Report", name: str) -> None:
     from rich.table import Table
 
-    from minigpt.evals.report import told_headline
+    from minigpt.evals.report import report_headline
 
     screen = Lines(highlight=False)
     screen.print(
         f"[bold]{name}[/bold] on {report['data']}: {counted(report['tokens'], 'token')}, "
         f"{counted(report['bytes'], 'byte')}, {counted(report['words'], 'word')}; context {report['context']:,}\n"
-        f"{told_headline(report)}\n"
+        f"{report_headline(report)}\n"
     )
     for rows in (_figures(report), _scale(report)):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))

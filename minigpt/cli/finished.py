@@ -16,9 +16,9 @@ def headline_of(run: "TrainedRun") -> str:
     from minigpt.runs.record import read_run
 
     if run.report:
-        from minigpt.evals.report import told_headline
+        from minigpt.evals.report import report_headline
 
-        return told_headline(run.report)
+        return report_headline(run.report)
     best = read_run(run.path).best
     if "bits_per_byte" not in best:
         return ""

@@ -44,7 +44,7 @@ def read_prompts(file: str) -> list[dict[str, Any]]:
     else:
         found = [{"prompt": line} for line in text.split("\n") if line.strip()]
     if not found:
-        raise GenerationError(f"{file}: holds no prompt; write one a line")
+        raise GenerationError(f"{file}: holds no prompt; write one per line")
     return found
 
 

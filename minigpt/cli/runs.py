@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.tables import show_columns, show_table
-from minigpt.console import console, out, out_json, teller
+from minigpt.console import console, out, out_json, printer
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
 def _list(args: List) -> None:
     from minigpt.runs.record import find_runs
 
-    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern, teller(console))]
+    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern, printer(console))]
     key, backward = args.sort or "started", args.reverse != (args.sort is None)
     known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key], reverse=backward)
     rows = known + [row for row in rows if row[key] is None]
@@ -252,7 +252,7 @@ def _compare(args: Compare) -> None:
     from minigpt.runs.compare import cautions, grouped
     from minigpt.runs.record import read_run, readable, run_folders
 
-    runs = [read_run(folder) for folder in readable(run_folders(args.runs), teller(console))]
+    runs = [read_run(folder) for folder in readable(run_folders(args.runs), printer(console))]
     if len(runs) < 2:
         raise UserError("name two runs or more, or a folder of them, for example: minigpt runs compare runs/sweep")
     groups, warned, picture = grouped(runs), cautions(runs), None

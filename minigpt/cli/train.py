@@ -89,7 +89,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
     loading()
     from minigpt.runs.data import make_tokenizer, prepare_data
     from minigpt.runs.plan import default_name
-    from minigpt.runs.task import FromNothing
+    from minigpt.runs.task import FromScratch
     from minigpt.runs.tiny_run import tiny
     from minigpt.runs.train import train
 
@@ -103,7 +103,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
         console.print(f"{counts['train']} to train on, {counts['val']} to validate", highlight=False)
         out(str(prepared.directory))
         return 0
-    run = train(config, name=name, resume=args.resume, recipe=recipe, task=FromNothing({"command": command}))
+    run = train(config, name=name, resume=args.resume, recipe=recipe, task=FromScratch({"command": command}))
     return report_run(run, args.json)
 
 

@@ -18,7 +18,7 @@ def default_rate(kind: str, embed_dim: int) -> float:
 
 def default_ratio(embed_dim: int) -> float:
     """`adamw_ratio` at Muon's default rate. AdamW's rate is 4e-3 x sqrt(256 / width), from the same measurement."""
-    return _ratio(_beside_muon(embed_dim), MUON)
+    return _ratio(_adamw_rate_with_muon(embed_dim), MUON)
 
 
 def with_one_rate(optimizer: dict[str, Any], embed_dim: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def with_one_rate(optimizer: dict[str, Any], embed_dim: int) -> dict[str, Any]:
 
     Settings in another form, or whose rates are not numbers, are returned unchanged.
     """
-    muon, adamw = optimizer.get("muon_learning_rate"), optimizer.get("learning_rate", _beside_muon(embed_dim))
+    muon, adamw = optimizer.get("muon_learning_rate"), optimizer.get("learning_rate", _adamw_rate_with_muon(embed_dim))
     if "adamw_ratio" in optimizer or not (_is_rate(muon) and _is_rate(adamw)):
         return optimizer
     rest = {name: value for name, value in optimizer.items() if name != "muon_learning_rate"}
@@ -37,7 +37,7 @@ def with_one_rate(optimizer: dict[str, Any], embed_dim: int) -> dict[str, Any]:
     return rest | {"learning_rate": muon, "adamw_ratio": _ratio(adamw, muon)}
 
 
-def _beside_muon(embed_dim: int) -> float:
+def _adamw_rate_with_muon(embed_dim: int) -> float:
     return _two_digits(4e-3 * (256 / embed_dim) ** 0.5)
 
 

@@ -211,7 +211,7 @@ def _mark_last(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Survey:
-    documents = chars = told = spelled = 0
+    documents = chars = reported = spelled = 0
     survey = Survey(0, 0)
     for part, read in source.parts.items():
         sides = _Sides(config.val_fraction) if _to_split(source, part) and not source.single else None
@@ -224,8 +224,8 @@ def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Su
                 end = (end + text)[1 - len(EOS) :]
                 if sides:
                     digest.update(text.encode())
-                if progress and chars - told > CHUNK:
-                    progress(f"reading {source.name}", told := chars, None)
+                if progress and chars - reported > CHUNK:
+                    progress(f"reading {source.name}", reported := chars, None)
             documents += chars > start
             if sides:
                 sides.add(int.from_bytes(digest.digest(), "big"), chars - start)

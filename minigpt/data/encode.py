@@ -61,7 +61,7 @@ def encode_corpus(
     Arguments are those of `prepare`; `folder` must exist and be empty.
     """
     eos = tokenizer.eos_id if corpus.many else None
-    done = told = 0
+    done = reported = 0
     with contextlib.ExitStack() as stack:
         queue = _Queue(stack.enter_context(ThreadPoolExecutor(workers)), tokenizer, 2 * workers)
         encoders = {
@@ -78,8 +78,8 @@ def encode_corpus(
         for piece in corpus.pieces():
             encoders[piece.split].feed(piece.text, piece.ends)
             done += len(piece.text)
-            if progress and done - told > CHUNK // 2:
-                progress(f"encoding {corpus.source.name}", told := done, corpus.survey.chars)
+            if progress and done - reported > CHUNK // 2:
+                progress(f"encoding {corpus.source.name}", reported := done, corpus.survey.chars)
         for encoder in encoders.values():
             encoder.finish()
         queue.drain()

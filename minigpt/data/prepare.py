@@ -31,7 +31,7 @@ from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError, storage_error
-from minigpt.files import beside, delete_folder, find, parse_json
+from minigpt.files import delete_folder, find, parse_json, temporary_path
 from minigpt.layout import TOKENIZER
 
 VERSION = 1
@@ -160,7 +160,7 @@ def _meta(corpus: Corpus, tokenizer: Encoder, key: str, counted: Mapping[str, An
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A directory next to the target, deleted at the end unless it was renamed. OSErrors become StorageErrors."""
-    folder = beside(target)
+    folder = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()

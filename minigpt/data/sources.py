@@ -83,7 +83,7 @@ def _find(config: DataConfig, progress: Progress | None) -> Source:
         _check_file(path, config, "standard input")
         form = json_form(path, config.encoding)
         read = partial(read_documents, path, config.encoding, config.text_field, "standard input", form)
-        return Source(name, ["stdin", file_sha256(path), *_told(form)], {"train": read}, single=form is None)
+        return Source(name, ["stdin", file_sha256(path), *_form_parts(form)], {"train": read}, single=form is None)
     return _files(config)
 
 
@@ -243,7 +243,7 @@ def _file_source(
     identity = []
     for path, form in paths.items():
         there = path.stat()
-        identity.append([str(path.resolve()), there.st_size, there.st_mtime_ns, *_told(form)])
+        identity.append([str(path.resolve()), there.st_size, there.st_mtime_ns, *_form_parts(form)])
     return Source(config.source, ["files", identity], {"train": read}, single, skipped)
 
 
@@ -256,7 +256,7 @@ def _check_file(path: Path, config: DataConfig, label: str) -> None:
         raise DataError(f"{label}: is not text, it {reason}{fix}")
 
 
-def _told(form: Form | None) -> list[str]:
+def _form_parts(form: Form | None) -> list[str]:
     """What a file's identity says of its form, so that no cache of another reading is taken."""
     return [form] if form else []
 

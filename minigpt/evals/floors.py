@@ -104,18 +104,18 @@ def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
         unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
     )
     texts = [prepared.meta["splits"][name]["sha256"] for name in used]
-    parts = [VERSION, _told(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
+    parts = [VERSION, _from_grammar(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return cache_root() / "floors" / f"{key[:32]}.json"
 
 
-def _told(prepared: Prepared) -> bool:
+def _from_grammar(prepared: Prepared) -> bool:
     """Whether the text is the stories as the grammar wrote them."""
     return prepared.meta["source"] == "stories" and not prepared.meta["clean"]
 
 
 def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
-    if split == "train" and not _told(prepared):
+    if split == "train" and not _from_grammar(prepared):
         return {}
     table = TokenText(tokenizer)
     text = table.whole(prepared.splits[split].tokens)
@@ -126,8 +126,8 @@ def _measure(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Floors:
         source = prepared.meta["splits"][split]["sha256"]
         kept = tokenizer.keeps_text or hashlib.sha256(text.tobytes()).hexdigest() == source
         fitted = pool.submit(compute_floors, *parts) if split != "train" and kept else None
-        told = stories_floors(text) if _told(prepared) else {}
-        return (fitted.result() if fitted else {}) | told
+        stories = stories_floors(text) if _from_grammar(prepared) else {}
+        return (fitted.result() if fitted else {}) | stories
 
 
 def stories_floors(text: Bytes) -> Floors:

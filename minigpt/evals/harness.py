@@ -65,7 +65,7 @@ def evaluate_tasks(
 
     random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; the harness' command uses these seeds
     np.random.seed(DEFAULT_OTHER_SEED)
-    with _told(tasks), redirect_stdout(sys.stderr):  # the harness prints
+    with _task_errors(tasks), redirect_stdout(sys.stderr):  # the harness prints
         loaded = _load(list(tasks), include_path)
         for task in loaded["tasks"].values():
             fixed = task.get_config("num_fewshot")
@@ -94,7 +94,7 @@ def _load(names: list[str], folder: str | Path | None) -> Any:
 
 
 @contextmanager
-def _told(names: Sequence[str]) -> Iterator[None]:
+def _task_errors(names: Sequence[str]) -> Iterator[None]:
     """Turn any error in a task file or its data into one UserError."""
     from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]

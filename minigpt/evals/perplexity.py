@@ -89,11 +89,11 @@ def evaluate(
 def check_finite(score: Score) -> Score:
     """Return the score. Raises CheckpointError if a loss is NaN or infinite."""
     if not np.isfinite(score.nats).all():
-        raise not_a_number()
+        raise non_finite_loss()
     return score
 
 
-def not_a_number() -> CheckpointError:
+def non_finite_loss() -> CheckpointError:
     """The error for a model whose loss is NaN or infinite."""
     return CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
 

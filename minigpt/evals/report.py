@@ -81,7 +81,7 @@ FLOOR_NAMES = {
 }
 """The label of each floor in a table."""
 
-TOLD_FLOORS = {"five_gram": "a 5-gram model", "entropy": "the source's entropy"}
+HEADLINE_FLOORS = {"five_gram": "a 5-gram model", "entropy": "the source's entropy"}
 """The floors that the headline shows."""
 
 REPORT_KEYS = tuple(Report.__annotations__)
@@ -216,11 +216,11 @@ def figures(report: Report) -> Figures:
     }
 
 
-def told_headline(report: Report) -> str:
+def report_headline(report: Report) -> str:
     """The report in one line; training, eval and the demo all print it."""
     stride = None if report["stride"] == report["context"] else report["stride"]
     line = headline(report["bits_per_byte"], report["step"], scored_on(report["split"], stride=stride))
-    floors = [f"{name} {report['floors'][key]:.3f}" for key, name in TOLD_FLOORS.items() if key in report["floors"]]
+    floors = [f"{name} {report['floors'][key]:.3f}" for key, name in HEADLINE_FLOORS.items() if key in report["floors"]]
     return f"{line}; {', '.join(floors)}" if floors else line
 
 

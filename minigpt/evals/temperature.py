@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import UserError
-from minigpt.evals.perplexity import Score, checked_stride, evaluate, not_a_number, rows_at_once
+from minigpt.evals.perplexity import Score, checked_stride, evaluate, non_finite_loss, rows_at_once
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
 
@@ -67,7 +67,7 @@ def fit_temperature(
         batches = eval_batches(tokens, context, stride, size)
         slope, curve = _derivatives(model, batches, inverse, runtime, len(tokens) - 1, progress)
         if not math.isfinite(slope):
-            raise not_a_number()
+            raise non_finite_loss()
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         following = inverse - slope / curve if curve > 0 else math.inf
         if not low <= following <= high:

@@ -143,10 +143,10 @@ def _chosen(
         if key not in PANELS:
             raise UserError(f"no such picture: {key}; {nearest(key, PANELS)}")
     if tokenizers > 1 and set(wanted) & set(PER_TOKEN):
-        told = f"the runs have {tokenizers} tokenizers: losses per token do not compare"
+        message = f"the runs have {tokenizers} tokenizers: losses per token do not compare"
         if what != "all":
-            raise UserError(f"{told}; draw bits per byte, --what bpb")
-        warnings.warn(f"{told}; they are left out", stacklevel=3)
+            raise UserError(f"{message}; draw bits per byte, --what bpb")
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
         wanted = [key for key in wanted if key not in PER_TOKEN]
     chosen = []
     for key in wanted:

@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Looked:
+class AttendedPosition:
     """One head's attention to one position: product = q k, score = product / sqrt(D), weight = softmax(score)."""
 
     position: int
@@ -58,7 +58,7 @@ class Stage:
     title: str
     steps: list[Step]
     head: int | None = None
-    looked: list[Looked] = field(default_factory=list)
+    attended: list[AttendedPosition] = field(default_factory=list)
     others: list[tuple[int, str, float]] = field(default_factory=list)
     """For each other head: (head, the token that it looks at most, weight)."""
     guesses: list[tuple[str, float, float]] = field(default_factory=list)
@@ -134,15 +134,15 @@ def _block(
     shared = config.num_heads // config.kv_heads
     products = trace.keys[layer][0, head // shared, : at + 1].float() @ query[head].float()  # [t + 1, D] @ [D]
     most = weights[head].topk(min(_LOOKS, at + 1)).indices.tolist()
-    looked = [
-        Looked(
+    attended = [
+        AttendedPosition(
             s, texts[s], float(products[s]), float(products[s]) / math.sqrt(config.head_size), float(weights[head, s])
         )
         for s in most
     ]
     best = weights.max(-1)
     others = [(h, texts[int(best.indices[h])], float(best.values[h])) for h in range(len(weights)) if h != head]
-    return Stage(f"Block {layer}", made, head, looked, others, guesses)
+    return Stage(f"Block {layer}", made, head, attended, others, guesses)
 
 
 def _likely(logits: Tensor, tokenizer: Tokenizer) -> list[tuple[str, float, float]]:
@@ -161,8 +161,8 @@ def _head(config: ModelConfig, trace: Trace, logits: Tensor, guesses: list[tuple
         Step("logits", "W norm(x)", logits, f"one number per token: how well x fits the token's row in {table}"),
     ]
     if config.softmaxes > 1:
-        told = f"{config.softmaxes} softmaxes of W tanh(H norm(x)), mixed: the logarithm of each token's probability"
-        made[-1] = Step("logits", "ln p", logits, told)
+        about = f"{config.softmaxes} softmaxes of W tanh(H norm(x)), mixed: the logarithm of each token's probability"
+        made[-1] = Step("logits", "ln p", logits, about)
     return Stage("Head", made, guesses=guesses)
 
 
@@ -173,9 +173,9 @@ def walk(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], position: int = -
     line = Text("".join(texts[max(0, at - 60) : at]), style="dim")
     line.append(visible(texts[at]), style="bold reverse")
     line.append("".join(texts[at + 1 : at + 20]), style="dim")
-    told = f"token {at} (first 0, last {len(ids) - 1}), id {ids[at]}; ␣ is a space, ↵ the end of a line"
+    about = f"token {at} (first 0, last {len(ids) - 1}), id {ids[at]}; ␣ is a space, ↵ the end of a line"
     symbols = "x: the token's vector; n: norm(x), x scaled; W: a learned table, a different one at each step"
-    yield Group(line, Text(told, "dim"), Text(symbols, "dim"), "")
+    yield Group(line, Text(about, "dim"), Text(symbols, "dim"), "")
     for number, stage in enumerate(stages):
         yield _show(stage, explained=number <= 1 or number == len(stages) - 1)
 
@@ -205,7 +205,7 @@ def _show(stage: Stage, explained: bool) -> RenderableType:
 def _looks(stage: Stage, explained: bool) -> RenderableType:
     """A table with bars of where the most focused head looked; below it one line about the other heads."""
     table = _table(f"head {stage.head} looks at", "place", "q · k", "÷ √D", "softmax")
-    for look in stage.looked:
+    for look in stage.attended:
         row = (visible(look.text), str(look.position), f"{look.product:.2f}", f"{look.score:.2f}", f"{look.weight:.3f}")
         table.add_row(*row, _bar(look.weight))
     other = "   ".join(f"{head}: {visible(text)} {weight:.2f}" for head, text, weight in stage.others)

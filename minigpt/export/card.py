@@ -80,7 +80,7 @@ def _card(run: Run, name: str, front: dict[str, Any], first: list[tuple[str, str
         f"A small language model made with minigpt. {does}",
         _table([*first, *_shape(run), *known]),
         "## How well it predicts",
-        _told(score, _name(run.config.data.source)) if score else _unscored(run),
+        _score_table(score, _name(run.config.data.source)) if score else _unscored(run),
         "## How to load it",
         f"```python\n{load}\n```",
         "## Intended use",
@@ -118,7 +118,7 @@ def _trained(run: Run) -> list[tuple[str, str]]:
     return [*rows, ("seed", str(run.config.train.seed))]
 
 
-def _told(score: Report, data: str) -> str:
+def _score_table(score: Report, data: str) -> str:
     """The score as a table, with the floors of the same text below it."""
     interval = score["confidence_interval"]
     between = {key: " (95 % in {:.4f} to {:.4f})".format(*pair) for key, pair in dict(interval or {}).items()}  # type: ignore[misc]

@@ -98,8 +98,10 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, precision: str) 
     GPT-2's names have no "transformer." before them, like OpenAI's own: mlx-lm knows only these.
     """
     config, dtype = model.config, PRECISIONS[precision]
-    twin = weights_to_hf(config, model.weights())
-    weights = {name.removeprefix("transformer."): tensor.to("cpu", dtype).contiguous() for name, tensor in twin.items()}
+    named = weights_to_hf(config, model.weights())
+    weights = {
+        name.removeprefix("transformer."): tensor.to("cpu", dtype).contiguous() for name, tensor in named.items()
+    }
     tree = config_to_hf(config, tokenizer.eos_id) | {"dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", tree)
     write_tensors(folder / "model.safetensors", weights, {"format": "pt"})  # transformers needs the format
@@ -158,17 +160,17 @@ def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return out
 
 
-def load_twin(path: Path) -> Any:
+def load_in_transformers(path: Path) -> Any:
     """transformers' model of a directory, in fp32, loaded without a progress bar."""
     import transformers
     from transformers.utils import logging
 
     if showing := logging.is_progress_bar_enabled():
         logging.disable_progress_bar()
-    twin = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     if showing:
         logging.enable_progress_bar()
-    return twin.eval()
+    return model.eval()
 
 
 def _compare(path: Path, tokenizer: Tokenizer) -> float:
@@ -182,7 +184,7 @@ def _compare(path: Path, tokenizer: Tokenizer) -> float:
     words = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.special_tokens.values()]
     draw = torch.Generator().manual_seed(0)
     ids = torch.tensor(words)[torch.randint(len(words), (2, min(64, ours.config.max_seq_len)), generator=draw)]
-    theirs = load_twin(path)
+    theirs = load_in_transformers(path)
     with torch.inference_mode():
         expected, found = ours(ids).float(), theirs(ids).logits
     difference = (found - expected).abs().max().item()

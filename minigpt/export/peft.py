@@ -18,7 +18,14 @@ import torch
 
 from minigpt.errors import CheckpointError, MiniGPTError
 from minigpt.export.card import CARD, Run, adapter_card
-from minigpt.export.huggingface import TOLERANCE, Exported, load_twin, write_json, write_model, write_tokenizer
+from minigpt.export.huggingface import (
+    TOLERANCE,
+    Exported,
+    load_in_transformers,
+    write_json,
+    write_model,
+    write_tokenizer,
+)
 from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
@@ -70,10 +77,10 @@ def _compare(run: Run, base: GPT, path: Path) -> float:
     ids = torch.randint(run.tokenizer.vocab_size, (2, limit), generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory() as folder:
         write_model(Path(folder), base, run.tokenizer, "fp32")
-        twin = load_twin(Path(folder))
+        theirs = load_in_transformers(Path(folder))
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
-        found = peft.PeftModel.from_pretrained(twin, str(path)).eval()(ids).logits
+        found = peft.PeftModel.from_pretrained(theirs, str(path)).eval()(ids).logits
         expected = run.model.eval()(ids.to(run.model.embedding.weight.device)).float().cpu()
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):

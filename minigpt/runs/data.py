@@ -83,11 +83,11 @@ def tell_unknown(
             break
     percent = 100 * unknown / total
     share = f"{unknown:,} of {total:,} {what} ({percent:{'.0f' if percent >= 10 else '.2g'}} %)"
-    told = f"{source}: {share} are {tokenizer.unit}s that the tokenizer does not know: {listed(found, 8)}"
+    message = f"{source}: {share} are {tokenizer.unit}s that the tokenizer does not know: {listed(found, 8)}"
     if unknown > MOST_UNKNOWN[tokenizer.unit] * total:
         clean = " (--data.clean ascii drops all beyond ASCII)" if tokenizer.unit == "character" else ""
         raise DataError(
-            f"{told}; give a text of the model's own {tokenizer.unit}s{clean}, or take a model whose tokenizer knows "
-            "all: byte, bpe or gpt2"
+            f"{message}; give a text of the model's own {tokenizer.unit}s{clean}, or take a model whose tokenizer "
+            "knows all: byte, bpe or gpt2"
         )
-    return f"{told}; {effect}"
+    return f"{message}; {effect}"

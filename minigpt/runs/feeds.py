@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from minigpt.config import RunConfig
-from minigpt.console import counted, progress_bars, teller
+from minigpt.console import counted, printer, progress_bars
 from minigpt.data import Batches, Prepared, eval_batches
 from minigpt.errors import DataError, TokenizerError
 from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unknown
@@ -98,7 +98,7 @@ def text_feed(
         prepared = prepare_data(config, tokenizer, report)
     check_lengths(prepared, seq_len, flag)
     if caveat := check_known(config, tokenizer, prepared, ("train", "val")):
-        teller(console)(caveat)
+        printer(console)(caveat)
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     return TextFeed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
@@ -228,7 +228,7 @@ def _tell_unknown(
     if not (unknown := unknown - sum(map(tokenizer.spelled_unknown, texts))):
         return
     effect = "the model reads them all as one, and cannot write them"
-    teller(console)(tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer, effect))
+    printer(console)(tell_unknown(source, unknown, sum(map(len, ids)), "tokens", texts, tokenizer, effect))
 
 
 def _digest(records: list[Record]) -> str:

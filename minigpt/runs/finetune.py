@@ -11,7 +11,7 @@ from rich.console import Console
 from minigpt.config import LENGTHS, DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.rates import default_rate
-from minigpt.console import teller
+from minigpt.console import printer
 from minigpt.errors import ConfigError, RunError
 from minigpt.files import new_folder
 from minigpt.layout import LAST, TEMPLATE, RunFolder
@@ -110,7 +110,7 @@ def _tune(
     fitted = _fitted(config, given, feed, asked if 0 < len(tokenizer.encode(asked)) <= limit else "")
     stem = default_name(fitted, None)
     own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
-    with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, teller(console))) as plan:
+    with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, printer(console))) as plan:
         task = FineTuning(fitted, start, template, command)
         if plan.saved:
             _check_same_start(plan.path, task.origins)
@@ -242,7 +242,7 @@ class FineTuning:
         self.receipt = {"command": command, **self.origins}
         self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
-        self.judged = self.settings.dpo_beta > 0
+        self.evaluate_objective = self.settings.dpo_beta > 0
         adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.origins["base"]}
         self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
 

@@ -175,8 +175,8 @@ def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
             raise TokenizerError(f"{given}: cannot be read as text ({error})") from None
     if found.tokenizer is not None:
         return found.tokenizer
-    if found.kind == "llama2.c" and (beside := source.with_name("tokenizer.bin")).is_file():
-        return from_llama2c_tokenizer(beside)
+    if found.kind == "llama2.c" and (file := source.with_name("tokenizer.bin")).is_file():
+        return from_llama2c_tokenizer(file)
     if found.config.vocab_size in GPT2_SIZES:
         return tokenizers.gpt2_tokenizer()
     raise TokenizerError(

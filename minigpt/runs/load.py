@@ -126,8 +126,8 @@ def _adapted(path: Path, device: str) -> GPT:
 def find_base(path: Path, saved: SavedAdapter) -> Path:
     """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
     run, base = RunFolder.of(path).path, Path(saved.base)
-    beside = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
-    found = next((place for place in (base, beside, run.parent / base.name) if place.exists()), None)
+    moved = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
+    found = next((place for place in (base, moved, run.parent / base.name) if place.exists()), None)
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
     return found

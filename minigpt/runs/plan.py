@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt.config import RunConfig, dump_config, load_config, read_yaml
 from minigpt.errors import RunError, storage_error
-from minigpt.files import sweep, write_text
+from minigpt.files import delete_unfinished, write_text
 from minigpt.layout import CONFIG, RunFolder, check_name
 from minigpt.runs.lock import run_lock
 from minigpt.runtime.ranks import Ranks
@@ -64,8 +64,8 @@ def plan_run(
     with run_lock(path):
         folder = RunFolder(path).checkpoints
         saved = newest_whole(folder, say)
-        sweep(path)
-        checkpoint.sweep(folder)
+        delete_unfinished(path)
+        checkpoint.delete_unfinished(folder)
         yield Plan(path, saved)
 
 
@@ -168,5 +168,5 @@ def planned(ranks: Ranks, plan: AbstractContextManager[Plan]) -> Iterator[Plan]:
             made.append(held.enter_context(plan))
             return made[0].path, made[0].saved and made[0].saved.path
 
-        path, saved = ranks.share(decide)
+        path, saved = ranks.broadcast(decide)
         yield made[0] if made else Plan(path, checkpoint.load(saved, PARTS) if saved else None)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
-from minigpt.console import teller
+from minigpt.console import printer
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -27,7 +27,7 @@ from minigpt.runtime.precision import self_test, use_fp8
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
-from minigpt.training.memory import Prospect, choose_micro_batch
+from minigpt.training.memory import UnbuiltRun, choose_micro_batch
 from minigpt.training.objective import MaskedInputs, Objective
 from minigpt.weights.checkpoint_state import CheckpointState
 
@@ -77,8 +77,8 @@ def resolve(
             model.to(torch.bfloat16)
         return stepped
 
-    run = Prospect(config, runtime, batches, task.share(config), placement.shards, make)
-    size = choose_micro_batch(run, before.micro_batch_size, teller(console))
+    run = UnbuiltRun(config, runtime, batches, task.share(config), placement.shards, make)
+    size = choose_micro_batch(run, before.micro_batch_size, printer(console))
     train = config.train.model_copy(update={"micro_batch_size": size})
     return Resolved(config.model_copy(update={"train": train}), runtime, placement)
 
@@ -98,7 +98,7 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
         loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # has no other objective with it
     if loss:
         stepped = Objective(cast(GPT, stepped), loss)  # a sharded model has no objective
-        evaluated = Objective(model, loss) if task.judged else evaluated
+        evaluated = Objective(model, loss) if task.evaluate_objective else evaluated
     return model, stepped, evaluated
 
 
@@ -165,7 +165,7 @@ def pick_kernels(
         kernel = shape.model_copy(update={"attention": choice.attention})
         return runtime.precision if before.precision else _tried(kernel, runtime, console), choice
 
-    precision, choice = ranks.share(find)
+    precision, choice = ranks.broadcast(find)
     runtime = make_runtime(device, precision)
     if choice.reason:
         console.print(choice.reason)

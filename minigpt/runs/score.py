@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 from rich.console import Console
 
-from minigpt.console import progress_bars, teller
+from minigpt.console import printer, progress_bars
 from minigpt.data import Prepared
 from minigpt.errors import StorageError
 from minigpt.evals import evaluate_run
@@ -57,7 +57,7 @@ def score_run(path: Path, text: Prepared, trained: int, device: str, console: Co
     Returns:
         None for a run that is too short for its validation split (see `LEAST`), or if memory is too small.
     """
-    tell = teller(console)
+    tell = printer(console)
     if len(text.splits["val"].tokens) * LEAST > trained:
         return None
     try:

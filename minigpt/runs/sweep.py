@@ -294,8 +294,8 @@ def outcome(progress: Progress, name: str) -> str:
         return f"{name}  {state}{f': {why}' if (why := progress.errors.get(name)) else ''}"
     row = record.summary()
     bits = f" ({row['bits_per_byte']:.3f} bits/byte)" if row["bits_per_byte"] is not None else ""
-    told = "" if state == "finished" else f"  {state}"
-    return f"{name}  val {row['best_val_loss']:.4f}{bits}  {row['minutes']:.1f} min{told}"
+    ending = "" if state == "finished" else f"  {state}"
+    return f"{name}  val {row['best_val_loss']:.4f}{bits}  {row['minutes']:.1f} min{ending}"
 
 
 def _run_one(

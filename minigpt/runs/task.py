@@ -19,7 +19,7 @@ class Task(Protocol):
     Attributes:
         command: the command of minigpt that repeats the run.
         saved: what a checkpoint keeps of the model.
-        judged: whether evaluations also use the objective's loss instead of the next-token loss.
+        evaluate_objective: whether evaluations also use the objective's loss instead of the next-token loss.
         state, receipt, files: what to add to checkpoints, to the receipt, and to the run directory (files by name).
     """
 
@@ -28,7 +28,7 @@ class Task(Protocol):
     @property
     def saved(self) -> Saved: ...
     @property
-    def judged(self) -> bool: ...
+    def evaluate_objective(self) -> bool: ...
     @property
     def state(self) -> Mapping[str, Any]: ...
     @property
@@ -54,13 +54,13 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class FromNothing:
+class FromScratch:
     """Training from random weights; `receipt` is what a budget adds to the receipt."""
 
     receipt: Mapping[str, Any] = field(default_factory=dict)
     command: str = "train"
     saved: Saved = WHOLE
-    judged: bool = False
+    evaluate_objective: bool = False
     state: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 

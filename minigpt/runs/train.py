@@ -13,7 +13,7 @@ from rich.console import Console
 from minigpt import tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
-from minigpt.console import progress_bars, scored_on, teller
+from minigpt.console import printer, progress_bars, scored_on
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
@@ -27,7 +27,7 @@ from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_f
 from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.score import kept_score, score_run
-from minigpt.runs.task import FromNothing, Task
+from minigpt.runs.task import FromScratch, Task
 from minigpt.runtime.device import hardware, mkl_code
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.precision import with_masters
@@ -97,13 +97,13 @@ def train(
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
     with joined(config, quiet) as (placement, console):
-        ranks, tell = placement.ranks, teller(console)
+        ranks, tell = placement.ranks, printer(console)
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)
         with planned(ranks, own) as plan:
             tell(f"{plan.path}: reading {config.data.source}")
-            known = ranks.share(lambda: _tokenizer(plan, config, console, tokenizer))
+            known = ranks.broadcast(lambda: _tokenizer(plan, config, console, tokenizer))
             feed = ranks.in_turn(lambda: text_feed(config, known, console, config.model.max_seq_len))
-            return execute(plan, config, known, feed, task or FromNothing(), placement, console, resume)
+            return execute(plan, config, known, feed, task or FromScratch(), placement, console, resume)
 
 
 def _tokenizer(plan: Plan, config: RunConfig, console: Console, made: Tokenizer | None) -> Tokenizer:
@@ -223,7 +223,7 @@ def make_hooks(
 ) -> list[Hook]:
     """Everything optional of a run, in the order in which it is called."""
     config, placement = resolved.config, resolved.placement
-    settings, shape, ranks, tell = config.train, config.model, placement.ranks, teller(console)
+    settings, shape, ranks, tell = config.train, config.model, placement.ranks, printer(console)
     folder, prompt = RunFolder(path), tokenizer.encode(settings.sample_prompt)
 
     def write_sample(trainer: Trainer) -> str | None:
@@ -293,9 +293,9 @@ def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
 def _finish(
     trainer: Trainer, path: Path, tokenizer: Tokenizer, resolved: Resolved, feed: Feed, console: Console
 ) -> TrainedRun:
-    config, ranks, tell = resolved.config, resolved.placement.ranks, teller(console)
-    report = ranks.share(lambda: _score(trainer, path, feed, console))
-    rows = ranks.share(lambda: _summary(path, config, console))
+    config, ranks, tell = resolved.config, resolved.placement.ranks, printer(console)
+    report = ranks.broadcast(lambda: _score(trainer, path, feed, console))
+    rows = ranks.broadcast(lambda: _summary(path, config, console))
     if feed.caveat:
         tell(feed.caveat)
     model = resolved.placement.whole(trainer.model)

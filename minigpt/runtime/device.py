@@ -85,7 +85,7 @@ class Runtime:
         """Test torch's compiler with a tiny function, in a second. Warns once if the C++ compiler or Triton fails."""
         return _compiler_works(str(self.device))
 
-    def give_back(self) -> None:
+    def empty_cache(self) -> None:
         """Free the memory that the device's allocator caches."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ class Ranks:
         """The largest of the ranks' values, so that all ranks decide the same."""
         return value
 
-    def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
+    def sync_gradients(self, model: object, now: bool) -> AbstractContextManager[object]:
         """Use around a backward pass: the ranks sum their gradients if `now`, else they keep accumulating."""
         return nullcontext()
 
@@ -36,7 +36,7 @@ class Ranks:
         """This rank's part of a whole tensor, split in the same way as `like`."""
         return tensor
 
-    def share(self, make: Callable[[], Made]) -> Made:
+    def broadcast(self, make: Callable[[], Made]) -> Made:
         """Call `make` on rank 0, and return its result on every rank. The others wait without a time limit."""
         return make()
 

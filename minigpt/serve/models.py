@@ -22,9 +22,9 @@ from minigpt.errors import RunError, UserError
 from minigpt.generation.chat import Plain, Turns
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.layout import RunFolder, step_of
+from minigpt.runs.chat_format import chat_format_of
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.runs.record import run_folders
-from minigpt.runs.spelling import spelling_of
 from minigpt.runtime.memory import host_memory
 from minigpt.serve.engine import Engine, UnavailableError
 from minigpt.serve.limits import Limits
@@ -113,9 +113,9 @@ class Loaded:
     used: float = 0.0
 
     @cached_property
-    def spelling(self) -> Plain | Turns:
+    def chat_format(self) -> Plain | Turns:
         """How a chat with it is written as a text."""
-        return spelling_of(self.run)
+        return chat_format_of(self.run)
 
     @cached_property
     def bytes(self) -> int:

@@ -81,7 +81,7 @@ class Hook:
     def on_resume(self, trainer: "Trainer", checkpoint: Checkpoint) -> None:
         """Read back from the checkpoint what `tensors` gave to it."""
 
-    def heal(self, trainer: "Trainer", error: DivergedError) -> bool:
+    def recover(self, trainer: "Trainer", error: DivergedError) -> bool:
         """After divergence: fix the run and return True, or return False. Raises DivergedError to end the run."""
         return False
 
@@ -182,7 +182,7 @@ class Trainer:
                 for hook in self.hooks:
                     hook.on_step(self)
             except DivergedError as error:
-                if not any(hook.heal(self, error) for hook in self.hooks):
+                if not any(hook.recover(self, error) for hook in self.hooks):
                     raise
         self.state.stop_reason = self._stop or "budget used up"
         self.state.finished = not self._stop.startswith("interrupted")
@@ -239,7 +239,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or self.runtime.ranks.world > 1 or not out_of_memory(error):
                     raise
-            self.runtime.give_back()  # not in `except`, where the error still holds memory
+            self.runtime.empty_cache()  # not in `except`, where the error still holds memory
             self.state.micro_batch_size = size // 2
             self.model.train()
 

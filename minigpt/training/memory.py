@@ -34,7 +34,7 @@ Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Prospect:
+class UnbuiltRun:
     """A run that is not built yet: all that its memory and speed depend on.
 
     Attributes:
@@ -76,7 +76,7 @@ class Prospect:
         return replace(memory, gradients=gradients, optimizer=optimizer)
 
 
-def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None:
+def choose_micro_batch(run: UnbuiltRun, found: int | None, say: Say) -> int | None:
     """Say how much memory the run needs and how much is free; returns micro_batch_size, with a number for auto.
 
     Args:
@@ -106,7 +106,7 @@ def choose_micro_batch(run: Prospect, found: int | None, say: Say) -> int | None
     return asked
 
 
-def find(run: Prospect, free: int | None) -> int:
+def find(run: UnbuiltRun, free: int | None) -> int:
     """The micro-batch size to use, a divisor of the batch; see the module's docstring."""
     device, sizes = run.runtime.device, divisors(run.rows)
 
@@ -169,7 +169,7 @@ def try_pass(learner: Learner, batch: Batch, size: int, runtime: Runtime, reserv
             raise
     for parameter in learner.parameters():
         parameter.grad = None
-    runtime.give_back()
+    runtime.empty_cache()
     return min(seconds[1:]) if len(seconds) == 3 else None
 
 

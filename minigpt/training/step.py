@@ -47,7 +47,7 @@ def accumulate(
     for index, (inputs, targets) in enumerate(micro_batches):
         torch.manual_seed(step_seed(seed, step, ranks.rank, index))
         inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
-        with ranks.exchange(learner, now=index == len(micro_batches) - 1):
+        with ranks.sync_gradients(learner, now=index == len(micro_batches) - 1):
             with runtime.autocast():
                 part = learner.loss(inputs, targets, valid=valid or 1, label_smoothing=label_smoothing)
             (scaler.scale(part) if scaler else part).backward()

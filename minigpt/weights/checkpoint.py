@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt.console import counted
 from minigpt.errors import CheckpointError, DamagedError, storage_error
-from minigpt.files import beside, delete_folder, delete_path, file_sha256, replace_folder, sync, write_text
+from minigpt.files import delete_folder, delete_path, file_sha256, replace_folder, sync, temporary_path, write_text
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
@@ -67,7 +67,7 @@ def save(directory: Path, tensors: Mapping[str, Tensors], state: CheckpointState
     Raises:
         StorageError: the disk is full or not writable; an older checkpoint in `directory` stays whole.
     """
-    work = beside(directory)
+    work = temporary_path(directory)
     try:
         work.mkdir(parents=True)
         for part, named in tensors.items():
@@ -192,14 +192,17 @@ def resolve(path: Path) -> Path:
 
 
 def delete(directory: Path) -> None:
-    """Delete a checkpoint. After a kill it is whole, or the next `sweep` deletes the rest. Raises StorageError."""
+    """Delete a checkpoint. After a kill it is whole, or the next `delete_unfinished` deletes the rest.
+
+    Raises StorageError.
+    """
     try:
         delete_folder(directory)
     except OSError as error:
         raise storage_error(directory, error) from None
 
 
-def sweep(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
     """Delete unfinished checkpoints that a killed process left. No other process may be training the run.
 
     Raises StorageError.

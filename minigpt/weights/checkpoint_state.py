@@ -87,14 +87,14 @@ class CheckpointState:
 
     def to_json(self) -> dict[str, Any]:
         """The state as the JSON object of the file."""
-        told = {name: value for name, value in asdict(self).items() if value is not None}
-        if train := told.get(
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        if train := found.get(
             "train"
         ):  # leave these out if not set, so that an older minigpt, which refuses unknown fields, can read the file
-            told["train"] = {name: value for name, value in train.items() if value or name not in _LATER}
+            found["train"] = {name: value for name, value in train.items() if value or name not in _LATER}
         if self.precision is not None:  # then micro_batch_size was decided too, perhaps as None
-            told.setdefault("micro_batch_size", None)
-        return {each.name: told[each.name] for each in fields(self) if each.name in told}
+            found.setdefault("micro_batch_size", None)
+        return {each.name: found[each.name] for each in fields(self) if each.name in found}
 
     @classmethod
     def from_json(cls, given: Any, where: Path | str) -> Self:

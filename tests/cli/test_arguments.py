@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from minigpt.cli import main
-from minigpt.cli.arguments import Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import load_config, split_flags
 from minigpt.errors import ConfigError, UserError, nearest
 
@@ -27,7 +27,7 @@ class Copy:
     times: int = 1
     """How often."""
     speed: float | None = None
-    """Bytes a second."""
+    """Bytes per second."""
     mode: Literal["fast", "safe"] = "safe"
     """How."""
     tags: tuple[str, ...] | None = None
@@ -61,6 +61,33 @@ def test_every_kind_of_argument():
     assert copy("a", "--", "b").targets == ("b",)
     assert copy("a", "--tags", "x", "--json", "--tags=y").tags == ("x", "y")
     assert copy("a", "--weights", "x", "1", "--weights", "y", "2").weights == {"x": 1.0, "y": 2.0}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mix runs."""
+
+    runs: Positional[tuple[PathText, ...]]
+    """Runs."""
+    ensemble: tuple[PathText, ...] = ()
+    """More runs."""
+
+
+def test_a_flag_with_runs_is_split_at_commas_unless_the_path_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def mixed(*words: str) -> tuple[str, ...]:
+        return parse(Mix, ["lr=1,seed=2", "--ensemble", *words], "mix")[0].ensemble
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("c", "runs/b", "runs/lr=1,seed=2", "here,there"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert mixed("b,c", "d") == ("runs/b", "c", "d")
+    assert mixed("b, c,", "--ensemble=d,~/e") == ("runs/b", "c", "d", str(tmp_path / "home/e"))
+    assert mixed("here,there", "lr=1,seed=2", str(tmp_path / "here,there")) == (
+        "here,there", "runs/lr=1,seed=2", str(tmp_path / "here,there"),
+    )  # fmt: skip
+    assert mixed(",") == (",",)
+    assert parse(Mix, ["a,b"], "mix")[0].runs == ("a,b",), "only a flag is split"
 
 
 @pytest.mark.parametrize(

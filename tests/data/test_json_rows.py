@@ -19,7 +19,7 @@ SPELLED = {
     "lines with \\r\\n, a mark and blank lines": "\ufeff\n" + LINES.replace("\n", "\r\n\n"),
     "a list": json.dumps(ROWS),
     "a list over lines": json.dumps(ROWS, indent=4),
-    "a list, a row a line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
+    "a list, one row per line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
     "a list that begins with a row": "[" + ",\n".join(map(json.dumps, ROWS)) + "]",
     "objects over lines": "\n".join(json.dumps(row, indent=1) for row in ROWS),
     "texts": json.dumps([row["text"] for row in ROWS]),

@@ -15,7 +15,7 @@ from cli_run import fails, small_run
 from typed_report import check
 
 from minigpt.cli import main
-from minigpt.cli.beside import Beside
+from minigpt.cli.extra_scores import ExtraScores
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, UserError
 from minigpt.evals import REPORT_KEYS, Adaptation, adapted, evaluate
@@ -158,7 +158,7 @@ def test_the_command_says_that_it_is_another_category_and_changes_nothing(
     assert plain["adapted"] is None
     assert main([*words, "--adapt", "both", "--adapt-rate", "2e-3", "--cache-tokens", "500", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    check(Beside, {key: report[key] for key in report if key not in REPORT_KEYS})
+    check(ExtraScores, {key: report[key] for key in report if key not in REPORT_KEYS})
     assert {key: report[key] for key in REPORT_KEYS} == {key: plain[key] for key in REPORT_KEYS}
     found = report["adapted"]
     assert found["category"] == LABEL == "adapted to the text it is scored on: not comparable with other scores"

@@ -197,7 +197,7 @@ def test_the_report_has_the_documented_keys_and_its_figures_agree(tmp_path):
     check(Report, result)
     assert tuple(result) == REPORT_KEYS
     assert result["tokens"] == meta["tokens"] - 1
-    assert result["bytes"] == meta["bytes"] - 1  # the first byte is not predicted; eos, one a document, has none
+    assert result["bytes"] == meta["bytes"] - 1  # the first byte is not predicted; eos, one per document, has none
     assert meta["tokens"] == meta["bytes"] + meta["documents"]
     assert result["words"] == meta["words"] == 5 * meta["documents"]
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))

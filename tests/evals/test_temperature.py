@@ -14,7 +14,7 @@ from torch import nn
 from typed_report import check
 
 from minigpt.cli import main
-from minigpt.cli.beside import Beside
+from minigpt.cli.extra_scores import ExtraScores
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.evals import at_temperature, evaluate, fit_temperature
 from minigpt.evals.report import REPORT_KEYS
@@ -94,7 +94,7 @@ def report_of(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dic
     return json.loads(capsys.readouterr().out)
 
 
-def test_it_is_kept_and_later_figures_stand_beside_the_headline(
+def test_it_is_kept_and_later_figures_stand_below_the_headline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_run(tmp_path)
@@ -102,7 +102,7 @@ def test_it_is_kept_and_later_figures_stand_beside_the_headline(
     before = report_of(run, capsys)
     assert before["at_temperature"] is None
     fitted = report_of(run, capsys, "--fit-temperature")
-    check(Beside, {key: fitted[key] for key in fitted if key not in REPORT_KEYS})
+    check(ExtraScores, {key: fitted[key] for key in fitted if key not in REPORT_KEYS})
     assert {key: fitted[key] for key in REPORT_KEYS} == {key: before[key] for key in REPORT_KEYS}
     assert (run / "eval.json").read_bytes() == kept
     at = fitted["at_temperature"]

@@ -143,12 +143,12 @@ def test_the_walk_adds_up_step_by_step(name: str):
         stream = after[1]
         values = dict(by_name)
         shared = values["q"].shape[0] // values["k"].shape[0]
-        own = next(look for look in block.looked if look.position == 4)
+        own = next(look for look in block.attended if look.position == 4)
         product = float(values["q"][block.head] @ values["k"][block.head // shared])
         assert own.product == pytest.approx(product, rel=1e-4)
         assert own.score == pytest.approx(product / model.config.head_size**0.5, rel=1e-4)
-        ratio = np.exp(block.looked[0].score - block.looked[1].score)
-        assert block.looked[0].weight / block.looked[1].weight == pytest.approx(ratio, rel=1e-3)
+        ratio = np.exp(block.attended[0].score - block.attended[1].score)
+        assert block.attended[0].weight / block.attended[1].weight == pytest.approx(ratio, rel=1e-3)
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0, 4]
     torch.testing.assert_close(head.steps[-1].values, logits)

@@ -157,7 +157,7 @@ def test_a_curve_is_named_by_what_its_seeds_share(names: list[str], short: str) 
     assert group_names([[Path("runs") / name for name in names], [Path("runs/x")]]) == [short, "x"]
 
 
-def test_runs_are_named_beside_their_curves_and_dashed_from_the_eighth_on(tmp_path: Path, figures: list) -> None:
+def test_runs_are_named_next_to_their_curves_and_dashed_from_the_eighth_on(tmp_path: Path, figures: list) -> None:
     runs = [write(tmp_path / f"run-$-{n}", lines(n / 10)) for n in range(9)]
     plot_runs(runs, tmp_path / "a.png")
     left, right = figures[0].axes

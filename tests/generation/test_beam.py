@@ -14,7 +14,7 @@ from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
 from minigpt.generation import generate
 from minigpt.generation.search import Hypothesis, beam_search
-from minigpt.generation.search.beam import temper
+from minigpt.generation.search.beam import scale_and_filter
 from minigpt.model import GPT
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
@@ -236,7 +236,7 @@ def test_what_is_drawn_from_equals_transformers_warpers_of_beams(filters: dict) 
     expected = logprobs / 1.3
     for name, value in filters.items():
         expected = warpers[name](value, min_tokens_to_keep=2)(None, expected)
-    torch.testing.assert_close(temper(logprobs, greedy_beams(temperature=1.3, **filters)), expected)
+    torch.testing.assert_close(scale_and_filter(logprobs, greedy_beams(temperature=1.3, **filters)), expected)
 
 
 def test_sampled_beams_follow_transformers_law() -> None:

@@ -39,9 +39,9 @@ def plain(tokenizer=LETTERS) -> dict[str, Any]:
     return {"max_new_tokens": 8, "logit_bias": {f"#{tokenizer.eos_id}": -1e4}}
 
 
-def session(tokenizer=LETTERS, gpt: GPT = GPT_, spelling=None, **fields) -> Session:
+def session(tokenizer=LETTERS, gpt: GPT = GPT_, chat_format=None, **fields) -> Session:
     fields = {"seed": 3, **plain(tokenizer)} | fields
-    return Session(gpt, tokenizer, GenerationConfig(**fields), spelling)
+    return Session(gpt, tokenizer, GenerationConfig(**fields), chat_format)
 
 
 def by_role(tokenizer=LETTERS) -> Turns:
@@ -68,17 +68,17 @@ def test_without_roles_a_chat_is_one_text_that_goes_on() -> None:
 
 
 def test_each_turn_by_role_is_read_as_finetuning_spells_it() -> None:
-    spelling = by_role()
-    chat = session(spelling=spelling, gpt=model(max_seq_len=128))
+    chat_format = by_role()
+    chat = session(chat_format=chat_format, gpt=model(max_seq_len=128))
     chat.set_system("be brief")
     for text in ("who", "why"):
         list(chat.say(text))
     whole = [{"role": role, "content": content} for role, content in said(chat)]
     trained = encode(TEMPLATE.pieces(whole, LETTERS.eos_id is not None), LETTERS)[0].tolist()
     for turn in (2, 4):
-        asked = spelling.encode(chat.messages[:turn])
+        asked = chat_format.encode(chat.messages[:turn])
         assert trained[: len(asked)] == asked
-        going_on = spelling.encode(chat.messages[: turn + 1])
+        going_on = chat_format.encode(chat.messages[: turn + 1])
         assert trained[: len(going_on)] == going_on
     assert len(trained) == len(going_on) + 1  # and then the end of text
     assert [role for role, _ in said(chat)] == ["system", "user", "assistant", "user", "assistant"]
@@ -89,9 +89,9 @@ def test_an_answer_by_role_has_no_leading_space_and_ends_at_the_user() -> None:
         return encode_question(messages, TEMPLATE, LETTERS)
 
     fields = {"gpt": model(max_seq_len=128), "max_new_tokens": 40, "temperature": 0.0}
-    whole = "".join(session(spelling=Turns(LETTERS, asked), **fields).say("hi"))
+    whole = "".join(session(chat_format=Turns(LETTERS, asked), **fields).say("hi"))
     begin, stop = whole[0], whole[12:15]  # as if this were the space, and this the next turn
-    chat = session(spelling=Turns(LETTERS, asked, begin, (stop,)), **fields)
+    chat = session(chat_format=Turns(LETTERS, asked, begin, (stop,)), **fields)
     pieces = list(chat.say("hi"))
     assert "".join(pieces) == said(chat)[-1][1] == whole[: whole.index(stop)].lstrip(begin) != ""
     assert chat.ended and chat.ended.reason == "stop"
@@ -218,9 +218,9 @@ def test_the_context_keeps_the_newest_whole_turns(turns, system: str, limit: int
         assert len(spelled(kept)) == limit - room or not any(message.content for message in kept[len(head) :])
 
 
-@pytest.mark.parametrize("spelling", [None, by_role()], ids=["one text", "by role"])
-def test_a_long_chat_goes_on_past_the_context(spelling, capsys) -> None:
-    chat = session(spelling=spelling, gpt=model(max_seq_len=40), max_new_tokens=14)
+@pytest.mark.parametrize("chat_format", [None, by_role()], ids=["one text", "by role"])
+def test_a_long_chat_goes_on_past_the_context(chat_format, capsys) -> None:
+    chat = session(chat_format=chat_format, gpt=model(max_seq_len=40), max_new_tokens=14)
     cut = []
     for _ in range(12):
         assert 0 < len("".join(chat.say("abcde"))) <= 14

@@ -198,7 +198,7 @@ def test_a_text_may_begin_with_a_slash_and_hold_lines() -> None:
 
 
 def test_with_roles_there_is_a_system_text_and_an_empty_line_does_nothing() -> None:
-    chat = commands(session(spelling=by_role()))
+    chat = commands(session(chat_format=by_role()))
     assert type_(chat, "/system be brief") == "system text set"
     assert type_(chat, "hi") and type_(chat, "") == ""
     assert said(chat.session)[:2] == [("system", "be brief"), ("user", "hi")]

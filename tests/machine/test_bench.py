@@ -155,10 +155,10 @@ def test_random_batches_are_micro_batches_whose_targets_are_the_next_ids():
 def test_the_nearest_rival_is_found_and_its_differences_are_listed(
     fields: dict[str, Any], name: str, differences: list[str]
 ):
-    twin = rivals.nearest_twin(tiny(**fields))
-    assert (twin.name, list(twin.differences)) == (name, differences)
-    assert bool(twin.notes) == bool(differences)
-    assert all(difference in twin.notes[0] for difference in differences)
+    counterpart = rivals.nearest_counterpart(tiny(**fields))
+    assert (counterpart.name, list(counterpart.differences)) == (name, differences)
+    assert bool(counterpart.notes) == bool(differences)
+    assert all(difference in counterpart.notes[0] for difference in differences)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "modern"])
@@ -167,7 +167,7 @@ def test_a_rival_has_our_parameters_and_steps_as_ours_does(kind: str):
     # A large eps, so that AdamW's first step is smooth in the gradient and rounding does not turn a sign.
     config = tiny_run(kind, **{"train.micro_batch_size": 2, "optimizer.eps": 1e-3, "optimizer.learning_rate": 1e-2})
     ours = GPT(config.model)
-    theirs = rivals.build_twin(rivals.nearest_twin(config.model))
+    theirs = rivals.build_counterpart(rivals.nearest_counterpart(config.model))
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     assert generate.weight_bytes(theirs) == generate.weight_bytes(ours)
     before = {key: value.clone() for key, value in weights_to_hf(config.model, ours.weights()).items()}
@@ -190,15 +190,15 @@ def test_a_rival_that_does_not_compile_is_left_out_with_a_note():
             raise RuntimeError("no C++ compiler\nand much more")
         return side
 
-    twin = rivals.nearest_twin(config.model)
-    sides = list(train._rivals(twin, config, CPU.device, train.random_batches(config, CPU.device), warm, notes))
+    counterpart = rivals.nearest_counterpart(config.model)
+    sides = list(train._rivals(counterpart, config, CPU.device, train.random_batches(config, CPU.device), warm, notes))
     assert [side.name for side in sides] == ["transformers fp32"]
     assert notes == ["transformers bf16 compiled does not work here, so it is left out: no C++ compiler"]
 
 
 def test_one_optimizer_for_all_sides_and_the_report_says_so():
     config = tiny_run(**{"optimizer.kind": "muon"})
-    config, notes = train._with_adamw(config, rivals.nearest_twin(config.model))
+    config, notes = train._with_adamw(config, rivals.nearest_counterpart(config.model))
     assert config.optimizer.kind == "adamw" and notes == ["all sides step by AdamW, not by the recipe's muon"]
 
 
@@ -327,8 +327,8 @@ def test_generation_times_every_token_but_the_first(precision: str):
 def test_transformers_is_timed_token_by_token_too():
     pytest.importorskip("transformers")
     model = GPT(tiny())
-    twin = rivals.nearest_twin(model.config)
-    writer = generate.hf_writer(twin, generate.random_prompt(model, 2, 4), Runtime(CPU.device, "bf16"))
+    counterpart = rivals.nearest_counterpart(model.config)
+    writer = generate.hf_writer(counterpart, generate.random_prompt(model, 2, 4), Runtime(CPU.device, "bf16"))
     assert len(writer.write(6).others) == 5
     assert writer.weight_bytes * 2 == generate.weight_bytes(model)
 

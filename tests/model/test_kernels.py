@@ -158,7 +158,7 @@ def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks:
     assert clocks["asked"] == 2
 
 
-def test_a_kernel_fast_by_chance_is_timed_again_beside_the_compiled(clocks: Clocks) -> None:
+def test_a_kernel_fast_by_chance_is_timed_again_next_to_the_compiled(clocks: Clocks) -> None:
     clocks["sdpa"] = 0.009
     assert pick(clocks, 100) == ("sdpa", False)
     clocks |= {"sdpa": 0.013, "reference compiled": 0.011}  # their times when all are timed in turn

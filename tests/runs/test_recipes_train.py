@@ -9,7 +9,7 @@ import pytest
 from minigpt.cli import main
 from minigpt.config import load_config, recipes
 
-# Fewer sequences a step, and a part of the validation split: the shape, the tokenizer and the data stay the recipe's.
+# Fewer sequences per step, and a part of the validation split: the shape, the tokenizer and the data stay the recipe's.
 LESS = {
     "gpt2-124m": ["--train.batch-size", "1", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
     "small-25m": ["--train.batch-size", "2", "--train.micro-batch-size", "1", "--model.max-seq-len", "256"],
@@ -40,6 +40,7 @@ def test_it_loads_and_learns_in_a_few_steps(name: str, mirror: Path, tmp_path: P
     assert ids is not None
     start = lines[0]["val_loss"] - math.log(ids)  # at step 0, without dropout
     with capsys.disabled():
-        print(f"\n{name}: step 0 ln V {start:+.3f}, validation after {steps} steps {lines[-1]['val_loss']:.3f}, {report['seconds']} s")
+        after = f"validation after {steps} steps {lines[-1]['val_loss']:.3f}"
+        print(f"\n{name}: step 0 ln V {start:+.3f}, {after}, {report['seconds']} s")
     assert abs(start) < (0.15 if name == "gpt2-124m" else 0.4)
     assert lines[-1]["val_loss"] < lines[0]["val_loss"] - 0.2  # a batch of 256 tokens is too few to say it

@@ -23,7 +23,7 @@ from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
 from minigpt.runs.repeat import _quote, receipt_line
 from minigpt.runs.settings import as_flag, essential, flat
-from minigpt.runs.task import FromNothing
+from minigpt.runs.task import FromScratch
 
 PROMPT = "the cat's\n\tmat, é \\ {}"
 FEW = [
@@ -77,7 +77,7 @@ def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) 
     lines = read_lines(runs / "a-1/metrics.jsonl")
     assert row["best_val_loss"] == min(line["val_loss"] for line in lines if "val_loss" in line)
     assert (row["steps"], row["state"]) == (4, "finished")
-    model = FromNothing().model(load_config(runs / "a-1/config.yaml"))
+    model = FromScratch().model(load_config(runs / "a-1/config.yaml"))
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert [row["name"] for row in read(capsys, "list", "a-*", *where)["runs"]] == ["a-2", "a-1"]
     assert [row["name"] for row in read(capsys, "list", "group", *where)["runs"]] == ["group/inner"]
@@ -87,7 +87,7 @@ def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) 
     assert losses == sorted(losses, reverse=True)
     assert main(["runs", "list", *where]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 1 + len(rows) and shown[3].startswith("group/inner"), "one line a run"
+    assert len(shown) == 1 + len(rows) and shown[3].startswith("group/inner"), "one line per run"
     assert all(line == line.rstrip() for line in shown)
     fails(capsys, ["runs", "list", "--runs-dir", str(runs / "nowhere")], "no such folder")
 

@@ -184,7 +184,7 @@ def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
         f"2 of 4: {NAMES[1]}  failed: the data is gone",
         f"3 of 4: {NAMES[2]}  val 1.0130 (1.013 bits/byte)  1.0 min",
         f"4 of 4: {NAMES[3]}  failed: the data is gone",
-    ], "one line a run"
+    ], "one line per run"
     states = json.loads((folder / "sweep.json").read_text())["runs"]
     assert states[NAMES[1]]["state"] == "failed"
     (tmp_path / "fail").unlink()

@@ -46,7 +46,7 @@ def test_two_ranks_train_as_one_does_and_send_gradients_once_a_step(tmp_path: Pa
     results = compare(2, 4, cases, tmp_path)
     check(results)
     assert all(result["tensors"] < 1e-5 for result in results), "weights, their average, and the optimizer's state"
-    # 4 rows a rank are 2 micro-batches: DDP has one bucket, FSDP one group for each block and one for the rest
+    # 4 rows per rank are 2 micro-batches: DDP has one bucket, FSDP one group for each block and one for the rest
     assert [result["sent"] for result in results] == [1.0, 3.0]
 
 

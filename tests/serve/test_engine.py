@@ -26,7 +26,7 @@ def make_model(tokenizer: Tokenizer = LETTERS, **fields: Any) -> GPT:
     return GPT(shape.model_copy(update={"vocab_size": tokenizer.vocab_size, **fields}), seed=4).eval()
 
 
-class Told:
+class Client:
     """The events that a client gets."""
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class Told:
         return next((event for event in self.events if isinstance(event, Ended | Failed)), None)
 
 
-def make_job(prompt: str, tokenizer: Tokenizer = LETTERS, **more: Any) -> tuple[Job, Told]:
+def make_job(prompt: str, tokenizer: Tokenizer = LETTERS, **more: Any) -> tuple[Job, Client]:
     fields = {key: more.pop(key) for key in list(more) if key in GenerationConfig.model_fields}
-    config, told = GenerationConfig(**fields), Told()
+    config, client = GenerationConfig(**fields), Client()
     most = more.pop("most", config.max_new_tokens)
-    return Job(tokenizer.encode(prompt), tokenizer, config, config.seed, most, told, **more), told
+    return Job(tokenizer.encode(prompt), tokenizer, config, config.seed, most, client, **more), client
 
 
 def run_out(engine: Engine) -> None:
@@ -78,16 +78,16 @@ def test_texts_that_join_at_any_moment_are_what_each_is_alone(shape: dict[str, A
         {**KINDS[i % 5], "seed": i, "max_new_tokens": moments.randint(1, 40), "stop_at_eos": i % 3 > 0}
         for i in range(COUNT)
     ]
-    told = []
+    clients = []
     for prompt, fields in zip(PROMPTS, asked, strict=True):
-        job, heard = make_job(prompt, **fields)
+        job, client = make_job(prompt, **fields)
         engine.submit(gpt, [job])
-        told.append(heard)
+        clients.append(client)
         for _ in range(moments.randint(0, 6)):
             engine.turn()
     run_out(engine)
     alone = [generate_text(gpt, prompt, LETTERS, **fields) for prompt, fields in zip(PROMPTS, asked, strict=True)]
-    assert [heard.text for heard in told] == alone
+    assert [client.text for client in clients] == alone
     assert len(set(alone)) > 7
     assert engine.writing == engine.waiting == 0 and engine.writers[gpt].batch.buffer is None
 
@@ -171,16 +171,16 @@ def test_an_error_of_one_model_leaves_the_others_alone() -> None:
 
 def test_a_chat_that_goes_on_reads_only_what_is_new() -> None:
     gpt, engine = make_model(max_seq_len=64), Engine()
-    job, told = make_job("abc def. ", max_new_tokens=10, temperature=0, reuse=True)
+    job, client = make_job("abc def. ", max_new_tokens=10, temperature=0, reuse=True)
     engine.submit(gpt, [job])
     run_out(engine)
-    prompt = "abc def. " + told.text + " xyz"
-    job, told = make_job(prompt, max_new_tokens=10, temperature=0, reuse=True)
+    prompt = "abc def. " + client.text + " xyz"
+    job, client = make_job(prompt, max_new_tokens=10, temperature=0, reuse=True)
     engine.submit(gpt, [job])
     run_out(engine)
     # everything that was read
-    assert isinstance(told.events[0], Read) and told.events[0].cached == len("abc def. ") + 9
-    assert told.text == generate_text(gpt, prompt, LETTERS, max_new_tokens=10, temperature=0)
+    assert isinstance(client.events[0], Read) and client.events[0].cached == len("abc def. ") + 9
+    assert client.text == generate_text(gpt, prompt, LETTERS, max_new_tokens=10, temperature=0)
     other, heard = make_job("zzz", reuse=True, max_new_tokens=1)
     engine.submit(gpt, [other])
     run_out(engine)
@@ -200,11 +200,11 @@ def test_prefixes_stay_within_their_memory() -> None:
 
 def test_scores_of_prompt_and_text_are_the_models_own() -> None:
     gpt, engine = make_model(), Engine()
-    job, told = make_job("abc", max_new_tokens=4, temperature=0, logprobs=3, score_prompt=True)
+    job, client = make_job("abc", max_new_tokens=4, temperature=0, logprobs=3, score_prompt=True)
     engine.submit(gpt, [job])
     run_out(engine)
-    assert isinstance(told.events[0], Read) and job.text is not None
-    scores = [*told.events[0].scores, *(event.score for event in told.events if isinstance(event, Wrote))]
+    assert isinstance(client.events[0], Read) and job.text is not None
+    scores = [*client.events[0].scores, *(event.score for event in client.events if isinstance(event, Wrote))]
     ids = job.text.ids
     right = gpt(torch.tensor([ids]))[0].log_softmax(-1)
     assert [score.id for score in scores if score] == ids
@@ -219,24 +219,24 @@ def test_scores_of_prompt_and_text_are_the_models_own() -> None:
 def test_no_half_character_is_told() -> None:
     tokenizer, engine = ByteTokenizer(), Engine()
     gpt = make_model(tokenizer)
-    job, told = make_job("é", tokenizer, max_new_tokens=60, temperature=3.0, seed=2, stop_at_eos=False)
+    job, client = make_job("é", tokenizer, max_new_tokens=60, temperature=3.0, seed=2, stop_at_eos=False)
     engine.submit(gpt, [job])
     run_out(engine)
     assert job.text is not None
-    assert told.text == tokenizer.decode(job.text.ids[2:])
+    assert client.text == tokenizer.decode(job.text.ids[2:])
 
 
 def test_the_thread_writes_while_others_wait() -> None:
     gpt, engine = make_model(), Engine()
     engine.start()
-    heard: Sequence[Told] = []
+    clients: Sequence[Client] = []
     for seed in range(6):
-        job, told = make_job("abc", max_new_tokens=30, seed=seed, stop_at_eos=False)
+        job, client = make_job("abc", max_new_tokens=30, seed=seed, stop_at_eos=False)
         engine.submit(gpt, [job])
-        heard = [*heard, told]
+        clients = [*clients, client]
     for _ in range(1000):
-        if all(told.end for told in heard):
+        if all(client.end for client in clients):
             break
         time.sleep(0.01)
     engine.stop()
-    assert all(told.end for told in heard)
+    assert all(client.end for client in clients)

@@ -311,21 +311,21 @@ class Page:
         sent = self.post("/api/texts", name="my.txt", text=TEXT, first=True, done=True)
         assert self.post("/api/start", **sent, budget="", name="my", settings=SETTINGS) == {"name": "my"}
         until(lambda: [run for run in self.client.get("/api/runs").json()["runs"] if run["name"] == "my"])
-        until(lambda: self.told()["last"] >= 20)
+        until(lambda: self.get()["last"] >= 20)
 
     def post(self, path: str, **asked: Any) -> Any:
         return self.client.post(path, json=asked).json()
 
-    def told(self, path: str = "/api/figures") -> dict[str, Any]:
+    def get(self, path: str = "/api/figures") -> dict[str, Any]:
         return self.client.get(path, params={"name": "my"}).json()
 
     def state(self) -> str:
-        told = self.told()
-        assert not told["failed"]
-        return told["state"]
+        figures = self.get()
+        assert not figures["failed"]
+        return figures["state"]
 
     def pid(self) -> int:
-        return self.told("/api/run")["process"]["pid"]
+        return self.get("/api/run")["process"]["pid"]
 
 
 def undisturbed(folder: Path) -> dict[str, Any]:
@@ -348,7 +348,7 @@ def test_a_run_is_started_stopped_and_resumed_as_by_the_command(tmp_path: Path, 
         assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
         assert page.post("/api/stop", name="my") == {"done": True}
         until(lambda: page.state() == "interrupted")
-        assert page.told()["last"] < 800
+        assert page.get()["last"] < 800
         assert page.post("/api/resume", name="my") == {"done": True}
         assert page.client.post("/api/resume", json={"name": "my"}).status_code == 400
         assert page.client.post("/api/delete", json={"name": "my"}).status_code == 404
@@ -390,7 +390,7 @@ def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypa
     with server_process() as (address, server):
         page = Page(address)
         page.begin()
-        pid, before = page.pid(), page.told()["last"]
+        pid, before = page.pid(), page.get()["last"]
         server.kill()
     figures = tmp_path / "runs" / "my" / "metrics.jsonl"
     until(lambda: json.loads(figures.read_text().splitlines()[-1])["step"] > max(before, 250))  # the run continues

@@ -1,4 +1,4 @@
-"""Test the GPU plan at a tiny size on a CPU: every step has a result, a kill costs only the step that was running."""
+"""Test the GPU plan at a tiny size on a CPU: each step gets its results, and a second start does what is missing."""
 
 import importlib.util
 import json
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,63 @@ def results(out: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-class Told(gpu_plan.Plan):
-    """A plan that notes a command in place of running it."""
+def complete(lines: list[dict]) -> bool:
+    """Whether the first step has all its scores."""
+    return bool(lines) and len(lines[0]["result"]["scores"]) == len(gpu_plan.SCORES)
 
-    def _minigpt(self, name: str, words: list[str], seconds: float) -> str:
-        self.words = words
-        return ""
+
+class FakePlan(gpu_plan.Plan):
+    """A plan that notes commands and does not run them; each prints the next of `outputs`, by default nothing."""
+
+    def __init__(self, out: Path, minutes: float, outputs: Iterable[str | None] = ()):
+        super().__init__(out, minutes, False, None)
+        self.commands: list[list[str]] = []
+        self.outputs = iter(outputs)
+
+    def _minigpt(self, name: str, words: list[str], seconds: float) -> str | None:
+        self.commands.append(words)
+        return next(self.outputs, "")
 
 
 def test_a_training_that_has_begun_goes_on_with_the_time_that_is_left(tmp_path: Path) -> None:
     step = gpu_plan.PLAN[0]
-    first, second = Told(tmp_path, 13.0, False, None), Told(tmp_path, 5.0, False, None)
+    first, second = FakePlan(tmp_path, 13.0), FakePlan(tmp_path, 5.0)
     first._train(step)
     config = tmp_path / "runs" / step.name / "config.yaml"
     config.parent.mkdir(parents=True)
     config.touch()
     second._train(step)
-    minutes = [float(each.words[each.words.index("--train.max-minutes") + 1]) for each in (first, second)]
+    words = [each.commands[0] for each in (first, second)]
+    minutes = [float(each[each.index("--train.max-minutes") + 1]) for each in words]
     assert minutes[0] == step.seconds / 60
     assert minutes[1] < minutes[0], "which without --resume is another run"
-    assert [each.words[-1] == "--resume" for each in (first, second)] == [False, True]
+    assert [each[-1] == "--resume" for each in words] == [False, True]
+
+
+def test_a_score_that_ran_out_of_time_is_computed_at_the_next_start(tmp_path: Path) -> None:
+    step = gpu_plan.PLAN[0]
+    (tmp_path / "runs" / step.name / "checkpoints" / "best").mkdir(parents=True)
+    first = FakePlan(tmp_path, 13.0, ["", '{"loss": 1.5}', "", None])  # training, val, no test split, out of time
+    first._train(step)
+    assert [words[0] for words in first.commands] == ["train", "eval", "eval", "eval"]
+    [line] = results(tmp_path)
+    assert line["result"]["scores"] == {"val": {"loss": 1.5}, "test": None}
+    assert not first._done(step)
+    second = FakePlan(tmp_path, 13.0, ['{"loss": 1.25}'])
+    second._train(step)
+    run = str(tmp_path / "runs" / step.name)
+    assert second.commands == [["eval", run, "--json", "--split", "test", "--stride", "32"]]
+    scores = line["result"]["scores"] | {"test --stride 32": {"loss": 1.25}}
+    assert [each["result"]["scores"] for each in results(tmp_path)] == [scores]
+    assert second._done(step)
+    assert [results(tmp_path)[0][key] == line[key] for key in ("name", "command", "device", "commit")] == [True] * 4
+
+
+def test_a_command_that_fails_and_one_that_runs_out_of_time_differ(tmp_path: Path) -> None:
+    plan = gpu_plan.Plan(tmp_path, 13.0, False, None)
+    assert plan._minigpt("record", ["--version"], 60.0).startswith("minigpt")
+    assert plan._minigpt("record", ["no-such-command"], 60.0) == ""
+    assert plan._minigpt("record", ["doctor"], 0.0) is None
 
 
 @pytest.mark.slow  # four commands and nine evaluations, each a process
@@ -60,7 +98,7 @@ def test_a_killed_plan_goes_on_with_what_has_no_result(command: list[str], tmp_p
     out = tmp_path / "out"
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as first:
         end = time.monotonic() + 300
-        while not results(out) and first.poll() is None and time.monotonic() < end:
+        while not complete(results(out)) and first.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
         os.killpg(first.pid, signal.SIGKILL)  # and the command that it runs
     before = results(out)

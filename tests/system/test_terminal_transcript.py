@@ -54,7 +54,7 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     assert "finished after 0.6 seconds, the time that was set: step" in clocked
     typed(["plot", RUN], tmp_path)
     listed = typed(["runs", "list"], tmp_path).splitlines()
-    assert [line.split()[0] for line in listed] == ["name", "clock", "cats-tiny"], "one line a run, the newest first"
+    assert [line.split()[0] for line in listed] == ["name", "clock", "cats-tiny"], "one line per run, the newest first"
     compared = typed(["runs", "compare", RUN, "runs/clock"], tmp_path)
     assert "train.max_minutes" in compared
     swept = typed([*SWEEP, *SETTINGS], tmp_path)

@@ -55,7 +55,7 @@ def test_ids_go_by_frequency_then_by_the_word() -> None:
     assert WordTokenizer.from_texts(TEXT.split(" ")).fingerprint == WORDS.fingerprint, "chunks do not matter"
 
 
-def test_a_limit_keeps_the_most_frequent_words_beside_the_two_names() -> None:
+def test_a_limit_keeps_the_most_frequent_words_next_to_the_two_names() -> None:
     few = WordTokenizer.from_texts(["b b b a a c\n"], 4)
     assert few.words == ["b", "a", "<eos>", "<unk>"]
     assert few.encode("a b c d") == [1, 0, 3, 3]
@@ -111,7 +111,7 @@ def test_a_text_in_pieces_gives_the_ids_of_the_whole(parts: list[str], size: int
 @pytest.mark.parametrize(
     ("text", "cut"), [("one two", 4), ("one two ", 7), ("one", 0), ("", 0), (" a", 1), ("a\nb", 2)]
 )
-def test_the_cut_is_the_last_place_beside_white_space(text: str, cut: int) -> None:
+def test_the_cut_is_the_last_place_next_to_white_space(text: str, cut: int) -> None:
     assert WORDS.safe_cut(text) == cut
 
 

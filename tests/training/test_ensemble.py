@@ -13,7 +13,7 @@ from tuned_run import SHAPE, TEXT, StopAt, last_tensors, make_base, same, tune
 from typed_report import check
 
 from minigpt.cli import main
-from minigpt.cli.beside import Beside
+from minigpt.cli.extra_scores import ExtraScores
 from minigpt.config import load_config
 from minigpt.errors import RunError
 from minigpt.evals import averaged
@@ -81,18 +81,19 @@ def report_of(capsys: pytest.CaptureFixture[str], run: Path, *flags: object) -> 
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_command_scores_it_beside_the_run_itself(
+def test_the_command_scores_it_next_to_the_run_itself(
     three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "more.txt"
     text.write_text(TEXT)
     report = report_of(capsys, three[0], "--data", text, "--ensemble", *three[1:])
-    check(Beside, {key: report[key] for key in report if key not in REPORT_KEYS})
+    check(ExtraScores, {key: report[key] for key in report if key not in REPORT_KEYS})
     assert report["ensemble"]["runs"] == [str(run) for run in three]
     assert report["ensemble"]["perplexity"] == pytest.approx(math.exp(report["ensemble"]["loss"]))
     alone = [report_of(capsys, run, "--data", text)["loss"] for run in three]
     assert alone[0] == report["loss"]
     assert report["ensemble"]["loss"] < sum(alone) / 3, "as Jensen's inequality says"
+    assert report_of(capsys, three[0], "--data", text, "--ensemble", f"{three[1]},{three[2]}") == report
     same_run = report_of(capsys, three[0], "--data", text, "--ensemble", three[0])
     assert same_run["ensemble"]["loss"] == pytest.approx(alone[0], rel=1e-6)
     capsys.readouterr()

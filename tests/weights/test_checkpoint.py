@@ -92,7 +92,7 @@ def test_deleting_a_checkpoint_first_takes_its_name(tmp_path: Path, monkeypatch:
     checkpoint.delete(first)
     assert seen[0][0].startswith(".step-00000001.") and seen[0][1:] == ["last"], "what the next save or start sweeps"
     monkeypatch.undo()
-    checkpoint.sweep(first.parent)
+    checkpoint.delete_unfinished(first.parent)
     assert [path.name for path in first.parent.iterdir()] == ["last"]
 
 

@@ -71,8 +71,8 @@ function drawExplanation(data, before = null, switches = null) {
       const turned = { "text-anchor": "end", transform: `translate(${at[0] + 3} ${at[1] - 6}) rotate(-65)` };
       column.append(svg("text", { class: chosen ? "name strong" : "name",
         ...(level ? { "text-anchor": "middle", x: at[0], y: at[1] } : turned) }, visible(text).slice(0, 10)));
-      const told = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "nothing predicts the first token";
-      column.append(svg("title", {}, `${t} ${visible(text)}: ${told}`));
+      const summary = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "nothing predicts the first token";
+      column.append(svg("title", {}, `${t} ${visible(text)}: ${summary}`));
       chart.append(column);
     });
     box.replaceChildren(chart);
@@ -164,13 +164,13 @@ function drawExplanation(data, before = null, switches = null) {
         style: { width: `${side}px`, margin: `0 0 ${room}px ${room}px` } });
     paint(canvas, T, (from, to) => attention(layer, head, from, to));
     const readout = el("p", { class: "readout" });
-    const told = (from, to) => readout.replaceChildren(
+    const showWeight = (from, to) => readout.replaceChildren(
       `Token ${from} `, token(texts[from]), " gives ", el("b", {}, percent(attention(layer, head, from, to))),
       ` of its attention to token ${to} `, token(texts[to]),
     );
     const strongest = [...Array(t + 1).keys()].reduce((best,
       s) => (attention(layer, head, t, s) > attention(layer, head, t, best) ? s : best), 0);
-    told(t, strongest);
+    showWeight(t, strongest);
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
       const at = (value, size) => Math.min(T - 1, Math.max(0, Math.floor((value / size) * T)));
@@ -178,8 +178,8 @@ function drawExplanation(data, before = null, switches = null) {
     };
     const matrix = el("div", {
       class: "matrix",
-      onmousemove: (event) => { const [from, to] = place(event); if (to <= from) told(from, to); },
-      onmouseleave: () => told(t, strongest), onclick: (event) => choose(place(event)[0]),
+      onmousemove: (event) => { const [from, to] = place(event); if (to <= from) showWeight(from, to); },
+      onmouseleave: () => showWeight(t, strongest), onclick: (event) => choose(place(event)[0]),
     }, canvas, axes(room, side, lines, t));
     find("detail").replaceChildren(
       el("h3", {}, `Layer ${layer}, head ${head}`, el("span", {}, kind && `: ${kind}`, state.pinned ? " (held)" : "")),

@@ -109,7 +109,7 @@ function readDials() {
 const ENDS = { eos: "it ended the text", stop: "a stop text came", length: "all tokens were written",
   time: "the time was over", interrupted: "stopped" };
 
-function told({ tokens, rate, reason, given, read, unknown, unit, cut }) {
+function statusText({ tokens, rate, reason, given, read, unknown, unit, cut }) {
   const parts = [count(tokens, "token")];
   if (rate) parts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`);
   if (reason) parts.push(ENDS[reason]);
@@ -132,9 +132,9 @@ async function produce(button, body, show, status) {
     button.textContent = "Stop";
     const answer = await ask("write", { ...body, settings }, (part) => {
       show(part.text);
-      status.textContent = told(part);
+      status.textContent = statusText(part);
     });
-    status.textContent = told(answer);
+    status.textContent = statusText(answer);
     if (byId("fresh").checked) byId("seed").value = String(BigInt(settings.seed) + 1n);
     return answer;
   } catch (error) {

@@ -44,8 +44,8 @@ function written(prompt, changes) {
 function explained(ids, off) {
   const explainer = new page.Explainer(model, tokenizer);
   for (const _ of explainer.read(ids, off)) continue;
-  const told = explainer.describe(about);
-  return { ...told, attention: Array.from(told.attention) };
+  const described = explainer.describe(about);
+  return { ...described, attention: Array.from(described.attention) };
 }
 
 // Tokens per second after a short prompt, with WebAssembly and in the readable form

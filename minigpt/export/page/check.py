@@ -31,8 +31,8 @@ def ask(page: Path, questions: dict[str, Any], seconds: float = 600) -> dict[str
         raise MiniGPTError(f"the page took longer than {seconds:.0f} s to answer; please report it") from None
     if done.returncode:
         wrong = re.search(r"^\w*Error.*", done.stderr, re.MULTILINE)
-        told = wrong[0].strip() if wrong else f"node exits with {done.returncode}"
-        raise MiniGPTError(f"the page does not run: {told}; please report it")
+        reason = wrong[0].strip() if wrong else f"node exits with {done.returncode}"
+        raise MiniGPTError(f"the page does not run: {reason}; please report it")
     return json.loads(done.stdout)
 
 

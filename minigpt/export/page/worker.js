@@ -82,14 +82,14 @@ const JOBS = {
       if (text) tell({ text, tokens, rate: tokens > 1 ? (1000 * (tokens - 1)) / (performance.now() - first) : null });
       text = "";
     };
-    let told = 0;
+    let sent = 0;
     const done = await drive(write(model, tokenizer, ids, { ...settings, stop }, about.rules), job, (step) => {
       if (!step) return;
       text += step.text;
       if (step.id !== null && ++tokens === 1) first = performance.now();
-      if (performance.now() - told > 30) {
+      if (performance.now() - sent > 30) {
         flush();
-        told = performance.now();
+        sent = performance.now();
       }
     });
     flush();

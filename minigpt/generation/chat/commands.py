@@ -62,7 +62,7 @@ class Commands:
             return COMMANDS[name].run(self, rest.strip())
         if line:
             return Reply(answer=self.session.say(line[1:] if line.startswith("//") else line))
-        goes_on = self.session.messages and not self.session.spelling.roles
+        goes_on = self.session.messages and not self.session.chat_format.roles
         return Reply(answer=self.session.extend()) if goes_on else Reply()
 
     def _help(self, rest: str) -> Reply:
@@ -73,7 +73,8 @@ class Commands:
             return Reply(self._setting(name))
         uses = [(f"/{name} {command.usage}", command.help) for name, command in COMMANDS.items()]
         width = max(len(use) for use, _ in uses)
-        plain = "" if self.session.spelling.roles else "What you type is continued; an empty line continues it again.\n"
+        roles = self.session.chat_format.roles
+        plain = "" if roles else "What you type is continued; an empty line continues it again.\n"
         return Reply(plain + "\n".join(f"{use:<{width}}  {text}" for use, text in uses))
 
     def _settings(self, rest: str) -> Reply:

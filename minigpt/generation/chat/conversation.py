@@ -21,7 +21,7 @@ class Message:
     content: str
 
 
-class Spelling(Protocol):
+class ChatFormat(Protocol):
     """How messages become ids."""
 
     @property

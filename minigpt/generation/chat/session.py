@@ -20,7 +20,7 @@ from torch import Tensor
 from minigpt.config import GenerationConfig, validate
 from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError
-from minigpt.generation.chat.conversation import Message, Plain, Spelling, fit
+from minigpt.generation.chat.conversation import ChatFormat, Message, Plain, fit
 from minigpt.generation.engine import Reader
 from minigpt.generation.text import Completion, Writing
 from minigpt.model import GPT
@@ -61,7 +61,7 @@ class Session:
 
     Args:
         model: in evaluation mode.
-        spelling: how messages become ids (default: as one text).
+        chat_format: how messages become ids (default: as one text).
         clean: cleans a text in the same way as the training text was cleaned.
         draft: see `Writing`.
 
@@ -74,12 +74,12 @@ class Session:
         model: GPT,
         tokenizer: Tokenizer,
         config: GenerationConfig | None = None,
-        spelling: Spelling | None = None,
+        chat_format: ChatFormat | None = None,
         clean: Callable[[str], str] = str,
         draft: GPT | None = None,
     ):
         self.model, self.tokenizer, self.clean, self.draft = model, tokenizer, clean, draft
-        self.spelling: Spelling = spelling or Plain(tokenizer)
+        self.chat_format: ChatFormat = chat_format or Plain(tokenizer)
         self.config = GenerationConfig()
         self.update(config.model_dump() if config else {})
         self.messages: tuple[Message, ...] = ()
@@ -110,7 +110,7 @@ class Session:
         """
         text = self.clean(valid_unicode(text))
         before = "".join(message.content for message in self.messages)
-        if not self.spelling.roles and before and not before[-1].isspace() and not text[:1].isspace():
+        if not self.chat_format.roles and before and not before[-1].isspace() and not text[:1].isspace():
             text = "\n" + text
         yield from self._write((*self.messages, Message("user", text)))
 
@@ -136,7 +136,7 @@ class Session:
         if not 1 <= rank <= len(choices):
             raise GenerationError(f"choose from 1 to {len(choices)}")
         id_, before = choices[rank - 1][0], self._answer_ids()[: place - 1]
-        content = self.tokenizer.decode([*before, id_]).lstrip(self.spelling.begin)
+        content = self.tokenizer.decode([*before, id_]).lstrip(self.chat_format.begin)
         if content.endswith(HALF) and id_ != self.tokenizer.unk_id:
             raise GenerationError(f"alternative {rank} is half a character; choose another")
         yield content
@@ -163,7 +163,7 @@ class Session:
 
     def set_system(self, text: str) -> None:
         """Set the text that the model reads before all turns; "" removes it. Raises GenerationError without roles."""
-        if not self.spelling.roles:
+        if not self.chat_format.roles:
             raise GenerationError("this model was taught no roles, so a system text means nothing to it; fine-tune it")
         turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
         self._replace((Message("system", self.clean(valid_unicode(text))), *turns) if text else turns)
@@ -171,7 +171,7 @@ class Session:
     def restore(self, messages: Iterable[Message], settings: Mapping[str, Any], answers: int) -> None:
         """Continue from another state. Raises ConfigError or GenerationError, and then changes nothing."""
         messages = tuple(messages)
-        if not self.spelling.roles and any(message.role == "system" for message in messages):
+        if not self.chat_format.roles and any(message.role == "system" for message in messages):
             raise GenerationError(
                 "the file has a system text, but this model was taught no roles; load it with its run"
             )
@@ -214,7 +214,7 @@ class Session:
         try:
             for step, pieces in enumerate(writing):
                 piece = "" if compared else pieces[0]
-                piece = piece if content else piece.lstrip(self.spelling.begin)
+                piece = piece if content else piece.lstrip(self.chat_format.begin)
                 content += piece
                 if step == 0:
                     self._past.append(self.messages)
@@ -227,7 +227,7 @@ class Session:
                 done = True
             if compared:
                 best = writing.completions[0][0].text
-                best = best if content else best.lstrip(self.spelling.begin)
+                best = best if content else best.lstrip(self.chat_format.begin)
                 self.messages = (*asked, Message("assistant", content + best))
                 yield best
         finally:
@@ -236,10 +236,10 @@ class Session:
 
     def _writing(self, turns: Sequence[Message]) -> Writing:
         read = self._read(turns)
-        ids = self.spelling.encode(read)
+        ids = self.chat_format.encode(read)
         if not ids:
             raise GenerationError("there is no text to continue; type some")
-        config = self.config.model_copy(update={"stop": (*self.config.stop, *self.spelling.stop)})
+        config = self.config.model_copy(update={"stop": (*self.config.stop, *self.chat_format.stop)})
         # ids instead of text, since a text cannot contain the end-of-text ids between turns
         seeds = [(self.config.seed + self.answers) % SEEDS]
         writing = Writing(self.model, self.tokenizer, [ids], config, seeds, self.draft)
@@ -249,7 +249,7 @@ class Session:
     def _read(self, messages: Sequence[Message]) -> list[Message]:
         """The messages that fit in the context together with an answer of max_new_tokens, or of half the context."""
         limit = self.model.config.max_seq_len
-        return fit(messages, self.spelling.encode, limit, min(self.config.max_new_tokens, limit // 2))
+        return fit(messages, self.chat_format.encode, limit, min(self.config.max_new_tokens, limit // 2))
 
     def _replace(self, messages: tuple[Message, ...]) -> None:
         self._past.append(self.messages)
@@ -264,13 +264,13 @@ class Session:
     def _answer_ids(self) -> list[int]:
         if not self.messages or self.messages[-1].role != "assistant":
             raise GenerationError("there is no answer yet; type some text")
-        return self.tokenizer.encode(self.spelling.begin + self.messages[-1].content)
+        return self.tokenizer.encode(self.chat_format.begin + self.messages[-1].content)
 
     @torch.inference_mode()
     def _scores(self, places: Iterable[int]) -> Iterator[Tensor]:
         """Log-probabilities [V] at places of the last answer, read in the same way as in generation."""
         asked = self.messages[:-1]
-        ids = self.spelling.encode(self._read(asked)) if asked else []
+        ids = self.chat_format.encode(self._read(asked)) if asked else []
         if not ids:
             raise GenerationError("there is no text before the answer")
         tokens = torch.tensor([ids + self._answer_ids()], device=self.model.embedding.weight.device)  # [1, T]

@@ -94,7 +94,7 @@ def beam_search(
         last = new + 1 == config.max_new_tokens or (deadline is not None and time.monotonic() >= deadline)
         logprobs = reader.logits(tokens).float().log_softmax(-1)  # [B, V], a row for each beam
         history = [row[pad:] for row, pad in zip(tokens, reader.pads, strict=True)]
-        scores = temper(adjust(logprobs, history, new, config, rules), config)
+        scores = scale_and_filter(adjust(logprobs, history, new, config, rules), config)
         taken: list[list[int]] = [[] for _ in prompts]  # tokens of the prompt's earlier groups at this step
         for group in groups:
             group.step(scores, taken[group.prompt], last)
@@ -114,7 +114,7 @@ def beam_search(
     return [sorted(each, key=lambda one: -one.score)[: config.num_samples] for each in found]
 
 
-def temper(logprobs: Tensor, config: GenerationConfig) -> Tensor:
+def scale_and_filter(logprobs: Tensor, config: GenerationConfig) -> Tensor:
     """Divide log-probabilities [B, V] by the temperature, and set tokens that a filter drops to -inf.
 
     The result is not normalised again. The two likeliest tokens of a row are always kept, so that one remains if the

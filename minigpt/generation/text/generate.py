@@ -132,8 +132,8 @@ class Writing:
             raise GenerationError("a draft works with sampling only; do not set num_beams, penalty_alpha or best_of")
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
-        beside = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
-        rows = len(prompts) * max(self.copies, config.num_beams, beside)
+        candidates = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
+        rows = len(prompts) * max(self.copies, config.num_beams, candidates)
         if problem := too_large(rows * row_memory(model.config), f"{counted(rows, 'text')} at once"):
             raise GenerationError(f"{problem}; lower num_samples, best_of, num_beams or the batch")
         self.rows = [Row(tokenizer, config) for _ in range(len(prompts) * self.copies)]

@@ -23,7 +23,7 @@ from minigpt.generation import generate
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.machine.bench.machine import about, enough_memory, peak_memory, read_bandwidth, start_memory
 from minigpt.machine.bench.profile import Profile, check_profile, profiled
-from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
+from minigpt.machine.bench.rivals import Counterpart, build_counterpart, find_counterpart
 from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate, rounded, speed_ratio
 from minigpt.model import GPT
 from minigpt.runtime.device import DTYPES, Runtime
@@ -127,7 +127,7 @@ def bench_generate(
         UserError: the tokens do not fit into the context, transformers is not installed, or memory ran out.
     """
     check_profile(profile)
-    twin = find_twin(model.config) if vs_hf else None
+    counterpart = find_counterpart(model.config) if vs_hf else None
     count = _fitting(prompt_tokens, new_tokens, model.config.max_seq_len)
     runtime = Runtime(model.embedding.weight.device, precision)
     with enough_memory("lower --batch-size, --prompt-tokens or the model"):
@@ -136,7 +136,7 @@ def bench_generate(
         ours = our_writer(model, prompt, runtime)
         ours.write(WARM_TOKENS)
         memory = peak_memory(runtime.device)  # of our side only, before rivals are built
-        writers = [ours, *(_rivals(twin, prompt, tell) if twin else ())]
+        writers = [ours, *(_rivals(counterpart, prompt, tell) if counterpart else ())]
         tell("measuring the machine")
         bandwidth = read_bandwidth(runtime.device)
         timings = alternate({side.name: lambda side=side: side.write(count) for side in writers}, rounds, tell)
@@ -152,7 +152,7 @@ def bench_generate(
         "peak_memory_bytes": memory,
         "rounds": rounds,
         "sides": [side_row(s, timings[s.name], timings[ours.name], batch_size, bandwidth) for s in writers],
-        "notes": list(twin.notes) if twin else [],
+        "notes": list(counterpart.notes) if counterpart else [],
         "profile": trace,
     }
 
@@ -164,11 +164,11 @@ def random_prompt(model: GPT, batch_size: int, length: int) -> Tensor:
     return ids.to(model.embedding.weight.device)
 
 
-def _rivals(twin: Twin, prompt: Tensor, tell: Tell) -> Iterator[Writer]:
+def _rivals(counterpart: Counterpart, prompt: Tensor, tell: Tell) -> Iterator[Writer]:
     """Yield transformers in fp32 and in bf16, warmed up."""
     for precision in ("fp32", "bf16"):
         tell(f"building transformers {precision}")
-        writer = hf_writer(twin, prompt, Runtime(prompt.device, precision))
+        writer = hf_writer(counterpart, prompt, Runtime(prompt.device, precision))
         writer.write(WARM_TOKENS)
         yield writer
 
@@ -239,9 +239,9 @@ def our_writer(model: GPT, prompt: Tensor, runtime: Runtime) -> Writer:
     return Writer(f"minigpt {runtime.precision}", runtime.precision, parameters, weight_bytes(model), write)
 
 
-def hf_writer(twin: Twin, prompt: Tensor, runtime: Runtime) -> Writer:
+def hf_writer(counterpart: Counterpart, prompt: Tensor, runtime: Runtime) -> Writer:
     """Make the side of transformers' `generate`, with greedy decoding and its default cache."""
-    model: Any = build_twin(twin).to(runtime.device, DTYPES[runtime.precision]).eval()
+    model: Any = build_counterpart(counterpart).to(runtime.device, DTYPES[runtime.precision]).eval()
     seen = torch.ones_like(prompt)
 
     def write(count: int) -> Decoding:

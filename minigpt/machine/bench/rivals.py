@@ -22,8 +22,8 @@ _COMPARED = (
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A rival's class, the fields of its config.json, and its differences from our model."""
+class Counterpart:
+    """The model of transformers to compare with: its class, its config.json, and its differences from our model."""
 
     name: str
     fields: dict[str, Any]
@@ -37,26 +37,26 @@ class Twin:
         return [f"no Hugging Face model is the same; the nearest, {self.name}, has {', '.join(self.differences)}"]
 
 
-def find_twin(config: ModelConfig) -> Twin:
-    """Call `nearest_twin`, but raise UserError if transformers is not installed, before anything slow begins."""
+def find_counterpart(config: ModelConfig) -> Counterpart:
+    """Call `nearest_counterpart`, but raise UserError if transformers is not installed, before anything slow begins."""
     if find_spec("transformers") is None:
         raise UserError("--vs hf needs Hugging Face transformers, which is not installed: pip install transformers")
-    return nearest_twin(config)
+    return nearest_counterpart(config)
 
 
-def nearest_twin(config: ModelConfig) -> Twin:
+def nearest_counterpart(config: ModelConfig) -> Counterpart:
     """The architecture that differs from ours in the fewest fields; GPT-2 if both differ in as many.
 
     Raises:
         UserError: neither architecture can have this shape.
     """
-    twins = [twin for name in _CLASSES if (twin := _twin(config, name)) is not None]
-    if not twins:
+    counterparts = [counterpart for name in _CLASSES if (counterpart := _counterpart(config, name)) is not None]
+    if not counterparts:
         raise UserError("neither GPT-2 nor Qwen3 can have this shape; leave out --vs hf")
-    return min(twins, key=lambda twin: len(twin.differences))
+    return min(counterparts, key=lambda counterpart: len(counterpart.differences))
 
 
-def _twin(config: ModelConfig, name: str) -> Twin | None:
+def _counterpart(config: ModelConfig, name: str) -> Counterpart | None:
     fields = SHAPES[name] | {"tie_embeddings": config.tie_embeddings, "norm_eps": config.norm_eps} | _FORCED[name]
     try:
         other = ModelConfig(**(config.model_dump() | {"ff_dim": config.hidden_dim} | fields))
@@ -69,14 +69,14 @@ def _twin(config: ModelConfig, name: str) -> Twin | None:
         differences.append("dropout only in attention")
     ours = ("word_dropout", "qkv_dropout", "hidden_dropout", "output_dropout", "locked_dropout")
     differences += [f"no {field}" for field in ours if getattr(config, field)]
-    return Twin(_CLASSES[name], config_to_hf(other), tuple(differences))
+    return Counterpart(_CLASSES[name], config_to_hf(other), tuple(differences))
 
 
-def build_twin(twin: Twin) -> nn.Module:
+def build_counterpart(counterpart: Counterpart) -> nn.Module:
     """Build the rival in fp32 on the CPU, with random weights. Imports transformers."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # hide its advice on generation
-    fields = {key: value for key, value in twin.fields.items() if key not in ("model_type", "architectures")}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(twin.fields["model_type"], **fields))
+    fields = {key: value for key, value in counterpart.fields.items() if key not in ("model_type", "architectures")}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(counterpart.fields["model_type"], **fields))

@@ -21,7 +21,7 @@ from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
 from minigpt.machine.bench.machine import Machine, about, ceilings, enough_memory, peak_memory, start_memory
 from minigpt.machine.bench.profile import Profile, check_profile, profiled
-from minigpt.machine.bench.rivals import Twin, build_twin, find_twin
+from minigpt.machine.bench.rivals import Counterpart, build_counterpart, find_counterpart
 from minigpt.machine.bench.shape import with_vocabulary
 from minigpt.machine.bench.timing import Spread, SpreadFigures, Tell, alternate, rounded, speed_ratio, stopwatch
 from minigpt.model import GPT
@@ -116,9 +116,9 @@ def bench_train(
     """
     check_profile(profile)
     config, notes = with_vocabulary(config), list[str]()
-    twin = find_twin(config.model) if vs_hf else None
-    if twin:
-        config, notes = _with_adamw(config, twin)
+    counterpart = find_counterpart(config.model) if vs_hf else None
+    if counterpart:
+        config, notes = _with_adamw(config, counterpart)
     runtime = make_runtime(config.train.device, config.train.precision)
     choice = _choose_kernels(config, runtime, notes, tell)
     runtime = replace(runtime, compile=choice.compile)
@@ -132,9 +132,9 @@ def bench_train(
         model.use_attention(choice.attention)
         ours = warm(our_side(model, config, runtime, batches))
         memory = peak_memory(runtime.device)  # of our side only, before rivals are built
-        sides = [ours, *(_rivals(twin, config, runtime.device, batches, warm, notes) if twin else ())]
+        sides = [ours, *(_rivals(counterpart, config, runtime.device, batches, warm, notes) if counterpart else ())]
         jobs = {side.name: lambda side=side: side.round(steps) for side in sides}
-        seconds = alternate(jobs, rounds if twin else 1, tell)
+        seconds = alternate(jobs, rounds if counterpart else 1, tell)
         trace = profiled(lambda: ours.round(PROFILED_STEPS), runtime, profile) if profile else None
     tokens, flops = config.train.batch_size * config.model.max_seq_len, flops_per_token(config.model)
     return {
@@ -144,7 +144,7 @@ def bench_train(
         "peak_memory_bytes": memory,
         "steps": steps,
         "warmup": warmup,
-        "rounds": rounds if twin else 1,
+        "rounds": rounds if counterpart else 1,
         "sides": [side_row(s, seconds[s.name], seconds[ours.name], tokens, flops, peaks[s.precision]) for s in sides],
         "notes": notes,
         "profile": trace,
@@ -162,9 +162,9 @@ def _choose_kernels(config: RunConfig, runtime: Runtime, notes: list[str], tell:
     return choice
 
 
-def _with_adamw(config: RunConfig, twin: Twin) -> tuple[RunConfig, list[str]]:
+def _with_adamw(config: RunConfig, counterpart: Counterpart) -> tuple[RunConfig, list[str]]:
     """The config with AdamW, which all sides use, and the notes that the report needs for this."""
-    kind, notes = config.optimizer.kind, list(twin.notes)
+    kind, notes = config.optimizer.kind, list(counterpart.notes)
     if kind == "adamw":
         return config, notes
     notes.append(f"all sides step by AdamW, not by the recipe's {kind}")
@@ -248,11 +248,16 @@ def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatc
 
 
 def _rivals(
-    twin: Twin, config: RunConfig, device: torch.device, batches: MicroBatches, warm: Warm, notes: list[str]
+    counterpart: Counterpart,
+    config: RunConfig,
+    device: torch.device,
+    batches: MicroBatches,
+    warm: Warm,
+    notes: list[str],
 ) -> Iterator[Side]:
     """Yield transformers, eager in fp32 and compiled in bf16, warmed up. If it does not compile here, add a note."""
-    yield warm(hf_side(build_twin(twin), config, Runtime(device, "fp32"), batches))
-    compiled = hf_side(build_twin(twin), config, Runtime(device, "bf16", compile=True), batches)
+    yield warm(hf_side(build_counterpart(counterpart), config, Runtime(device, "fp32"), batches))
+    compiled = hf_side(build_counterpart(counterpart), config, Runtime(device, "bf16", compile=True), batches)
     try:
         yield warm(compiled)
     except RuntimeError as error:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 from minigpt.runs.budget import rule
-from minigpt.runs.budget.around import Around
 from minigpt.runs.budget.law import LAWS, Text
+from minigpt.runs.budget.overhead import Overhead
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Configure, Speed
 
-WEIGHTS_A_BYTE = 10
+WEIGHTS_PER_BYTE = 10
 """Most weights per byte of training text; the runs that the law was fitted to had at most 6."""
 FEWEST = 100
 """A batch is made larger than the rule's only if the run keeps this many steps."""
-BYTES_A_WEIGHT = 50
+BYTES_PER_WEIGHT = 50
 """Most bytes that a weight is trained with, if there is a choice. The law was fitted on at most 49 of them; without
 this limit it would spend all the time on more text for the smallest model."""
 
@@ -79,7 +79,7 @@ class Chooser:
         """The plan with the lowest loss. Raises ConfigError if no size fits the person's settings."""
         best: Plan | None = None
         worse, problem = 0, ConfigError("--budget: no size fits")
-        heaviest = WEIGHTS_A_BYTE * self.text.train_tokens * self.text.bytes_per_token
+        heaviest = WEIGHTS_PER_BYTE * self.text.train_tokens * self.text.bytes_per_token
         for layers, width in rule.LADDER:
             try:
                 plan = self._best_batch(layers, width)
@@ -98,7 +98,7 @@ class Chooser:
         return best
 
     def _trained_out(self, plan: Plan) -> bool:
-        return plan.tokens * self.text.bytes_per_token > BYTES_A_WEIGHT * plan.size.parameters
+        return plan.tokens * self.text.bytes_per_token > BYTES_PER_WEIGHT * plan.size.parameters
 
     def _best_batch(self, layers: int, width: int) -> Plan:
         """Try larger batches as long as they help: they save the part of a step's cost that is not arithmetic."""
@@ -136,12 +136,12 @@ class Chooser:
         step = self.speed.step(size, seq_len, batch)
         affordable = self.flops / (batch * seq_len * size.token_flops(seq_len))
         total = min(self.seconds, affordable * step)
-        beside = Around.of(config, size, text.val_tokens, step, total, self.compiled)
-        steps = max(1, int(min((self.seconds - beside.between - beside.after) / step, affordable)))
+        overhead = Overhead.of(config, size, text.val_tokens, step, total, self.compiled)
+        steps = max(1, int(min((self.seconds - overhead.between - overhead.after) / step, affordable)))
         law = LAWS[text.kind]
         most = math.ceil(law.enough(text, size.parameters) / (batch * seq_len))
         limited, steps = most < steps, min(most, steps)
-        chosen |= rule.rates(steps, steps * batch * seq_len / text.train_tokens) | beside.settings(steps, step)
+        chosen |= rule.rates(steps, steps * batch * seq_len / text.train_tokens) | overhead.settings(steps, step)
         loss = law.loss(text, size.parameters, steps * batch * seq_len, steps)
-        train_seconds = steps * step + beside.between
-        return Plan(self.configure(chosen), size, steps, step, train_seconds, beside.after, loss, limited)
+        train_seconds = steps * step + overhead.between
+        return Plan(self.configure(chosen), size, steps, step, train_seconds, overhead.after, loss, limited)

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from minigpt.config import LENGTHS, RunConfig, load_config, recipe_settings
-from minigpt.console import counted, messages, progress_bars, teller
+from minigpt.console import counted, messages, printer, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.ngram import NGram
@@ -36,7 +36,7 @@ from minigpt.runs.feeds import bytes_per_token, check_lengths
 from minigpt.runs.plan import default_name
 from minigpt.runs.receipt import read_receipt
 from minigpt.runs.resolve import resolve_vocabulary
-from minigpt.runs.task import FromNothing
+from minigpt.runs.task import FromScratch
 from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
 from minigpt.runtime.device import make_runtime
@@ -202,7 +202,7 @@ def plan_within(
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
     console = messages(quiet)
-    config, say = configure({}), teller(console)
+    config, say = configure({}), printer(console)
     say(f"reading {config.data.source}")
     with progress_bars(console) as progress:
         characters = open_corpus(config.data, progress).survey.chars
@@ -246,14 +246,14 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
     learned, scored = table.spread(train, FLOOR_BYTES), table.spread(val, SCORED_BYTES)
-    told = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
+    generated = prepared.meta["source"] == "stories" and not prepared.meta["clean"]
     return Text(
         len(train),
         len(val),
         tokenizer.vocab_size,
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
         NGram.fit(learned, 5).bits(scored) / max(1, len(scored)) * math.log(2),
-        "stories" if told else "text",
+        "stories" if generated else "text",
     )
 
 
@@ -306,12 +306,12 @@ def train_within(
     name, derived = name or config.logging.name, default_name(config, recipe)
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
-        task = FromNothing({"command": command, "budget": _receipt(earlier)})
+        task = FromScratch({"command": command, "budget": _receipt(earlier)})
         return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
-    say = teller(messages(quiet))
+    say = printer(messages(quiet))
     say(found.explain())
-    task = FromNothing({"command": command, "budget": found.report})
+    task = FromScratch({"command": command, "budget": found.report})
     run = train(found.config(), name=name, recipe=recipe, quiet=quiet, task=task, tokenizer=found.tokenizer)
     if run.state.stop_reason == "budget used up" and (line := found.explain_end(run.state.step)):
         say(line)

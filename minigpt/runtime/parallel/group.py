@@ -56,7 +56,7 @@ def join(device: torch.device, timeout: float) -> Iterator["Processes"]:
     try:
         ranks.connect()
         yield ranks
-        ranks.meet()
+        ranks.barrier()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the other ranks must end after any error
         raise ranks.fail(error) from error.__cause__
     finally:
@@ -74,7 +74,7 @@ class Processes(Ranks):
         self.store: Store | None = None
         self.gloo: dist.ProcessGroup | None = None  # for numbers on the CPU, also if the model is on a GPU
         self._watcher: threading.Thread | None = None
-        self._meetings = 0
+        self._barriers = 0
         self._left = threading.Event()
 
     def connect(self) -> None:
@@ -175,19 +175,19 @@ class Processes(Ranks):
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.hosts[self.rank]}"
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait, without a time limit, until every rank has called this."""
         assert self.store is not None
-        self._meetings += 1
-        name = f"met/{self._meetings}"
+        self._barriers += 1
+        name = f"barrier/{self._barriers}"
         self.store.add(name, 1)
         while self.store.add(name, 0) < self.world:
             time.sleep(POLL)
 
-    def share(self, make: Callable[[], Made]) -> Made:
+    def broadcast(self, make: Callable[[], Made]) -> Made:
         """Call `make` on rank 0, and return its result on every rank. The others wait without a time limit."""
         made: list[Any] = [make() if self.rank == 0 else None]
-        self.meet()
+        self.barrier()
         dist.broadcast_object_list(made, src=0, group=self.gloo)
         return made[0]
 
@@ -198,7 +198,7 @@ class Processes(Ranks):
         for turn in range(3):
             if turn == mine:
                 made.append(make())
-            self.meet()
+            self.barrier()
         return made[0]
 
     def total(self, value: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Processes(Ranks):
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.gloo)
         return largest.item()
 
-    def exchange(self, model: object, now: bool) -> AbstractContextManager[object]:
+    def sync_gradients(self, model: object, now: bool) -> AbstractContextManager[object]:
         """Use around a backward pass: the ranks sum their gradients if `now`, else they keep accumulating."""
         if isinstance(model, Replicated):
             return nullcontext() if now else model.ddp.no_sync()

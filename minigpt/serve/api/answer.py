@@ -24,8 +24,8 @@ STREAMED: dict[int | str, dict[str, Any]] = {**RESPONSES, 200: {"content": {STRE
 
 
 @dataclass
-class Told:
-    """What is known about one text."""
+class TextResult:
+    """One text so far: its scores, its number of tokens, and why it ended."""
 
     text: str = ""
     scores: list[Score] = field(default_factory=list)
@@ -107,7 +107,7 @@ async def search(
     """Find the best beams of each prompt."""
     model, tokenizer = loaded.run.model, loaded.run.tokenizer
     read = [ids[-model.config.max_seq_len :] for ids in prompts]
-    return await state.aside.do(lambda: Writing(model, tokenizer, read, config, [seed] * len(read)).finish())
+    return await state.background.do(lambda: Writing(model, tokenizer, read, config, [seed] * len(read)).finish())
 
 
 def make_id(kind: str) -> str:

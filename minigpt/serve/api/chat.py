@@ -11,7 +11,7 @@ from minigpt.serve.api.answer import (
     FINISH,
     STREAMED,
     Count,
-    Told,
+    TextResult,
     as_stream,
     check_search,
     check_texts,
@@ -33,12 +33,12 @@ from minigpt.serve.api.schemas import (
     Reply,
 )
 from minigpt.serve.api.scores import chat_scores
-from minigpt.serve.api.state import Shared, State, started, unless_gone
+from minigpt.serve.api.state import Shared, State, started, unless_disconnected
 from minigpt.serve.engine import Ended, Event, Job, Read, Score
 from minigpt.serve.models import Loaded
 
 
-class Lead:
+class LeadingSpaces:
     """Removes the spaces at the beginning of an answer, which its ids have but its message should not."""
 
     def __init__(self, spaces: str):
@@ -51,7 +51,7 @@ class Lead:
         return text
 
 
-class Asked:
+class PreparedChat:
     """A request whose model is loaded, and what to answer."""
 
     def __init__(self, asked: ChatRequest, loaded: Loaded, state: State):
@@ -74,7 +74,7 @@ class Asked:
 
     def choice(self, index: int, text: str, finish: Finish, scores: list[Score]) -> ChatChoice:
         """An answer."""
-        reply = Reply(content=Lead(self.spaces).take(text))
+        reply = Reply(content=LeadingSpaces(self.spaces).take(text))
         return ChatChoice(index=index, message=reply, logprobs=self._spelled(scores), finish_reason=finish)
 
     def _spelled(self, scores: list[Score]) -> ChatLogprobs | None:
@@ -83,7 +83,7 @@ class Asked:
     async def whole(self) -> ChatCompletion:
         """The whole answer."""
         jobs = self.jobs()
-        told, count = [Told() for _ in jobs], Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
+        results, count = [TextResult() for _ in jobs], Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
         if self.beams:
             (beams,) = await search(self.state, self.loaded, [self.ids], self.config, self.seed)
             choices = [self.choice(index, beam.text, FINISH[beam.reason], []) for index, beam in enumerate(beams)]
@@ -92,9 +92,9 @@ class Asked:
             async with aclosing(self.state.write(self.loaded, jobs)) as events:
                 async for some in events:
                     for number, event in some:
-                        told[number].take(event)
+                        results[number].take(event)
                         count.take(number, event)
-            choices = [self.choice(index, each.text, each.finish, each.scores) for index, each in enumerate(told)]
+            choices = [self.choice(index, each.text, each.finish, each.scores) for index, each in enumerate(results)]
             counted = count.usage()
         return ChatCompletion(id=self.id, created=self.created, model=self.asked.model, choices=choices, usage=counted)
 
@@ -107,13 +107,13 @@ class Asked:
         """The answer, a few pieces at a time."""
         jobs = self.jobs()
         count = Count(jobs, self.n, self.loaded.run.model.config.max_seq_len)
-        leads = [Lead(self.spaces) for _ in jobs]
+        leading = [LeadingSpaces(self.spaces) for _ in jobs]
         async with aclosing(self.state.write(self.loaded, jobs)) as events:
             async for some in events:
                 made = []
                 for number, event in some:
                     count.take(number, event)
-                    made += self._pieces(number, event, leads[number])
+                    made += self._pieces(number, event, leading[number])
                 if made:
                     yield made
         if self.asked.stream_options and self.asked.stream_options.include_usage:
@@ -121,21 +121,21 @@ class Asked:
             last.usage = count.usage()
             yield [last]
 
-    def _pieces(self, number: int, event: Event, lead: Lead) -> list[ChatChunk]:
+    def _pieces(self, number: int, event: Event, leading: LeadingSpaces) -> list[ChatChunk]:
         """The pieces of an answer that one event adds."""
         if isinstance(event, Read):
             return [self.piece(number, Delta(role="assistant", content=""), None, None)]
-        told = Told()
-        told.take(event)
-        text, scores = lead.take(told.text), self._spelled(told.scores) if told.scores else None
+        result = TextResult()
+        result.take(event)
+        text, scores = leading.take(result.text), self._spelled(result.scores) if result.scores else None
         made = [self.piece(number, Delta(content=text), scores, None)] if text or scores else []
-        return [*made, self.piece(number, Delta(), None, told.finish)] if isinstance(event, Ended) else made
+        return [*made, self.piece(number, Delta(), None, result.finish)] if isinstance(event, Ended) else made
 
 
 async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[list[ChatChunk], None]:
     """The pieces of an answer; the model stays in memory until the end."""
     async with state.models.use(asked.model) as loaded:
-        request = await asyncio.to_thread(Asked, asked, loaded, state)
+        request = await asyncio.to_thread(PreparedChat, asked, loaded, state)
         async with aclosing(request.pieces()) as pieces:
             async for piece in pieces:
                 yield piece
@@ -144,7 +144,7 @@ async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[list[ChatCh
 async def whole(asked: ChatRequest, state: State) -> ChatCompletion:
     """The answer to a request."""
     async with state.models.use(asked.model) as loaded:
-        return await (await asyncio.to_thread(Asked, asked, loaded, state)).whole()
+        return await (await asyncio.to_thread(PreparedChat, asked, loaded, state)).whole()
 
 
 router = APIRouter()
@@ -154,5 +154,5 @@ router = APIRouter()
 async def chat_completions(asked: ChatRequest, request: Request, state: Shared) -> ChatCompletion | Response:
     """Answer a chat."""
     if asked.stream:
-        return as_stream(await unless_gone(request, started(stream(asked, state))))
-    return await unless_gone(request, whole(asked, state))
+        return as_stream(await unless_disconnected(request, started(stream(asked, state))))
+    return await unless_disconnected(request, whole(asked, state))

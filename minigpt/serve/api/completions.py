@@ -11,7 +11,7 @@ from minigpt.serve.api.answer import (
     FINISH,
     STREAMED,
     Count,
-    Told,
+    TextResult,
     as_stream,
     check_search,
     check_texts,
@@ -24,7 +24,7 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, make_jobs, prompts_of, readable, seed_of, settings
 from minigpt.serve.api.schemas import Completion, CompletionChoice, CompletionRequest
 from minigpt.serve.api.scores import CompletionScores
-from minigpt.serve.api.state import Shared, State, started, unless_gone
+from minigpt.serve.api.state import Shared, State, started, unless_disconnected
 from minigpt.serve.engine import Ended, Event, Job, Read
 from minigpt.serve.models import Loaded
 
@@ -32,7 +32,7 @@ USUAL = 16
 """New tokens if max_tokens is left out, as in OpenAI's API."""
 
 
-class Asked:
+class PreparedCompletion:
     """A request whose model is loaded, and what to write for it."""
 
     def __init__(self, asked: CompletionRequest, loaded: Loaded, state: State):
@@ -85,27 +85,28 @@ class Asked:
         if self.beams:
             return await self._searched()
         jobs = self.jobs()
-        told, count = [Told() for _ in jobs], Count(jobs, self.copies, self.loaded.run.model.config.max_seq_len)
+        results = [TextResult() for _ in jobs]
+        count = Count(jobs, self.copies, self.loaded.run.model.config.max_seq_len)
         async with aclosing(self.state.write(self.loaded, jobs)) as events:
             async for some in events:
                 for number, event in some:
-                    told[number].take(event)
+                    results[number].take(event)
                     count.take(number, event)
         choices = []
-        for first in range(0, len(told), self.copies):
-            best = sorted(range(first, first + self.copies), key=lambda at: -told[at].mean_logprob)
+        for first in range(0, len(results), self.copies):
+            best = sorted(range(first, first + self.copies), key=lambda at: -results[at].mean_logprob)
             for at in best[: self.n] if self.copies > self.n else range(first, first + self.n):
-                choices.append(self._choice(len(choices), at, told[at]))
+                choices.append(self._choice(len(choices), at, results[at]))
         answer = self.answer(choices)
         answer.usage = count.usage()
         return answer
 
-    def _choice(self, index: int, at: int, told: Told) -> CompletionChoice:
+    def _choice(self, index: int, at: int, result: TextResult) -> CompletionChoice:
         scores = None
         if self.asked.logprobs is not None:
-            scores = CompletionScores(self.loaded.run.tokenizer).take([*told.read, *told.scores])
-        text = self.echoed(at) + told.text
-        return CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=told.finish)
+            scores = CompletionScores(self.loaded.run.tokenizer).take([*result.read, *result.scores])
+        text = self.echoed(at) + result.text
+        return CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=result.finish)
 
     async def _searched(self) -> Completion:
         found = await search(self.state, self.loaded, self.prompts, self.config, self.seed)
@@ -144,18 +145,18 @@ class Asked:
 
     def _piece(self, number: int, event: Event, scores: CompletionScores) -> CompletionChoice:
         """The part of a choice that one event adds."""
-        told = Told()
-        told.take(event)
-        text = self.echoed(number) if isinstance(event, Read) else told.text
-        logprobs = scores.take([*told.read, *told.scores]) if self.asked.logprobs is not None else None
-        finish = told.finish if isinstance(event, Ended) else None
+        result = TextResult()
+        result.take(event)
+        text = self.echoed(number) if isinstance(event, Read) else result.text
+        logprobs = scores.take([*result.read, *result.scores]) if self.asked.logprobs is not None else None
+        finish = result.finish if isinstance(event, Ended) else None
         return CompletionChoice(index=number, text=text, logprobs=logprobs, finish_reason=finish)
 
 
 async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[list[Completion], None]:
     """The pieces of an answer; the model stays in memory until the end."""
     async with state.models.use(asked.model) as loaded:
-        request = await asyncio.to_thread(Asked, asked, loaded, state)
+        request = await asyncio.to_thread(PreparedCompletion, asked, loaded, state)
         async with aclosing(request.pieces()) as pieces:
             async for piece in pieces:
                 yield piece
@@ -164,7 +165,7 @@ async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[list[
 async def whole(asked: CompletionRequest, state: State) -> Completion:
     """The answer to a request."""
     async with state.models.use(asked.model) as loaded:
-        return await (await asyncio.to_thread(Asked, asked, loaded, state)).whole()
+        return await (await asyncio.to_thread(PreparedCompletion, asked, loaded, state)).whole()
 
 
 router = APIRouter()
@@ -174,5 +175,5 @@ router = APIRouter()
 async def completions(asked: CompletionRequest, request: Request, state: Shared) -> Completion | Response:
     """Continue texts."""
     if asked.stream:
-        return as_stream(await unless_gone(request, started(stream(asked, state))))
-    return await unless_gone(request, whole(asked, state))
+        return as_stream(await unless_disconnected(request, started(stream(asked, state))))
+    return await unless_disconnected(request, whole(asked, state))

@@ -16,7 +16,7 @@ from minigpt.serve.api.answer import check_texts
 from minigpt.serve.api.errors import RESPONSES, ApiError
 from minigpt.serve.api.prompts import encode, prompts_of
 from minigpt.serve.api.schemas import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
-from minigpt.serve.api.state import Shared, State, unless_gone
+from minigpt.serve.api.state import Shared, State, unless_disconnected
 from minigpt.serve.models import Loaded
 
 
@@ -46,7 +46,7 @@ async def answer(asked: EmbeddingRequest, state: State) -> EmbeddingList:
                 "input",
                 "context_length_exceeded",
             )
-        vectors = await state.aside.do(lambda: mean_states(loaded, prompts))
+        vectors = await state.background.do(lambda: mean_states(loaded, prompts))
     spelled = [_packed(vector) if asked.encoding_format == "base64" else vector.tolist() for vector in vectors]
     count = sum(map(len, prompts))
     return EmbeddingList(
@@ -62,4 +62,4 @@ router = APIRouter()
 @router.post("/v1/embeddings", responses=RESPONSES)
 async def embeddings(asked: EmbeddingRequest, request: Request, state: Shared) -> EmbeddingList:
     """Turn texts into vectors."""
-    return await unless_gone(request, answer(asked, state))
+    return await unless_disconnected(request, answer(asked, state))

@@ -47,7 +47,7 @@ KINDS = {
     503: "server_error",
 }
 CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded", 503: "unavailable"}
-TOLD = {
+DESCRIPTIONS = {
     400: "The request cannot be answered as it is",
     401: "The key is missing or wrong",
     403: "The request comes from another site, or is for another host",
@@ -57,7 +57,7 @@ TOLD = {
     503: "The model cannot be loaded now",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text} for status, text in TOLD.items()
+    status: {"model": ErrorAnswer, "description": text} for status, text in DESCRIPTIONS.items()
 }
 """For the API's document: the error answers of each path."""
 

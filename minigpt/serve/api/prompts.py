@@ -128,14 +128,14 @@ def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[i
         messages.append(Message(role, readable(text, loaded)))
     if all(message.role == "system" for message in messages):
         raise ApiError(400, "messages: the user says nothing", "messages")
-    spelling, limit = turns_of(loaded), loaded.run.model.config.max_seq_len
-    return spelling.encode(fit(messages, spelling.encode, limit, min(room, limit // 2)))
+    chat_format, limit = turns_of(loaded), loaded.run.model.config.max_seq_len
+    return chat_format.encode(fit(messages, chat_format.encode, limit, min(room, limit // 2)))
 
 
 def turns_of(loaded: Loaded) -> Turns:
     """How the model writes a chat. Raises ApiError if it was not tuned on chats."""
-    spelling = loaded.spelling
-    if not isinstance(spelling, Turns):
+    chat_format = loaded.chat_format
+    if not isinstance(chat_format, Turns):
         raise ApiError(
             400,
             f"{loaded.run.name} was not tuned on chats; continue a text with /v1/completions, or teach it to chat with "
@@ -143,4 +143,4 @@ def turns_of(loaded: Loaded) -> Turns:
             "model",
             "not_a_chat_model",
         )
-    return spelling
+    return chat_format

@@ -13,20 +13,20 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
-class Asked(BaseModel):
-    """A request. A number must be a number, not a text that looks like one. Unknown fields are ignored."""
+class StrictModel(BaseModel):
+    """A request or a part of it. Numbers must be numbers, not texts that look like them. Unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class StreamOptions(Asked):
+class StreamOptions(StrictModel):
     """How a stream is sent."""
 
     include_usage: bool | None = None
     """Send a last piece with the number of tokens."""
 
 
-class Sampled(Asked):
+class Sampled(StrictModel):
     """What completions and chats have in common. A setting that is left out has the run's value."""
 
     model: Annotated[str, Field(max_length=500)]
@@ -86,14 +86,14 @@ class CompletionRequest(Sampled):
     """Must be empty: these models cannot read a text after the gap."""
 
 
-class TextPart(Asked):
+class TextPart(StrictModel):
     """A part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(Asked):
+class ChatMessage(StrictModel):
     """A message of a chat."""
 
     role: Role
@@ -101,7 +101,7 @@ class ChatMessage(Asked):
     content: Text | Annotated[list[TextPart], Field(max_length=1000)]
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(StrictModel):
     """Only text is possible."""
 
     type: Literal["text"]
@@ -124,7 +124,7 @@ class ChatRequest(Sampled):
     """Must be empty: these models call no tools."""
 
 
-class EmbeddingRequest(Asked):
+class EmbeddingRequest(StrictModel):
     """POST /v1/embeddings."""
 
     model: Annotated[str, Field(max_length=500)]
@@ -140,14 +140,14 @@ class EmbeddingRequest(Asked):
     """Not used."""
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(StrictModel):
     """POST /tokenize."""
 
     model: Annotated[str, Field(max_length=500)]
     prompt: Text
 
 
-class DetokenizeRequest(Asked):
+class DetokenizeRequest(StrictModel):
     """POST /detokenize."""
 
     model: Annotated[str, Field(max_length=500)]

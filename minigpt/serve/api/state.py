@@ -20,7 +20,7 @@ from minigpt.serve.models import Loaded, Models
 
 Result = TypeVar("Result")
 Piece = TypeVar("Piece")
-ASIDE = 16
+MOST_WAITING = 16
 """Most beam searches and embeddings that wait; they are done one after another."""
 FIRST = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Bounds of the histogram of seconds to the first token."""
@@ -40,17 +40,17 @@ class Meter:
         self.first_seconds += seconds
 
 
-class Aside:
+class BackgroundThread:
     """A thread for work that is not done in turns, one piece after another; it ends with the process."""
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
         self._waiting = 0
-        Thread(target=self._run, name="minigpt-aside", daemon=True).start()
+        Thread(target=self._run, name="minigpt-background", daemon=True).start()
 
     async def do(self, work: Callable[[], Result]) -> Result:
         """The result of the work. Raises BusyError, and the errors of the work."""
-        if self._waiting >= ASIDE:
+        if self._waiting >= MOST_WAITING:
             raise BusyError("too many searches wait already; try again later", 5)
         future: Future[Result] = Future()
         self._waiting += 1
@@ -66,7 +66,7 @@ class Aside:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
-                except Exception as error:  # noqa: BLE001  told to who waits for the result
+                except Exception as error:  # noqa: BLE001  raised again where the result is awaited
                     future.set_exception(error)
 
 
@@ -76,7 +76,7 @@ class State:
     def __init__(self, models: Models, engine: Engine, limits: Limits):
         self.models, self.engine, self.limits = models, engine, limits
         self.meter, self.ready = Meter(), True
-        self.aside = Aside()
+        self.background = BackgroundThread()
 
     async def write(self, loaded: Loaded, jobs: Sequence[Job]) -> AsyncGenerator[list[tuple[int, Event]], None]:
         """Yield pairs (number of the job, event), all that have arrived, until all jobs are complete. If the client is
@@ -119,11 +119,11 @@ def shared(request: Request) -> State:
 Shared = Annotated[State, Depends(shared)]
 
 
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
     """The result of the work, which is cancelled if the client goes away. ApiError is raised then, but nobody reads
     it.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -134,7 +134,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
             each.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
 

@@ -38,7 +38,7 @@ class Text:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class CachedPrefix:
     """Keys and values [L, KV, T, D] of the first T tokens of a text; reading can continue from there."""
 
     ids: tuple[int, ...]
@@ -68,12 +68,12 @@ class Batch:
         self.size = self.context + max(64, self.context // 2)
 
     @torch.inference_mode()
-    def join(self, ids: Sequence[int], held: Held | None = None) -> tuple[Text, Tensor]:
+    def join(self, ids: Sequence[int], prefix: CachedPrefix | None = None) -> tuple[Text, Tensor]:
         """Add a text. Returns it, and the hidden states [T, C] of the ids that were read: all, or those after
-        `held`.
+        `prefix`.
         """
         text = Text(list(ids), window_start(len(ids), self.context), 0)
-        cache, hidden = self._read(text, held)
+        cache, hidden = self._read(text, prefix)
         if self.buffer is None:
             self.buffer = KVCache(self.model.config, self.most, self.size, cache.keys.dtype, cache.keys.device)
             self.buffer.kept_tokens()
@@ -109,13 +109,13 @@ class Batch:
         """Logits [..., V] from hidden states [..., C]."""
         return self.model.head(hidden)[..., : self.model.config.vocab_size]
 
-    def held(self, text: Text) -> Held | None:
+    def cached_prefix(self, text: Text) -> CachedPrefix | None:
         """A copy of a text's keys and values in the buffer; None if its beginning is no longer there."""
         if text.start or self.buffer is None:
             return None
         row, columns = self.texts.index(text), slice(text.column, self.end)
         keys, values = self.buffer.keys[:, row, :, columns], self.buffer.values[:, row, :, columns]
-        return Held(tuple(text.ids[: keys.shape[2]]), keys.clone(), values.clone())
+        return CachedPrefix(tuple(text.ids[: keys.shape[2]]), keys.clone(), values.clone())
 
     def leave(self, text: Text) -> None:
         """Remove a text; the last row takes its place. Removing the only text frees the buffer."""
@@ -129,14 +129,14 @@ class Batch:
             tokens = self.buffer.kept_tokens()
             tokens[row, last.column : self.end] = tokens[len(self.texts), last.column : self.end]
 
-    def _read(self, text: Text, held: Held | None = None) -> tuple[KVCache, Tensor]:
-        """Read a text alone: its cache of one row, and the hidden states [T, C] after `held`."""
+    def _read(self, text: Text, prefix: CachedPrefix | None = None) -> tuple[KVCache, Tensor]:
+        """Read a text alone: its cache of one row, and the hidden states [T, C] after `prefix`."""
         cache, ids = self.model.make_cache(), torch.tensor([text.ids[text.start :]])  # [1, T]
         ids = ids.to(cache.keys.device)
         cache.kept_tokens()[:, : ids.shape[1]] = ids
-        if held is not None:
-            cache.length = len(held.ids)
-            cache.keys[:, 0, :, : cache.length], cache.values[:, 0, :, : cache.length] = held.keys, held.values
+        if prefix is not None:
+            cache.length = len(prefix.ids)
+            cache.keys[:, 0, :, : cache.length], cache.values[:, 0, :, : cache.length] = prefix.keys, prefix.values
         return cache, self.model.hidden(ids[:, cache.length :], cache)[0]
 
     def _put(self, row: int, cache: KVCache) -> None:

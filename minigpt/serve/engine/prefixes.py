@@ -7,7 +7,7 @@ earlier text are still right, since no position looks at a later one. The least 
 from collections.abc import Sequence
 from itertools import takewhile
 
-from minigpt.serve.engine.batch import Held
+from minigpt.serve.engine.batch import CachedPrefix
 
 TEXTS = 256
 """How many texts are kept and compared with each new chat."""
@@ -22,31 +22,31 @@ class Prefixes:
 
     def __init__(self, most: int):
         self.most, self.bytes = most, 0
-        self.kept: list[Held] = []  # the most recently used is last
+        self.kept: list[CachedPrefix] = []  # the most recently used is last
 
-    def find(self, ids: Sequence[int]) -> Held | None:
+    def find(self, ids: Sequence[int]) -> CachedPrefix | None:
         """The longest known beginning of ids; never all of them, since the last id must be read again."""
-        lengths = {held: _common(held.ids, ids[:-1]) for held in self.kept}
-        best = max(lengths, key=lambda held: lengths[held], default=None)
+        lengths = {prefix: _common(prefix.ids, ids[:-1]) for prefix in self.kept}
+        best = max(lengths, key=lambda prefix: lengths[prefix], default=None)
         if best is None or not lengths[best]:
             return None
         self.kept.remove(best)
         self.kept.append(best)
         length = lengths[best]
-        return Held(best.ids[:length], best.keys[:, :, :length], best.values[:, :, :length])
+        return CachedPrefix(best.ids[:length], best.keys[:, :, :length], best.values[:, :, :length])
 
-    def keep(self, held: Held) -> None:
+    def keep(self, prefix: CachedPrefix) -> None:
         """Keep these keys and values, and drop those whose text they continue."""
-        for old in [old for old in self.kept if old.ids == held.ids[: len(old.ids)]]:
+        for old in [old for old in self.kept if old.ids == prefix.ids[: len(old.ids)]]:
             self._drop(old)
-        self.kept.append(held)
-        self.bytes += held.bytes
+        self.kept.append(prefix)
+        self.bytes += prefix.bytes
         while self.bytes > self.most or len(self.kept) > TEXTS:
             self._drop(self.kept[0])
 
-    def _drop(self, held: Held) -> None:
-        self.kept.remove(held)
-        self.bytes -= held.bytes
+    def _drop(self, prefix: CachedPrefix) -> None:
+        self.kept.remove(prefix)
+        self.bytes -= prefix.bytes
 
 
 def _common(one: Sequence[int], two: Sequence[int]) -> int:

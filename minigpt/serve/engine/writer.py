@@ -174,8 +174,8 @@ class Writer:
         self.counts.ended[reason] = self.counts.ended.get(reason, 0) + 1
         if job not in self.jobs or job.text is None:
             return
-        if job.reuse and (held := self.batch.held(job.text)):
-            self.prefixes.keep(held)
+        if job.reuse and (prefix := self.batch.cached_prefix(job.text)):
+            self.prefixes.keep(prefix)
         row, last = self.jobs.index(job), self.jobs.pop()
         if last is not job:
             self.jobs[row] = last  # the batch does the same

@@ -135,14 +135,14 @@ class Compare {
 
   differ({ settings, cautions }, runs) {
     const rows = Object.entries(settings);
-    const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+    const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
     const head = ["Setting", ...runs].map((name) => el("th", { scope: "col" }, name));
     return [el("h2", {}, "What differs in their settings"),
       ...cautions.map((each) => el("p", { class: "caution" }, `Caution: ${each}.`)),
       rows.length ? el("div", { class: "table-box", tabindex: 0, role: "region", "aria-label": "Settings that differ" },
         el("table", { class: "runs-table" }, el("thead", {}, el("tr", {}, ...head)),
           el("tbody", {}, ...rows.map(([name, values]) => el("tr", {}, el("th", { scope: "row" }, name),
-            ...values.map((value) => el("td", {}, told(value))))))))
+            ...values.map((value) => el("td", {}, asText(value))))))))
         : el("p", { class: "note" }, "All their settings are equal.")];
   }
 

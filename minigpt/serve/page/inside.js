@@ -135,15 +135,15 @@ class Inside {
     const all = button("All as trained", () => { this.allOn(); this.look(); }, { kind: "small" });
     this.layers.append(el("div", { class: "scales" }, ...names.map((name) => {
       const range = el("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1 });
-      const told = el("output", {}, "× 1");
+      const shown = el("output", {}, "× 1");
       range.addEventListener("input", () => {
-        told.textContent = range.value === "0" ? "off" : `× ${range.value}`;
+        shown.textContent = range.value === "0" ? "off" : `× ${range.value}`;
         if (range.value === "1") delete this.factors[name];
         else this.factors[name] = Number(range.value);
         clearTimeout(this.timer);
         this.timer = setTimeout(() => this.look(), PAUSE / 2);
       });
-      return el("div", { class: "scale" }, labelled(name, range), told);
+      return el("div", { class: "scale" }, labelled(name, range), shown);
     })), all);
   }
 

@@ -262,8 +262,8 @@ class Live {
       `and used the processor for ${duration(usage.seconds)}.`)] : [];
     const settings = Object.entries(run.settings);
     const text = JSON.stringify([run.command, settings, run.checkpoints.length, usage]);
-    if (text === this.told) return;
-    this.told = text;
+    if (text === this.shown) return;
+    this.shown = text;
     this.about.replaceChildren(
       el("div", {}, el("h2", {}, "Settings that are not the defaults"), settings.length
         ? el("dl", { class: "pairs" }, ...settings.flatMap(([name, value]) => [el("dt", {}, name),

@@ -158,8 +158,8 @@ class Runs {
     const rows = [["Folder", folder], ...(usage ? [["It uses", this.uses(0, usage)]] : []),
       [models.length ? `${counted(models.length, "model")} in memory` : "Models in memory", held || "none"]];
     const text = JSON.stringify(rows);
-    if (text === this.told) return;
-    this.told = text;
+    if (text === this.shown) return;
+    this.shown = text;
     this.use.replaceChildren(el("h2", {}, "This server"), el("dl", { class: "pairs" },
       ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
   }

@@ -67,7 +67,7 @@ class Started:
 
     def resume(self, run: RunRecord) -> None:
         """Continue a run. Raises UserError if it is trained already, or has nothing left to do."""
-        if run.state != "interrupted" or self.told(run.path)["starting"]:
+        if run.state != "interrupted" or self.status(run.path)["starting"]:
             why = "it has come to its end" if run.state == "finished" else "a process trains it now"
             raise UserError(f"{run.name} cannot be resumed: {why}")
         self.begin(run.path, resume_words(run))
@@ -77,7 +77,7 @@ class Started:
 
         Raises RunError if a process is already starting this run.
         """
-        if self.told(path)["starting"]:
+        if self.status(path)["starting"]:
             raise RunError(f"a run {path.name} is starting; choose another name")
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
         process = subprocess.Popen(
@@ -85,7 +85,7 @@ class Started:
         )
         self._started[path] = (process, said)
 
-    def told(self, path: Path) -> dict[str, Any]:
+    def status(self, path: Path) -> dict[str, Any]:
         """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}."""
         if path not in self._started:
             return {"starting": False, "failed": ""}
@@ -98,7 +98,7 @@ class Started:
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
         """The processes whose run is not on disk, yet or at all: {"name", "starting", "failed"}."""
-        found = [{"name": path.name} | self.told(path) for path in list(self._started) if path not in known]
+        found = [{"name": path.name} | self.status(path) for path in list(self._started) if path not in known]
         return [each for each in found if each["starting"] or each["failed"]]
 
 

@@ -26,46 +26,46 @@ from minigpt.serve.workbench.form import form, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Started, stop, usage_of
-from minigpt.serve.workbench.shelf import Damaged, Shelf
+from minigpt.serve.workbench.run_list import Damaged, RunList
 from minigpt.serve.workbench.starting import Texts, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
 
 Name = Annotated[str, Field(max_length=500)]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """The body of a request from the page."""
 
     model_config = ConfigDict(strict=True)
 
 
-class OfRun(Asked):
+class RunRequest(RequestBody):
     """A run."""
 
     name: Name
 
 
-class Noted(OfRun):
+class NoteRequest(RunRequest):
     """What a person wrote about a run; a field that is left out does not change."""
 
     note: Annotated[str, Field(max_length=10_000)] | None = None
     star: bool | None = None
 
 
-class OfText(Asked):
+class TextRequest(RequestBody):
     """A text, for a model."""
 
     model: Name
     text: Annotated[str, Field(max_length=1 << 20)]
 
 
-class OfParts(OfText):
+class InsideRequest(TextRequest):
     """A text, for a model whose parts are changed."""
 
     factors: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
 
 
-class Slice(Asked):
+class UploadRequest(RequestBody):
     """A part of a text file, sent in order; `done` is true for the last part."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -74,7 +74,7 @@ class Slice(Asked):
     done: bool
 
 
-class NewRun(Asked):
+class NewRunRequest(RequestBody):
     """A text of the list, and how to train on it.
 
     An empty budget leaves the length to the settings. The settings are written as after a flag.
@@ -86,20 +86,20 @@ class NewRun(Asked):
     name: Annotated[str, Field(max_length=100)] = ""
 
 
-class Looked(Asked):
+class InspectRequest(RequestBody):
     """A text of the list, or the run's own text if it is left out; with the tokenizer of a run, if one is named."""
 
     text: Name = ""
     name: Name = ""
 
 
-class Spelled(OfRun):
+class TokensRequest(RunRequest):
     """A text to encode with a run's tokenizer."""
 
     text: Annotated[str, Field(max_length=1 << 20)]
 
 
-class Preset(Asked):
+class PresetRequest(RequestBody):
     """Settings to save under a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -111,8 +111,8 @@ class Workbench:
 
     def __init__(self, state: State):
         self.state = state
-        self.shelf = Shelf(state.models.catalog.runs)
-        self.kept = Texts(self.shelf)
+        self.run_list = RunList(state.models.catalog.runs)
+        self.kept = Texts(self.run_list)
         self.started = Started()
         self.files, self.looking = find_files(), Inside()
 
@@ -161,8 +161,8 @@ class Workbench:
 
     def runs(self) -> dict[str, Any]:
         """All runs, also those that cannot be read, and what this process uses."""
-        found = self.shelf.all()
-        runs = [details.brief(run) | self.started.told(run.path) for run in found if not isinstance(run, Damaged)]
+        found = self.run_list.all()
+        runs = [details.brief(run) | self.started.status(run.path) for run in found if not isinstance(run, Damaged)]
         damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
         server = {"version": __version__, "folder": str(Path.cwd()), "usage": usage_of(os.getpid())}
         loaded = [{"name": one.run.name, "bytes": one.bytes} for one in list(self.state.models.loaded.values())]
@@ -171,17 +171,17 @@ class Workbench:
 
     def run(self, name: str) -> dict[str, Any]:
         """One run."""
-        run = self.shelf.find(name)
-        return details.full(run) | self.started.told(run.path)
+        run = self.run_list.find(name)
+        return details.full(run) | self.started.status(run.path)
 
     def figures(self, name: str, after: float = -1) -> dict[str, Any]:
         """A run's figures after a step, and whether a process trains it."""
-        run = self.shelf.find(name)
-        return details.figures(run, after) | {"state": run.state} | self.started.told(run.path)
+        run = self.run_list.find(name)
+        return details.figures(run, after) | {"state": run.state} | self.started.status(run.path)
 
     def differences(self, name: Annotated[list[str], Query(max_length=2)]) -> dict[str, Any]:
         """The settings in which two runs differ, and why their figures should not be compared."""
-        one, two = (self.shelf.find(each) for each in (name[0], name[-1]))
+        one, two = (self.run_list.find(each) for each in (name[0], name[-1]))
         return {"settings": differences(one, two), "cautions": cautions([one, two])}
 
     def presets(self) -> dict[str, Any]:
@@ -191,41 +191,41 @@ class Workbench:
         about = {name: field.description for name, field in GenerationConfig.model_fields.items()}
         return {"presets": read_presets(), "file": str(presets_file()), "help": about}
 
-    def save(self, asked: Preset) -> dict[str, Any]:
+    def save(self, asked: PresetRequest) -> dict[str, Any]:
         """Save settings under a name. Raises ConfigError for settings that cannot be combined."""
         whole = validate({"generation": GenerationConfig().model_dump() | asked.settings}).generation.model_dump()
         save_preset(asked.name, {name: whole[name] for name in asked.settings})
         return self.presets()
 
-    async def floors(self, asked: OfRun) -> dict[str, float]:
+    async def floors(self, asked: RunRequest) -> dict[str, float]:
         """The losses of simpler models on the run's text."""
-        run = await asyncio.to_thread(self.shelf.find, asked.name)
-        return await self.state.aside.do(lambda: details.measure_floors(run))
+        run = await asyncio.to_thread(self.run_list.find, asked.name)
+        return await self.state.background.do(lambda: details.measure_floors(run))
 
-    def stop(self, asked: OfRun) -> dict[str, bool]:
+    def stop(self, asked: RunRequest) -> dict[str, bool]:
         """Stop the run as Ctrl-C does."""
-        stop(self.shelf.find(asked.name))
+        stop(self.run_list.find(asked.name))
         return {"done": True}
 
-    def resume(self, asked: OfRun) -> dict[str, bool]:
+    def resume(self, asked: RunRequest) -> dict[str, bool]:
         """Continue the run."""
-        self.started.resume(self.shelf.find(asked.name))
+        self.started.resume(self.run_list.find(asked.name))
         return {"done": True}
 
-    def note(self, asked: Noted) -> dict[str, Any]:
+    def note(self, asked: NoteRequest) -> dict[str, Any]:
         """Save a note about a run."""
-        folder = self.shelf.find(asked.name).folder
+        folder = self.run_list.find(asked.name).folder
         new = read_note(folder) | asked.model_dump(include={"note", "star"}, exclude_none=True)
         write_note(folder, **new)
         return new
 
-    def delete(self, asked: OfRun) -> dict[str, bool]:
+    def delete(self, asked: RunRequest) -> dict[str, bool]:
         """Delete a run with all its files. Raises RunError if a process trains it, or is about to."""
-        paths = self.shelf.paths()
+        paths = self.run_list.paths()
         if asked.name not in paths:
             raise RunError(f"there is no run {asked.name!r}")
         path = paths[asked.name]
-        if self.started.told(path)["starting"]:
+        if self.started.status(path)["starting"]:
             raise RunError(f"{asked.name} is starting; stop it first")
         with run_lock(path):
             try:
@@ -234,41 +234,41 @@ class Workbench:
                 raise storage_error(path, error) from None
         return {"done": True}
 
-    async def why(self, asked: OfText) -> dict[str, Any]:
+    async def why(self, asked: TextRequest) -> dict[str, Any]:
         """How surprising each token of a text is, and which tokens the model thought likelier."""
         async with self.state.models.use(asked.model) as loaded:
             text = await asyncio.to_thread(readable, asked.text, loaded)
             ids = await asyncio.to_thread(encode, text, loaded)
-            return await self.state.aside.do(lambda: details.why(loaded, text, ids))
+            return await self.state.background.do(lambda: details.why(loaded, text, ids))
 
-    async def inside(self, asked: OfParts) -> dict[str, Any]:
+    async def inside(self, asked: InsideRequest) -> dict[str, Any]:
         """What happens in a model while it reads a text, with some of its parts scaled or switched off."""
         listed = await self.state.models.catalog.find(asked.model)
-        return await self.state.aside.do(lambda: self.looking.look(listed, asked.text, asked.factors))
+        return await self.state.background.do(lambda: self.looking.look(listed, asked.text, asked.factors))
 
     def texts(self) -> dict[str, Any]:
         """The texts that a run can learn from."""
         return {"texts": list(self.kept.all())}
 
-    def upload(self, asked: Slice) -> dict[str, str]:
+    def upload(self, asked: UploadRequest) -> dict[str, str]:
         """Take a part of a text file; the answer gives its name. Nothing in it is ever run."""
         return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
 
-    def inspect(self, asked: Looked) -> dict[str, Any]:
+    def inspect(self, asked: InspectRequest) -> dict[str, Any]:
         """The report of `minigpt data inspect` on a text."""
-        run = self.shelf.find(asked.name) if asked.name else None
+        run = self.run_list.find(asked.name) if asked.name else None
         config = DataConfig(source=self.kept.find(asked.text)) if asked.text or not run else run.config.data
         return details.inspected(config, run)
 
-    def tokens(self, asked: Spelled) -> dict[str, Any]:
+    def tokens(self, asked: TokensRequest) -> dict[str, Any]:
         """A text cut into tokens by the tokenizer of a run."""
-        return details.tokens(self.shelf.find(asked.name), asked.text)
+        return details.tokens(self.run_list.find(asked.name), asked.text)
 
     def form(self) -> dict[str, Any]:
         """The settings that the page may set, as JSON Schema."""
         return {"sections": form()}
 
-    def check(self, asked: NewRun) -> dict[str, Any]:
+    def check(self, asked: NewRunRequest) -> dict[str, Any]:
         """What is wrong with the settings and the name, one line each; if nothing is, the command that would run."""
         found, source = wrong(asked.settings), self.kept.find(asked.text)
         try:
@@ -278,12 +278,12 @@ class Workbench:
         words = [] if found else train_words(source, asked.budget, asked.settings, path)
         return {"wrong": found, "line": shlex.join(["minigpt", *words]) if words else ""}
 
-    async def plan(self, asked: NewRun) -> dict[str, Any]:
+    async def plan(self, asked: NewRunRequest) -> dict[str, Any]:
         """What `--budget` would choose, and what loss, size and memory to expect. This measures the machine."""
         source = await asyncio.to_thread(self.kept.find, asked.text)
         return await planned(source, asked.budget, asked.settings)
 
-    def start(self, asked: NewRun) -> dict[str, str]:
+    def start(self, asked: NewRunRequest) -> dict[str, str]:
         """Train, as the command does. Raises RunError for a name that is taken or not allowed."""
         path = self.kept.place(asked.name)
         if found := wrong(asked.settings):

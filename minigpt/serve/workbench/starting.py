@@ -16,7 +16,7 @@ from minigpt.errors import RunError, UserError, storage_error
 from minigpt.layout import RunFolder, check_name
 from minigpt.serve.workbench.form import flags
 from minigpt.serve.workbench.process import command, last_line
-from minigpt.serve.workbench.shelf import Damaged, Shelf
+from minigpt.serve.workbench.run_list import Damaged, RunList
 
 MOST = 256 << 20
 """Largest text that can be sent, in bytes; train on longer ones in a terminal."""
@@ -28,19 +28,19 @@ class Texts:
     """The texts: published ones, those of earlier runs, and those that were sent.
 
     Args:
-        shelf: of the runs; new runs are written into its first folder.
+        run_list: of the runs; new runs are written into its first folder.
     """
 
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
-        first = shelf.roots[0]
+    def __init__(self, run_list: RunList):
+        self.run_list = run_list
+        first = run_list.roots[0]
         self.runs = first.parent if RunFolder(first).is_run else first
         self.folder = self.runs.absolute().parent / "texts"
 
     def all(self) -> dict[str, str]:
         """The source of each, by the name that is shown."""
         sent = {f"{SENT}{path.name}": str(path) for path in sorted(self.folder.glob("*.txt"))}
-        sources = [run.config.data.source for run in self.shelf.all() if not isinstance(run, Damaged)]
+        sources = [run.config.data.source for run in self.run_list.all() if not isinstance(run, Damaged)]
         earlier = {source: source for source in sources if Path(source).is_file()}
         return sent | {"stories": "stories"} | {name: name for name in NAMED} | earlier
 

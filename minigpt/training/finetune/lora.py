@@ -163,21 +163,21 @@ def merge(model: GPT) -> dict[str, LoRALinear]:
     return value: `unmerge(model, merge(model))` is the adapted model, bit for bit. Drop the return value to free its
     memory.
     """
-    aside = layers(model)
-    for name, layer in aside.items():
+    replaced = layers(model)
+    for name, layer in replaced.items():
         replace(model, name, layer.merged())
     model.requires_grad_(True)
-    return aside
+    return replaced
 
 
-def unmerge(model: GPT, aside: Mapping[str, LoRALinear]) -> GPT:
+def unmerge(model: GPT, replaced: Mapping[str, LoRALinear]) -> GPT:
     """Put back what `merge` returned: the model has its adapter again, and its base is the same bit for bit."""
-    if not aside:
+    if not replaced:
         return model
-    for name, layer in aside.items():
+    for name, layer in replaced.items():
         replace(model, name, layer.train(model.training))
     model.requires_grad_(False)
-    for layer in aside.values():
+    for layer in replaced.values():
         layer.lora_A.requires_grad_(True)
         layer.lora_B.requires_grad_(True)
     return model

@@ -48,7 +48,7 @@ def spike_limit(losses: Sequence[float], chance: float, start: float, deviations
 
 
 class Guard(Hook):
-    """Judges every step; the trainer calls `heal` after divergence.
+    """Judges every step; the trainer calls `recover` after divergence.
 
     Args:
         config: patience, number of rollbacks, and limits for spikes.
@@ -113,7 +113,7 @@ class Guard(Hook):
         """A factor of the rate, halved at each rollback."""
         return trainer.state.rate_scale
 
-    def heal(self, trainer: Trainer, error: DivergedError) -> bool:
+    def recover(self, trainer: Trainer, error: DivergedError) -> bool:
         """Roll back. After `max_rollbacks` rollbacks, raises DivergedError that says what to change."""
         memory, state = self.memory, trainer.state
         if memory.rollbacks >= self.config.max_rollbacks:

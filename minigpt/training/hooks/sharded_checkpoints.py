@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from minigpt.errors import storage_error
-from minigpt.files import beside
+from minigpt.files import temporary_path
 from minigpt.training.hooks.checkpoints import Checkpoints, check_finite
 from minigpt.training.loop import Trainer
 from minigpt.weights import checkpoint
@@ -65,7 +65,7 @@ class ShardedCheckpoints(Checkpoints):
         named = {f"{part}/{name}": value for part, some in trainer.tensors().items() for name, value in some.items()}
         own = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in named.items()}
         check_finite(own, trainer)
-        work = ranks.share(lambda: _empty(target))
+        work = ranks.broadcast(lambda: _empty(target))
         writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
         future = async_save(cast("dict[str, Any]", named), storage_writer=writer, process_group=self.group)
         self.writing = _Writing(cast("Future[Any]", future), work, target, self.state(trainer), best)
@@ -86,7 +86,7 @@ class ShardedCheckpoints(Checkpoints):
 
 def _empty(target: Path) -> Path:
     """A new directory for the parts. Raises StorageError."""
-    work = beside(target)
+    work = temporary_path(target)
     try:
         work.mkdir(parents=True)
     except OSError as error:

@@ -6,7 +6,7 @@ from minigpt.runs.load import LoadedRun
 from minigpt.tokenizers.chat_template import encode_question, load_template
 
 
-def spelling_of(run: LoadedRun) -> Plain | Turns:
+def chat_format_of(run: LoadedRun) -> Plain | Turns:
     """`Turns` for a run that was tuned on chats, else `Plain`. Raises DataError for a damaged template."""
     try:
         template = load_template(run.path)

@@ -41,7 +41,7 @@ class OfEnsemble(Figures):
     runs: list[str]
 
 
-class Beside(TypedDict):
+class ExtraScores(TypedDict):
     """The other scores of a report; None for a score that was neither asked for nor saved."""
 
     at_temperature: AtTemperature | None
@@ -49,8 +49,8 @@ class Beside(TypedDict):
     ensemble: OfEnsemble | None
 
 
-Again = Callable[..., Report]
-"""Scores the same text again: again("label", scorer=...)."""
+Rescore = Callable[..., Report]
+"""Scores the same text again: rescore("label", scorer=...)."""
 
 
 def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | None) -> None:
@@ -78,25 +78,25 @@ def load_members(
     return [load_alike(path, run, length, "--ensemble", "--context", device, precision) for path in paths]
 
 
-def beside(
-    run: LoadedRun, report: Report, again: Again, how: Adaptation | None, members: Sequence[LoadedRun]
-) -> Beside:
+def extra_scores(
+    run: LoadedRun, report: Report, rescore: Rescore, how: Adaptation | None, members: Sequence[LoadedRun]
+) -> ExtraScores:
     """The other scores of a report's text: at the saved temperature, and those that were asked for."""
     fitted = kept_temperature(run.path, report["step"])
     return {
-        "at_temperature": fitted and _at_temperature(fitted, again),
-        "adapted": how and _adapted(how, again),
-        "ensemble": _ensemble([run, *members], again) if members else None,
+        "at_temperature": fitted and _at_temperature(fitted, rescore),
+        "adapted": how and _adapted(how, rescore),
+        "ensemble": _ensemble([run, *members], rescore) if members else None,
     }
 
 
-def _at_temperature(fitted: FittedTemperature, again: Again) -> AtTemperature:
-    scored = again("evaluating at the temperature", scorer=at_temperature(fitted.temperature))
+def _at_temperature(fitted: FittedTemperature, rescore: Rescore) -> AtTemperature:
+    scored = rescore("evaluating at the temperature", scorer=at_temperature(fitted.temperature))
     return {**figures(scored), "temperature": fitted.temperature, "fitted_on": fitted.split}
 
 
-def _adapted(how: Adaptation, again: Again) -> Adapted:
-    scored = again("learning from the text", scorer=adapted(how))
+def _adapted(how: Adaptation, rescore: Rescore) -> Adapted:
+    scored = rescore("learning from the text", scorer=adapted(how))
     return {
         **figures(scored),
         "method": how.method,
@@ -108,27 +108,27 @@ def _adapted(how: Adaptation, again: Again) -> Adapted:
     }
 
 
-def _ensemble(runs: Sequence[LoadedRun], again: Again) -> OfEnsemble:
-    scored = again("evaluating the ensemble", scorer=averaged([each.model for each in runs[1:]]))
+def _ensemble(runs: Sequence[LoadedRun], rescore: Rescore) -> OfEnsemble:
+    scored = rescore("evaluating the ensemble", scorer=averaged([each.model for each in runs[1:]]))
     return {**figures(scored), "runs": [str(each.path) for each in runs]}
 
 
-def show_beside(others: Mapping[str, Any]) -> None:
+def show_extra_scores(others: Mapping[str, Any]) -> None:
     """Print one line for each score that is not None."""
     screen = Lines(highlight=False)
     if found := others["at_temperature"]:
         what = (
             f"at temperature {found['temperature']:.4f}, fitted on the {scored_on(found['fitted_on']).split(', ')[0]}"
         )
-        screen.print(f"{what}: {_told(found)}", markup=False)
+        screen.print(f"{what}: {_scores_text(found)}", markup=False)
     if found := others["adapted"]:
         method = {"dynamic": "dynamic evaluation", "cache": "neural cache", "both": "dynamic evaluation, neural cache"}
-        screen.print(f"{found['category']} ({method[found['method']]}): {_told(found)}", markup=False)
+        screen.print(f"{found['category']} ({method[found['method']]}): {_scores_text(found)}", markup=False)
     if found := others["ensemble"]:
-        screen.print(f"mean probability of {', '.join(found['runs'])}: {_told(found)}", markup=False)
+        screen.print(f"mean probability of {', '.join(found['runs'])}: {_scores_text(found)}", markup=False)
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _scores_text(found: Mapping[str, Any]) -> str:
     words = "" if found["word_perplexity"] is None else f", word perplexity {found['word_perplexity']:,.2f}"
     perplexity = "over 10^300" if found["perplexity"] is None else f"{found['perplexity']:,.2f}"
     return f"loss {found['loss']:.4f}, perplexity {perplexity}, {found['bits_per_byte']:.4f} bits per byte{words}"

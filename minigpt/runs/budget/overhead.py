@@ -4,7 +4,7 @@ done.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from minigpt.config import RunConfig
 from minigpt.runs.budget.rule import Size
@@ -22,7 +22,7 @@ floors of a text that is scored for the first time."""
 
 
 @dataclass(frozen=True)
-class Around:
+class Overhead:
     """The work besides the steps.
 
     Attributes:
@@ -37,7 +37,7 @@ class Around:
     after: float
 
     @classmethod
-    def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> "Around":
+    def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> Self:
         """For a run of `total` seconds with steps of `step` seconds; a batch of an evaluation takes a third of a
         step.
         """

@@ -21,7 +21,7 @@ class Damaged:
     why: str
 
 
-class Shelf:
+class RunList:
     """The runs.
 
     Args:
