@@ -80,6 +80,8 @@ GRID = [
     ("wikitext-2 bpe", S, 200_000, 0, 1, 0),
     ("wikitext-2", S, 1_600_000, 0, 1, 0),
     ("shakespeare", S, LONG, 12_000, 1, 0),
+    ("shakespeare", M, LONG, 20_000, 1, 0),
+    ("shakespeare", L, 800_000, 100_000, 1, 0),
     ("shakespeare", XS, 1_600_000, 0, 1, 0),
     ("shakespeare", M, LONG, 100_000, 1, 0),
     ("wikitext-2", L, 800_000, 0, 1, 0),

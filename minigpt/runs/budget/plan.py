@@ -52,7 +52,8 @@ class Plan:
     @property
     def flops(self) -> float:
         """FLOPs of training, without Muon's."""
-        return float(self.tokens * self.size.token_flops(self.config.model.max_seq_len))
+        once = self.tokens * self.size.token_flops(self.config.model.max_seq_len)
+        return float(self.config.train.passes * once)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,10 @@ class Chooser:
         steps = max(1, int(min((self.seconds - overhead.between - overhead.after) / step, affordable)))
         law = LAWS[text.kind]
         most = math.ceil(law.enough(text, size.parameters) / (batch * seq_len))
-        limited, steps = most < steps, min(most, steps)
+        limited = most < steps
+        if steps >= 2 * most:  # the time is enough for a second pass of each step, on masked inputs
+            chosen["train.masked_inputs"], step = rule.MASKED, 2 * step
+        steps = min(most, steps)
         chosen |= rule.rates(steps, steps * batch * seq_len / text.train_tokens) | overhead.settings(steps, step)
         loss = law.loss(text, size.parameters, steps * batch * seq_len, steps)
         train_seconds = steps * step + overhead.between

@@ -5,7 +5,9 @@
     batch        all tokens / steps; a run of D tokens has at most some 400 x (D / 200,000)^0.35 steps
     rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
     weight decay 0.2 if the text is read more than once, else none
+    dropout      none up to 4 passes, then 0.1 more for each doubling of the passes, at most 0.4
     tokenizer    characters if there are fewer than 100,000, else byte pairs: 512 to 4,096 ids, by the text's size
+    masks        up to half of the input tokens, in a second pass of each step, if the time allows twice the useful passes
     early stop   after 4 evaluations without a better loss, if the text is read more than 4 times
 
 Context and batch follow the experiments of docs/LOG.md: short runs need short contexts and small batches.
@@ -31,8 +33,16 @@ VOCABULARIES = ((500_000, 512), (5_000_000, 1024), (50_000_000, 2048))
 (docs/LOG.md).
 """
 MANY_PASSES, PATIENCE = 4, 4
-"""Early stopping is on from this many passes over a text; it stops after this many evaluations without a better
-loss.
+"""Dropout and early stopping are on from this many passes over a text; a run stops after this many evaluations without
+a better loss.
+"""
+MASKED = 0.5
+"""Largest share of masked input tokens where passes are many and time is left: 0.02 bits per byte better for twice the
+time (docs/LOG.md).
+"""
+MOST_DROPOUT = 0.4
+"""The largest dropout, which 64 passes have. Each mask is drawn once per sequence ("locked"): as good here as a mask for
+each number, and the steps are a quarter faster (docs/LOG.md).
 """
 SMALL_VOCABULARY = 1024
 """With at most this many ids the head has its own weights: 0.035 nats per character better, for few weights."""
@@ -111,11 +121,19 @@ def shape(layers: int, width: int, seq_len: int, vocab_size: int) -> dict[str, A
     }
 
 
+def dropout(epochs: float) -> float:
+    """Dropout for this many passes over a text: dropout(4) -> 0.0, dropout(8) -> 0.1, dropout(32) -> 0.3."""
+    return round(min(MOST_DROPOUT, max(0.0, 0.1 * math.log2(max(1.0, epochs) / MANY_PASSES))), 2)
+
+
 def rates(steps: int, epochs: float) -> dict[str, Any]:
-    """The settings of optimizer and schedule by dotted name; AdamW's rate keeps its default, which depends on the
-    width.
+    """The settings that depend on the run's length by dotted name; AdamW's rate keeps its default, which depends on
+    the width.
     """
+    probability = dropout(epochs)
     return {
+        "model.dropout": probability,
+        "model.locked_dropout": ("input", "block") if probability else (),
         "optimizer.beta2": 0.99,
         "optimizer.weight_decay": 0.2 if epochs > 1 else 0.0,
         "schedule.kind": "linear",

@@ -279,7 +279,7 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
     choice = choose(shape, runtime, compile, train.rows, plan.steps * train.batch_size / train.rows, console.print)
     trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
-    if not 1 / TRUSTED < taken / plan.step_seconds < TRUSTED:
+    if not 1 / TRUSTED < taken / speed.step(plan.size, shape.max_seq_len, train.batch_size) < TRUSTED:
         speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit, again=True)
     factor = taken / speed.step(plan.size, shape.max_seq_len, train.batch_size)
     return best(replace(speed, factor=factor), choice.compile)
