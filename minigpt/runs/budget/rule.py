@@ -7,7 +7,7 @@
     weight decay 0.2 if the text is read more than once, else none
     dropout      none up to 4 passes, then 0.1 more for each doubling of the passes, at most 0.4
     tokenizer    characters if there are fewer than 100,000, else byte pairs: 512 to 4,096 ids, by the text's size
-    masks        up to half of the input tokens, in a second pass of each step, if the time allows twice the useful passes
+    masks        up to half of the input tokens, in a second pass of each step, if the time is twice what it can use
     early stop   after 4 evaluations without a better loss, if the text is read more than 4 times
 
 Context and batch follow the experiments of docs/LOG.md: short runs need short contexts and small batches.
@@ -41,8 +41,8 @@ MASKED = 0.5
 time (docs/LOG.md).
 """
 MOST_DROPOUT = 0.4
-"""The largest dropout, which 64 passes have. Each mask is drawn once per sequence ("locked"): as good here as a mask for
-each number, and the steps are a quarter faster (docs/LOG.md).
+"""The largest dropout, which 64 passes have. Each mask is drawn once per sequence ("locked"): as good here as a mask
+for each number, and the steps are a quarter faster (docs/LOG.md).
 """
 SMALL_VOCABULARY = 1024
 """With at most this many ids the head has its own weights: 0.035 nats per character better, for few weights."""
