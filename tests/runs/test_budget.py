@@ -180,7 +180,7 @@ def test_a_small_text_is_not_read_for_ever():
 def test_many_passes_get_dropout_and_spare_time_masked_inputs():
     assert [rule.dropout(passes) for passes in (0.5, 4, 8, 32, 1000)] == [0, 0, 0.1, 0.3, 0.4]
     note = Text(train_tokens=20_000, val_tokens=2_000, vocab_size=65, bytes_per_token=1.0, five_gram=2.0)
-    short, long = chooser(note, seconds=8).best(), chooser(note, seconds=3600).best()
+    short, long = chooser(note, seconds=6).best(), chooser(note, seconds=3600).best()
     assert not short.limited and short.config.train.masked_inputs == 0
     assert long.config.model.drops("block") == (pytest.approx(0.2, abs=0.03), True)
     assert long.config.train.masked_inputs == rule.MASKED
