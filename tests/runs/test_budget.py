@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_many_passes_get_dropout_and_spare_time_masked_inputs():
     note = Text(train_tokens=20_000, val_tokens=2_000, vocab_size=65, bytes_per_token=1.0, five_gram=2.0)
     short, long = chooser(note, seconds=6).best(), chooser(note, seconds=3600).best()
     assert not short.limited and short.config.train.masked_inputs == 0
-    assert long.config.model.drops("block") == (pytest.approx(0.2, abs=0.03), True)
+    assert long.config.model.drops("block") == (pytest.approx(0.12, abs=0.02), True)
     assert long.config.train.masked_inputs == rule.MASKED
     size, shape, batch = long.size, long.config.model, long.config.train.batch_size
     assert long.step_seconds == pytest.approx(2 * LAPTOP.step(size, shape.max_seq_len, batch))
@@ -308,7 +309,9 @@ def test_a_small_text_is_called_small(tmp_path: Path):
     found = plan_within("2h", settings)
     assert found.text.vocab_size < 100  # characters
     assert "the text is small" in found.explain()
-    assert found.plan.limited and "more would not help" in found.explain()
+    assert found.plan.limited and re.search(
+        r"passes over 0.0\d+ MB, dropout 0\.\d.*; more passes would not help", found.explain()
+    )
     assert rule.rates(500, 3)["train.early_stopping"] is None
     assert rule.rates(500, 20)["train.early_stopping"] == rule.PATIENCE
 

@@ -118,6 +118,8 @@ class Budgeted:
         size = text.train_tokens * text.bytes_per_token
         weights, batch = plan.size.parameters / 1e6, plan.config.train.batch_size
         bits, chance = report["predicted_bits_per_byte"], math.log(text.vocab_size)
+        regularisation = f", dropout {shape.dropout:g}" if shape.dropout else ""
+        regularisation += ", masked inputs" if plan.config.train.masked_inputs else ""
         expected = (
             f"{bits:.2f} bits per byte (loss {plan.loss:.3f}), within {ERROR:.0%} on ordinary text"
             if self.predictable
@@ -128,7 +130,8 @@ class Budgeted:
             f"model: {shape.num_layers} layers of {shape.embed_dim} ({weights:.2g} M weights in them), "
             f"context {shape.max_seq_len}, {text.vocab_size:,} ids",
             f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s with {batch} sequences each: "
-            f"{report['passes']:.2g} passes over {size / 1e6:.2g} MB{'; more would not help' if plan.limited else ''}",
+            f"{report['passes']:.2g} passes over {size / 1e6:.2g} MB{regularisation}"
+            f"{'; more passes would not help' if plan.limited else ''}",
             f"expected: {expected}; done at {ends:%H:%M:%S}",
         ]
         if size < LITTLE:
