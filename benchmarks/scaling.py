@@ -111,7 +111,9 @@ def train_point(
     seq_len = context or rule.context(tokens)
     batch = int(rule.smallest_batch(tokens, seq_len) * times)
     steps = max(1, tokens // (batch * seq_len))
-    chosen = rule.shape(*shape, seq_len, tokenizer.vocab_size) | rule.rates(steps, tokens / len(train))
+    chosen = rule.shape(*shape, seq_len, tokenizer.vocab_size)
+    weights = rule.Size.of(load_config(None, chosen | {"model.vocab_size": tokenizer.vocab_size}).model).parameters
+    chosen |= rule.rates(steps, tokens / len(train), weights / len(train))
     chosen |= {"train.batch_size": batch, "train.max_steps": steps, "train.eval_every": 10**9}
     config = resolve_vocabulary(load_config(None, {"data.source": text} | TEXTS[text] | chosen), tokenizer)
     runtime = make_runtime(precision="fp32")

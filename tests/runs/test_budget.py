@@ -179,7 +179,8 @@ def test_a_small_text_is_not_read_for_ever():
 
 
 def test_many_passes_get_dropout_and_spare_time_masked_inputs():
-    assert [rule.dropout(passes) for passes in (0.5, 4, 8, 32, 1000)] == [0, 0, 0.1, 0.3, 0.4]
+    assert [rule.dropout(passes, 5.0) for passes in (0.5, 4, 8, 32, 1000)] == [0, 0, 0.1, 0.3, 0.4]
+    assert rule.dropout(8, 2.5) == 0 < rule.dropout(8, 2.6)  # too small to memorise the text
     note = Text(train_tokens=20_000, val_tokens=2_000, vocab_size=65, bytes_per_token=1.0, five_gram=2.0)
     short, long = chooser(note, seconds=6).best(), chooser(note, seconds=3600).best()
     assert not short.limited and short.config.train.masked_inputs == 0
@@ -312,8 +313,8 @@ def test_a_small_text_is_called_small(tmp_path: Path):
     assert found.plan.limited and re.search(
         r"passes over 0.0\d+ MB, dropout 0\.\d.*; more passes would not help", found.explain()
     )
-    assert rule.rates(500, 3)["train.early_stopping"] is None
-    assert rule.rates(500, 20)["train.early_stopping"] == rule.PATIENCE
+    assert rule.rates(500, 3, 1)["train.early_stopping"] is None
+    assert rule.rates(500, 20, 1)["train.early_stopping"] == rule.PATIENCE
 
 
 def test_flops_become_steps(cats: Path):

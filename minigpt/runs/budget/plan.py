@@ -145,7 +145,8 @@ class Chooser:
         if steps >= 2 * most:  # the time is enough for a second pass of each step, on masked inputs
             chosen["train.masked_inputs"], step = rule.MASKED, 2 * step
         steps = min(most, steps)
-        chosen |= rule.rates(steps, steps * batch * seq_len / text.train_tokens) | overhead.settings(steps, step)
+        passes, density = steps * batch * seq_len / text.train_tokens, size.parameters / text.train_tokens
+        chosen |= rule.rates(steps, passes, density) | overhead.settings(steps, step)
         loss = law.loss(text, size.parameters, steps * batch * seq_len, steps)
         train_seconds = steps * step + overhead.between
         return Plan(self.configure(chosen), size, steps, step, train_seconds, overhead.after, loss, limited)

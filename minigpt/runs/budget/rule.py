@@ -5,7 +5,7 @@
     batch        all tokens / steps; a run of D tokens has at most some 400 x (D / 200,000)^0.35 steps
     rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
     weight decay 0.2 if the text is read more than once, else none
-    dropout      none up to 4 passes, then 0.1 more for each doubling of the passes, at most 0.4
+    dropout      none up to 4 passes, then 0.1 more for each doubling, at most 0.4; none in a small model
     tokenizer    characters if there are fewer than 100,000, else byte pairs: 512 to 4,096 ids, by the text's size
     masks        up to half of the input tokens, in a second pass of each step, if half of the time would be left
     early stop   after 4 evaluations without a better loss, if the text is read more than 4 times
@@ -39,6 +39,10 @@ a better loss.
 MASKED = 0.5
 """Largest share of masked input tokens where passes are many and time is left: 0.02 bits per byte better for twice the
 time (docs/LOG.md).
+"""
+DENSE = 2.5
+"""A model with more weights in its blocks per token of the text gets dropout where passes are many. Measured: 8 passes
+with 2.1 and 20 passes with 1.6 weights per token are better without; 10 passes with 4.7 and 20 with 5.3 are not.
 """
 MOST_DROPOUT = 0.4
 """The largest dropout, which 64 passes have. Each mask is drawn once per sequence ("locked"): as good here as a mask
@@ -121,16 +125,23 @@ def shape(layers: int, width: int, seq_len: int, vocab_size: int) -> dict[str, A
     }
 
 
-def dropout(epochs: float) -> float:
-    """Dropout for this many passes over a text: dropout(4) -> 0.0, dropout(8) -> 0.1, dropout(32) -> 0.3."""
-    return round(min(MOST_DROPOUT, max(0.0, 0.1 * math.log2(max(1.0, epochs) / MANY_PASSES))), 2)
+def dropout(passes: float, density: float) -> float:
+    """Dropout for this many passes over a text, and a model with `density` weights per token of it.
 
+    A model with few weights cannot memorise the text, so dropout would only slow its learning.
 
-def rates(steps: int, epochs: float) -> dict[str, Any]:
-    """The settings that depend on the run's length by dotted name; AdamW's rate keeps its default, which depends on
-    the width.
+    dropout(8, 5.0) -> 0.1; dropout(32, 5.0) -> 0.3; dropout(32, 1.0) -> 0.0
     """
-    probability = dropout(epochs)
+    if density <= DENSE:
+        return 0.0
+    return round(min(MOST_DROPOUT, max(0.0, 0.1 * math.log2(max(1.0, passes) / MANY_PASSES))), 2)
+
+
+def rates(steps: int, epochs: float, density: float) -> dict[str, Any]:
+    """The settings that depend on the run's length by dotted name; AdamW's rate keeps its default, which depends on
+    the width. `density`: see `dropout`.
+    """
+    probability = dropout(epochs, density)
     return {
         "model.dropout": probability,
         "model.locked_dropout": ("input", "block") if probability else (),
