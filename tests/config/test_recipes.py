@@ -88,7 +88,8 @@ def test_it_is_at_most_40_lines(path: Path):
 
 @every_recipe
 def test_it_holds_only_what_differs_from_the_defaults(path: Path):
-    assert redundant(tree(path)) == []
+    kept = ["tokenizer.kind"] if "-char" in path.stem else []  # a budget would choose byte pairs
+    assert redundant(tree(path)) == kept
 
 
 def test_a_default_value_in_a_recipe_would_be_found():
