@@ -12,11 +12,13 @@
 
 import difflib
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from minigpt.errors import RunError
+from minigpt.files import find
 
 BEST, LAST = "best", "last"
 POINTERS = (BEST, LAST)
@@ -47,8 +49,9 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether this is a run: it has config.yaml."""
-        return self.config.is_file()
+        """Whether this is a run: it has config.yaml. Raises OSError if the system cannot look."""
+        found = find(self.config)
+        return found is not None and stat.S_ISREG(found.st_mode)
 
     @property
     def config(self) -> Path:

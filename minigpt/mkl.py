@@ -74,13 +74,14 @@ def load_stub_library() -> bool:
 def shared_library(name: str, code: bytes) -> bytes:
     """Build a shared library (ELF, x86-64) with one function, byte by byte, so no compiler is needed.
 
-    It has what the loader needs, in this order (System V ABI, chapters 4 and 5): a header; three program headers, for
-    the part that is read and run, the part that is written, and the dynamic section; a hash table of one bucket; the
-    symbols; their names; the code; the dynamic section. The loader writes to the last, so it has its own page.
+    It has what the loader needs, in this order (System V ABI, chapters 4 and 5): a header; four program headers, for
+    the part that is read and run, the part that is written, the dynamic section, and a stack that is not executable
+    (glibc 2.41 refuses a library without the last); a hash table of one bucket; the symbols; their names; the code;
+    the dynamic section. The loader writes to the last, so it has its own page.
     """
     names = b"\0" + name.encode() + b"\0"
     table = struct.pack("<5I", 1, 2, 1, 0, 0)  # 1 bucket, 2 symbols; the bucket begins with symbol 1, which is its last
-    at_table, at_symbols = 232, 256
+    at_table, at_symbols = 288, 312
     at_names = at_symbols + 48
     at_code = -(-(at_names + len(names)) // 16) * 16
     at_dynamic = -(-(at_code + len(code)) // 16) * 16
@@ -89,10 +90,11 @@ def shared_library(name: str, code: bytes) -> bytes:
     dynamic = b"".join(struct.pack("<QQ", *entry) for entry in entries)
     written = 0x1000 + at_dynamic  # its address
     parts = {
-        0: struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0)
+        0: struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0)
         + struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, at_dynamic, at_dynamic, 0x1000)
         + struct.pack("<IIQQQQQQ", 1, 6, at_dynamic, written, written, len(dynamic), len(dynamic), 0x1000)
-        + struct.pack("<IIQQQQQQ", 2, 6, at_dynamic, written, written, len(dynamic), len(dynamic), 8),
+        + struct.pack("<IIQQQQQQ", 2, 6, at_dynamic, written, written, len(dynamic), len(dynamic), 8)
+        + struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16),
         at_table: table,
         at_symbols: symbols,
         at_names: names,

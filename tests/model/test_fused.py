@@ -144,7 +144,7 @@ def test_exponentials_are_those_of_torch_and_keep_what_is_not_finite(dtype: torc
     ours = logits.clone()
     for one, other in zip(loss_terms(logits), fused.exponentials(ours, kernels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-3, atol=0)
-    torch.testing.assert_close(logits, ours, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-37)
+    torch.testing.assert_close(logits, ours, rtol=3e-7 if dtype == torch.float32 else 8e-3, atol=1e-37)
     assert not ours[:, 1000:].any()
     for bad in (float("nan"), float("inf")):
         row = torch.zeros(1, 40, dtype=dtype)
