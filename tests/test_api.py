@@ -45,7 +45,7 @@ def test_the_readmes_python_runs_unchanged(tmp_path: Path, monkeypatch) -> None:
         exec(compile(block, "README.md", "exec"), scope)
     assert isinstance(scope["model"], GPT)
     assert 0 < len(scope["text"]) <= 50, "it may end early at the end-of-text token"
-    assert (tmp_path / "runs/my/plots/loss.png").is_file() or os.environ.get("NO_PLOT")
+    assert (tmp_path / "runs/mine/plots/loss.png").is_file() or os.environ.get("NO_PLOT")
 
 
 def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:

@@ -55,7 +55,7 @@ model: {embed_dim: 32, num_heads: 2, num_layers: 1, max_seq_len: 32}
 train: {batch_size: 4, eval_every: 2, device: cpu, precision: fp32}
 """
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<why>.+?) -->\n *)?(?P<pad> *)```(?P<kind>\w+)\n(?P<code>.*?)^(?P=pad)```", re.S | re.M
+    r"(?:<!-- not run: (?P<why>.+?) -->\n)?(?P<pad> *)```(?P<kind>\w+)\n(?P<code>.*?)^(?P=pad)```", re.S | re.M
 )
 
 

@@ -85,6 +85,7 @@ def _write_questions(args: Data) -> int:
         if args.out.exists():
             raise UserError(f"{args.out} exists; choose another --out, or remove it")
         write_text(args.out, text)
+        out(str(args.out))
     return 0
 
 

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         return 0
     if line := headline_of(run):
         out(line)
-    left = f"{loss - floor:.3f} is left to learn"
+    left = f"{round(loss, 3) - round(floor, 3):.3f} is left to learn"  # as a reader subtracts
     out(
         f"loss {loss:.3f} nats per byte; the grammar's own entropy is {floor:.3f}: {left}\n"
         f"Trained in {seconds:.0f} s. Next:\n"

@@ -44,6 +44,7 @@ def test_the_command_writes_json_lines_and_overwrites_nothing(tmp_path: Path, ca
     out = tmp_path / "questions.jsonl"
     assert main(["data", "questions", "--count", "20", "--seed", "3", "--out", str(out)]) == 0
     assert [json.loads(line) for line in out.read_text().splitlines()] == list(islice(questions(20, 3), 20))
+    assert capsys.readouterr().out == f"{out}\n"
     assert main(["data", "questions", "--count", "20", "--seed", "3"]) == 0
     assert capsys.readouterr().out == out.read_text()
     fails(capsys, ["data", "questions", "--out", str(out)], "exists; choose another --out")

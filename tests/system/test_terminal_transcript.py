@@ -51,7 +51,7 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     ended = typed(TRAIN, tmp_path)
     assert "goes on from step" in ended and "finished: 150 steps" in ended and "minigpt chat runs/cats-tiny" in ended
     clocked = typed([*TRAIN, "--name", "clock", "--train.max-minutes", "0.01"], tmp_path)
-    assert "finished after 0.6 seconds, the time that was set: step" in clocked
+    assert "finished after 0.6 seconds, the time for training: step" in clocked
     typed(["plot", RUN], tmp_path)
     listed = typed(["runs", "list"], tmp_path).splitlines()
     assert [line.split()[0] for line in listed] == ["name", "clock", "cats-tiny"], "one line per run, the newest first"

@@ -84,7 +84,7 @@ def test_a_pipe_gets_no_bar_and_no_escape_codes() -> None:
     ("minutes", "state", "said"),
     [
         (None, {"step": 2000}, "finished: 2,000 steps in 0:01:01"),
-        (5.0, {"seconds": 300.2, "step": 812}, "finished after 5 minutes, the time that was set: step 812 of 2,000"),
+        (5.0, {"seconds": 300.2, "step": 812}, "finished after 5 minutes, the time for training: step 812 of 2,000"),
         (5.0, {"seconds": 200.0, "step": 2000}, "finished: 2,000 steps in 0:03:20"),
         (1.0, {"stop_reason": "interrupted by SIGINT"}, "stopped, interrupted by SIGINT: step 1,250 of 2,000"),
     ],

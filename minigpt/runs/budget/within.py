@@ -61,7 +61,7 @@ BETWEEN = 0.25
 start: a busy machine makes both slow (docs/budget.md)."""
 UNSTEADY = 0.15
 """If the number of steps differs from the plan by more than this share, a line at the end says so."""
-ERROR = 0.05
+ERROR = 0.1
 """How far the loss may differ from the prediction, on ordinary text (docs/budget.md)."""
 
 

@@ -102,12 +102,12 @@ class Screen(Hook):
 
 
 def ending(trainer: Trainer) -> str:
-    """finished: 2,000 steps in 0:03:21, or: finished after 5 minutes, the time that was set: step 812 of 2,000."""
+    """finished: 2,000 steps in 0:03:21, or: finished after 5 minutes, the time for training: step 812 of 2,000."""
     state, minutes, total = trainer.state, trainer.config.max_minutes, trainer.budget.total_steps
     if state.stop_reason != "budget used up":
         return f"stopped, {state.stop_reason}: step {_of(state.step, total, ' of ')}"
     if minutes and state.seconds >= 60 * minutes and (total is None or state.step < total):
-        return f"finished after {spoken(60 * minutes)}, the time that was set: step {_of(state.step, total, ' of ')}"
+        return f"finished after {spoken(60 * minutes)}, the time for training: step {_of(state.step, total, ' of ')}"
     return f"finished: {counted(state.step, 'step')} in {timedelta(seconds=round(state.seconds))}"
 
 
