@@ -9,6 +9,11 @@ NODE_PACKAGES := node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1 @hugging
 # transformers.js runs in a browser here: a small package stands for onnxruntime's 290 MB for node.
 NODE_OVERRIDES := {"overrides": {"onnxruntime-node": "npm:onnxruntime-common@1.24.3"}}
 
+# On Linux without an NVIDIA GPU: torch for CPUs, 0.2 GB; PyPI's brings almost 3 GB of CUDA. Where this index cannot be
+# reached, pip warns and takes PyPI's. If only another machine has the GPU, as in a cluster: make install TORCH_INDEX=
+GPU := $(wildcard /dev/nvidiactl)$(shell command -v nvidia-smi 2> /dev/null)
+TORCH_INDEX ?= $(if $(GPU),,$(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu))
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A file's tests stay in one process, so that what they share is made once.
@@ -61,7 +66,7 @@ $(BIN)/python:
 # A stamp is written when its installation has succeeded, and is stale when what is asked for changes.
 # torch comes first and alone, so that the build that pip finds for this machine is the one that stays.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install torch -c constraints.txt
+	$(PIP) install torch -c constraints.txt $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX))
 	$(PIP) install -e ".[plot,serve]" -c constraints.txt
 	@touch $@
 

@@ -6,10 +6,12 @@ the Makefile and tests/. An image is built where a container builder answers; th
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,23 @@ def test_extras_that_are_named_exist():
     for name in files:
         assert named_extras(read(name)) <= set(PROJECT["optional-dependencies"]), name
     assert named_extras(read("Dockerfile")) == {"plot", "serve"}, "what `make install` installs"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("make"), reason="needs Linux and make")
+@pytest.mark.parametrize(
+    ("gpu", "flags", "small"), [(False, [], True), (True, [], False), (False, ["TORCH_INDEX="], False)]
+)
+def test_cuda_is_downloaded_only_where_there_is_a_gpu(gpu: bool, flags: list[str], small: bool, tmp_path: Path):
+    if Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi"):
+        pytest.skip("this machine has an NVIDIA GPU")
+    if gpu:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "-n", "install", f"VENV={tmp_path / 'venv'}", *flags]
+    said = subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, check=True).stdout
+    (torch,) = (line for line in said.splitlines() if "install torch" in line)
+    assert torch.endswith(" --extra-index-url https://download.pytorch.org/whl/cpu") == small
 
 
 # --- what people send ---

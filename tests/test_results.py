@@ -162,3 +162,12 @@ def test_rows_older_than_their_code_are_found(stale: ModuleType, history: Module
     assert stale.stale(rows, tmp_path) == [(1, "BPE encoding", rows[0])]
     rows[1] = history.Row("Speed", "the same", "`x`", "any", "1", first)
     assert [claim for _, claim in stale.full_claims(rows)] == ["BPE encoding", "BPE encoding:: the same", "BPE proof"]
+
+
+def test_the_gallery_is_made_of_its_measurements(history: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    gallery = script("gallery", monkeypatch)
+    lines = gallery.read()
+    assert gallery.PAGE.read_text(encoding="utf-8") == gallery.page(lines)
+    assert {line["text"] for line in lines} == set(gallery.TEXTS)
+    shown = " ".join(gallery.page(lines).split())
+    assert all(" ".join(line["sample"].split()) in shown for line in lines)
