@@ -145,7 +145,7 @@ def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
 
 
 def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, wait: float, hint: str) -> None:
-    """Append to `file` until the download is complete. Tries several times, and goes on as long as bytes arrive."""
+    """Append to `file` until the download is complete. Tries several times, and continues as long as bytes arrive."""
     tries = 0
     while True:
         start = file.tell()

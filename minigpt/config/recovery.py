@@ -11,8 +11,8 @@ class RecoveryConfig(Section):
     """What the run does when training goes wrong."""
 
     patience: Positive = 5
-    """Bad steps in a row before the run rolls back. In a bad step the loss or gradient is not finite, or the loss is a
-    spike."""
+    """Bad steps in a row before the run rolls back. In a bad step the loss or gradient is NaN or infinite, or the
+    loss is a spike."""
     max_rollbacks: NonNegativeInt = 3
     """Times that a run rolls back to its last good checkpoint; it then skips the bad batches and halves the rate. The
     next failure ends the run (0: no rollbacks)."""

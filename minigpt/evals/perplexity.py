@@ -95,7 +95,7 @@ def check_finite(score: Score) -> Score:
 
 def non_finite_loss() -> CheckpointError:
     """The error for a model whose loss is NaN or infinite."""
-    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
+    return CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
 
 
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:

@@ -181,7 +181,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
     defaults = tuned_defaults(base, given)
     config = load_config(None, {**defaults, **given})
     problems = [
-        f"model.{field}: is the base's, {value}; train a model anew to change it"
+        f"model.{field}: is the base's, {value}; train a new model to change it"
         for field, value in base.model.config.model_dump().items()
         if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]

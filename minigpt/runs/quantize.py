@@ -93,7 +93,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
 
     Raises:
         ConfigError: a group that does not divide a matrix, naming one that does.
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that are NaN or infinite.
     """
     kinds = {name: (bits if name.startswith("blocks.") else embedding_bits) if bits == 4 else 8 for name in weights}
     columns = {name: w.shape[1] for name, w in weights.items() if w.dim() == 2 and kinds[name] == 4}

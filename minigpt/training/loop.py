@@ -272,7 +272,7 @@ class Trainer:
             )
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
-            raise DivergedError(f"the validation loss is not a number at step {self.state.step}")
+            raise DivergedError(f"the validation loss is NaN at step {self.state.step}")
         return loss
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -149,7 +149,7 @@ def final(run: Path) -> dict[str, torch.Tensor]:
 
 def goes_on_from(log: Path) -> int | None:
     """The step that an attempt said it continues from, if it got so far."""
-    said = re.search(r"goes on from\s+step\s+(\d+)", log.read_text() if log.exists() else "")
+    said = re.search(r"continues from\s+step\s+(\d+)", log.read_text() if log.exists() else "")
     return int(said[1]) if said else None
 
 

@@ -297,7 +297,7 @@ def test_a_slurm_job_whose_time_ends_is_requeued_and_continues(tmp_path: Path):
     finally:
         cluster.remove()
     assert 50 < saved < 200
-    assert f"goes on from step {saved}" in (tmp_path / "slurm-1.out").read_text(), "saved when it was stopped"
+    assert f"continues from step {saved}" in (tmp_path / "slurm-1.out").read_text(), "saved when it was stopped"
     assert main(["train", str(file), "--name", "alone"]) == 0
     apart = gap(tmp_path / "runs/alone", tmp_path / "runs/my")
     print(f"SLURM, 2 hosts, requeued at step {saved}: 200 losses within {apart:.1e} of one process's")

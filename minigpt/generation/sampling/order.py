@@ -46,7 +46,7 @@ def adjust(logits: Tensor, history: Sequence[Tensor], new: int, config: Generati
     low, high = start.aminmax()
     if not (high - low).isfinite():
         raise CheckpointError(
-            "the model's logits are not finite numbers: its weights are damaged, or its training diverged; take "
+            "the model's logits are NaN or infinite: its weights are damaged, or its training diverged; take "
             "another checkpoint of the run"
         )
     written = Written(history, new, config, rules)

@@ -77,7 +77,7 @@ def beam_search(
         deadline: a value of time.monotonic(); the step that reaches it is the last.
 
     Raises:
-        GenerationError: a prompt is empty, the settings leave no token, or scores are not finite.
+        GenerationError: a prompt is empty, the settings leave no token, or scores are NaN or infinite.
     """
     if not prompts or not all(map(len, prompts)):
         raise GenerationError("the prompt is empty; give at least one token")

@@ -123,7 +123,7 @@ class Budgeted:
         expected = (
             f"{bits:.2f} bits per byte (loss {plan.loss:.3f}), within {ERROR:.0%} on ordinary text"
             if self.predictable
-            else f"little better than chance (loss {chance:.3f}), no more can be said of so few steps"
+            else f"little better than chance (loss {chance:.3f}), too few steps for a better prediction"
         )
         lines = [
             f"plan: the lowest loss that {self.amount.text} allow on this machine (--budget 10m gives it more time)",
