@@ -2,9 +2,10 @@
 
     python benchmarks/adaptation.py --runs adaptation --out docs/adaptation.svg
 
-Both bases read bytes, so each can read the other's text. Each fine-tuning has the same number of steps. The losses, in
-bits per byte on the whole validation text, are of the new text and of the old one, which may be forgotten. Seconds are
-processor time, so other work on the machine does not count; with OMP_NUM_THREADS=1 they are those of one core.
+Both bases read bytes, so each can read the other's text. Each fine-tuning has the same number of steps. The losses
+are in bits per byte, on the whole validation text of the new text and of the old text; the second one shows how much
+is forgotten. Seconds are processor time, so other work on the machine does not count. Set OMP_NUM_THREADS=1 to measure
+one core.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def measured(path: Path, learned: str, kept: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both directions in every way."""
+    """Run both directions with each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--out", type=Path)

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["1m", "3m", "10m"])
     parser.add_argument("--texts", nargs="+", default=["shakespeare", "wikitext-2"])
     args = parser.parse_args()
-    print("| text | budget | layers x width | steps | passes | predicted | measured | off | promised | took | off |")
+    print("| text | budget | layers, width | steps | passes | predicted | measured | error | promised | took | error |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for text in args.texts:
         for budget in args.budgets:

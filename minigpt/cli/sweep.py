@@ -204,7 +204,7 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
 
 
 def _is_model(path: Path) -> bool:
-    """Whether finetune could start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
+    """Whether finetune can start from it: a run, a checkpoint, its best or last file, or a Hugging Face directory."""
     inside = any((path / name).is_file() for name in (CONFIG, MANIFEST, "config.json"))
     return inside or (is_pointer(path) and path.parent.name == CHECKPOINTS)
 

@@ -11,14 +11,14 @@ The first three are fitted on the first 16 MiB of the training text; xz (preset 
 make xz a little better: on the stories it falls from 0.88 to 0.83 with all of the text, in three times the time. The
 floors read documents one after another, without the end-of-text token between them.
 
-A tokenizer of words keeps the text only if the text is in WikiText's form and has no unknown word. With other texts
-such a run has no fitted floors, since the decoded text is not the source text.
+A word tokenizer decodes to the same text only if the text is in WikiText's form and has no unknown word. For other
+texts there are no fitted floors, since the decoded text is not the source text.
 
 Floors depend on the text, so the cache keeps them under its hash:
 
     CACHE/floors/KEY.json
 
-KEY is a hash of the two texts (training and evaluated), of VERSION, and of the tokenizer if it can have lost text.
+KEY is a hash of the two texts (training and evaluated), of VERSION, and of the tokenizer if it may have lost text.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
 XZ_BYTES = 1 << 20
-VERSION = 2  # of the cached floors: raise it when a definition above changes
+VERSION = 2  # version of the cached floors: raise it when a definition above changes
 
 Floors = dict[str, float]
 _NAMES = Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"]

@@ -52,7 +52,7 @@ def evaluate(
     token_lengths: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score tokens[1:], all of them, each once.
+    """Score each of tokens[1:] exactly once.
 
     Args:
         model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is put back afterwards.

@@ -85,7 +85,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
 
 
 def _onnxruntime() -> ModuleType:
-    """The package, with its reports to its makers switched off. Raises UserError if it, or onnx, is not installed."""
+    """The package, with its telemetry switched off. Raises UserError if it, or onnx, is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         importlib.import_module("onnx")

@@ -268,7 +268,7 @@ def test_a_memory_of_another_form_is_measured_again(clocks: Clocks, tmp_path: Pa
 
 def test_timings_that_cannot_be_written_cost_a_warning(clocks: Clocks, tmp_path: Path) -> None:
     (tmp_path / "tuning.json").mkdir()
-    with pytest.warns(UserWarning, match="timings are not remembered"):
+    with pytest.warns(UserWarning, match="timings are not stored"):
         assert pick(clocks, 100) == ("reference", False)
 
 

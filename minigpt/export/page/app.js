@@ -48,7 +48,7 @@ const DIALS = [
   ["stop", "Stop at", "texts that end the writing, one per line; \\n is the end of a line", "lines"],
 ];
 const MORE = [
-  ["min_p", "Min-p", "only tokens at least this share as likely as the likeliest; 0: all", { min: 0, max: 1, step: 0.01 }],
+  ["min_p", "Min-p", "only tokens with at least this share of the likeliest one's probability; 0: all", { min: 0, max: 1, step: 0.01 }],
   ["typical_p", "Typical-p", "only tokens of near-average surprise; 1: all", { min: 0.01, max: 1, step: 0.01 }],
   ["repetition_penalty", "Repetition penalty", "above 1, tokens that occurred are less likely", { min: 0.05, max: 5, step: 0.05 }],
   ["frequency_penalty", "Frequency penalty", "subtracted from a token's logit each time that it was written", { min: -5, max: 5, step: 0.1 }],

@@ -60,7 +60,7 @@ class Live {
   async read() {
     const after = this.lines.length ? this.lines[this.lines.length - 1].step : -1;
     let found = await ask(`/api/figures?${query({ name: this.name, after })}`);
-    if (found.last < after || found.incidents.length !== this.incidents.length) { // steps were taken back
+    if (found.last < after || found.incidents.length !== this.incidents.length) { // the run rolled back
       this.lines = [];
       found = await ask(`/api/figures?${query({ name: this.name, after: -1 })}`);
     }
@@ -155,7 +155,7 @@ class Live {
     const stop = button("Stop", does("/api/stop", "Asking the run to stop …"),
       { title: "As Ctrl-C: ends after this step, saved" });
     const resume = button("Resume", does("/api/resume", "Starting …"),
-      { kind: "primary", title: "Goes on from the newest checkpoint, as the command does" });
+      { kind: "primary", title: "Continues from the newest checkpoint, as the command does" });
     const waits = (words) => el("span", { class: "status busy" }, words);
     const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop],
       starting: [waits("Starting …")], interrupted: [resume], finished: [] };
@@ -239,7 +239,7 @@ class Live {
     const skipped = this.lines.reduce((sum, line) => sum + (line.skipped ?? 0), 0);
     const rows = this.incidents.slice(-20).reverse().map((each) => el("li", {},
       el("b", {}, `Step ${count(each.step)}: ${each.action}.`), ` ${sentence(each.what)}`,
-      each.checkpoint ? `; back to ${each.checkpoint}, on at ${each.rate_scale} of the rate.` : "."));
+      each.checkpoint ? `; rolled back to ${each.checkpoint}, continues at ${each.rate_scale} of the rate.` : "."));
     if (skipped) {
       rows.push(el("li", {}, `${counted(skipped, "step")} changed no weight, because a figure was NaN or infinite.`));
     }

@@ -24,7 +24,7 @@ class Why {
   }
 
   build() {
-    this.area = el("textarea", { rows: 3, spellcheck: false, placeholder: "A text to read with the model's eyes" });
+    this.area = el("textarea", { rows: 3, spellcheck: false, placeholder: "A text for the model to read" });
     this.area.value = notebookText();
     this.area.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

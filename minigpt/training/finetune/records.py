@@ -83,7 +83,7 @@ class Record:
         return template.prompt(messages[:first])
 
     def asked(self) -> list[str]:
-        """The text right before each answer: the prompt, or the message before a reply ("" if there is none)."""
+        """The text just before each answer: the prompt, or the message before a reply ("" if there is none)."""
         if self.kind != "chat":
             return [self.fields["prompt"]]
         messages = [{"role": "", "content": ""}, *self.fields["messages"]]
