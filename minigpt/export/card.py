@@ -71,7 +71,7 @@ def _card(run: Run, name: str, front: dict[str, Any], first: list[tuple[str, str
     score = kept_score(RunFolder.of(run.path).path, run.step)
     does = "It continues a text; it was not trained to answer questions or to follow instructions."
     if run.config.finetune.base:
-        does = "It was fine-tuned on a text, and continues texts in the style of that text."
+        does = "It was fine-tuned, and continues a text in the style of the data that it was fine-tuned on."
     if RunFolder.of(run.path).template.is_file():
         does = "It answers in chats."
     parts = [
