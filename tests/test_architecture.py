@@ -161,7 +161,7 @@ def above(here: str, there: str) -> str | None:
     """
     ours, theirs = here.split("."), there.split(".")
     depth = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    if depth is None:  # a room's __init__ imports from its room; nothing imports the room that it is in
+    if depth is None:  # a room's __init__ imports from its own room; no module imports the room that it is in
         return None if len(ours) <= len(theirs) else f"imports its own room {there}; name the module"
     room = ".".join(ours[:depth])
     table = INNER.get(room, {}) if room else RANK

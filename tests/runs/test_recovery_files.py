@@ -127,7 +127,7 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
         fails(capsys, argv, f"{run} is being trained by process {other.pid} on here", "--name")
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
         other.send_signal(signal.SIGKILL)
-    assert again(run) == 0, "the system gave back the lock of the killed process"
+    assert again(run) == 0, "the system released the lock of the killed process"
     with run_lock(run), pytest.raises(RunError, match=f"process {os.getpid()} on "), run_lock(run):
         pass
     with (run / ".lock").open() as file:
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_every_needed_line_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2):
         append_line(path, {"step": step})
-    path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')  # as far as there was room
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')  # a line that was cut when the disk was full
     keep_lines(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

@@ -82,7 +82,7 @@ def test_jobset_knows_every_field():
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs pip install kubeflow-trainer-api")
     assert models.JobsetV1alpha2JobSet.from_dict(JOBSET).to_dict() == JOBSET
     wrong = json.loads(json.dumps(JOBSET).replace("maxRestarts", "maxRestart"))
-    assert models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong, "it would be found"
+    assert models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong, "the check finds a wrong field"
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_the_slurm_script_requeues_itself_when_its_time_is_nearly_over(tmp_path:
     assert job.wait(30) != 0
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     failed = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=pretended | {"SRUN_SECONDS": "x"}, check=False)
-    assert failed.returncode != 0, "a run that fails is a job that fails"
+    assert failed.returncode != 0, "a failed run makes the job fail"
 
 
 def recipe(folder: Path, steps: int) -> Path:

@@ -67,5 +67,5 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     for words in (["train", "-h"], ["runs", "list"], ["runs", "compare", RUN, "runs/clock"]):
         whole = piped(words, tmp_path)
         assert "\x1b" not in whole and all(line == line.rstrip() for line in whole.splitlines())
-        shown = set(typed(words, tmp_path).split()) - {"\\"}  # of a command that continues on the next line
+        shown = set(typed(words, tmp_path).split()) - {"\\"}  # \ is for a command that continues on the next line
         assert shown <= set(whole.split()), "no word is cut"
