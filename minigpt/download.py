@@ -6,7 +6,7 @@ always complete. Processes that want the same file wait for each other at a lock
 most, and at least SLOWEST bytes in any PATIENCE seconds.
 
 `locate` first looks in $MINIGPT_DATA (a mirror), then in the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), and then
-downloads. Every process checks a file found there by sha256, which takes 1 ms per MB.
+downloads. Each process checks the sha256 of a file that it finds, which takes 1 ms per MB.
 """
 
 import http.client
@@ -106,7 +106,7 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     """Find a published file on this machine, or download it.
 
     Raises:
-        DataError: the file is not here and cannot be downloaded, or another file has its place.
+        DataError: the file is not here and cannot be downloaded, or another file is in its place.
         StorageError: the cache cannot be written.
     """
     mirror = os.environ.get("MINIGPT_DATA")
@@ -169,7 +169,7 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
     try:
         response = _answer(request)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # no bytes after ours: the file is complete, or it is another one
+        if error.code == 416 and have:  # the server has no more bytes: our part is complete, or it is from another file
             if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
                 return
             _empty(file)

@@ -55,7 +55,7 @@ class Serve:
     max_texts: int = 256
     """Texts that a model writes at once."""
     max_queue: int = 512
-    """Texts that may wait; a client above this number is told to try again."""
+    """Texts that may wait; a client above this number must try again later."""
     max_tokens: int = 4096
     """Largest number of new tokens in one text."""
     max_seconds: float = 300.0

@@ -82,5 +82,5 @@ class FinetuneConfig(Section):
     @field_validator("teacher", mode="before")
     @classmethod
     def _teachers(cls, given: Any) -> Any:
-        """Older configs allowed one teacher at most, and say null for none."""
+        """Older configs allow at most one teacher; null means none."""
         return () if given is None else names(given)

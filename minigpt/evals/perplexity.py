@@ -55,7 +55,7 @@ def evaluate(
     """Score each of tokens[1:] exactly once.
 
     Args:
-        model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is put back afterwards.
+        model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is restored afterwards.
         tokens: [N] ids, N at least 2.
         context: tokens in a window, at least 1.
         runtime: device and precision.
@@ -101,7 +101,7 @@ def non_finite_loss() -> CheckpointError:
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
     """A `scorer` for `evaluate_run`: evaluates the mean of the probabilities of the run's model and these models.
 
-    The training mode of each model is put back afterwards.
+    The training mode of each model is restored afterwards.
     """
 
     def scorer(model: GPT, tokens: npt.NDArray[Any], **how: Any) -> Score:

@@ -43,7 +43,7 @@ SKILL_STEPS, MOST_PASSES = 1200, 30
 passes.
 """
 SKILL_WIDTH = 512
-"""Widest model for which answering is a new skill; wider models are assumed to be pretrained, and are easily spoilt."""
+"""Widest model for which answering is a new skill; wider models are assumed to be pretrained, and forget easily."""
 
 
 def fine_tune(

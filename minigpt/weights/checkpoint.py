@@ -154,7 +154,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
-                f"{directory}: format {manifest['format']} is not {FORMAT}; use the minigpt it is from"
+                f"{directory}: format {manifest['format']} is not {FORMAT}; use the version of minigpt that wrote it"
             )
         return {"files": dict(manifest["files"])}
     except (OSError, ValueError, KeyError, TypeError):

@@ -71,7 +71,7 @@ def test_several_teachers_teach_the_mean_of_their_probabilities() -> None:
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
-    """Runs of one tokenizer and other weights."""
+    """Runs with the same tokenizer and different weights."""
     return [make_base(tmp_path / "runs" / name, seed=seed) for name, seed in (("one", 1), ("two", 2), ("three", 3))]
 
 

@@ -42,7 +42,7 @@ class Hypothesis(NamedTuple):
     logprob: float
     """Sum of the tokens' log-probabilities, eos included, after penalties and temperature."""
     ended: bool
-    """True: eos ended it. False: it was cut."""
+    """True: it ended with eos. False: it was cut."""
 
 
 class Beam(NamedTuple):
