@@ -24,7 +24,7 @@ from minigpt.runs.train import train
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")
-RATE = 3e-3  # of training from scratch at this width; by default `finetune` uses a tenth of it
+RATE = 3e-3  # rate of training from scratch at this width; `finetune` uses a tenth of it by default
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"optimizer.learning_rate": RATE},
     "full, gentle": {},

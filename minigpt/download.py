@@ -35,7 +35,7 @@ _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
 MOST = 4 << 30
-"""Most bytes of a published file; the longest has 2.2 GB."""
+"""Limit of a published file in bytes; the longest one has 2.2 GB."""
 SLOWEST, PATIENCE = 1 << 14, 30.0
 """At least SLOWEST bytes must arrive in PATIENCE seconds."""
 

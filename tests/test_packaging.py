@@ -199,7 +199,7 @@ def test_the_fix_that_messages_name_keeps_this_minigpt(place: Path):
 
 @pytest.fixture
 def address(place: Path) -> Iterator[str]:
-    """Of `minigpt serve`, started from the wheel."""
+    """The address of `minigpt serve`, started from the wheel."""
     words = [program(place, "minigpt"), "serve", "--port", "0", "--device", "cpu"]
     with subprocess.Popen(words, cwd=place, env=surroundings(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -57,7 +57,7 @@ def print_help(
 
     Args:
         kind: the command's dataclass; COMMON, if it has that, lists the paths of the options that -h shows.
-        arguments: of `kind`.
+        arguments: the arguments of `kind`.
         command: "train", for the usage line.
         config: from `config_sections`; {} for a command that takes none.
         words: the words that the person typed, with -h, --help, or --help and a section's name.

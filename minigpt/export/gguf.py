@@ -54,7 +54,7 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
     Args:
         run: from `load_run`. An adapter is part of its weights already.
         out: the file to write (default: RUN-F16.gguf, next to the run).
-        precision: of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
+        precision: precision of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
 
     Raises:
         CheckpointError: fields for which llama.cpp has no architecture; the error names them.

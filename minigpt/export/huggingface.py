@@ -63,7 +63,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     Args:
         run: from `load_run`.
         out: the directory to write (default: RUN-hf, next to the run).
-        precision: of the weights in the file: fp32, bf16 or fp16.
+        precision: precision of the weights in the file: fp32, bf16 or fp16.
 
     Raises:
         CheckpointError: a shape that transformers cannot compute.

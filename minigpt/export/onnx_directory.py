@@ -46,7 +46,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     Args:
         run: from `load_run`. An adapter is part of its weights already.
         out: the directory to write (default: RUN-onnx, next to the run).
-        precision: of the matrices in the file: fp32, fp16 or int8.
+        precision: precision of the matrices in the file: fp32, fp16 or int8.
 
     Raises:
         UserError: onnx or onnxruntime is not installed.

@@ -223,7 +223,7 @@ class FineTuning:
     """Training that starts from a model: the `Task` of a run that has a base.
 
     Args:
-        config: of the run.
+        config: the run's config.
         base: the model to start from; its weights are copied.
         template: how chats are written, if the records are chats.
         command: the command that started the run, for the receipt.

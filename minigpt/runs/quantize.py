@@ -54,11 +54,11 @@ def quantize_run(
 
     Args:
         path: a run, a checkpoint, or a Hugging Face directory.
-        bits: of the matrices in the blocks, 8 or 4.
+        bits: bits of the matrices in the blocks, 8 or 4.
         group: numbers that share a scale in int4: 32, 64 or 128; a smaller group is more exact and costs 16 / group
             bits per number.
         out: the run to write (default: RUN-int8 or RUN-int4, next to the run).
-        embedding_bits: of embedding, positions and head, 8 or 4; if bits is 8, all have 8.
+        embedding_bits: bits of embedding, positions and head, 8 or 4; if bits is 8, all have 8.
 
     Raises:
         ConfigError: other bits, a group that does not divide a matrix.

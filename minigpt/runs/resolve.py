@@ -59,7 +59,7 @@ def resolve(
     """Decide the vocabulary's size, precision, kernels, compilation and micro-batch of a run.
 
     Args:
-        config: from recipe, flags and data.
+        config: the config from recipe, flags and data.
         before: state of the checkpoint to continue from; an empty one for a new run.
         console: prints what was measured.
 

@@ -49,7 +49,7 @@ _LATER = ("decay_after_warmup", "unlogged", "averaged")
 class RecoveryState:
     """What the guard knows about the run. A rollback restores `losses` and `bad`; the rest covers the whole run."""
 
-    losses: list[float] = field(default_factory=list)  # of recent good steps
+    losses: list[float] = field(default_factory=list)  # losses of recent good steps
     bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
     start: float | None = None  # the first loss
     streak: int = 0  # bad steps in a row

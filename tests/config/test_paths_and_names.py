@@ -20,7 +20,7 @@ PATHS = [
     "finetune.teacher", "finetune.template",
 ]  # fmt: skip
 LISTS = ["finetune.teacher"]
-"""Of these, settings that hold several paths."""
+"""The settings of PATHS that hold several paths."""
 BAD_NAMES = [
     "../x",
     "../../x",

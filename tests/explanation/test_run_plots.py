@@ -32,7 +32,7 @@ def write(folder: Path, lines: list[dict], tokenizer: str = "{}", **settings) ->
 
 
 def lines(shift: float = 0.0, count: int = 90, every: int = 10) -> list[dict]:
-    """As training logs them: noise in the loss and the gradient, an evaluation now and then."""
+    """Lines like those of training: noise in the loss and the gradient, and some evaluations."""
     noise = np.random.default_rng(int(1000 * shift)).normal(0, 0.05, count)
     found = []
     for step in range(1, count + 1):

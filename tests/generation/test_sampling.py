@@ -205,7 +205,7 @@ def test_all_settings_together_act_in_transformers_order(
 
 
 def test_bans_penalties_and_filters_all_had_something_to_do() -> None:
-    """Without any one of the settings the result changes; so the test above compares more than a few of them."""
+    """If one setting is left out, the result changes: so the test above compares all of them."""
     off = {name: GenerationConfig.model_fields[name].default for name in sorted(ALL_ON.model_fields_set)}
     cases = [(ALL_ON.model_copy(update={name: value}), RULES) for name, value in off.items()]
     cases += [(ALL_ON, Rules(11, RULES.bias)), (ALL_ON, Rules(11, bad_words=WORDS))]

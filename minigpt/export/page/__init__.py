@@ -69,7 +69,7 @@ def export_page(run: Run, out: str | Path | None = None, precision: str = "int8"
     Args:
         run: from `load_run`.
         out: the file to write (default: RUN.html, next to the run).
-        precision: of the matrices in the page: int8, fp16 or fp32.
+        precision: precision of the matrices in the page: int8, fp16 or fp32.
 
     Raises:
         ConfigError: another precision, or a field or a tokenizer that a page cannot run.

@@ -29,8 +29,8 @@ class Plan:
         size: its size, which sets the cost.
         steps: how many fit into the time.
         step_seconds: seconds per step on this machine.
-        train_seconds: by the trainer's clock: all steps, and the evaluations and checkpoints between them.
-        after_seconds: for the last evaluation and checkpoint, the plot, and leaving.
+        train_seconds: seconds of the trainer's clock: all steps, and the evaluations and checkpoints between them.
+        after_seconds: seconds for the last evaluation and checkpoint, the plot, and the end of the process.
         loss: predicted on the validation text, in nats per token.
         limited: the run ends before the budget is used up, since more passes over such a small text would not help.
     """

@@ -49,7 +49,7 @@ MOST_DROPOUT = 0.4
 for each number, and the steps are a quarter faster (docs/LOG.md).
 """
 SMALL_VOCABULARY = 1024
-"""With at most this many ids the head has its own weights: 0.035 nats per character better, for few weights."""
+"""The head has its own weights if there are at most this many ids: 0.035 nats per character better, for few weights."""
 
 
 @dataclass(frozen=True)

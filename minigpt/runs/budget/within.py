@@ -76,7 +76,7 @@ class Budgeted:
         report: what the receipt says about it: asked, promised_seconds, predicted_loss (nats per token),
             predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits,
             parameters, memory_bytes (about).
-        tokenizer: of the text.
+        tokenizer: the tokenizer of the text.
         started: when the command began, by time.perf_counter.
         again: seconds of work that `train` will do before its clock begins.
     """
@@ -190,7 +190,7 @@ def plan_within(
 
     Args:
         budget: 90s, 10m, 2h or 1e15flops.
-        settings: by dotted name, as for `load_config`; they win, and the rest is chosen to suit them.
+        settings: settings by dotted name, as for `load_config`. They are kept, and the others are chosen to suit them.
         recipe: the same in a file. The budget overrides its length.
         quiet: print nothing.
         started: when the command began (time.perf_counter), if it was before this call.
