@@ -2,8 +2,8 @@
 
     MINIGPT_DATA=../shared/data python benchmarks/budget.py --out /tmp/dial
 
-Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (some half an hour in
-all), then scores the last checkpoint on the whole validation text, which does not count as time. Prints a table.
+Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (about half an hour
+in all), then scores the last checkpoint on the whole validation text, which does not count as time. Prints a table.
 """
 
 import argparse

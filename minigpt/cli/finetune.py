@@ -29,7 +29,7 @@ class Finetune:
 
     The defaults suit fine-tuning: 16 rows per step, adamw, 10 steps of warm-up, a cosine to 0, no weight decay, no
     compilation; all settings of the model are the base's. Records teach a small model (width 512 at most) a new skill:
-    it learns at the rate of training from scratch, for some 1,200 steps (3 to 30 epochs). A text, a wider model and
+    it learns at the rate of training from scratch, for about 1,200 steps (3 to 30 epochs). A text, a wider model and
     DPO use a tenth of the rate and 3 epochs; an adapter uses the full rate. The same command continues an interrupted
     run. Ctrl-C saves and stops.
 

@@ -129,7 +129,7 @@ def at_commas(text: str) -> list[str]:
     for place, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
-        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word opens no quote
+        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word does not open a quote
             quote = char if char in text[place + 1 :] else ""
         else:
             depth += (char in "[{") - (char in "]}")

@@ -35,7 +35,7 @@ from minigpt.weights.checkpoint import write_tensors
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by some 1e-6 in fp32
+TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by about 1e-6 in fp32
 _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
 
 

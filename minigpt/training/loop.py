@@ -82,7 +82,7 @@ class Hook:
         """Called on resume: read from the checkpoint what `tensors` put into it."""
 
     def recover(self, trainer: "Trainer", error: DivergedError) -> bool:
-        """Called after divergence: fix the run and return True, or return False. To end the run, raise DivergedError."""
+        """Called after divergence: fix the run and return True, or return False. Raise DivergedError to end the run."""
         return False
 
     def on_rollback(self, trainer: "Trainer") -> None:

@@ -17,7 +17,7 @@ from minigpt.tokenizers import ByteTokenizer
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Every figure that would be written, to be read."""
+    """Collect every figure instead of writing it, so that tests can read it."""
     kept: list = []
     monkeypatch.setattr("minigpt.explanation.data_plots.write_figure", lambda figure, out: kept.append(figure) or out)
     return kept
@@ -63,7 +63,7 @@ def test_a_text_of_one_document_and_words_has_zipfs_law(tmp_path: Path, figures:
 
 
 class Vocabulary(ByteTokenizer):
-    """Pieces that are given."""
+    """A tokenizer that only has the given pieces."""
 
     def __init__(self, pieces: list[bytes]):
         super().__init__()

@@ -57,7 +57,7 @@ def seeds(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Every figure that would be written, to be read: setting one takes a second."""
+    """Collect every figure instead of writing it, which takes a second, so that tests can read it."""
     kept: list = []
 
     def keep(figure, out: Path) -> Path:

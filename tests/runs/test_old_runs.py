@@ -49,7 +49,7 @@ def same_arithmetic() -> None:
     """Skip if this machine rounds differently from the one that the old code ran on."""
     here = arithmetic()
     if here != KEPT["arithmetic"]:
-        pytest.skip(f"bits are those of another arithmetic: {KEPT['arithmetic']}; here: {here}")
+        pytest.skip(f"the bits are of a machine that rounds differently: {KEPT['arithmetic']}; here: {here}")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_a_model_too_narrow_for_int4_is_reported_and_left_unchanged() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a character model, some 100k weights; tests copy it before they break it."""
+    """A finished run of a character model, about 100k weights; tests copy it before they break it."""
     folder = tmp_path_factory.mktemp("quantize")
     lines = [" ".join(WORDS[(3 * i + j * (1 + i % 4)) % len(WORDS)] for j in range(9)) + ".\n" for i in range(400)]
     (folder / "cats.txt").write_text("".join(lines))
@@ -257,7 +257,7 @@ def test_the_command_writes_a_run_that_every_command_takes(trained: Path, tmp_pa
         assert file.stat().st_size == report["bytes_after"]
         packed = load_file(file)
         kept = sum(tensor.numel() for tensor in packed.values() if tensor.dtype == torch.float32)
-        # sizes without the file's header, some 100 bytes a tensor, and without norms and biases
+        # sizes without the file's header, about 100 bytes a tensor, and without norms and biases
         matrices = sum(tensor.nbytes for tensor in packed.values()) - 4 * kept
         sizes[out.name] = round(8 * matrices / (report["weights"] - kept), 2)
         lost[out.name] = again["bits_per_byte"] - bits_per_byte

@@ -2,7 +2,7 @@
 
 `a` is the cost of every layer, however small (calls, kernel starts); `b` is the cost of arithmetic; `c` is the cost of
 reading and writing in addition to it, for layers x tokens x width elements. FLOPs are those of the step, including
-Muon's orthogonalisation: below some 500 tokens per step it takes as long as the model itself. Without `c`, large
+Muon's orthogonalisation: below about 500 tokens per step it takes as long as the model itself. Without `c`, large
 batches of a narrow model seemed twice as fast as they are (docs/LOG.md).
 """
 

@@ -245,7 +245,7 @@ def _size(config: RunConfig) -> dict[str, int]:
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
-    """What the law needs to know about a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
+    """What the law needs to know about a text: its sizes, and how well a 5-gram model predicts it (about 0.2 s)."""
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
     learned, scored = table.spread(train, FLOOR_BYTES), table.spread(val, SCORED_BYTES)

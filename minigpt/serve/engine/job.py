@@ -84,9 +84,9 @@ class Job:
 
     Args:
         ids: ids of the prompt, at least one. The model reads the last ones that fit into its context.
-        config: settings; only logprobs (with `score_prompt` also of the prompt), stop and those of sampling count.
+        config: settings. Only logprobs (with `score_prompt` also of the prompt), stop and sampling settings are used.
         seed: seed of its random draws.
-        most: new tokens; 0 only reads the prompt.
+        most: most new tokens; 0 only reads the prompt.
         tell: called with each event, on the engine's `post`.
         deadline: time of the engine's clock at which the text ends.
         rules: which ids are allowed.

@@ -24,7 +24,7 @@ export function inspected(found) {
   return [figures([["characters", count(sum("chars"))], ["words", count(sum("words"))], ["lines", count(sum("lines"))],
     ["different characters", count(characters.distinct)],
     ...(tokens ? [["bytes per token", figure(tokens.bytes_per_token, 2)]] : []),
-    ["repeated lines", share(duplicates.share)], ["of validation also in training", share(overlap.share)]]),
+    ["repeated lines", share(duplicates.share)], ["validation text also in training", share(overlap.share)]]),
   ...(sum("bytes") < SMALL ? [el("p", { class: "caution" },
     "The text is small: a model memorises it and learns little about writing. 1 MB is a good size.")] : []),
   ...(overlap.share > LEAK ? [el("p", { class: "caution" },
