@@ -77,7 +77,7 @@ def main() -> None:
     """Measure all, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="the large model's run")
-    parser.add_argument("--draft", type=Path, help="the small one's, with the same tokenizer")
+    parser.add_argument("--draft", type=Path, help="the small model's run, with the same tokenizer")
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--size", type=int, default=4, help="guesses of one draft")
     parser.add_argument("--new-tokens", type=int, default=128)

@@ -1,4 +1,4 @@
-"""Replace CUDA graphs where there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
+"""Replace CUDA graphs if there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
 
 import copy
 

@@ -1,7 +1,7 @@
 """Test the files that a public forge reads: each parses, and agrees with the project.
 
 Versions, Python releases, extras, make targets and tests that they name are held to constraints.txt, pyproject.toml,
-the Makefile and tests/. An image is built where a container builder answers; the Dockerfile's lines are checked anyway.
+the Makefile and tests/. An image is built if a container builder answers; the Dockerfile's lines are checked anyway.
 """
 
 import ast

@@ -25,7 +25,7 @@ CARD = "README.md"
 
 
 class Run(Protocol):
-    """What export needs of a loaded run."""
+    """What export needs from a loaded run."""
 
     @property
     def path(self) -> Path: ...
@@ -152,7 +152,7 @@ def _limits(run: Run) -> list[str]:
         f"It reads {counted(run.model.config.max_seq_len, 'token')} at most.",
     ]
     if run.tokenizer.unk_id is not None and run.tokenizer.kind in ("char", "word"):
-        lines.append(f"It reads only the {run.tokenizer.unit}s of its training text; every other one is unknown to it.")
+        lines.append(f"It reads only the {run.tokenizer.unit}s of its training text; all others are unknown to it.")
     return lines
 
 

@@ -39,7 +39,7 @@ _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 @dataclass(frozen=True)
 class ExportedGGUF(Exported):
-    """What `export_gguf` wrote.
+    """The result of `export_gguf`.
 
     `difference` is the largest |logit of the file's weights - logit of the run| on random ids: the effect of rounding.
     `same` is the share of these ids after which the likeliest next id is the run's.

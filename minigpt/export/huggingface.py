@@ -41,7 +41,7 @@ _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "t
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     `difference` is the largest |logit of the other tool - minigpt's logit| on random ids, None if the tool is not
     installed.

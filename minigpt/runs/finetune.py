@@ -181,12 +181,12 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
     defaults = tuned_defaults(base, given)
     config = load_config(None, {**defaults, **given})
     problems = [
-        f"model.{field}: is the base's, {value}; train a new model to change it"
+        f"model.{field}: the base has {value}; train a new model to change it"
         for field, value in base.model.config.model_dump().items()
         if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]
     if config.tokenizer.kind != base.tokenizer.kind or config.tokenizer.path:
-        problems.append(f"tokenizer.kind: is the base's, {base.tokenizer.kind}")
+        problems.append(f"tokenizer.kind: the base has {base.tokenizer.kind}; leave it out")
     if "data.source" not in given:
         problems.append("data.source: name the data to learn from")
     if (config.finetune.seq_len or 1) > config.model.max_seq_len:

@@ -44,7 +44,7 @@ GPT2_SIZES = (50257, 50304)
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_model` wrote. `kind`: huggingface, gguf, nanogpt or llama2.c; `tokenizer`: its kind."""
+    """The result of `import_model`. `kind`: huggingface, gguf, nanogpt or llama2.c; `tokenizer`: its kind."""
 
     path: Path
     kind: str

@@ -31,7 +31,7 @@ from minigpt.weights.pretrained import is_huggingface, read_pretrained
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """What `quantize_run` wrote. Bytes are the sizes of the weights' files; `weights` counts all parameters."""
+    """The result of `quantize_run`. Bytes are the sizes of the weights' files; `weights` counts all parameters."""
 
     path: Path
     bits: int

@@ -65,7 +65,7 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "follow": lambda rate, floor: rate,
     "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
 }
-"""Name to (rate, floor) -> the weight decay as a share of the config's. Rate and floor (the rate at the schedule's end)
+"""Name to (rate, floor) -> the weight decay as a share of the setting. Rate and floor (the rate at the schedule's end)
 are shares of the peak. To add one, add a row here, and its name to `config.tree.ScheduleConfig.weight_decay`."""
 
 

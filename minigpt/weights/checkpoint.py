@@ -146,7 +146,7 @@ def verify(directory: Path) -> None:
             size = file.stat().st_size
             raise DamagedError(f"{file}: truncated ({size:,} of {counted(entry['bytes'], 'byte')})", hint)
         if file_sha256(file) != entry["sha256"]:
-            raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
+            raise DamagedError(f"{file}: damaged (its sha256 differs from the manifest)", hint)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -253,8 +253,8 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"model__embed_dim": 64}, "model.embed_dim: is the base's, 32"),
-        ({"tokenizer__kind": "byte"}, "tokenizer.kind: is the base's, char"),
+        ({"model__embed_dim": 64}, "model.embed_dim: the base has 32"),
+        ({"tokenizer__kind": "byte"}, "tokenizer.kind: the base has char"),
         ({"finetune__seq_len": 65}, "finetune.seq_len: the model reads 64 tokens at most"),
         ({"lora__rank": 2, "optimizer__kind": "muon"}, "muon goes with neither"),
         ({"lora__rank": 2, "train__ema_decay": 0.9}, "train.ema_decay: an adapter"),

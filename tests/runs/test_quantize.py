@@ -225,7 +225,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line of an error of the user's."""
+    """The one line that a UserError prints."""
     capsys.readouterr()
     assert main([str(word) for word in argv]) == 2
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Test what docs/parallel.md shows for SLURM, Kubernetes and Ray with the real programs, where they are installed."""
+"""Test what docs/parallel.md shows for SLURM, Kubernetes and Ray with the real programs, if they are installed."""
 
 import json
 import os

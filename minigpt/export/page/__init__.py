@@ -50,7 +50,7 @@ WORKER = ("tokenizer.js", "model.js", "simd.js", "sampling.js", "chat.js", "expl
 
 @dataclass(frozen=True)
 class Page:
-    """What `export_page` wrote.
+    """The result of `export_page`.
 
     `difference` is the largest |logit of the page - minigpt's logit| for the same rounded weights, None if node is not
     installed.

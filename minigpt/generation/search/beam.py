@@ -166,7 +166,7 @@ class Group:
                 score = self.rate(beam.logprob, length)
                 hypothesis = Hypothesis(beam.ids[: length - ended], score, beam.logprob, ended)
                 self.complete.append((self.rate(beam.worth, length), hypothesis))
-        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn ones are not in order of worth
+        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn candidates are not in order of worth
         self.complete = sorted(self.complete, key=lambda each: -each[0])[: self.size]
         full = len(self.complete) == self.size
         if full and going and not self.config.early_stopping:
