@@ -186,7 +186,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]
     if config.tokenizer.kind != base.tokenizer.kind or config.tokenizer.path:
-        problems.append(f"tokenizer.kind: the base has {base.tokenizer.kind}; leave it out")
+        problems.append(f"tokenizer.kind: the base has {base.tokenizer.kind}")
     if "data.source" not in given:
         problems.append("data.source: name the data to learn from")
     if (config.finetune.seq_len or 1) > config.model.max_seq_len:

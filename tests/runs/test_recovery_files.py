@@ -59,10 +59,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys:
     assert said.endswith(f": {steps / 'step-00000008'}"), "a path to paste"
     assert again(run) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "optimizer.safetensors: damaged (its sha256 differs from the manifest); renamed to damaged-step-00000012"
-        in said
-    )
+    assert "damaged (its sha256 differs from the manifest); renamed to damaged-step-00000012" in said
     assert "continuing from step-00000008: 4 steps will be trained again" in said
     assert (steps / "step-00000012/model.safetensors").read_bytes() == before, "bit for bit as it was"
     assert (steps / "damaged-step-00000012").is_dir()
