@@ -359,7 +359,7 @@ def test_the_site_builds_without_a_warning_and_every_link_leads_somewhere(tmp_pa
     }
     broken, links = [], 0
     for name, page in found.items():
-        assert not [target for target in page.loaded if "://" in target], f"{name} loads from elsewhere"
+        assert not [target for target in page.loaded if "://" in target], f"{name} loads files from other servers"
         for target in page.targets if name != "404.html" else []:
             parts = urlsplit(target)
             if parts.scheme:

@@ -49,8 +49,8 @@ class Eval:
     scores at this temperature. Generation does not use it.
 
     --adapt scores the text a second time, and lets the model learn from each window after it is scored: by a step of
-    gradient descent (dynamic), by more probability for words that followed a similar place (cache), or both. Compare
-    such scores only with other scores of this kind. The run itself does not change.
+    gradient descent (dynamic), by giving more probability to words that followed similar places (cache), or both.
+    Compare such scores only with other scores of this kind. The run itself does not change.
 
     For records (.jsonl; a fine-tuned run's own, or --data), eval reports the loss of the expected answers, how many
     the model writes exactly, and a table of prompts, expected answers and the model's answers.

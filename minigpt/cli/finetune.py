@@ -22,9 +22,9 @@ class Finetune:
     minigpt finetune runs/chat/config.yaml --name again
     minigpt finetune --merge runs/answers --out runs/whole
 
-    Data: any text that train takes; or JSON records; only their answers are learned. The keys tell the layout:
-    {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant; ShareGPT's
-    {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
+    Data: any text that train takes, or JSON records, of which only the answers are learned. The keys of a record tell
+    its layout: {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant;
+    ShareGPT's {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
     "rejected"}. minigpt eval scores the run on the records that are held out.
 
     The defaults suit fine-tuning: 16 rows per step, adamw, 10 steps of warm-up, a cosine to 0, no weight decay, no

@@ -99,7 +99,7 @@ class Compare:
     out: PathText | None = None
     """Picture to write, .png or .svg (default: compare.png next to the first run)."""
     plot: bool = True
-    """Draw the curves (needs the plot extra)."""
+    """Do not draw the curves. (Drawing needs the plot extra.)"""
     x: Literal["step", "tokens", "minutes"] = "step"
     """What the picture's horizontal axis counts."""
     json: bool = False

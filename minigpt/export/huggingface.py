@@ -9,8 +9,8 @@
         template.json             the same template in minigpt's form
         README.md                 the model card, made from the run's receipt and score
 
-Nothing is trusted: if transformers is installed, it loads the directory, and its logits and ids are compared with
-minigpt's before the directory gets its name.
+The result is checked: if transformers is installed, it loads the directory, and its logits and ids are compared with
+minigpt's, before the directory is renamed to its final name.
 """
 
 import importlib.util

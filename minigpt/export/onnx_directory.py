@@ -6,7 +6,8 @@
 
 The graph is written node by node (`onnx_graph.py`) and not by torch.onnx: tracing needs one more package and minutes
 for large models, and its result would have to be rewritten to hold the cache under the names that other tools expect.
-onnxruntime runs the graph, and logits and greedy ids are compared with minigpt's before the directory gets its name.
+onnxruntime runs the graph, and logits and greedy ids are compared with minigpt's, before the directory is renamed to
+its final name.
 """
 
 import importlib

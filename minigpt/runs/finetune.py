@@ -68,7 +68,7 @@ def fine_tune(
         command: what was called, for the receipt.
 
     Raises:
-        UserError: see minigpt.errors; nothing is lost.
+        UserError: see minigpt.errors; saved files stay intact.
     """
     given = {"finetune.base": base, "data.source": data}
     given = {path: str(value) for path, value in given.items() if value is not None} | dict(settings or {})

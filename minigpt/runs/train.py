@@ -88,7 +88,7 @@ def train(
         tokenizer: the config's tokenizer, if it was made before.
 
     Raises:
-        UserError: see minigpt.errors; nothing is lost.
+        UserError: see minigpt.errors; saved files stay intact.
     """
     if given := [name for name in ("finetune", "lora") if getattr(config, name) != getattr(RunConfig(), name)]:
         raise ConfigError(

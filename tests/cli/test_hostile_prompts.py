@@ -1,4 +1,4 @@
-"""Test prompts that are not text, missing, or endless: they are read, or refused in one line; no file is left over."""
+"""Test prompts that are not text, missing, or endless: they are read, or refused in one line; no file is left."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Test the built-in stories: probabilities and expectations are exact, no text has two derivations, the grammar agrees.
+"""Test the built-in stories: probabilities and expectations are exact, no text has two derivations, forms agree.
 
 The exhaustive tests use their own enumerator (`every_text`), which shares no code with the engine.
 """

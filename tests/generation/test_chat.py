@@ -1,4 +1,4 @@
-"""Test the session of a chat and its commands directly: what is read, what is written, and that nothing is lost."""
+"""Test the session of a chat and its commands directly: what is read, what is written, and that no message is lost."""
 
 import json
 from pathlib import Path

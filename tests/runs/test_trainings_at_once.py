@@ -1,4 +1,4 @@
-"""Test trainings that start at the same moment on one empty cache: all end right, and nothing is left over."""
+"""Test trainings that start at the same moment on one empty cache: all succeed, and no temporary files remain."""
 
 import os
 import subprocess

@@ -100,7 +100,7 @@ def test_a_killed_plan_goes_on_with_what_has_no_result(command: list[str], tmp_p
         end = time.monotonic() + 300
         while not complete(results(out)) and first.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        os.killpg(first.pid, signal.SIGKILL)  # and the command that it runs
+        os.killpg(first.pid, signal.SIGKILL)  # also ends the command that it runs
     before = results(out)
     assert [line["name"] for line in before] == ["record"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Test checkpoints: whole or not there, refused if damaged, and the previous one always survives."""
+"""Test checkpoints: complete or absent, refused if damaged, and the previous one is always kept."""
 
 import json
 import shutil

@@ -8,8 +8,8 @@
                     the same as model/, tokenizers/, generation/ and explanation/, small enough to read
     check.js        for node: asks a page what it computes
 
-Nothing is trusted: if node is installed, it runs the code of the written page, and logits, ids and texts are compared
-with minigpt's before the file gets its name.
+The result is checked: if node is installed, it runs the code of the written page. Logits, ids and texts are compared
+with minigpt's, before the file is renamed to its final name.
 """
 
 import base64

@@ -16,7 +16,7 @@ export async function show(panel, app) {
   return () => view.close();
 }
 
-// The share of a run that is done at a line, by the limit that will end it first
+// The share of a run that is done at a line of metrics, measured by the limit that it will reach first
 export const progress = (line, limits) => Math.max(0, ...Object.entries(limits)
   .map(([name, most]) => (line?.[name] ?? 0) / most));
 
