@@ -259,7 +259,7 @@ plt.show()
 # - **Norm and activation** move the loss by no more than the seeds do. Three seeds of this size cannot show a
 #   difference; a difference seen in one seed is chance.
 # - **Gains do not add up.** The increases of the loss by single changes sum to far more than the increase by GPT-2's
-#   shape with AdamW: as long as a model does not look back, it matters little how well it could.
+#   shape with AdamW: a model that does not look back hardly uses these choices.
 
 # %%
 assert {"learned positions", "sinusoidal positions", "no QK-norm", "AdamW", "GPT-2 and AdamW"} <= clear

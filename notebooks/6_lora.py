@@ -293,7 +293,7 @@ for name in ("blocks.0.attention.qkv", "blocks.1.feed_forward.up"):
     assert (of_adapter > 1.5 * of_all).all()
 
 # %% [markdown]
-# No: eight directions hold clearly less than half of it. And yet LoRA 8 learns nearly as much. It does not find the first
+# No: eight directions hold clearly less than half. And yet LoRA 8 learns nearly as much. It does not find the first
 # directions of the same update. It finds *another* update: few directions, each about twice as strong or more. Many
 # updates lead to the same behaviour, and some of them have a low rank. (Exercise 3 keeps only the first directions, and
 # loses more.)

@@ -17,7 +17,7 @@ class Quantize:
     minigpt quantize runs/my --group 32 --out runs/small
     minigpt generate runs/my-int4 --precision int4
 
-    The result is a run that every command can read. Generating with --precision int8 or int4 uses the integers
+    The result is a run that every command can use. Generating with --precision int8 or int4 uses the integers
     themselves; all other commands turn them into fp32. You cannot resume training from it, but you can fine-tune it.
     """
 

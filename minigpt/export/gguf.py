@@ -87,7 +87,7 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
 
 
 def _sampling(run: Run) -> dict[str, Any]:
-    """The run's generation settings, as far as llama.cpp has them."""
+    """The run's generation settings that llama.cpp has too."""
     ours = run.config.generation
     return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
 

@@ -1,4 +1,4 @@
-"""Test weights in 8 and 4 bits: exact round trips, bounded errors, and runs on the disk that every command takes."""
+"""Test weights in 8 and 4 bits: exact round trips, bounded errors, and runs on the disk that every command can use."""
 
 import json
 import math

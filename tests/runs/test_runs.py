@@ -69,7 +69,9 @@ def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
 def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
     where = ["--runs-dir", str(runs)]
     rows = read(capsys, "list", *where)["runs"]
-    assert [row["name"] for row in rows] == ["other", "bytes", "group/inner", "wide", "a-2", "a-1"], "the newest first"
+    assert [row["name"] for row in rows] == ["other", "bytes", "group/inner", "wide", "a-2", "a-1"], (
+        "the newest run comes first"
+    )
     assert [row["started"] for row in rows] == sorted((row["started"] for row in rows), reverse=True)
     by_name = [row["name"] for row in read(capsys, "list", *where, "--sort", "name")["runs"]]
     assert by_name == ["a-1", "a-2", "bytes", "group/inner", "other", "wide"]

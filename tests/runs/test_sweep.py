@@ -191,7 +191,7 @@ def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     assert main(command(tmp_path)) == 0
     assert [call[0] for call in calls(stand_in)] == [NAMES[1], NAMES[3]], "only the failed runs were tried again"
     shown = capsys.readouterr().out
-    assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best first"
+    assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best run comes first"
     assert "1.0160 ± 0.0071" in shown, "1.011 and 1.021 over two seeds"
     assert shown.splitlines()[-1] == (
         "best: --optimizer.learning-rate=0.001: best val 1.0160 ± 0.0071 (1.0160 ± 0.0071 bits/byte)"

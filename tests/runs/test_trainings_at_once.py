@@ -36,7 +36,7 @@ def test_trainings_at_once_on_an_empty_cache_all_end_right(tmp_path: Path, turn:
     weights = {
         (tmp_path / "runs" / name / "checkpoints/step-00000006/model.safetensors").read_bytes() for name in names
     }
-    assert len(weights) == 1, "the same bits"
+    assert len(weights) == 1, "all runs have the same bits"
     (prepared,) = (tmp_path / "cache/prepared").iterdir()
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"], "nothing half-written"
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["prepared", "tuning.json"]

@@ -78,7 +78,9 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
     said = capsys.readouterr().out
     assert "bf16 against fp32" in said
     assert "too much, so this run is in fp32" in said
-    assert chosen(before=CheckpointState(precision="bf16", attention="sdpa", compile=False)) == "bf16", "a resumed run"
+    assert chosen(before=CheckpointState(precision="bf16", attention="sdpa", compile=False)) == "bf16", (
+        "a resumed run keeps its precision"
+    )
     with pytest.raises(ConfigError, match=r"bf16-pure does not go with parallel\.kind fsdp"):
         chosen(("train.precision", "bf16-pure"), ("parallel.kind", "fsdp"))
 

@@ -164,7 +164,7 @@ def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: P
     rates = {}
     for rule in (True, False):
         trainer = make_trainer(schedule=schedule, max_steps=8)
-        assert trainer.state.decay_after_warmup, "a new run"
+        assert trainer.state.decay_after_warmup, "a new run uses the new rule"
         trainer.state.decay_after_warmup = rule
         saver = Checkpoints(tmp_path / str(rule), 5, 3, {})
         trainer.hooks.append(saver)
