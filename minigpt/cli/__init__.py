@@ -147,7 +147,7 @@ def _unexpected_error(error: Exception, argv: list[str]) -> str:
     if ended:
         return "memory ran out; make the model, the batch or the text smaller, or end other programs"
     if isinstance(error, RecursionError):
-        return "the input is nested too deeply; make it flatter"
+        return "the input is nested too deeply; use fewer levels"
     text = "".join(traceback.format_exception(error))
     about = [f"python {sys.version}", *(f"{name} {_version(name)}" for name in ("minigpt", "torch"))]
     words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]
