@@ -1,4 +1,4 @@
-"""Test the budget dial: compare predicted and measured loss, and promised and used time, of `train TEXT --budget B`.
+"""Test `train TEXT --budget B`: compare the predicted with the measured loss, and the promised with the used time.
 
     MINIGPT_DATA=../shared/data python benchmarks/budget.py --out /tmp/dial
 
@@ -21,7 +21,7 @@ from minigpt.training import validation_loss
 
 
 def main() -> None:
-    """Run all, score, print."""
+    """Train a run for each text and budget, score it, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("dial"), help="directory of the runs, new or empty")
     parser.add_argument("--budgets", nargs="+", default=["1m", "3m", "10m"])
