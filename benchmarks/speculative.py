@@ -74,7 +74,7 @@ def compare(name: str, model: GPT, prompt: list[int], drafter: Drafter, args: ar
 
 
 def main() -> None:
-    """Measure all, print."""
+    """Measure all pairs of models and texts, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="the large model's run")
     parser.add_argument("--draft", type=Path, help="the small model's run, with the same tokenizer")

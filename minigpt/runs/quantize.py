@@ -151,7 +151,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: CheckpointState, files: dict[str, str]) -> int:
-    """Write the run, whole or not at all; returns the bytes of its weights. Raises StorageError."""
+    """Write the run, completely or not at all; returns the bytes of its weights. Raises StorageError."""
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         saved = checkpoint.save(folder / name, {"model": packed}, state)

@@ -181,7 +181,7 @@ class Progress:
             self.write()
 
     def write(self) -> None:
-        """Write sweep.json, whole or not at all. Raises StorageError."""
+        """Write sweep.json, completely or not at all. Raises StorageError."""
         sweep = self.sweep
         runs = {
             name: {"state": self.states[name], "settings": settings, "error": self.errors.get(name)}
