@@ -195,7 +195,7 @@ class Broken(Clocks):
 
 
 def test_a_failing_compiler_costs_one_line_and_the_run_is_eager(clocks: Clocks) -> None:
-    with pytest.warns(UserWarning, match="does not take this model, running eager: Scalar -8.* out of range$"):
+    with pytest.warns(UserWarning, match="cannot compile this model, running eager: Scalar -8.* out of range$"):
         assert pick(Broken(clocks), 10_000) == ("reference", False)
 
 

@@ -125,7 +125,7 @@ STEPS = ((2, 2e8, 6.5e4), (2, 1e9, 5e5), (4, 2e9, 2.6e5), (4, 1.4e10, 2e6), (6, 
 def test_the_prices_of_steps_are_found(prices: tuple[float, float, float]):
     speed = fit_speed([(of, sum(map(math.prod, zip(of, prices, strict=True)))) for of in STEPS])
     found = (speed.per_layer, speed.per_flop, speed.per_element)
-    for of in STEPS:  # a price with almost no effect on the time cannot be found, and does not matter
+    for of in STEPS:  # a cost with almost no effect on the time cannot be found, and does not matter
         right, made = (sum(map(math.prod, zip(of, some, strict=True))) for some in (prices, found))
         assert made == pytest.approx(right, rel=1e-4)
 

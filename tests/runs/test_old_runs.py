@@ -1,4 +1,4 @@
-"""Test that today's code reads the unfinished runs of an older minigpt in old_runs/ and trains on, bit for bit."""
+"""Test that today's code reads the unfinished runs of an older minigpt in old_runs/ and continues them, bit for bit."""
 
 import json
 import shutil

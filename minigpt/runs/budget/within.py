@@ -261,7 +261,7 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
 
 
 def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, started: float, console: Console) -> Plan:
-    """Choose a run by the prices of steps, time it with the kernels that suit it, and choose again."""
+    """Choose a run by the cost of its steps, time it with the kernels that suit it, and choose again."""
     seconds = amount.seconds or math.inf
     limit = min(LONGEST, MEASURING * seconds)
     settings = configure({}).train

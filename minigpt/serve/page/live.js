@@ -153,11 +153,11 @@ class Live {
       this.wait();
     };
     const stop = button("Stop", does("/api/stop", "Asking the run to stop …"),
-      { title: "As Ctrl-C: ends after this step, saved" });
+      { title: "Like Ctrl-C: the run ends after this step, and is saved" });
     const resume = button("Resume", does("/api/resume", "Starting …"),
       { kind: "primary", title: "Continues from the newest checkpoint, as the command does" });
     const waits = (words) => el("span", { class: "status busy" }, words);
-    const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop],
+    const found = { running: [this.stopping ? waits("Stopping after this step; the run is saved …") : stop],
       starting: [waits("Starting …")], interrupted: [resume], finished: [] };
     this.act.replaceChildren(...found[state]);
   }
