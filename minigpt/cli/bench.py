@@ -44,7 +44,7 @@ class Train:
     steps: int = 10
     """Timed steps; when comparing, of each round."""
     warmup: int = 3
-    """Untimed steps before them, after the first step, whose time is given separately because it compiles."""
+    """Untimed steps before the timed ones. The time of the very first step is reported alone, because it compiles."""
     rounds: int = 3
     """How often each side is timed, in turn; once if nothing is compared."""
     vs: Literal["hf"] | None = None
@@ -62,7 +62,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Time greedy generation from random ids: the first token, the other tokens, and their share of the memory's speed.
+    """Time greedy generation from random ids: the first token, the others, and how near they come to the memory's limit.
 
     minigpt bench generate shakespeare-char --new-tokens 200
     minigpt bench generate runs/my --precision bf16 --vs hf

@@ -63,7 +63,7 @@ def test_it_is_the_temperature_that_undoes_what_the_logits_were_multiplied_by(fa
     assert model.training, "the model is in training mode again"
     assert at_temperature(2.0)(model.eval(), tokens, context=16, runtime=CPU).loss > 0
     assert not model.training
-    assert found == fit_temperature(model, tokens, context=16, runtime=CPU, batch_size=7), "any batch size gives the same"
+    assert found == fit_temperature(model, tokens, context=16, runtime=CPU, batch_size=7), "same for any batch size"
 
 
 def test_a_text_that_is_known_by_heart_ends_at_the_border() -> None:

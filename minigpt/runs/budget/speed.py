@@ -33,7 +33,7 @@ Configure = Callable[[Mapping[str, Any]], RunConfig]
 
 @dataclass(frozen=True)
 class Speed:
-    """The three costs in seconds, and the factor between the measured and the predicted time of the size chosen last."""
+    """The three costs, and the factor between the measured and the predicted time of the size chosen last."""
 
     per_layer: float
     per_flop: float
