@@ -62,7 +62,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Time greedy generation from random ids: the first token, the others, and how near they come to the memory's limit.
+    """Time greedy generation from random ids: the first token, the others, and the share of the memory's limit.
 
     minigpt bench generate shakespeare-char --new-tokens 200
     minigpt bench generate runs/my --precision bf16 --vs hf
