@@ -127,7 +127,7 @@ def test_what_cannot_be_evaluated_is_said():
         evaluate(Bigram(), tokens[:1], context=4, runtime=CPU)
     broken = Bigram()
     broken.table[int(tokens[3])] = math.nan
-    with pytest.raises(CheckpointError, match="not a number"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         evaluate(broken, tokens, context=4, runtime=CPU)
 
 

@@ -32,7 +32,7 @@ def test_trainings_at_once_on_an_empty_cache_all_end_right(tmp_path: Path, turn:
     processes = [start(tmp_path, name) for name in names]
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * TOGETHER, "\n".join(said)
-    assert not any("warning" in text.lower() or "not remembered" in text for text in said), "\n".join(said)
+    assert not any("warning" in text.lower() or "not stored" in text for text in said), "\n".join(said)
     weights = {
         (tmp_path / "runs" / name / "checkpoints/step-00000006/model.safetensors").read_bytes() for name in names
     }
