@@ -2,9 +2,10 @@
 
     python benchmarks/adaptation.py --runs adaptation --out docs/adaptation.svg
 
-Both bases read bytes, so each can read the other's text. Each fine-tuning has the same number of steps. The losses, in
-bits per byte on the whole validation text, are of the new text and of the old one, which may be forgotten. Seconds are
-processor time, so other work on the machine does not count; with OMP_NUM_THREADS=1 they are those of one core.
+Both bases read bytes, so each can read the other's text. Each fine-tuning has the same number of steps. The losses
+are in bits per byte, on the whole validation text of the new text and of the old text; the second one shows how much
+is forgotten. Seconds are processor time, so other work on the machine does not count. Set OMP_NUM_THREADS=1 to measure
+one core.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from minigpt.runs.train import train
 from minigpt.weights import checkpoint
 
 TEXTS = ("shakespeare", "stories")
-RATE = 3e-3  # of training from scratch at this width; by default `finetune` uses a tenth of it
+RATE = 3e-3  # rate of training from scratch at this width; `finetune` uses a tenth of it by default
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"optimizer.learning_rate": RATE},
     "full, gentle": {},
@@ -92,7 +93,7 @@ def measured(path: Path, learned: str, kept: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both directions in every way."""
+    """Run both directions with each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--out", type=Path)

@@ -1,9 +1,9 @@
-"""Test the budget dial: compare predicted and measured loss, and promised and used time, of `train TEXT --budget B`.
+"""Test `train TEXT --budget B`: compare the predicted with the measured loss, and the promised with the used time.
 
     MINIGPT_DATA=../shared/data python benchmarks/budget.py --out /tmp/dial
 
-Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (some half an hour in
-all), then scores the last checkpoint on the whole validation text, which does not count as time. Prints a table.
+Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (about half an hour
+in all), then scores the last checkpoint on the whole validation text, which does not count as time. Prints a table.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from minigpt.training import validation_loss
 
 
 def main() -> None:
-    """Run all, score, print."""
+    """Train a run for each text and budget, score it, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("dial"), help="directory of the runs, new or empty")
     parser.add_argument("--budgets", nargs="+", default=["1m", "3m", "10m"])
     parser.add_argument("--texts", nargs="+", default=["shakespeare", "wikitext-2"])
     args = parser.parse_args()
-    print("| text | budget | layers x width | steps | passes | predicted | measured | off | promised | took | off |")
+    print("| text | budget | layers, width | steps | passes | predicted | measured | error | promised | took | error |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for text in args.texts:
         for budget in args.budgets:

@@ -135,7 +135,7 @@ class Plan:
         return {line["name"]: line for line in map(json.loads, lines)}
 
     def _train(self, step: Training) -> None:
-        """Train, then compute the scores; a run that is in the results is trained, and only lacks scores."""
+        """Train, then compute the scores. A run that is in the results already is not trained again."""
         run = self.out / "runs" / step.name
         if step.name not in self._lines():
             started = time.monotonic()

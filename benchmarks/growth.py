@@ -82,7 +82,7 @@ def draw(by_size: list[dict[str, float]], by_context: list[dict[str, float]], ou
 
 
 def main() -> None:
-    """Measure all, fit, print, draw."""
+    """Measure all sizes, fit the growth, print a table, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("growth.svg"))
     parser.add_argument("--steps", type=int, default=5)

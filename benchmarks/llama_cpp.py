@@ -1,12 +1,13 @@
-"""Compare the speed of `generate` with llama.cpp's (npm's node-llama-cpp), one greedy sequence: F16/bf16, Q8_0/int8.
+"""Compare the speed of `generate` with that of llama.cpp (node-llama-cpp of npm), for one greedy sequence.
 
     make .venv/installed-node
     python benchmarks/llama_cpp.py --rounds 5
     python benchmarks/llama_cpp.py --shape modern --layers 2 --width 64 --tokens 8 --rounds 1    # does it run?
 
-A model of GPT-2's size with random weights is exported, and both sides write from the same prompt in turn. llama.cpp
-runs in a new process each time; time counts from the first new token on. Prints one line of JSON per precision, with
-the median tokens per second of each side and the median ratio over the rounds (above 1: minigpt is faster).
+A model of GPT-2's size with random weights is exported, and both sides write from the same prompt in turn: llama.cpp
+in F16 next to minigpt in bf16, and Q8_0 next to int8. llama.cpp runs in a new process each time. The time counts from
+the first new token. Prints one line of JSON per precision, with the median tokens per second of each side and the
+median ratio over the rounds (above 1: minigpt is faster).
 """
 
 import argparse

@@ -90,7 +90,7 @@ def child(*arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run everything and print one table."""
+    """Run all measurements and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=1, help="threads that encode")

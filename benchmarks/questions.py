@@ -23,7 +23,7 @@ def accuracy(run_path: str, asked: list[list[dict[str, str]]], batch: int) -> fl
     run = load_run(run_path, "cpu")
     try:
         template = load_template(run_path)
-    except RunError:  # not tuned on chats: ask in the words that it would be tuned on
+    except RunError:  # not tuned on chats: use the default template
         template = Template()
     right = 0
     for first in range(0, len(asked), batch):

@@ -135,7 +135,7 @@ def train_point(
 
 
 def spread(tokens: np.ndarray, count: int) -> np.ndarray:
-    """This many of the tokens, in blocks of 1,000 from all over the text: its beginning alone would be another kind of
+    """Take this many tokens, in blocks of 1,000 from all over the text, since its beginning may be a different kind of
     text.
     """
     blocks = np.linspace(0, len(tokens) - 1000, count // 1000).astype(int)

@@ -140,7 +140,7 @@ async def measure(port: int, process: int, model: str, clients: int, seconds: fl
     print(
         f"{clients} at once: {total:,.0f} tokens/s in all ({total / single:.1f} times); first token p50 "
         f"{part(heard.first, 0.5)}, p99 {part(heard.first, 0.99)}; /health {slowest:.3f} s at most\n"
-        f"answers: {heard.right} are those of alone, {heard.wrong} are not; {heard.left} were left in the middle\n"
+        f"answers: {heard.right} equal those to one client, {heard.wrong} differ; {heard.left} clients left early\n"
         f"memory of the server: {before:.0f} MB before, {most:.0f} at most, {memory(process):.0f} after"
     )
 

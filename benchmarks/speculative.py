@@ -74,10 +74,10 @@ def compare(name: str, model: GPT, prompt: list[int], drafter: Drafter, args: ar
 
 
 def main() -> None:
-    """Measure all, print."""
+    """Measure all pairs of models and texts, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="the large model's run")
-    parser.add_argument("--draft", type=Path, help="the small one's, with the same tokenizer")
+    parser.add_argument("--draft", type=Path, help="the small model's run, with the same tokenizer")
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--size", type=int, default=4, help="guesses of one draft")
     parser.add_argument("--new-tokens", type=int, default=128)

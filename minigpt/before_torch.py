@@ -1,7 +1,8 @@
 """Set what must be set before torch is imported: how its threads wait, and which code MKL runs on AMD's processors.
 
 MKL has code for Intel's processors that may also be faster on AMD's (`minigpt.mkl`). This is measured once for each
-processor and version of torch, and remembered. That code adds in another order, so results differ in the last bits.
+processor and version of torch, and stored. Intel's code adds numbers in another order, so the last bits of results
+differ.
 """
 
 import importlib.util
@@ -18,13 +19,13 @@ from minigpt.measured import keep, recall
 from minigpt.mkl import load_stub_library, measure_gain
 
 SWITCH = "MINIGPT_MKL"
-"""Environment variable with the code of MKL to run: intel or usual. Not set: the faster one."""
+"""Environment variable that chooses the code of MKL: intel or usual. If it is not set: the faster one."""
 WORTH = 1.05
 """Intel's code is used if products are at least this many times as fast."""
 
 
 def prepare() -> None:
-    """Set both. This has no effect after torch has been imported."""
+    """Set how threads wait, and MKL's code. This has no effect after torch has been imported."""
     if "torch" not in sys.modules:
         choose_products(busy=share_the_cores())
 
@@ -34,7 +35,7 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> bool:
 
     By default they wait by spinning. That is a sixth to a quarter faster if the machine is free, but up to ten times
     slower next to a busy process (docs/LOG.md). torch reads the variable when it is imported, so it must be set before.
-    A value that the user has set stays. Returns whether another process is computing.
+    A value that the user has set is kept. Returns whether another process is computing.
     """
     if not load.exists():  # not Linux: other systems use another OpenMP
         return False
@@ -64,7 +65,7 @@ def choose_products(busy: bool) -> None:
 def gains(busy: bool, facts: Path = Path("/proc/cpuinfo"), torch_folder: Path | None = None) -> bool:
     """Whether MKL is faster with Intel's code on this processor, as measured earlier or now (a second).
 
-    Next to busy processes it cannot be measured. Then the answer is True, which is mostly right, and not remembered.
+    Next to busy processes it cannot be measured. Then the answer is True, which is usually right, and is not stored.
     """
     processor, torch_folder = amd_processor(facts), torch_folder or _torch_libraries()
     if processor is None or torch_folder is None:

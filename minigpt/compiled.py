@@ -44,7 +44,7 @@ class Library(Protocol):
     """The method that a loaded library must have."""
 
     def check(self) -> None:
-        """Compare some results with the right ones. Raises KernelError if they differ."""
+        """Compare some results with the correct results. Raises KernelError if they differ."""
 
 
 Loaded = TypeVar("Loaded", bound=Library)

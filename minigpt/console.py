@@ -75,11 +75,11 @@ class Lines(SafeConsole):
         super().__init__(**{"soft_wrap": True, "emoji": False, **more})
 
     def print(self, *objects: Any, **more: Any) -> None:
-        """Print texts, or other objects in the way of rich."""
+        """Print texts, or other objects that rich can print."""
         if self.is_terminal and objects and all(isinstance(each, str) for each in objects):
             how = {name: more[name] for name in ("markup", "highlight") if name in more}
             text = self.render_str(" ".join(objects), **how)
-            if all(cell_len(word) <= self.width for word in text.plain.split()):  # a longer path stays whole, to copy
+            if all(cell_len(word) <= self.width for word in text.plain.split()):  # a longer path is not broken
                 lines = text.wrap(self, self.width, tab_size=8)
                 for line in lines:
                     line.rstrip()
@@ -196,7 +196,7 @@ def loading(quiet: bool = False) -> None:
     if not console.is_terminal and not quiet:
         tell("loading PyTorch")
     with console.status("loading PyTorch") if console.is_terminal else nullcontext():
-        gc.disable()  # it makes a million objects that stay; collecting garbage among them takes a tenth of the import
+        gc.disable()  # importing makes a million objects; collecting garbage would take a tenth of the time
         try:
             importlib.import_module("torch")
         finally:

@@ -6,7 +6,7 @@ always complete. Processes that want the same file wait for each other at a lock
 most, and at least SLOWEST bytes in any PATIENCE seconds.
 
 `locate` first looks in $MINIGPT_DATA (a mirror), then in the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), and then
-downloads. Every process checks a file found there by sha256, which takes 1 ms per MB.
+downloads. Each process checks the sha256 of a file that it finds, which takes 1 ms per MB.
 """
 
 import http.client
@@ -35,7 +35,7 @@ _BLOCK = 1 << 18
 _TRIES = 4
 _TIMEOUT = 20.0  # seconds without a byte
 MOST = 4 << 30
-"""Most bytes of a published file; the longest has 2.2 GB."""
+"""Limit of a published file in bytes; the longest one has 2.2 GB."""
 SLOWEST, PATIENCE = 1 << 14, 30.0
 """At least SLOWEST bytes must arrive in PATIENCE seconds."""
 
@@ -106,7 +106,7 @@ def locate(file: RemoteFile, progress: Progress | None = None) -> Path:
     """Find a published file on this machine, or download it.
 
     Raises:
-        DataError: the file is not here and cannot be downloaded, or another file has its place.
+        DataError: the file is not here and cannot be downloaded, or another file is in its place.
         StorageError: the cache cannot be written.
     """
     mirror = os.environ.get("MINIGPT_DATA")
@@ -145,7 +145,7 @@ def _checked(path: Path, file: RemoteFile, is_mirror: bool) -> Path:
 
 
 def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, wait: float, hint: str) -> None:
-    """Append to `file` until the download is complete. Tries several times, and goes on as long as bytes arrive."""
+    """Append to `file` until the download is complete. Tries several times, and continues as long as bytes arrive."""
     tries = 0
     while True:
         start = file.tell()
@@ -169,7 +169,7 @@ def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) ->
     try:
         response = _answer(request)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # no bytes after ours: the file is complete, or it is another one
+        if error.code == 416 and have:  # the server has no more bytes: our part is complete, or it is from another file
             if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
                 return
             _empty(file)

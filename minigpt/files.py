@@ -244,7 +244,7 @@ def refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder. It gets the name `out` if the `with` block ends without an error, else it is deleted.
+    """Yield a new folder. It is renamed to `out` if the `with` block ends without an error, else it is deleted.
 
     Raises StorageError if it cannot be written.
     """
@@ -262,7 +262,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """Yield a path for a new file. It gets the name `out` if the block ends without an error, else it is deleted.
+    """Yield a path for a new file. The file is renamed to `out` if the block ends without an error, else deleted.
 
     Raises StorageError if it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Remember measurements of this machine in tuning.json in the cache directory, by a key with all they depend on.
+"""Store measurements of this machine in tuning.json in the cache directory. The key names all that they depend on.
 
 A damaged file is ignored, and its values are measured again.
 """
@@ -24,7 +24,7 @@ def keep(key: str, value: Any) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(store, (json.dumps(_read(store) | {key: value}, indent=1) + "\n").encode())
     except OSError as error:  # a read-only cache only costs a second at each start
-        warnings.warn(f"timings are not remembered: {store}: {error.strerror}", stacklevel=2)
+        warnings.warn(f"timings are not stored: {store}: {error.strerror}", stacklevel=2)
 
 
 def _store() -> Path:

@@ -24,7 +24,8 @@ _PRODUCTS = ((b"T", b"N", 512, 768, 128), (b"N", b"N", 512, 256, 128), (b"N", b"
 def measure_gain(torch_folder: Path) -> float:
     """How many times as fast MKL's products are with the code for Intel's processors; 1 if that cannot be measured.
 
-    Two processes measure at the same time, so under the same conditions: MKL calls the function only once per process.
+    MKL calls the function only once per process, so two processes measure. They run at the same time, so that other
+    programs slow both down.
     """
     words, here = [sys.executable, "-S", __file__, str(torch_folder)], {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
@@ -76,8 +77,8 @@ def shared_library(name: str, code: bytes) -> bytes:
 
     It has what the loader needs, in this order (System V ABI, chapters 4 and 5): a header; four program headers, for
     the part that is read and run, the part that is written, the dynamic section, and a stack that is not executable
-    (glibc 2.41 refuses a library without the last); a hash table of one bucket; the symbols; their names; the code;
-    the dynamic section. The loader writes to the last, so it has its own page.
+    (glibc 2.41 refuses a library that does not say so); a hash table of one bucket; the symbols; their names; the code;
+    the dynamic section. The loader writes to this section, so it has its own page.
     """
     names = b"\0" + name.encode() + b"\0"
     table = struct.pack("<5I", 1, 2, 1, 0, 0)  # 1 bucket, 2 symbols; the bucket begins with symbol 1, which is its last

@@ -343,7 +343,7 @@ assert counted["total"] == sum(by_hand.values()) == sum(parameter.numel() for pa
 # %% [markdown]
 # ## Exercise 2
 #
-# Does it help to have read more text? Draw the loss by the position in the context, over some hundred windows of
+# Does it help to have read more text? Draw the loss by the position in the context, over a hundred windows of
 # validation text. (`minigpt.explanation.dataset` has `token_losses` and `loss_by_position`.)
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}

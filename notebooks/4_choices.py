@@ -206,7 +206,7 @@ text = "".join(generate_stories(1000, seed=5))
 
 
 def entropy_of(length):
-    """Entropy of runs of so many characters, in nats."""
+    """Entropy of runs of this many characters, in nats."""
     counts = np.array([*Counter(text[at : at + length] for at in range(len(text) - 2)).values()])
     return float(-(counts / counts.sum()) @ np.log(counts / counts.sum()))
 
@@ -259,7 +259,7 @@ plt.show()
 # - **Norm and activation** move the loss by no more than the seeds do. Three seeds of this size cannot show a
 #   difference; a difference seen in one seed is chance.
 # - **Gains do not add up.** The increases of the loss by single changes sum to far more than the increase by GPT-2's
-#   shape with AdamW: as long as a model does not look back, it matters little how well it could.
+#   shape with AdamW: a model that does not look back hardly uses these choices.
 
 # %%
 assert {"learned positions", "sinusoidal positions", "no QK-norm", "AdamW", "GPT-2 and AdamW"} <= clear
@@ -270,7 +270,7 @@ total = sum(difference[name] for name in parts)
 print(f"one by one {total:+.2f}, together {difference['GPT-2 and AdamW']:+.2f}")
 assert total > 1.3 * difference["GPT-2 and AdamW"]
 
-flat = np.log(np.arange(1, 65))  # entropy of attention that looks at all places alike
+flat = np.log(np.arange(1, 65))  # entropy of attention with equal weights for all places
 below = {}
 for name in ("baseline", "no QK-norm"):
     recording = record(GPT(shapes[name], seed=1), np.random.default_rng(1).integers(0, 50, 64))
@@ -319,7 +319,7 @@ for name in variants:
 # These are models of 100,000 weights that read 77,000 characters. **Conclusions at this size are small-scale ones.**
 # They only show which choice *starts* fastest. Later the differences become smaller: `minigpt demo`, a model nine times
 # larger, ended 0.101 nats above the entropy of the stories with AdamW in 1,000 steps, and 0.094 with Muon in 750
-# (docs/LOG.md, one seed each). QK-norm was made to keep a large model stable in a long run; such a gain cannot show
+# (docs/LOG.md, one seed each). QK-norm was made to keep a large model stable in a long run; this gain is not visible
 # where nothing is unstable. AdamW alone has one rate for all weights, but next to Muon the embedding has its own rate,
 # eight times larger: part of Muon's lead may come from this freedom. And the text of one grammar is not typical of all
 # text.

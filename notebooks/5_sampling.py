@@ -404,7 +404,7 @@ assert write(max_new_tokens=12, temperature=1.0, seed=9) == three[2]
 # ## Exercise 1
 #
 # Two tokens have the probabilities 0.8 and 0.2. What is the probability of the first one at temperature 0.5? And at
-# which temperature is it $2/3$? First on paper.
+# which temperature is it $2/3$? Calculate it on paper.
 
 # %% tags=["exercise-answer"] jupyter={"source_hidden": true}
 # 0.64 / (0.64 + 0.04) = 0.94. The odds are 4 : 1, and a temperature t turns them into 4^(1/t), which is 2 for t = 2.

@@ -202,7 +202,7 @@ assert gain["LoRA 8"] > 0.85
 assert all(old > 1.1 * before[1] for _, old in after.values())  # all forget
 
 # %% [markdown]
-# Rank 8 comes near to all weights, with a ninth of the numbers; rank 1 does most of it with 1.3 % of them. All three
+# Rank 8 comes near to all weights, with a ninth of the numbers; rank 1 has most of the gain with 1.3 %. All three
 # forget.
 #
 # Does LoRA forget less? Biderman et al., 2024, *LoRA Learns Less and Forgets Less*, found this in large models. For
@@ -233,7 +233,7 @@ assert torch.equal(plain, model(ids)) and torch.equal(plain_again, plain)
 print(f"with the adapter logits move by up to {(as_pirate - plain).abs().max():.1f}; without it, by nothing")
 
 # %% [markdown]
-# Or it is **merged**: $W + \frac{\alpha}{r} B A$ is one matrix again, an ordinary model as fast as the base. The
+# Or the adapter is **merged**: $W + \frac{\alpha}{r} B A$ is one matrix again. The model is as fast as the base. The
 # results differ only by rounding.
 
 # %%
@@ -293,7 +293,7 @@ for name in ("blocks.0.attention.qkv", "blocks.1.feed_forward.up"):
     assert (of_adapter > 1.5 * of_all).all()
 
 # %% [markdown]
-# Hardly: eight directions hold well under half of it. And yet LoRA 8 learns nearly as much. It does not find the first
+# No: eight directions hold clearly less than half. And yet LoRA 8 learns nearly as much. It does not find the first
 # directions of the same update. It finds *another* update: few directions, each about twice as strong or more. Many
 # updates lead to the same behaviour, and some of them have a low rank. (Exercise 3 keeps only the first directions, and
 # loses more.)

@@ -38,7 +38,7 @@ def operations(folder: Path, act: Callable[[int, str], None]) -> None:
         if event == "open" and not (isinstance(values[2], int) and values[2] & WRITES):
             return
         path = os.fsdecode(values[0]) if isinstance(values[0], str | bytes | os.PathLike) else ""
-        if path.startswith(str(folder)) or not Path(path).is_absolute():  # a bare name: rmtree works within a folder
+        if path.startswith(str(folder)) or not Path(path).is_absolute():  # rmtree gives names without a folder
             number += 1
             act(number - 1, f"{event} {path.removeprefix(str(folder))}")
 

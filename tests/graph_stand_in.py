@@ -1,4 +1,4 @@
-"""Replace CUDA graphs where there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
+"""Replace CUDA graphs if there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
 
 import copy
 
@@ -27,7 +27,7 @@ def replayed(plain: GPT, monkeypatch: pytest.MonkeyPatch) -> tuple[GPT, list[int
         home = fast.embedding.weight.data_ptr()
 
         def again() -> None:
-            assert fast.embedding.weight.data_ptr() == home, "a graph would read where the weights lay"
+            assert fast.embedding.weight.data_ptr() == home, "the weights moved, but a graph reads their old address"
             replay()
             replays.append(1)
 

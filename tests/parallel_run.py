@@ -49,7 +49,7 @@ class Uneven:
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         chance = torch.Generator().manual_seed(step)
         tokens = torch.randint(50, (BATCH, LENGTH + 1), generator=chance)
-        tokens[:, 1::2] = (tokens[:, :-1:2] * 7 + 3) % 50  # every other one can be learned
+        tokens[:, 1::2] = (tokens[:, :-1:2] * 7 + 3) % 50  # every second token can be predicted
         counted = torch.rand(BATCH, LENGTH, generator=chance) < (torch.arange(BATCH) / BATCH)[:, None] ** 3
         inputs, targets = tokens[:, :-1], torch.where(counted, tokens[:, 1:], IGNORE)
         share = BATCH // world
@@ -107,7 +107,7 @@ def run(config: RunConfig, ranks: Ranks, *hooks: Hook) -> tuple[Seen, dict[str, 
     model, view = placement.place(GPT(config.model, seed=1), runtime)
 
     def validation() -> Iterator[tuple[Tensor, Tensor]]:
-        for step in range(3):  # an odd number: the ranks' last turn is not full
+        for step in range(3):  # an odd number, so some ranks have no last batch
             inputs, targets = Uneven().batch(1000 + step)
             yield inputs[4:], targets[4:]
 
@@ -128,7 +128,7 @@ def run(config: RunConfig, ranks: Ranks, *hooks: Hook) -> tuple[Seen, dict[str, 
     sent = 0
     if isinstance(trainer.learner, Replicated):
 
-        def counting(group, bucket):  # torch reads annotations here: none, or its own
+        def counting(group, bucket):  # without annotations, since torch checks them
             nonlocal sent
             sent += 1
             return allreduce_hook(group, bucket)

@@ -116,7 +116,7 @@ def dotted(path: Path, root: Path) -> str:
 
 
 def is_module(root: Path, package: str, name: str) -> bool:
-    """Whether `from package import name` imports a module; rooms of the real tree count in a planted one too."""
+    """Whether `from package import name` imports a module; rooms of the real tree also count in a planted tree."""
     places = [tree.joinpath(*package.split("."), name) for tree in (root, ROOT)]
     return any(place.is_dir() or place.with_suffix(".py").is_file() for place in places)
 
@@ -157,11 +157,11 @@ def imports(path: Path, text: str, root: Path) -> Iterator[tuple[int, str]]:
 def above(here: str, there: str) -> str | None:
     """Why `here` may not import `there`, both dotted names below minigpt; None if it may.
 
-    The innermost room that holds both decides, by its table.
+    The table of the innermost room that contains both decides.
     """
     ours, theirs = here.split("."), there.split(".")
     depth = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    if depth is None:  # a room's __init__ imports from its room; nothing imports the room that it is in
+    if depth is None:  # a room's __init__ imports from its own room; no module imports the room that it is in
         return None if len(ours) <= len(theirs) else f"imports its own room {there}; name the module"
     room = ".".join(ours[:depth])
     table = INNER.get(room, {}) if room else RANK

@@ -207,7 +207,7 @@ def test_figures_were_measured(page: str, heading: str):
     measured = [(ROOT / name).read_text(encoding="utf-8") for name in ("RESULTS.md", "benchmarks/history.jsonl")]
     known = re.findall(r"\d+\.\d+", "\n".join(measured))
     near = {f"{math.log(size):.1f}" for size in (65, 1536, 50257)} | {f"{float(number):.3f}" for number in known}
-    defaults = {str(value) for value in (0.05, 0.9, 1.0, 1.2)}  # of flags that are shown, and 0.9 M parameters
+    defaults = {str(value) for value in (0.05, 0.9, 1.0, 1.2)}  # defaults of flags on the page, and 0.9 M parameters
     assert said
     assert not set(said) - set(known) - near - defaults
 
@@ -242,7 +242,7 @@ def small(words: list[str]) -> list[str]:
     command = words[0]
     if command == "doctor":
         return [command, "--help"]
-    if "--budget" in words:  # planned for by a run of its own, `run`
+    if "--budget" in words:  # `run` tests the plan separately
         at = words.index("--budget")
         words = [*words[:at], *words[at + 2 :]]
     if command == "sweep":
@@ -301,7 +301,7 @@ HOW_TO = ("own-data", "tokenizers", "resume", "generate", "evaluate", "finetune"
 def test_every_command_of_the_page_runs(page: str, here: Path):
     if page in ("README.md", "docs/cheat-sheet.md"):
         run(["minigpt", "demo"])  # README's first line, `make demo`
-    if page not in NEWCOMER:  # a how-to page assumes these
+    if page not in NEWCOMER:  # a how-to page assumes that these exist
         run(["minigpt", "train", "my.txt"])
         for name in ("small", "large"):
             shutil.copytree(here / "runs" / "my", here / "runs" / name)
@@ -359,7 +359,7 @@ def test_the_site_builds_without_a_warning_and_every_link_leads_somewhere(tmp_pa
     }
     broken, links = [], 0
     for name, page in found.items():
-        assert not [target for target in page.loaded if "://" in target], f"{name} loads from elsewhere"
+        assert not [target for target in page.loaded if "://" in target], f"{name} loads files from other servers"
         for target in page.targets if name != "404.html" else []:
             parts = urlsplit(target)
             if parts.scheme:

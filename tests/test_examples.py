@@ -39,14 +39,14 @@ def test_each_is_short_and_opens_with_its_command():
 def test_train_and_sample(tmp_path: Path):
     said = said_by("train_and_sample.py", tmp_path, "20")
     loss = re.search(r"20 steps in \d+ s, validation loss (\d\.\d+)", said)
-    assert loss and float(loss[1]) < 3.9, "below ln 50, what knowing nothing costs"
+    assert loss and float(loss[1]) < 3.9, "below ln 50, the loss of a model that knows nothing"
     assert said.count("Once upon a time") == 2
 
 
 @pytest.mark.slow
 def test_own_data_and_hook(tmp_path: Path):
     said = said_by("own_data_and_hook.py", tmp_path)
-    assert "it counts" in said.splitlines()[-1], "the hook saw 99 % of new rows end right, and stopped the run"
+    assert "it counts" in said.splitlines()[-1], "the hook stopped the run when 99 % of new rows were right"
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_the_wheel_has_the_package_with_its_data_and_nothing_else(wheel: Path):
 
 
 def test_the_metadata_says_what_pyproject_says(metadata: Message, wheel: Path):
-    assert wheel.name == f"minigpt-{minigpt.__version__}-py3-none-any.whl", "the version has one place"
+    assert wheel.name == f"minigpt-{minigpt.__version__}-py3-none-any.whl", "the version is the package's own"
     assert metadata["Version"] == minigpt.__version__
     assert metadata["Author"] == PROJECT["authors"][0]["name"] and metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == PROJECT["requires-python"]
@@ -199,7 +199,7 @@ def test_the_fix_that_messages_name_keeps_this_minigpt(place: Path):
 
 @pytest.fixture
 def address(place: Path) -> Iterator[str]:
-    """Of `minigpt serve`, started from the wheel."""
+    """The address of `minigpt serve`, started from the wheel."""
     words = [program(place, "minigpt"), "serve", "--port", "0", "--device", "cpu"]
     with subprocess.Popen(words, cwd=place, env=surroundings(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

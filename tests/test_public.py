@@ -1,7 +1,8 @@
 """Test the files that a public forge reads: each parses, and agrees with the project.
 
-Versions, Python releases, extras, make targets and tests that they name are held to constraints.txt, pyproject.toml,
-the Makefile and tests/. An image is built where a container builder answers; the Dockerfile's lines are checked anyway.
+Versions, Python releases, extras, make targets and tests that they name must be those of constraints.txt,
+pyproject.toml, the Makefile and tests/. An image is built if a container builder answers. The lines of the Dockerfile
+are always checked.
 """
 
 import ast

@@ -16,7 +16,7 @@ NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])")
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module of benchmarks/, which is no package."""
+    """A module of benchmarks/, which is not a package."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec and spec.loader
@@ -60,7 +60,7 @@ def test_every_figure_of_the_readme_is_one_of_a_row():
         r"```(?:sh|python)\n.*?```|## Compared with other tools.*?(?=^## )|\]\([^)]*\)", "", readme, flags=re.S | re.M
     )
     rows = {number for line in RESULTS.splitlines() if line.startswith("|") for number in NUMBER.findall(line)}
-    decimals = {number for number in NUMBER.findall(told) if "." in number} - {"3.11", "1.5"}  # Python; GB of disk
+    decimals = {number for number in NUMBER.findall(told) if "." in number} - {"3.11", "1.5"}  # Python 3.11, 1.5 GB
     results = readme.partition("## Results")[2].partition("## More")[0]
     figures = {number for row in re.findall(r"^\|.+\| (.+) \|$", results, re.M) for number in NUMBER.findall(row)}
     assert len(decimals) > 10 and len(figures) > 15
@@ -101,7 +101,7 @@ def test_every_measurement_is_whole_and_in_order(history: ModuleType):
         assert all(isinstance(one[key], str) and one[key] for key in history.KEYS if key != "figure")
     dates = [datetime.fromisoformat(one["date"]) for one in known]
     assert dates == sorted(dates)
-    assert len({tuple(map(str, one.items())) for one in known}) == len(known), "no line stands twice"
+    assert len({tuple(map(str, one.items())) for one in known}) == len(known), "no line is repeated"
 
 
 def test_commits_of_measurements_are_in_the_repository(history: ModuleType):
@@ -123,7 +123,7 @@ def test_the_pictures_are_of_todays_history(history: ModuleType, tmp_path: Path)
         points = [one for one in history.history() if one["claim"] == claim]
         assert len(points) > 2 and title in drawn
         newest = {history.machine(one["hardware"]): f"{one['figure']:g}" for one in points}
-        assert not [figure for figure in newest.values() if f">{figure}<" not in drawn], "draw it again"
+        assert not [figure for figure in newest.values() if f">{figure}<" not in drawn], "draw the picture again"
 
 
 def test_drawing_takes_a_machine_without_a_colour(history: ModuleType, tmp_path: Path):

@@ -42,7 +42,7 @@ def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str
     assert (ids.read_text() if ids.is_file() else "") == before
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 2, 4, 6, 8]
     err = capsys.readouterr().err.replace("\n", " ")
-    assert err.count(f"{track}: ") >= 2, f"where it is, each time (W&B also advertises here): {err}"
+    assert err.count(f"{track}: ") >= 2, f"not both runs said where they are (W&B also advertises): {err}"
     assert "tracking stopped" not in err, err
     return run
 

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
             command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
             return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
     except MiniGPTError as error:
-        if int(os.environ.get("RANK") or 0) and not error.alone:  # of torchrun's processes, only the first prints it
+        if int(os.environ.get("RANK") or 0) and not error.alone:  # only torchrun's first process prints it
             time.sleep(30)  # torchrun ends all processes as soon as one has ended
             return error.exit_code
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
@@ -147,7 +147,7 @@ def _unexpected_error(error: Exception, argv: list[str]) -> str:
     if ended:
         return "memory ran out; make the model, the batch or the text smaller, or end other programs"
     if isinstance(error, RecursionError):
-        return "the input is nested too deeply; make it flatter"
+        return "the input is nested too deeply; use fewer levels"
     text = "".join(traceback.format_exception(error))
     about = [f"python {sys.version}", *(f"{name} {_version(name)}" for name in ("minigpt", "torch"))]
     words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]

@@ -49,7 +49,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
     Path: lambda word: Path(expand_home(word)),
     Name: check_name,
 }
-"""How to make a value of a word, for types that cannot do it themselves."""
+"""Functions that turn a word into a value, for types that cannot be called with the word."""
 
 RUNS = ("run", "runs", "one", "two", "draft", "ensemble")
 """Arguments that name runs. A flag with several runs also takes them separated by commas."""
@@ -111,7 +111,7 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
         if not word.startswith("--"):
             rest.append(word)
             continue
-        argument = flags.get(name) or flags[f"--{name[5:]}"]  # --no-plot is plot
+        argument = flags.get(name) or flags[f"--{name[5:]}"]  # --no-plot sets plot to False
         taken = [text] if equals else []
         while not equals and queue and _takes(argument, taken, queue[0]):
             taken.append(queue.pop(0))
@@ -120,7 +120,7 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
         if not taken:
             raise UserError(f"{name}: needs a value; write {name} VALUE")
         value = _value(argument, taken, command)
-        if argument.many and value and (earlier := values.get(argument.name)):  # more of them, not others
+        if argument.many and value and (earlier := values.get(argument.name)):  # a repeated flag adds values
             value = earlier | value if isinstance(value, dict) else earlier + value
         values[argument.name] = value if name == argument.flag or value is None else not value
     return values, rest
@@ -158,7 +158,7 @@ def _positionals(kind: type, arguments: Sequence[Argument], words: list[str], co
 
 
 def _value(argument: Argument, words: list[str], command: str) -> Any:
-    """The value that the words stand for. Raises UserError."""
+    """Turn the words into the value of an argument. Raises UserError."""
     if argument.optional and words == ["None"]:
         return None
     if get_origin(argument.kind) is tuple:

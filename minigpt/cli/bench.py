@@ -35,8 +35,8 @@ class Train:
     minigpt bench train --model.num-layers 6 --train.batch-size 16 --train.precision bf16 --vs hf
     minigpt bench train runs/my --profile trace.json.gz
 
-    If the vocabulary is not set, it is that of the tokenizer's kind (char: 65). Each step is timed by itself, and the
-    median counts. MFU is the share of the speed of a large matrix product here, in the precision used.
+    If the vocabulary is not set, it is that of the tokenizer's kind (char: 65). Each step is timed alone; the
+    report has the median. MFU is the share of the speed of a large matrix product here, in the precision used.
     """
 
     recipe: Positional[PathText | None] = None
@@ -44,7 +44,7 @@ class Train:
     steps: int = 10
     """Timed steps; when comparing, of each round."""
     warmup: int = 3
-    """Untimed steps before them, after the first step, whose time is given separately because it compiles."""
+    """Untimed steps before the timed ones. The time of the very first step is reported alone, because it compiles."""
     rounds: int = 3
     """How often each side is timed, in turn; once if nothing is compared."""
     vs: Literal["hf"] | None = None
@@ -62,7 +62,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Time greedy generation from random ids: the first token, the others, and how near they come to memory's speed.
+    """Time greedy generation from random ids: the first token, the others, and the share of the memory's limit.
 
     minigpt bench generate shakespeare-char --new-tokens 200
     minigpt bench generate runs/my --precision bf16 --vs hf

@@ -23,7 +23,7 @@ class _Chat:
     minigpt chat runs/my-tuned --system "Be brief." --session talk.json
     echo "Once upon a time" | minigpt chat runs/my --temperature 0.7
 
-    A run that was fine-tuned on chats answers. Any other run continues what you type; an empty line lets it write on.
+    A run that was fine-tuned on chats answers. Any other run continues what you type; an empty line makes it continue.
     Ctrl-C stops an answer and keeps the part that was written; at the prompt, Ctrl-C or Ctrl-D leaves. To continue on
     the next line, end a line with a backslash, or press Alt-Enter. When the context is full, the oldest turns are no
     longer read.
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if not interactive:
         return _converse(commands, PlainLines(), keep, interactive)
-    kind = "answers" if session.chat_format.roles else "continues what you type; an empty line lets it write on"
+    kind = "answers" if session.chat_format.roles else "continues what you type; an empty line makes it continue"
     _note(f"{args.run} {kind}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if session.messages:
         _note(f"{counted(len(session.messages), 'message')} so far; the last:")
@@ -117,7 +117,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
 
 
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
-    """Talk until there are no more lines. A mistake prints one line, and nothing is lost; returns 2 if the input of a
+    """Talk until there are no more lines. A mistake prints one line and changes nothing; returns 2 if the input of a
     program had a mistake.
     """
     from minigpt.generation.chat import Reply

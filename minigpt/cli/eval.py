@@ -1,4 +1,4 @@
-"""minigpt eval."""
+"""Measure a model on a text or on records: `minigpt eval`."""
 
 import json
 import os
@@ -49,8 +49,8 @@ class Eval:
     scores at this temperature. Generation does not use it.
 
     --adapt scores the text a second time, and lets the model learn from each window after it is scored: by a step of
-    gradient descent (dynamic), by more probability for words that followed a similar place (cache), or both. Compare
-    such scores only with other scores of this kind. The run itself does not change.
+    gradient descent (dynamic), by giving more probability to words that followed similar places (cache), or both.
+    Compare such scores only with other scores of this kind. The run itself does not change.
 
     For records (.jsonl; a fine-tuned run's own, or --data), eval reports the loss of the expected answers, how many
     the model writes exactly, and a table of prompts, expected answers and the model's answers.
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_flags(args: Eval) -> None:
-    """Raises UserError: flags that are for something else than what is asked."""
+    """Raise UserError for flags that belong to another kind of evaluation."""
     if args.tasks is None:
         _refuse(args, _FOR_TASKS, "only with --tasks")
     else:
@@ -173,7 +173,7 @@ def _check_flags(args: Eval) -> None:
 
 
 def _refuse(args: Eval, names: Sequence[str], why: str) -> None:
-    """Raises UserError if one of these flags is given."""
+    """Raise UserError if one of these flags is given."""
     unset = {field.name: field.default for field in fields(Eval)}
     if given := [name for name in names if getattr(args, name) != unset[name]]:
         raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: {why}")

@@ -20,21 +20,22 @@ class Export:
 
     hf: a Hugging Face directory, which transformers loads without minigpt. The shape gpt2 is GPT-2 there, and modern is
     Qwen3 (without qk_norm: Llama); a run that mixes their fields cannot be written. If transformers is installed, it
-    loads the directory, and its logits and ids are compared with minigpt's before the directory gets its name.
+    loads the directory, and its logits and ids are compared with minigpt's.
 
-    gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are built on it; for the same shapes. It is
-    read back and compared with the run before it gets its name.
+    gguf: one file for llama.cpp, and for Ollama, LM Studio and others that are built on it. The shapes are those of hf.
+    The file is read back and compared with the run.
 
     onnx: a directory for onnxruntime, transformers.js (in a browser) and optimum: one graph with a cache of keys and
-    values; for the same shapes. Needs pip install 'minigpt[onnx]'. onnxruntime runs it, and its logits and greedy ids
-    are compared with minigpt's before the directory gets its name.
+    values. The shapes are those of hf. Needs pip install 'minigpt[onnx]'. onnxruntime runs the graph, and its logits
+    and greedy ids are compared with minigpt's.
 
     page: one HTML file that works offline in any browser, with weights, tokenizer and code inside. If node is
-    installed, it runs the page's own code, and logits, ids and texts are compared before the file gets its name.
+    installed, it runs the page's own code, and logits, ids and texts are compared with minigpt's.
 
-    peft: only the adapter, if the run was fine-tuned with one: a directory for peft, to use with the base's --to hf.
+    peft: only the adapter, if the run was fine-tuned with one: a directory for peft. Write the base with --to hf too.
 
-    The other formats merge an adapter with its base, and turn the integers of a quantised run into floats.
+    If a comparison fails, the command fails, and no file is left. The other formats merge an adapter with its base, and
+    turn the integers of a quantised run into floats.
     """
 
     run: Positional[PathText]

@@ -58,7 +58,7 @@ def fit(run: LoadedRun, prepared: "Prepared", report: Report, batch_size: int | 
 
     Args:
         run, prepared: the run and its own text.
-        report: of that split; the windows are the same.
+        report: the report of that split; the same windows are used.
         batch_size: windows at a time (default: by memory).
     """
     windows = {"context": report["context"], "stride": report["stride"]}

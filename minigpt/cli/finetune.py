@@ -22,14 +22,14 @@ class Finetune:
     minigpt finetune runs/chat/config.yaml --name again
     minigpt finetune --merge runs/answers --out runs/whole
 
-    Data: any text that train takes; or JSON records; only their answers are learned. The keys tell the layout:
-    {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant; ShareGPT's
-    {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
+    Data: any text that train takes, or JSON records, of which only the answers are learned. The keys of a record tell
+    its layout: {"prompt", "completion"}; {"messages": [{"role", "content"}]} with roles system, user and assistant;
+    ShareGPT's {"conversations": [{"from", "value"}]}; Alpaca's {"instruction", "input", "output"}; {"prompt", "chosen",
     "rejected"}. minigpt eval scores the run on the records that are held out.
 
     The defaults suit fine-tuning: 16 rows per step, adamw, 10 steps of warm-up, a cosine to 0, no weight decay, no
     compilation; all settings of the model are the base's. Records teach a small model (width 512 at most) a new skill:
-    it learns at the rate of training from scratch, for some 1,200 steps (3 to 30 epochs). A text, a wider model and
+    it learns at the rate of training from scratch, for about 1,200 steps (3 to 30 epochs). A text, a wider model and
     DPO use a tenth of the rate and 3 epochs; an adapter uses the full rate. The same command continues an interrupted
     run. Ctrl-C saves and stops.
 

@@ -69,7 +69,7 @@ class _Generate:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32"
-    """Precision of the weights. On a CPU a large model writes twice as fast in bf16, and some three times as fast in
+    """Precision of the weights. On a CPU a large model writes twice as fast in bf16, and about three times as fast in
     int8, which changes its text a little; int4 (for runs of minigpt quantize) changes more; auto is bf16 there."""
     json: bool = False
     """Print one JSON object: run, step, prompt, samples, reasons, settings, and with --logprobs tokens."""

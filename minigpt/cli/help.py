@@ -1,4 +1,4 @@
-"""Print a command's help: `-h` shows what people use most, `--help` all options, `--help SECTION` one section."""
+"""Print a command's help: `-h` shows the most used options, `--help` all of them, `--help SECTION` one section."""
 
 import dataclasses
 import inspect
@@ -57,7 +57,7 @@ def print_help(
 
     Args:
         kind: the command's dataclass; COMMON, if it has that, lists the paths of the options that -h shows.
-        arguments: of `kind`.
+        arguments: the arguments of `kind`.
         command: "train", for the usage line.
         config: from `config_sections`; {} for a command that takes none.
         words: the words that the person typed, with -h, --help, or --help and a section's name.
@@ -94,7 +94,7 @@ def print_help(
 
 def _sections(arguments: Sequence[Argument], config: Mapping[str, Any]) -> dict[str, Section]:
     """All options of a command by section; settings of generation have their own section."""
-    how = "-h shows what people use most, --help all, --help SECTION one section, such as --help model."
+    how = "-h shows the most used options, --help all of them, --help SECTION one section, such as --help model."
     own, generation = [Row("help", "-h, --help", "", how if config else "Show this help.", "")], []
     for flag in (argument for argument in arguments if not argument.positional):
         spelled = f"--no-{flag.flag[2:]}" if flag.switch and flag.default is True else flag.flag

@@ -22,7 +22,7 @@ class Model:
     """
 
     action: Positional[Literal["inspect"]]
-    """inspect."""
+    """inspect, the only action."""
     what: Positional[PathText | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     recipe = str(RunFolder(folder).config) if folder and folder.is_dir() else args.what
     config, _ = config_from([recipe] if recipe else [], overrides)
     shape = config.model
-    if shape.vocab_size is None:  # a recipe leaves it to the tokenizer; take the largest that it could give
+    if shape.vocab_size is None:  # the tokenizer will set it; take its largest size
         from minigpt.tokenizers.words import WIKITEXT_2
 
         ids = config.tokenizer.vocab_size
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
-    """All figures as plain values, for a shape whose vocabulary is known, trained as the config says."""
+    """All figures as plain values. The shape's vocabulary must be known; the config says how the model is trained."""
     from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
     from minigpt.runtime.memory_estimate import inference_memory, memory_of_run
 

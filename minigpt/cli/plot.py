@@ -22,13 +22,14 @@ class Plot:
     minigpt plot runs/a runs/b --what bpb,throughput --x tokens --out compare.svg
     minigpt plot runs/sweep --what scaling
 
-    Faint lines are what was logged, thin lines the running mean, bold lines with dots the validation. Runs that differ
-    only in their seed are one curve, their mean, in a band of the sample standard deviation. Floors (measured at the
-    end of a run, or by minigpt eval RUN --save) are drawn if all runs have the same ones. Compare losses per token only
-    with one tokenizer; you can always compare bits per byte. Scaling is the best validation loss against parameters,
-    tokens and FLOPs, with a power law through the frontier if three runs or more are on it. If a run has not logged
-    something, it is left out and a line says so. Needs matplotlib: pip install 'minigpt[plot]'. To draw texts and
-    tokenizers: minigpt data inspect --plot, minigpt tokenizer inspect --plot.
+    Faint lines show the logged values, thin lines their running mean, bold lines with dots the validation values. Runs
+    that differ only in their seed are one curve, their mean, in a band of the sample standard deviation. Floors
+    (measured at the end of a run, or by minigpt eval RUN --save) are drawn if all runs have the same ones. Compare
+    losses per token only with one tokenizer; you can always compare bits per byte. Scaling is the best validation loss
+    against parameters, tokens and FLOPs, with a power law through the frontier if three runs or more are on it. A run
+    that has not logged the values of a panel is left out of the panel, and a message says so. Needs matplotlib: pip
+    install 'minigpt[plot]'. To draw texts and tokenizers: minigpt data inspect --plot, minigpt tokenizer inspect
+    --plot.
     """
 
     runs: Positional[tuple[PathText, ...]]

@@ -63,7 +63,7 @@ def answer_all(
 ) -> int:
     """Write {"prompt", "seed", "samples": [{"text", "reason", "tokens", ...}], other keys of the line} for each prompt.
 
-    Raises UserError. The file `out` is written at the end, whole or not at all.
+    Raises UserError. The file `out` is written at the end, completely or not at all.
     """
     if batch_size < 1:
         raise GenerationError(f"--batch-size {batch_size}: give 1 or more")

@@ -17,14 +17,14 @@ class Quantize:
     minigpt quantize runs/my --group 32 --out runs/small
     minigpt generate runs/my-int4 --precision int4
 
-    The result is a run: every command takes it. Generating with --precision int8 or int4 uses the integers themselves;
-    all other commands turn them into fp32. You cannot resume training from it, but you can fine-tune it.
+    The result is a run that every command can use. Generating with --precision int8 or int4 uses the integers
+    themselves; all other commands turn them into fp32. You cannot resume training from it, but you can fine-tune it.
     """
 
     run: Positional[PathText]
     """A run directory, a checkpoint, or an exported Hugging Face directory."""
     bits: Literal["8", "4"] = "4"
-    """Bits of the matrices in the blocks; 8 lose almost nothing."""
+    """Bits of the matrices in the blocks; 8 bits lose almost nothing."""
     group: Literal["32", "64", "128"] = "64"
     """With 4 bits: numbers that share a scale. Smaller groups are more exact, and cost 16/group bits per number."""
     embedding_bits: Literal["8", "4"] = "8"

@@ -76,7 +76,7 @@ class Diff:
     one: Positional[PathText]
     """A run directory."""
     two: Positional[PathText]
-    """Another."""
+    """Another run directory."""
     json: bool = False
     """Print one JSON object: settings, data, versions, results: each {name: [value of one, value of two]}."""
 
@@ -90,7 +90,7 @@ class Compare:
     minigpt runs compare runs/a runs/b runs/c
     minigpt runs compare runs/sweep --x minutes --out sweep.svg
 
-    The spread, and half of the band, is the sample standard deviation over the seeds; one run has none. Runs with
+    The spread, and half of the band, is the sample standard deviation over the seeds. A single run has none. Runs with
     different tokenizers are drawn in bits per byte. For other pictures see minigpt plot.
     """
 
@@ -99,7 +99,7 @@ class Compare:
     out: PathText | None = None
     """Picture to write, .png or .svg (default: compare.png next to the first run)."""
     plot: bool = True
-    """Draw the curves (needs the plot extra)."""
+    """Do not draw the curves. (Drawing needs the plot extra.)"""
     x: Literal["step", "tokens", "minutes"] = "step"
     """What the picture's horizontal axis counts."""
     json: bool = False

@@ -23,7 +23,8 @@ class Serve:
     minigpt serve runs/my --host 0.0.0.0 --api-key "a long secret"
 
     A client's base URL is http://127.0.0.1:8000/v1, and a model has the run's name: my; my@500 for the checkpoint of
-    step 500; my+pirate for an adapter. Many texts are written at once; each text is the same as if it were alone.
+    step 500; my+pirate for an adapter. Many texts are written at once; each text is the same as if it were written
+    alone.
 
     Only this machine can reach the server, unless you give --host; then every client must send a key.
     """
@@ -55,7 +56,7 @@ class Serve:
     max_texts: int = 256
     """Texts that a model writes at once."""
     max_queue: int = 512
-    """Texts that may wait; a client above this number is told to try again."""
+    """Texts that may wait; a client above this number must try again later."""
     max_tokens: int = 4096
     """Largest number of new tokens in one text."""
     max_seconds: float = 300.0

@@ -129,7 +129,7 @@ def at_commas(text: str) -> list[str]:
     for place, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
-        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word opens no quote
+        elif char in "\"'" and not parts[-1]:  # an apostrophe within a word does not open a quote
             quote = char if char in text[place + 1 :] else ""
         else:
             depth += (char in "[{") - (char in "]}")
@@ -204,7 +204,7 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
 
 
 def _is_model(path: Path) -> bool:
-    """Whether finetune could start from it: a run, a checkpoint, one's name, or a Hugging Face directory."""
+    """Whether finetune can start from it: a run, a checkpoint, its best or last file, or a Hugging Face directory."""
     inside = any((path / name).is_file() for name in (CONFIG, MANIFEST, "config.json"))
     return inside or (is_pointer(path) and path.parent.name == CHECKPOINTS)
 

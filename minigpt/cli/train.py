@@ -67,7 +67,7 @@ class Train:
     reach the lowest loss in that time (settings that you give stay as they are), say what loss to expect and when it
     will end, train, and end in time. A text without a recipe or a length gets 5m. The rule: docs/budget.md."""
     dry_run: bool = False
-    """With --budget: only say what would be done; with --json the plan as receipt.json would hold it, as one object."""
+    """With --budget: only print the plan. With --json, print it as one JSON object, in the form of receipt.json."""
     json: bool = False
     """Print one JSON object at the end: run, step, seconds, stop_reason, val_loss, best_loss, best_step, epochs,
     bits_per_byte (of the best checkpoint on the whole validation split; null if it was not scored)."""

@@ -31,7 +31,7 @@ class LoRAConfig(Section):
     """Probability of zeroing an input of A in training."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("qkv", "out", "up", "down")
     """Linear layers to adapt, by the end of their dotted names, with * and ?: qkv, attention.*, blocks.[01].*.qkv,
-    head. The default is all layers in the blocks; full fine-tuning's quality needs them (Dettmers et al., 2023, 4)."""
+    head. The default, all layers in the blocks, is needed to equal full fine-tuning (Dettmers et al., 2023, 4)."""
 
     _names = field_validator("targets", mode="before")(names)
 
@@ -82,5 +82,5 @@ class FinetuneConfig(Section):
     @field_validator("teacher", mode="before")
     @classmethod
     def _teachers(cls, given: Any) -> Any:
-        """Older configs allowed one teacher at most, and say null for none."""
+        """Older configs allow at most one teacher; null means none."""
         return () if given is None else names(given)

@@ -139,7 +139,7 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     split_flags(["my.txt", "--train.max-steps", "10", "--json"])
         -> ({"train.max_steps": 10}, ["my.txt", "--json"])
 
-    `--a.b value` and `--a.b=value` both work, `-` and `_` alike; a bare `--a.b` is true.
+    `--a.b value` and `--a.b=value` both work, with `-` or `_`; a bare `--a.b` is true.
     Values are read as YAML. Raises ConfigError for a flag without its value.
     """
     flags, rest = flag_texts(argv)

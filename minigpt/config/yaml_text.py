@@ -80,7 +80,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes YAML that the loader reads back: no aliases, and quotes around texts that look like numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
+        """Return True for every value, so no aliases are written."""
         return True
 
 

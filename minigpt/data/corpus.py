@@ -3,9 +3,9 @@
 If the source has no published splits:
 - One document is cut by characters: the first int((1 - val_fraction) x n) are for training, the rest for validation.
 - Of several documents, each goes to one split as a whole. A hash of its cleaned text decides, so copies of a document
-  stay together, and adding documents does not move others. With at most 1,000 different documents, chance could miss
-  the validation share by far, or leave a split empty. Then documents are chosen for validation in the order of their
-  hashes, as long as each one brings the share nearer to val_fraction.
+  stay together, and adding documents does not move others. With at most 1,000 different documents, the
+  validation split could be much too small or too large by chance, or a split could be empty. Then documents are chosen
+  for validation in the order of their hashes, as long as each one brings the share nearer to val_fraction.
 
 A first pass, the survey, counts characters and hashes documents. It also finds errors in a text (an undecodable byte, a
 broken line) in seconds, before encoding, which takes minutes.

@@ -1,7 +1,7 @@
-"""Texts known by name: where they are published, their sha256, and how each divides into splits.
+"""List the texts that have a name: their addresses, their sha256, and their splits.
 
-The figures of text8, enwik8, WikiText-103 and TinyStories are those that many independent projects check their own
-downloads by; for TinyStories it is also what the Hugging Face hub publishes for that commit (its Git LFS ids).
+The sha256 of text8, enwik8, WikiText-103 and TinyStories are those with which many independent projects check their
+downloads. For TinyStories, the Hugging Face hub publishes the same sha256 for that commit (its Git LFS ids).
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ class Part:
     """One split of a published text.
 
     Attributes:
-        file: what is downloaded.
-        member: the text's name in it, where it is a zip archive.
+        file: the file to download.
+        member: the text's name in the file, if the file is a zip archive.
         start, stop: bytes of the member (default: all).
-        split_at: stands between its documents; "" for a text that is one document.
+        split_at: the mark between two documents; "" for a text that is one document.
     """
 
     file: RemoteFile
@@ -36,7 +36,7 @@ def _hundred_million_bytes(name: str, sha256: str) -> dict[str, Part]:
 
 
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
-# The address in the paper, on Amazon S3, is gone; this is the same archive on its author's own site.
+# The address in the paper, on Amazon S3, no longer works. This is the same archive on the author's own site.
 _WIKITEXT_103 = RemoteFile(
     "wikitext-103/wikitext-103-v1.zip",
     "https://wikitext.smerity.com/wikitext-103-v1.zip",
@@ -61,8 +61,8 @@ NAMED: Mapping[str, Mapping[str, Part]] = {
                 f"{_WIKITEXT}/train.txt",
                 (
                     "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
-                    # rebuilt from Hugging Face's copy: the same lines in another article order, 23 of which begin
-                    # with a quotation mark too many, so it has 2,088,651 words where the published file has 2,088,628
+                    # Rebuilt from Hugging Face's copy: the same lines, with the articles in another order. 23 lines
+                    # begin with an extra quotation mark, so it has 2,088,651 words; the published file has 2,088,628.
                     "4780fcd561e987ce297832efaa685cc4887effe12eaaa1bfa2955332ce71da6d",
                 ),
             )

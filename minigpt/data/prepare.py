@@ -7,8 +7,8 @@ the sha256 of a published file), cleaning, splitting, the tokenizer's fingerprin
 same preparation is found again at once, and a changed file is prepared again.
 
 Everything is written into a temporary directory, which is renamed at the end. If two processes prepare the same text,
-both write their own directory, and the second to finish uses the first one's. The next process deletes the unfinished
-directory of a killed process.
+both write their own directory, and the one that finishes second uses the directory of the other. The next process
+deletes the unfinished directory of a killed process.
 
 The end-of-text id follows each document if there are several and the tokenizer has such an id. A text that is one
 document gets none.

@@ -1,10 +1,11 @@
-"""What a person names as data -> documents: files of any kind, standard input, named texts, stories, Hugging Face.
+"""Find the text that `data.source` names, and read its documents: files, standard input, named texts, stories, hf:NAME.
 
-A `Source` has one part, "train", which is still to be split, or its published parts train / val / test.
-A plain text is one document, and so is each split of WikiText, text8 and enwik8, so that figures compare with
-published ones; of a directory each file is one, of JSON lines each line, of stories each story.
+A `Source` has one part, "train", which is not split yet, or its published parts train, val and test.
 
-Names come before paths: a file called `stories` is reached as ./stories.
+These are one document each: a plain text; a split of WikiText, text8 or enwik8, as in published results; a file of a
+directory; a line of JSON lines; a story.
+
+Names come before paths: to read a file called `stories`, write ./stories.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from minigpt.errors import DataError, EncodingError, nearest
 from minigpt.files import expand_home, file_sha256, find
 
 STORIES_SEED = 0
-"""Seed of the stories that everybody trains on; another seed gives stories nobody has seen."""
+"""Seed of the stories that all runs train on. Another seed gives stories that no run has seen."""
 
 Reader = Callable[[], Iterator[Blocks]]
 """Starts reading a part from its beginning."""
@@ -40,7 +41,7 @@ class Source:
     """A text that can be read again and again.
 
     Attributes:
-        name: as the person gave it.
+        name: the name that the person gave.
         identity: plain values that change whenever the text may have changed; part of the cache's key.
         parts: split name -> reader of its documents.
         single: every part is known to be one document, without reading it.
@@ -55,10 +56,10 @@ class Source:
 
 
 def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
-    """The source that `config.source` names, downloaded if it is a published one that is not here yet.
+    """Find the source that `config.source` names. A published text is downloaded if it is not here yet.
 
     Raises:
-        DataError: nothing of that name, empty, binary, unreadable, or not to be had.
+        DataError: no such text, empty, binary, unreadable, or it cannot be downloaded.
         StorageError: a download cannot be stored.
     """
     check_encoding(config.encoding)
@@ -88,7 +89,7 @@ def _find(config: DataConfig, progress: Progress | None) -> Source:
 
 
 def _split_all(read: Reader, mark: str) -> Iterator[Blocks]:
-    """The documents, each cut at every mark; the marks are taken out."""
+    """Cut each document at every mark, and remove the marks."""
     for blocks in read():
         yield from _split(blocks, mark)
 
@@ -107,12 +108,12 @@ def _split(blocks: Blocks, mark: str) -> Iterator[Blocks]:
     while more:
         document = part()
         yield document
-        for _ in document:  # what the reader did not take of it
+        for _ in document:  # skip the pieces that the reader has not read
             continue
 
 
 def _pieces(blocks: Blocks, mark: str) -> Iterator[str | None]:
-    """The text in pieces, None in place of each mark, also of one that two blocks share."""
+    """Yield the text in pieces, and None in place of each mark, also if a mark is in two blocks."""
     held = ""
     for block in blocks:
         *parts, last = (held + block).split(mark)
@@ -144,7 +145,7 @@ def _named(name: str, progress: Progress | None) -> Source:
 
 
 def _read_part(path: Path, part: Part) -> Iterator[Blocks]:
-    """The documents of one split of a published text; line ends around the mark between two belong to neither."""
+    """Yield the documents of one split of a published text, without the line ends next to the marks."""
     blocks = zipped(path, part.member, part.start, part.stop) if part.member else decoded(path, "utf-8", str(path))
     if not part.split_at:
         yield blocks
@@ -184,7 +185,7 @@ def _files(config: DataConfig) -> Source:
             del forms[entry]
     if not forms:
         why = next((f" {reason}" for reason in [*skipped.values(), *left.values()]), "")
-        many = f", and of {len(found)} files the first{why}" if why else ""
+        many = f"; the first of {len(found)} files{why}" if why else ""
         where = "is a directory without text files" if there else "matches no text file"
         raise DataError(f"{name}: {where}{many}; name files that hold text")
     if left:
@@ -195,7 +196,7 @@ def _files(config: DataConfig) -> Source:
 
 
 def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The files of a folder and its folders, hidden ones left out; and what else is there, with the reason.
+    """Find the files of a folder and of the folders in it, except hidden ones; and the other entries, with a reason.
 
     Raises DataError for a folder that cannot be read.
     """
@@ -223,10 +224,10 @@ def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _no_rows(path: Path, form: Form, config: DataConfig) -> str | None:
-    """Why the first row of a JSON file is not a text, None if it is."""
+    """The reason why the first row of a JSON file is not a text; None if it is a text."""
     try:
         next(read_documents(path, config.encoding, config.text_field, None, form), None)
-    except EncodingError:  # said where it is read
+    except EncodingError:  # reported when the text is read
         return None
     except DataError as error:
         return f"(JSON: {str(error).removeprefix(str(path)).lstrip(': ')})"
@@ -257,14 +258,14 @@ def _check_file(path: Path, config: DataConfig, label: str) -> None:
 
 
 def _form_parts(form: Form | None) -> list[str]:
-    """What a file's identity says of its form, so that no cache of another reading is taken."""
+    """The form as a part of a file's identity: a cached text that was read in another form is not used."""
     return [form] if form else []
 
 
 def _missing(name: str, path: Path) -> DataError:
     names = [*NAMED, "stories"]
     siblings = {}
-    with contextlib.suppress(OSError):  # a folder that is not there, or may not be looked into
+    with contextlib.suppress(OSError):  # the folder is missing, or may not be read
         siblings = {entry.name: str(entry) for entry in path.parent.iterdir() if not entry.name.startswith(".")}
     hint = nearest(path.name, [*names, *siblings])
     if hint.startswith("did you mean"):

@@ -58,7 +58,7 @@ class TextStatistics:
 
 
 def count_words(text: str) -> int:
-    """len(text.split()), but for long texts in a fifth of the time (1.5 instead of 8 ms per MB): counts ends of spaces.
+    """len(text.split()), but five times as fast for long texts (1.5 instead of 8 ms per MB): counts the ends of spaces.
 
     count_words(" two  words") -> 2
     """

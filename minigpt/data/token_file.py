@@ -44,8 +44,8 @@ class TokenWriter:
     with TokenWriter(path, vocab_size, fingerprint) as writer:
         writer.append(ids)
 
-    The file gets its name when the block ends without an error. Raises StorageError if it cannot be written,
-    ValueError for an id outside the vocabulary.
+    The file is renamed to its final name when the block ends without an error. Raises StorageError if it cannot be
+    written, ValueError for an id outside the vocabulary.
     """
 
     def __init__(self, path: Path, vocab_size: int, fingerprint: str):

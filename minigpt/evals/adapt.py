@@ -99,7 +99,7 @@ def evaluate_adapted(
         how: the method, and its settings.
         model: a copy of it learns.
         tokens, context, runtime, stride, token_lengths, progress: see `evaluate`.
-        batch_size: only checked; windows are read one by one, since the model learns from each before the next.
+        batch_size: is only checked. Windows are read one by one, since the model learns from each before the next.
 
     Raises: as `evaluate`; UserError if the weights diverge.
     """

@@ -3,22 +3,22 @@
     uniform     all bytes that occur in the training text are equally likely: log2 of their number
     unigram     bytes by their frequency in training, one added to each of the 256 counts
     five_gram   predicts a byte from the one to four bytes before it: interpolated Kneser-Ney (see `ngram`)
-    xz          how many bits this text adds to an archive of the end of the training text
+    xz          bits that this text adds if xz packs it after the end of the training text
     entropy     stories only: the exact expectation under the grammar that wrote them; no model can do better
     surprisal   stories only: -log2 P of this text under the grammar; its mean over texts is the entropy
 
-The first three are fitted on the first 16 MiB of the training text; xz (preset 6) sees its last 1 MiB. More text would
+The first three are fitted on the first 16 MiB of the training text; xz (preset 6) sees the last 1 MiB. More text would
 make xz a little better: on the stories it falls from 0.88 to 0.83 with all of the text, in three times the time. The
 floors read documents one after another, without the end-of-text token between them.
 
-A tokenizer of words keeps the text only if the text is in WikiText's form and has no unknown word. With other texts
-such a run has no fitted floors, since the decoded text is not the source text.
+A word tokenizer decodes to the same text only if the text is in WikiText's form and has no unknown word. For other
+texts there are no fitted floors, since the decoded text is not the source text.
 
 Floors depend on the text, so the cache keeps them under its hash:
 
     CACHE/floors/KEY.json
 
-KEY is a hash of the two texts (training and evaluated), of VERSION, and of the tokenizer if it can have lost text.
+KEY is a hash of the two texts (training and evaluated), of VERSION, and of the tokenizer if it may have lost text.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
 XZ_BYTES = 1 << 20
-VERSION = 2  # of the cached floors: raise it when a definition above changes
+VERSION = 2  # version of the cached floors: raise it when a definition above changes
 
 Floors = dict[str, float]
 _NAMES = Literal["uniform", "unigram", "five_gram", "xz", "entropy", "surprisal"]

@@ -87,7 +87,9 @@ class HarnessModel(TemplateLM):
             done += len(some)
             self._tell(done, len(rows))
         if not all(map(math.isfinite, nats)):
-            raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
+            raise CheckpointError(
+                "the model's loss is NaN or infinite: its weights are damaged, or its training diverged"
+            )
         return [(-loss, likeliest) for loss, likeliest in zip(nats, greedy, strict=True)]
 
     @torch.no_grad()

@@ -52,10 +52,10 @@ def evaluate(
     token_lengths: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score tokens[1:], all of them, each once.
+    """Score each of tokens[1:] exactly once.
 
     Args:
-        model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is put back afterwards.
+        model: ids [B, T] -> logits [B, T, V], on the runtime's device; its mode is restored afterwards.
         tokens: [N] ids, N at least 2.
         context: tokens in a window, at least 1.
         runtime: device and precision.
@@ -95,13 +95,13 @@ def check_finite(score: Score) -> Score:
 
 def non_finite_loss() -> CheckpointError:
     """The error for a model whose loss is NaN or infinite."""
-    return CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
+    return CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
 
 
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
     """A `scorer` for `evaluate_run`: evaluates the mean of the probabilities of the run's model and these models.
 
-    The training mode of each model is put back afterwards.
+    The training mode of each model is restored afterwards.
     """
 
     def scorer(model: GPT, tokens: npt.NDArray[Any], **how: Any) -> Score:

@@ -150,7 +150,7 @@ def _loss(run: RecordRun, records: Sequence[Record], template: Template, seq_len
     for targets, losses in target_losses(run.model, row_eval_batches(rows, seq_len, BATCH), run.runtime):
         nats, tokens = nats + float(losses.sum()), tokens + int((targets != IGNORE).sum())
     if not np.isfinite(nats):
-        raise CheckpointError("the model's loss is not a number: its weights are damaged, or its training diverged")
+        raise CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
     return nats / max(1, tokens), tokens
 
 

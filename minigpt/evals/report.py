@@ -1,6 +1,6 @@
 """Report scores that can be compared between models, with confidence intervals and the floors of the same text.
 
-    loss             nats per token, over all tokens of the split but the first, which nothing predicts
+    loss             nats per token, over all tokens of the split but the first, which is not predicted
     perplexity       exp(loss)
     bits_per_byte    all nats / ln 2 / bytes of the source text in these tokens, so that different tokenizers can be
                      compared; an end-of-text token has nats but no bytes

@@ -29,7 +29,7 @@ class Tempered(nn.Module):
     def __init__(self, model: nn.Module, temperature: float):
         super().__init__()
         self.model, self.temperature, self.config = model, temperature, getattr(model, "config", None)
-        self.training = model.training  # `evaluating` puts this mode back
+        self.training = model.training  # `evaluating` restores this mode
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The logits of the model / temperature."""

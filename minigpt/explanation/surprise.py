@@ -13,7 +13,7 @@ class Surprise:
     """What a model expected at one position of a text."""
 
     loss: float | None
-    """-ln p of the token, in nats; None for the first token, which nothing predicts."""
+    """-ln p of the token, in nats; None for the first token, which is not predicted."""
     rank: int | None
     """1 if this was the likeliest token, 2 for the second likeliest, and so on."""
     likeliest: list[tuple[int, float]]

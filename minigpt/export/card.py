@@ -25,7 +25,7 @@ CARD = "README.md"
 
 
 class Run(Protocol):
-    """What export needs of a loaded run."""
+    """What export needs from a loaded run."""
 
     @property
     def path(self) -> Path: ...
@@ -69,9 +69,9 @@ def _card(run: Run, name: str, front: dict[str, Any], first: list[tuple[str, str
     known = _trained(run)
     front = front | {"tags": ["minigpt"]} | ({"datasets": [run.config.data.source[3:]]} if _on_hub(run) else {})
     score = kept_score(RunFolder.of(run.path).path, run.step)
-    does = "It goes on from a text; it was not trained to answer or to obey."
+    does = "It continues a text; it was not trained to answer questions or to follow instructions."
     if run.config.finetune.base:
-        does = "It was fine-tuned, and goes on from a text as the text that it was fine-tuned on does."
+        does = "It was fine-tuned, and continues a text in the style of the data that it was fine-tuned on."
     if RunFolder.of(run.path).template.is_file():
         does = "It answers in chats."
     parts = [
@@ -84,7 +84,7 @@ def _card(run: Run, name: str, front: dict[str, Any], first: list[tuple[str, str
         "## How to load it",
         f"```python\n{load}\n```",
         "## Intended use",
-        "Study and play: to see what a model of this size learns of its text.",
+        "Study and play: to see what a model of this size learns from its text.",
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(run)),
     ]
@@ -147,12 +147,12 @@ def _unscored(run: Run) -> str:
 def _limits(run: Run) -> list[str]:
     lines = [
         "It knows the text that it was trained on, and nothing else. What it writes may be false.",
-        "It can repeat parts of that text word for word, and with them what is private or under copyright.",
+        "It can repeat parts of that text word for word, also private or copyrighted parts.",
         "Nothing filters what it writes.",
         f"It reads {counted(run.model.config.max_seq_len, 'token')} at most.",
     ]
     if run.tokenizer.unk_id is not None and run.tokenizer.kind in ("char", "word"):
-        lines.append(f"It reads only the {run.tokenizer.unit}s of its training text; every other one is unknown to it.")
+        lines.append(f"It reads only the {run.tokenizer.unit}s of its training text; all others are unknown to it.")
     return lines
 
 

@@ -39,7 +39,7 @@ _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 @dataclass(frozen=True)
 class ExportedGGUF(Exported):
-    """What `export_gguf` wrote.
+    """The result of `export_gguf`.
 
     `difference` is the largest |logit of the file's weights - logit of the run| on random ids: the effect of rounding.
     `same` is the share of these ids after which the likeliest next id is the run's.
@@ -54,7 +54,7 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
     Args:
         run: from `load_run`. An adapter is part of its weights already.
         out: the file to write (default: RUN-F16.gguf, next to the run).
-        precision: of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
+        precision: precision of the matrices: fp32, fp16, bf16, q8_0 (8.5 bits per number) or q4_0 (4.5).
 
     Raises:
         CheckpointError: fields for which llama.cpp has no architecture; the error names them.
@@ -87,7 +87,7 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
 
 
 def _sampling(run: Run) -> dict[str, Any]:
-    """The run's generation settings, as far as llama.cpp has them."""
+    """The run's generation settings that llama.cpp has too."""
     ours = run.config.generation
     return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
 

@@ -9,8 +9,8 @@
         template.json             the same template in minigpt's form
         README.md                 the model card, made from the run's receipt and score
 
-Nothing is trusted: if transformers is installed, it loads the directory, and its logits and ids are compared with
-minigpt's before the directory gets its name.
+The result is checked: if transformers is installed, it loads the directory, and its logits and ids are compared with
+minigpt's, before the directory is renamed to its final name.
 """
 
 import importlib.util
@@ -35,13 +35,13 @@ from minigpt.weights.checkpoint import write_tensors
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by some 1e-6 in fp32
+TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by about 1e-6 in fp32
 _SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     `difference` is the largest |logit of the other tool - minigpt's logit| on random ids, None if the tool is not
     installed.
@@ -63,7 +63,7 @@ def export_huggingface(run: Run, out: str | Path | None = None, precision: str =
     Args:
         run: from `load_run`.
         out: the directory to write (default: RUN-hf, next to the run).
-        precision: of the weights in the file: fp32, bf16 or fp16.
+        precision: precision of the weights in the file: fp32, bf16 or fp16.
 
     Raises:
         CheckpointError: a shape that transformers cannot compute.

@@ -6,7 +6,8 @@
 
 The graph is written node by node (`onnx_graph.py`) and not by torch.onnx: tracing needs one more package and minutes
 for large models, and its result would have to be rewritten to hold the cache under the names that other tools expect.
-onnxruntime runs the graph, and logits and greedy ids are compared with minigpt's before the directory gets its name.
+onnxruntime runs the graph, and logits and greedy ids are compared with minigpt's, before the directory is renamed to
+its final name.
 """
 
 import importlib
@@ -46,7 +47,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
     Args:
         run: from `load_run`. An adapter is part of its weights already.
         out: the directory to write (default: RUN-onnx, next to the run).
-        precision: of the matrices in the file: fp32, fp16 or int8.
+        precision: precision of the matrices in the file: fp32, fp16 or int8.
 
     Raises:
         UserError: onnx or onnxruntime is not installed.
@@ -85,7 +86,7 @@ def export_onnx(run: Run, out: str | Path | None = None, precision: str = "fp32"
 
 
 def _onnxruntime() -> ModuleType:
-    """The package, with its reports to its makers switched off. Raises UserError if it, or onnx, is not installed."""
+    """The package, with its telemetry switched off. Raises UserError if it, or onnx, is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         importlib.import_module("onnx")

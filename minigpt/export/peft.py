@@ -5,8 +5,8 @@
         tokenizer.json, tokenizer_config.json             with the chat template, which the base may not have
         README.md                                         the model card
 
-If peft and transformers are installed, they load it on the base, and their logits are compared with minigpt's before
-the directory gets its name.
+If peft and transformers are installed, they load the adapter on the base, and their logits are compared with
+minigpt's, before the directory is renamed to its final name.
 """
 
 import importlib.util

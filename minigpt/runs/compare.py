@@ -19,8 +19,8 @@ FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
 class Group:
     """Runs that differ only in their seed.
 
-    settings: those in which the groups differ.
-    mean, deviation: of each of FIGURES. The deviation is the sample standard deviation, None for one run; both are None
+    settings: the settings in which the groups differ.
+    mean, deviation: for each of FIGURES, the mean and the sample standard deviation (None for one run); both are None
     if a run has no such figure.
     """
 

@@ -1,4 +1,4 @@
-"""Join checkpoints in parts, as the ranks of a divided model write them, into ordinary files."""
+"""Join checkpoints that several ranks wrote in parts into ordinary files."""
 
 from pathlib import Path
 

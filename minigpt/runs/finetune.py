@@ -43,7 +43,7 @@ SKILL_STEPS, MOST_PASSES = 1200, 30
 passes.
 """
 SKILL_WIDTH = 512
-"""Widest model for which answering is a new skill; wider models are assumed to be pretrained, and are easily spoilt."""
+"""Widest model for which answering is a new skill; wider models are assumed to be pretrained, and forget easily."""
 
 
 def fine_tune(
@@ -68,7 +68,7 @@ def fine_tune(
         command: what was called, for the receipt.
 
     Raises:
-        UserError: see minigpt.errors; nothing is lost.
+        UserError: see minigpt.errors; saved files stay intact.
     """
     given = {"finetune.base": base, "data.source": data}
     given = {path: str(value) for path, value in given.items() if value is not None} | dict(settings or {})
@@ -181,12 +181,12 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
     defaults = tuned_defaults(base, given)
     config = load_config(None, {**defaults, **given})
     problems = [
-        f"model.{field}: is the base's, {value}; train a model anew to change it"
+        f"model.{field}: the base has {value}; train a new model to change it"
         for field, value in base.model.config.model_dump().items()
         if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]
     if config.tokenizer.kind != base.tokenizer.kind or config.tokenizer.path:
-        problems.append(f"tokenizer.kind: is the base's, {base.tokenizer.kind}")
+        problems.append(f"tokenizer.kind: the base has {base.tokenizer.kind}")
     if "data.source" not in given:
         problems.append("data.source: name the data to learn from")
     if (config.finetune.seq_len or 1) > config.model.max_seq_len:
@@ -223,7 +223,7 @@ class FineTuning:
     """Training that starts from a model: the `Task` of a run that has a base.
 
     Args:
-        config: of the run.
+        config: the run's config.
         base: the model to start from; its weights are copied.
         template: how chats are written, if the records are chats.
         command: the command that started the run, for the receipt.

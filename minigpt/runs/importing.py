@@ -1,4 +1,4 @@
-"""Import a model of another program as a run, so that every command takes it.
+"""Import a model of another program as a run, so that every command can use it.
 
     a Hugging Face directory            GPT-2, Qwen3, Llama: config.json, safetensors, tokenizer.json
     model.gguf                          the same architectures, in fp32, fp16, bf16, q8_0 or q4_0
@@ -44,7 +44,7 @@ GPT2_SIZES = (50257, 50304)
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_model` wrote. `kind`: huggingface, gguf, nanogpt or llama2.c; `tokenizer`: its kind."""
+    """The result of `import_model`. `kind`: huggingface, gguf, nanogpt or llama2.c; `tokenizer`: its kind."""
 
     path: Path
     kind: str
@@ -81,7 +81,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     """
     source = Path(source)
     if RunFolder.of(source).is_run:
-        raise RunError(f"{source}: is a run of minigpt; every command takes it as it is")
+        raise RunError(f"{source}: is a run of minigpt; every command can use it as it is")
     out = Path("runs", source.stem if source.is_file() else source.resolve().name) if out is None else Path(out)
     refuse_existing(out)
     found = _read(source)

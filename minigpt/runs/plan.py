@@ -70,7 +70,7 @@ def plan_run(
 
 
 def pick_run(config: RunConfig, name: str | None, default_name: str, resume: bool) -> Path:
-    """The directory that `plan_run` means, without touching it. Raises RunError."""
+    """Find the directory that `plan_run` uses, and change nothing. Raises RunError."""
     base = Path(config.logging.runs_dir)
     path = base / check_name(name or default_name)
     number = 2
@@ -122,7 +122,7 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
         for field, value in fields.items():
             if (
                 after[section][field] in (value, "auto")
-                or section in ("logging", "parallel")  # only what is printed, and by which ranks it is computed
+                or section in ("logging", "parallel")  # these change only what is printed and which ranks compute
                 or (section, field) == ("model", "vocab_size")
             ):
                 continue
@@ -150,7 +150,7 @@ def write_run_files(
     """
     folder = RunFolder(path)
     header = f"# The resolved settings of this run; to repeat it: minigpt {command} {RunFolder(final or path).config}\n"
-    write_text(folder.config, header + dump_config(config), parents=True)  # written first: a directory with it is a run
+    write_text(folder.config, header + dump_config(config), parents=True)  # first: a directory with this file is a run
     write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
     try:
         folder.checkpoints.mkdir(exist_ok=True)

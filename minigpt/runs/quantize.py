@@ -31,7 +31,7 @@ from minigpt.weights.pretrained import is_huggingface, read_pretrained
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """What `quantize_run` wrote. Bytes are the sizes of the weights' files; `weights` counts all parameters."""
+    """The result of `quantize_run`. Bytes are the sizes of the weights' files; `weights` counts all parameters."""
 
     path: Path
     bits: int
@@ -54,11 +54,11 @@ def quantize_run(
 
     Args:
         path: a run, a checkpoint, or a Hugging Face directory.
-        bits: of the matrices in the blocks, 8 or 4.
+        bits: bits of the matrices in the blocks, 8 or 4.
         group: numbers that share a scale in int4: 32, 64 or 128; a smaller group is more exact and costs 16 / group
             bits per number.
         out: the run to write (default: RUN-int8 or RUN-int4, next to the run).
-        embedding_bits: of embedding, positions and head, 8 or 4; if bits is 8, all have 8.
+        embedding_bits: bits of embedding, positions and head, 8 or 4; if bits is 8, all have 8.
 
     Raises:
         ConfigError: other bits, a group that does not divide a matrix.
@@ -93,7 +93,7 @@ def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding
 
     Raises:
         ConfigError: a group that does not divide a matrix, naming one that does.
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that are NaN or infinite.
     """
     kinds = {name: (bits if name.startswith("blocks.") else embedding_bits) if bits == 4 else 8 for name in weights}
     columns = {name: w.shape[1] for name, w in weights.items() if w.dim() == 2 and kinds[name] == 4}
@@ -151,7 +151,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: CheckpointState, files: dict[str, str]) -> int:
-    """Write the run, whole or not at all; returns the bytes of its weights. Raises StorageError."""
+    """Write the run, completely or not at all; returns the bytes of its weights. Raises StorageError."""
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         saved = checkpoint.save(folder / name, {"model": packed}, state)

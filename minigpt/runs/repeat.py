@@ -11,7 +11,7 @@ def receipt_line(run: RunRecord, flags: bool = False) -> str:
     """The line: minigpt train runs/my/config.yaml --name my-again  # minigpt 0.1.0, torch 2.13.0, ...; data sha256 ...
 
     Args:
-        run: to repeat.
+        run: the run to repeat.
         flags: write every setting as a flag, instead of the path of the run's config: for another machine.
     """
     config, tuned = run.config, run.config.finetune.base is not None

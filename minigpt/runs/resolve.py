@@ -59,7 +59,7 @@ def resolve(
     """Decide the vocabulary's size, precision, kernels, compilation and micro-batch of a run.
 
     Args:
-        config: from recipe, flags and data.
+        config: the config from recipe, flags and data.
         before: state of the checkpoint to continue from; an empty one for a new run.
         console: prints what was measured.
 
@@ -73,7 +73,7 @@ def resolve(
 
     def make() -> Learner:
         model, stepped, _ = make_learner(config, replace(runtime, compile=False), placement, task)
-        if runtime.precision == "bf16-pure":  # as the run's own weights will be once it has its optimizer
+        if runtime.precision == "bf16-pure":  # as the run's weights after its optimizer is made
             model.to(torch.bfloat16)
         return stepped
 
@@ -84,7 +84,7 @@ def resolve(
 
 
 def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task: Task) -> tuple[GPT, Learner, Learner]:
-    """The model with its first weights, on its device; what a step calls; what an evaluation calls."""
+    """Make the model with its initial weights. Returns (model, what a step calls, what an evaluation calls)."""
     model = task.model(config)
     model.use_attention(config.model.attention)
     if runtime.precision == "fp8":
@@ -95,7 +95,7 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
     evaluated = placement.evaluated(model, stepped)
     loss = task.objective(runtime)
     if config.train.masked_inputs:
-        loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # has no other objective with it
+        loss = MaskedInputs(config.train.masked_inputs, config.train.masked_weight)  # the only objective
     if loss:
         stepped = Objective(cast(GPT, stepped), loss)  # a sharded model has no objective
         evaluated = Objective(model, loss) if task.evaluate_objective else evaluated
@@ -119,9 +119,7 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe has another value."""
     asked = config.model.vocab_size
     if asked is not None and asked != tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out and it is right"
-        )
+        raise ConfigError(f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out")
     model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     return config.model_copy(update={"model": model})
 

@@ -16,11 +16,10 @@ def flat(config: RunConfig) -> Settings:
 
 
 def essential(config: RunConfig) -> Settings:
-    """The fewest settings that differ from the defaults and give this config; the vocabulary's size follows from the
-    tokenizer.
+    """The smallest set of settings that gives this config from the defaults, without the vocabulary's size.
 
-    A setting may follow from others, as the learning rate from the width and the norm from the shape. A setting is left
-    out if the config does not change without it.
+    The vocabulary's size follows from the tokenizer. Other settings may follow from settings too: the learning rate
+    from the width, the norm from the shape. A setting is left out if the config does not change without it.
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": None})})
     defaults, target = flat(RunConfig()), flat(config)
@@ -35,7 +34,7 @@ def essential(config: RunConfig) -> Settings:
 
 
 def _made(settings: Settings) -> Settings | None:
-    """All settings that these make, over the defaults; None where they go together only with one that is left out."""
+    """All settings of the config that these settings give; None if they are not valid together."""
     try:
         return flat(load_config(None, settings))
     except ConfigError:
@@ -43,7 +42,7 @@ def _made(settings: Settings) -> Settings | None:
 
 
 def as_flag(path: str, value: Any) -> tuple[str, str]:
-    """The flag and value that `split_flags` reads back: text as it is, everything else as JSON, which is also YAML.
+    """The flag and the value that `split_flags` reads back: a text as it is, other values as JSON, which is also YAML.
 
     as_flag("train.max_steps", 10) -> ("--train.max-steps", "10"); join them by "=".
     """

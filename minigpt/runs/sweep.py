@@ -41,7 +41,7 @@ class Sweep:
     fixed: settings of all runs.
     grid: values to combine, by dotted path.
     flags: flags of the command for all runs: --tiny-run, or --budget and its amount.
-    trials: by name, the settings of each run over `fixed`.
+    trials: the settings of each run in addition to `fixed`, by the run's name.
     base: the settings that all runs have in common, resolved; if the recipe changes, they differ.
     """
 
@@ -113,7 +113,7 @@ def plan_sweep(
     Args:
         command, words, fixed, grid, flags: as in `Sweep`.
         resolve: turns settings (fixed ones and a trial's) into a config; raises ConfigError.
-        name: of the sweep; another sweep of that name is an error.
+        name: the sweep's name; another sweep of that name is an error.
         default_name: used if no name is given; if it is taken, the next free one.
 
     Raises:
@@ -181,7 +181,7 @@ class Progress:
             self.write()
 
     def write(self) -> None:
-        """Write sweep.json, whole or not at all. Raises StorageError."""
+        """Write sweep.json, completely or not at all. Raises StorageError."""
         sweep = self.sweep
         runs = {
             name: {"state": self.states[name], "settings": settings, "error": self.errors.get(name)}

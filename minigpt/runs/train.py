@@ -51,7 +51,7 @@ from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What `train` returns: where the run is, the model (best weights not loaded: the last), and the final state."""
+    """The result of `train`: the run directory, the model with its last weights (not the best), the final state."""
 
     path: Path
     model: GPT
@@ -59,8 +59,8 @@ class TrainedRun:
     config: RunConfig
     state: TrainState
     epochs: list[dict[str, float]]
-    rank: int = 0  # of this process among those that trained it
-    report: Report | None = None  # of its best checkpoint, as `minigpt eval` gives it; None where it was not scored
+    rank: int = 0  # number of this process among those that trained the run
+    report: Report | None = None  # `minigpt eval` of the best checkpoint; None if it was not scored
 
 
 def train(
@@ -80,15 +80,15 @@ def train(
     Args:
         config: from `load_config`.
         data: text to use in place of config.data.source.
-        name: of the run (default: from config.logging.name, the recipe, or the data).
-        resume: continue a run under changed settings (a longer budget); without it, only the same settings continue.
-        recipe: path the config came from, for the default name.
+        name: name of the run (default: from config.logging.name, the recipe, or the data).
+        resume: continue a run with changed settings (a longer budget); else only with the same settings.
+        recipe: path of the file that the config was read from, for the default name.
         quiet: print nothing.
         task: the kind of training (default: from scratch).
-        tokenizer: the one of the config, where it was made before.
+        tokenizer: the config's tokenizer, if it was made before.
 
     Raises:
-        UserError: see minigpt.errors; nothing is lost.
+        UserError: see minigpt.errors; saved files stay intact.
     """
     if given := [name for name in ("finetune", "lora") if getattr(config, name) != getattr(RunConfig(), name)]:
         raise ConfigError(
@@ -125,15 +125,15 @@ def execute(
     console: Console,
     resume: bool,
 ) -> TrainedRun:
-    """Start the run, or resume it where its last checkpoint is; write its directory. Raises as `train`."""
+    """Start the run, or resume it from its last checkpoint; write its directory. Raises the errors of `train`."""
     saved = plan.saved
     if saved:
         step = saved.train.step
-        console.print(f"{plan.path}: {'finished at' if plan.finished else 'goes on from'} step {step}")
+        console.print(f"{plan.path}: {'finished at' if plan.finished else 'continues from'} step {step}")
         check_same_text(plan.path, feed.sha256)
         code = read_receipt(plan.path).get("hardware", {}).get("mkl", "usual")
         if code != mkl_code():
-            console.print(f"results may differ from the first part's in their last bits; {SWITCH}={code} repeats them")
+            console.print(f"the last bits of results may differ from those before; {SWITCH}={code} gives the same bits")
         config = keep_evaluations(config, plan.path)
     before = saved.state if saved else CheckpointState()
     resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
@@ -142,7 +142,9 @@ def execute(
         trainer.resume(saved)
         if not resume and plan.finished:
             trainer.state = saved.train
-            console.print("nothing left to do; --resume with a larger budget goes on, another --name starts again")
+            console.print(
+                "nothing left to do; --resume with a larger budget continues, another --name starts a new run"
+            )
             return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task)
@@ -158,7 +160,7 @@ def execute(
 
 
 def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
-    """The config; where it leaves open how often to evaluate, with what the run at `path` began with."""
+    """The config; if `eval_every` is auto, it becomes the number with which the run at `path` began."""
     if config.train.eval_every != "auto":
         return config
     every = load_config(RunFolder(path).config).train.eval_every
@@ -166,7 +168,7 @@ def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
 
 
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
-    """What a run directory holds before the first step."""
+    """Write the files that a run directory has before the first step."""
     config, ranks = resolved.config, resolved.placement.ranks
     versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
     receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **task.receipt}
@@ -185,7 +187,7 @@ def build(
     console: Console,
     before: CheckpointState,
 ) -> Trainer:
-    """The trainer with all its parts, writing below `path`; `before` is the state of the checkpoint to resume from."""
+    """Make the trainer with all its parts; it writes below `path`. `before`: state of the checkpoint to resume from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
     model, stepped, evaluated = make_learner(config, runtime, placement, task)
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)
@@ -221,7 +223,7 @@ def make_hooks(
     console: Console,
     before: CheckpointState,
 ) -> list[Hook]:
-    """Everything optional of a run, in the order in which it is called."""
+    """Make the hooks of a run, in the order in which they are called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, printer(console)
     folder, prompt = RunFolder(path), tokenizer.encode(settings.sample_prompt)
@@ -284,10 +286,10 @@ def _saver(placement: Placement) -> type[Checkpoints]:
 
 
 def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
-    """Raises RunError if the data's hashes by split are not those of the run's receipt."""
+    """Raise RunError if the sha256 of a split is not the one in the run's receipt."""
     receipt = read_receipt(path)
     if receipt and receipt["data"]["sha256"] != sha256:
-        raise RunError(f"{path} was trained on another text than this one is now; choose a new --name")
+        raise RunError(f"{path} was trained on another text: the data has changed since; choose a new --name")
 
 
 def _finish(
@@ -305,7 +307,7 @@ def _finish(
 
 
 def _score(trainer: Trainer, path: Path, feed: Feed, console: Console) -> Report | None:
-    """The headline; measured once for each end of a run, and not where the person wants it to stop."""
+    """The scores of the best checkpoint: the saved ones, else measured now if the run has finished, else None."""
     state = trainer.state
     if feed.text is None or not state.best_step:
         return None
@@ -335,7 +337,7 @@ def _draw(path: Path, console: Console) -> None:
 
     try:
         console.print(f"drawn: {plot_runs([path], RunFolder(path).plot('loss.png'))}")
-    except UserError as error:  # matplotlib is an extra: a run does not fail for want of it
+    except UserError as error:  # matplotlib is an extra: a run without it does not fail
         console.print(f"no plot: {error}")
 
 

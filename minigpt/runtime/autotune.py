@@ -122,7 +122,7 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
     try:
         return measure(shape, runtime, batch, list(eager.eager), [_worth_compiling(eager.eager)])
     except Exception as error:  # noqa: BLE001  the compiler may raise anything; eager always works
-        warnings.warn(f"torch.compile does not take this model, running eager: {first_line(error)}", stacklevel=3)
+        warnings.warn(f"torch.compile cannot compile this model, running eager: {first_line(error)}", stacklevel=3)
         return eager
 
 

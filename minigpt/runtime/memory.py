@@ -32,9 +32,10 @@ def keep_freed_pages() -> bool:
 
     Nothing changes on systems without glibc, or if the environment sets MALLOC_* or GLIBC_TUNABLES.
 
-    By default glibc returns memory to the system when 128 KiB, later twice the largest block, are free at the heap's
-    end. A training step frees and allocates hundreds of megabytes, and each page from the system costs a page fault and
-    is filled with zeros. Blocks over 32 MiB (glibc allows no higher limit here) still come from the system each time.
+    By default glibc returns memory to the system when 128 KiB are free at the heap's end. Later this limit is twice the
+    size of the largest block that was freed. A training step frees and allocates hundreds of megabytes, and each page
+    from the system costs a page fault and is filled with zeros. Blocks over 32 MiB (glibc allows no higher limit here)
+    still come from the system each time.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

@@ -143,7 +143,7 @@ def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             out = model.blocks[0](x.requires_grad_(), rotary)
     ours = [*model.parameters(), *(rotary or ())]
-    del out  # until here it kept the saved tensors alive, so no address was used twice
+    del out  # kept until now, so that the saved tensors stay alive and no address is used twice
     return sum(kept.values()) - sum(kept.pop(part.untyped_storage().data_ptr(), 0) for part in ours)
 
 

@@ -1,1 +1,1 @@
-"""Serve models: `engine/` writes many texts at once, `api/` speaks OpenAI's HTTP, `workbench/` is the page."""
+"""Serve models: `engine/` writes many texts at once, `api/` is OpenAI's HTTP API, `workbench/` is the page."""

@@ -14,7 +14,7 @@ class Limits:
     tokens: int = 4096
     """New tokens of one text."""
     seconds: float = 300.0
-    """From a request to the end of its answer."""
+    """Seconds from a request to the end of its answer."""
     body: int = 4 << 20
     """Bytes of a request's body."""
     memory: int | None = None

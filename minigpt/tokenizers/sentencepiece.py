@@ -63,7 +63,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(self.encode(text), dtype=self.dtype)
 
     def safe_cut(self, text: str) -> int:
-        """Always 0: each part would get a space in front."""
+        """0, since no cut is safe: each part would get a space in front."""
         return 0
 
     def _encode(self, text: str) -> list[int]:

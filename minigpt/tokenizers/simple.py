@@ -46,7 +46,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Code point to id, (last code point + 2,); vocab_size if unknown. The last entry is for all higher points."""
+        """Code point to id, (last code point + 2,); vocab_size if unknown. The last entry is for higher code points."""
         codes = np.array([ord(char) for char in self.characters], dtype=np.int64)
         table = np.full(int(codes.max(initial=0)) + 2, self.vocab_size, dtype=np.uint32)
         table[codes] = np.arange(self.vocab_size - len(codes), self.vocab_size)

@@ -45,22 +45,22 @@ class Hook:
     """Optional behaviour; override what you need."""
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def on_first_loss(self, trainer: "Trainer", loss: float) -> None:
-        """Before a new run's first step, with its validation loss. Step 0 has no checkpoint, so it cannot be best."""
+        """Called before a new run's first step, with the validation loss. Step 0 is never the best: it is not saved."""
 
     def on_update(self, trainer: "Trainer") -> None:
-        """After the optimizer has changed the weights, before an evaluation."""
+        """Called after the optimizer has changed the weights, before an evaluation."""
 
     def on_validation_batch(self, trainer: "Trainer", number: int) -> None:
-        """Before each batch of an evaluation; the first has number 1."""
+        """Called before each batch of an evaluation; the first has number 1."""
 
     def on_evaluation(self, trainer: "Trainer") -> None:
-        """After an evaluation, when `trainer.state` has its loss and the best so far."""
+        """Called after an evaluation, when `trainer.state` has its loss and the best so far."""
 
     def on_step(self, trainer: "Trainer") -> None:
-        """After every optimizer step, and its evaluation if one was due; `trainer.loss`, `.lr` are of that step."""
+        """Called after every step and its evaluation, if there is one; `trainer.loss` and `.lr` are of that step."""
 
     def rate_factor(self, trainer: "Trainer") -> float:
         """A factor for the scheduled learning rate."""
@@ -79,20 +79,20 @@ class Hook:
         return {}
 
     def on_resume(self, trainer: "Trainer", checkpoint: Checkpoint) -> None:
-        """Read back from the checkpoint what `tensors` gave to it."""
+        """Called on resume: read from the checkpoint what `tensors` put into it."""
 
     def recover(self, trainer: "Trainer", error: DivergedError) -> bool:
-        """After divergence: fix the run and return True, or return False. Raises DivergedError to end the run."""
+        """Called after divergence: fix the run and return True, or return False. Raise DivergedError to end the run."""
         return False
 
     def on_rollback(self, trainer: "Trainer") -> None:
-        """After the run rolled back to an earlier step."""
+        """Called after the run rolled back to an earlier step."""
 
     def on_end(self, trainer: "Trainer") -> None:
-        """After the last step, also when stopped early."""
+        """Called after the last step, also if the run was stopped early."""
 
     def close(self) -> None:
-        """At the very end, also after an error: release what the hook holds."""
+        """Called at the very end, also after an error: release what the hook holds."""
 
 
 def batch_number(step: int, skipped: Sequence[int]) -> int:
@@ -106,8 +106,8 @@ class Trainer:
     """Trains a model.
 
     Args:
-        model: on the runtime's device.
-        optimizer: of the model's parameters; each group's rate and decay are set before every step.
+        model: the model, on the runtime's device.
+        optimizer: updates the model's parameters; each group's rate and decay are set before every step.
         batches: training data.
         validation: gives an iterable of validation batches.
         config, schedule: budget, accumulation, clipping, evaluation; and the rate over time.
@@ -239,7 +239,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or self.runtime.ranks.world > 1 or not out_of_memory(error):
                     raise
-            self.runtime.empty_cache()  # not in `except`, where the error still holds memory
+            self.runtime.empty_cache()  # not in `except`: there the error still keeps memory in use
             self.state.micro_batch_size = size // 2
             self.model.train()
 
@@ -272,7 +272,7 @@ class Trainer:
             )
         self.eval_seconds += time.perf_counter() - started
         if loss != loss:
-            raise DivergedError(f"the validation loss is not a number at step {self.state.step}")
+            raise DivergedError(f"the validation loss is NaN at step {self.state.step}")
         return loss
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -38,7 +38,7 @@ class UnbuiltRun:
     """A run that is not built yet: all that its memory and speed depend on.
 
     Attributes:
-        config: with kernels resolved; micro_batch_size may be auto.
+        config: the config, with kernels resolved; micro_batch_size may be auto.
         runtime: device, precision, ranks.
         batches: training data.
         share: share of the parameters that are trained; small for an adapter.
@@ -128,7 +128,7 @@ def fastest(sizes: list[int], attempt: Callable[[int], float | None], limit: flo
     """The size with the most sequences per second. Tries sizes in order, and ends when two in a row are not better.
 
     Args:
-        sizes: from small to large.
+        sizes: the sizes to try, from small to large.
         attempt: a size -> seconds of a pass, None if memory runs out.
         limit: seconds after which no further size is tried.
     """
@@ -147,7 +147,7 @@ def try_pass(learner: Learner, batch: Batch, size: int, runtime: Runtime, reserv
     """Seconds of a forward and backward pass of the batch's first `size` sequences; None if memory runs out.
 
     Args:
-        learner: in training mode; its gradients are dropped.
+        learner: the learner, in training mode; its gradients are deleted.
         batch: inputs and targets.
         size: number of sequences.
         runtime: device and precision.

@@ -52,7 +52,7 @@ class Muon:
         adamw: the optimizer of all other parameters.
         lr: Muon's rate.
         momentum, weight_decay: decay of the gradient's running mean; decoupled weight decay.
-        dtype: of the orthogonalisation; bf16 is precise enough, on devices where it is fast.
+        dtype: dtype of the orthogonalisation. bf16 is precise enough; use it on devices where it is fast.
         ranks: if each rank holds a part of a matrix, every rank computes the whole update and uses its part.
     """
 

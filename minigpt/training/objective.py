@@ -38,7 +38,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class MaskedInputs:
-    """Next-token loss + weight x the same loss where some input tokens are masked (arXiv 2606.06888), a `Loss`.
+    """Next-token loss + weight x the same loss with some input tokens masked (arXiv 2606.06888), a `Loss`.
 
     For each sequence, the share of masked tokens is drawn evenly from 0 to `most`; the targets stay. The model cannot
     rely on any single token, so it learns more from a text that it reads many times. The second pass takes as long as

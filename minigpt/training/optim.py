@@ -38,7 +38,7 @@ def make_optimizer(
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
-    """The blocks' matrices, each with the rows of the matrices that are stacked in it (q, k, v; gate, up)."""
+    """The blocks' matrices, each with the numbers of rows of the matrices stacked in it (q, k, v; gate, up)."""
     pieces: dict[Tensor, list[int]] = {}
     for block in (module for module in model.modules() if isinstance(module, Block)):
         attention, feed_forward = block.attention, block.feed_forward
@@ -66,7 +66,7 @@ def load_optimizer(
     tensors: dict[str, Tensor],
     own: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
 ) -> None:
-    """Load the named tensors; `own` takes this rank's part of each. Raises CheckpointError for another model's."""
+    """Load the named tensors; `own` takes this rank's part of each. Raises CheckpointError if a name is unknown."""
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(":")

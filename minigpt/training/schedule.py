@@ -8,23 +8,23 @@ from minigpt.config import ScheduleConfig, TrainConfig
 
 
 def constant(progress: float, config: ScheduleConfig) -> float:
-    """Always at the peak."""
+    """The rate stays at its peak."""
     return 1.0
 
 
 def linear(progress: float, config: ScheduleConfig) -> float:
-    """A straight line down to the floor."""
+    """The rate falls on a straight line to its floor."""
     return 1.0 - (1.0 - config.min_lr_ratio) * progress
 
 
 def cosine(progress: float, config: ScheduleConfig) -> float:
-    """Half a cosine (Loshchilov and Hutter, 2017)."""
+    """The rate falls to its floor along half a cosine (Loshchilov and Hutter, 2017)."""
     floor = config.min_lr_ratio
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def trapezoidal(progress: float, config: ScheduleConfig) -> float:
-    """At the peak until the last `decay_fraction`, then a straight line down (warm-up, stable, decay)."""
+    """The rate stays at its peak until the last `decay_fraction`, then falls on a straight line (stable, decay)."""
     into_decay = (progress - (1.0 - config.decay_fraction)) / config.decay_fraction
     return 1.0 - (1.0 - config.min_lr_ratio) * max(0.0, into_decay)
 
@@ -65,7 +65,7 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "follow": lambda rate, floor: rate,
     "opposite": lambda rate, floor: min(1.0, 1.0 + floor - rate),
 }
-"""Name to (rate, floor) -> the weight decay as a share of the config's. Rate and floor (the rate at the schedule's end)
+"""Name to (rate, floor) -> the weight decay as a share of the setting. Rate and floor (the rate at the schedule's end)
 are shares of the peak. To add one, add a row here, and its name to `config.tree.ScheduleConfig.weight_decay`."""
 
 

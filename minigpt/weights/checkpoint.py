@@ -146,7 +146,7 @@ def verify(directory: Path) -> None:
             size = file.stat().st_size
             raise DamagedError(f"{file}: truncated ({size:,} of {counted(entry['bytes'], 'byte')})", hint)
         if file_sha256(file) != entry["sha256"]:
-            raise DamagedError(f"{file}: damaged (its sha256 is not the manifest's)", hint)
+            raise DamagedError(f"{file}: damaged (its sha256 differs from the manifest)", hint)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
-                f"{directory}: format {manifest['format']} is not {FORMAT}; use the minigpt it is from"
+                f"{directory}: format {manifest['format']} is not {FORMAT}; use the version of minigpt that wrote it"
             )
         return {"files": dict(manifest["files"])}
     except (OSError, ValueError, KeyError, TypeError):

@@ -49,7 +49,7 @@ _LATER = ("decay_after_warmup", "unlogged", "averaged")
 class RecoveryState:
     """What the guard knows about the run. A rollback restores `losses` and `bad`; the rest covers the whole run."""
 
-    losses: list[float] = field(default_factory=list)  # of recent good steps
+    losses: list[float] = field(default_factory=list)  # losses of recent good steps
     bad: list[tuple[int, int]] = field(default_factory=list)  # (step, batch)
     start: float | None = None  # the first loss
     streak: int = 0  # bad steps in a row
@@ -101,14 +101,14 @@ class CheckpointState:
         """Make a state from the file's JSON object. Raises CheckpointError naming the unknown or missing field."""
         _check(given, cls, where, "")
         if given.get("model") is None and given.get("lora") is None:
-            raise CheckpointError(f"{where}: lacks model; use the minigpt it is from, or another checkpoint")
+            raise CheckpointError(f"{where}: lacks model; use the version of minigpt that wrote it")
         parts: dict[str, Any] = {}
         for name, kind, needed in (("train", TrainState, "step"), ("recovery", RecoveryState, None)):
             if given.get(name) is None:
                 continue
             _check(given[name], kind, where, f"{name}.")
             if needed is not None and needed not in given[name]:
-                raise CheckpointError(f"{where}: lacks {name}.{needed}; use the minigpt it is from")
+                raise CheckpointError(f"{where}: lacks {name}.{needed}; use the version of minigpt that wrote it")
             parts[name] = kind(**given[name])
         return cls(**{**given, **parts})
 
@@ -131,5 +131,5 @@ def _check(given: Any, kind: Any, where: Path | str, prefix: str) -> None:
         if name not in known:
             raise CheckpointError(
                 f"{where}: has {prefix}{name}, which this version does not know ({nearest(name, known)}); "
-                "use the minigpt it is from"
+                "use the version of minigpt that wrote it"
             )

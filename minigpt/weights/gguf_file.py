@@ -274,7 +274,7 @@ def _read(cursor: _Cursor) -> GGUF:
     if type(step) is not int or not 0 < step <= 1 << 20:
         raise CheckpointError(f"is damaged: general.alignment is {str(step)[:60]}; {_DAMAGED}")
     begin = -(-cursor.place // step) * step
-    end = 0  # of the tensor before; tensors must not overlap, or a small file could become a large model
+    end = 0  # end of the tensor before. Tensors must not overlap, or a small file could become a large model
     for name, (_, _, place, size) in sorted(found.items(), key=lambda item: item[1][2]):
         if place < end or size > len(cursor.data) - begin - place:
             raise CheckpointError(f"is damaged: {name[:60]} overlaps another tensor or the file's end; {_DAMAGED}")

@@ -145,7 +145,7 @@ def weights_from_hf(
         config: the config of the model.
         theirs: name -> tensor.
         spell: Hugging Face's name of a weight -> its name in `theirs` (default: the same name).
-        where: from which file the config is, for errors.
+        where: the file that the config was read from, for errors.
         transposed: whether GPT-2's projections are [in, out], as in its published files.
 
     Raises CheckpointError naming a weight that is missing, not used, or of another shape.

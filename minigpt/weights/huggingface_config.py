@@ -99,7 +99,7 @@ _HARMLESS = (
     *("summary_", "id2label", "label2id", "problem_type"),  # heads that do not predict tokens
     *("pretraining_tp", "is_llama_config"),  # splits Llama's computation; only in SmolLM's files
     "transformers.js_config",  # files for browsers
-    *("n_ctx", "sliding_window", "max_window_layers"),  # never read; the last two only with use_sliding_window
+    *("n_ctx", "sliding_window", "max_window_layers"),  # unused (the last two: without use_sliding_window)
 )
 MOST_POSITIONS = 1 << 20
 """Longest context that is accepted, since the tables of rotary angles take memory for all of it."""

@@ -38,7 +38,7 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         config, weights = ModelConfig(**(loaded.state.model or {})), loaded.weights
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{loaded.path}: state.json does not describe a model of this version; use the minigpt it is from"
+            f"{loaded.path}: not a model of this version of minigpt; use the version that wrote it"
         ) from None
     try:
         return config, unpack_all(weights)

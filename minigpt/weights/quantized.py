@@ -88,7 +88,7 @@ def pack(weight: Tensor, bits: int, group: int = 64) -> dict[str, Tensor]:
         holds two numbers, each plus 8; the first is in its lower half.
 
     Raises:
-        ValueError: not a matrix, not finite, other bits, or K is not a multiple of the group.
+        ValueError: not a matrix, numbers that are NaN or infinite, other bits, or K is not a multiple of the group.
     """
     if weight.dim() != 2 or bits not in (4, 8) or not weight.isfinite().all():
         raise ValueError("only a matrix of finite numbers can be packed, in 8 or 4 bits")

@@ -87,7 +87,7 @@ def test_a_flag_with_runs_is_split_at_commas_unless_the_path_exists(tmp_path: Pa
         "here,there", "runs/lr=1,seed=2", str(tmp_path / "here,there"),
     )  # fmt: skip
     assert mixed(",") == (",",)
-    assert parse(Mix, ["a,b"], "mix")[0].runs == ("a,b",), "only a flag is split"
+    assert parse(Mix, ["a,b"], "mix")[0].runs == ("a,b",), "commas separate runs only in a flag"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.resize(24, 80)
         modes = termios.tcgetattr(slave)
-        modes[3] |= termios.NOFLSH  # otherwise the kernel, at Ctrl-C, throws away output that was not read here yet
+        modes[3] |= termios.NOFLSH  # else Ctrl-C would discard output that was not read here yet
         termios.tcsetattr(slave, termios.TCSANOW, modes)
         env = os.environ | {"MINIGPT_CONFIG": str(folder), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -99,7 +99,7 @@ class Terminal:
         end = time.monotonic() + 60
         while True:
             found = re.search(pattern, self.screen, re.S)
-            if found and not (prompt and b"\x1b[?2004h" not in self.raw[self.mark :]):  # what opens the line editor
+            if found and not (prompt and b"\x1b[?2004h" not in self.raw[self.mark :]):  # the editor has opened
                 return found[0]
             assert time.monotonic() < end and (self.read(0.2) or self.process.poll() is None), (pattern, self.screen)
 
@@ -146,11 +146,11 @@ def test_a_person_chats_in_a_terminal(run: Path, tmp_path: Path, capsys) -> None
     terminal.expect("max_new_tokens 12\n", prompt=True)
     terminal.type("so it\\\rran\r")  # two lines
     terminal.expect(r"\[12 tokens, .*length\]", prompt=True)
-    terminal.type("\x1b[A\x1b[A\x1b[A")  # up: the second line, the first, and the one before
+    terminal.type("\x1b[A\x1b[A\x1b[A")  # up to the second line, to the first, to the entry before
     terminal.expect("/set max_new_tokens 12")
     terminal.type("\x1b[B\x1b[B\x1b[B\x15the dog\x1b\ron\r")  # down to an empty line, then Alt-Enter
     terminal.expect(r"\[12 tokens, .*length\]", prompt=True)
-    terminal.type("\x1b[A\r")  # the same again
+    terminal.type("\x1b[A\r")  # the newest entry of the history
     terminal.expect(r"\[12 tokens, .*length\]", prompt=True)
     terminal.type(f"/save {tmp_path}/saved.json\r")
     terminal.expect("saved /", prompt=True)
@@ -231,7 +231,7 @@ def test_a_run_that_was_finetuned_on_chats_answers(run: Path, tmp_path: Path, mo
     lines = "\n".join(asked).encode()
     assert pipe(monkeypatch, tmp_path, lines, [str(tmp_path / "answers"), "--temperature", "0"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines() == [answers[one] for one in asked]  # each ends at its end of text
+    assert captured.out.splitlines() == [answers[one] for one in asked]  # each answer ends at its end of text
     assert captured.err.count("\n") == 1 and "full" in captured.err
     with capsys.disabled():
         print(f"\n{len(asked)} of {len(asked)} answers right, also after the context was full")

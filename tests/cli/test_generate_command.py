@@ -138,7 +138,7 @@ def test_the_last_part_of_a_long_prompt_is_read_and_that_is_reported(run: str, t
 def test_characters_that_the_model_never_saw_are_reported_once(run: str, tmp_path: Path, capsys) -> None:
     flags = ["--max-new-tokens", "3"]
     assert main(["generate", run, "--prompt", "the cat", *flags]) == 0
-    capsys.readouterr()  # the first time says that it compiles
+    capsys.readouterr()  # the first call prints that it compiles
     assert main(["generate", run, "--prompt", "the ☃ cat 😀 ☃", *flags]) == 0
     assert capsys.readouterr().err == "2 characters that the model never saw: ☃ 😀\n"
     (tmp_path / "many.txt").write_text("the ☃\nthe cat\nthe \t☃\n")

@@ -1,4 +1,4 @@
-"""Test prompts that are not text, missing, or endless: they are read, or refused in one line; no file is left over."""
+"""Test prompts that are not text, missing, or endless: they are read, or refused in one line; no file is left."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def written(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_a_prompt_that_is_not_utf8(run: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    for typed in ("caf\udce9", "\ud83d half", "\udcff\udcfe"):  # what Python makes of such bytes on the command line
+    for typed in ("caf\udce9", "\ud83d half", "\udcff\udcfe"):  # as Python decodes such bytes on the command line
         fails(capsys, ["generate", run, "--prompt", typed], "the prompt is not UTF-8", "--prompt-file")
         fails(capsys, ["explain", run, "--prompt", typed], "the prompt is not UTF-8")
     (tmp_path / "x.txt").write_bytes(b"caf\xe9")

@@ -34,7 +34,7 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
     assert main([*base, "--name", "broken", "--resume", "--train.max-steps", "50"]) == 0
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 10, 20, 30, 40, 50]
-    assert main([*base, "--train.seed", "1", "--train.max-steps", "2"]) == 0, "a derived name moves on to the next"
+    assert main([*base, "--train.seed", "1", "--train.max-steps", "2"]) == 0, "the next free name is taken"
     assert (broken.parent / "broken-2" / "config.yaml").is_file()
 
 
@@ -52,14 +52,14 @@ def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
     process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, text=True, **how)
     metrics = folder / "runs/cats/metrics.jsonl"
     for _ in range(600):
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > 1:  # the first line is of the start
+        if metrics.exists() and metrics.read_bytes().count(b"\n") > 1:  # the first line is of step 0
             break
         time.sleep(0.1)
     return process
 
 
 def assert_saved(run: Path) -> None:
-    """The run is at its last step, unfinished, and nothing is left over."""
+    """The run is at its last step, unfinished, and there are no temporary files."""
     last = (run / "checkpoints/last").read_text().strip()
     state = json.loads((run / "checkpoints" / last / "state.json").read_text())["train"]
     assert state["step"] > 0 and state["finished"] is False

@@ -51,7 +51,7 @@ def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path:
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), "--tiny-run"]
     assert main([*argv, "--train.max-steps", "20"]) == 0
     made = load_config(tmp_path / "runs/cats-tiny/config.yaml")
-    assert (made.train.max_steps, made.train.eval_every) == (20, 50)  # a flag stays, the rest is shrunk
+    assert (made.train.max_steps, made.train.eval_every) == (20, 50)  # the flag is kept, other settings are shrunk
 
 
 def test_train_with_nothing_named_prints_its_usage(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -54,7 +54,7 @@ def test_records_are_counted_alike(trained: Path, tmp_path: Path, capsys, field:
     assert main(["finetune", str(trained), str(tmp_path / "x.jsonl"), *runs(tmp_path)]) == 0
     said = capsys.readouterr().err
     assert said.count("are characters that the tokenizer does not know: é { }; the model reads them all as one") == 1
-    assert "never saw" not in said, "named once, whatever the samples are asked"
+    assert "never saw" not in said, "unknown characters are named once, also if the sample prompt has some"
     strange = '{"prompt": "the cat ", "completion": "sat on a mat"}\n{"prompt": "the dog", "completion": "ran"}\n'
     (tmp_path / "y.jsonl").write_text(strange.replace(f'{field}": "', f'{field}": "{"你好" * 20}'))
     fails(capsys, ["finetune", str(trained), str(tmp_path / "y.jsonl"), *runs(tmp_path)], "你 好", "byte, bpe or gpt2")

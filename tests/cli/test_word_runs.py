@@ -41,7 +41,7 @@ def first_token(run: Path, content: str) -> str:
 
 def test_a_token_is_a_word_or_a_line_end_so_their_perplexities_are_one(words: Path, capsys) -> None:
     figures = score(words, capsys)
-    assert figures["tokens"] == figures["words"] - 1, "nothing predicts the first"
+    assert figures["tokens"] == figures["words"] - 1, "the first token is not predicted"
     nats = figures["loss"] * figures["tokens"]
     assert figures["perplexity"] == pytest.approx(math.exp(nats / (figures["words"] - 1)))
     assert figures["word_perplexity"] == pytest.approx(math.exp(nats / figures["words"]))
@@ -62,7 +62,7 @@ def test_bits_per_byte_count_the_source_where_the_tokens_do_not_keep_it(tmp_path
     assert figures["bits_per_byte"] == pytest.approx(
         figures["loss"] * figures["tokens"] / math.log(2) / figures["bytes"]
     )
-    assert figures["floors"] == {}, "they would be floors of another text"
+    assert figures["floors"] == {}, "the decoded text is another text"
 
 
 def test_the_unk_that_a_text_spells_is_a_word_of_it(tmp_path: Path, capsys) -> None:

@@ -20,7 +20,7 @@ PATHS = [
     "finetune.teacher", "finetune.template",
 ]  # fmt: skip
 LISTS = ["finetune.teacher"]
-"""Of these, settings that hold several paths."""
+"""The settings of PATHS that hold several paths."""
 BAD_NAMES = [
     "../x",
     "../../x",
@@ -58,7 +58,7 @@ def test_paths_of_the_config_know_home(setting: str, home: Path) -> None:
 
 
 def metadata(info: FieldInfo) -> list[object]:
-    """What a field's type carries, that of a list its items' type."""
+    """The metadata of a field's type; for a list, of the type of its items."""
     inner = get_args(info.annotation)[:1] if get_origin(info.annotation) is tuple else ()
     return [*info.metadata, *(each for kind in inner for each in getattr(kind, "__metadata__", ()))]
 

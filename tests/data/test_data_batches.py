@@ -47,7 +47,7 @@ def test_an_epoch_visits_each_window_once_and_no_token_twice(shape: tuple[int, i
     for epoch in range(epochs):
         seen = rows[epoch * batches.windows : (epoch + 1) * batches.windows].flatten() - 1000
         assert len(seen.unique()) == len(seen) == batches.windows * seq_len
-        assert int(seen.max()) - int(seen.min()) == len(seen) - 1  # side by side
+        assert int(seen.max()) - int(seen.min()) == len(seen) - 1  # the windows are adjacent
         assert count - 1 - len(seen) < 2 * seq_len
     assert batches.steps_per_epoch == batches.windows / batch_size
     assert batches.tokens_per_step == batch_size * seq_len
@@ -85,7 +85,7 @@ def test_order_and_borders_differ_from_epoch_to_epoch_and_with_the_seed() -> Non
 
     orders = [starts(seed, epoch) for seed in (0, 1) for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 8
-    assert len({min(order) for order in orders}) > 2  # the random shift works
+    assert len({min(order) for order in orders}) > 2  # the windows begin at random shifts
     assert all(order != sorted(order) for order in orders)
 
 
@@ -103,7 +103,7 @@ def test_a_memory_map_serves_as_well_as_an_array(tmp_path: Path) -> None:
     inputs, targets = Batches(mapped, 4, 16, 0).batch(3)
     same, _ = Batches(np.array(mapped), 4, 16, 0).batch(3)
     assert torch.equal(inputs, same)
-    targets += 1  # the batch is the caller's own memory
+    targets += 1  # changing a batch does not change the tokens
 
 
 @pytest.mark.parametrize("count", [0, 1, 8])

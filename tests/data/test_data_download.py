@@ -245,7 +245,7 @@ def test_without_network_and_mirror_one_line_says_what_to_do(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = server.url
-    server.server_close()  # nobody listens there any more
+    server.server_close()  # nothing listens at this address now
     monkeypatch.delenv("MINIGPT_DATA", raising=False)
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
     file = RemoteFile("some/file.txt", url, (SHA,))

@@ -69,7 +69,7 @@ def test_gpt2_ids_of_wikitext_are_tiktokens_and_words_are_wikitexts(mirror: Path
         assert np.array_equal(prepared.splits[split].tokens, tokenizer.encode_array(text))
     splits = prepared.meta["splits"]
     assert (splits["val"]["words"], splits["test"]["words"]) == (217_646, 245_569)
-    # as published; the mirror's file has 23 quotation marks too many, each a word (see data/named.py)
+    # the mirror's file has 23 extra quotation marks, each a word (see data/named_datasets.py)
     extra = 23 if splits["train"]["sha256"].startswith("4780fcd561e987ce") else 0
     assert splits["train"]["words"] == 2_088_628 + extra
     assert not prepared.meta["eos"]
@@ -82,7 +82,7 @@ def test_shakespeare_has_nanogpts_published_token_counts(mirror: Path) -> None:
 
 
 def test_eos_follows_every_document_of_many(tmp_path: Path, bpe: BPETokenizer) -> None:
-    texts = [f"{n} {PASSAGE}" for n in range(40)] + [numbered(2 * CHUNK // len(PASSAGE))]  # one of several chunks
+    texts = [f"{n} {PASSAGE}" for n in range(40)] + [numbered(2 * CHUNK // len(PASSAGE))]  # the last has several
     config = jsonl(tmp_path / "my.jsonl", texts)
     prepared = prepare(config, bpe, safe_cut)
     assert bpe.eos_id is not None
@@ -251,7 +251,7 @@ def test_a_directory_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds another preparation; give --out a new directory"):
         prepare(config.model_copy(update={"clean": ("lower",)}), tokenizer, safe_cut, out)
     (tmp_path / "mine").mkdir()
-    prepare(config, tokenizer, safe_cut, tmp_path / "mine")  # empty: nothing is lost
+    prepare(config, tokenizer, safe_cut, tmp_path / "mine")  # an empty folder may be used
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
     for place in ("taken", "taken/thesis.txt"):
@@ -265,7 +265,7 @@ def test_a_directory_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    # not from getrusage: a child starts with the peak of its parent, this test session, which hides its own
+    # not from getrusage: there a child starts with the peak of its parent, this test session
     code = (
         "import sys\n"
         "from pathlib import Path\n"

@@ -129,7 +129,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "a.txt").write_text("text")
     scan = os.scandir
 
-    def scandir(path: str) -> Any:  # root, who may run the tests, can read everything
+    def scandir(path: str) -> Any:  # simulated, since root can read every folder
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)

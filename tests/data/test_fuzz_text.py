@@ -127,7 +127,7 @@ def tried(folder: Path, count: int) -> Counter[str]:
     @settings(max_examples=count, database=None, suppress_health_check=list(HealthCheck))
     @given(contents(), st.sampled_from(NAMES))
     def check(data: bytes, name: str) -> None:
-        path = folder / f"{next(numbers)}{name}"  # a new one: surveys are remembered by name, size and time
+        path = folder / f"{next(numbers)}{name}"  # a new name, since surveys are cached by name, size and time
         path.write_bytes(gzip.compress(data) if name.endswith("gz") and len(data) % 4 else data)
         for reader in READERS:
             try:

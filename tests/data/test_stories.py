@@ -1,4 +1,4 @@
-"""Test the built-in stories: probabilities and expectations are exact, no text has two derivations, the grammar agrees.
+"""Test the built-in stories: probabilities and expectations are exact, no text has two derivations, forms agree.
 
 The exhaustive tests use their own enumerator (`every_text`), which shares no code with the engine.
 """
@@ -170,7 +170,7 @@ def test_stories_of_a_small_grammar_sum_to_one_with_the_exact_entropy(seed):
 
 
 # No text has two derivations: a proof over the whole grammar, in two parts. Relax the grammar: let every mention choose
-# its word anew. Two derivations of one text in the grammar are also two in the relaxed one, unless they differ only in
+# its own word. Two derivations of one text in the grammar are also two in the relaxed one, unless they differ only in
 # a role that the text does not show. Part one shows that the relaxed grammar never derives a text twice; part two that
 # every plot shows all its roles, whatever is chosen.
 

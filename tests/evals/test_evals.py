@@ -127,7 +127,7 @@ def test_what_cannot_be_evaluated_is_said():
         evaluate(Bigram(), tokens[:1], context=4, runtime=CPU)
     broken = Bigram()
     broken.table[int(tokens[3])] = math.nan
-    with pytest.raises(CheckpointError, match="not a number"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         evaluate(broken, tokens, context=4, runtime=CPU)
 
 
@@ -164,7 +164,7 @@ def test_overlapping_windows_are_resampled_in_blocks_of_a_context():
 
 
 def test_the_interval_holds_the_figure_scaled_to_the_source_bytes():
-    result = figures(flat_score(100, 10), text_bytes=4000)  # twice the sum of the tokens' own lengths
+    result = figures(flat_score(100, 10), text_bytes=4000)  # twice the sum of the tokens' lengths
     for key in ("loss", "bits_per_byte"):
         low, high = result["confidence_interval"][key]
         assert low < result[key] < high
@@ -226,7 +226,7 @@ def test_unknown_characters_are_counted_as_bytes_of_the_source(tmp_path):
     run = make_run(tmp_path, CharTokenizer.from_texts(["number was told. 0123456789"]))
     result = evaluate_run(run)
     lengths = TokenText(run.tokenizer).lengths[run.prepared().splits["val"].tokens]
-    assert result["bytes"] == run.prepared().meta["splits"]["val"]["bytes"]  # it opens with an unknown one: no bytes
+    assert result["bytes"] == run.prepared().meta["splits"]["val"]["bytes"]  # the first token is unknown: no bytes
     assert lengths.sum() < result["bytes"]  # Ä is two bytes, "?" is one
     low, high = result["confidence_interval"]["bits_per_byte"]
     assert low < result["bits_per_byte"] < high

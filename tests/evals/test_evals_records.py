@@ -24,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learned(base: Path) -> Path:
-    """A run that learned ten answers by heart."""
+    """A run that memorised ten answers."""
     data = questions(base.parent.parent / "q.jsonl")
     settings = {"train__max_steps": 50, "train__batch_size": 10, "optimizer__learning_rate": 8e-3}
     return tune(base, data, "learned", finetune__val_source=str(data), **settings).path

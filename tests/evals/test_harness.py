@@ -201,7 +201,7 @@ def test_its_client_of_our_server_has_the_figures_of_eval(
     tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=300), [TEXT])
     path = save_run(tmp_path / "runs/my", tokenizer, SHAPES["modern"] | {"max_seq_len": 130, "init_std": 0.05}, {})
     exported = export_huggingface(run := load_run(path, "cpu"), tmp_path / "exported").path
-    text = TEXT * 200  # so long that its first token, which eval does not predict, does not matter
+    text = TEXT * 200  # long, so that the first token, which eval does not predict, changes little
     (tmp_path / "all.txt").write_text(text)
     window = 128  # the harness reserves one position before a window, and one after it
     assert main(["eval", str(path), "--data", str(tmp_path / "all.txt"), "--context", str(window), "--json"]) == 0

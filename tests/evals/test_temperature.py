@@ -60,15 +60,15 @@ def test_it_is_the_temperature_that_undoes_what_the_logits_were_multiplied_by(fa
     losses = {scale: loss(found * scale) for scale in (0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0)}
     assert min(losses, key=lambda scale: losses[scale]) == 1.0
     assert loss(1.0) == pytest.approx(evaluate(model, tokens, context=16, runtime=CPU).loss, rel=1e-7)
-    assert model.training, "the mode is put back"
+    assert model.training, "the model is in training mode again"
     assert at_temperature(2.0)(model.eval(), tokens, context=16, runtime=CPU).loss > 0
     assert not model.training
-    assert found == fit_temperature(model, tokens, context=16, runtime=CPU, batch_size=7), "and it is no matter of luck"
+    assert found == fit_temperature(model, tokens, context=16, runtime=CPU, batch_size=7), "same for any batch size"
 
 
 def test_a_text_that_is_known_by_heart_ends_at_the_border() -> None:
     model = Bigram()
-    model.table = torch.eye(V).roll(1, 1)  # the next token is sure
+    model.table = torch.eye(V).roll(1, 1)  # each next token is certain
     assert fit_temperature(model, np.arange(50) % V, context=8, runtime=CPU) == pytest.approx(0.1, rel=1e-3)
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_is_said() -> None:
         fit_temperature(Bigram(), text[:1], context=8, runtime=CPU)
     broken = Bigram()
     broken.table = torch.full((V, V), math.nan)
-    with pytest.raises(CheckpointError, match="not a number"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         fit_temperature(broken, text, context=8, runtime=CPU)
 
 
@@ -117,7 +117,7 @@ def test_it_is_kept_and_later_figures_stand_below_the_headline(
         f"at temperature {at['temperature']:.4f}, fitted on the whole validation split: loss {at['loss']:.4f}" in shown
     )
     loaded = load_run(run / "checkpoints" / "step-00000020", "cpu")
-    assert kept_temperature(run, loaded.step) is None, "another checkpoint has not been fitted"
+    assert kept_temperature(run, loaded.step) is None, "the temperature is only for the fitted checkpoint"
     whole = json.loads((run / "temperature.json").read_text())
     for damaged in ({"temperature": 2}, *(whole | {"temperature": wrong} for wrong in (-1.0, 0, math.inf, math.nan))):
         (run / "temperature.json").write_text(json.dumps(damaged))

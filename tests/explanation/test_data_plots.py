@@ -17,7 +17,7 @@ from minigpt.tokenizers import ByteTokenizer
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Every figure that would be written, to be read."""
+    """Collect every figure instead of writing it, so that tests can read it."""
     kept: list = []
     monkeypatch.setattr("minigpt.explanation.data_plots.write_figure", lambda figure, out: kept.append(figure) or out)
     return kept
@@ -35,7 +35,7 @@ def test_a_texts_picture_shows_what_was_counted(tmp_path: Path, figures: list) -
     ranks, documents, rows, characters = figures[0].axes
     counts = sorted(Counter("".join(texts).encode()).values(), reverse=True)
     np.testing.assert_array_equal(ranks.get_lines()[0].get_xydata(), list(enumerate(counts, 1)))
-    assert words(ranks) == ["' '", "'U+FFFD'"], "the tenth is a byte of é"
+    assert words(ranks) == ["' '", "'U+FFFD'"], "the tenth token is one byte of é"
     for axes, lengths in ((documents, [len(text) for text in texts]),
                           (rows, [len(line) for text in texts for line in text[:-1].split("\n")])):  # fmt: skip
         kept = [length for length in lengths if length]
@@ -63,7 +63,7 @@ def test_a_text_of_one_document_and_words_has_zipfs_law(tmp_path: Path, figures:
 
 
 class Vocabulary(ByteTokenizer):
-    """Pieces that are given."""
+    """A tokenizer that only has the given pieces."""
 
     def __init__(self, pieces: list[bytes]):
         super().__init__()
@@ -102,7 +102,7 @@ def test_tokenizers_lie_by_vocabulary_and_compression(tmp_path: Path, figures: l
     [axes] = figures[0].axes
     points = [[row["vocab_size"], row["bytes_per_token"]] for row in rows]
     drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
-    assert drawn == [points[1:], points[:1]], "bpe joined, byte alone"
+    assert drawn == [points[1:], points[:1]], "the bpe points are joined, the byte point is alone"
     packed = zip(("byte", "bpe270", "bpe280"), rows, strict=True)
     assert words(axes) == [f"{name}  {row['bytes_per_token']:.2f}" for name, row in packed]
     assert main(["tokenizer", "inspect", names[2], "--plot", str(tmp_path / "b.png")]) == 0

@@ -79,7 +79,7 @@ def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
     assert path == run / "plots" / "explain.html"
     page = path.read_text(encoding="utf-8")
     outside = set(re.findall(r"""(?:https?:)?//[\w.]+|(?:src|href|url)\s*[=(]\s*[^\s#]+""", page))
-    assert outside == {"http://www.w3.org"}, "nothing but the name of SVG's namespace"
+    assert outside == {"http://www.w3.org"}, "the only URL is the name of SVG's namespace"
     assert page.count("<h2") == page.count('class="equation"') == 6
     assert "{{" not in page
 
@@ -129,7 +129,7 @@ SHAPES = {
 def test_the_walk_adds_up_step_by_step(name: str):
     model, tokenizer = byte_model(**SHAPES[name])
     ids = tokenizer.encode("the cat sat")
-    embedding, *blocks, head = steps(model, tokenizer, ids, 4)  # one of 5 tokens, all of which are in the table
+    embedding, *blocks, head = steps(model, tokenizer, ids, 4)  # token 4 of 5; all tokens are in the table
     *parts, stream = (step.values.float() for step in embedding.steps)
     if parts:
         torch.testing.assert_close(sum(parts), stream, atol=1e-5, rtol=1e-5)
@@ -234,7 +234,7 @@ def test_the_walk_is_not_broken_where_no_terminal_is(run, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert "␣ is a space" in lines[1]
     made = [line for line in lines if re.match(r"x +x \+ out +\[\d+\]", line)]
-    assert len(made) == 4 and all(re.search(r"… length=[\d.]+$", line) for line in made), "two in each of two blocks"
+    assert len(made) == 4 and all(re.search(r"… length=[\d.]+$", line) for line in made), "two lines for each block"
 
 
 def test_the_commands_mistakes_are_user_errors(run, capsys):

@@ -51,7 +51,7 @@ def test_an_untrained_model_has_no_named_head_and_scores_near_chance():
     for kind in KINDS:
         assert heads.scores[kind].shape == (2, 4)
         assert abs(heads.scores[kind] - heads.chance[kind]).max() < 0.05
-    assert (heads.length, heads.sequences) == (48, 8)  # 64 would not fit the context
+    assert (heads.length, heads.sequences) == (48, 8)  # 64 tokens do not fit into the context
 
 
 def test_excluded_ids_are_not_drawn_and_a_tiny_model_is_an_error():
@@ -88,5 +88,5 @@ def test_an_induction_head_is_found_in_a_model_trained_to_have_one():
     named = heads.names()
     print(f"step {step}, loss {loss:.3f}, induction every 25 steps: {scores}; named: {named}")
     assert "induction" in named[1]
-    assert "induction" not in named[0], "it needs a layer before it, which tells what each token follows"
+    assert "induction" not in named[0], "induction needs a layer before it, which finds the token before each token"
     assert heads.scores["previous_token"][0].max() > 0.3

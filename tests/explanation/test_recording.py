@@ -84,7 +84,7 @@ def test_each_figure_is_what_its_name_says(name: str):
     recording = record(model, tokens, top=7)
     length, layers = len(tokens), config.num_layers
     np.testing.assert_allclose(recording.attention.sum(-1), 1, atol=1e-5)
-    assert not recording.attention[:, :, *np.triu_indices(length, 1)].any(), "no look ahead"
+    assert not recording.attention[:, :, *np.triu_indices(length, 1)].any(), "no position attends to a later one"
     weights = torch.from_numpy(recording.attention)
     entropy = torch.distributions.Categorical(probs=weights).entropy()
     np.testing.assert_allclose(recording.attention_entropy, entropy, atol=1e-4)
@@ -93,7 +93,7 @@ def test_each_figure_is_what_its_name_says(name: str):
     np.testing.assert_allclose(recording.entropy, predicted.entropy(), atol=1e-4)
     assert len(recording.parts) == len(recording.stream_norm) == len(recording.written_norm) == 2 * layers + 1
     assert recording.lens_ids.shape == recording.lens_probs.shape == (layers + 1, length, 7)
-    # with the blocks taken out, the model is its lens on the embedding
+    # without blocks, the model's prediction is the lens after the embedding
     bare = GPT(config.model_copy(update={"num_layers": 1}))
     bare.blocks = torch.nn.ModuleList()
     bare.load_state_dict(model.state_dict(), strict=False)

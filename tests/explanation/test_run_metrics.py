@@ -148,7 +148,7 @@ def test_floors_in_sight_are_drawn_and_the_entropy_is_brought_into_sight(run):
     left, right = draw_runs(["mine"], [[read_metrics(run)]], {"loss": floors}).axes
     names = [text.get_text() for text in left.texts[:-1]]
     assert names == ["5-gram 1.80", "xz 1.79", "entropy of the source 0.50"]
-    assert left.texts[0].get_verticalalignment() != left.texts[1].get_verticalalignment()  # two names, no room between
+    assert left.texts[0].get_verticalalignment() != left.texts[1].get_verticalalignment()  # two names that are too near
     assert left.get_ylim()[0] < 0.5
     assert len(right.texts) == 1
 
@@ -170,12 +170,12 @@ def test_the_vertical_axis_shows_what_comes_after_the_first_tenth(tmp_path):
         )
         assert late <= axes.get_ylim()[1] < scale(9.0)
         assert all(line.get_clip_on() for line in axes.get_lines())
-    even = read_metrics(write_run(tmp_path / "even", falling(100)[20:]))  # nothing to cut off at the start
+    even = read_metrics(write_run(tmp_path / "even", falling(100)[20:]))  # no steep fall at the start
     assert draw_runs(["even"], [[even]], {}).axes[0].get_ylim()[1] > float(even["loss"][0])
 
 
 def test_the_note_says_what_was_measured_on_what(run, tmp_path):
-    assert footnote([run]) == "", "a run without its settings"
+    assert footnote([run]) == "", "the run has no settings"
     (run / "config.yaml").write_text("train: {eval_batches: 20}")
     assert footnote([run]) == "validation: 20 batches of the validation split, no overlap"
     report = {"bits_per_byte": 1.25, "step": 300, "split": "val", "context": 64, "stride": 64}
@@ -184,7 +184,7 @@ def test_the_note_says_what_was_measured_on_what(run, tmp_path):
         "no overlap.  Best checkpoint: 1.250 bits per byte (whole validation split, no overlap; step 300)"
     )
     (run / "eval.json").write_text(json.dumps(report | {"step": 100}))
-    assert "Best" not in footnote([run]), "a report of another checkpoint than the best"
+    assert "Best" not in footnote([run]), "the report is not of the best checkpoint"
     other = write_run(tmp_path / "other", falling())
     (other / "config.yaml").write_text("train: {eval_batches: 20}")
     assert footnote([run, other]) == "validation: 20 batches of the validation split, no overlap"

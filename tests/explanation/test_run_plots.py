@@ -32,7 +32,7 @@ def write(folder: Path, lines: list[dict], tokenizer: str = "{}", **settings) ->
 
 
 def lines(shift: float = 0.0, count: int = 90, every: int = 10) -> list[dict]:
-    """As training logs them: noise in the loss and the gradient, an evaluation now and then."""
+    """Lines like those of training: noise in the loss and the gradient, and some evaluations."""
     noise = np.random.default_rng(int(1000 * shift)).normal(0, 0.05, count)
     found = []
     for step in range(1, count + 1):
@@ -57,7 +57,7 @@ def seeds(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Every figure that would be written, to be read: setting one takes a second."""
+    """Collect every figure instead of writing it, which takes a second, so that tests can read it."""
     kept: list = []
 
     def keep(figure, out: Path) -> Path:
@@ -108,7 +108,7 @@ def test_each_panel_shows_its_column_with_its_title(tmp_path: Path) -> None:
 
 def test_seeds_are_one_curve_in_a_band_of_their_deviation(seeds: list[Path], figures: list, tmp_path: Path) -> None:
     groups = seeds_together(seeds[::-1])
-    assert [sorted(group) for group in groups] == [seeds[3:], seeds[:3]], "in the order of the runs"
+    assert [sorted(group) for group in groups] == [seeds[3:], seeds[:3]], "the groups have the order of the runs"
     plot_runs(groups[::-1], tmp_path / "a.svg", what=["loss", "perplexity", "gradient-norm"])
     for axes, column, scale in zip(
         figures[0].axes, ("val_loss", "val_loss", "grad_norm"), (float, np.exp, float), strict=True
@@ -129,7 +129,7 @@ def test_seeds_are_one_curve_in_a_band_of_their_deviation(seeds: list[Path], fig
     for text in ("loss, nats per token", "lr=0.001 (3 seeds)", "± standard deviation of the seeds", "step"):
         assert f"{text} -->" in svg
     plot_runs(seeds, tmp_path / "b.svg")
-    assert not figures[1].axes[0].collections, "each by itself"
+    assert not figures[1].axes[0].collections, "each seed has its own line, without a band"
 
 
 def test_seeds_that_logged_other_steps_meet_where_both_did() -> None:
@@ -168,7 +168,7 @@ def test_runs_are_named_next_to_their_curves_and_dashed_from_the_eighth_on(tmp_p
     wild = write(tmp_path / "wild", [*lines()[:-1], {"step": 90, "loss": 50.0, "val_loss": 50.0}])
     plot_runs([runs[0], wild], tmp_path / "a.png")
     left, right = figures[1].axes
-    assert words(left) == ["50.00  wild", "2.03"][::-1] and words(right) == ["7.64  run-$-0"], "no perplexity to name"
+    assert words(left) == ["50.00  wild", "2.03"][::-1] and words(right) == ["7.64  run-$-0"], "a diverged run has none"
 
 
 def test_a_column_that_was_not_logged_is_left_out_and_reported(tmp_path: Path, figures: list, capsys) -> None:
@@ -178,14 +178,14 @@ def test_a_column_that_was_not_logged_is_left_out_and_reported(tmp_path: Path, f
     assert command.main([str(whole), str(poor), "--what", "gradient-norm, loss", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n" and said.err == "not logged, left out of gradient norm: poor\n"
-    assert [len(curves(axes)) for axes in figures[0].axes] == [2, 5], "raw and mean; and of the loss validation, of one"
+    assert [len(curves(axes)) for axes in figures[0].axes] == [2, 5], "raw and mean; the loss also has validation"
     for runs in ([poor], [poor, poor]):
         with pytest.raises(UserError, match="logged throughput; leave it out of --what"):
             plot_runs(runs, out, what=["loss", "throughput"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plot_runs([poor], out, what="all")
-    assert len(figures[-1].axes) == 2, "loss and perplexity are all it has"
+    assert len(figures[-1].axes) == 2, "this run has logged only loss and perplexity"
     with pytest.raises(UserError, match="nothing that can be drawn"):
         plot_runs([write(tmp_path / "none", [{"step": 1}])], out, what="all")
 
@@ -243,11 +243,11 @@ def test_scaling_finds_the_law_that_the_runs_follow(sizes: list[Path], figures: 
     scaling = measure_scaling(sizes)
     assert scaling["unit"] == "nats per token" and len(scaling["points"]) == 5
     last, shape = scaling["points"][3], load_config(sizes[3] / "config.yaml").model
-    assert (last["run"], last["tokens"], last["deviation"]) == ("64", 1280, None), "up to the best evaluation"
+    assert (last["run"], last["tokens"], last["deviation"]) == ("64", 1280, None), "counted up to the best evaluation"
     assert last["flops"] == flops_per_token(shape) * 1280
     fit = scaling["fits"]["parameters"]
     assert (fit["factor"], fit["exponent"], fit["runs"]) == (pytest.approx(7), pytest.approx(0.1), 4)
-    assert scaling["fits"]["tokens"] is None, "one amount of tokens is no trend"
+    assert scaling["fits"]["tokens"] is None, "all runs have the same number of tokens, so nothing can be fitted"
     draw_scaling(scaling, tmp_path / "scaling.svg")
     panel = figures[0].axes[0]
     assert panel.get_xscale() == panel.get_yscale() == "log"
@@ -262,7 +262,7 @@ def test_scaling_finds_the_law_that_the_runs_follow(sizes: list[Path], figures: 
 
 def test_scaling_of_seeds_and_of_tokenizers(sizes: list[Path], tmp_path: Path) -> None:
     [point, _] = measure_scaling([sizes[3:], sizes[0]])["points"]
-    assert point["deviation"] == pytest.approx(1 / np.sqrt(2)), "of two losses that are 1 apart"
+    assert point["deviation"] == pytest.approx(1 / np.sqrt(2)), "sample deviation of two losses that differ by 1"
     (sizes[0] / "tokenizer.json").write_text("another")
     scaling = measure_scaling(sizes)
     assert scaling["unit"] == "bits per byte"

@@ -40,7 +40,7 @@ FOREIGN = {"smollm": DIGITS, "qwen2": QWEN2}
 
 
 def sentencepiece() -> SentencePieceTokenizer:
-    """A small tokenizer of Llama's kind, with the beginnings of the text's words."""
+    """A small tokenizer of Llama's kind. Its tokens are beginnings of the text's words."""
     text = f" {TEXT[:88]}"
     starts = {word[:end] for word in re.findall(r" [a-zA-Z]+", text) for end in range(2, len(word) + 1)} | {"  ", "on"}
     texts = ["", "", "", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(starts, key=len), *sorted(set(text))]
@@ -177,7 +177,7 @@ def test_without_transformers_it_says_so(tmp_path: Path, capsys, monkeypatch) ->
 def test_a_wrong_export_is_found_and_leaves_nothing(fault: str, tmp_path: Path, monkeypatch) -> None:
     run = load_run(make_run(tmp_path / "my", kind="bpe"), "cpu")
     if fault == "weights":
-        right = huggingface.config_to_hf  # makes transformers rotate its heads by other angles than minigpt
+        right = huggingface.config_to_hf  # transformers then rotates by other angles than minigpt
         monkeypatch.setattr(
             huggingface, "config_to_hf", lambda *a: right(*a) | {"rope_parameters": None, "rope_theta": 1e6}
         )

@@ -85,7 +85,7 @@ def test_what_was_exported_reads_back_to_the_bit(shape: str, kind: str, tmp_path
         cut = slice(mine.vocab_size) if name in ("embedding.weight", "head.weight") else slice(None)
         assert torch.equal(found[name][cut], tensor[cut]), name
     assert from_gguf(file.settings).fingerprint == run.tokenizer.fingerprint
-    if kind != "char":  # and by what llama.cpp reads alone
+    if kind != "char":  # also without our own tokenizer.json, as llama.cpp reads it
         bare = {name: value for name, value in file.settings.items() if name != "tokenizer.huggingface.json"}
         assert from_gguf(bare).encode(TEXT) == run.tokenizer.encode(TEXT)
 

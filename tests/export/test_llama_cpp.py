@@ -83,7 +83,7 @@ def test_llama_cpp_has_our_ids_and_writes_our_tokens(
     request: pytest.FixtureRequest, shape: str, kind: str, tmp_path: Path
 ) -> None:
     if kind == "gpt2":
-        request.getfixturevalue("mirror")  # its vocabulary
+        request.getfixturevalue("mirror")  # GPT-2's vocabulary
     run = load_run(make_run(tmp_path / "my", shape, kind, max_seq_len=96), "cpu")
     texts = adversarial(200)
     if kind == "char":  # llama.cpp leaves out unknown characters; minigpt writes <|unk|>

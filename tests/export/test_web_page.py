@@ -225,7 +225,7 @@ def test_the_page_trusts_only_its_own_script_and_no_text(tmp_path: Path) -> None
         digest = hashlib.sha256(body.partition(f"</{kind}>")[0].encode()).digest()
         assert f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy[1]
     assert "<b>my" not in text and "{{" not in text
-    assert not re.search(r"https?://(?!www\.w3\.org)", text), "nothing is fetched"
+    assert not re.search(r"https?://(?!www\.w3\.org)", text), "the page loads nothing"
 
 
 def test_without_node_the_page_is_written_and_not_checked(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -122,7 +122,7 @@ def test_it_chats(browser, tale: Path) -> None:
         page.click("#again")
         page.wait_for_selector("#messages li.assistant p:not(.busy)")
         page.wait_for_timeout(300)
-        assert page.locator("#messages li.assistant p").text_content() != first, "another seed"
+        assert page.locator("#messages li.assistant p").text_content() != first, "the second answer has another seed"
         page.click("#clear")
         assert page.locator("#messages li").count() == 0
 

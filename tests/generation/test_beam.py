@@ -18,7 +18,7 @@ from minigpt.generation.search.beam import scale_and_filter
 from minigpt.model import GPT
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
-EOS = 22  # half of the hypotheses end by it
+EOS = 22  # about half of the hypotheses end with this id
 
 
 def model(vocab_size: int = 70, seed: int = 0, **fields: Any) -> GPT:
@@ -55,7 +55,7 @@ def transformers_search(other: Any, prompts: list[list[int]], config: Generation
         rows = torch.tensor([prompts[place] for place in places])
         result = other.generate(
             rows,
-            attention_mask=torch.ones_like(rows),  # else it takes a prompt's zeros for padding
+            attention_mask=torch.ones_like(rows),  # else transformers takes zeros in a prompt for padding
             do_sample=config.temperature > 0,
             eos_token_id=eos,
             pad_token_id=0,

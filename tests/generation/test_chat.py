@@ -1,4 +1,4 @@
-"""Test the session of a chat and its commands directly: what is read, what is written, and that nothing is lost."""
+"""Test the session of a chat and its commands directly: what is read, what is written, and that no message is lost."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_without_roles_a_chat_is_one_text_that_goes_on() -> None:
     assert more == generate_text(GPT_, text + second, LETTERS, seed=5, **plain())
     assert said(chat)[-1] == ("assistant", second + more)
     list(chat.say(" and"))
-    assert said(chat)[4] == ("user", " and")  # a space: in the same line
+    assert said(chat)[4] == ("user", " and")  # text after a space continues the line
 
 
 def test_each_turn_by_role_is_read_as_finetuning_spells_it() -> None:
@@ -80,7 +80,7 @@ def test_each_turn_by_role_is_read_as_finetuning_spells_it() -> None:
         assert trained[: len(asked)] == asked
         going_on = chat_format.encode(chat.messages[: turn + 1])
         assert trained[: len(going_on)] == going_on
-    assert len(trained) == len(going_on) + 1  # and then the end of text
+    assert len(trained) == len(going_on) + 1  # the trained ids also have the end of text
     assert [role for role, _ in said(chat)] == ["system", "user", "assistant", "user", "assistant"]
 
 
@@ -90,7 +90,7 @@ def test_an_answer_by_role_has_no_leading_space_and_ends_at_the_user() -> None:
 
     fields = {"gpt": model(max_seq_len=128), "max_new_tokens": 40, "temperature": 0.0}
     whole = "".join(session(chat_format=Turns(LETTERS, asked), **fields).say("hi"))
-    begin, stop = whole[0], whole[12:15]  # as if this were the space, and this the next turn
+    begin, stop = whole[0], whole[12:15]  # as if these ids were the space and the next turn
     chat = session(chat_format=Turns(LETTERS, asked, begin, (stop,)), **fields)
     pieces = list(chat.say("hi"))
     assert "".join(pieces) == said(chat)[-1][1] == whole[: whole.index(stop)].lstrip(begin) != ""
@@ -107,7 +107,7 @@ def test_a_stopped_answer_is_kept_and_the_chat_goes_on() -> None:
     assert chat.ended and (chat.ended.reason, chat.ended.tokens) == ("interrupted", 5)
     answer = chat.regenerate()
     next(answer)
-    answer.close()  # as when the reader goes away
+    answer.close()  # the client stops reading
     assert len(said(chat)[-1][1]) == 1
     assert chat.ended.tokens == 1
     assert len("".join(chat.say("go"))) == 40
@@ -152,7 +152,7 @@ def test_alternatives_are_the_models_most_likely_and_can_be_chosen(capsys) -> No
     assert [chance for _, chance in tokens] == pytest.approx(
         [chances[2 + i, ids[3 + i]].item() for i in range(8)], abs=1e-5
     )
-    assert "".join(chat.choose(4, 1)).startswith(first)  # the greedy one again
+    assert "".join(chat.choose(4, 1)).startswith(first)  # alternative 1 is the greedy token
     third = chat.alternatives(4, 3).choices[2][1]
     again = "".join(chat.choose(4, 3))
     assert again.startswith(first[:3] + third) and len(again) == 4 + 8
@@ -210,7 +210,7 @@ def test_the_context_keeps_the_newest_whole_turns(turns, system: str, limit: int
     if whole:
         assert kept == [*head, *max(whole, key=len)]
         return
-    text = "|".join(message.content for message in messages[last:])  # cut from the left, and no more than needed
+    text = "|".join(message.content for message in messages[last:])  # cut from the left as little as possible
     assert kept[: len(head)] == head
     assert text.endswith("|".join(message.content for message in kept[len(head) :]).lstrip("|"))
     if kept != [*head, *messages[last:]]:
@@ -248,13 +248,13 @@ def test_a_saved_chat_goes_on_as_it_would_have(tmp_path: Path) -> None:
     assert (other.messages, other.config) == (chat.messages, chat.config)
     assert "".join(other.say("go")) == "".join(chat.say("go"))
     assert "".join(other.regenerate()) == "".join(chat.regenerate())
-    save_session(file, other)  # over its own
+    save_session(file, other)  # replaces its own file
     fresh = session()
     load_session(file, fresh)
-    fresh.undo()  # the last turn
+    fresh.undo()  # removes the last turn
     assert fresh.messages == chat.messages[:4]
     load_session(file, fresh)
-    fresh.undo()  # what was loaded
+    fresh.undo()  # undoes the loading
     assert fresh.messages == chat.messages[:4]
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
 

@@ -1,4 +1,4 @@
-"""Test that contrastive search equals a slow one that reads the whole text again with transformers' model."""
+"""Test that contrastive search equals a slow search that reads the whole text again with transformers' model."""
 
 from typing import Any
 

@@ -86,7 +86,7 @@ def test_weights_that_have_moved_are_read_where_they_are(monkeypatch) -> None:
                     parameter.data = parameter.data.clone()
             ids = torch.tensor([[token]], device=cache.keys.device)
             torch.testing.assert_close(fast.hidden(ids, cache), plain.hidden(ids, right), rtol=0, atol=2e-4)
-    assert before and len(replays) == before + 3 - PATIENCE  # a new graph begins as the first did
+    assert before and len(replays) == before + 3 - PATIENCE  # the first steps of a new cache run without a graph
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")

@@ -38,7 +38,7 @@ GREEDY = GenerationConfig(max_new_tokens=40, temperature=0)
 
 
 def model(**fields: object) -> GPT:
-    """With biases that are not zero, and norms that are not one."""
+    """A model whose biases are not zero, and whose norms are not one."""
     gpt = GPT(ModelConfig.model_validate(SHAPE.model_dump() | fields), seed=4).eval()
     generator = torch.Generator().manual_seed(5)
     for parameter in gpt.parameters():
@@ -53,7 +53,7 @@ def write(gpt: GPT, batch: int = 1, config: GenerationConfig = GREEDY, use_cache
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on the readable forms: dequantised weights, no C."""
+    """Use the readable forms from here on: dequantised weights, no C."""
     monkeypatch.setattr(rows, "library", lambda: None)
     monkeypatch.setattr(RowLinear, "forward", RowLinear.reference)
 

@@ -218,7 +218,7 @@ def test_a_library_is_kept_where_nobody_else_can_write(kernels, tmp_path: Path, 
     assert [path.stat().st_mode & 0o777 for path in (library.parent, library)] == [0o700, 0o700]
     compiled = library.stat().st_mtime_ns
     assert load_again(monkeypatch, tmp_path) == []
-    assert library.stat().st_mtime_ns == compiled, "found again"
+    assert library.stat().st_mtime_ns == compiled, "the library was not compiled again"
 
 
 @pytest.mark.parametrize("way", ["bytes", "no hash", "file mode", "folder mode", "file owner", "folder owner"])

@@ -205,7 +205,7 @@ def test_all_settings_together_act_in_transformers_order(
 
 
 def test_bans_penalties_and_filters_all_had_something_to_do() -> None:
-    """Without any one of the settings the result changes; so the test above compares more than a few of them."""
+    """If one setting is left out, the result changes: so the test above compares all of them."""
     off = {name: GenerationConfig.model_fields[name].default for name in sorted(ALL_ON.model_fields_set)}
     cases = [(ALL_ON.model_copy(update={name: value}), RULES) for name, value in off.items()]
     cases += [(ALL_ON, Rules(11, RULES.bias)), (ALL_ON, Rules(11, bad_words=WORDS))]
@@ -253,7 +253,7 @@ def test_greedy_generation_equals_transformers_on_50_prompts(
     if "bad_words" in rules:  # words that these prompts really lead to: a token, pairs and a run of three
         words = ((plain[0][3],), *(tuple(row[4:6]) for row in plain[10:20]), tuple(plain[30][7:10]))
         rules, theirs = {"bad_words": words}, {"bad_words_ids": [list(word) for word in words]}
-    if "eos_id" in rules:  # what they lead to most often
+    if "eos_id" in rules:  # the token that these prompts lead to most often
         eos = statistics.mode(token for row in plain for token in row[:9])
         rules, theirs, plain = {"eos_id": eos}, {**theirs, "eos_token_id": eos}, write(eos)
     found = write(eos, Rules(**rules), **config)

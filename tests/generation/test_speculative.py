@@ -31,7 +31,7 @@ PROMPTS = ([3], [5, 6, 7, 5, 6], [i % 4 for i in range(16)], list(range(40)))
 V = 8
 BOLD = GenerationConfig(max_new_tokens=3, temperature=0.8, top_k=6, top_p=0.95)
 PENALTIES = BOLD.model_copy(update={"repetition_penalty": 1.4, "presence_penalty": 1.0})
-START = [1, 2, 5, 1, 2]  # look-up guesses 5 1
+START = [1, 2, 5, 1, 2]  # prompt look-up guesses 5 1
 
 
 def model(seed: int = 4, **fields: object) -> GPT:
@@ -210,7 +210,7 @@ def test_a_wrong_rule_fails_the_test_of_the_law(rule, monkeypatch: pytest.Monkey
     monkeypatch.setattr(speculative, "judge", rule)
     try:
         pvalue = table_pvalue("bad", BOLD, 500)
-    except AssertionError as error:  # it wrote a token that plain sampling never writes
+    except AssertionError as error:  # the rule wrote a token that plain sampling never writes
         assert "never draws" in str(error)
         pvalue = 0.0
     print(f"{rule.__name__}: p = {pvalue:.1e}")
@@ -264,7 +264,7 @@ def test_one_pass_of_the_model_for_each_piece(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gpt, "hidden", lambda *args: calls.append(args[0].shape[1]) or hidden(*args))
     passes = list(speculate(gpt, [1, 2, 3], GenerationConfig(max_new_tokens=40, temperature=0), LookupDrafter(4)))
     assert len(calls) == len(passes) < 40
-    assert max(calls[1:]) <= 5  # the new token and the guesses: nothing is read twice
+    assert max(calls[1:]) <= 5  # each pass reads only the new token and the guesses
 
 
 def test_eos_ends_the_text_and_a_draft_beyond_it() -> None:
@@ -312,7 +312,7 @@ def test_a_rejected_guess_may_write_nothing_but_the_text_goes_on() -> None:
         ([1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]),
         ([7, 8, 7, 8], [7, 8, 7, 8]),  # continues into its own guesses
         ([1, 2, 9, 3, 2, 5, 1, 2], [9, 3, 2, 5]),  # two matching tokens count more than a later single one
-        ([2, 9, 4, 2, 5, 4, 2], [5, 4, 2, 5]),  # the latest of two
+        ([2, 9, 4, 2, 5, 4, 2], [5, 4, 2, 5]),  # the later of two matches
         ([1, 2, 3, 6, 0, 1, 2, 3, 7, 0, 2, 3], [7, 0, 2, 3]),
         ([1, 2, 3], []),
         ([1], []),

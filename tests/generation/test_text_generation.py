@@ -53,7 +53,7 @@ def test_stops_cut_the_same_place_however_the_text_is_split(text: str, stop: lis
         if stops.hit:
             break
         assert pushed.startswith(shown)
-        assert len(pushed) - len(shown) < max(map(len, stop), default=1)  # no more is held back than could be a stop
+        assert len(pushed) - len(shown) < max(map(len, stop), default=1)  # only a possible beginning of a stop text
     shown += stops.flush()
     places = [pushed.find(word) for word in stop if word in pushed]
     assert stops.hit == bool(places)
@@ -133,7 +133,7 @@ def test_time_ends_a_text() -> None:
 def test_streaming_never_shows_half_a_character() -> None:
     tokenizer = ByteTokenizer()
     gpt = model(tokenizer)
-    with torch.no_grad():  # bytes of two-byte characters, mostly
+    with torch.no_grad():  # make bytes of two-byte characters likely
         gpt.head.weight[0xC3] *= 3
     pieces = [piece for (piece,) in stream_text(gpt, tokenizer, "é", GenerationConfig(max_new_tokens=80, seed=1))]
     whole = generate_text(gpt, "é", tokenizer, max_new_tokens=80, seed=1)

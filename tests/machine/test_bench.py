@@ -70,8 +70,8 @@ def test_a_spread_is_numpys(values: list[float]):
 
 
 def test_a_ratio_compares_each_round_with_itself():
-    assert timing.speed_ratio([1, 5], [2, 10]) == 2  # medians alone would say the same ...
-    assert timing.speed_ratio([1, 10, 1], [2, 20, 40]) == 2  # ... but here 20 / 1
+    assert timing.speed_ratio([1, 5], [2, 10]) == 2  # the ratio of the medians is the same here ...
+    assert timing.speed_ratio([1, 10, 1], [2, 20, 40]) == 2  # ... but 20 here
 
 
 def step_side(name: str, precision: str = "fp32") -> train.Side:
@@ -102,7 +102,7 @@ def test_decoding_figures_leave_out_the_prompt_and_know_the_memory_bound():
     assert row["tokens_per_second"] == pytest.approx(40)
     assert row["bound_ms_per_token"] == 25 and row["share_of_bound"] == pytest.approx(0.5)
     assert row["ratio"] is None
-    assert generate.side_row(writer, theirs, ours, 2, 4e10)["ratio"] == pytest.approx(3)  # of 2 and 4
+    assert generate.side_row(writer, theirs, ours, 2, 4e10)["ratio"] == pytest.approx(3)  # the median of 2 and 4
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -55,7 +55,7 @@ def test_figures_are_measured(report: dict[str, Any]):
     assert 0 < checks["bf16 on cpu"]["figures"]["relative_error"] < 1e-2  # rounded, so not exact
     assert checks["attention on cpu"]["figures"]["milliseconds"]["auto"] > 0
     learned = checks["learning on cpu"]["figures"]
-    assert abs(learned["first_loss"] - 2.08) < 0.4  # ln 8: it starts with a guess
+    assert abs(learned["first_loss"] - 2.08) < 0.4  # ln 8, the loss of a random guess
     assert learned["last_loss"] < learned["first_loss"] - kernels.LEARNING_DROP
 
 
@@ -150,7 +150,7 @@ def test_the_contents_of_a_mirror_are_listed(mirror: Path):
     assert check.ok
     assert check.figures["mirror_path"] == str(mirror)
     assert {"shakespeare", "wikitext-2", "gpt2 tokenizer"} <= set(check.figures["mirror"])
-    assert set(check.figures["missing"]) <= {"wikitext-103", "tinystories", "text8", "enwik8"}, "the large ones"
+    assert set(check.figures["missing"]) <= {"wikitext-103", "tinystories", "text8", "enwik8"}, "large texts"
 
 
 def test_without_a_mirror_the_downloads_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

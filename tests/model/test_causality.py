@@ -101,4 +101,4 @@ def test_a_trained_run_reports_the_loss_of_its_prefixes(tmp_path: Path) -> None:
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert count == len(tokens) - 1
     assert last["val_loss"] == pytest.approx(nats / count, abs=1e-4)
-    assert last["val_loss"] < math.log(run.tokenizer.vocab_size) - 0.5  # it has learned something
+    assert last["val_loss"] < math.log(run.tokenizer.vocab_size) - 0.5  # the model has learned something

@@ -73,7 +73,7 @@ def test_a_dropped_word_is_gone_in_the_whole_batch() -> None:
     tokens = torch.randint(500, (40, 30))
     out = word_dropout(torch.ones(40, 30, 4), tokens, 500, 0.2, True)
     gone = [out[tokens == token].unique().numel() for token in tokens.unique()]
-    assert set(gone) == {1}, "each token is there or gone, wherever it stands"
+    assert set(gone) == {1}, "a token is dropped at all of its positions or at none"
     assert (out == 0).float().mean() == pytest.approx(0.2, abs=0.05)
     assert out.max() == pytest.approx(1.25)
 

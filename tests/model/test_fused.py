@@ -1,4 +1,4 @@
-"""Test that the C kernels of training equal torch's forms, values and gradients; elsewhere torch replaces them."""
+"""Test that the C kernels of training give torch's values and gradients; on other devices torch replaces them."""
 
 from itertools import product
 

@@ -45,7 +45,7 @@ def test_the_head_gives_the_logarithm_of_the_mixture(tied: bool) -> None:
     assert found.shape == (3, 16, 50)
     torch.testing.assert_close(found.exp(), expected)
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(3, 16))
-    torch.testing.assert_close(head(hidden[0, 0]), found[0, 0])  # one place alone, as searches ask
+    torch.testing.assert_close(head(hidden[0, 0]), found[0, 0])  # one position alone, as in searches
     assert (head.logits.weight is built.embedding.weight) == tied
     assert ("head.logits.weight" in built.weights()) != tied
 

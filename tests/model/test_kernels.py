@@ -30,7 +30,7 @@ def loss_and_gradients(chunk: int, smoothing: float, head: nn.Linear) -> tuple[T
     (3 * loss).backward()
     assert hidden.grad is not None
     assert head.weight.grad is not None
-    if chunk >= 4 * 24 * V:  # the plain form, spelled out
+    if chunk >= 4 * 24 * V:  # compare with the plain form
         assert torch.equal(loss, next_token_loss(head(hidden)[..., :V], targets, valid=19, label_smoothing=smoothing))
     return loss.detach(), hidden.grad, head.weight.grad
 
@@ -153,8 +153,8 @@ def pick(clocks: Clocks, passes: float, compile: str = "auto", shape: ModelConfi
 
 
 def test_a_short_run_takes_the_fastest_kernel_and_a_long_one_compiles_it(clocks: Clocks) -> None:
-    assert pick(clocks, 100) == ("reference", False)  # 4 s: nothing to save
-    assert pick(clocks, 10_000) == ("reference", True)  # 400 s: 200 s are saved
+    assert pick(clocks, 100) == ("reference", False)  # 4 s in all: too short to save time
+    assert pick(clocks, 10_000) == ("reference", True)  # 400 s in all: compiling saves 200 s
     assert clocks["asked"] == 2
 
 
@@ -170,13 +170,13 @@ def test_what_was_measured_is_remembered(clocks: Clocks, tmp_path: Path) -> None
     asked = clocks["asked"]
     clocks["sdpa"] = 0.001
     assert pick(clocks, 10_000) == ("reference", True)
-    assert pick(clocks, 1_000) == ("reference", True)  # 40 s, of which a warm compilation saves 20
+    assert pick(clocks, 1_000) == ("reference", True)  # 40 s in all: with a warm cache, compiling saves 20 s
     assert pick(clocks, 100) == ("reference", False)
     assert clocks["asked"] == asked
     assert pick(clocks, 100, shape=SHAPE.model_copy(update={"embed_dim": 256})) == (
         "sdpa",
         False,
-    )  # another shape is measured
+    )  # another shape is measured again
     assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2
 
 
@@ -195,7 +195,7 @@ class Broken(Clocks):
 
 
 def test_a_failing_compiler_costs_one_line_and_the_run_is_eager(clocks: Clocks) -> None:
-    with pytest.warns(UserWarning, match="does not take this model, running eager: Scalar -8.* out of range$"):
+    with pytest.warns(UserWarning, match="cannot compile this model, running eager: Scalar -8.* out of range$"):
         assert pick(Broken(clocks), 10_000) == ("reference", False)
 
 
@@ -220,8 +220,11 @@ def test_in_a_long_context_the_reference_in_parts_is_tried_too(clocks: Clocks) -
     clocks |= {"blockwise": 0.008, "blockwise compiled": 0.003, "sdpa": 0.007}
     long = SHAPE.model_copy(update={"max_seq_len": 512})
     assert pick(clocks, 100, shape=long) == ("sdpa", False)
-    assert pick(clocks, 10_000, shape=long) == ("blockwise", True)  # near enough to be compiled, and faster then
-    assert pick(clocks, 10_000, shape=SHAPE.model_copy(update={"max_seq_len": 128})) == ("sdpa", True)  # one part only
+    assert pick(clocks, 10_000, shape=long) == ("blockwise", True)  # the fastest when compiled
+    assert pick(clocks, 10_000, shape=SHAPE.model_copy(update={"max_seq_len": 128})) == (
+        "sdpa",
+        True,
+    )  # blockwise has one part
     assert pick(clocks, 10_000, shape=long.model_copy(update={"attention": "blockwise"})) == ("blockwise", True)
 
 
@@ -268,7 +271,7 @@ def test_a_memory_of_another_form_is_measured_again(clocks: Clocks, tmp_path: Pa
 
 def test_timings_that_cannot_be_written_cost_a_warning(clocks: Clocks, tmp_path: Path) -> None:
     (tmp_path / "tuning.json").mkdir()
-    with pytest.warns(UserWarning, match="timings are not remembered"):
+    with pytest.warns(UserWarning, match="timings are not stored"):
         assert pick(clocks, 100) == ("reference", False)
 
 

@@ -121,16 +121,16 @@ def test_a_token_never_sees_those_after_it(name: str) -> None:
 def test_each_bigram_has_its_own_row_where_there_is_room() -> None:
     model, seen = GPT(small(bigrams=71 * 70), seed=3).eval(), []
     model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    pairs = torch.cartesian_prod(torch.arange(70), torch.arange(70))  # all of them, [4900, 2]
+    pairs = torch.cartesian_prod(torch.arange(70), torch.arange(70))  # all pairs, [4900, 2]
     with torch.no_grad():
         model(pairs)
         both = seen[0] - model.embedding(pairs)  # [4900, 2, C]
     rows = model.bigrams.weight
-    assert torch.equal(model.bigrams.rows(pairs, slice(None)).unique(), torch.arange(71 * 70)), "every row, by one pair"
+    assert torch.equal(model.bigrams.rows(pairs, slice(None)).unique(), torch.arange(71 * 70)), "each pair has a row"
     torch.testing.assert_close(both[:, 1], rows[:4900])
     torch.testing.assert_close(both[:, 0], rows[4900 + pairs[:, 0]])
     shared = GPT(small(bigrams=97)).bigrams.rows(pairs, slice(None))[:, 1].bincount(minlength=97)
-    assert shared.min() > 40 and shared.max() < 61, "they share 97 rows evenly"
+    assert shared.min() > 40 and shared.max() < 61, "the pairs share 97 rows evenly"
 
 
 def test_padded_vocabulary_is_inside_only() -> None:

@@ -47,8 +47,8 @@ def state_of(step: Path) -> dict[str, object]:
 def arithmetic() -> dict[str, str]:
     """What decides the rounding of a training step here: torch, its CPU kernels, and the bits they give.
 
-    The steps below use the operations and shapes of the runs in old_runs, but no code of minigpt. So a machine with
-    another arithmetic does not look like a minigpt that computes something else.
+    The steps below use the operations and shapes of the runs in old_runs, but no code of minigpt. So a machine that
+    rounds differently is not mistaken for a change of minigpt.
     """
     generator = torch.Generator().manual_seed(5)
 
@@ -89,7 +89,7 @@ def arithmetic() -> dict[str, str]:
 
 
 def main(runs: Path, out: Path) -> None:
-    """Save the bits of each run's end, and its weights for machines with another arithmetic."""
+    """Save the bits of each run's end, and its weights for machines that round differently."""
     ends = {}
     for run in sorted(path for path in runs.iterdir() if path.is_dir()):
         step = last(run)

@@ -108,7 +108,7 @@ def test_repeated_text_is_worth_less_and_no_more_than_so_many_passes(kind, size,
     assert often <= law.worth(book, size, passes * more * unique) <= law.worth(book, size, 1e15)
     enough = law.worth(book, size, law.enough(book, size)) - unique
     assert enough == pytest.approx(0.9 * (law.worth(book, size, 1e15) - unique), rel=5e-3, abs=1)
-    # with more weights a model knows the text by heart sooner
+    # a model with more weights memorises the text earlier
     assert law.worth(book, size * more, passes * unique) <= often * (1 + 1e-12)
 
 
@@ -125,7 +125,7 @@ STEPS = ((2, 2e8, 6.5e4), (2, 1e9, 5e5), (4, 2e9, 2.6e5), (4, 1.4e10, 2e6), (6, 
 def test_the_prices_of_steps_are_found(prices: tuple[float, float, float]):
     speed = fit_speed([(of, sum(map(math.prod, zip(of, prices, strict=True)))) for of in STEPS])
     found = (speed.per_layer, speed.per_flop, speed.per_element)
-    for of in STEPS:  # a price that hardly counts is not known, and need not be
+    for of in STEPS:  # a cost with almost no effect on the time cannot be found, and does not matter
         right, made = (sum(map(math.prod, zip(of, some, strict=True))) for some in (prices, found))
         assert made == pytest.approx(right, rel=1e-4)
 
@@ -275,7 +275,7 @@ def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: 
     with capsys.disabled():
         print(f"\nbudget 4s: loss {receipt['predicted_loss']:.3f} predicted, {ended['val_loss']:.3f} measured", end=" ")
 
-    assert main([*command, "--json"]) == 0  # the same run, which is done
+    assert main([*command, "--json"]) == 0  # the same run, which has finished
     assert json.loads(capsys.readouterr().out)["step"] == ended["step"]
     assert [path.name for path in (cats / "runs").iterdir()] == ["cats"]
     fails(capsys, ["train", "cats.txt", "--budget", "5s", "--name", "cats"], "another budget", "--name")
@@ -286,7 +286,7 @@ def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: 
                                                          (10**9, "bpe", 4096)])  # fmt: skip
 def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: str, ids: int):
     assert rule.tokenizer(characters) == {"tokenizer.kind": kind, "tokenizer.vocab_size": ids}
-    for own, size in (({}, ids), ({"tokenizer.kind": "word"}, MOST_SIZE)):  # of words all, as without a budget
+    for own, size in (({}, ids), ({"tokenizer.kind": "word"}, MOST_SIZE)):  # all words, as without a budget
         configure = within._Settings(None, own)
         configure.choose_tokenizer(characters)
         assert configure({}).tokenizer.vocab_size == size
@@ -294,7 +294,7 @@ def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: 
 
 @pytest.mark.slow
 def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.CaptureFixture[str]):
-    """A length, a recipe, or --tiny-run makes the run as long as they say."""
+    """A length, a recipe, or --tiny-run decides how long the run is, instead of five minutes."""
     assert main(["train", "cats.txt", "--dry-run", "--json", *QUIET]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["asked"]["budget"] == "5m"
@@ -308,7 +308,7 @@ def test_a_small_text_is_called_small(tmp_path: Path):
     (tmp_path / "small.txt").write_text(text(100))
     settings = {"data.source": str(tmp_path / "small.txt"), "train.device": "cpu", "train.precision": "fp32"}
     found = plan_within("2h", settings)
-    assert found.text.vocab_size < 100  # characters
+    assert found.text.vocab_size < 100  # a tokenizer of characters
     assert "the text is small" in found.explain()
     assert found.plan.limited and re.search(
         r"passes over 0.0\d+ MB, dropout 0\.\d.*; more passes would not help", found.explain()
@@ -361,7 +361,7 @@ def test_the_same_command_continues_a_run_that_was_killed(cats: Path, capsys: py
     assert ended["step"] > before["step"]
     limit = load_config(cats / "runs/cats/config.yaml").train.max_minutes
     assert limit is not None
-    assert ended["seconds"] >= 60 * limit > before["seconds"]  # the clock of both together
+    assert ended["seconds"] >= 60 * limit > before["seconds"]  # the clock counts both parts of the run
     assert (cats / "runs/cats/config.yaml").read_text() == planned[0]
     again = json.loads((cats / "runs/cats/receipt.json").read_text())["budget"]
     assert again == json.loads(planned[1])["budget"]

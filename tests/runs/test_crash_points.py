@@ -1,4 +1,4 @@
-"""Test that a run that dies or cannot write at any of its file operations resumes to the same bits, without litter."""
+"""Test that a run that dies or fails at any file operation resumes to the same bits, and leaves no extra files."""
 
 import json
 import os

@@ -122,7 +122,7 @@ def test_each_layer_learns_at_its_own_rate(base: Path, tmp_path: Path) -> None:
     before, after = load_run(base, "cpu").model.weights(), load_run(run.path, "cpu").model.weights()
     for part, scale in {"embedding": 0.125, "blocks.0": 0.25, "blocks.1": 0.5, "norm": 1.0}.items():
         steps = [(after[name] - before[name]).abs().max().item() for name in before if name.startswith(part)]
-        assert max(steps) == pytest.approx(1e-2 * scale, rel=1e-2), "Adam's first step is as long as the rate"
+        assert max(steps) == pytest.approx(1e-2 * scale, rel=1e-2), "each weight moves by the rate in Adam's first step"
 
 
 def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path: Path) -> None:
@@ -140,13 +140,13 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
     served = Adapters(load_run(base, "cpu").model)
     served.load("small", run.path)
     with torch.no_grad():
-        assert torch.equal(served.use("small")(ids), run.model(ids)), "a run is an adapter that can be switched to"
+        assert torch.equal(served.use("small")(ids), run.model(ids)), "an adapter's run can be used as an adapter"
     with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
         GPT.from_pretrained(run.path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="merged cannot be written"):
         patch.setattr(Tokenizer, "save", lambda *_: os.open(tmp_path / "no/such/folder", os.O_CREAT))
         merge_run(run.path, tmp_path / "runs" / "merged")
-    assert not [path for path in (tmp_path / "runs").iterdir() if "merged" in path.name], "whole or not there"
+    assert not [path for path in (tmp_path / "runs").iterdir() if "merged" in path.name], "no unfinished run is left"
     merged = merge_run(run.path, tmp_path / "runs" / "merged")
     assert str(merged / "config.yaml") in (merged / "config.yaml").read_text().splitlines()[0]
     assert load_run(merged, "cpu").config.lora.rank == 0
@@ -208,7 +208,7 @@ def test_a_chat_tuning_learns_ten_questions_to_exact_answers(tmp_path: Path) -> 
     assert samples[-1]["prompt"] == "User: the fox?\nAssistant:"
     assert samples[-1]["text"].strip() == "red"
     again = tune(run.path, questions(tmp_path / "q.jsonl"), "more")
-    assert load_template(again.path) == template, "a chat's template is handed on"
+    assert load_template(again.path) == template, "a chat's template is passed on"
 
 
 def test_text_is_learned_as_train_learns_it_with_the_bases_tokenizer(base: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
     assert [passes(steps) for steps in (0.5, 225, 300, 10_000)] == [30, 6, 4, 3]
     wide = tuned_defaults(load_run(make_base(base.parent / "wide", embed_dim=1024), "cpu"), {"data.source": str(data)})
     assert wide["optimizer.learning_rate"] == pytest.approx(fresh / 10 * (32 / 1024) ** 0.5, rel=0.1)
-    assert wide["train.max_epochs"] == 3, "a wide model is taken for pretrained"
+    assert wide["train.max_epochs"] == 3, "a wide model is assumed to be pretrained"
     adapter = tune(base, data, "adapter", lora__rank=1).config
     assert adapter.optimizer.learning_rate == pytest.approx(fresh)
     assert adapter.schedule.warmup_steps == 1, "a fifth of six steps"
@@ -253,8 +253,8 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"model__embed_dim": 64}, "model.embed_dim: is the base's, 32"),
-        ({"tokenizer__kind": "byte"}, "tokenizer.kind: is the base's, char"),
+        ({"model__embed_dim": 64}, "model.embed_dim: the base has 32"),
+        ({"tokenizer__kind": "byte"}, "tokenizer.kind: the base has char"),
         ({"finetune__seq_len": 65}, "finetune.seq_len: the model reads 64 tokens at most"),
         ({"lora__rank": 2, "optimizer__kind": "muon"}, "muon goes with neither"),
         ({"lora__rank": 2, "train__ema_decay": 0.9}, "train.ema_decay: an adapter"),

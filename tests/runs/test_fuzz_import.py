@@ -74,7 +74,7 @@ def test_nanogpt_checkpoints_that_are_not_whole(tmp_path: Path) -> None:
 
     weights = dict(saved["model"])
     args = saved["model_args"]
-    wide = torch.zeros(1).expand(10**6, 10**6)  # 4 TB that are four bytes
+    wide = torch.zeros(1).expand(10**6, 10**6)  # a tensor of 4 TB, stored in four bytes
     head = {"transformer.wte.weight": wide, "lm_head.weight": wide}
     for changed, words in (
         ({"model_args": args | {"n_layer": 3}}, "lack transformer.h.2."),

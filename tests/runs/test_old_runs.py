@@ -1,4 +1,4 @@
-"""Test that today's code reads the unfinished runs of an older minigpt in old_runs/ and trains on, bit for bit."""
+"""Test that today's code reads the unfinished runs of an older minigpt in old_runs/ and continues them, bit for bit."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def same_arithmetic() -> None:
     """Skip if this machine rounds differently from the one that the old code ran on."""
     here = arithmetic()
     if here != KEPT["arithmetic"]:
-        pytest.skip(f"bits are those of another arithmetic: {KEPT['arithmetic']}; here: {here}")
+        pytest.skip(f"the bits are of a machine that rounds differently: {KEPT['arithmetic']}; here: {here}")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_an_old_run_resumes_to_the_old_end_but_for_rounding(ended: Path, run: st
     for name, value in kept.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: name + text)
     steps = [json.loads(line)["step"] for line in (ended / run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)), "every step once, the old code's and the new"
+    assert steps == sorted(set(steps)), "every step once, those of the old code and those of the new code"
     assert steps[-1] == KEPT["ends"][run]["state"]["step"]
 
 
@@ -84,7 +84,7 @@ def test_an_old_rate_is_never_taken_for_muons(old: Path, capsys: pytest.CaptureF
     fails(capsys, ["train", "cats.yaml", *more], "runs/cats began when learning_rate was adamw's, and", *RATES)
     assert load_config("runs/cats/config.yaml").optimizer.learning_rate == 0.02
     assert load_config("runs/cats/config.yaml").optimizer.adamw_ratio == 0.5
-    assert "muon_learning_rate" in (old / "runs/cats/config.yaml").read_text(), "nothing was written"
+    assert "muon_learning_rate" in (old / "runs/cats/config.yaml").read_text(), "the refused run is unchanged"
 
 
 def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) -> None:

@@ -77,8 +77,8 @@ def test_a_checkpoint_of_four_ranks_resumes_on_one_two_and_four(kind: str, cats:
     losses = [line["loss"] for line in metrics(parts) if "loss" in line]
     assert sum(losses[-5:]) / 5 < losses[0] - 0.5
     samples = [(run / "samples.jsonl").read_text().splitlines() for run in (whole, parts)]
-    assert len(samples[1]) == 4, "by one rank"
-    assert samples[0] == samples[1], "greedy or not, from the same weights and seed"
+    assert len(samples[1]) == 4, "one rank writes the samples"
+    assert samples[0] == samples[1], "the same weights and seed give the same samples"
 
 
 def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -> None:
@@ -91,7 +91,7 @@ def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -
         done = launch(count, *command, folder=cats)
         assert done.returncode == 0, done.stderr
         files = sorted(path.name for path in (parts / f"checkpoints/step-{until:08d}").glob("shard-*"))
-        assert len(files) == (count if count > 1 else 0), "a part of each rank"
+        assert len(files) == (count if count > 1 else 0), "each rank writes a part"
     before, lines = tensors(parts), gap(cats / "runs/whole", parts)
     far = farthest(tensors(cats / "runs/whole"), before)
     assert lines < 1e-5

@@ -1,4 +1,4 @@
-"""Test weights in 8 and 4 bits: exact round trips, bounded errors, and runs on the disk that every command takes."""
+"""Test weights in 8 and 4 bits: exact round trips, bounded errors, and runs on the disk that every command can use."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_what_is_packed_comes_back_bit_for_bit(kind, rows: int, groups: int, pow
     whole = unpack(packed)
     assert same(pack(whole, bits, group), packed)
     assert torch.equal(unpack(pack(whole, bits, group)), whole)
-    assert bits == 8 or (packed_group(whole) or 0) >= group, "a loaded model knows the group that it was saved in"
+    assert bits == 8 or (packed_group(whole) or 0) >= group, "the group size is found from the weights"
 
 
 @settings(max_examples=100)
@@ -169,7 +169,7 @@ def test_fewer_bits_are_further_from_fp32_but_not_far() -> None:
         made = logits(prepare_decoding(GPT(SHAPE, seed=4), precision))
         distance[precision] = ((made - right).std() / right.std()).item()
     print(f"logits differ by {distance} of their deviation")
-    assert 0 < distance["int8"] < 0.05 < distance["int4"] < 0.5, "random weights, which amplify"
+    assert 0 < distance["int8"] < 0.05 < distance["int4"] < 0.5, "random weights make the error of int4 larger"
 
 
 def test_without_the_kernel_int4_is_its_numbers_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_a_model_too_narrow_for_int4_is_reported_and_left_unchanged() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a character model, some 100k weights; tests copy it before they break it."""
+    """A finished run of a character model, about 100k weights; tests copy it before they break it."""
     folder = tmp_path_factory.mktemp("quantize")
     lines = [" ".join(WORDS[(3 * i + j * (1 + i % 4)) % len(WORDS)] for j in range(9)) + ".\n" for i in range(400)]
     (folder / "cats.txt").write_text("".join(lines))
@@ -225,7 +225,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line of an error of the user's."""
+    """The one line that a UserError prints."""
     capsys.readouterr()
     assert main([str(word) for word in argv]) == 2
     said = capsys.readouterr()
@@ -257,7 +257,7 @@ def test_the_command_writes_a_run_that_every_command_takes(trained: Path, tmp_pa
         assert file.stat().st_size == report["bytes_after"]
         packed = load_file(file)
         kept = sum(tensor.numel() for tensor in packed.values() if tensor.dtype == torch.float32)
-        # sizes without the file's header, some 100 bytes a tensor, and without norms and biases
+        # sizes without the file's header, about 100 bytes a tensor, and without norms and biases
         matrices = sum(tensor.nbytes for tensor in packed.values()) - 4 * kept
         sizes[out.name] = round(8 * matrices / (report["weights"] - kept), 2)
         lost[out.name] = again["bits_per_byte"] - bits_per_byte
@@ -313,7 +313,7 @@ def test_int4_decoding_uses_the_integers_on_the_disk(trained: Path, tmp_path: Pa
 def test_packing_a_loaded_run_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     for bits, embedding_bits in ((8, 8), (4, 8), (4, 4)):
         done = quantize_run(trained, bits, 32, tmp_path / f"{bits}{embedding_bits}", embedding_bits)
-        assert read_run(done.path).parameters == read_run(trained).parameters, "however many bits each of them has"
+        assert read_run(done.path).parameters == read_run(trained).parameters, "weights are counted, not bits"
         again = pack_weights(GPT.from_pretrained(done.path).weights(), bits, 32, embedding_bits)
         assert same(again, load_file(next(done.path.rglob("model.safetensors"))))
 
@@ -341,7 +341,7 @@ def test_fine_weights_are_the_ones_that_were_averaged(trained: Path, tmp_path: P
     shutil.copy(trained / "tokenizer.json", tmp_path / "run")
     (tmp_path / "run/template.json").write_text('{"user": "Ask: {}\\n"}')
     done = quantize_run(tmp_path / "run", 8)
-    assert load_template(done.path).user == "Ask: {}\n", "a run tuned on chats is asked as before"
+    assert load_template(done.path).user == "Ask: {}\n", "the chat template stays the same"
     assert done.path == tmp_path / "run-int8" and done.bytes_before == (target / "ema.safetensors").stat().st_size
     assert torch.allclose(GPT.from_pretrained(done.path).norm.weight, average["norm.weight"])
 
@@ -383,7 +383,7 @@ def test_a_damaged_quantised_run_is_refused(trained: Path, tmp_path: Path, capsy
     (folder / "model.safetensors").write_bytes(whole)
     saved = checkpoint.load(folder)
     lacking = {name: tensor for name, tensor in saved.weights.items() if name != "blocks.1.attention.out.weight.scale"}
-    checkpoint.save(folder, {"model": lacking}, saved.state)  # whole by its manifest, but wrong
+    checkpoint.save(folder, {"model": lacking}, saved.state)  # the manifest is right, but a tensor is missing
     said = fails(capsys, "eval", tmp_path / "int4")
     assert "packed weights do not fit" in said and "blocks.1.attention.out.weight" in said
 

@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys:
     assert said.endswith(f": {steps / 'step-00000008'}"), "a path to paste"
     assert again(run) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "optimizer.safetensors: damaged (its sha256 is not the manifest's); renamed to damaged-step-00000012" in said
+    assert "damaged (its sha256 differs from the manifest); renamed to damaged-step-00000012" in said
     assert "continuing from step-00000008: 4 steps will be trained again" in said
     assert (steps / "step-00000012/model.safetensors").read_bytes() == before, "bit for bit as it was"
     assert (steps / "damaged-step-00000012").is_dir()
@@ -127,7 +127,7 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
         fails(capsys, argv, f"{run} is being trained by process {other.pid} on here", "--name")
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
         other.send_signal(signal.SIGKILL)
-    assert again(run) == 0, "the system gave back the lock of the killed process"
+    assert again(run) == 0, "the system released the lock of the killed process"
     with run_lock(run), pytest.raises(RunError, match=f"process {os.getpid()} on "), run_lock(run):
         pass
     with (run / ".lock").open() as file:
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_every_needed_line_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2):
         append_line(path, {"step": step})
-    path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')  # as far as there was room
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')  # a line that was cut when the disk was full
     keep_lines(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

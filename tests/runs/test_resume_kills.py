@@ -53,7 +53,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
             metrics = tmp_path / "runs" / name / "metrics.jsonl"
             before = metrics.stat().st_mtime if metrics.exists() else 0.0
             while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime > before):
-                time.sleep(0.02)  # wait until this process trains: killing an import proves nothing
+                time.sleep(0.02)  # wait until this process trains, since killing it during imports tests nothing
             # so that a slow machine progresses between two kills too
             time.sleep(chance.uniform(0.0, 0.3 * undisturbed))
             if process.poll() is None:

@@ -69,7 +69,9 @@ def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
 def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
     where = ["--runs-dir", str(runs)]
     rows = read(capsys, "list", *where)["runs"]
-    assert [row["name"] for row in rows] == ["other", "bytes", "group/inner", "wide", "a-2", "a-1"], "the newest first"
+    assert [row["name"] for row in rows] == ["other", "bytes", "group/inner", "wide", "a-2", "a-1"], (
+        "the newest run comes first"
+    )
     assert [row["started"] for row in rows] == sorted((row["started"] for row in rows), reverse=True)
     by_name = [row["name"] for row in read(capsys, "list", *where, "--sort", "name")["runs"]]
     assert by_name == ["a-1", "a-2", "bytes", "group/inner", "other", "wide"]
@@ -104,7 +106,7 @@ def test_a_state_is_finished_interrupted_or_running(runs: Path, tmp_path: Path) 
     assert read_run(run).state == "finished"
     with run_lock(run):
         assert read_run(run).state == "running"
-    assert read_run(run).state == "finished", "a lock that nobody holds is no lock"
+    assert read_run(run).state == "finished", "a lock file that no process holds does not count"
     state = sorted(run.glob("checkpoints/step-*/state.json"))[-1]
     tree = json.loads(state.read_text())
     tree["train"]["finished"] = False
@@ -126,7 +128,7 @@ def test_show_has_what_is_on_the_disk(runs: Path, tmp_path: Path, capsys) -> Non
     (run / "incidents.jsonl").write_text('{"step": 3, "what": "the loss is nan", "action": "skipped"}\n')
     report = read(capsys, "show", str(run))
     assert report["settings"]["train.sample_prompt"] == PROMPT
-    assert "optimizer.learning_rate" not in report["settings"], "it follows from the width"
+    assert "optimizer.learning_rate" not in report["settings"], "this rate follows from the width"
     assert report["checkpoints"][-1]["name"] == "step-00000004"
     size = sum(file.stat().st_size for file in (run / "checkpoints/step-00000004").iterdir())
     assert report["checkpoints"][-1]["bytes"] == size
@@ -229,7 +231,7 @@ def test_a_bare_name_is_a_run_in_runs_unless_it_is_there(runs: Path, tmp_path: P
     fails(capsys, ["runs", "show", "cats.txt"], "cats.txt is a file; a run is a directory", "minigpt runs show runs/my")
     shutil.copytree(runs / "bytes", tmp_path / "wide")
     monkeypatch.chdir(tmp_path)
-    assert read(capsys, "show", "wide")["settings"]["tokenizer.kind"] == "byte", "a path goes before a name"
+    assert read(capsys, "show", "wide")["settings"]["tokenizer.kind"] == "byte", "a path is tried before a name"
     fails(capsys, ["runs", "show", "no/my"], f"no runs in {tmp_path / 'no'}; cd to where you trained, or give the path")
 
 
@@ -239,14 +241,14 @@ def test_the_fewest_settings_make_the_same_config() -> None:
         {"model.shape": "gpt2", "model.bias": False, "model.embed_dim": 96},
         {"optimizer.kind": "adamw", "optimizer.learning_rate": 1e-3, "train.max_minutes": 3, "train.max_steps": 2000},
         {"model.embed_dim": 512, "model.num_heads": 8, "data.clean": ["nfc", "lower"], "train.sample_prompt": "null"},
-        {"train.batch_size": 64, "train.micro_batch_size": 64},  # neither goes with the other's default
+        {"train.batch_size": 64, "train.micro_batch_size": 64},  # neither value is valid with the default of the other
         {"model.embed_dim": 126, "model.num_heads": 3, "model.head_dim": 44, "train.batch_size": 48},
         {"tokenizer.kind": "word", "model.softmaxes": 3, "train.masked_inputs": 0.5, "train.average_last": 0.2},
     ):
         config = load_config(None, given)
         few = essential(config)
         assert load_config(None, few) == config
-        assert set(few) <= set(given), "nothing that follows from the rest"
+        assert set(few) <= set(given), "no setting that follows from others"
     assert essential(load_config(None, {"model.shape": "gpt2"})) == {"model.shape": "gpt2"}
 
 
@@ -273,7 +275,7 @@ def test_compare_groups_seeds_with_mean_and_spread(runs: Path, tmp_path: Path, c
     one, two = (read_run(runs / name).best["val_loss"] for name in ("a-1", "a-2"))
     group = by_seeds[1, 2]
     assert group["mean"]["best_val_loss"] == pytest.approx((one + two) / 2)
-    assert group["deviation"]["best_val_loss"] == pytest.approx(abs(one - two) / math.sqrt(2)), "over n - 1"
+    assert group["deviation"]["best_val_loss"] == pytest.approx(abs(one - two) / math.sqrt(2)), "divided by n - 1"
     assert by_seeds[1337,]["deviation"]["best_val_loss"] is None
     assert group["settings"]["model.embed_dim"] == 32
     means = [group["mean"]["best_val_loss"] for group in report["groups"]]
@@ -339,7 +341,7 @@ def test_a_finetuned_run_is_listed_shown_and_repeated(tmp_path: Path, capsys, mo
     run = tune(base, questions(tmp_path / "q.jsonl"), lora__rank=2, model__dropout=0.1).path
     rows = read(capsys, "list", "--runs-dir", str(tmp_path / "runs"))["runs"]
     assert [(row["name"], row["state"]) for row in rows] == [("tuned", "finished"), ("base", "finished")]
-    assert 0 < rows[0]["parameters"] < rows[1]["parameters"], "those of its adapter"
+    assert 0 < rows[0]["parameters"] < rows[1]["parameters"], "only the adapter's parameters count"
     assert read(capsys, "show", str(run))["settings"]["lora.rank"] == 2
     for line in (receipt_line(read_run(run)), receipt_line(read_run(run), flags=True)):
         argv = shlex.split(line, comments=True)

@@ -42,7 +42,7 @@ def test_training_and_eval_and_explain_say_the_same_figure(folder: Path, capsys:
     main(["eval", "runs/cats", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert {key: printed.pop(key) for key in saved} == saved
-    assert set(printed.values()) == {None}, "nothing but the headline"
+    assert set(printed.values()) == {None}, "other scores are only computed if asked for"
 
 
 def test_a_run_too_short_for_its_validation_split_names_its_batches(
@@ -65,7 +65,7 @@ def test_a_kept_score_is_that_of_the_checkpoint_and_is_whole(folder: Path, capsy
         file.write_text(damaged)
         assert kept_score(folder / "runs/cats", report["step"]) is None
     lines_of(capsys, "train", "cats.txt", *SMALL, *HOW, "30")
-    assert json.loads(file.read_text()) == report, "measured again"
+    assert json.loads(file.read_text()) == report, "the score is measured again, with the same result"
 
 
 def test_a_memory_too_small_for_the_score_harms_no_run(
@@ -78,7 +78,7 @@ def test_a_memory_too_small_for_the_score_harms_no_run(
     assert main(["train", "cats.txt", *SMALL, *HOW, "30"]) == 0
     said = capsys.readouterr()
     assert "since memory is too small; later: minigpt eval runs/cats --save" in said.err
-    assert "bits per byte (whole validation split, no overlap; step" in said.err, "what training measured"
+    assert "bits per byte (whole validation split, no overlap; step" in said.err, "training measured them"
 
 
 def test_the_words_next_to_a_loss() -> None:

@@ -131,7 +131,7 @@ def disturb(kind: str, process: ForkServerProcess, run: Path, log: Path) -> None
         assert process.exitcode == 2 and text.count("minigpt: ") == 1, text
         assert "the disk is full" in text or "No space left" in text, text
     elif kind == "SIGTERM":
-        assert process.exitcode in (143, -signal.SIGTERM), text  # the second one while it starts
+        assert process.exitcode in (143, -signal.SIGTERM), text  # the second if the process was still starting
     else:
         assert process.exitcode == -signal.SIGKILL, text
     assert "Traceback" not in text, text
@@ -149,7 +149,7 @@ def final(run: Path) -> dict[str, torch.Tensor]:
 
 def goes_on_from(log: Path) -> int | None:
     """The step that an attempt said it continues from, if it got so far."""
-    said = re.search(r"goes on from\s+step\s+(\d+)", log.read_text() if log.exists() else "")
+    said = re.search(r"continues from\s+step\s+(\d+)", log.read_text() if log.exists() else "")
     return int(said[1]) if said else None
 
 
@@ -178,7 +178,7 @@ def test_a_hundred_disturbances_change_no_bit(tmp_path: Path) -> None:
             kind, goal = chance.choice(kinds), expected + chance.randint(1, 6)
             process = start("run")
             if counts.total() % 10 == 9:
-                time.sleep(chance.uniform(0, 0.5))  # perhaps while it starts
+                time.sleep(chance.uniform(0, 0.5))  # perhaps while the process starts
             else:
                 while process.is_alive() and not (stamp(metrics) > before and logged(run) >= goal):
                     time.sleep(0.004)

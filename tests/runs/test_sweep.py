@@ -141,7 +141,7 @@ def test_every_mistake_is_reported_before_anything_runs(tmp_path: Path, capsys) 
 def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> None:
     base, data = make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl")
     argv = ["sweep", str(base), str(data), "--logging.runs-dir", str(tmp_path / "runs")]
-    fails(capsys, [*argv, "--model.num-layers", "2,3"], "--model.num-layers: is the base's, 2")
+    fails(capsys, [*argv, "--model.num-layers", "2,3"], "--model.num-layers: the base has 2")
     capsys.readouterr()
     assert main([*argv, "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -189,9 +189,9 @@ def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     assert states[NAMES[1]]["state"] == "failed"
     (tmp_path / "fail").unlink()
     assert main(command(tmp_path)) == 0
-    assert [call[0] for call in calls(stand_in)] == [NAMES[1], NAMES[3]], "those that failed, alone"
+    assert [call[0] for call in calls(stand_in)] == [NAMES[1], NAMES[3]], "only the failed runs were tried again"
     shown = capsys.readouterr().out
-    assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best first"
+    assert sorted(NAMES, key=shown.index) == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]], "the best run comes first"
     assert "1.0160 ± 0.0071" in shown, "1.011 and 1.021 over two seeds"
     assert shown.splitlines()[-1] == (
         "best: --optimizer.learning-rate=0.001: best val 1.0160 ± 0.0071 (1.0160 ± 0.0071 bits/byte)"
@@ -250,14 +250,14 @@ def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_i
     def interrupt() -> None:
         while not list(tmp_path.glob("runs/*/*/config.yaml")):
             time.sleep(0.01)
-        time.sleep(0.2)  # the stand-in handles signals only after it wrote that
+        time.sleep(0.2)  # the stand-in writes its file before it handles signals
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     assert main(command(tmp_path)) == 128 + number
     thread.join()
-    assert [call[0] for call in calls(stand_in)] == NAMES[:1], "what waited was not begun"
+    assert [call[0] for call in calls(stand_in)] == NAMES[:1], "waiting runs were not started"
     states = json.loads((tmp_path / "runs/cats-sweep/sweep.json").read_text())["runs"]
     assert [run["state"] for run in states.values()] == ["interrupted", "waiting", "waiting", "waiting"]
     monkeypatch.setenv("SECONDS_EACH", "0")

@@ -172,7 +172,7 @@ def test_ten_facts_of_training_are_those_of_its_files(
     steps, batch, context = 40, config["train"]["batch_size"], config["model"]["max_seq_len"]
     whole = Path(config["data"]["source"]).read_text()
     train = len(ids_of(whole[: int((1 - config["data"]["val_fraction"]) * len(whole))], run))
-    windows = train // context - 1  # of an epoch: those that follow each other, wherever in the text the first begins
+    windows = train // context - 1  # adjacent windows in an epoch, wherever in the text the first one begins
     warm, least = config["schedule"]["warmup_steps"], config["schedule"]["min_lr_ratio"]
 
     def rate(step: int) -> float:

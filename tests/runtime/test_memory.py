@@ -129,7 +129,7 @@ def test_a_limit_on_address_space_is_a_limit_on_what_is_free() -> None:
     total, free, torch_there = done.stdout.split()
     assert int(total) == limit
     assert limit / 2 < int(free) < limit
-    assert torch_there == "False", "the doctor reads this where torch is broken"
+    assert torch_there == "False", "the doctor reads memory also if torch is broken"
 
 
 def test_auto_takes_the_fastest_that_fits_and_gives_up_on_what_is_slower() -> None:

@@ -83,7 +83,7 @@ def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         kept.append(sum(sizes))
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
-    assert kept[1] < kept[0] / 3, "numbers kept for the backward pass"
+    assert kept[1] < kept[0] / 3, "fewer numbers are kept for the backward pass"
     with torch.no_grad():
         view.eval()(tokens)  # a pass without gradients is not recomputed
 
@@ -91,14 +91,14 @@ def test_a_recomputed_block_gives_the_same_gradients_with_dropout() -> None:
 def test_a_sharded_model_is_evaluated_without_dropout() -> None:
     model = GPT(ModelConfig.model_validate(MODEL | {"dropout": 0.5}), seed=1)
     view = with_blocks(model, Recomputed)
-    view.reshard = lambda: None  # all that FSDP adds to the methods called here
+    view.reshard = lambda: None  # the only method of FSDP that is called here
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     learner = Sharded(model, view)
     with torch.no_grad(), evaluating(model):
         expected = model.loss(tokens, tokens, valid=32)
         assert [learner.loss(tokens, tokens, valid=32).item() for _ in range(3)] == [expected.item()] * 3
     with torch.no_grad():
-        assert learner.loss(tokens, tokens, valid=32) != expected, "and trained with it again"
+        assert learner.loss(tokens, tokens, valid=32) != expected, "a training step uses dropout again"
 
 
 def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:

@@ -53,7 +53,7 @@ def test_what_works_passes_the_self_test_with_room(precision: str, attention: st
     verdict = self_test(shape, Runtime(CPU, precision))
     print(verdict)
     assert verdict.ok
-    assert 0 < verdict.gradient < BOUNDS[precision] / 2, "not nothing: another precision was really at work"
+    assert 0 < verdict.gradient < BOUNDS[precision] / 2, "an error above 0 shows that another precision was used"
 
 
 def broken_in_bf16(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
@@ -78,7 +78,9 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
     said = capsys.readouterr().out
     assert "bf16 against fp32" in said
     assert "too much, so this run is in fp32" in said
-    assert chosen(before=CheckpointState(precision="bf16", attention="sdpa", compile=False)) == "bf16", "a resumed run"
+    assert chosen(before=CheckpointState(precision="bf16", attention="sdpa", compile=False)) == "bf16", (
+        "a resumed run keeps its precision"
+    )
     with pytest.raises(ConfigError, match=r"bf16-pure does not go with parallel\.kind fsdp"):
         chosen(("train.precision", "bf16-pure"), ("parallel.kind", "fsdp"))
 

@@ -183,7 +183,7 @@ def test_no_parameter_of_any_route_becomes_a_path(attacker: Attacker, folder: Pa
         for request in everywhere(climb):
             status, text, _ = attacker.send(f"a path in every parameter, {len(CLIMBS)} spellings", request)
             named = request[2].get("model", request[2].get("name")) == climb if request[2] else True
-            named = named and request[1] not in ("/api/presets", "/api/texts")  # for these routes it is a new name
+            named = named and request[1] not in ("/api/presets", "/api/texts")  # there the client chooses a name
             assert status in ((400, 404) if named else (200, 400, 404)), (request, text)
     made = {name: content for name, content in files(folder).items() if name not in before}
     assert {name: content for name, content in files(folder).items() if name in before} == before

@@ -178,7 +178,7 @@ def test_a_chat_that_goes_on_reads_only_what_is_new() -> None:
     job, client = make_job(prompt, max_new_tokens=10, temperature=0, reuse=True)
     engine.submit(gpt, [job])
     run_out(engine)
-    # everything that was read
+    # the engine reuses the whole first text
     assert isinstance(client.events[0], Read) and client.events[0].cached == len("abc def. ") + 9
     assert client.text == generate_text(gpt, prompt, LETTERS, max_new_tokens=10, temperature=0)
     other, heard = make_job("zzz", reuse=True, max_new_tokens=1)

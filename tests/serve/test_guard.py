@@ -115,7 +115,7 @@ def test_no_name_becomes_a_path(client: Any, place: str):
 def test_a_path_that_climbs_is_not_found(client: Any):
     for path in ("/v1/models/../../etc/passwd", "/v1/models/..%2f..%2fbase%2fconfig.yaml", "/%2e%2e/%2e%2e/etc/passwd"):
         asked = http.client.HTTPConnection(client.base_url.host, client.base_url.port)
-        asked.request("GET", path)  # unchanged, which httpx would not send
+        asked.request("GET", path)  # http.client does not change the path, httpx would
         assert asked.getresponse().status == 404
 
 

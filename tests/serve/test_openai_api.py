@@ -266,7 +266,7 @@ def test_a_full_queue_is_told_with_a_time(runs: Path, base: LoadedRun):
         httpx.Client(base_url=address, timeout=60) as client,
         client.stream("POST", "/v1/completions", json={**asked, "stream": True}) as answer,
     ):
-        lines = answer.iter_lines()  # kept, since the stream is closed when it is deleted
+        lines = answer.iter_lines()  # keep a reference: the stream closes when the iterator is deleted
         next(lines)
         full = client.post("/v1/completions", json=asked)
         assert client.get("/health").json() == {"status": "ok"}

@@ -52,7 +52,7 @@ def test_chats_whole_and_streamed(client: Any):
 
 
 def test_embeddings(client: Any):
-    found = client.embeddings.create(model="base", input=["the cat", "a dog"])  # asks for base64, and reads it
+    found = client.embeddings.create(model="base", input=["the cat", "a dog"])  # the client asks for base64
     assert len(found.data) == 2 and len(found.data[0].embedding) == 32
     assert all(isinstance(value, float) for value in found.data[0].embedding)
 

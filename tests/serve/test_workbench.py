@@ -274,7 +274,7 @@ def until(true: Any, seconds: float = 300.0) -> None:
     """Wait until the function returns true."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)
 
 

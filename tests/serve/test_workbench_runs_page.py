@@ -51,7 +51,7 @@ def test_runs_are_sorted_filtered_noted_copied_and_deleted(browser: Any, tmp_pat
         assert names(page) == ["base", "talks"]
         page.click("[data-key=name]")
         assert names(page) == ["talks", "base"]
-        page.click("[data-key=best_val_loss]")  # one without a loss comes last, both ways
+        page.click("[data-key=best_val_loss]")  # in both orders, a run without a loss is last
         assert names(page) == ["base", "talks"]
         page.click("[aria-label='Star talks']")
         page.wait_for_selector("[aria-label='Star talks'][aria-pressed=true]")

@@ -122,9 +122,9 @@ def test_a_cut_cable_or_killed_host_costs_only_unsaved_steps(tmp_path: Path, hos
     assert worlds(0) == 1
     hosts.cable("down")
     before = steps(tmp_path)[-1]
-    reach(before + 200, "host 0 goes on alone")
+    reach(before + 200, "host 0 continues alone")
     kept = [before]
-    hosts.kill(1)  # it cannot reach the other host
+    hosts.kill(1)  # host 1 is cut off, so it does not end by itself
     hosts.cable("up")
     hosts.start(1)
     wait(lambda: worlds(0) == 2, "host 1 joins again", hosts)

@@ -18,7 +18,7 @@ PLAN = Path(__file__).resolve().parents[2] / "benchmarks/gpu_plan.py"
 _spec = importlib.util.spec_from_file_location("gpu_plan", PLAN)
 assert _spec and _spec.loader
 gpu_plan: Any = importlib.util.module_from_spec(_spec)
-sys.modules["gpu_plan"] = gpu_plan  # where its dataclasses look their module up
+sys.modules["gpu_plan"] = gpu_plan  # dataclasses look their module up here
 _spec.loader.exec_module(gpu_plan)
 
 
@@ -63,7 +63,7 @@ def test_a_training_that_has_begun_goes_on_with_the_time_that_is_left(tmp_path: 
     words = [each.commands[0] for each in (first, second)]
     minutes = [float(each[each.index("--train.max-minutes") + 1]) for each in words]
     assert minutes[0] == step.seconds / 60
-    assert minutes[1] < minutes[0], "which without --resume is another run"
+    assert minutes[1] < minutes[0], "without --resume, another length is another run"
     assert [each[-1] == "--resume" for each in words] == [False, True]
 
 
@@ -100,7 +100,7 @@ def test_a_killed_plan_goes_on_with_what_has_no_result(command: list[str], tmp_p
         end = time.monotonic() + 300
         while not complete(results(out)) and first.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        os.killpg(first.pid, signal.SIGKILL)  # and the command that it runs
+        os.killpg(first.pid, signal.SIGKILL)  # also ends the command that it runs
     before = results(out)
     assert [line["name"] for line in before] == ["record"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Test the page of explain in a real browser, offline: no error, no network request, and every way to move works."""
+"""Test the page of explain in a real browser, offline: no error, no network request, and all controls work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
     assert title.inner_text().startswith("Layer 1, head 1")
     buttons.nth(4).click()
     buttons.nth(8).hover()
-    assert title.inner_text().startswith("Layer 1, head 1"), "a head that is held stays"
+    assert title.inner_text().startswith("Layer 1, head 1"), "a clicked head stays, also if the pointer moves"
     buttons.nth(4).focus()
     page.keyboard.press("ArrowDown")
     assert title.inner_text().startswith("Layer 2, head 1")
@@ -112,9 +112,7 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
 
 
 def becomes(page: Any, expression: str) -> bool:
-    """Whether the expression becomes true within three seconds: the page draws its pictures again shortly after a
-    change.
-    """
+    """Whether the expression becomes true within three seconds. After a change, the page draws its pictures again."""
     for _ in range(60):
         if page.evaluate(expression):
             return True
@@ -193,7 +191,7 @@ def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
     names = page.locator(".matrix svg .name").all_inner_texts()
     print(f"{width} px: {len(sizes)} labels of {min(sizes):.0f} px or more, {len(names)} at the matrix")
     assert min(sizes) >= 11 - 1e-6
-    assert len(names) == 2 * len(TEXT), "each token at both sides"
+    assert len(names) == 2 * len(TEXT), "each token is named at both sides"
     cut = {}
     for box in ("#lens", "#loss-chart", "#stream"):
         cut[box] = page.locator(box).evaluate("(box) => box.scrollWidth > box.clientWidth + 2")

@@ -1,4 +1,4 @@
-"""Test what docs/parallel.md shows for SLURM, Kubernetes and Ray with the real programs, where they are installed."""
+"""Test what docs/parallel.md shows for SLURM, Kubernetes and Ray with the real programs, if they are installed."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_jobset_knows_every_field():
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs pip install kubeflow-trainer-api")
     assert models.JobsetV1alpha2JobSet.from_dict(JOBSET).to_dict() == JOBSET
     wrong = json.loads(json.dumps(JOBSET).replace("maxRestarts", "maxRestart"))
-    assert models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong, "it would be found"
+    assert models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong, "the check finds a wrong field"
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_the_slurm_script_requeues_itself_when_its_time_is_nearly_over(tmp_path:
     assert job.wait(30) != 0
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     failed = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=pretended | {"SRUN_SECONDS": "x"}, check=False)
-    assert failed.returncode != 0, "a run that fails is a job that fails"
+    assert failed.returncode != 0, "a failed run makes the job fail"
 
 
 def recipe(folder: Path, steps: int) -> Path:
@@ -297,7 +297,7 @@ def test_a_slurm_job_whose_time_ends_is_requeued_and_continues(tmp_path: Path):
     finally:
         cluster.remove()
     assert 50 < saved < 200
-    assert f"goes on from step {saved}" in (tmp_path / "slurm-1.out").read_text(), "saved when it was stopped"
+    assert f"continues from step {saved}" in (tmp_path / "slurm-1.out").read_text(), "saved when it was stopped"
     assert main(["train", str(file), "--name", "alone"]) == 0
     apart = gap(tmp_path / "runs/alone", tmp_path / "runs/my")
     print(f"SLURM, 2 hosts, requeued at step {saved}: 200 losses within {apart:.1e} of one process's")

@@ -49,7 +49,7 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     stopped = typed(TRAIN, tmp_path, code=130, keys=[("loss ", b"\x03")])
     assert "of 150" in stopped and stopped.endswith("saved; the same command continues")
     ended = typed(TRAIN, tmp_path)
-    assert "goes on from step" in ended and "finished: 150 steps" in ended and "minigpt chat runs/cats-tiny" in ended
+    assert "continues from step" in ended and "finished: 150 steps" in ended and "minigpt chat runs/cats-tiny" in ended
     clocked = typed([*TRAIN, "--name", "clock", "--train.max-minutes", "0.01"], tmp_path)
     assert "finished after 0.6 seconds, the time for training: step" in clocked
     typed(["plot", RUN], tmp_path)
@@ -67,5 +67,5 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     for words in (["train", "-h"], ["runs", "list"], ["runs", "compare", RUN, "runs/clock"]):
         whole = piped(words, tmp_path)
         assert "\x1b" not in whole and all(line == line.rstrip() for line in whole.splitlines())
-        shown = set(typed(words, tmp_path).split()) - {"\\"}  # of a command that continues on the next line
+        shown = set(typed(words, tmp_path).split()) - {"\\"}  # \ is for a command that continues on the next line
         assert shown <= set(whole.split()), "no word is cut"

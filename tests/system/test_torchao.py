@@ -21,6 +21,6 @@ def test_fp8_is_put_into_the_blocks_and_keeps_weights_and_names() -> None:
     assert len(swapped) == 4 * SHAPE.num_layers
     assert "head" not in swapped
     assert len([m for m in odd.modules() if isinstance(m, float8.Float8Linear)]) == 3 * SHAPE.num_layers
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True)), "optimizers hold on to them"
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True)), "an optimizer holds these"
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -46,7 +46,7 @@ ADVERSARIAL = [
 ]
 TEXT = "\n".join(ADVERSARIAL) + " the cat sat on the mat and the rat sat on the cat." * 20
 
-# Text of characters that every Unicode version in use treats alike, and no lone surrogates.
+# Text of characters that every Unicode version in use treats in the same way, and no lone surrogates.
 unicode_text = st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=60)
 
 
@@ -210,7 +210,7 @@ def test_a_stream_of_any_ids_adds_up_to_their_decoding(data: st.DataObject, name
     tokenizer = ALL[name]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     stream = TextStream(tokenizer, skip_special=skip)
-    for _ in range(2):  # a flushed stream starts anew
+    for _ in range(2):  # a flushed stream can be used again
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
 
 

@@ -185,7 +185,7 @@ def test_without_network_and_mirror_the_error_names_both_ways_out(
     ) as error:
         build(TokenizerConfig(kind="gpt2"), [])
     assert "\n" not in str(error.value)
-    with caplog.at_level(logging.WARNING):  # auto has a third way: char, and says so
+    with caplog.at_level(logging.WARNING):  # auto then uses char, and says so
         fallback = build(TokenizerConfig(kind="auto", unknown="error"), ["abc"])
     assert (fallback.kind, fallback.vocab_size) == ("char", 4)
     assert "using char instead of gpt2" in caplog.text

@@ -52,7 +52,7 @@ def test_ids_go_by_frequency_then_by_the_word() -> None:
     assert WORDS.words[:3] == ["<eos>", "cat", "="]
     assert WORDS.words == sorted(WORDS.words, key=lambda word: (-TEXT.replace("\n", "<eos>").split().count(word), word))
     assert (WORDS.unk_id, WORDS.eos_id, WORDS.special_tokens) == (WORDS.words.index("<unk>"), None, {})
-    assert WordTokenizer.from_texts(TEXT.split(" ")).fingerprint == WORDS.fingerprint, "chunks do not matter"
+    assert WordTokenizer.from_texts(TEXT.split(" ")).fingerprint == WORDS.fingerprint, "chunks change nothing"
 
 
 def test_a_limit_keeps_the_most_frequent_words_next_to_the_two_names() -> None:

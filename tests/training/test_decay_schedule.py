@@ -70,7 +70,7 @@ def test_each_step_decays_by_its_share(decay: str, kind: str) -> None:
     run = trainer(decay, watch, kind)
     peaks = [group["weight_decay"] for group in run.optimizer.param_groups]
     run.run()
-    assert peaks == ([0.5, 0.5, 0.0] if kind == "muon" else [0.5, 0.0]), "norms have none"
+    assert peaks == ([0.5, 0.5, 0.0] if kind == "muon" else [0.5, 0.0]), "norms have no decay"
     for shares, taken in zip(EXPECTED[decay], watch.decays, strict=True):
         assert taken == pytest.approx([peak * shares for peak in peaks])
 
@@ -83,7 +83,7 @@ def test_the_decay_reaches_the_weights_of_both_optimizers() -> None:
         ends[decay] = run.model.blocks[0].attention.out.weight.norm(), run.model.embedding.weight.norm()  # type: ignore[union-attr]
     for at in (0, 1):
         assert ends["constant"][at] < ends["follow"][at] < ends["opposite"][at], (
-            "the more decay at a high rate, the less"
+            "more decay at a high rate gives smaller weights"
         )
 
 

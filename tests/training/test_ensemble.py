@@ -71,7 +71,7 @@ def test_several_teachers_teach_the_mean_of_their_probabilities() -> None:
 
 @pytest.fixture
 def three(tmp_path: Path) -> list[Path]:
-    """Runs of one tokenizer and other weights."""
+    """Runs with the same tokenizer and different weights."""
     return [make_base(tmp_path / "runs" / name, seed=seed) for name, seed in (("one", 1), ("two", 2), ("three", 3))]
 
 
@@ -92,7 +92,7 @@ def test_the_command_scores_it_next_to_the_run_itself(
     assert report["ensemble"]["perplexity"] == pytest.approx(math.exp(report["ensemble"]["loss"]))
     alone = [report_of(capsys, run, "--data", text)["loss"] for run in three]
     assert alone[0] == report["loss"]
-    assert report["ensemble"]["loss"] < sum(alone) / 3, "as Jensen's inequality says"
+    assert report["ensemble"]["loss"] < sum(alone) / 3, "Jensen's inequality"
     assert report_of(capsys, three[0], "--data", text, "--ensemble", f"{three[1]},{three[2]}") == report
     same_run = report_of(capsys, three[0], "--data", text, "--ensemble", three[0])
     assert same_run["ensemble"]["loss"] == pytest.approx(alone[0], rel=1e-6)

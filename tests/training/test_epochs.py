@@ -18,11 +18,11 @@ def test_rows_are_epochs_with_both_losses_of_the_last_evaluation() -> None:
     ]
     first, second, third = epoch_table(lines)
     assert first["epoch"] == 1
-    assert first["train_loss"] == 2.0, "of the steps before the evaluation, not the mean of the epoch"
+    assert first["train_loss"] == 2.0, "the loss of the steps before the evaluation, not of the whole epoch"
     assert first["train_perplexity"] == pytest.approx(math.exp(2.0))
     assert (first["val_loss"], first["seconds"]) == (3.0, 2.5)
     assert (second["epoch"], second["val_loss"], second["seconds"]) == (2, 2.5, 2.5)
-    assert second["train_loss"] == 1.5, "what came after the evaluation counts for nothing"
+    assert second["train_loss"] == 1.5, "steps after the evaluation do not count"
     assert (third["epoch"], third["train_loss"]) == (2.2, 0.5)
     assert "val_loss" not in third
 

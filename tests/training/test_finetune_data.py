@@ -80,7 +80,7 @@ def test_a_completion_is_learned_to_the_token_by_a_slow_reference(kind: str) -> 
     assert inputs[0, : len(expected)].tolist() == whole[:-1]
     assert (targets[0, len(expected) :] == IGNORE).all()
     alone = record_row(record("completion", prompt="", completion=" two"), Template(), tokenizer)
-    assert stack([fit(alone, 9)], 64)[1][0, : len(answer) - 1].tolist() == answer[1:], "nothing predicts the first"
+    assert stack([fit(alone, 9)], 64)[1][0, : len(answer) - 1].tolist() == answer[1:], "the first is not predicted"
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
@@ -203,7 +203,7 @@ def test_foreign_layouts_become_chats(tmp_path: Path) -> None:
         assert (record.kind, record.fields) == ("chat", {"messages": CHAT})
     alpaca.append({"instruction": "Hi", "input": None, "output": "Ho"})
     path = write(tmp_path / "alpaca.jsonl", *alpaca)
-    assert holds_records(str(path), "utf-8", "text"), "though its rows have a field text too"
+    assert holds_records(str(path), "utf-8", "text"), "also if its rows have a field text"
     asked = [[message["content"] for message in record.fields["messages"]] for record in read_records(path)]
     assert asked == [["Add.\n1 + 1", "2"], ["Hi", "Ho"], ["Hi", "Ho"]]
 
@@ -287,7 +287,7 @@ def test_the_split_follows_the_record_not_its_neighbours() -> None:
     assert len(train) + len(val) == 1000
     half_train, half_val = split_records(records[::2] * 2, 0.2)
     assert {r.digest for r in half_val} <= {r.digest for r in val}
-    assert not {r.digest for r in half_val} & {r.digest for r in half_train}, "a copy is on the same side"
+    assert not {r.digest for r in half_val} & {r.digest for r in half_train}, "copies of a record are in the same split"
     for few in (2, 3):
         train, val = split_records(records[:few], 0.01)
         assert len(val) == 1
@@ -327,7 +327,7 @@ def test_packing_keeps_every_token_and_mask_and_wastes_little() -> None:
     assert sorted(len(row.ids) for row in pack(sizes, 7)) == [7, 7]
     learned = sum(int((stack([row], 32)[1] != IGNORE).sum()) for row in packed)
     assert learned == sum(int((stack([row], 32)[1] != IGNORE).sum()) for row in given), (
-        "packed or not, the same targets"
+        "packing does not change the number of targets"
     )
 
 

@@ -37,7 +37,7 @@ def test_distilling_equals_its_definition_and_nears_the_teacher(base: Path, tmp_
     for weight, temperature in ((0.3, 2.0), (1.0, 1.0)):
         ours = Distillation([teacher], weight, temperature)(model, tokens, targets, valid=5)
         expected = 0.0
-        for row, column in (targets != -100).nonzero().tolist():  # place by place
+        for row, column in (targets != -100).nonzero().tolist():  # one position at a time
             p, q = ((m(tokens)[row, column] / temperature).softmax(-1) for m in (teacher, model))
             kl = (p * (p.log() - q.log())).sum() * temperature**2
             nll = -model(tokens)[row, column].log_softmax(-1)[targets[row, column]]
@@ -71,7 +71,7 @@ def test_preferring_is_dpos_definition_and_starts_at_log_two() -> None:
     batch, labels = stack_pairs([Pair(rows[0], rows[1]), Pair(rows[2], rows[3])], 16)
     assert batch.shape == (2, 2, 2, 12)
     gains = []
-    for row in rows:  # token by token
+    for row in rows:  # one token at a time
         ids = torch.tensor(row.ids)[None]
         gain = 0.0
         for place in range(3, len(row.ids)):

@@ -210,7 +210,7 @@ def test_merging_is_exact_up_to_rounding_and_not_undone_by_subtracting() -> None
     layer = merge(model)[name]
     subtracted = model.get_submodule(name).weight - layer.scale * layer.lora_B @ layer.lora_A
     assert torch.equal(layer.weight, base)
-    assert not torch.equal(subtracted, base), "unmerge would not need what is set aside"
+    assert not torch.equal(subtracted, base), "subtracting does not give the same bits, so the weights are kept"
     double, _ = adapted()
     merge(double.double())
     assert distance(logits(double), wanted) < 1e-12
@@ -267,7 +267,7 @@ def test_adapters_of_one_base_are_switched_and_leave_it_alone(tmp_path: Path) ->
     assert torch.equal(logits(base), plain)
     for name in ("one", "two", "one", "one", "two"):
         assert torch.equal(logits(adapters.use(name)), wanted[name])
-    assert torch.equal(logits(base), wanted["two"])  # changed in place, so code that already uses it need not know
+    assert torch.equal(logits(base), wanted["two"])  # the model is changed in place, so other references see the change
     assert torch.equal(logits(adapters.use(None)), plain)
     adapters.use("one")
     with pytest.raises(CheckpointError, match=r"no adapter is called 'tow'; did you mean two\?"):

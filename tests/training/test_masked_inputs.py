@@ -67,9 +67,9 @@ def test_a_masked_token_cannot_be_read_and_all_others_are() -> None:
     masked = INPUTS.clone()
     masked[:, 5] = MASKED
     stream = built.embed(masked, slice(16))
-    assert (stream[:, 5] == 0).all(), "neither its embedding nor a pair with it"
+    assert (stream[:, 5] == 0).all(), "no embedding of the token, and no pair with it"
     alone = built.embedding(INPUTS[:, 6])
-    torch.testing.assert_close(stream[:, 6], alone, atol=0, rtol=0)  # the pair with what is hidden has no row either
+    torch.testing.assert_close(stream[:, 6], alone, atol=0, rtol=0)  # a pair with a masked token has no row either
     plain = GPT(built.config, seed=1).eval().embed(INPUTS, slice(16))
     others = [0, 1, 2, 3, 4, 7, 8, 15]
     assert torch.equal(stream[:, others], plain[:, others])
@@ -93,7 +93,7 @@ def test_shares_are_drawn_evenly_for_each_sequence() -> None:
     assert torch.quantile(share, torch.tensor([0.25, 0.75])).tolist() == pytest.approx([0.125, 0.375], abs=0.02)
     assert share.max() < 0.65
     gap = pad((MaskedInputs(0.5, 0.4).mask(tokens[:1]) == MASKED)[0].long(), (1, 1)).diff()
-    assert (gap == 1).sum() > 5, "here and there, not in one piece"
+    assert (gap == 1).sum() > 5, "masks are at many places, not in one piece"
 
 
 def test_evaluation_masks_nothing() -> None:

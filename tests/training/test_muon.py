@@ -58,7 +58,7 @@ def test_steps_equal_torchs_muon() -> None:
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, atol=2e-3, rtol=0)  # bf16 inside, batched in ours: sums in another order
         assert (one - two).abs().max() < 0.05 * 5 * 0.02
-    assert rest.abs().min() > 0, "the others are AdamW's"
+    assert rest.abs().min() > 0, "AdamW updates the other parameters"
 
 
 def test_muon_takes_each_block_matrix_and_splits_stacked_ones() -> None:

@@ -75,7 +75,7 @@ def test_accumulation_over_uneven_masks_equals_the_one_batch_gradient() -> None:
     model = GPT(SHAPE.model_copy(update={"dropout": 0.0}))
     inputs = torch.randint(20, (6, 16), generator=torch.Generator().manual_seed(0))
     targets = torch.randint(20, (6, 16), generator=torch.Generator().manual_seed(1))
-    for row, masked in enumerate([0, 15, 3, 16, 7, 12]):  # a row may even have no target at all
+    for row, masked in enumerate([0, 15, 3, 16, 7, 12]):  # a row may have no target
         targets[row, :masked] = IGNORE
     whole = accumulate(model, [(inputs, targets)], runtime=CPU)
     expected = gradients(model)
@@ -154,7 +154,7 @@ def test_the_rate_never_jumps(kind: str, warmup: int) -> None:
         if warmup < 160:
             assert rates[warmup] == 1.0
             assert rates[160] == pytest.approx(1.0 if kind == "constant" else 0.1)
-        longest = 4 / max(161 - warmup, 1)  # a cosine's steepest step is 1.6, that of the clock twice as long
+        longest = 4 / max(161 - warmup, 1)  # a cosine's steepest slope is 1.6; the clock doubles it
         assert all(b >= a - longest for a, b in itertools.pairwise(rates))
         assert all(a >= b for a, b in itertools.pairwise(rates[warmup:]))
 
@@ -164,7 +164,7 @@ def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: P
     rates = {}
     for rule in (True, False):
         trainer = make_trainer(schedule=schedule, max_steps=8)
-        assert trainer.state.decay_after_warmup, "a new run"
+        assert trainer.state.decay_after_warmup, "a new run uses the new rule"
         trainer.state.decay_after_warmup = rule
         saver = Checkpoints(tmp_path / str(rule), 5, 3, {})
         trainer.hooks.append(saver)
@@ -300,7 +300,7 @@ def evaluated_steps(path: Path, **settings) -> list[int]:
         ({"max_steps": 25}, [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
         ({"max_steps": 3}, range(4)),
         ({"max_tokens": 128 * 20}, range(0, 21, 2)),
-        ({"max_epochs": 2}, range(0, 21, 2)),  # of ten steps each
+        ({"max_epochs": 2}, range(0, 21, 2)),  # two epochs of ten steps each
         ({"max_steps": 12, "eval_every": 5}, [0, 5, 10, 12]),
     ],
 )
@@ -322,7 +322,7 @@ def test_the_start_is_never_the_best_and_moves_no_random_state() -> None:
 
     trainer = make_trainer([Watch()], max_steps=1, schedule=ScheduleConfig(warmup_steps=0))
     before = torch.get_rng_state()
-    trainer.learning_rate = 10.0  # one step that makes it worse
+    trainer.learning_rate = 10.0  # one step that makes the model worse
     state = trainer.run()
     ((loss, after),) = seen
     assert torch.equal(before, after)
@@ -373,7 +373,7 @@ def test_plateau_cuts_the_rate_at_each_stall_down_to_its_limit() -> None:
     state = trainer.run()
     assert state.step == 30
     assert state.cuts == 2
-    assert trainer.lr == pytest.approx(RATES.learning_rate * 0.5 * 0.5), "the second cut came after the last step"
+    assert trainer.lr == pytest.approx(RATES.learning_rate * 0.5 * 0.5), "the second cut is after the last step"
 
 
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best_step() -> None:
@@ -419,7 +419,7 @@ def test_the_average_of_the_end_is_the_mean_of_its_steps(last: float, steps: tup
     torch.testing.assert_close(used[-1], mean)
     assert trainer.state.averaged == len(steps)
     for step in range(1, steps[0] + 1):
-        assert torch.equal(used[step - 1], seen[step - 1]), "before the end the weights themselves"
+        assert torch.equal(used[step - 1], seen[step - 1]), "before the last part, the weights themselves are used"
     with trainer.weights_to_use():
         assert torch.equal(trainer.model.embedding.weight, used[-1])
     assert torch.equal(trainer.model.embedding.weight, seen[-1])
@@ -482,7 +482,7 @@ def test_after_an_error_hooks_are_closed_and_no_broken_model_is_saved(tmp_path) 
     before = signal.getsignal(signal.SIGINT)
     saver = Checkpoints(tmp_path, every=1, keep=9, extra={})
     trainer = make_trainer(hooks=[Signals(), Break(), saver], max_steps=10)
-    with pytest.raises(MiniGPTError, match=r"model norm\.weight is not finite after step 3; not saved"):
+    with pytest.raises(MiniGPTError, match=r"model norm\.weight is NaN or infinite after step 3; not saved"):
         trainer.run()
     assert signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in whole_steps(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -1,4 +1,4 @@
-"""Test checkpoints: whole or not there, refused if damaged, and the previous one always survives."""
+"""Test checkpoints: complete or absent, refused if damaged, and the previous one is always kept."""
 
 import json
 import shutil
@@ -50,10 +50,10 @@ def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path
     second.rename(second.with_name(f".{second.name}-old"))  # the first of the two renames that replace a step
     assert checkpoint.resolve(first.parent / "last") == second
     assert checkpoint.load(second).train.step == 2
-    (first.parent / "last").unlink()  # saved, but the pointer had not been written
+    (first.parent / "last").unlink()  # the checkpoint was saved, but `last` was not written
     assert checkpoint.resolve(first.parent / "last") == second
     checkpoint.point(first.parent, "last", first.parent / "step-00000009")
-    assert checkpoint.resolve(tmp_path) == second, "a pointer to nothing is passed over"
+    assert checkpoint.resolve(tmp_path) == second, "a pointer to a missing checkpoint is ignored"
 
 
 @pytest.mark.parametrize("text", [".", "..", "/", "../..", "step-00000001-copy", "step-1", ""])
@@ -90,7 +90,7 @@ def test_deleting_a_checkpoint_first_takes_its_name(tmp_path: Path, monkeypatch:
     seen: list[list[str]] = []
     monkeypatch.setattr(shutil, "rmtree", lambda _: seen.append(sorted(path.name for path in first.parent.iterdir())))
     checkpoint.delete(first)
-    assert seen[0][0].startswith(".step-00000001.") and seen[0][1:] == ["last"], "what the next save or start sweeps"
+    assert seen[0][0].startswith(".step-00000001.") and seen[0][1:] == ["last"], "the next save or start deletes these"
     monkeypatch.undo()
     checkpoint.delete_unfinished(first.parent)
     assert [path.name for path in first.parent.iterdir()] == ["last"]

@@ -53,7 +53,7 @@ def test_the_file_holds_what_is_known_under_the_same_names(tmp_path: Path) -> No
         ({"modle": {}}, r"has modle, .* \(did you mean model\?\)"),
         ({"train": {"step": 3, "best_los": 1.0}}, r"has train\.best_los, .* \(did you mean best_loss\?\)"),
         ({"recovery": {"strike": 1}}, r"has recovery\.strike, .* \(did you mean streak\?\)"),
-        ({"train": {"tokens": 3}}, r"lacks train\.step; use the minigpt it is from"),
+        ({"train": {"tokens": 3}}, r"lacks train\.step; use the version of minigpt that wrote it"),
         ({"train": [3]}, "train is not an object"),
         ({"model": None, "lora": None}, "lacks model"),
     ],

@@ -1,4 +1,4 @@
-"""Test Hugging Face directories: we compute what transformers computes, and refuse everything else by name."""
+"""Test Hugging Face directories: we compute what transformers computes, and errors name what we lack."""
 
 import json
 import shutil

@@ -40,7 +40,7 @@ class StoriesEntropy:
 
     Stories are ASCII, so a character is a byte. The end-of-text token after a story costs no nats, since the story's
     newline predicts it, but it counts as a token. So `nats_per_token_char` is the floor of a character model's loss;
-    `bits_per_byte` is the floor of any model's.
+    `bits_per_byte` is the floor of any model's bits per byte.
     """
 
     nats_per_story: float

@@ -16,7 +16,7 @@ function drawExplanation(data, before = null, switches = null) {
   // --- surprise ---
   const spans = texts.map((text, t) => {
     const value = loss[t];
-    const about = value === null ? "the first token, which nothing predicts" : `${nats(value)} nats of surprise`;
+    const about = value === null ? "the first token, which is not predicted" : `${nats(value)} nats of surprise`;
     return el(
       "span",
       {
@@ -71,7 +71,7 @@ function drawExplanation(data, before = null, switches = null) {
       const turned = { "text-anchor": "end", transform: `translate(${at[0] + 3} ${at[1] - 6}) rotate(-65)` };
       column.append(svg("text", { class: chosen ? "name strong" : "name",
         ...(level ? { "text-anchor": "middle", x: at[0], y: at[1] } : turned) }, visible(text).slice(0, 10)));
-      const summary = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "nothing predicts the first token";
+      const summary = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "the first token is not predicted";
       column.append(svg("title", {}, `${t} ${visible(text)}: ${summary}`));
       chart.append(column);
     });
@@ -94,7 +94,7 @@ function drawExplanation(data, before = null, switches = null) {
     for (const [id, p] of rows) add(id, data.vocabulary[id], p);
     if (follows !== undefined && !rows.some(([id]) => id === follows)) add(follows, texts[t + 1],
       Math.exp(-loss[t + 1]));
-    const doubt = `${entropy[t].toFixed(2)} nats of doubt, as among ${Math.exp(entropy[t]).toFixed(1)} equally likely`;
+    const doubt = `${entropy[t].toFixed(2)} nats of entropy, as for ${Math.exp(entropy[t]).toFixed(1)} equally likely`;
     const before = texts.slice(Math.max(0, t - 24), t).join("").replaceAll("\n", "↵").slice(-32);
     find("next").replaceChildren(el("p", { class: "caption" }, "After ", el("b", { class: "text small" },
       `${t > 24 ? "…" : ""}${before}`, token(texts[t])), ` (up to token ${t}): ${doubt} tokens.`), box);
@@ -186,14 +186,14 @@ function drawExplanation(data, before = null, switches = null) {
       el("p", { class: "note" }, "A row: a token that looks; a column: a token that it looks at; framed: the chosen one."),
       ...(switches ? [el("button", { type: "button", class: "switch", role: "switch", "aria-checked": String(!isOff(layer, head)),
         onclick: () => switches.toggle(layer, head) }, el("span", { class: "knob", "aria-hidden": "true" }),
-      isOff(layer, head) ? "This head is off: what it brings back is left out" : "This head is on (key x)")] : []),
+      isOff(layer, head) ? "This head is off: its result is not used" : "This head is on (key x)")] : []),
       matrix, readout,
       el("div", { class: "text small" }, ...texts.map((text, s) => el(
         "span", { class: s > t ? "later" : "looked",
           style: { "--v": Math.sqrt(attention(layer, head, t, s)), outline: s === t && "1.5px solid" } }, text))),
       el("p", { class: "note" },
         `This head looks ${data.look_back[layer][head].toFixed(1)} tokens back on average; the chosen token's `,
-        `attention is as wide as if ${Math.exp(data.attention_entropy[layer][head][t]).toFixed(1)} tokens shared it evenly. `,
+        `attention has the entropy of ${Math.exp(data.attention_entropy[layer][head][t]).toFixed(1)} tokens with equal weights. `,
         state.pinned ? "Click the head again to let go." : "Click a head to hold it."),
     );
     buttons.forEach((button, at) => {

@@ -84,16 +84,16 @@ function paint(canvas, T, weight, [red, green, blue] = colour("--attention")) {
 
 const KINDS = {
   previous_token: ["previous token", "Looks at the token before: how a letter or word learns what it follows."],
-  first_token: ["first token", "Rests on the first token, a sink for heads with nothing to do here."],
+  first_token: ["first token", "Looks at the first token: a sink for heads with nothing to do here."],
   duplicate_token: ["duplicate token", "Looks at earlier copies of the same token."],
-  induction: ["induction", "Finds an earlier copy and looks at what came after it, to say that again: A B … A → B."],
+  induction: ["induction", "Finds an earlier copy and looks at what came after it, to predict it again: A B … A → B."],
 };
 
 // Write the head of the page, once. `known`: the losses without the first, which is null.
 function headline(data, known) {
   const { model } = data, T = data.texts.length, find = (id) => document.getElementById(id);
   const mean = known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
-  find("title").textContent = `What ${data.run || "this model"} makes of a text`;
+  find("title").textContent = `How ${data.run || "this model"} reads a text`;
   const fact = (value) => el("b", {}, value.toLocaleString("en"));
   find("facts").append(
     "A model of ", fact(model.layers), " layers with ", fact(model.heads), " heads each, width ", fact(model.width), ", ",

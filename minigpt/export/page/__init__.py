@@ -8,8 +8,8 @@
                     the same as model/, tokenizers/, generation/ and explanation/, small enough to read
     check.js        for node: asks a page what it computes
 
-Nothing is trusted: if node is installed, it runs the code of the written page, and logits, ids and texts are compared
-with minigpt's before the file gets its name.
+The result is checked: if node is installed, it runs the code of the written page. Logits, ids and texts are compared
+with minigpt's, before the file is renamed to its final name.
 """
 
 import base64
@@ -50,7 +50,7 @@ WORKER = ("tokenizer.js", "model.js", "simd.js", "sampling.js", "chat.js", "expl
 
 @dataclass(frozen=True)
 class Page:
-    """What `export_page` wrote.
+    """The result of `export_page`.
 
     `difference` is the largest |logit of the page - minigpt's logit| for the same rounded weights, None if node is not
     installed.
@@ -69,7 +69,7 @@ def export_page(run: Run, out: str | Path | None = None, precision: str = "int8"
     Args:
         run: from `load_run`.
         out: the file to write (default: RUN.html, next to the run).
-        precision: of the matrices in the page: int8, fp16 or fp32.
+        precision: precision of the matrices in the page: int8, fp16 or fp32.
 
     Raises:
         ConfigError: another precision, or a field or a tokenizer that a page cannot run.

@@ -39,7 +39,7 @@ function alertReader(text) {
 // --- settings ---
 
 const DIALS = [
-  ["temperature", "Temperature", "0 always takes the likeliest token; higher is bolder", { min: 0, max: 2, step: 0.05 }],
+  ["temperature", "Temperature", "0 always takes the likeliest token; higher is more random", { min: 0, max: 2, step: 0.05 }],
   ["top_k", "Top-k", "only the k likeliest tokens; 0: all", { min: 0, step: 1, max: about.shape.vocab_size }],
   ["top_p", "Top-p", "only the likeliest tokens that together have this probability", { min: 0.01, max: 1, step: 0.01 }],
   ["max_new_tokens", "Tokens", "how many to write at most", { min: 1, step: 1, max: 100000 }],
@@ -48,12 +48,12 @@ const DIALS = [
   ["stop", "Stop at", "texts that end the writing, one per line; \\n is the end of a line", "lines"],
 ];
 const MORE = [
-  ["min_p", "Min-p", "only tokens at least this share as likely as the likeliest; 0: all", { min: 0, max: 1, step: 0.01 }],
+  ["min_p", "Min-p", "only tokens with at least this share of the likeliest one's probability; 0: all", { min: 0, max: 1, step: 0.01 }],
   ["typical_p", "Typical-p", "only tokens of near-average surprise; 1: all", { min: 0.01, max: 1, step: 0.01 }],
   ["repetition_penalty", "Repetition penalty", "above 1, tokens that occurred are less likely", { min: 0.05, max: 5, step: 0.05 }],
   ["frequency_penalty", "Frequency penalty", "subtracted from a token's logit each time that it was written", { min: -5, max: 5, step: 0.1 }],
   ["presence_penalty", "Presence penalty", "subtracted from the logit of a token that was written", { min: -5, max: 5, step: 0.1 }],
-  ["no_repeat_ngram_size", "No run twice", "no sequence of this many tokens occurs twice; 0: off", { min: 0, step: 1, max: 1000 }],
+  ["no_repeat_ngram_size", "No repeats", "no sequence of this many tokens occurs twice; 0: off", { min: 0, step: 1, max: 1000 }],
   ["stop_at_eos", "Stop at the end of a text", "", "switch"],
 ];
 const START = { ...about.settings, fresh: true };

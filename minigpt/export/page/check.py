@@ -17,7 +17,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.simple import CharTokenizer
 
-TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by some 1e-6 in fp32
+TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by about 1e-6 in fp32
 READ, WRITTEN = 32, 16
 PROBE = " The cat's 3.14 naïve\r\n\n  mats — 漢字 🙂,   THEY'RE\tgone! "
 

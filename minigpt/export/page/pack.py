@@ -23,7 +23,7 @@ from minigpt.tokenizers.words import WordTokenizer
 PRECISIONS = ("int8", "fp16", "fp32")
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 MOST = 400_000_000
-"""Largest number of characters of weights; a browser's string can hold only some 500 million."""
+"""Largest number of characters of weights; a browser's string can hold only about 500 million."""
 KNOWN = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "sinusoidal", "rope"),

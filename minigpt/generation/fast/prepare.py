@@ -34,7 +34,7 @@ from minigpt.weights.quantized import pack, packed_group, quantised, quantised4,
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 WORTH = 48
-"""With this many vectors it pays to convert bf16 weights, on machines where products in bf16 are slow (docs/LOG.md)."""
+"""Number of vectors from which converting bf16 weights saves time, if products in bf16 are slow (docs/LOG.md)."""
 
 
 @torch.no_grad()

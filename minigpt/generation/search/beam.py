@@ -42,7 +42,7 @@ class Hypothesis(NamedTuple):
     logprob: float
     """Sum of the tokens' log-probabilities, eos included, after penalties and temperature."""
     ended: bool
-    """True: eos ended it. False: it was cut."""
+    """True: it ended with eos. False: it was cut."""
 
 
 class Beam(NamedTuple):
@@ -77,7 +77,7 @@ def beam_search(
         deadline: a value of time.monotonic(); the step that reaches it is the last.
 
     Raises:
-        GenerationError: a prompt is empty, the settings leave no token, or scores are not finite.
+        GenerationError: a prompt is empty, the settings leave no token, or scores are NaN or infinite.
     """
     if not prompts or not all(map(len, prompts)):
         raise GenerationError("the prompt is empty; give at least one token")
@@ -166,7 +166,7 @@ class Group:
                 score = self.rate(beam.logprob, length)
                 hypothesis = Hypothesis(beam.ids[: length - ended], score, beam.logprob, ended)
                 self.complete.append((self.rate(beam.worth, length), hypothesis))
-        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn ones are not in order of worth
+        going = sorted(going, key=lambda beam: -beam.worth)[: self.size]  # drawn candidates are not in order of worth
         self.complete = sorted(self.complete, key=lambda each: -each[0])[: self.size]
         full = len(self.complete) == self.size
         if full and going and not self.config.early_stopping:

@@ -64,7 +64,7 @@ def contrastive_search(
 
 
 def _walk(model: GPT, prompt: Sequence[int], config: GenerationConfig, rules: Rules) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (chosen id [], logits [V] from which it was chosen), without end."""
+    """Yield (chosen id [], logits [V] from which it was chosen), forever."""
     limit, vocab_size = model.config.max_seq_len, cast(int, model.config.vocab_size)
     count = min(config.top_k, vocab_size)
     tokens = torch.tensor([*prompt], device=model.embedding.weight.device)

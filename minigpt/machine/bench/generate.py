@@ -135,7 +135,7 @@ def bench_generate(
         prompt = random_prompt(model, batch_size, prompt_tokens)
         ours = our_writer(model, prompt, runtime)
         ours.write(WARM_TOKENS)
-        memory = peak_memory(runtime.device)  # of our side only, before rivals are built
+        memory = peak_memory(runtime.device)  # only our side's: the rivals are not built yet
         writers = [ours, *(_rivals(counterpart, prompt, tell) if counterpart else ())]
         tell("measuring the machine")
         bandwidth = read_bandwidth(runtime.device)

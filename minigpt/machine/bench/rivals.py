@@ -45,7 +45,7 @@ def find_counterpart(config: ModelConfig) -> Counterpart:
 
 
 def nearest_counterpart(config: ModelConfig) -> Counterpart:
-    """The architecture that differs from ours in the fewest fields; GPT-2 if both differ in as many.
+    """The architecture that differs from ours in the fewest fields; GPT-2 if both differ in the same number.
 
     Raises:
         UserError: neither architecture can have this shape.

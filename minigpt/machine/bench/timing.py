@@ -1,4 +1,4 @@
-"""Time several sides that take turns in rounds, and summarise their seconds. Tests pass their own clocks."""
+"""Time several sides (minigpt and other tools) that take turns, and summarise their seconds. A clock can be passed."""
 
 import statistics
 import time
@@ -8,11 +8,11 @@ from typing import TypedDict, TypeVar
 
 Measured = TypeVar("Measured")
 Tell = Callable[[str], None]
-"""Called with a line about what begins now, for the person who waits."""
+"""Shows a line that says what is measured now."""
 
 
 class SpreadFigures(TypedDict):
-    """A spread in a report."""
+    """A `Spread` as a dict, for a report."""
 
     median: float
     q1: float

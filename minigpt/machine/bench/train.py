@@ -131,7 +131,7 @@ def bench_train(
         model = GPT(config.model, seed=config.train.seed)
         model.use_attention(choice.attention)
         ours = warm(our_side(model, config, runtime, batches))
-        memory = peak_memory(runtime.device)  # of our side only, before rivals are built
+        memory = peak_memory(runtime.device)  # only our side's: the rivals are not built yet
         sides = [ours, *(_rivals(counterpart, config, runtime.device, batches, warm, notes) if counterpart else ())]
         jobs = {side.name: lambda side=side: side.round(steps) for side in sides}
         seconds = alternate(jobs, rounds if counterpart else 1, tell)

@@ -18,7 +18,7 @@ from minigpt.machine.doctor.check import Check, reason
 from minigpt.runtime.memory import host_memory
 
 GB = 1e9
-NEEDED_GB = 1.0  # of memory, and of disk; with less a small run may fail
+NEEDED_GB = 1.0  # GB of memory and of disk that a small run may need
 
 
 def python() -> Check:

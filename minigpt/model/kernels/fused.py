@@ -166,7 +166,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, bias, kept = ctx.saved_tensors
         slope, grad, parts = torch.empty_like(x), grad.contiguous(), torch.get_num_threads()
-        sums = x.new_zeros(2, parts, x.shape[-1])  # of weight and bias
+        sums = x.new_zeros(2, parts, x.shape[-1])  # gradients of weight and bias
         ctx.kernels.calls.norm_back(
             *(tensor.data_ptr() for tensor in (x, weight, kept, grad, slope, sums[0])),
             None if bias is None else sums[1].data_ptr(),

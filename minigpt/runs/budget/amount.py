@@ -44,7 +44,7 @@ def parse_amount(text: str) -> Amount:
 def process_start() -> float:
     """When this process began, by time.perf_counter; now, if there is no /proc to read it from.
 
-    Starting Python and importing takes a second or several, which a budget of half a minute has to count.
+    Starting Python and importing takes a second or more. A budget of half a minute has to count this time.
     """
     now, stat = time.perf_counter(), Path("/proc/self/stat")
     if not stat.is_file():

@@ -85,7 +85,7 @@ STEPS_POWER = 0.35
 REPEATS = 4.0
 """The repetitions of a text are worth at most this many times the text, in a model that is small compared with it.
 Muennighoff et al. find 15 for large models; our runs of up to 33 passes fit equally well with 4 to 10, and the smallest
-value promises least."""
+value gives the most cautious prediction."""
 LAWS = {
     "text": Law(0.4, 0.1459, 0.3529, 0.5439, 0.1563, 17, 1.426, 158.9),
     "stories": Law(0.293, 0.1734, 1.118, 0.2047, 0.7319, 5, 4, 338.8),

@@ -23,10 +23,10 @@ floors of a text that is scored for the first time."""
 
 @dataclass(frozen=True)
 class Overhead:
-    """The work besides the steps.
+    """The work in addition to the steps.
 
     Attributes:
-        eval_batches: of one evaluation; None for the whole split.
+        eval_batches: batches of one evaluation; None: the whole split.
         long: the run is long enough for everything that `SHOW_FROM` names.
         between, after: seconds within the trainer's clock, and after it.
     """
@@ -38,8 +38,9 @@ class Overhead:
 
     @classmethod
     def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> Self:
-        """For a run of `total` seconds with steps of `step` seconds; a batch of an evaluation takes a third of a
-        step.
+        """Estimate the overhead of a run of `total` seconds with steps of `step` seconds.
+
+        A batch of an evaluation is assumed to take a third of a step.
         """
         long = total >= SHOW_FROM
         evaluations = EVALUATIONS if long else 2

@@ -16,22 +16,22 @@ WEIGHTS_PER_BYTE = 10
 FEWEST = 100
 """A batch is made larger than the rule's only if the run keeps this many steps."""
 BYTES_PER_WEIGHT = 50
-"""Most bytes that a weight is trained with, if there is a choice. The law was fitted on at most 49 of them; without
-this limit it would spend all the time on more text for the smallest model."""
+"""Most bytes of text per weight, if there is a choice. The law was fitted on at most 49 of them; without this limit the
+plan would be to train the smallest model on more text."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that fits.
+    """A run that fits into the budget.
 
     Attributes:
         config: all settings except its length.
         size: its size, which sets the cost.
-        steps: how many fit into the time.
+        steps: number of steps that fit into the time.
         step_seconds: seconds per step on this machine.
-        train_seconds: by the trainer's clock: all steps, and the evaluations and checkpoints between them.
-        after_seconds: for the last evaluation and checkpoint, the plot, and leaving.
-        loss: predicted on the validation text, in nats per token.
+        train_seconds: seconds of the trainer's clock: all steps, and the evaluations and checkpoints between them.
+        after_seconds: seconds for the last evaluation and checkpoint, the plot, and the end of the process.
+        loss: predicted loss on the validation text, in nats per token.
         limited: the run ends before the budget is used up, since more passes over such a small text would not help.
     """
 
@@ -64,8 +64,8 @@ class Chooser:
         text: what is known about the text.
         speed: the speed of this machine.
         configure: adds the person's settings, which limit the choice.
-        seconds: until the end of the command.
-        flops: budget of training.
+        seconds: seconds until the end of the command.
+        flops: budget of training, in FLOPs.
         compiled: whether blocks are compiled, which makes the first step slow.
     """
 

@@ -2,7 +2,7 @@
 
     shape        the ladder below, from 2 layers of 32 to 24 of 2,048; heads of 64 (32 below a width of 128)
     context      sqrt(tokens) / 8, to the nearest power of two, 32 to 1,024
-    batch        all tokens / steps; a run of D tokens has at most some 400 x (D / 200,000)^0.35 steps
+    batch        all tokens / steps; a run of D tokens has at most about 400 x (D / 200,000)^0.35 steps
     rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
     weight decay 0.2 if the text is read more than once, else none
     dropout      none up to 4 passes, then 0.1 more for each doubling, at most 0.4; none in a small model
@@ -24,7 +24,7 @@ LADDER = (
     (2, 32), (2, 48), (2, 64), (2, 96), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512),
     (10, 640), (12, 768), (16, 1024), (20, 1280), (24, 1536), (24, 2048),
 )  # fmt: skip
-"""(layers, width); each size is some 1.5 to 2 times as large as the one before."""
+"""(layers, width); each size is about 1.5 to 2 times as large as the one before."""
 
 CHARACTERS = 100_000
 """A text with at least this many characters gets byte pairs: a smaller one shows most pairs too rarely."""
@@ -33,23 +33,24 @@ VOCABULARIES = ((500_000, 512), (5_000_000, 1024), (50_000_000, 2048))
 (docs/LOG.md).
 """
 MANY_PASSES, PATIENCE = 4, 4
-"""Dropout and early stopping are on from this many passes over a text; a run stops after this many evaluations without
-a better loss.
+"""Dropout and early stopping begin above this number of passes over a text; a run stops after this many evaluations
+without a better loss.
 """
 MASKED = 0.5
-"""Largest share of masked input tokens where passes are many and time is left: 0.017 and 0.035 bits per byte better on
-two texts, for twice the time (docs/LOG.md).
+"""Largest share of masked input tokens, if the run makes many passes and has time left: 0.017 and 0.035
+bits per byte better on two texts, for twice the time (docs/LOG.md).
 """
 DENSE = 2.5
-"""A model with more weights in its blocks per token of the text gets dropout where passes are many. Measured: 8 passes
-with 2.1 and 20 passes with 1.6 weights per token are better without; 10 passes with 4.7 and 20 with 5.3 are not.
+"""If a run makes many passes, a model with more weights in its blocks per token of the text gets dropout. Measured: 8
+passes with 2.1 and 20 passes with 1.6 weights per token are better without dropout; 10 passes with 4.7 and 20 with 5.3
+are better with it.
 """
 MOST_DROPOUT = 0.4
-"""The largest dropout, which 64 passes have. Each mask is drawn once per sequence ("locked"): as good here as a mask
+"""The largest dropout, used from 64 passes on. Each mask is drawn once per sequence ("locked"): as good here as a mask
 for each number, and the steps are a quarter faster (docs/LOG.md).
 """
 SMALL_VOCABULARY = 1024
-"""With at most this many ids the head has its own weights: 0.035 nats per character better, for few weights."""
+"""The head has its own weights if there are at most this many ids: 0.035 nats per character better, for few weights."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `a` is the cost of every layer, however small (calls, kernel starts); `b` is the cost of arithmetic; `c` is the cost of
 reading and writing in addition to it, for layers x tokens x width elements. FLOPs are those of the step, including
-Muon's orthogonalisation: below some 500 tokens per step it takes as long as the model itself. Without `c`, large
+Muon's orthogonalisation: below about 500 tokens per step it takes as long as the model itself. Without `c`, large
 batches of a narrow model seemed twice as fast as they are (docs/LOG.md).
 """
 
@@ -33,7 +33,7 @@ Configure = Callable[[Mapping[str, Any]], RunConfig]
 
 @dataclass(frozen=True)
 class Speed:
-    """The three prices, and the factor between the measured and the predicted time of the size chosen last."""
+    """The three costs, and the factor between the measured and the predicted time of the size chosen last."""
 
     per_layer: float
     per_flop: float
@@ -52,7 +52,7 @@ def amounts(size: Size, seq_len: int, batch: int) -> tuple[float, float, float]:
 
 
 def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Speed:
-    """The prices, none negative, that fit the (amounts, seconds) of some steps with the least relative error."""
+    """The costs, none negative, that fit the (amounts, seconds) of some steps with the least relative error."""
     table = np.array([[amount / seconds for amount in of] for of, seconds in points], dtype=np.float64)
     scale = np.linalg.norm(table, axis=0)
     best, left = np.zeros(3), np.inf
@@ -68,11 +68,11 @@ def fit_speed(points: Sequence[tuple[tuple[float, float, float], float]]) -> Spe
 PROBES = ((2, 64), (4, 128), (6, 256), (8, 512), (12, 768), (16, 1024))
 """(layers, width) to time, as many as the time allows, in steps of 8 and of 64 sequences of 64 tokens."""
 TRUSTED = 1.5
-"""Measure remembered prices again if they are wrong by more than this factor."""
+"""Measure remembered costs again if they are wrong by more than this factor."""
 
 
 def known_speed(configure: Configure, runtime: Runtime, vocab_size: int, limit: float, again: bool = False) -> Speed:
-    """The prices that were measured here before; if there are none, or with `again`, they are measured now, in about
+    """The costs that were measured here before; if there are none, or with `again`, they are measured now, in about
     `limit` seconds.
 
     Raises ConfigError if no size fits the settings.
@@ -102,7 +102,7 @@ def _probes(configure: Configure, vocab_size: int) -> list[RunConfig]:
 
 
 def _measure(probes: Sequence[RunConfig], runtime: Runtime, limit: float) -> Speed:
-    """The prices from at least three sizes, in about `limit` seconds."""
+    """The costs from at least three sizes, in about `limit` seconds."""
     points: list[tuple[tuple[float, float, float], float]] = []
     started = time.perf_counter()
     for config in probes:

@@ -76,7 +76,7 @@ class Budgeted:
         report: what the receipt says about it: asked, promised_seconds, predicted_loss (nats per token),
             predicted_bits_per_byte, steps, tokens, passes, flops, step_seconds, measuring_seconds, five_gram_bits,
             parameters, memory_bytes (about).
-        tokenizer: of the text.
+        tokenizer: the tokenizer of the text.
         started: when the command began, by time.perf_counter.
         again: seconds of work that `train` will do before its clock begins.
     """
@@ -123,7 +123,7 @@ class Budgeted:
         expected = (
             f"{bits:.2f} bits per byte (loss {plan.loss:.3f}), within {ERROR:.0%} on ordinary text"
             if self.predictable
-            else f"little better than chance (loss {chance:.3f}), no more can be said of so few steps"
+            else f"little better than chance (loss {chance:.3f}), too few steps for a better prediction"
         )
         lines = [
             f"plan: the lowest loss that {self.amount.text} allow on this machine (--budget 10m gives it more time)",
@@ -190,7 +190,7 @@ def plan_within(
 
     Args:
         budget: 90s, 10m, 2h or 1e15flops.
-        settings: by dotted name, as for `load_config`; they win, and the rest is chosen to suit them.
+        settings: settings by dotted name, as for `load_config`. They are kept, and the others are chosen to suit them.
         recipe: the same in a file. The budget overrides its length.
         quiet: print nothing.
         started: when the command began (time.perf_counter), if it was before this call.
@@ -245,7 +245,7 @@ def _size(config: RunConfig) -> dict[str, int]:
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
-    """What the law needs to know about a text: its sizes, and how well a 5-gram model predicts it (some 0.2 s)."""
+    """What the law needs to know about a text: its sizes, and how well a 5-gram model predicts it (about 0.2 s)."""
     train, val = (prepared.splits[split].tokens for split in ("train", "val"))
     table = TokenText(tokenizer)
     learned, scored = table.spread(train, FLOOR_BYTES), table.spread(val, SCORED_BYTES)
@@ -261,7 +261,7 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
 
 
 def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, started: float, console: Console) -> Plan:
-    """Choose a run by the prices of steps, time it with the kernels that suit it, and choose again."""
+    """Choose a run by the cost of its steps, time it with the kernels that suit it, and choose again."""
     seconds = amount.seconds or math.inf
     limit = min(LONGEST, MEASURING * seconds)
     settings = configure({}).train

@@ -67,7 +67,7 @@ class Replicated(nn.Module):
 class Sharded:
     """The learner of a model that is split over the ranks. Each block's weights are gathered when the block runs.
 
-    After a pass without gradients the root's weights are freed here, since no backward pass follows that would do it.
+    After a pass without gradients the root's weights are freed here, which otherwise the backward pass does.
 
     Args:
         model: its mode decides whether this is training, since `model.eval()` does not change a view.
@@ -144,8 +144,8 @@ class CompiledInTraining(nn.Module):
 class Recomputed(nn.Module):
     """A block with activation checkpointing (Chen et al., 2016): the backward pass computes it again from its input.
 
-    The random generators are reset, so dropout is the same. It costs a third more work; of all that a block keeps for
-    the backward pass, only its input [B, T, C] remains.
+    The random generators are reset, so dropout is the same. It costs a third more work. A block keeps only its input
+    [B, T, C] for the backward pass.
     """
 
     def __init__(self, block: nn.Module):

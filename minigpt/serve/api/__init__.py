@@ -1,1 +1,1 @@
-"""Speak OpenAI's HTTP API over the engine: `app.py` puts it together, `schemas.py` describes requests and answers."""
+"""Offer OpenAI's HTTP API: `app.py` puts it together, `schemas.py` describes requests and answers."""

@@ -59,10 +59,10 @@ def make_app(
     Args:
         state: from `make_state`.
         hosts: names by which clients may call this server; None for any, if a key protects it.
-        key: what clients must send; None: nothing.
+        key: the key that clients must send; None: no key is needed.
         metrics: whether there is /metrics.
         preload: names of models that are loaded at the start; /health answers 503 until they are.
-        routers: of more routes, in addition to those of the API.
+        routers: routers of more routes, in addition to those of the API.
     """
     engine = state.engine
 

@@ -133,7 +133,7 @@ def install(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             return ApiError(400, f"the body is not JSON: {first['ctx']['error']}").response()
         places = [str(place) for place in first["loc"][1:]]
-        place = ".".join(takewhile(FIELD.fullmatch, places))  # the names after these are pydantic's names of its types
+        place = ".".join(takewhile(FIELD.fullmatch, places))  # later places are pydantic's names of types, not fields
         param = places[0] if places else None
         return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param).response()
 

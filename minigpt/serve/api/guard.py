@@ -38,7 +38,7 @@ class Guard:
     Args:
         app: the guarded app.
         hosts: names by which clients may call this server; None for any, if a key protects it.
-        key: what clients send as `Authorization: Bearer KEY`; None: no key is needed.
+        key: the key that clients send as `Authorization: Bearer KEY`; None: no key is needed.
         most: bytes of a body.
         seen: called with each answer's path and status.
     """

@@ -1,4 +1,4 @@
-"""Show the API's document as one plain page, which loads nothing from anywhere."""
+"""Show the API's document as one plain page, which loads no other file."""
 
 from html import escape
 from typing import Any

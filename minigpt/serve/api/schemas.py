@@ -83,7 +83,7 @@ class CompletionRequest(Sampled):
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
     """Give the log-probability of each token, and of this many likeliest ones, before any setting."""
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    """Must be empty: these models cannot read a text after the gap."""
+    """Must be empty: these models cannot use a text that follows the completion."""
 
 
 class TextPart(StrictModel):
@@ -158,7 +158,7 @@ class DetokenizeRequest(StrictModel):
 
 
 class CachedTokens(BaseModel):
-    """Of the prompt's tokens: how many were known from an earlier chat, and how many were read."""
+    """How many of the prompt's tokens were known from an earlier chat, and how many were read."""
 
     cached_tokens: int
     read_tokens: int

@@ -1,4 +1,4 @@
-"""Hold what all answers share: models, engine, limits, counters, and a thread for work that is not done in turns."""
+"""Hold what all answers share: models, engine, limits, counters, and a thread for work outside the engine."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ class Meter:
 
 
 class BackgroundThread:
-    """A thread for work that is not done in turns, one piece after another; it ends with the process."""
+    """A thread that does work outside the engine, one piece after another. It ends with the process."""
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()

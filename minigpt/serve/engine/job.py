@@ -83,12 +83,12 @@ class Job:
     """A text to write.
 
     Args:
-        ids: of the prompt, at least one; the model reads the last ones that fit into its context.
-        config: settings; only logprobs (with `score_prompt` also of the prompt), stop and those of sampling count.
-        seed: of its random draws.
-        most: new tokens; 0 only reads the prompt.
+        ids: ids of the prompt, at least one. The model reads the last ones that fit into its context.
+        config: settings. Only logprobs (with `score_prompt` also of the prompt), stop and sampling settings are used.
+        seed: seed of its random draws.
+        most: most new tokens; 0 only reads the prompt.
         tell: called with each event, on the engine's `post`.
-        deadline: on the engine's clock.
+        deadline: time of the engine's clock at which the text ends.
         rules: which ids are allowed.
         reuse: continue from an earlier text with the same beginning.
         score_prompt: also report the scores of the prompt's tokens.

@@ -27,7 +27,7 @@ class Engine:
     """Writes the jobs of any number of models.
 
     Args:
-        limits: of the queue, and of what one model may use.
+        limits: limits of the queue, and of what one model may use.
         post: gets the events of a turn, and can run `tell_all` in another thread (default: in this one).
         clock: seconds; the jobs' deadlines use it.
     """

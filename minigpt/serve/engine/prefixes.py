@@ -17,7 +17,7 @@ class Prefixes:
     """Beginnings of texts of one model.
 
     Args:
-        most: bytes of all together.
+        most: largest total size, in bytes.
     """
 
     def __init__(self, most: int):

@@ -44,7 +44,7 @@ class Writer:
         most: texts at once.
         prefixes: bytes for the beginnings of earlier texts.
         report: called with each job and event, in order.
-        counts: where work is counted.
+        counts: counts the work.
     """
 
     def __init__(

@@ -131,7 +131,7 @@ export class Curve {
     }
     if (this.what.zero) low = Math.min(0, low);
     const pad = 0.04 * (high - low || span);
-    const room = this.what.levels.length ? 2 * pad : pad; // a name stands below the lowest level
+    const room = this.what.levels.length ? 2 * pad : pad; // a name is below the lowest level
     return [this.what.zero && low === 0 ? 0 : low - room, high + pad];
   }
 

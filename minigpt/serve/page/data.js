@@ -1,4 +1,4 @@
-// Show a text: its figures, repeated lines, leaks between its parts, and the tokens that a tokenizer makes of it.
+// Show a text: its figures, repeated lines, leaks between its parts, and its tokens in a tokenizer.
 /* global el, visible, token */
 import { ask } from "./api.js";
 import { addText, dropPlace } from "./drop.js";
@@ -6,7 +6,7 @@ import { notebookText } from "./notebook.js";
 import { choice, count, counted, during, empty, figure, figures, labelled } from "./words.js";
 
 export const title = "Data";
-const SMALL = 50000; // a model learns a text of fewer bytes by heart
+const SMALL = 50000; // a model memorises a text of fewer bytes
 const LEAK = 0.05; // if this share of validation is in training too, a score says little
 const SPECIAL = "A special token: it stands for no text, or for a character that is not known.";
 const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
@@ -24,7 +24,7 @@ export function inspected(found) {
   return [figures([["characters", count(sum("chars"))], ["words", count(sum("words"))], ["lines", count(sum("lines"))],
     ["different characters", count(characters.distinct)],
     ...(tokens ? [["bytes per token", figure(tokens.bytes_per_token, 2)]] : []),
-    ["repeated lines", share(duplicates.share)], ["of validation also in training", share(overlap.share)]]),
+    ["repeated lines", share(duplicates.share)], ["validation text also in training", share(overlap.share)]]),
   ...(sum("bytes") < SMALL ? [el("p", { class: "caution" },
     "The text is small: a model memorises it and learns little about writing. 1 MB is a good size.")] : []),
   ...(overlap.share > LEAK ? [el("p", { class: "caution" },
@@ -82,7 +82,7 @@ class Data {
           characters.top.map(([text, times]) => [token(text), times, `U+${text.codePointAt(0).toString(16)}`]))),
       el("h3", {}, `Repeated lines${part(duplicates)}`), el("p", { class: "note" }, duplicates.repeated
         ? `${count(duplicates.repeated)} of ${counted(duplicates.lines, "line")} appeared before.`
-        : "No line comes twice."),
+        : "No line is repeated."),
       el("ol", { class: "repeats" }, ...duplicates.top.slice(0, 8).map(([text, times]) => el("li", {},
         el("b", {}, `${count(times)} ×`), ` ${text}`))),
       el("h3", {}, `Leaks${part(overlap)}`), el("p", { class: "note" }, overlap.share === null

@@ -45,7 +45,8 @@ class Inside {
       button("‹", () => this.move(-1), { id: "earlier", "aria-label": "One token back" }),
       el("input", { type: "range", id: "position", min: 0, value: 0, "aria-label": "Position in the text",
         oninput: (event) => this.drawn?.choose(Number(event.target.value)) }),
-      button("›", () => this.move(1), { id: "later", "aria-label": "One token on" }), el("output", { id: "where" }));
+      button("›", () => this.move(1), { id: "later", "aria-label": "One token forward" }),
+      el("output", { id: "where" }));
     this.panel.replaceChildren(labelled("Text (the notebook's); the pictures follow as you write", this.area),
       el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
     // The same files as on explain's page; they hold no text of a run

@@ -125,7 +125,8 @@ class Learn {
       return;
     }
     const text = this.written.get(step);
-    const waits = this.stop ? "This checkpoint writes soon." : "Press Continue: every checkpoint writes.";
+    const waits = this.stop ? "This checkpoint will write soon."
+      : "Press the button above: every checkpoint continues the prompt.";
     this.paper.replaceChildren(...(text === undefined ? [el("span", { class: "given" }, waits)]
       : [el("span", { class: "given" }, this.asked), text]));
   }

@@ -16,7 +16,7 @@ export async function show(panel, app) {
   return () => view.close();
 }
 
-// The share of a run that is done at a line, by the limit that will end it first
+// The share of a run that is done at a line of metrics, measured by the limit that it will reach first
 export const progress = (line, limits) => Math.max(0, ...Object.entries(limits)
   .map(([name, most]) => (line?.[name] ?? 0) / most));
 
@@ -60,7 +60,7 @@ class Live {
   async read() {
     const after = this.lines.length ? this.lines[this.lines.length - 1].step : -1;
     let found = await ask(`/api/figures?${query({ name: this.name, after })}`);
-    if (found.last < after || found.incidents.length !== this.incidents.length) { // steps were taken back
+    if (found.last < after || found.incidents.length !== this.incidents.length) { // the run rolled back
       this.lines = [];
       found = await ask(`/api/figures?${query({ name: this.name, after: -1 })}`);
     }
@@ -153,11 +153,11 @@ class Live {
       this.wait();
     };
     const stop = button("Stop", does("/api/stop", "Asking the run to stop …"),
-      { title: "As Ctrl-C: ends after this step, saved" });
+      { title: "Like Ctrl-C: the run ends after this step, and is saved" });
     const resume = button("Resume", does("/api/resume", "Starting …"),
-      { kind: "primary", title: "Goes on from the newest checkpoint, as the command does" });
+      { kind: "primary", title: "Continues from the newest checkpoint, as the command does" });
     const waits = (words) => el("span", { class: "status busy" }, words);
-    const found = { running: [this.stopping ? waits("Stopping after this step; it is saved …") : stop],
+    const found = { running: [this.stopping ? waits("Stopping after this step; the run is saved …") : stop],
       starting: [waits("Starting …")], interrupted: [resume], finished: [] };
     this.act.replaceChildren(...found[state]);
   }
@@ -239,7 +239,7 @@ class Live {
     const skipped = this.lines.reduce((sum, line) => sum + (line.skipped ?? 0), 0);
     const rows = this.incidents.slice(-20).reverse().map((each) => el("li", {},
       el("b", {}, `Step ${count(each.step)}: ${each.action}.`), ` ${sentence(each.what)}`,
-      each.checkpoint ? `; back to ${each.checkpoint}, on at ${each.rate_scale} of the rate.` : "."));
+      each.checkpoint ? `; rolled back to ${each.checkpoint}, continues at ${each.rate_scale} of the rate.` : "."));
     if (skipped) {
       rows.push(el("li", {}, `${counted(skipped, "step")} changed no weight, because a figure was NaN or infinite.`));
     }

@@ -38,7 +38,7 @@ function read() {
   let name = "";
   try {
     name = decodeURIComponent(run || "");
-  } catch { /* % without its two digits: no run is called so */
+  } catch { /* % without its two digits: no run has such a name */
     name = "";
   }
   return [part in PARTS ? part : "live", name];
@@ -106,7 +106,7 @@ function list() {
 function head() {
   const run = app.line;
   const all = { runs: ["All runs", counted(app.runs.length, "run")],
-    start: ["A new run", "From a text of yours to a model of yours"] }[app.part];
+    start: ["A new run", "From your own text to your own model"] }[app.part];
   const facts = all ? all.slice(1) : !run ? [] : [STATES[stateOf(run)],
     run.parameters === null ? "" : `${short(run.parameters)} parameters`,
     run.data ? `learns from ${run.data.split("/").pop()}` : ""];
@@ -157,7 +157,7 @@ function unfold(open) {
   find("unfold").setAttribute("aria-expanded", String(open));
 }
 
-// The key of the server, where it has one
+// The key of the server, if it has one
 door.ask = () => {
   door.asking ||= new Promise((done) => {
     const field = el("input",

@@ -8,7 +8,7 @@ import { askFirst, button, code, copier, count, counted, during, duration, empty
 export const title = "Runs";
 const COLUMNS = [
   ["name", "Name"], ["state", "State"], ["data", "Text"], ["parameters", "Size"], ["steps", "Steps"],
-  ["best_val_loss", "Validation"], ["bits_per_byte", "Bits per byte"], ["minutes", "Time"], ["started", "Begun"],
+  ["best_val_loss", "Validation"], ["bits_per_byte", "Bits per byte"], ["minutes", "Time"], ["started", "Started"],
 ];
 const NUMBERS = new Set(["parameters", "steps", "best_val_loss", "bits_per_byte", "minutes"]);
 const STATES = { running: "training", interrupted: "stopped", finished: "finished" };

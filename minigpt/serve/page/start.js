@@ -127,7 +127,7 @@ class Start {
       ["a 5-gram's, about", figure(found.five_gram_bits, 2)],
       ...size, ["steps", count(found.steps)], ["passes over the text", figure(found.passes, 1)],
       ["done in", duration(found.promised_seconds)]] : size),
-    ...(better < 0 ? [el("p", { class: "caution" }, "A 5-gram would do better in this time; give it more.")] : []));
+    ...(better < 0 ? [el("p", { class: "caution" }, "A 5-gram model would be better; give the run more time.")] : []));
   }
 
   // Do work whose error messages may belong to a setting: they are shown next to its field

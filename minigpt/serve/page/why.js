@@ -1,4 +1,5 @@
-// Why this word: tokens coloured by surprise, the likelier tokens at each place, and a way to continue from there.
+// Show why a word was written: tokens coloured by surprise, the likelier tokens at each place. The text can be
+// continued from any of them.
 /* global el, visible, token, percent, roving */
 import { ask } from "./api.js";
 import { keepText, models, noModel, notebookText, pending } from "./notebook.js";
@@ -24,7 +25,7 @@ class Why {
   }
 
   build() {
-    this.area = el("textarea", { rows: 3, spellcheck: false, placeholder: "A text to read with the model's eyes" });
+    this.area = el("textarea", { rows: 3, spellcheck: false, placeholder: "A text for the model to read" });
     this.area.value = notebookText();
     this.area.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

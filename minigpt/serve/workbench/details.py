@@ -68,7 +68,7 @@ def limits(config: TrainConfig) -> dict[str, float]:
 
 
 def figures(run: RunRecord, after: float) -> dict[str, Any]:
-    """The lines of metrics.jsonl after a step, and what went wrong; `last` shows whether steps were taken back."""
+    """The lines of metrics.jsonl after a step, and what went wrong; `last` shows whether the run rolled back."""
     incidents = read_lines(run.folder.incidents)
     return {
         "lines": [_finite(line) for line in run.lines if line["step"] > after],
@@ -121,7 +121,7 @@ def inspected(config: DataConfig, run: RunRecord | None) -> dict[str, Any]:
 
 
 def tokens(run: RunRecord, text: str) -> dict[str, Any]:
-    """The tokens that a run's tokenizer makes of a text: `bytes` in hex, `special` for tokens that stand for no
+    """The tokens of a text by a run's tokenizer: `bytes` in hex, `special` for tokens that stand for no
     text.
     """
     tokenizer = tokenizers.load(run.path)

@@ -28,7 +28,7 @@ class Texts:
     """The texts: published ones, those of earlier runs, and those that were sent.
 
     Args:
-        run_list: of the runs; new runs are written into its first folder.
+        run_list: the list of the runs. New runs are written into its first folder.
     """
 
     def __init__(self, run_list: RunList):

@@ -13,6 +13,6 @@ SHARED = ("page.css", "tools.js", "pictures.js", "sections.html", "symbols.html"
 
 
 def find_files() -> dict[str, Path]:
-    """All files: {"main.js": ...}; those of the explain page as "explain/tools.js"."""
+    """All files: {"main.js": ...}. Files of the explain page have names such as "explain/tools.js"."""
     own = {path.name: path for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
     return own | {f"explain/{name}": pictures.FOLDER / name for name in SHARED}

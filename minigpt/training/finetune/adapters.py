@@ -111,7 +111,7 @@ class Adapters:
         self.saved: dict[str, SavedAdapter] = {}
 
     def load(self, name: str, path: Path) -> SavedAdapter:
-        """Read an adapter; `use` puts it to use. Raises CheckpointError if it is unreadable or for another base."""
+        """Read an adapter, to switch to it by `use`. Raises CheckpointError if it is unreadable or for another base."""
         saved = load_saved(path)
         if saved.sha256 != self.sha256:
             base = saved.base or "unknown"

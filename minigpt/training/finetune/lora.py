@@ -171,7 +171,7 @@ def merge(model: GPT) -> dict[str, LoRALinear]:
 
 
 def unmerge(model: GPT, replaced: Mapping[str, LoRALinear]) -> GPT:
-    """Put back what `merge` returned: the model has its adapter again, and its base is the same bit for bit."""
+    """Restore what `merge` returned: the model has its adapter again, and its base is the same bit for bit."""
     if not replaced:
         return model
     for name, layer in replaced.items():

@@ -50,7 +50,7 @@ LAYOUTS = {
 }
 """The fields that a row must have -> its kind of record."""
 SPEAKERS = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
-"""A message's name for the speaker -> the role."""
+"""The name of a speaker in a message -> its role."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Record:
         return template.prompt(messages[:first])
 
     def asked(self) -> list[str]:
-        """The text right before each answer: the prompt, or the message before a reply ("" if there is none)."""
+        """The text just before each answer: the prompt, or the message before a reply ("" if there is none)."""
         if self.kind != "chat":
             return [self.fields["prompt"]]
         messages = [{"role": "", "content": ""}, *self.fields["messages"]]
@@ -102,7 +102,7 @@ def holds_records(source: str, encoding: str, text_field: str) -> bool:
 
 
 def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[str] = ()) -> list[Record]:
-    """All records of a JSON file, or of standard input (-), cleaned as the base's texts were.
+    """All records of a JSON file, or of standard input (-), cleaned in the same way as the base's texts.
 
     Raises:
         DataError: no record; or a row (named by file and line) that is not a record, or not in the first row's layout.
@@ -130,8 +130,8 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
     spelled = [record.where for record in records if EOS in json.dumps(record.fields)]
     if spelled:
         warnings.warn(
-            f"{spelled[0]}: spells {EOS} (as {len(spelled):,} of {counted(len(records), 'record')}); it is learned as "
-            "plain characters. Take it out: each answer is ended by the special token without it",
+            f"{spelled[0]}: contains {EOS} ({len(spelled):,} of {counted(len(records), 'record')} do); it is learned "
+            "as plain characters. Remove it: minigpt adds the special token after each answer itself",
             stacklevel=2,
         )
     if not records:

@@ -89,7 +89,7 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
     broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
     if trainer.runtime.ranks.largest(float(bool(broken))):
         raise DivergedError(
-            f"{broken or 'a part on another rank'} is not finite after step {trainer.state.step}; not saved"
+            f"{broken or 'a part on another rank'} is NaN or infinite after step {trainer.state.step}; not saved"
         )
 
 

@@ -5,8 +5,8 @@ a spike: higher than `spike_limit`. The run diverges if there are `patience` bad
 loss or a weight is NaN or infinite. Then it rolls back to the last good checkpoint, or to its first weights. It skips
 the bad batches and the batch just before them, and halves the learning rate. PaLM's training did the same: "we
 re-started training from a checkpoint roughly 100 steps before the spike started, and skipped roughly 200-500 data
-batches" (Chowdhery et al., 2022, 5.1). All ranks see the same losses, so they decide alike. The guard's state is saved
-in each checkpoint, so a resumed run decides as an uninterrupted run.
+batches" (Chowdhery et al., 2022, 5.1). All ranks see the same losses, so they decide the same. The guard's state is
+saved in each checkpoint, so a resumed run decides as an uninterrupted run.
 """
 
 import math

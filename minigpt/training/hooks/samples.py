@@ -35,5 +35,5 @@ class Samples(Hook):
     def _sample(self, trainer: Trainer) -> None:
         with trainer.weights_to_use():
             text = self.write(trainer)
-        if text is not None:  # None on all ranks but the first
+        if text is not None:  # None on all ranks except the first
             append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})

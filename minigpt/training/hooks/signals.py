@@ -31,6 +31,6 @@ class Signals(Hook):
             self.before[number] = signal.signal(number, handle)
 
     def close(self) -> None:
-        """Put back the earlier handlers."""
+        """Restore the earlier handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
