@@ -32,8 +32,8 @@ TEXTS = {
 LENGTH = "--max-new-tokens 120 --temperature 0.8 --top-p 0.95 --seed 1"
 HEAD = """# What you get in {times}
 
-These models were trained from nothing on one core by `minigpt train TEXT --budget {longest}m`, or less. Each text below is
-the first that the model wrote; none was chosen. The command, where PROMPT is the beginning of the text that is shown:
+These models were trained from nothing on one core by `minigpt train TEXT --budget {longest}m`, or less. Each text below
+is the first that the model wrote; none was chosen. The command, where PROMPT is the beginning of the text that is shown:
 
 ```text
 minigpt generate RUN --prompt PROMPT {length}
