@@ -33,7 +33,7 @@ LENGTH = "--max-new-tokens 120 --temperature 0.8 --top-p 0.95 --seed 1"
 HEAD = """# What you get in {times}
 
 These models were trained from nothing on one core by `minigpt train TEXT --budget {longest}m`, or less. Each text below
-is the first that the model wrote; none was chosen. The command, where PROMPT is the beginning of the text that is shown:
+is the first that the model wrote; none was chosen. The command, where PROMPT is how the text that is shown begins:
 
 ```text
 minigpt generate RUN --prompt PROMPT {length}
