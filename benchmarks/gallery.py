@@ -127,7 +127,10 @@ def page(lines: list[dict[str, Any]]) -> str:
         floor = next(iter(runs.values()))["five_gram"]
         rows.append(f"| {what} | {floor:.3f} | {' | '.join(bits)} |")
         parts += [f"\n## {name.capitalize()}\n", *map(shown, runs.values())]
-    machines = sorted({f"{line['machine']} (commit {line['commit']})" for line in lines})
+    commits: dict[str, set[str]] = {}
+    for line in lines:
+        commits.setdefault(line["machine"], set()).add(line["commit"])
+    machines = [f"{machine} (commits {', '.join(sorted(some))})" for machine, some in commits.items()]
     head = HEAD.format(
         times=f"{', '.join(map(str, minutes[:-1]))} and {minutes[-1]} minutes",
         longest=minutes[-1],
