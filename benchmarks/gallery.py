@@ -16,6 +16,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from minigpt.console import counted
 from minigpt.data.named_datasets import NAMED
 from minigpt.data.stories.generator import generate_stories
 from minigpt.download import locate
@@ -135,17 +136,12 @@ def page(lines: list[dict[str, Any]]) -> str:
         times=f"{', '.join(map(str, minutes[:-1]))} and {minutes[-1]} minutes",
         longest=minutes[-1],
         length=LENGTH,
-        minutes=" | ".join(map(duration, minutes)),
+        minutes=" | ".join(counted(length, "minute") for length in minutes),
         rule="|".join("---" for _ in minutes),
         rows="\n".join(rows),
         machines="; ".join(machines),
     )
     return head + "".join(parts)
-
-
-def duration(minutes: int) -> str:
-    """1 minute, 10 minutes."""
-    return f"{minutes} minute{'s' * (minutes != 1)}"
 
 
 def shown(run: dict[str, Any]) -> str:
@@ -154,7 +150,7 @@ def shown(run: dict[str, Any]) -> str:
     bits = f"{run['bits_per_byte']:.3f} bits per byte (predicted {run['predicted']:.2f})"
     lines = (TEXTS[run["text"]][1] + run["sample"]).strip().splitlines()
     text = "\n".join(textwrap.fill(line, 100).rstrip() for line in lines)
-    return f"\n### {duration(run['minutes'])}\n\n{figures}, {bits}.\n\n```text\n{text}\n```\n"
+    return f"\n### {counted(run['minutes'], 'minute')}\n\n{figures}, {bits}.\n\n```text\n{text}\n```\n"
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ TENTH = 1_079_000
 """Bytes of a tenth of the training text; each tenth ends at the end of an article."""
 SHAPE = "model.num_layers=4 model.embed_dim=128 model.num_heads=4 model.max_seq_len=128 tokenizer.kind=word"
 LENGTH = "data.val_fraction=0.5 train.batch_size=16 train.max_steps=1224"
-QUIET = "train.eval_every=153 train.compile=on model.attention=reference train.sample_every=0 train.save_every=100000"
+OTHER = "train.eval_every=153 train.compile=on model.attention=reference train.sample_every=0 train.save_every=100000"
 WORDS = "model.word_dropout=0.2"
 INPUT = "model.input_dropout=0.3"
 OUTPUT = "model.output_dropout=0.3"
@@ -70,7 +70,7 @@ def two_tenths(folder: Path) -> Path:
 
 def start(name: str, seed: int, text: Path, core: int, folder: Path) -> subprocess.Popen[bytes]:
     """Start a run on one core."""
-    settings = [pair.split("=") for pair in f"{SHAPE} {LENGTH} {QUIET} {TRICKS[name]} train.seed={seed}".split()]
+    settings = [pair.split("=") for pair in f"{SHAPE} {LENGTH} {OTHER} {TRICKS[name]} train.seed={seed}".split()]
     flags = [word for key, value in settings for word in (f"--{key}".replace("_", "-"), value)]
     command = ["taskset", "-c", str(core), sys.executable, "-m", "minigpt", "train", str(text), *flags]
     command += ["--logging.runs-dir", str(folder), "--name", f"run-{core}"]
