@@ -1,4 +1,4 @@
-"""Replace CUDA graphs if there is no CUDA: the recorded step is run again. On a GPU it is a real graph."""
+"""Test CUDA graphs on a machine without CUDA: a replay runs the recorded step again. On a GPU, real graphs are used."""
 
 import copy
 

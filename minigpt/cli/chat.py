@@ -117,8 +117,9 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
 
 
 def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: bool) -> int:
-    """Talk until there are no more lines. A mistake prints one line and changes nothing; returns 2 if the input of a
-    program had a mistake.
+    """Read and answer lines until there are no more. A wrong line prints one message and does not change the chat.
+
+    Returns 2 if the lines came from a program and one of them was wrong, else 0.
     """
     from minigpt.generation.chat import Reply
     from minigpt.generation.text.prompts import tell_unknown

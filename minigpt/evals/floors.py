@@ -12,7 +12,7 @@ make xz a little better: on the stories it falls from 0.88 to 0.83 with all of t
 floors read documents one after another, without the end-of-text token between them.
 
 A word tokenizer decodes to the same text only if the text is in WikiText's form and has no unknown word. For other
-texts there are no fitted floors, since the decoded text is not the source text.
+texts, the decoded text is not the source text, so a run with this tokenizer has no fitted floors.
 
 Floors depend on the text, so the cache keeps them under its hash:
 

@@ -59,7 +59,7 @@ def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
 
 
 def assert_saved(run: Path) -> None:
-    """The run is at its last step, unfinished, and there are no temporary files."""
+    """Assert that the last step is saved as unfinished, and that there are no temporary files."""
     last = (run / "checkpoints/last").read_text().strip()
     state = json.loads((run / "checkpoints" / last / "state.json").read_text())["train"]
     assert state["step"] > 0 and state["finished"] is False
