@@ -123,7 +123,7 @@ def precision(device: str) -> Check:
             continue
     times = 1.0 if device == "mps" else peak_flops(device, "bf16") / peak_flops(device, "fp32")
     verdict = self_test(ModelConfig(vocab_size=96), runtime)
-    detail = f"auto takes {runtime.precision}: bf16 products are {times:.1f} times as fast as fp32's"
+    detail = f"auto takes {runtime.precision}: bf16 products are {times:.2g} times as fast as fp32's"
     if runtime.precision != "fp32":
         detail += f"; {verdict}"
     figures = {"auto": runtime.precision, "bf16_speed": times, "gradient_error": verdict.gradient, "possible": possible}
