@@ -120,6 +120,8 @@ def main(argv: list[str]) -> int:
     if (args.save or args.fit_temperature) and (args.data is not None or args.split != "val"):
         flag = "--save" if args.save else "--fit-temperature"
         raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
+    if args.save and args.context is not None:
+        raise UserError("--save is for the score in the model's whole context; leave --context out")
     _check_flags(args)
     if args.tasks is not None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar
@@ -128,7 +130,6 @@ def main(argv: list[str]) -> int:
     from minigpt.cli.extra_scores import extra_scores, fit, load_members, show_extra_scores
     from minigpt.cli.tasks import report_tasks
     from minigpt.evals import scores_records
-    from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
     run = load_run(args.run, args.device, args.precision)
@@ -136,8 +137,6 @@ def main(argv: list[str]) -> int:
         settings = {name: getattr(args, name) for name in (*_FOR_TASKS, "batch_size")}
         report_tasks(run, args.run, args.tasks, args.json, **settings)
         return 0
-    if not RunFolder.of(run.path).is_run and (args.data is None or args.save):
-        raise UserError(f"{args.run} is a model alone, not a run, so it has no data of its own; name some with --data")
     if scores_records(run, args.data):
         _refuse(args, _NOT_RECORDS, "for a text, not for records; leave it out")
         report_records(run, args.run, args.data, args.split, args.ask, args.json)

@@ -52,6 +52,11 @@ class Prepared:
     meta: dict[str, Any]
     splits: dict[str, TokenFile]
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of the text of each split."""
+        return {name: split["sha256"] for name, split in self.meta["splits"].items()}
+
 
 def prepare(
     config: DataConfig,

@@ -46,9 +46,9 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
     Returns:
         unit: "nats per token", or "bits per byte" if the tokenizers differ;
         points: a list of {run, parameters (all of the model), tokens (read up to the best evaluation), flops
-            (`cost.flops_per_token` times tokens), loss (the best validation loss, in the unit), deviation (the
-            sample standard deviation over the runs of a point; null for one run)}; a run without an evaluation is
-            left out with a warning;
+            (`cost.flops_per_token` times tokens, twice that with masked inputs), loss (the best validation loss, in
+            the unit), deviation (the sample standard deviation over the runs of a point; null for one run)}; a run
+            without an evaluation is left out with a warning;
         fits: {parameters, tokens, flops: {factor, exponent, runs} of loss = factor x^-exponent, or null if fewer
             than 3 runs are on the frontier}.
 
@@ -88,12 +88,12 @@ def _end(run: Path, column: str) -> dict[str, float] | None:
     folder = RunFolder(run)
     if not folder.is_run:
         raise RunError(f"{run} has no {folder.config.name}, which has the model's size; give the directory of a run")
-    shape, best = load_config(folder.config).model, int(np.nanargmin(losses))
+    config, best = load_config(folder.config), int(np.nanargmin(losses))
     tokens = float(metrics["tokens"][best])
     return {
-        "parameters": parameter_table(shape)["total"],
+        "parameters": parameter_table(config.model)["total"],
         "tokens": tokens,
-        "flops": flops_per_token(shape) * tokens,
+        "flops": config.train.passes * flops_per_token(config.model) * tokens,
         "loss": float(losses[best]),
     }
 

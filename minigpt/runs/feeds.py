@@ -105,7 +105,7 @@ def text_feed(
         val,
         seq_len,
         bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
-        {name: split["sha256"] for name, split in prepared.meta["splits"].items()},
+        prepared.sha256,
         counted(len(train), "training token"),
         caveat,
         prepared,

@@ -1,5 +1,6 @@
 """Load a run: from a path to a model, a tokenizer and a config."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from minigpt.files import find
 from minigpt.layout import STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
+from minigpt.runs.receipt import read_receipt
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
@@ -39,20 +41,30 @@ class LoadedRun:
     def prepared(self) -> Prepared:
         """The run's own data as token files (written again if the cache was cleared).
 
-        Raises DataError for records, and for an imported run, which has none.
+        Warns if the text has changed since training. Raises DataError for records, and for a model alone or an imported
+        run, which have no text.
         """
-        data, state = self.config.data, self.checkpoint / STATE
+        data, state, folder = self.config.data, self.checkpoint / STATE, RunFolder.of(self.path)
         train = read_state(self.checkpoint).train if state.is_file() else None
-        if train and train.stop_reason == IMPORTED:
+        alone = is_huggingface(self.path) or not folder.is_run  # an export may lie in a run's folder
+        if alone or (train and train.stop_reason == IMPORTED):
             raise DataError(
-                f"{self.path}: was imported, so it has no text of its own; score another: minigpt eval {self.path} "
-                "--data FILE"
+                f"{self.path}: {'is a model alone' if alone else 'was imported'}, so it has no text of its own; score "
+                f"another: minigpt eval {self.path} --data FILE"
             )
         if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
             raise DataError(
                 f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"
             )
-        return prepare_data(self.config, self.tokenizer)
+        prepared = prepare_data(self.config, self.tokenizer)
+        receipt = read_receipt(folder.path)
+        if receipt and receipt["data"]["sha256"] != prepared.sha256:
+            warnings.warn(
+                f"{data.source}: has changed since {folder.path} was trained, so its validation split is another now, "
+                "and may hold text that the model has learned",
+                stacklevel=2,
+            )
+        return prepared
 
     @cached_property
     def name(self) -> str:

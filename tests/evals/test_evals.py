@@ -247,3 +247,5 @@ def test_only_the_runs_own_validation_figures_are_saved():
     for other in (["--split", "test"], ["--data", "x.txt"]):
         with pytest.raises(UserError, match="--save"):
             command.main(["runs/none", "--save", *other])
+    with pytest.raises(UserError, match="leave --context out"):
+        command.main(["runs/none", "--save", "--context", "16"])

@@ -260,6 +260,13 @@ def test_scaling_finds_the_law_that_the_runs_follow(sizes: list[Path], figures: 
     assert sorted(text.split()[-1] for text in words(figures[0].axes[2])) == sorted(run.name for run in sizes)
 
 
+def test_scaling_counts_the_second_pass_of_masked_inputs(sizes: list[Path]) -> None:
+    once, file = measure_scaling(sizes)["points"][3], sizes[3] / "config.yaml"
+    file.write_text(dump_config(load_config(file, {"train.masked_inputs": 0.5})))
+    twice = measure_scaling(sizes)["points"][3]
+    assert (twice["flops"], twice["tokens"]) == (2 * once["flops"], once["tokens"])
+
+
 def test_scaling_of_seeds_and_of_tokenizers(sizes: list[Path], tmp_path: Path) -> None:
     [point, _] = measure_scaling([sizes[3:], sizes[0]])["points"]
     assert point["deviation"] == pytest.approx(1 / np.sqrt(2)), "sample deviation of two losses that differ by 1"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,21 @@ def test_many_passes_get_dropout_and_spare_time_masked_inputs():
 def test_a_budget_of_work_is_kept():
     plan = chooser(flops=1e13).best()
     assert 0.95e13 < plan.flops <= 1e13
+
+
+def test_masked_inputs_that_are_given_count_in_the_plan():
+    def given(share: float, text: Text, **budget: float) -> Plan:
+        return Chooser(text, LAPTOP, partial(configure, train__masked_inputs=share), **budget).best()
+
+    def once(plan: Plan) -> float:
+        return LAPTOP.step(plan.size, plan.config.model.max_seq_len, plan.config.train.batch_size)
+
+    assert 0.95e13 < given(0.5, NOVEL, flops=1e13).flops <= 1e13
+    assert (plan := given(0.5, NOVEL, seconds=60)).step_seconds == pytest.approx(2 * once(plan))
+    note = Text(train_tokens=20_000, val_tokens=2_000, vocab_size=65, bytes_per_token=1.0, five_gram=2.0)
+    for share, passes in ((0.0, 1), (0.5, 2)):  # with so much time, the rule itself would choose masked inputs
+        plan = given(share, note, seconds=3600)
+        assert plan.limited and plan.step_seconds == pytest.approx(passes * once(plan))
 
 
 def test_evaluations_cost_under_three_percent():

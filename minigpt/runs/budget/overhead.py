@@ -40,13 +40,13 @@ class Overhead:
     def of(cls, config: RunConfig, size: Size, val_tokens: int, step: float, total: float, compiled: bool) -> Self:
         """Estimate the overhead of a run of `total` seconds with steps of `step` seconds.
 
-        A batch of an evaluation is assumed to take a third of a step.
+        A batch of an evaluation is assumed to take a third of a step without masked inputs.
         """
         long = total >= SHOW_FROM
         evaluations = EVALUATIONS if long else 2
         batch, micro = config.train.batch_size, config.train.micro_batch_size
         rows = min(batch, micro) if isinstance(micro, int) else batch
-        one = step / 3 * rows / batch
+        one = step / config.train.passes / 3 * rows / batch
         whole = -(-val_tokens // (rows * config.model.max_seq_len))
         allowed = config.train.eval_batches or max(1, int(EVAL_SHARE * total / evaluations / one))
         evaluation = min(whole, allowed) * one

@@ -133,17 +133,18 @@ class Chooser:
         chosen["train.batch_size"] = times * rule.smallest_batch(tokens, seq_len)
         config = self.configure(chosen)
         seq_len, batch = config.model.max_seq_len, config.train.batch_size  # the person's values, if given
-        size = Size.of(config.model)
-        step = self.speed.step(size, seq_len, batch)
-        affordable = self.flops / (batch * seq_len * size.token_flops(seq_len))
+        size, times_read = Size.of(config.model), config.train.passes  # 2 if the person gives masked_inputs
+        step = times_read * self.speed.step(size, seq_len, batch)
+        affordable = self.flops / (times_read * batch * seq_len * size.token_flops(seq_len))
         total = min(self.seconds, affordable * step)
         overhead = Overhead.of(config, size, text.val_tokens, step, total, self.compiled)
         steps = max(1, int(min((self.seconds - overhead.between - overhead.after) / step, affordable)))
         law = LAWS[text.kind]
         most = math.ceil(law.enough(text, size.parameters) / (batch * seq_len))
         limited = most < steps
-        if steps >= 2 * most:  # the time is enough for a second pass of each step, on masked inputs
-            chosen["train.masked_inputs"], step = rule.MASKED, 2 * step
+        if steps >= 2 * most and times_read == 1:  # time is left for a second pass of each step, on masked inputs
+            chosen["train.masked_inputs"] = rule.MASKED
+            step *= self.configure(chosen).train.passes  # 1 if the person wants none
         steps = min(most, steps)
         passes, density = steps * batch * seq_len / text.train_tokens, size.parameters / text.train_tokens
         chosen |= rule.rates(steps, passes, density) | overhead.settings(steps, step)
