@@ -127,7 +127,7 @@ class Data:
     minigpt bench data my.txt
     minigpt bench data my.txt --tokenizer.kind bpe --train.batch-size 64
 
-    The tokenizer is made before; all files are written into a temporary directory.
+    The tokenizer is made before the timing starts; all files are written into a temporary directory.
     """
 
     file: Positional[PathText] = PathText("stories")
