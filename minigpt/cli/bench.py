@@ -42,7 +42,7 @@ class Train:
     recipe: Positional[PathText | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
-    """Timed steps; when comparing, of each round."""
+    """Timed steps; in a comparison, the timed steps of each round."""
     warmup: int = 3
     """Untimed steps before the timed ones. The time of the very first step is reported alone, because it compiles."""
     rounds: int = 3
