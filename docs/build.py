@@ -198,8 +198,8 @@ def settings_page() -> Iterator[str]:
     yield "Made from `minigpt/config`. Each is a flag, `--train.max-steps 10`, and a line of a recipe:\n"
     yield "```yaml\ntrain:\n  max_steps: 10\n```\n"
     yield "`minigpt config show RECIPE` prints a recipe with all of them filled in. `minigpt config schema` prints the"
-    yield "JSON Schema with which an editor completes and checks recipes. An unknown name or a wrong value is an error. The"
-    yield "error tells all mistakes at once, each with the nearest valid name.\n"
+    yield "JSON Schema with which an editor completes and checks recipes. An unknown name or a wrong value is an"
+    yield "error, which tells all mistakes at once, each with the nearest valid name.\n"
     for section, field in RunConfig.model_fields.items():
         kind = type(field.default)
         yield f"## {section} {{#{section}}}\n\n{cell(kind.__doc__ or '')}\n"
