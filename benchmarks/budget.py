@@ -1,9 +1,10 @@
-"""Test `train TEXT --budget B`: compare the predicted with the measured loss, and the promised with the used time.
+"""Test `train TEXT --budget B`: compare predicted and measured loss, and promised and used time.
 
     MINIGPT_DATA=../shared/data python benchmarks/budget.py --out /tmp/dial
 
-Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (about half an hour
-in all), then scores the last checkpoint on the whole validation text, which does not count as time. Prints a table.
+Runs the command in its own processes, for 1, 3 and 10 minutes, on Tiny Shakespeare and WikiText-2 (about half
+an hour in all), then scores the last checkpoint on the whole validation text. The used time does not include the
+scoring. Prints a table.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from pathlib import Path
 def peak_memory() -> float:
     """Largest resident memory of this process so far, in bytes.
 
-    Not from getrusage on Linux: there a child starts with its parent's peak, and the parent here is larger.
+    Linux's getrusage would be wrong: it gives a child its parent's peak, and the parent here is larger.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,4 +1,4 @@
-"""Compare speculative with plain decoding, greedy: a draft model's guesses, and prompt look-up on a repetitive text.
+"""Compare speculative and plain greedy decoding: a draft model's guesses, and prompt look-up on a repetitive text.
 
     python benchmarks/speculative.py --run runs/large --draft runs/small
     python benchmarks/speculative.py                    # random weights

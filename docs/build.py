@@ -5,9 +5,9 @@
 A line of a page with only one of these is replaced:
 
     {{ source minigpt/model/loss.py next_token_loss }}      a function, class or method, as it stands in the code now
-    {{ docstring minigpt/weights/checkpoint.py }}               what a module says of itself
+    {{ docstring minigpt/weights/checkpoint.py }}               a module's docstring
     {{ file recipes/demo.yaml }}                        a whole file
-    {{ section CODEMAP.md The rooms}}                    what stands under a heading
+    {{ section CODEMAP.md The rooms}}                    the text under a heading
 
 If something is missing, the error names page and line, so a page cannot differ from the code without notice.
 """
@@ -197,9 +197,9 @@ def settings_page() -> Iterator[str]:
     yield "# Settings\n"
     yield "Made from `minigpt/config`. Each is a flag, `--train.max-steps 10`, and a line of a recipe:\n"
     yield "```yaml\ntrain:\n  max_steps: 10\n```\n"
-    yield "`minigpt config show RECIPE` prints a recipe with all of them filled in, `minigpt config schema` the JSON"
-    yield "Schema that an editor completes and checks recipes by. An unknown name or a wrong value is an error, which"
-    yield "tells all mistakes at once, each with the nearest valid name.\n"
+    yield "`minigpt config show RECIPE` prints a recipe with all of them filled in. `minigpt config schema` prints the"
+    yield "JSON Schema with which an editor completes and checks recipes. An unknown name or a wrong value is an"
+    yield "error, which tells all mistakes at once, each with the nearest valid name.\n"
     for section, field in RunConfig.model_fields.items():
         kind = type(field.default)
         yield f"## {section} {{#{section}}}\n\n{cell(kind.__doc__ or '')}\n"

@@ -34,8 +34,8 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> bool:
     """If another process is computing now, let torch's threads sleep soon while they wait for each other.
 
     By default they wait by spinning. That is a sixth to a quarter faster if the machine is free, but up to ten times
-    slower next to a busy process (docs/LOG.md). torch reads the variable when it is imported, so it must be set before.
-    A value that the user has set is kept. Returns whether another process is computing.
+    slower next to a busy process (docs/LOG.md). torch reads GOMP_SPINCOUNT when it is imported, so it must be set
+    before. A value that the user has set is kept. Returns whether another process is computing.
     """
     if not load.exists():  # not Linux: other systems use another OpenMP
         return False

@@ -186,7 +186,7 @@ tell = printer(console)
 
 
 def loading(quiet: bool = False) -> None:
-    """Load torch if it is not loaded yet, and say so, since it takes some seconds. A terminal shows a spinner.
+    """Load torch if it is not loaded yet, and say so, since it takes a few seconds. A terminal shows a spinner.
 
     Args:
         quiet: only say it on a terminal, for a command whose output is read by programs.

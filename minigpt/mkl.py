@@ -1,8 +1,8 @@
 """Let MKL run its code for Intel's processors on other processors, by a small library that is loaded before torch.
 
-On x86, torch's matrix products are MKL's, and MKL uses its best code only on Intel's processors. To find out, it calls
-`mkl_serv_intel_cpu_true`. The loader takes the first library that has a function of this name. So a library with only
-this function, loaded before torch, can answer yes. torch itself does not change.
+On x86, torch's matrix products are MKL's, and MKL uses its best code only on Intel's processors. It asks
+`mkl_serv_intel_cpu_true` whether this is one. The loader takes the first library that has a function of this name. So
+a library with only this function, loaded before torch, can answer yes. torch itself does not change.
 
 This file only needs Python, since `measure_gain` runs it in separate processes.
 """

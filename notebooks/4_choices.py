@@ -206,7 +206,7 @@ text = "".join(generate_stories(1000, seed=5))
 
 
 def entropy_of(length):
-    """Entropy of runs of this many characters, in nats."""
+    """Entropy of sequences of this many characters, in nats."""
     counts = np.array([*Counter(text[at : at + length] for at in range(len(text) - 2)).values()])
     return float(-(counts / counts.sum()) @ np.log(counts / counts.sum()))
 

@@ -21,7 +21,7 @@ class Watch:
     """Times examples; `end` asserts both limits and says what was measured."""
 
     def __init__(self) -> None:
-        with suppress(OSError):  # make Linux forget the peak of earlier tests; on other systems it counts
+        with suppress(OSError):  # make Linux forget the peak of earlier tests; other systems keep it
             Path("/proc/self/clear_refs").write_text("5")
         self.start, self.slowest = peak(), 0.0
 

@@ -1,11 +1,11 @@
 """Test the documentation: pages are complete, the names in them exist, the commands in them run.
 
-The commands of README and the quickstart run in order, in one folder with a small `my.txt`. They are unchanged except
-to make them small: TINY is appended to commands that train (a later flag wins), commands that write get a few tokens,
-and `my.txt` replaces a recipe's data. A budget is planned, then left out, and torchrun starts only one process.
-`make TARGET` must be a target, but its commands are not run. The doctor, which has its own tests, only prints its help.
-Blocks after a comment `not run: why` need a GPU, several devices or PowerShell: only their commands and flags are
-checked.
+The commands of README and the quickstart run in order, in one folder with a small `my.txt`. They are changed only
+to be small: TINY is appended to commands that train (a later flag wins), commands that write get a few tokens, and
+`my.txt` replaces a recipe's data. A command with --budget makes its plan, then runs without --budget. torchrun starts
+only one process. `make TARGET` must be a target, but its commands are not run. The doctor, which has its own tests,
+only prints its help. Blocks after a comment `not run: why` need a GPU, several devices or PowerShell: only their
+commands and flags are checked.
 """
 
 import importlib.util

@@ -106,7 +106,7 @@ def test_the_source_archive_is_the_repository(built: Path):
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip("the tree is no git checkout")
+        pytest.skip("the tree is not a git checkout")
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as held:
         names = {member.name.partition("/")[2] for member in held if member.isfile()}

@@ -37,7 +37,7 @@ def cut_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str], track: str
     run = folder / "runs/cats"
     ids = run / "tracking.json"
     before = ids.read_text() if ids.is_file() else ""
-    time.sleep(1)  # W&B names its folder by the second
+    time.sleep(1)  # W&B names its folder by the time, in whole seconds
     assert main(argv) == 0
     assert (ids.read_text() if ids.is_file() else "") == before
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 2, 4, 6, 8]

@@ -42,7 +42,7 @@ class Train:
     recipe: Positional[PathText | None] = None
     """A recipe, or a run directory for its config (default: the default shape)."""
     steps: int = 10
-    """Timed steps; when comparing, of each round."""
+    """Timed steps; in a comparison, the timed steps of each round."""
     warmup: int = 3
     """Untimed steps before the timed ones. The time of the very first step is reported alone, because it compiles."""
     rounds: int = 3
@@ -127,7 +127,7 @@ class Data:
     minigpt bench data my.txt
     minigpt bench data my.txt --tokenizer.kind bpe --train.batch-size 64
 
-    The tokenizer is made before; all files are written into a temporary directory.
+    The tokenizer is made before the timing starts; all files are written into a temporary directory.
     """
 
     file: Positional[PathText] = PathText("stories")

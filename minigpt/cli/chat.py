@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def _session(args: Any, asked: dict[str, Any]) -> Any:
-    """Load the model and how to talk with it. Raises UserError."""
+    """Load the model, and decide how its chats are written. Raises UserError."""
     from minigpt.data.clean import clean_text
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding

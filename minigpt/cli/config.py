@@ -20,7 +20,7 @@ class Config:
     what: Positional[Literal["schema", "show", "recipes"]]
     """schema: JSON Schema for editors; show: a recipe with all defaults filled in; recipes: the shipped recipes."""
     recipe: Positional[PathText | None] = None
-    """show: a recipe (default: none, only the defaults)."""
+    """show: a recipe; without one, show prints the defaults."""
 
 
 def main(argv: list[str]) -> int:

@@ -127,8 +127,8 @@ def _show_repeats(duplicates: Mapping[str, Any], overlap: Mapping[str, Any], con
         console.print(f"\nvalidation has no {overlap['unit']} in a row to look for in training")
     else:
         console.print(
-            f"\n{overlap['share']:.2%} of validation's runs of {overlap['unit']} are in training too{_part(overlap)}: "
-            f"{overlap['seen']:,} of {overlap['grams']:,}"
+            f"\n{overlap['share']:.2%} of validation's sequences of {overlap['unit']} are in training too"
+            f"{_part(overlap)}: {overlap['seen']:,} of {overlap['grams']:,}"
         )
 
 

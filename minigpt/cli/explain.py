@@ -124,7 +124,7 @@ def _read(args: Explain, run: "LoadedRun") -> list[int]:
     text = clean_text(prompt, run.config.data.clean)
     ids = encode_prompt(text, run.tokenizer, run.model.config.max_seq_len)
     if len(ids) > _MOST:
-        warnings.warn(f"{len(ids)} tokens; the last {_MOST} are read, as many as a page shows", stacklevel=2)
+        warnings.warn(f"{len(ids)} tokens; only the last {_MOST} are read, since a page shows no more", stacklevel=2)
     return ids[-_MOST:]
 
 

@@ -45,7 +45,7 @@ class Plot:
     x: Literal["step", "tokens", "minutes"] | None = None
     """What the horizontal axis counts (default: step); scaling has its own axes."""
     seeds: Literal["band", "lines"] = "band"
-    """How to draw runs that differ only in their seed: their mean with a band (scaling: a bar), or each by itself."""
+    """How to draw runs that differ only in their seed: their mean with a band (scaling: a bar), or each one."""
     json: bool = False
     """Print one JSON object: path, runs (a list of {run, step, loss, val_loss, best_val_loss, best_step}; null if
     nothing was logged), scaling (with --what scaling: {unit, points, fits}, see docs/howto/plots.md; else null)."""

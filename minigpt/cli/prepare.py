@@ -19,8 +19,8 @@ class Prepare:
     minigpt prepare recipes/shakespeare-char.yaml --json
     cat *.txt | minigpt prepare - --data.clean '[newlines, nfc]'
 
-    The files of a directory, JSON lines and stories are documents, each whole in one split; a plain text is cut 90/10.
-    The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
+    The files of a directory, JSON lines and stories are documents; each is in one split as a whole. A plain text is cut
+    90/10. The files go to the cache ($MINIGPT_CACHE, else ~/.cache/minigpt), where the next run finds them.
     """
 
     what: Positional[tuple[PathText, ...]] = ()

@@ -97,7 +97,7 @@ class GenerationConfig(Section):
             return None
         repeats = [max(map(int, re.findall(r"\d+", counts)), default=1) for counts in re.findall(r"\{[\d,]+\}", text)]
         if len(text) > 1000 or math.prod(max(1, count) for count in repeats) > 10_000:
-            raise ValueError("too large: it may have 1000 characters, and its repeats {n} may multiply to 10,000")
+            raise ValueError("too large: it may have 1000 characters, and the product of its repeats {n} may be 10,000")
         if re.search(r"\(\?(R|&|P>|[+-]?\d)", text):
             raise ValueError(f"{text!r} calls itself or a group, which may never end; write the group out in full")
         try:

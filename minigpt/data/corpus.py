@@ -95,10 +95,10 @@ class Corpus:
     def chunks(self, split: str | None = None) -> Iterator[Piece]:
         """Yield the pieces, joined to about a million characters, but never across documents.
 
-        Long documents are cut after a line end if the next line does not begin with white space. None of our split
-        patterns joins text across such a cut, so counts over chunks are the same as over the whole text. If all lines
-        of 16 million characters begin with white space, as in WikiText, the cut is at the last line end, or else at the
-        last space, so no word is cut.
+        Long documents are cut after a line end if the next line does not begin with white space. None of the
+        tokenizers' split patterns joins text across such a cut, so counts over chunks are the same as over the whole
+        text. If all lines of 16 million characters begin with white space, as in WikiText, the cut is at the last line
+        end, or else at the last space, so no word is cut.
         """
         cutter = Cutter(_chunk_cut, longest=LONGEST)
         for piece in self.pieces(split):

@@ -113,7 +113,7 @@ def _split(blocks: Blocks, mark: str) -> Iterator[Blocks]:
 
 
 def _pieces(blocks: Blocks, mark: str) -> Iterator[str | None]:
-    """Yield the text in pieces, and None in place of each mark, also if a mark is in two blocks."""
+    """Yield the text in pieces, and None in place of each mark; a mark may begin in one block and end in the next."""
     held = ""
     for block in blocks:
         *parts, last = (held + block).split(mark)

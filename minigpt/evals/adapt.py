@@ -1,4 +1,4 @@
-"""Score a model that learns from the text it is scored on. These scores do not compare with those of a fixed model.
+"""Score a model that learns from the text it is scored on. Do not compare these scores with those of a fixed model.
 
 Windows are read in the order of the text. Each window is scored first, and then the model learns from it, in one or
 both of two ways:

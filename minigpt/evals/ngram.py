@@ -1,8 +1,8 @@
 """Fit a byte-level n-gram model, a floor that a Transformer has to beat: interpolated Kneser-Ney, in sorted arrays.
 
 An n-gram is one uint64: its bytes, oldest first (at most 8 of them). Sorting the keys puts all continuations of a
-context next to each other. Counts are then run lengths, and a lookup is a binary search. There are no hashes and no
-collisions, and 10 MB of text are fitted in under a second.
+context next to each other. Counts are then the lengths of groups of equal keys, and a lookup is a binary search. There
+are no hashes and no collisions, and 10 MB of text are fitted in under a second.
 
     P(w | context) = max(c(context w) - D, 0) / c(context)  +  D n(context) / c(context) x P(w | shorter context)
 
@@ -113,7 +113,7 @@ def _mask(length: int) -> np.uint64:
 
 
 def _starts(values: Array) -> Array:
-    """Where each run of equal values begins: [3, 3, 5] -> [0, 2]."""
+    """Where each group of equal values begins: [3, 3, 5] -> [0, 2]."""
     return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
 
 

@@ -118,8 +118,9 @@ class Span:
 def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
     """Find the longest exact matches of a text with the training text, longest first, none inside another.
 
-    Each run of `shortest` ids is hashed, in the text and in the training text, which is read once, in chunks (it may be
-    memory-mapped). If hashes agree, the ids are compared too. Consecutive hits are joined to longer matches.
+    Each sequence of `shortest` ids is hashed, in the text and in the training text. The training text is read once, in
+    chunks (it may be memory-mapped). If hashes agree, the ids are compared too. Consecutive hits are joined to longer
+    matches.
 
     Args:
         text: [n] ids.
@@ -139,7 +140,7 @@ def memorised_spans(text: Ids, training: Ids, shortest: int = 16) -> list[Span]:
 
 
 def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
-    """[n] -> [n - length + 1]: a hash of each run of `length` ids, a polynomial modulo 2^64 by Horner's rule."""
+    """[n] -> [n - length + 1]: a hash of each sequence of `length` ids, a polynomial modulo 2^64 by Horner's rule."""
     wide = ids.astype(np.uint64) + np.uint64(1)
     count = len(ids) - length + 1
     found = np.zeros(count, np.uint64)
@@ -151,13 +152,13 @@ def _rolling(ids: Ids, length: int) -> npt.NDArray[np.uint64]:
 def _hits(
     text: Ids, training: Ids, hashes: npt.NDArray[np.uint64], order: Ids, length: int
 ) -> Iterator[tuple[Ids, Ids]]:
-    """Yield (starts in the text, places in the training text) of equal runs, for each chunk of the training text."""
+    """Yield (starts in the text, places in the training text) of equal sequences, for one chunk after another."""
     ordered = hashes[order]
     for begin in range(0, max(0, len(training) - length + 1), CHUNK):
         chunk = np.asarray(training[begin : begin + CHUNK + length - 1], np.int64)
         theirs = _rolling(chunk, length)
         first, last = np.searchsorted(ordered, theirs, "left"), np.searchsorted(ordered, theirs, "right")
-        times = last - first  # a run may be in the text more than once
+        times = last - first  # a sequence may be in the text more than once
         places = np.repeat(np.arange(len(theirs)), times)
         within = np.arange(len(places)) - np.repeat(np.cumsum(times) - times, times)
         starts = order[np.repeat(first, times) + within]

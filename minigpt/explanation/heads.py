@@ -4,7 +4,7 @@ A head's score for a kind is the share of its attention that goes to the places 
 positions that have such a place:
 
     previous_token    the token before
-    first_token       the first token: heads with nothing to do look there, a sink (Xiao et al., 2023)
+    first_token       the first token: heads that have nothing to do look there (Xiao et al., 2023: a sink)
     duplicate_token   earlier copies of the same token (Wang et al., 2022, section 3)
     induction         the token after earlier copies: A B ... A -> B (Elhage et al., 2021; Olsson et al., 2022)
 

@@ -21,7 +21,7 @@ def scaled(model: GPT, factors: Mapping[str, float]) -> Iterator[None]:
         recording = record(model, ids)
 
     Args:
-        model: does not change in the end.
+        model: is the same again after the block.
         factors: part -> factor. A part is "head LAYER.HEAD", "attention LAYER" or "feed-forward LAYER", counted from 0.
 
     Raises:

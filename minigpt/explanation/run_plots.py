@@ -2,8 +2,8 @@
 
 Faint lines are the logged values, thin lines their running mean, bold lines with dots the validation. Perplexity is
 exp of the loss curves. Several seeds are drawn as one curve, their mean, in a band of one sample standard deviation to
-both sides. Losses are in nats per token, so they can compare only runs with the same tokenizer. Bits per byte can
-compare all runs.
+both sides. Losses are in nats per token: compare them only between runs with the same tokenizer. Bits per byte can be
+compared between all runs.
 
 The vertical axis fits the values after the first tenth of a run. The fall at the start would flatten the rest.
 """

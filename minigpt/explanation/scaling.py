@@ -1,7 +1,8 @@
 """Measure and draw scaling: the best validation loss of runs against parameters, training tokens and FLOPs.
 
-A law L = a x^-b, a straight line on log axes, is fitted to the frontier: runs whose loss no run with less x reaches.
-It holds only in the range of these runs: no text's loss falls to 0, so the line bends later (Hoffmann et al., 2022).
+A law L = a x^-b, a straight line on log axes, is fitted to the frontier: the runs that are better than all runs with
+a smaller x. It holds only in the range of these runs: no text's loss falls to 0, so the line bends later (Hoffmann et
+al., 2022).
 """
 
 import math
@@ -99,7 +100,7 @@ def _end(run: Path, column: str) -> dict[str, float] | None:
 
 
 def frontier(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The points whose loss no point with the same or less `key` reaches. Sorted by `key`, so the loss falls."""
+    """The points that are better than all others with the same or a smaller `key`; sorted by `key`, so losses fall."""
     kept: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point[key], point["loss"])):
         if not kept or point["loss"] < kept[-1]["loss"]:

@@ -70,7 +70,7 @@ def tell_unknown(
     what: str,
     texts: Iterable[str],
     tokenizer: Tokenizer,
-    effect: str = "the model predicts only that one comes, not which, so bits per byte looks better than it is",
+    effect: str = "the model predicts that one of them comes, not which, so bits per byte looks better than it is",
 ) -> str:
     """The line about unknown ids, with examples from the texts; `what` names the ids, "validation tokens".
 

@@ -124,7 +124,7 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
     - 10 steps of warm-up, at most a fifth of the run, then a cosine to 0;
     - adamw (or muon) at a tenth of its rate from scratch at this width (for width 768: 1.2e-4), so that
       little is forgotten; an adapter learns at ten times that, for any rank (Schulman et al., 2025, "LoRA Without
-      Regret"); DPO uses a tenth of either;
+      Regret"); DPO uses a tenth of these rates;
     - for a new skill (`_is_new_skill`) the rate from scratch, and as many epochs as `passes` says;
     - no compilation, since rows have several widths and runs are short.
     """

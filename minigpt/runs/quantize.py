@@ -145,7 +145,7 @@ def _files(folder: Path) -> dict[str, str]:
     names = [name for name in (TOKENIZER, TEMPLATE) if (folder / name).is_file()]
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
     if (file := RunFolder(folder).config).is_file():
-        header = f"# The settings of {folder}, whose weights these are in fewer bits\n"
+        header = f"# The settings of {folder}; the weights here are the same in fewer bits\n"
         files[file.name] = header + dump_config(load_config(file))
     return files
 

@@ -28,7 +28,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
 def make_receipt(
     config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
 ) -> dict[str, Any]:
-    """Versions, hardware, seed, sha256 of the data, and the command, which the command line replaces by its own."""
+    """Versions, hardware, seed, sha256 of the data, and the command (the command line writes its own there)."""
     return {
         "command": "minigpt.train(...), called from Python",
         "versions": {"python": platform.python_version(), **versions},

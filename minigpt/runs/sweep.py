@@ -135,7 +135,7 @@ def plan_sweep(
         if there and {"flags": [], **there}.items() >= wanted.items():
             break
         if name is not None:
-            raise RunError(f"{path} exists and is {'another sweep' if there else 'no sweep'}; choose a new --name")
+            raise RunError(f"{path} exists and is {'another sweep' if there else 'not a sweep'}; choose a new --name")
         path, number = folder / f"{default_name}-{number}", number + 1
     return Sweep(path, command, tuple(words), tuple(flags), dict(fixed), _plain(grid), trials, base)
 

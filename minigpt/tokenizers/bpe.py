@@ -198,10 +198,10 @@ class BPETokenizer(Tokenizer):
 
 
 def _has_gap(text: str) -> bool:
-    """Whether the text has a run of 2 x GAP whitespace characters (a shorter run may give True too).
+    """Whether the text has 2 x GAP whitespace characters in a row (fewer may give True too).
 
-    tiktoken's regular expression engine backtracks over such a run one character at a time, and panics after a million
-    (tiktoken 0.14). A run of 2 x GAP always covers one of the windows of GAP characters. `isspace` stops at the first
-    other character, so this check is fast.
+    tiktoken's regular expression engine backtracks over such white space one character at a time, and panics after a
+    million (tiktoken 0.14). A row of 2 x GAP always covers one of the windows of GAP characters. `isspace` stops at
+    the first other character, so this check is fast.
     """
     return any(text[start : start + GAP].isspace() for start in range(0, len(text) - GAP + 1, GAP))

@@ -31,7 +31,7 @@ Message = Mapping[str, str]
 
 
 class Piece(NamedTuple):
-    """A part of a chat, encoded by itself: its text, whether it is learned, and whether the end of text follows."""
+    """A part of a chat, encoded separately: its text, whether it is learned, and whether the end of text follows."""
 
     text: str
     learned: bool = False
@@ -142,7 +142,7 @@ def encode_question(messages: Sequence[Message], template: Template, tokenizer: 
 
 
 def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(ids [n], whether each is learned [n]) of pieces, each encoded by itself. Raises TokenizerError."""
+    """(ids [n], whether each is learned [n]) of pieces, each encoded separately. Raises TokenizerError."""
     ids: list[np.ndarray] = []
     learned: list[np.ndarray] = []
     for piece in pieces:

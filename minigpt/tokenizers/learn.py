@@ -5,8 +5,8 @@ merged, again and again. Notable choices:
 - All words are in one array with one place for each byte. A symbol of n bytes is written at the first and at the last
   of its n places, so its neighbours are found without a search, even in a long word.
 - A merge visits only the places of its pair, from left to right, and updates the counts of the neighbouring pairs. A
-  heap with lazy invalidation finds the next pair. This takes seconds; counting all pairs again for each merge
-  (`learn_merges_reference`) takes hours.
+  heap finds the next pair; an entry with an old count gets its new count when it comes out. This takes seconds;
+  counting all pairs again for each merge (`learn_merges_reference`) takes hours.
 - If two pairs are equally frequent, the pair with the smaller symbol numbers is merged first. Bytes are numbered in the
   order of their spelling (`byte_order`), and merges in the order they were made. So the merges equal those of Hugging
   Face's BpeTrainer.

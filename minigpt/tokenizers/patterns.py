@@ -82,7 +82,7 @@ def split(pattern: str, text: str) -> list[str]:
         for match in regex.finditer(expression(pattern), text, timeout=SECONDS + len(text) / 100_000):
             start = match.start()
             if start == match.end():
-                raise TokenizerError(f"the tokenizer's split expression {pattern[:60]!r} can match nothing at all")
+                raise TokenizerError(f"the tokenizer's split expression {pattern[:60]!r} can match an empty text")
             pieces += [text[end:start]] if end < start else []
             pieces.append(match[0])
             end = match.end()

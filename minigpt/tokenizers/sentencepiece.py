@@ -75,7 +75,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _words_apart(self) -> bool:
-        """Whether no token has a space after other characters, so that each word can be merged by itself."""
+        """Whether no token has a space after other characters, so that each word can be merged separately."""
         return not any(re.search(r"[^ ] ", text) for text in self._ranks)
 
     def _merged(self, word: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Run Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum, then the nearest orthogonal matrix.
 
-AdamW scales each number of a gradient by itself. Muon treats a matrix as a whole and makes all its directions equally
+AdamW scales each number of a gradient separately. Muon treats a matrix as a whole and makes all its directions equally
 large, so that rare directions are learned too. Notable: matrices that are stacked in one parameter (q, k, v) are
 orthogonalised separately, and all matrices of one shape are computed in one batch.
 """

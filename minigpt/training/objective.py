@@ -42,7 +42,7 @@ class MaskedInputs:
 
     For each sequence, the share of masked tokens is drawn evenly from 0 to `most`; the targets stay. The model cannot
     rely on any single token, so it learns more from a text that it reads many times. The second pass takes as long as
-    the first. The value is that of the plain loss alone, so that it compares with other runs; the gradient is that of
+    the first. The value is that of the plain loss alone, so that you can compare runs; the gradient is that of
     the sum.
 
     Args:

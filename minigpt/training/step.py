@@ -80,7 +80,7 @@ def update(
 
 @torch.no_grad()
 def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, learner: Learner | None = None) -> float:
-    """Mean nats per valid target over the batches, summed in float64. Ranks take batches in turn; the mode is kept.
+    """Mean nats per valid target over the batches, summed in float64. Ranks take batches in turn.
 
     `learner` computes the loss (default: the model).
     """

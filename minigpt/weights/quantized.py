@@ -7,9 +7,9 @@
 Scales are bf16: 16 bits per row, or 16 / group bits per number. An integer times such a scale is exact in fp32. So
 `pack(unpack(p))` gives p again, bit for bit, and a model that is loaded and quantised again does not change.
 
-int4 has no zero points, and tries smaller scales too. The reason is this measurement on a character model of 870k
-weights, trained on Shakespeare for 2 minutes, with packed blocks: the mean KL divergence from fp32 on 12,800 tokens,
-in 1/1000 bit per token,
+int4 has no zero points (a number per group that is added after scaling), and tries smaller scales too. The reason is
+this measurement on a character model of 870k weights, trained on Shakespeare for 2 minutes, with packed blocks: the
+mean KL divergence from fp32 on 12,800 tokens, in 1/1000 bit per token,
 
     bits per number                      4.125   4.25    4.5     5
     -8 to 7, best of the scales           9.7     7.7     6.8

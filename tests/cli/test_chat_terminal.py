@@ -271,7 +271,7 @@ def test_a_character_that_the_model_never_saw_is_reported(run: Path, tmp_path: P
         (["--tempratur", "1"], "did you mean --temperature?"),
         (["--num-samples", "2"], "one answer at a time"),
         (["--preset", "none"], "no preset none"),
-        (["--system", "be brief"], "taught no roles"),
+        (["--system", "be brief"], "not tuned on chats"),
         (["--session", "cats.txt"], "cannot be read as a saved chat"),
         (["--session", "no/such/folder.json"], "cannot be written"),
         (["--draft", "no/such/run"], "no such run"),

@@ -126,7 +126,7 @@ def test_the_last_part_of_a_long_prompt_is_read_and_that_is_reported(run: str, t
     assert main(["generate", run, "--prompt", long, *flags]) == 0
     captured = capsys.readouterr()
     assert captured.out == long + expected[0] + "\n"
-    told = f"the prompt has {len(long)} tokens; the last 32 are read, the model's context\n"
+    told = f"the prompt has {len(long)} tokens; only the last 32 fit into the model's context\n"
     assert captured.err == told
     (tmp_path / "many.txt").write_text(f"{long}\nthe cat\n{long} by\n")
     assert main(["generate", run, "--prompts", str(tmp_path / "many.txt"), "--batch-size", "1", *flags]) == 0

@@ -1,4 +1,4 @@
-"""Test preparing: ids equal those of each document encoded whole, the figures are right, nothing half-written stays."""
+"""Test that prepared ids equal those of each document encoded alone, figures are right, and nothing is half-written."""
 
 import hashlib
 import json

@@ -261,7 +261,7 @@ def test_without_the_datasets_library_the_extra_is_named(monkeypatch: pytest.Mon
     one_line(error, "pip install 'minigpt[hf]'")
 
 
-# --- what cannot
+# --- what cannot be read
 
 
 def test_a_missing_path_names_the_nearest(tmp_path: Path) -> None:

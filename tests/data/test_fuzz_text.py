@@ -1,4 +1,4 @@
-"""Test any bytes as data, prompts or records: read, or refused by one UserError of one line. `-s` prints the counts."""
+"""Test that any bytes given as data, prompts or records are read, or refused with one line. `-s` prints the counts."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ BAD = st.one_of(
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[Any]:
-    """Rows of one kind, and sometimes a row that is none."""
+    """Good rows of one kind, and sometimes a bad row."""
     kind = draw(st.sampled_from(GOOD))
     found = draw(st.lists(kind, min_size=2, max_size=6))
     return [*found, draw(BAD)] if draw(st.integers(0, 3)) == 0 else found

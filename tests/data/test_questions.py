@@ -1,4 +1,4 @@
-"""Test questions about the openings of stories: answerable, never twice, the same for the same seed."""
+"""Test that questions about openings of stories have an answer, never repeat, and are the same for the same seed."""
 
 import json
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Test tasks of lm-evaluation-harness: figures equal those of `minigpt eval`, of our logits, and of its own models."""
+"""Test tasks of lm-evaluation-harness: figures equal `minigpt eval`'s, our logits', and the harness' own models'."""
 
 import json
 import re

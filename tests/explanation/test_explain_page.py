@@ -225,7 +225,7 @@ def test_the_last_part_of_a_long_prompt_is_read_and_the_cut_reported(run, capsys
     assert main([*argv, "the cat" + " sat" * 20 + "Ω"]) == 0
     told = capsys.readouterr()
     assert "".join(json.loads(told.out)["texts"][:-1]) == ("the cat" + " sat" * 20)[-63:]
-    assert "88 tokens; the last 64 are read, the model's context" in told.err and "never saw: Ω" in told.err
+    assert "88 tokens; only the last 64 fit into the model's context" in told.err and "never saw: Ω" in told.err
 
 
 def test_the_walk_is_not_broken_where_no_terminal_is(run, capsys, monkeypatch):

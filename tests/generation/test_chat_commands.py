@@ -100,7 +100,7 @@ BAD = {
     "/alternatives x": "whole numbers",
     "/alternatives 1 2 3": "whole numbers",
     "/alternatives 99": "from 1 to 8",
-    "/system be brief": "taught no roles",
+    "/system be brief": "not tuned on chats",
     "/quit now": "takes nothing",
 }
 

@@ -82,7 +82,7 @@ def test_a_block_in_c_is_the_block_in_torch(fields, precision, monkeypatch: pyte
     fast = logits()
     slowly(monkeypatch)
     slow = logits()
-    # A key or value whose sum differs in the last bit may round to the other bf16.
+    # If the sum of a key or value differs in its last bit, it may round to the bf16 number next to the expected one.
     torch.testing.assert_close(fast, slow, rtol=0, atol=2e-4 if precision == "fp32" else 3e-2)
     assert slow.std() > 1
 

@@ -250,7 +250,7 @@ def test_greedy_generation_equals_transformers_on_50_prompts(
         return torch.stack(list(generate(gpt, rows, settings, eos_id, rules=rules)), dim=1).tolist()
 
     plain, eos = write(), None
-    if "bad_words" in rules:  # words that these prompts really lead to: a token, pairs and a run of three
+    if "bad_words" in rules:  # words that these prompts really lead to: a token, pairs and three in a row
         words = ((plain[0][3],), *(tuple(row[4:6]) for row in plain[10:20]), tuple(plain[30][7:10]))
         rules, theirs = {"bad_words": words}, {"bad_words_ids": [list(word) for word in words]}
     if "eos_id" in rules:  # the token that these prompts lead to most often

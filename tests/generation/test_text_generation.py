@@ -238,7 +238,7 @@ def test_a_prompt_longer_than_the_context_is_read_by_its_last_part(search) -> No
     long = ("hello abc the cat sat " * limit)[: limit + 5]
     settings = {"temperature": 0.0, "max_new_tokens": 20, "top_k": 4, **search}
     expected = texts(gpt, [long[-limit:], "abc"], **settings)
-    cut = f"{limit + 5} tokens; the last {limit} are read, the model's context$"
+    cut = f"{limit + 5} tokens; only the last {limit} fit into the model's context$"
     with pytest.warns(UserWarning, match=f"1 of 2 prompts have up to {cut}") as told:
         assert texts(gpt, [long, "abc"], **settings) == expected
     assert len(told) == 1

@@ -1,4 +1,4 @@
-"""Test benchmarks: arithmetic against figures by hand, and that both sides do the same work. No time is asserted."""
+"""Test benchmarks: results equal figures computed by hand, and both sides do the same work. No time is asserted."""
 
 import gzip
 import json
@@ -164,7 +164,7 @@ def test_the_nearest_rival_is_found_and_its_differences_are_listed(
 @pytest.mark.parametrize("kind", ["gpt2", "modern"])
 def test_a_rival_has_our_parameters_and_steps_as_ours_does(kind: str):
     pytest.importorskip("transformers")
-    # A large eps, so that AdamW's first step is smooth in the gradient and rounding does not turn a sign.
+    # A large eps, so that AdamW's first step is smooth in the gradient: rounding does not change its sign.
     config = tiny_run(kind, **{"train.micro_batch_size": 2, "optimizer.eps": 1e-3, "optimizer.learning_rate": 1e-2})
     ours = GPT(config.model)
     theirs = rivals.build_counterpart(rivals.nearest_counterpart(config.model))

@@ -17,7 +17,7 @@ from minigpt.machine.doctor import Check, all_probes, examine, kernels, machine
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """The output of `minigpt doctor --json` here; torch.compile, half of its time, is left to the slow test."""
+    """The output of `minigpt doctor --json` here; torch.compile takes half of its time: the slow test has it."""
     code = (
         "import sys, minigpt.machine.doctor as doctor\n"
         "from minigpt.cli.doctor import main\n"

@@ -15,8 +15,8 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("kind", ["kill", "EROFS", "ENOSPC"])
 def test_every_file_operation_of_a_run_may_be_its_last(tmp_path: Path, kind: str) -> None:
-    """kill: SIGKILL just before it. Otherwise it and all later ones fail, with one line. Then the same command
-    continues.
+    """kill: SIGKILL just before the operation. Otherwise the operation and all later ones fail, with one line. Then the
+    same command continues.
     """
     argv = [sys.executable, str(TESTS / "crash_run.py"), str(tmp_path / "runs"), kind]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=900)

@@ -1,4 +1,4 @@
-"""Test that every shipped recipe trains some steps on its own data, at its own size."""
+"""Test that every shipped recipe trains a few steps on its own data, at its own size."""
 
 import json
 import math

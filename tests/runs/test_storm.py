@@ -209,5 +209,5 @@ def test_a_hundred_disturbances_change_no_bit(tmp_path: Path) -> None:
         )
         assert lines == undisturbed, "every step's loss, once"
     each = ", ".join(f"{counts[kind]} x {kind} ({lost[kind]} steps lost)" for kind in kinds)
-    print(f"\n{each}{f'; no full disk: {refused}' if refused else ''}; {resumed} times gone on from the last whole "
+    print(f"\n{each}{f'; no full disk: {refused}' if refused else ''}; {resumed} times continued from the last whole "
           f"checkpoint, one every {EVERY} steps; all bits equal; {time.perf_counter() - began:.0f} s")  # fmt: skip

@@ -226,7 +226,7 @@ def test_another_grid_or_setting_is_another_sweep(stand_in: Path, tmp_path: Path
     assert main(command(tmp_path, "--model.dropout", "0.2")) == 0
     (tmp_path / "runs/full").mkdir()
     (tmp_path / "runs/full/note").touch()
-    fails(capsys, command(tmp_path, "--name", "full"), "no sweep")
+    fails(capsys, command(tmp_path, "--name", "full"), "not a sweep")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mine", "cats-sweep", "cats-sweep-2", "full"}
     assert all("--model.dropout=0.2" in call[2] for call in calls(stand_in)[-4:])
     with run_lock(tmp_path / "runs/mine"):

@@ -1,4 +1,4 @@
-"""Test that the memory estimate agrees with torch's profiler and the kernel; a run that is out of memory continues."""
+"""Test that the memory estimate agrees with torch's profiler and the system; a run that is out of memory continues."""
 
 import json
 import os
@@ -302,7 +302,7 @@ trainer = Trainer(model, make_optimizer(model, OptimizerConfig(), "fp32"), sourc
 other = cramped(room=8, max_steps=1)  # what torch loads for a first step is loaded then
 other.run()
 accumulate(model, [tuple(side[:1] for side in source.batch(0))], runtime=CPU)
-def highest():  # not ru_maxrss, which begins with that of whoever started this process
+def highest():  # not ru_maxrss, which begins with the value of the parent process
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = highest()
 said = training_memory(shape, micro or 32, CPU, optimizer="muon", accumulates=0 < micro < 32)

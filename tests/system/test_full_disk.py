@@ -1,4 +1,4 @@
-"""Test that a full disk (a small tmpfs, which needs root) costs one clear line and no saved checkpoint."""
+"""Test that a full disk (a small tmpfs, which needs root) gives one clear line, and no saved checkpoint is lost."""
 
 import os
 import subprocess

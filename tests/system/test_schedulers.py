@@ -211,7 +211,7 @@ ENTER = 'hostname "$0"; mount --bind "$1" /etc/hosts; shift; exec "$@"'
 
 
 class Cluster:
-    """SLURM on the hosts n1, which has the controller too, and n2."""
+    """SLURM on the hosts n1 and n2; n1 also runs the controller."""
 
     def __init__(self, folder: Path):
         self.folder, self.daemons, self.spaces = folder, [], {f"n{i}": f"slurm-{os.getpid()}-{i}" for i in (1, 2)}

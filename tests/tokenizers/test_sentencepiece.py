@@ -48,7 +48,7 @@ def write(path: Path, change: bytes = b"", gaps: bool = True) -> tuple[Path, lis
 
 
 def by_the_rule(texts: list[str], scores: list[float], text: str) -> list[int]:
-    """The rule of llama2.c's `encode`: join the pair with the best score, the first of equals, until none is left."""
+    """The rule of llama2.c's `encode`: join the pair with the best score (of equal ones the first), again and again."""
     known = {piece: id_ for id_, piece in enumerate(texts) if id_ >= 259}
     ids: list[int] = []
     for char in " " + text.replace("▁", " ") if text else "":

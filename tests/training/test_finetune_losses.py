@@ -1,4 +1,4 @@
-"""Test fine-tuning with other losses than the next token's: a teacher's, and preferences (DPO)."""
+"""Test fine-tuning with a loss other than the next-token loss: a teacher's, and preferences (DPO)."""
 
 import copy
 import json

@@ -84,7 +84,7 @@ function paint(canvas, T, weight, [red, green, blue] = colour("--attention")) {
 
 const KINDS = {
   previous_token: ["previous token", "Looks at the token before: how a letter or word learns what it follows."],
-  first_token: ["first token", "Looks at the first token: a sink for heads with nothing to do here."],
+  first_token: ["first token", "Looks at the first token, as heads do that have nothing to do here."],
   duplicate_token: ["duplicate token", "Looks at earlier copies of the same token."],
   induction: ["induction", "Finds an earlier copy and looks at what came after it, to predict it again: A B … A → B."],
 };

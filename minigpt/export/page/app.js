@@ -113,7 +113,7 @@ function statusText({ tokens, rate, reason, given, read, unknown, unit, cut }) {
   const parts = [count(tokens, "token")];
   if (rate) parts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`);
   if (reason) parts.push(ENDS[reason]);
-  if (given > read) parts.push(`only the last ${count(read, "token")} of the beginning were read, the model's context`);
+  if (given > read) parts.push(`only the last ${count(read, "token")} of the beginning fit into the model's context`);
   if (cut) parts.push("the oldest messages no longer fit");
   if (unknown && unknown.length) parts.push(strange(unknown, unit));
   return parts.join(" · ");

@@ -24,7 +24,7 @@ function encodeChat(messages, chat, tokenizer) {
     ...tokenizer.encode(text), ...(ends ? [tokenizer.eos] : [])]);
 }
 
-// The first of `count` places from which on a test always holds; `count` if there is none
+// The first place, from 0 to count - 1, where a test holds, if it holds at all later places too; else `count`
 function firstPlace(count, holds) {
   let low = 0, high = count;
   while (low < high) {

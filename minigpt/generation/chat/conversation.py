@@ -46,7 +46,7 @@ class ChatFormat(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """All messages as one text, for a model that was taught no roles."""
+    """All messages as one text, for a model that was not tuned on chats."""
 
     tokenizer: Tokenizer
     roles: bool = False

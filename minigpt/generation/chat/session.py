@@ -164,7 +164,7 @@ class Session:
     def set_system(self, text: str) -> None:
         """Set the text that the model reads before all turns; "" removes it. Raises GenerationError without roles."""
         if not self.chat_format.roles:
-            raise GenerationError("this model was taught no roles, so a system text means nothing to it; fine-tune it")
+            raise GenerationError("this model was not tuned on chats, so it cannot use a system text; fine-tune it")
         turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
         self._replace((Message("system", self.clean(valid_unicode(text))), *turns) if text else turns)
 
@@ -173,7 +173,7 @@ class Session:
         messages = tuple(messages)
         if not self.chat_format.roles and any(message.role == "system" for message in messages):
             raise GenerationError(
-                "the file has a system text, but this model was taught no roles; load it with its run"
+                "the file has a system text, but this model was not tuned on chats; load it with its run"
             )
         self.update(settings)
         if self.messages:

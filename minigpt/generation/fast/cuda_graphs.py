@@ -24,7 +24,7 @@ from minigpt.model.gpt import read
 SPAN = 256
 """One graph is recorded per cache length, rounded up to a multiple of this."""
 PATIENCE = 2
-"""This many tokens of a cache run without a graph: one that is copied at every token (new beams) is not worth it."""
+"""This many tokens of a cache run without a graph: a cache that is copied at every token (new beams) needs none."""
 
 Recorded = tuple[Callable[[], None], Tensor]
 """The function that replays a step, and the tensor that then has its result."""

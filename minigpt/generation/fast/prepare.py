@@ -8,7 +8,7 @@ integers; the embedding stays in bf16.
 
 int4 uses torch's kernel, called once per layer. One matrix takes 0.6 of int8's time, but int8 runs a whole block in one
 call of C. On one core a token took with int4 and int8: 1.7 and 0.4 ms at width 128, 4.9 and 2.4 at 384, 8.3 and 10.8 at
-1536 (bf16: 0.4, 3.8 and 21.6). So int4 is good for wide models, and where memory is short: it needs half of int8's.
+1536 (bf16: 0.4, 3.8 and 21.6). So int4 is good for wide models, and where memory is short: it needs half as much.
 """
 
 import warnings
@@ -224,7 +224,7 @@ def row_attention(
 class RowBlock(nn.Module):
     """A block that computes one position of few sequences in one call of C.
 
-    The 40 or so calls of torch would take longer than a small model's arithmetic. All other input goes through the
+    About 40 calls of torch would take longer than a small model's arithmetic. All other input goes through the
     original block.
 
     Args:

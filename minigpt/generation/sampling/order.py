@@ -14,8 +14,8 @@ probabilities:
     10. min_p
     11. typical_p
 
-This is the order of Hugging Face's `generate`, so the same settings give the same results there. It does not have 3.
-`adjust` raises an error if it bans every token. `probabilities` always keeps at least one.
+This is the order of Hugging Face's `generate`, so the same settings give the same results there, except that it has no
+rule 3. `adjust` raises an error if it bans every token. `probabilities` always keeps at least one.
 """
 
 from collections.abc import Sequence

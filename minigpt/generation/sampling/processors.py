@@ -60,7 +60,7 @@ def repetition_penalty(logits: Tensor, history: Sequence[Tensor], penalty: float
     """Make tokens of the history less likely, however often they occurred (Keskar et al., 2019, section 4.1). 1: off.
 
     Positive logits [B, V] are divided by the penalty, negative ones multiplied. The paper divides those too, which
-    makes them likelier; other implementations multiply as well. With penalty 2: [3, -1] -> [1.5, -2].
+    makes them likelier; other implementations multiply them, as here. With penalty 2: [3, -1] -> [1.5, -2].
     """
     if penalty == 1:
         return logits

@@ -44,7 +44,7 @@ def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer,
     sizes = [len(ids) for ids in found if len(ids) > limit]
     if sizes:
         who = "the prompt has" if len(found) == 1 else f"{len(sizes)} of {len(found)} prompts have up to"
-        message = f"{who} {counted(max(sizes), 'token')}; the last {limit:,} are read, the model's context"
+        message = f"{who} {counted(max(sizes), 'token')}; only the last {limit:,} fit into the model's context"
         warnings.warn(message, stacklevel=3)
     if tokenizer.unit == "character" and any(isinstance(prompt, str) and EOS in prompt for prompt in prompts):
         warnings.warn(f"{EOS} in a prompt is read as {len(EOS)} characters, not as the end of a text", stacklevel=3)

@@ -21,7 +21,7 @@ def fast_attention(
 
 
 def tiles(length: int) -> list[tuple[int, int]]:
-    """List (start, end) of the queries in each part of blockwise attention: a quarter of them, but at least 128."""
+    """List (start, end) of the queries in each part of blockwise attention: a quarter of all queries, at least 128."""
     size = max(128, math.ceil(length / 4))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 

@@ -28,7 +28,7 @@ class Overhead:
     Attributes:
         eval_batches: batches of one evaluation; None: the whole split.
         long: the run is long enough for everything that `SHOW_FROM` names.
-        between, after: seconds within the trainer's clock, and after it.
+        between, after: seconds of this work during the training (its clock counts them), and after it.
     """
 
     eval_batches: int | None

@@ -7,7 +7,7 @@
     weight decay 0.2 if the text is read more than once, else none
     dropout      none up to 4 passes, then 0.1 more for each doubling, at most 0.4; none in a small model
     tokenizer    characters if there are fewer than 100,000, else byte pairs: 512 to 4,096 ids, by the text's size
-    masks        up to half of the input tokens, in a second pass of each step, if half of the time would be left
+    masks        up to half of the input tokens, in a second pass of each step, if there is time for twice the steps
     early stop   after 4 evaluations without a better loss, if the text is read more than 4 times
 
 Context and batch follow the experiments of docs/LOG.md: short runs need short contexts and small batches.

@@ -91,7 +91,7 @@ class Budgeted:
 
     @property
     def predictable(self) -> bool:
-        """Whether the predicted loss is below ln V, that of a model that knows nothing; not with a handful of steps."""
+        """Whether the predicted loss is below ln V, that of a model that knows nothing. False for very few steps."""
         return self.plan.loss < math.log(self.text.vocab_size)
 
     @property

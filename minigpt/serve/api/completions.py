@@ -59,7 +59,7 @@ class PreparedCompletion:
         if self.scored and longest > context:
             raise ApiError(
                 400,
-                f"the prompt has {longest} tokens, and scores are given for at most {context}, the model's context",
+                f"the prompt has {longest} tokens, but scores need all of it in the model's context of {context}",
                 "prompt",
                 "context_length_exceeded",
             )

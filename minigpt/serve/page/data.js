@@ -28,7 +28,7 @@ export function inspected(found) {
   ...(sum("bytes") < SMALL ? [el("p", { class: "caution" },
     "The text is small: a model memorises it and learns little about writing. 1 MB is a good size.")] : []),
   ...(overlap.share > LEAK ? [el("p", { class: "caution" },
-    `${share(overlap.share)} of the runs of ${overlap.unit} in the validation text are in the training text too. `,
+    `${share(overlap.share)} of the sequences of ${overlap.unit} in the validation text are in the training text too. `,
     "The validation loss is then lower than on a new text.")] : [])];
 }
 
@@ -87,7 +87,7 @@ class Data {
         el("b", {}, `${count(times)} ×`), ` ${text}`))),
       el("h3", {}, `Leaks${part(overlap)}`), el("p", { class: "note" }, overlap.share === null
         ? `The validation text has no ${overlap.unit} in a row to look for.`
-        : `${count(overlap.seen)} of ${count(overlap.grams)} runs of ${overlap.unit} in the validation text `
+        : `${count(overlap.seen)} of ${count(overlap.grams)} sequences of ${overlap.unit} in the validation text `
           + "are in the training text too."),
       el("h3", {}, "Examples"), ...examples.filter(Boolean).map((text) => el("blockquote", { class: "sample" }, text)));
   }

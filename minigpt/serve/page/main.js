@@ -87,7 +87,7 @@ function list() {
       score === null ? "" : el("span", { title: unit }, ` · ${score.toFixed(3)}`)));
   });
   const damaged = app.damaged.map((run) => el("p", { class: "note wrong" }, `${run.name} cannot be read: ${run.why}`));
-  const why = !app.server ? "Reading the runs …" : app.runs.length ? "No name or note has this." : "No runs yet.";
+  const why = !app.server ? "Reading the runs …" : app.runs.length ? "No run has this text in its name or note." : "No runs yet.";
   const none = some.length ? [] : [el("p", { class: "note" }, why)];
   const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
   if (text !== list.text) {

@@ -40,7 +40,7 @@ class Start {
     this.chosen = el("p", { class: "note" });
     this.go = button("Start training", () => this.start(), { kind: "primary", disabled: true });
     this.plan = button("What to expect", () => this.expect(),
-      { disabled: true, title: "Measures this machine for some seconds" });
+      { disabled: true, title: "Measures this machine for a few seconds" });
     this.time = choice(BUDGETS, this.budget, (budget) => { this.budget = budget; this.check(); });
     this.form = new Form((settings) => { this.settings = settings; this.check(); });
     this.changes = el("span", { class: "note" });

@@ -117,7 +117,7 @@ class Why {
     el("span", { class: "bar-value" }, percent(each.probability))));
     this.side.replaceChildren(...head,
       el("div", { class: "bars", role: "group", "aria-label": "The likeliest tokens" }, ...rows),
-      el("p", { class: "note" }, "Choose a token: the notebook puts it behind the text before this place, ",
+      el("p", { class: "note" }, "Choose a token: the notebook opens with the text before this place and your token, ",
         "and the model writes the rest."));
   }
 

@@ -97,7 +97,7 @@ class Started:
         return {"starting": False, "failed": failed.removeprefix("minigpt: ")}
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
-        """The processes whose run is not on disk, yet or at all: {"name", "starting", "failed"}."""
+        """The processes whose run is not on the disk (not yet, or it never will be): {"name", "starting", "failed"}."""
         found = [{"name": path.name} | self.status(path) for path in list(self._started) if path not in known]
         return [each for each in found if each["starting"] or each["failed"]]
 

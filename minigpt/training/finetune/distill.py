@@ -15,8 +15,8 @@ class Distillation:
     """(1 - weight) x next-token loss + weight x temperature^2 x KL(teachers || model), a `Loss` of the model.
 
     The teachers' distribution is the mean of their probabilities. All probabilities are of logits / temperature; the
-    factor temperature^2 keeps the size of the gradient. Only the N positions with a target count, and logits are
-    computed only there: three times N x V floats in memory, for any number of teachers.
+    factor temperature^2 keeps the size of the gradient. Only the N positions that have a target are counted, and
+    logits are computed only there: three times N x V floats in memory, for any number of teachers.
 
     Args:
         teachers: with the model's vocabulary, on the same device; they are put in evaluation mode and get no gradient.

@@ -11,7 +11,7 @@ instruction, with the input on the next line; the assistant's reply is the outpu
 
 The model learns the completion, or every reply of the assistant, each with the end of text after it. From a preference
 it learns the chosen answer; with DPO it learns that the chosen answer is better than the rejected one. A prompt is
-encoded by itself, as in generation. So write the space between prompt and answer at the beginning of the answer, where
+encoded separately, as in generation. So write the space between prompt and answer at the beginning of the answer, where
 the tokenizer needs it.
 
 Each record's hash decides whether the record is used for validation. So a record and its copies are always on the same

@@ -151,7 +151,7 @@ class Guard(Hook):
     def _last_good(self, trainer: Trainer, onset: int) -> Checkpoint:
         """The newest whole checkpoint from before the bad steps, else the first weights.
 
-        If all checkpoints are later and older ones were deleted, the oldest. Rank 0 chooses for all ranks.
+        If all checkpoints are later and older ones were deleted, it is the oldest. Rank 0 chooses for all ranks.
         """
         ranks, saved = trainer.runtime.ranks, None
         if ranks.rank == 0:

@@ -18,16 +18,16 @@ class Metrics(Hook):
     """metrics.jsonl: a line at the start, every `every` steps and at every evaluation.
 
     Keys: step, epoch, tokens, seconds, loss (mean since the last line), lr, grad_norm, tokens_per_second, mfu; at
-    evaluations also val_loss and bits_per_byte. The line of step 0 has only those of an evaluation. Loss and grad_norm
-    count only steps where both were finite, and are left out if there was none since the last line. `skipped` counts
-    the other steps, which changed no weight. Checkpoints also save the steps since the last line, so a resumed run
-    writes the same lines as an uninterrupted one.
+    evaluations also val_loss and bits_per_byte. The line of step 0 has only step, epoch, tokens, seconds and the keys
+    of an evaluation. Loss and grad_norm count only steps where both were finite; without such a step since the last
+    line, both are left out. `skipped` counts the other steps, which changed no weight. Checkpoints also save the steps
+    since the last line, so a resumed run writes the same lines as an uninterrupted one.
 
     Args:
         path: the file.
         every: steps between lines.
-        flops_per_token: gives the model's operations per token when a window is read in this many parts; used for MFU,
-            the share of this device's measured matrix-product speed.
+        flops_per_token: number of parts that a window is split into (see `context_parts`) -> the model's operations per
+            token; used for MFU, the share of this device's measured matrix-product speed.
         val_bytes_per_token: source bytes per validation token, for bits_per_byte; None if the loss is not per token.
         listeners: called with every line as a dict.
     """

@@ -31,8 +31,8 @@ class _Writing:
 class ShardedCheckpoints(Checkpoints):
     """Like `Checkpoints`, but torch's DCP copies the tensors and writes them in a thread.
 
-    A checkpoint is complete when all ranks have written. It is then sealed: at the next step, or at the latest before
-    the next checkpoint.
+    A checkpoint is complete when all ranks have written. It is then sealed (it gets its manifest and its final name):
+    at the next step, or at the latest before the next checkpoint.
     """
 
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
