@@ -137,7 +137,8 @@ def text_bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths
 
 def rows_at_once(model: nn.Module, context: int, device: str) -> int:
     """How many windows of `context` tokens are computed together."""
-    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 2**16
+    config = getattr(model, "config", None)
+    vocab_size, copies = getattr(config, "vocab_size", None) or 2**16, getattr(config, "softmaxes", 1)
     if device == "cpu":
-        return max(1, _CPU_TOKENS // context)
-    return max(1, min(256, _GPU_LOGITS // (4 * context * vocab_size)))
+        return max(1, _CPU_TOKENS // (context * copies))
+    return max(1, min(256 // copies, _GPU_LOGITS // (4 * context * vocab_size * copies)))

@@ -21,6 +21,7 @@ from minigpt.config import ModelConfig
 from minigpt.errors import first_line
 from minigpt.measured import keep, recall
 from minigpt.model import GPT
+from minigpt.model.heads import make_head
 from minigpt.model.kernels import fused
 from minigpt.model.kernels.attention import scored, tiles
 from minigpt.model.kernels.chunked_loss import head_loss, loss_terms
@@ -173,7 +174,8 @@ def time_kernels(
     )
     tokens = batch * shape.max_seq_len
     if tokens * (shape.vocab_size or 1) >= LOGITS:
-        some = min(tokens, 1024 if runtime.device.type == "cpu" else 8192)  # few on a GPU would time only launches
+        # few on a GPU would time only launches
+        some = max(1, min(tokens, 1024 if runtime.device.type == "cpu" else 8192) // shape.softmaxes)
         losses = [_loss_pass(shape, runtime, some, False)]
         losses += [_loss_pass(shape, runtime, some, True)] if compiled else []
         taken = [second * tokens / some for second in clock(losses, runtime, 8 if compiled else 4)]
@@ -196,7 +198,7 @@ def _block_pass(
 def _loss_pass(shape: ModelConfig, runtime: Runtime, tokens: int, compiled: bool) -> Callable[[], Tensor]:
     """Make a function that computes the head and the loss of `tokens` tokens: [1, tokens, C] -> a scalar."""
     vocab_size, device, dtype = shape.vocab_size or 1, runtime.device, _weights(runtime)
-    head = torch.nn.Linear(shape.embed_dim, shape.padded_vocab_size, bias=False, device=device, dtype=dtype)
+    head = make_head(shape).to(device, dtype)
     hidden = torch.randn(1, tokens, shape.embed_dim, device=device, dtype=dtype, requires_grad=True)
     targets = torch.randint(vocab_size, (1, tokens), device=device)
     terms = torch.compile(loss_terms, dynamic=False) if compiled else None

@@ -11,6 +11,7 @@ import torch
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta, parameter_table, up_rows
+from minigpt.model.kernels import fused
 from minigpt.model.kernels.attention import scored
 from minigpt.model.kernels.chunked_loss import at_once, chunk_logits, kernels_for, piece
 from minigpt.runtime.device import DTYPES, Runtime, make_runtime
@@ -97,19 +98,21 @@ def memory_of_run(config: RunConfig) -> Memory:
 def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing: bool) -> tuple[int, int, int]:
     """Bytes kept for the backward pass, bytes needed by the head and the loss, and bytes needed by one block.
 
-    A block keeps fixed + batch x (each T + pairs T^2) bytes. Three short passes determine these three numbers.
+    A block keeps fixed + batch x (row + each T + pairs T^2) bytes; `row` has the masks of locked dropouts. Four short
+    passes determine these four numbers.
     """
     length, width, dtype = config.max_seq_len, config.embed_dim, DTYPES[runtime.precision]
     size = dtype.itemsize
-    tokens, vocab, long = batch * length, config.padded_vocab_size, 32
-    seen = (2, long), (4, long), (2, long // 2)  # a batch of one has another memory layout
-    two, four, half = (kept_by_block(config, runtime, *shape) for shape in seen)
-    fixed = 2 * two - four
-    pairs = ((two - fixed) / 2 - (half - fixed)) / (long * long / 2)
-    each = (two - fixed) / 2 / long - pairs * long
+    tokens, vocab, short = batch * length, config.padded_vocab_size, 16
+    seen = (2, short), (2, 2 * short), (2, 3 * short), (4, short)  # a batch of one has another memory layout
+    one, two, three, twice = (kept_by_block(config, runtime, *shape) for shape in seen)
+    fixed = 2 * one - twice
+    pairs = (three - 2 * two + one) / 2 / (2 * short**2)  # a second difference
+    each = (two - one) / 2 / short - 3 * short * pairs
+    row = (one - fixed) / 2 - short * (each + short * pairs)
     kinds = {"reference": length, "blockwise": scored(length) / length}  # scores computed per token and head
     wide = kinds.get(config.attention, 0.0)
-    block = round(tokens * (each + pairs * (wide or length)))
+    block = round(batch * row + tokens * (each + pairs * (wide or length)))
     layers = config.num_layers * (4 * width * tokens if checkpointing else block)
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = round(config.num_heads * wide * size)
@@ -130,6 +133,8 @@ def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int
     """Bytes that autograd keeps from a block's forward pass over [batch, length], with its input, without weights."""
     model = GPT(config.model_copy(update={"num_layers": 1, "vocab_size": 64, "max_seq_len": length}))
     model = model.to(runtime.device, DTYPES["bf16"] if runtime.precision == "bf16-pure" else None).train()
+    if config.attention == "fused":
+        fused.library()  # loaded here, since its check keeps tensors too
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -149,6 +149,7 @@ def test_random_batches_are_micro_batches_whose_targets_are_the_next_ids():
         ({"bias": False, "activation": "gelu"}, "GPT2LMHeadModel", ["activation gelu_tanh", "bias True"]),
         ({"kind": "modern", "activation": "relu2"}, "Qwen3ForCausalLM", ["activation swiglu"]),
         ({"kind": "modern", "dropout": 0.1}, "Qwen3ForCausalLM", ["dropout only in attention"]),
+        ({"kind": "modern", "input_dropout": 0.1}, "Qwen3ForCausalLM", ["dropout only in attention"]),
         ({"embed_dim": 30, "num_heads": 2, "num_kv_heads": 1}, "GPT2LMHeadModel", ["kv_heads 2"]),
     ],
 )  # fmt: skip

@@ -10,14 +10,17 @@ from torch import Tensor
 from minigpt import evaluate_run, generate_text, load_config, load_run, quantize_run, train
 from minigpt.config import ModelConfig
 from minigpt.errors import ConfigError, MiniGPTError
+from minigpt.evals.perplexity import rows_at_once
 from minigpt.explanation.walk import steps
 from minigpt.export import export_gguf, export_huggingface, export_onnx, export_page
-from minigpt.generation.fast.prepare import prepare_decoding
+from minigpt.generation.fast.prepare import PackedLinear, RowLinear, prepare_decoding
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token, parameter_table
 from minigpt.model.heads import Mixture
 from minigpt.model.kernels.chunked_loss import head_loss
 from minigpt.model.loss import IGNORE, next_token_loss
+from minigpt.runtime import autotune
+from minigpt.runtime.device import Runtime
 from minigpt.training.finetune.lora import LoRAConfig, add_lora
 
 SHAPE = ModelConfig(vocab_size=50, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, softmaxes=3)
@@ -91,6 +94,26 @@ def test_fast_decoding_is_near_the_model(precision: str) -> None:
     assert gap < {"fp32": 1e-5, "bf16": 0.05, "int8": 0.1, "int4": 0.4}[precision]
     with pytest.raises(ValueError, match="prepared already"):
         prepare_decoding(fast)
+
+
+def test_int4_keeps_the_head_in_int8() -> None:
+    for built in (model(), GPT(SHAPE.model_copy(update={"softmaxes": 1}), seed=1)):
+        head = prepare_decoding(built, "int4").head
+        assert {part.weight.dtype for part in head.modules() if isinstance(part, RowLinear)} == {torch.int8}
+        assert not any(isinstance(part, PackedLinear) for part in head.modules())
+
+
+def test_an_evaluation_reads_fewer_windows_at_once() -> None:
+    built, plain = model(), GPT(SHAPE.model_copy(update={"softmaxes": 1}))
+    for device in ("cpu", "cuda"):
+        assert rows_at_once(built, 16, device) == rows_at_once(plain, 16, device) // 3
+
+
+def test_the_timed_loss_is_that_of_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[Any] = []
+    monkeypatch.setattr(autotune, "head_loss", lambda head, *_, **__: heads.append(head))
+    autotune._loss_pass(SHAPE, Runtime(torch.device("cpu"), "fp32"), 8, False)()
+    assert isinstance(heads[0], Mixture)
 
 
 def test_costs_count_every_softmax() -> None:

@@ -70,8 +70,9 @@ def test_a_text_that_is_not_a_budget_is_refused_with_examples(written: str):
 
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"shape": "gpt2", "num_layers": 3}, {"num_kv_heads": 2, "head_dim": 24, "ff_dim": 100}, {"vocab_size": 700}],
-)
+    [{}, {"shape": "gpt2", "num_layers": 3}, {"num_kv_heads": 2, "head_dim": 24, "ff_dim": 100}, {"vocab_size": 700},
+     {"softmaxes": 3}],
+)  # fmt: skip
 def test_a_size_counts_what_the_built_model_has(shape: dict):
     config = ModelConfig(**{"vocab_size": 65, **shape})
     size, model = Size.of(config), GPT(config)

@@ -40,6 +40,13 @@ SHAPES = {
         4, 2,
     ),
     "a wide model": (ModelConfig(vocab_size=300, embed_dim=192, num_heads=4, num_kv_heads=2, max_seq_len=32), 2, 2),
+    "locked dropouts": (
+        ModelConfig(
+            vocab_size=96, embed_dim=64, num_heads=2, num_layers=4, max_seq_len=512, qkv_dropout=0.1,
+            hidden_dropout=0.1, block_dropout=0.1, locked_dropout=("qkv", "hidden", "block"),
+        ),
+        2, 2,
+    ),
     "a mixture": (
         ModelConfig(vocab_size=500, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=64, softmaxes=3), 16, 16,
     ),

@@ -75,11 +75,12 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     if precision == "bf16" and model.config.tie_embeddings:
         output_matrix(model.head).weight = model.embedding.weight
     wide = torch.float32 if precision == "fp32" else DTYPES[make_runtime("cpu").precision]
-    for module in [*model.modules()]:
+    for path, module in [*model.named_modules()]:
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                fewer = _int4_linear(name, child, wide) if precision == "int4" else RowLinear(child, precision, wide)
-                setattr(module, name, fewer)
+            if type(child) is nn.Linear and precision == "int4":
+                setattr(module, name, _int4_linear(child, path.startswith("blocks."), wide))
+            elif type(child) is nn.Linear:
+                setattr(module, name, RowLinear(child, precision, wide))
         if isinstance(module, Attention):
             module.kernel = row_attention
     known = (ACTIVATIONS[model.config.activation].in_c, NORMS[model.config.norm].in_c)
@@ -177,14 +178,14 @@ def _check_widths(model: GPT) -> None:
             )
 
 
-def _int4_linear(name: str, linear: nn.Linear, wide: torch.dtype) -> nn.Module:
+def _int4_linear(linear: nn.Linear, in_block: bool, wide: torch.dtype) -> nn.Module:
     """Return the layer in int4. The group size is that of the saved layer, else 64, or 32 if 64 does not fit.
 
-    A head that was not saved in int4 becomes int8. If torch has no int4 kernel here, or the kernel does not accept the
-    shape, the layer is rounded to int4 but kept in fp32.
+    A layer of the head that was not saved in int4 becomes int8. If torch has no int4 kernel here, or the kernel does
+    not accept the shape, the layer is rounded to int4 but kept in fp32.
     """
     group = packed_group(linear.weight)
-    if group is None and name == "head":
+    if group is None and not in_block:
         return RowLinear(linear, "int8", wide)
     group = group or (64 if linear.in_features % 64 == 0 else 32)
     if linear.out_features % 16 == 0 and _int4_kernel():

@@ -65,7 +65,7 @@ def _counterpart(config: ModelConfig, name: str) -> Counterpart | None:
     differences = [
         f"{field} {getattr(other, field)}" for field in _COMPARED if getattr(config, field) != getattr(other, field)
     ]
-    if config.dropout and name == "modern":
+    if name == "modern" and (config.drops("input")[0] or config.drops("block")[0]):
         differences.append("dropout only in attention")
     ours = ("word_dropout", "qkv_dropout", "hidden_dropout", "output_dropout", "locked_dropout")
     differences += [f"no {field}" for field in ours if getattr(config, field)]

@@ -76,6 +76,8 @@ class Size:
         feed_forward = (shape.gates + 1) * shape.embed_dim * shape.hidden_dim
         parameters = shape.num_layers * (attention + feed_forward)
         head = shape.embed_dim * shape.padded_vocab_size
+        if shape.softmaxes > 1:
+            head = shape.softmaxes * (head + shape.embed_dim * (shape.embed_dim + 1))
         return cls(shape.num_layers, shape.embed_dim, parameters, parameters + head, queries)
 
     def token_flops(self, seq_len: int) -> int:
