@@ -1,5 +1,6 @@
 """Load a run: from a path to a model, a tokenizer and a config."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from minigpt.files import find
 from minigpt.layout import STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
+from minigpt.runs.receipt import read_receipt
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
@@ -39,6 +41,8 @@ class LoadedRun:
     def prepared(self) -> Prepared:
         """The run's own data as token files (written again if the cache was cleared).
 
+        Warns if the text has changed since training: the splits may be mixed then.
+
         Raises DataError for records, and for an imported run, which has none.
         """
         data, state = self.config.data, self.checkpoint / STATE
@@ -52,7 +56,16 @@ class LoadedRun:
             raise DataError(
                 f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"
             )
-        return prepare_data(self.config, self.tokenizer)
+        prepared = prepare_data(self.config, self.tokenizer)
+        receipt = read_receipt(RunFolder.of(self.path).path)
+        sha256 = {name: figures["sha256"] for name, figures in prepared.meta["splits"].items()}
+        if receipt and receipt["data"]["sha256"] != sha256:
+            warnings.warn(
+                f"{data.source}: has changed since {self.path} was trained on it; its validation split may now have "
+                "text that the run has learned",
+                stacklevel=2,
+            )
+        return prepared
 
     @cached_property
     def name(self) -> str:

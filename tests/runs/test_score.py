@@ -1,15 +1,23 @@
 """Test the headline of a run: one figure, in the same words, wherever it is shown."""
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_run import SMALL, text
 
 from minigpt.cli import main
+from minigpt.config import load_config
 from minigpt.console import scored_on
 from minigpt.runs import score
+from minigpt.runs.data import prepare_data
+from minigpt.runs.load import LoadedRun
+from minigpt.runs.plan import write_run_files
+from minigpt.runs.receipt import make_receipt
 from minigpt.runs.score import kept_score
+from minigpt.tokenizers import ByteTokenizer
 
 HOW = ["--train.sample-every", "0", "--optimizer.learning-rate", "1e-2", "--train.max-steps"]
 
@@ -43,6 +51,22 @@ def test_training_and_eval_and_explain_say_the_same_figure(folder: Path, capsys:
     printed = json.loads(capsys.readouterr().out)
     assert {key: printed.pop(key) for key in saved} == saved
     assert set(printed.values()) == {None}, "other scores are only computed if asked for"
+
+
+def test_a_text_that_has_changed_since_training_is_told(folder: Path) -> None:
+    tokenizer, config = ByteTokenizer(), load_config(None, {"data.source": "cats.txt"})
+    splits = prepare_data(config, tokenizer).meta["splits"]
+    sha256 = {name: figures["sha256"] for name, figures in splits.items()}
+    write_run_files(Path("mine"), config, make_receipt(config, sha256, {}, {}))
+    nothing: Any = None
+    run = LoadedRun(Path("mine"), Path("mine"), 0, nothing, tokenizer, config, nothing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run.prepared().meta["splits"] == splits
+    whole = Path("cats.txt").read_text()
+    Path("cats.txt").write_text(whole[: len(whole) // 2])  # now the validation split is text that the run has learned
+    with pytest.warns(UserWarning, match=r"cats\.txt: has changed since mine was trained on it; its validation split"):
+        run.prepared()
 
 
 def test_a_run_too_short_for_its_validation_split_names_its_batches(
