@@ -78,12 +78,9 @@ def fetch(
     with _lock(path.parent):
         if path.exists():  # another process downloaded it while this one waited for the lock
             return path
-        with _storage(path):
-            file = part.open("ab")
-        with file:
+        with _storage(path), part.open("ab") as file:  # closing writes the buffer, so the disk may be full there too
             _transfer(url, file, path.name, progress, wait, hint)
-            with _storage(path):
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         found = file_sha256(part)
         if found not in sha256:
             with suppress(OSError):  # only the first error is reported
@@ -153,11 +150,17 @@ def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, w
             return _request(url, file, label, progress)
         except (_BrokenError, http.client.HTTPException, OSError) as error:
             tries = 1 if file.tell() - start >= SLOWEST else tries + 1  # count from 1 again after enough bytes
-            final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
-            if final or tries >= _TRIES or (isinstance(error, urllib.error.URLError) and start == 0):
+            if tries >= _TRIES or _is_final(error, start):
                 reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
                 raise DataError(f"{url}: cannot be fetched ({reason})" + hint) from None
             time.sleep(wait * 2 ** (tries - 1))
+
+
+def _is_final(error: Exception, start: int) -> bool:
+    """Whether another try is useless: the server has no such file, or there is no network to start with."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500 and error.code != 429  # 429 and 5xx: the server is busy
+    return isinstance(error, urllib.error.URLError) and start == 0
 
 
 def _request(url: str, file: BinaryIO, label: str, progress: Progress | None) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
-from minigpt.console import Report, SafeConsole, console, counted, out, out_json, progress_bars, tell
+from minigpt.console import SafeConsole, console, counted, out, out_json, progress_bars, tell
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.layout import TOKENIZER
 
@@ -122,6 +122,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train(args: Train, data: DataConfig) -> int:
+    from minigpt.runs.data import make_tokenizer
     from minigpt.tokenizers import build
 
     path = Path(args.out)
@@ -130,12 +131,16 @@ def _train(args: Train, data: DataConfig) -> int:
         raise TokenizerError(f"{target} exists already; give another --out, or --overwrite")
     fields = ("kind", "vocab_size", "pattern", "unknown", "max_train_bytes")
     given = {f"tokenizer.{name}": value for name in fields if (value := getattr(args, name)) is not None}
-    config = load_config(None, given).tokenizer
+    config = load_config(None, given)
     if args.kind in ("char", "bpe", "word") and args.source is None:
         raise TokenizerError(f"a {args.kind} tokenizer is made from a text; name a source, as in `train my.txt`")
     start = time.perf_counter()
     with progress_bars(console) as report:
-        tokenizer = build(config, _chunks(args.source, data, "train", report) if args.source else (), report)
+        if args.source:
+            data = data.model_copy(update={"source": args.source})
+            tokenizer = make_tokenizer(config.model_copy(update={"data": data}), report)
+        else:
+            tokenizer = build(config.tokenizer, (), report)
         tokenizer.save(target)
     summary = {"path": str(target), **_summary(tokenizer), "seconds": round(time.perf_counter() - start, 3)}
     if args.json:
@@ -175,6 +180,9 @@ def _inspect(args: Inspect) -> int:
 
 
 def _compare(args: Compare, data: DataConfig) -> int:
+    from minigpt.data import text_chunks
+    from minigpt.runs.data import count_unknown
+
     if len(args.tokenizers) < 2:
         raise TokenizerError("compare needs two tokenizers or more, as in `compare tokenizer.json gpt2`")
     if args.plot:
@@ -184,7 +192,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
     if args.max_bytes < 1:
         raise TokenizerError(f"--max-bytes {args.max_bytes} leaves nothing to encode; give 1 or more")
     tokenizers = {name: open_tokenizer(name) for name in args.tokenizers}
-    text = _head(_chunks(args.text, data, None), args.max_bytes)
+    text = _head(text_chunks(args.text, data, None), args.max_bytes)
     size, words = len(text.encode(errors="replace")), len(text.split())
     if not words:
         raise TokenizerError(f"{args.text} has no words to compare on; give a text that is not empty")
@@ -193,7 +201,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
         start = time.perf_counter()
         ids = tokenizer.encode_array(text)
         seconds = time.perf_counter() - start
-        unknown = 0 if tokenizer.unk_id is None else int((ids == tokenizer.unk_id).sum())
+        unknown = 0 if tokenizer.unk_id is None else count_unknown([ids], tokenizer) - tokenizer.spelled_unknown(text)
         rows.append(
             {
                 "name": name,
@@ -280,15 +288,6 @@ def _facts(facts: dict[str, Any]) -> Table:
         if value is not None:
             grid.add_row(Text(name.replace("_", " "), style="bold"), Text(str(value)))
     return grid
-
-
-def _chunks(source: str, data: DataConfig, split: str | None, report: Report | None = None) -> Iterator[str]:
-    from minigpt.data import open_corpus, text_chunks
-
-    if report:
-        # surveys the text, so that the next line need not
-        open_corpus(data.model_copy(update={"source": source}), report)
-    return text_chunks(source, data, split)
 
 
 def _head(chunks: Iterator[str], max_bytes: int) -> str:

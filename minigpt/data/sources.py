@@ -28,6 +28,7 @@ from minigpt.data.text_files import Blocks, binary_reason, check_encoding, decod
 from minigpt.download import Progress, digest, locate
 from minigpt.errors import DataError, EncodingError, nearest
 from minigpt.files import expand_home, file_sha256, find
+from minigpt.layout import RunFolder
 
 STORIES_SEED = 0
 """Seed of the stories that all runs train on. Another seed gives stories that no run has seen."""
@@ -198,6 +199,8 @@ def _files(config: DataConfig) -> Source:
 def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Find the files of a folder and of the folders in it, except hidden ones; and the other entries, with a reason.
 
+    Runs are left out: after `minigpt train .` the same command finds runs/ among the texts.
+
     Raises DataError for a folder that cannot be read.
     """
 
@@ -208,9 +211,12 @@ def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     left: dict[Path, str] = {}
     for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
+        for name in [*folders]:
             if Path(place, name).is_symlink():
                 left[Path(place, name)] = f"(a link to a folder; to read it, name a glob: '{folder}/**/*')"
+            elif _is_run(Path(place, name)):
+                left[Path(place, name)] = "(a run of minigpt)"
+                folders.remove(name)
         for entry in (Path(place, name) for name in files if not name.startswith(".")):
             try:
                 is_file = entry.is_file()
@@ -221,6 +227,13 @@ def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
             else:
                 left[entry] = "(a link to nothing)" if entry.is_symlink() else "(not a file)"
     return found, left
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return RunFolder(folder).is_run and RunFolder(folder).checkpoints.is_dir()
+    except OSError:  # the walk reports a folder that cannot be read
+        return False
 
 
 def _no_rows(path: Path, form: Form, config: DataConfig) -> str | None:

@@ -84,17 +84,16 @@ def spool_stdin() -> Path:
     """Copy standard input to a temporary file, once per process, since text is read more than once."""
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("-: nothing is piped in; write: cat my.txt | minigpt train -")
-    with tempfile.NamedTemporaryFile(prefix="minigpt-stdin-", delete=False) as file:
-        path = Path(file.name)
-        atexit.register(path.unlink, missing_ok=True)
-        try:
+    try:
+        with tempfile.NamedTemporaryFile(prefix="minigpt-stdin-", delete=False) as file:
+            path = Path(file.name)
+            atexit.register(path.unlink, missing_ok=True)
             while block := sys.stdin.buffer.read(BLOCK):
                 file.write(block)
                 if file.tell() > MOST_PIPED:
                     raise DataError(f"standard input: is longer than {MOST_PIPED >> 30} GB; name a file, not -")
-            file.flush()
-        except OSError as error:
-            raise storage_error(path, error, "name another place with TMPDIR") from None
+    except OSError as error:  # closing writes the buffer, so the disk may be full there too
+        raise storage_error("a copy of standard input", error, "name another place with TMPDIR") from None
     return path
 
 

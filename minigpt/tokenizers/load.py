@@ -131,9 +131,10 @@ def _sentencepiece(tree: dict[str, Any]) -> Tokenizer:
 def _check_added(vocab: dict[str, int], added: list[dict[str, Any]], nfc: bool) -> None:
     """Raises TokenizerError for ids with gaps, or added tokens that we cannot treat as Hugging Face does."""
     specials: dict[str, int] = {}
+    count = len(vocab)  # different names so far; counting them again for each token would take minutes
     for token in added:
         name, id_ = token["content"], token["id"]
-        follows = vocab.get(name, len(vocab.keys() | specials))
+        follows = vocab.get(name, count)
         if not isinstance(name, str) or not name or name in specials or id_ != follows:
             raise TokenizerError(f"its added token {name!r} has the id {id_!r}, not {follows}; make it again")
         if flag := next((flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)), None):
@@ -143,6 +144,7 @@ def _check_added(vocab: dict[str, int], added: list[dict[str, Any]], nfc: bool) 
         if nfc and token.get("normalized", True):
             raise TokenizerError(f"its added token {name!r} is normalized; minigpt cannot run it with a normalizer")
         specials[name] = id_
+        count += name not in vocab
     if len({bool(token.get("normalized", True)) for token in added}) > 1:
         raise TokenizerError("some of its added tokens are normalized and some are not; minigpt cannot run it")
     ids = [*(vocab | specials).values()]

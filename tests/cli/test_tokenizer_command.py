@@ -54,6 +54,23 @@ def test_train_reads_the_text_by_the_data_settings(tmp_path: Path, capsys: pytes
     assert set(made.decode(range(2, made.vocab_size))) - {"\n"} == set("àb0123456789")
 
 
+def test_a_char_tokenizer_has_the_characters_of_all_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.txt").write_text("abc abc\n" * 50 + "xyz é\n")  # the last words are for validation
+    run(capsys, "train", tmp_path / "my.txt", "--kind", "char", "--unknown", "error", "--out", tmp_path / "c.json")
+    assert set(load(tmp_path / "c.json").decode(range(1, 10))) == set("abc \nxyzé")
+    source = ["prepare", str(tmp_path / "my.txt"), "--data.cache-dir", str(tmp_path / "cache")]
+    assert main([*source, "--tokenizer.path", str(tmp_path / "c.json")]) == 0
+
+
+def test_the_unk_that_a_text_spells_is_not_counted_as_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my.txt").write_text(" the <unk> cat \n" * 50 + " <unk> dog \n")
+    run(capsys, "train", tmp_path / "my.txt", "--kind", "word", "--out", tmp_path / "w.json")
+    report = run(capsys, "compare", tmp_path / "w.json", "byte", "--text", tmp_path / "my.txt", "--json")[1]
+    assert [row["unknown"] for row in json.loads(report)["tokenizers"]] == [1, 0]
+
+
 def test_inspect_shows_what_a_tokenizer_is_and_how_it_splits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

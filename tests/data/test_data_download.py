@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,6 +181,8 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: Server, 
     server.status = [503, 429]
     (tmp_path / "a.part").write_bytes(BODY[:1000])
     assert fetch(server.url, tmp_path / "a", [SHA], wait=0.001).read_bytes() == BODY
+    server.status = [503, 429]
+    assert fetch(server.url, tmp_path / "new", [SHA], wait=0.001).read_bytes() == BODY
     server.ranges.clear()
     server.status = [404] * 5
     with pytest.raises(DataError, match="Not Found"):
@@ -236,6 +240,22 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(server: Server, tmp_p
     (tmp_path / "file").write_text("in the way of a directory")
     with pytest.raises(StorageError, match="MINIGPT_CACHE"):
         fetch(server.url, tmp_path / "file" / "x.txt", [SHA])
+
+
+def test_a_disk_that_fills_up_at_the_end_is_a_storage_error(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from minigpt.download import fetch\n"
+        "from minigpt.errors import StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try: fetch(sys.argv[1], Path(sys.argv[2]), ['0'])\n"
+        "except StorageError as error: print(error)\n"
+    )
+    server.breaks = [5000]  # less than a buffer, which is written when the file is closed
+    command = [sys.executable, "-c", code, server.url, str(tmp_path / "file.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "cannot be written (File too large); free some space, or name another cache" in done.stdout, done.stderr
 
 
 # --- named sources

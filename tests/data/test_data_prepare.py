@@ -260,6 +260,14 @@ def test_a_directory_of_ones_own(tmp_path: Path) -> None:
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "precious"
 
 
+def test_the_current_folder_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = jsonl(tmp_path / "my.jsonl", ["one", "two"])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"^\.: cannot be replaced; give --out a new directory in it: prepared$"):
+        prepare(config, ByteTokenizer(), safe_cut, Path())
+
+
 # --- cost
 
 

@@ -124,6 +124,18 @@ def test_what_a_directory_leaves_out_is_named(tmp_path: Path) -> None:
     assert sorted(read(f"{tmp_path / 'data'}/**/*.txt")) == ["behind a link", "in the folder"]
 
 
+def test_a_folder_of_texts_that_holds_runs_too_is_read_without_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.yaml").write_text("title: no run")
+    run = tmp_path / "runs" / "my"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: {}")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    with pytest.warns(UserWarning, match=r"left out: .*runs/my \(a run of minigpt\)$"):
+        assert read(tmp_path) == ["text", "title: no run"]
+
+
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.txt").write_text("text")
@@ -396,6 +408,19 @@ def test_empty_standard_input_is_refused() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True)
     assert done.stdout.decode().strip() == "standard input: is empty; give a text"
+
+
+def test_standard_input_without_space_for_it_is_a_storage_error() -> None:
+    code = (
+        "import resource\n"
+        "from minigpt.data.text_files import spool_stdin\n"
+        "from minigpt.errors import StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try: spool_stdin()\n"
+        "except StorageError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=b"x" * 5000, capture_output=True)
+    assert b"standard input: cannot be written (File too large); name another place with TMPDIR" in done.stdout
 
 
 def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

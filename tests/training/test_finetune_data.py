@@ -254,6 +254,10 @@ def test_cleaning_and_unknown_characters(tmp_path: Path) -> None:
         write(tmp_path / "x.jsonl", {"prompt": "ONE\r\n", "completion": "Two"}), clean=("lower", "newlines")
     )
     assert lower.fields == {"prompt": "one\n", "completion": "two"}
+    row = {"prompt": "ж", "completion": "ж"}
+    assert read_records(write(tmp_path / "x.jsonl", row))[0].fields == row
+    with pytest.raises(DataError, match=r"x\.jsonl:1: completion is empty after cleaning \(ascii\), so nothing"):
+        read_records(tmp_path / "x.jsonl", clean=("ascii",))
     bad = Record("x.jsonl:7", "completion", {"prompt": "one", "completion": "ж"})
     with pytest.raises(TokenizerError, match=r"x\.jsonl:7: character 'ж' at position 0"):
         record_row(bad, Template(), tokenizers()["char"])

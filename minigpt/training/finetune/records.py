@@ -229,6 +229,8 @@ def _messages(given: Any, field: str, where: str, clean: Sequence[str]) -> list[
 def _text(value: Any, name: str, where: str, clean: Sequence[str], empty: bool) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {type(value).__name__}, not text")
-    if not value and not empty:
-        raise DataError(f"{where}: {name} is empty, so nothing to learn")
-    return clean_text(valid_unicode(value), clean)
+    text = clean_text(valid_unicode(value), clean)
+    if not text and not empty:
+        after = f" after cleaning ({', '.join(clean)})" if value else ""
+        raise DataError(f"{where}: {name} is empty{after}, so nothing to learn")
+    return text
