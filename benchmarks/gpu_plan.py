@@ -152,8 +152,10 @@ class Plan:
         if step.name not in self._lines():
             started = time.monotonic()
             words = self._train_run(step, run)
-            if words is None or not (run / "checkpoints" / "best").exists():
-                return  # no time, or its log says why
+            if words is None or self.left() <= 0:
+                return  # the next start trains it, or goes on with it
+            if not (run / "checkpoints" / "best").exists():
+                return  # its log says why
             self._write(step.name, words, started, {"goal": step.goal, "scores": {}})
         line = self._lines()[step.name]
         scores = line["result"]["scores"]

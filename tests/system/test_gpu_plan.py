@@ -89,6 +89,21 @@ def test_a_training_that_does_not_fit_waits_for_the_next_start(tmp_path: Path) -
     assert plan.commands == [], "its time is over already, so it would end at once"
 
 
+def test_a_training_that_the_end_cut_off_is_no_result_yet(tmp_path: Path) -> None:
+    step = gpu_plan.PLAN[0]
+    plan = FakePlan(tmp_path, 13.0)
+
+    def cut_off() -> Iterable[str]:
+        (tmp_path / "runs" / step.name / "checkpoints/best").mkdir(parents=True)
+        plan.end = 0.0
+        yield ""
+
+    plan.outputs = iter(cut_off())
+    plan._train(step)
+    assert [words[0] for words in plan.commands] == ["train"]
+    assert results(tmp_path) == []
+
+
 @pytest.mark.parametrize("step", [each for each in gpu_plan.PLAN if isinstance(each, gpu_plan.Training)])
 def test_only_the_clock_ends_a_training_and_evaluations_are_rare(step: Any, tmp_path: Path) -> None:
     plan = FakePlan(tmp_path, 13.0)
