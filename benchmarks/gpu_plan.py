@@ -4,8 +4,10 @@
     python benchmarks/gpu_plan.py --out results --tiny --text my.txt    # the same steps on a CPU, in a minute or two
 
 You can stop it at any moment. Started again with the same --out, it skips steps with a result, continues a training
-from its last checkpoint, and computes the scores that are missing. results.jsonl holds one object per step: name,
-command, seconds, device, commit, result. A score is null if its command failed; one that ran out of time is left out.
+from its last checkpoint, and computes the scores that are missing. A step that does not fit into the time left waits
+for the next start. So if a machine ends each command after ten minutes: --minutes 9.5, then again with the rest.
+results.jsonl holds one object per step: name, command, seconds, device, commit, result. A score is null if its command
+failed; one that ran out of time is left out.
 """
 
 import argparse
@@ -20,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
-SPARE = 25.0
-"""Seconds for starting, compiling and stopping a training, in addition to its own time."""
+SPARE = 60.0
+"""Seconds for starting, compiling and stopping a training, in addition to its own time. A third of an H100 took 25 to
+31, and the trial of torch.compile for a new shape takes half a minute more (docs/LOG.md)."""
+EVERYWHERE = ("--train.device", "cuda", "--train.eval-every", "auto", "--train.save-every", "2000")
+"""A save of `record` is 443 MB and takes seconds, so it must be rare; each new best is saved too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,13 @@ class Command:
 
 
 PLAN: tuple[Training | Command, ...] = (
-    Training("record", "wikitext2-record", 420, (), "test, per word, windows that overlap: < 63.3, then < 60"),
+    Training(
+        "record",
+        "wikitext2-record",
+        420,
+        ("--train.max-steps", "null"),
+        "test, per word, windows that overlap: < 63.3, then < 60",
+    ),
     Training(
         "small-25m",
         "small-25m",
@@ -93,6 +104,7 @@ TINY = {
     "model.max-seq-len": "64",
     "train.batch-size": "4",
     "train.micro-batch-size": "4",
+    "train.device": "cpu",
     "train.precision": "fp32",
     "train.compile": "off",
     "tokenizer.kind": "word",  # GPT-2's tokenizer would need a download
@@ -121,7 +133,7 @@ class Plan:
     def run(self) -> bool:
         """Run what has no result yet. Returns whether all steps have all their results now."""
         for step in PLAN:
-            if not self._done(step) and self.left() > SPARE:
+            if not self._done(step):
                 self._train(step) if isinstance(step, Training) else self._command(step)
         return all(map(self._done, PLAN))
 
@@ -140,6 +152,8 @@ class Plan:
         if step.name not in self._lines():
             started = time.monotonic()
             words = self._train_run(step, run)
+            if words is None or self.left() <= 0:
+                return  # the next start trains it, or goes on with it
             if not (run / "checkpoints" / "best").exists():
                 return  # its log says why
             self._write(step.name, words, started, {"goal": step.goal, "scores": {}})
@@ -153,16 +167,22 @@ class Plan:
             line["seconds"] = round(line["seconds"] + time.monotonic() - started, 1)
             self._keep(line)
 
-    def _train_run(self, step: Training, run: Path) -> list[str]:
-        """Train until the step's time or the plan's time is over; returns the command's words."""
-        seconds = 4.0 if self.tiny else step.seconds
-        minutes = max(0.02, min(seconds, self.left() - 2 * SPARE * (not self.tiny)) / 60)
-        words = ["train", step.recipe, *self._flags(step.flags), "--name", step.name]
-        words += ["--logging.runs-dir", str(run.parent), "--train.max-minutes", f"{minutes:.3f}"]
-        words += ["--train.sample-every", "0", "--train.save-every", "200"]
+    def _train_run(self, step: Training, run: Path) -> list[str] | None:
+        """Train for the step's time, or what is left of it; returns the command's words, None if there is no time.
+
+        A run that has begun may get less: the rate then falls sooner, and the run still ends with its average.
+        """
+        before, seconds, spare = trained(run), 4.0 if self.tiny else step.seconds, 0.0 if self.tiny else SPARE
+        if self.left() < spare + (0.0 if before else seconds):
+            print(f"{self.left():4.0f} s left: too short for {step.name}", flush=True)
+            return None
+        seconds = min(seconds, before + self.left() - spare)
+        words = ["train", step.recipe, *self._flags((*EVERYWHERE, "--train.sample-every", "0", *step.flags))]
+        words += ["--name", step.name, "--logging.runs-dir", str(run.parent)]
+        words += ["--train.max-minutes", f"{seconds / 60:.3f}"]
         if (run / "config.yaml").is_file():
-            words.append("--resume")  # the time left may differ from the first start's
-        self._minigpt(step.name, words, 60 * minutes + 3 * SPARE)
+            words.append("--resume")  # the time may differ from the first start's
+        self._minigpt(step.name, words, min(self.left(), seconds - before + 3 * SPARE))
         return words
 
     def _flags(self, flags: Iterable[str]) -> list[str]:
@@ -174,9 +194,11 @@ class Plan:
         return [word for pair in pairs.items() for word in pair]
 
     def _command(self, step: Command) -> None:
-        words = [*step.words, *self._flags(step.flags)]
+        words = [*step.words, *self._flags((*EVERYWHERE[:2], *step.flags))]
         started = time.monotonic()
-        if said := self._minigpt(step.name, words, min(self.left(), step.seconds + SPARE)):
+        if self.left() < step.seconds:
+            print(f"{self.left():4.0f} s left: too short for {step.name}", flush=True)
+        elif said := self._minigpt(step.name, words, min(self.left(), step.seconds + SPARE)):
             self._write(step.name, words, started, json.loads(said))
 
     def _minigpt(self, name: str, words: list[str], seconds: float) -> str | None:
@@ -214,6 +236,14 @@ class Plan:
             os.fsync(file.fileno())
         work.replace(self.results)
         print(f"{self.left():4.0f} s left: {line['name']}: {json.dumps(line['result'])[:400]}", flush=True)
+
+
+def trained(run: Path) -> float:
+    """Seconds of training in a run's last checkpoint: --train.max-minutes counts them too."""
+    last = run / "checkpoints/last"
+    if not last.is_file():
+        return 0.0
+    return json.loads((last.parent / last.read_text().strip() / "state.json").read_text())["train"]["seconds"]
 
 
 def device() -> str:

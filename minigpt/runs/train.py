@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt import tokenizers
+from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
@@ -170,7 +170,7 @@ def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
     """Write the files that a run directory has before the first step."""
     config, ranks = resolved.config, resolved.placement.ranks
-    versions = {name: version(name) for name in ("minigpt", "torch", "numpy", "pydantic")}
+    versions = {"minigpt": __version__, **{name: version(name) for name in ("torch", "numpy", "pydantic")}}
     receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **task.receipt}
     write_run_files(path, config, receipt, task.command)
     tokenizer.save(RunFolder(path).tokenizer)

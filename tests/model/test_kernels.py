@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
@@ -66,6 +67,15 @@ def test_bf16_gradients_of_a_confident_model_are_exact_in_pieces_too() -> None:
         gradients(256 * V, False), gradients(256 * V, True), gradients(7 * V, True), strict=True
     ):
         assert (pieces - exact).norm() < 1.2 * (whole - exact).norm() < 0.1 * exact.norm()
+
+
+def test_an_evaluation_of_the_loss_in_pieces_computes_only_logits() -> None:
+    head, hidden, targets = nn.Linear(16, 64, bias=False), torch.randn(2, 8, 16), torch.randint(V, (2, 8))
+    learned = head_loss(head, hidden, targets, V, valid=16, chunk=3 * V)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        evaluated = head_loss(head, hidden, targets, V, valid=16, chunk=3 * V)
+    assert torch.equal(evaluated, learned)
+    assert counter.get_total_flops() == 2 * 16 * 16 * 64
 
 
 def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:

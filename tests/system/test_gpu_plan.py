@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from minigpt.cli.arguments import config_from, parse
+from minigpt.cli.train import Train
+
 PLAN = Path(__file__).resolve().parents[2] / "benchmarks/gpu_plan.py"
 _spec = importlib.util.spec_from_file_location("gpu_plan", PLAN)
 assert _spec and _spec.loader
@@ -52,19 +55,78 @@ class FakePlan(gpu_plan.Plan):
         return next(self.outputs, "")
 
 
-def test_a_training_that_has_begun_goes_on_with_the_time_that_is_left(tmp_path: Path) -> None:
+def begun(out: Path, name: str, seconds: float) -> None:
+    """Write what the plan reads of a run that was killed: its config, and a checkpoint after some seconds."""
+    run = out / "runs" / name
+    (run / "checkpoints/step-00000200").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "checkpoints/last").write_text("step-00000200\n")
+    (run / "checkpoints/step-00000200/state.json").write_text(json.dumps({"train": {"seconds": seconds}}))
+
+
+def test_a_training_that_has_begun_gets_the_rest_of_its_time_or_what_is_left(tmp_path: Path) -> None:
     step = gpu_plan.PLAN[0]
-    first, second = FakePlan(tmp_path, 13.0), FakePlan(tmp_path, 5.0)
+    plans = first, second, third = [FakePlan(tmp_path, minutes) for minutes in (13.0, 13.0, 2.0)]
     first._train(step)
-    config = tmp_path / "runs" / step.name / "config.yaml"
-    config.parent.mkdir(parents=True)
-    config.touch()
+    begun(tmp_path, step.name, 300.0)
     second._train(step)
-    words = [each.commands[0] for each in (first, second)]
+    third._train(step)
+    words = [plan.commands[0] for plan in plans]
     minutes = [float(each[each.index("--train.max-minutes") + 1]) for each in words]
-    assert minutes[0] == step.seconds / 60
-    assert minutes[1] < minutes[0], "without --resume, another length is another run"
-    assert [each[-1] == "--resume" for each in words] == [False, True]
+    assert minutes == pytest.approx([step.seconds / 60, step.seconds / 60, 5.0 + 2.0 - gpu_plan.SPARE / 60], abs=0.01)
+    assert [each[-1] == "--resume" for each in words] == [False, True, True]
+
+
+def test_a_training_that_does_not_fit_waits_for_the_next_start(tmp_path: Path) -> None:
+    step = gpu_plan.PLAN[1]
+    for minutes, starts in ((step.seconds / 60, 0), ((step.seconds + gpu_plan.SPARE + 5) / 60, 1)):
+        plan = FakePlan(tmp_path, minutes)
+        plan._train(step)
+        assert len(plan.commands) == starts
+    begun(tmp_path, step.name, 10.0)
+    plan = FakePlan(tmp_path, gpu_plan.SPARE / 60 - 0.1)
+    plan._train(step)
+    assert plan.commands == [], "its time is over already, so it would end at once"
+
+
+def test_a_training_that_the_end_cut_off_is_no_result_yet(tmp_path: Path) -> None:
+    step = gpu_plan.PLAN[0]
+    plan = FakePlan(tmp_path, 13.0)
+
+    def cut_off() -> Iterable[str]:
+        (tmp_path / "runs" / step.name / "checkpoints/best").mkdir(parents=True)
+        plan.end = 0.0
+        yield ""
+
+    plan.outputs = iter(cut_off())
+    plan._train(step)
+    assert [words[0] for words in plan.commands] == ["train"]
+    assert results(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", [each for each in gpu_plan.PLAN if isinstance(each, gpu_plan.Training)])
+def test_only_the_clock_ends_a_training_and_evaluations_are_rare(step: Any, tmp_path: Path) -> None:
+    plan = FakePlan(tmp_path, 13.0)
+    plan._train(step)
+    args, overrides = parse(Train, plan.commands[0][1:], "train", with_config=True)
+    settings = config_from(args.what, overrides)[0].train
+    assert (settings.max_steps, settings.max_epochs, settings.max_tokens, settings.early_stopping) == (None,) * 4
+    assert (settings.device, settings.eval_every, settings.save_every) == ("cuda", "auto", 2000)
+
+
+def test_a_copy_of_the_tree_trains_where_minigpt_is_not_installed(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in Path(pytest.__file__).parents[1].iterdir():
+        if "minigpt" not in entry.name:
+            (site / entry.name).symlink_to(entry)
+    (tmp_path / "text.txt").write_text("a cat sat on a mat .\n" * 300)
+    words = [sys.executable, "-S", "-m", "minigpt", "train", str(tmp_path / "text.txt"), "--train.max-steps", "1"]
+    words += ["--train.precision", "fp32", "--model.attention", "sdpa", "--train.sample-every", "0"]
+    words += ["--logging.plots", "false", "--logging.runs-dir", str(tmp_path / "runs")]
+    kept = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(words, cwd=PLAN.parents[1], env=kept, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_score_that_ran_out_of_time_is_computed_at_the_next_start(tmp_path: Path) -> None:

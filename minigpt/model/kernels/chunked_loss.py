@@ -53,8 +53,10 @@ def head_loss(
         return torch.stack(cast(list[Tensor], losses)).sum()
     if type(head) is not nn.Linear:
         return whole(hidden, targets)
+    # Inside `no_grad` a parameter still says that it needs a gradient, which would take two of the three products.
+    weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
     total = _ChunkedLoss.apply(
-        hidden.flatten(0, 1), head.weight, targets.flatten(), vocab_size, chunk, label_smoothing, terms
+        hidden.flatten(0, 1), weight, targets.flatten(), vocab_size, chunk, label_smoothing, terms
     )
     return cast(Tensor, total) / valid
 
