@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -235,11 +236,30 @@ def progress_bars(console: Console) -> Iterator[Report]:
 
 
 def ending_signals() -> list[int]:
-    """The signals that mean: save and end. Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) except under nohup."""
+    """The signals that mean: save and end. Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) except under nohup.
+
+    On Windows, Ctrl-Break instead of SIGHUP.
+    """
     found = [signal.SIGINT, signal.SIGTERM]
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    if sys.platform == "win32":
+        found.append(signal.SIGBREAK)
+    elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return [int(number) for number in found]
+
+
+def out_of_reach() -> dict[str, Any]:
+    """Arguments of Popen for a process that Ctrl-C in this terminal does not reach; see `passed_on`."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def passed_on(number: int) -> int:
+    """The signal that asks such a process to save and end. On Windows, where it has no choice, that is Ctrl-Break."""
+    if sys.platform == "win32":
+        return signal.CTRL_BREAK_EVENT
+    return number
 
 
 def leave_terminal() -> bool:
