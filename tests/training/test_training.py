@@ -467,19 +467,6 @@ def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int, a
             assert torch.equal(tensor, second.tensors()[part][name]), f"{part} {name}"
 
 
-def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path: Path) -> None:
-    """Windows would not delete it later."""
-    first = make_trainer(max_steps=4, ema_decay=0.9)
-    first.run()
-    saved = checkpoint.save(tmp_path / "step-00000004", first.tensors(), first.checkpoint_state())
-    held, second = checkpoint.load(saved, PARTS), make_trainer(max_steps=8, ema_decay=0.9)
-    second.resume(held)
-    assert held.tensors == {}
-    if (maps := Path("/proc/self/maps")).exists():
-        assert str(saved) not in maps.read_text()
-    second.run()
-
-
 def test_after_an_error_hooks_are_closed_and_no_broken_model_is_saved(tmp_path) -> None:
     import signal
 
