@@ -123,7 +123,7 @@ def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Call
     with _private(folder, name) as scratch:
         made = scratch / name
         words = [compiler, *flags, "-include", str(HEADER), "-o", str(made), str(source)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
         library = make(made)
