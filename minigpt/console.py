@@ -162,13 +162,14 @@ def open_streams() -> None:
     """Make it possible to print any text: output is UTF-8 unless the person asked for another encoding.
 
     A character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
-    encoding.
+    encoding. In a pipe or a file, line ends stay \\n, of which Windows would make \\r\\n.
     """
     codecs.register_error("minigpt", _as_json)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             own = stream.isatty() or "PYTHONIOENCODING" in os.environ
-            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt")
+            ends = None if stream.isatty() else "\n"
+            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt", newline=ends)
 
 
 def _as_json(error: UnicodeError) -> tuple[str, int]:
