@@ -249,11 +249,14 @@ def ending_signals() -> list[int]:
     return [int(number) for number in found]
 
 
-def out_of_reach() -> dict[str, Any]:
-    """Arguments of Popen for a process that Ctrl-C in this terminal does not reach; see `passed_on`."""
+def own_group() -> int:
+    """Popen's `creationflags` for a process that Ctrl-C in this terminal does not reach; see `passed_on`.
+
+    They are for Windows, which ignores `start_new_session`.
+    """
     if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
+        return subprocess.CREATE_NEW_PROCESS_GROUP
+    return 0
 
 
 def passed_on(number: int) -> int:

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from minigpt.config import RunConfig, load_config, recipe_settings
-from minigpt.console import ending_signals, leave_terminal, out_of_reach, passed_on
+from minigpt.console import ending_signals, leave_terminal, own_group, passed_on
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder, check_name
@@ -316,7 +316,7 @@ def _run_one(
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         encoding="utf-8", errors="replace",
         env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},
-        **out_of_reach(),
+        start_new_session=True, creationflags=own_group(),
     )  # fmt: skip
     started(process)
     last = ""

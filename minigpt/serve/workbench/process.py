@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt.console import harmless, out_of_reach, passed_on
+from minigpt.console import harmless, own_group, passed_on
 from minigpt.errors import RunError, UserError
 from minigpt.layout import RunFolder
 from minigpt.runs.lock import holder, last_holder
@@ -81,8 +81,9 @@ class Started:
             raise RunError(f"a run {path.name} is starting; choose another name")
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
         process = subprocess.Popen(
-            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, **out_of_reach()
-        )
+            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            start_new_session=True, creationflags=own_group(),
+        )  # fmt: skip
         self._started[path] = (process, said)
 
     def status(self, path: Path) -> dict[str, Any]:
