@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import posixpath
 import re
 import shlex
 import shutil
@@ -118,12 +119,12 @@ def relink(text: str, path: str, page: str) -> str:
     def one(link: re.Match[str]) -> str:
         picture, words, target = link.groups()
         target, _, anchor = target.partition("#")
-        there = os.path.relpath((ROOT / path).parent / target, ROOT)
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         if "://" in target or not target or not (ROOT / there).exists():
             return link[0]
         if there not in TAKEN_IN and not there.startswith("docs/"):
             return words if words.startswith("`") else f"`{there}`"
-        there = os.path.relpath(TAKEN_IN.get(there, there.removeprefix("docs/")), Path(page).parent)
+        there = posixpath.relpath(TAKEN_IN.get(there, there.removeprefix("docs/")), posixpath.dirname(page) or ".")
         return f"{picture}[{words}]({there}{'#' + anchor if anchor else ''})"
 
     return LINK.sub(one, text)

@@ -41,7 +41,8 @@ def share_the_cores(load: Path = Path("/proc/loadavg")) -> bool:
         return False
     looks = []
     for _ in range(8):
-        looks.append(int(load.read_text().split()[3].partition("/")[0]) - 1)  # "0.00 0.01 0.05 2/300 123": 2 run
+        running = load.read_text(encoding="ascii").split()[3]  # "0.00 0.01 0.05 2/300 123": 2 of 300 run
+        looks.append(int(running.partition("/")[0]) - 1)
         time.sleep(0.002)
     busy = sorted(looks)[len(looks) // 2] >= 1
     if busy:

@@ -61,16 +61,24 @@ def load(source: Path, make: Callable[[Path], Loaded]) -> Loaded:
         KernelError, OSError: there is no compiler, or no compiled library works.
     """
     text, folder = HEADER.read_bytes() + source.read_bytes(), cache_root() / "kernels"
-    reason: Exception = KernelError("nothing was tried")
+    choices: dict[str, list[str]] = {}
     for openmp, native in _CHOICES:
         flags = [*_ALWAYS, *openmp, *native]
-        key = hashlib.sha256(b"\0".join([text, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
+        parts = [text, " ".join(flags).encode(), _processor()]
+        choices[hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]] = flags
+    for key in choices:  # all, before one is compiled: the compiler may have refused the first flags
+        if found := _kept(folder, key, make):
+            return found
+    compiler = _compiler()
+    if compiler is None:
+        raise KernelError("no C compiler (cc, gcc or clang) is here")
+    tell(f"compiling {source.name} for this processor, once")
+    reason: Exception = KernelError("nothing was tried")
+    for key, flags in choices.items():
         try:
-            return _kept(folder, key, make) or _compiled(source, folder, key, [*flags, *_LINK], make)
+            return _compiled([compiler, *flags, *_LINK], source, folder, key, make)
         except (KernelError, OSError) as error:
             reason = error
-            if _compiler() is None:
-                break
     raise reason
 
 
@@ -92,12 +100,9 @@ def _compiler() -> str | None:
 
 
 def _kept(folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded | None:
-    """Load a library that was compiled earlier, if it belongs to this user and has not changed; else None.
-
-    Raises KernelError if it computes wrong results.
-    """
+    """Load a library that was compiled earlier; None if it is another user's, has changed, or computes wrong results."""
     path = folder / f"{key}.so"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(KernelError, OSError):
         if only_ours(folder) and only_ours(path) and file_sha256(path) == _hashes(folder).get(key):
             library = make(path)
             library.check()
@@ -113,19 +118,15 @@ def _hashes(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _compiled(source: Path, folder: Path, key: str, flags: list[str], make: Callable[[Path], Loaded]) -> Loaded:
+def _compiled(command: list[str], source: Path, folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded:
     """Compile, load and check a library, and keep it if the folder is private. Raises KernelError, OSError."""
-    compiler = _compiler()
-    if compiler is None:
-        raise KernelError("no C compiler (cc, gcc or clang) is here")
     name = f"{source.stem}.so"
-    tell(f"compiling {source.name} for this processor, once")
     with _private(folder, name) as scratch:
         made = scratch / name
-        words = [compiler, *flags, "-include", str(HEADER), "-o", str(made), str(source)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        words = [*command, "-include", str(HEADER), "-o", str(made), str(source)]
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
-            raise KernelError(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+            raise KernelError(f"{command[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
         library = make(made)
         library.check()
         if scratch.parent == folder:

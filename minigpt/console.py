@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -161,13 +162,14 @@ def open_streams() -> None:
     """Make it possible to print any text: output is UTF-8 unless the person asked for another encoding.
 
     A character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
-    encoding.
+    encoding. In a pipe or a file, line ends stay \\n, of which Windows would make \\r\\n.
     """
     codecs.register_error("minigpt", _as_json)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             own = stream.isatty() or "PYTHONIOENCODING" in os.environ
-            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt")
+            ends = None if stream.isatty() else "\n"
+            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt", newline=ends)
 
 
 def _as_json(error: UnicodeError) -> tuple[str, int]:
@@ -235,11 +237,33 @@ def progress_bars(console: Console) -> Iterator[Report]:
 
 
 def ending_signals() -> list[int]:
-    """The signals that mean: save and end. Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) except under nohup."""
+    """The signals that mean: save and end. Ctrl-C, SIGTERM, and SIGHUP (a closed terminal) except under nohup.
+
+    On Windows, Ctrl-Break instead of SIGHUP.
+    """
     found = [signal.SIGINT, signal.SIGTERM]
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    if sys.platform == "win32":
+        found.append(signal.SIGBREAK)
+    elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return [int(number) for number in found]
+
+
+def own_group() -> int:
+    """Popen's `creationflags` for a process that Ctrl-C in this terminal does not reach; see `passed_on`.
+
+    They are for Windows, which ignores `start_new_session`.
+    """
+    if sys.platform == "win32":
+        return subprocess.CREATE_NEW_PROCESS_GROUP
+    return 0
+
+
+def passed_on(number: int) -> int:
+    """The signal that asks such a process to save and end. On Windows, where it has no choice, that is Ctrl-Break."""
+    if sys.platform == "win32":
+        return signal.CTRL_BREAK_EVENT
+    return number
 
 
 def leave_terminal() -> bool:

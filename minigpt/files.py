@@ -54,6 +54,9 @@ MOST = 1 << 28
 """Most bytes of a file that is read as a whole."""
 WAIT = 5.0
 """Seconds to wait for a writer of a named pipe."""
+PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
+"""Seconds between two tries to rename on Windows."""
+_INVALID_NAME = 123  # Windows' error for a path that no file can have, such as the glob "books\\*.txt"
 
 
 def find(path: str | Path) -> os.stat_result | None:
@@ -62,6 +65,10 @@ def find(path: str | Path) -> os.stat_result | None:
         return Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if getattr(error, "winerror", None) == _INVALID_NAME:
+            return None
+        raise
     except ValueError as error:  # a NUL character, or half a surrogate pair
         raise OSError(errno.EINVAL, str(error)) from None
 
@@ -151,7 +158,7 @@ def delete_folder(folder: Path) -> None:
     Raises OSError.
     """
     work = temporary_path(folder)
-    folder.rename(work)
+    move(folder, work)
     delete_path(work)
 
 
@@ -173,6 +180,19 @@ def private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def move(work: Path, path: Path) -> None:
+    """Rename a file or folder; a file that has the new name is replaced. Raises OSError.
+
+    Windows refuses this while another process reads one of the files, so there it is tried for a second.
+    """
+    for pause in PAUSES if sys.platform == "win32" else ():
+        with contextlib.suppress(PermissionError):
+            work.replace(path)
+            return
+        time.sleep(pause)
+    work.replace(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file; a killed process leaves the old or the new file. Raises OSError, and then the old file stays."""
     work = temporary_path(path)
@@ -181,7 +201,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        work.replace(path)
+        move(work, path)
     except BaseException:
         with contextlib.suppress(OSError):  # only the first error is reported
             work.unlink()
@@ -214,9 +234,10 @@ def file_sha256(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Make the operating system write a file or directory to the disk (directories: not on Windows)."""
-    if path.is_dir() and os.name == "nt":
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows writes only what is open for writing
     try:
         os.fsync(handle)
     finally:
@@ -228,8 +249,8 @@ def replace_folder(work: Path, folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}-old")
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    work.rename(folder)
+        move(folder, aside)
+    move(work, folder)
     if aside.exists():
         with contextlib.suppress(OSError):  # the new folder is in place
             delete_folder(aside)
@@ -252,7 +273,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         work.mkdir(parents=True)
         yield work
-        work.rename(out)
+        move(work, out)
     except (OSError, SafetensorError) as error:  # safetensors raises the second if the disk is full
         why = getattr(error, "strerror", None) or error
         raise StorageError(f"{out} cannot be written ({why}); choose another with --out") from None
@@ -271,7 +292,7 @@ def new_file(out: Path) -> Iterator[Path]:
         work = temporary_path(out)
         try:
             yield work
-            work.rename(out)
+            move(work, out)
         finally:
             if work.exists():  # missing if the folder cannot be written
                 work.unlink()

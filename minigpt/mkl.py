@@ -29,7 +29,7 @@ def measure_gain(torch_folder: Path) -> float:
     """
     words, here = [sys.executable, "-S", __file__, str(torch_folder)], {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
-        subprocess.Popen([*words, code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=here)
+        subprocess.Popen([*words, code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii", env=here)
         for code in ("usual", "intel")
     ]
     try:

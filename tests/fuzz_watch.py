@@ -1,11 +1,14 @@
 """Limit fuzz tests (test_fuzz_*) to 10 seconds per example and 2 GB for all of them."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
+
+resource = pytest.importorskip("resource", reason="needs POSIX")
 
 SLOWEST = 10.0  # seconds of one example
 MOST = 2e9  # bytes by which a process may grow

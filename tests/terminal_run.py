@@ -1,19 +1,21 @@
 """Run a command in a pseudo-terminal of 80 columns, and return what is on its screen at the end."""
 
-import fcntl
 import os
-import pty
 import re
 import select
 import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from rich.cells import cell_len
+
+fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
+pty = pytest.importorskip("pty", reason="needs POSIX")
+termios = pytest.importorskip("termios", reason="needs POSIX")
 
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)[ -/]*([@-~])|\x1b\][^\x07]*\x07|\x1b[@-_=>]|(.)", re.DOTALL)
 COLUMNS, ROWS = 80, 24

@@ -251,6 +251,24 @@ def swallowed_errors(root: Path) -> list[str]:
     return found
 
 
+def system_dependent(root: Path) -> list[str]:
+    """Text in the system's own encoding, which on Windows is not UTF-8; and temporary folders whose deletion may fail,
+    as it does on Windows if a file in them is still mapped.
+    """
+    found = []
+    for path, text in sources(root, "minigpt"):
+        for call in (node for node in nodes(text) if isinstance(node, ast.Call)):
+            name, words = called(call.func), ast.unparse(call)
+            method = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
+            opens = name == "open" and not re.match(r"(os|gzip|archive)\.|.*'[rwax]+b'", words)
+            pipes = any(key.arg == "text" and ast.unparse(key.value) == "True" for key in call.keywords)
+            if (method or opens or pipes) and not re.search(r"encoding=|'utf-8'", words):
+                found.append(f"{path}:{call.lineno}: {name} without an encoding")
+            if name == "TemporaryDirectory" and "ignore_cleanup_errors=True" not in words:
+                found.append(f"{path}:{call.lineno}: {name} without ignore_cleanup_errors=True")
+    return found
+
+
 def missing_core(root: Path) -> list[str]:
     """Files of the core that no longer exist."""
     return [f"{name}: named in CORE, but not there" for name in CORE if not (root / "minigpt" / name).is_file()]
@@ -275,7 +293,9 @@ def circles(arrows: set[tuple[str, str]]) -> list[str]:
 
 
 Rule = Callable[[Path], list[str]]
-RULES: tuple[Rule, ...] = (bad_imports, long_files, long_functions, unsafe_loading, swallowed_errors)
+RULES: tuple[Rule, ...] = (
+    bad_imports, long_files, long_functions, unsafe_loading, swallowed_errors, system_dependent
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -307,6 +327,10 @@ PLANTED = [
     (unsafe_loading, "model/gpt.py", "import numpy\nnumpy.load('x', allow_pickle=True)"),
     (swallowed_errors, "model/gpt.py", "try:\n    x = 1\nexcept ValueError:\n    pass"),
     (swallowed_errors, "model/gpt.py", "try:\n    x = 1\nexcept:\n    x = 2"),
+    (system_dependent, "files.py", "Path('x').open('a')"),
+    (system_dependent, "files.py", "Path('x').write_text(text)"),
+    (system_dependent, "files.py", "subprocess.run(['node'], text=True)"),
+    (system_dependent, "files.py", "with TemporaryDirectory() as folder: pass"),
 ]
 
 
@@ -333,6 +357,7 @@ ALLOWED = [
     (unsafe_loading, "model/gpt.py", "import numpy\nnumpy.load('x', allow_pickle=False)"),
     (unsafe_loading, "weights/torch_file.py", "import torch\ntorch.load('x', weights_only=True)"),
     (swallowed_errors, "model/gpt.py", "try:\n    x = 1\nexcept ValueError:\n    x = 2"),
+    (system_dependent, "files.py", "Path('x').open('rb')\nos.open('x', 0)\nread_text('x')\nx.read_text('utf-8')"),
 ]
 
 

@@ -55,6 +55,7 @@ def test_only_an_amd_processor_with_avx2_is_asked(tmp_path: Path):
     assert before_torch.amd_processor(tmp_path / "none") is None
 
 
+@needs_elf
 @pytest.mark.parametrize(
     ("known", "busy", "chosen"),
     [(1.3, False, "intel"), (1.0, False, "usual"), (1.0, True, "usual"), (None, True, "intel")],

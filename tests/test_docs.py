@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import math
+import ntpath
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -103,6 +105,13 @@ def test_included_source_is_what_python_has():
         lines, first = inspect.getsourcelines(real)
         assert made.splitlines()[1:-1] == inspect.cleandoc("\n" + "".join(lines)).splitlines()
         assert f"lines {first} to {first + len(lines) - 1}" in made.splitlines()[0]
+
+
+def test_links_are_the_same_where_paths_have_backslashes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(site, "os", SimpleNamespace(path=ntpath))
+    told = "[a](../budget.md#rule) ![b](img/b.png) [c](../../RESULTS.md) [`d`](../../Makefile) [e](https://x.org/y)"
+    made = "[a](../budget.md#rule) ![b](img/b.png) [c](../results.md) `d` [e](https://x.org/y)"
+    assert site.relink(told, "docs/howto/mac.md", "howto/mac.md") == made
 
 
 @pytest.mark.parametrize(

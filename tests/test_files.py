@@ -17,11 +17,13 @@ from minigpt.files import (
     append_line,
     find,
     keep_lines,
+    move,
     new_folder,
     parse_json,
     private_folder,
     read_lines,
     read_text,
+    sync,
     temporary_path,
     write_bytes,
     write_text,
@@ -161,6 +163,52 @@ def test_a_path_is_looked_at_without_exceptions_for_what_is_not_there() -> None:
     assert find(__file__) is not None
     with pytest.raises(OSError, match="too long"):
         find("x" * 300)
+
+
+# --- Windows, as far as another system can play it ---
+
+
+def test_a_file_is_synced_as_windows_wants_it_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"kept")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "fsync", lambda handle: os.write(handle, b""))  # EBADF where only reading is allowed
+    sync(tmp_path / "x")
+    sync(tmp_path)
+    assert (tmp_path / "x").read_bytes() == b"kept"
+
+
+def test_a_path_that_windows_calls_invalid_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def invalid(path: Path) -> None:
+        error = OSError(errno.EINVAL, "The filename, directory name, or volume label syntax is incorrect")
+        error.winerror = number  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(Path, "stat", invalid)
+    number = 123
+    assert find("books/*.txt") is None, "a glob"
+    number = 5
+    with pytest.raises(OSError, match="syntax"):
+        find("books")
+
+
+def test_a_rename_waits_on_windows_until_nobody_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers, replace = [1, 1], Path.replace
+
+    def refuse_while_read(path: Path, target: Path) -> None:
+        if readers:
+            readers.pop()
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_while_read)
+    (tmp_path / "new").write_bytes(b"new")
+    with pytest.raises(PermissionError):  # elsewhere nobody's reading stops a rename: the error is another
+        move(tmp_path / "new", tmp_path / "old")
+    monkeypatch.setattr(sys, "platform", "win32")
+    readers.append(1)
+    write_text(tmp_path / "old", "old")
+    move(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_bytes() == b"new" and not readers
 
 
 def test_json_that_is_nested_too_deep_is_a_value_error() -> None:

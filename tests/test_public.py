@@ -90,6 +90,19 @@ def test_every_command_of_the_workflow_is_real():
     assert [words[1] for words in ran if words[0] == "make"] == ["test", "docs"]
 
 
+def test_windows_can_import_every_test_module():
+    """What only POSIX has is imported by importorskip, else pytest stops there before the first test."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+        assert not names & {"fcntl", "grp", "pty", "pwd", "resource", "termios"}, path
+
+
+def test_text_has_the_same_bytes_in_every_checkout():
+    """Git for Windows would end lines with CR LF; hashes of files and fixtures of tests would change."""
+    assert read(".gitattributes") == "* text=auto eol=lf\n"
+
+
 def test_actions_are_pinned_and_may_only_read():
     used = [step["uses"] for step in steps() if "uses" in step]
     assert used and all(re.fullmatch(r"actions/[a-z-]+@v\d+", name) for name in used)

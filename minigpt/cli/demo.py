@@ -62,12 +62,13 @@ def main(argv: list[str]) -> int:
         return 0
     if line := headline_of(run):
         out(line)
+    path = shlex.quote(run.path.as_posix())  # cmd.exe knows no quotes around runs\demo
     left = f"{round(loss, 3) - round(floor, 3):.3f} is left to learn"  # as a reader subtracts
     out(
         f"loss {loss:.3f} nats per byte; the grammar's own entropy is {floor:.3f}: {left}\n"
         f"Trained in {seconds:.0f} s. Next:\n"
-        f'  minigpt generate {shlex.quote(str(run.path))} --prompt "Once upon a time"\n'
-        f"  minigpt eval {shlex.quote(str(run.path))}\n"
+        f'  minigpt generate {path} --prompt "Once upon a time"\n'
+        f"  minigpt eval {path}\n"
         f"  minigpt train my.txt"
     )
     return 0

@@ -59,7 +59,7 @@ def report_run(run: "TrainedRun", json: bool) -> int:
 
 def _next(run: "TrainedRun") -> str:
     """The commands to try next with a run; a run that learned chats begins with chat."""
-    path = shlex.quote(str(run.path))
+    path = shlex.quote(run.path.as_posix())  # with /, so that no shell of Windows needs quotes
     chat, others = f"minigpt chat {path}", f"      minigpt eval {path}\n      minigpt explain {path}"
     if RunFolder(run.path).template.is_file():
         return f"Next: {chat}\n{others}"

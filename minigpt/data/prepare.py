@@ -31,7 +31,7 @@ from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, TokenFileError, storage_error
-from minigpt.files import delete_folder, find, parse_json, temporary_path
+from minigpt.files import delete_folder, find, move, parse_json, temporary_path
 from minigpt.layout import TOKENIZER
 
 VERSION = 1
@@ -182,7 +182,7 @@ def _publish(folder: Path, target: Path, fingerprint: str) -> None:
     """Give the finished directory its name. If another process was first and its files are whole, keep those."""
     for _ in range(3):
         try:
-            folder.rename(target)
+            move(folder, target)
             return
         except OSError:
             if not target.exists():
@@ -193,4 +193,4 @@ def _publish(folder: Path, target: Path, fingerprint: str) -> None:
         except TokenFileError:  # damaged: delete it
             with contextlib.suppress(OSError):  # another process may be deleting it too
                 delete_folder(target)
-    folder.rename(target)
+    move(folder, target)

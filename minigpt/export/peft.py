@@ -75,7 +75,7 @@ def _compare(run: Run, base: GPT, path: Path) -> float:
 
     limit = min(64, base.config.max_seq_len)
     ids = torch.randint(run.tokenizer.vocab_size, (2, limit), generator=torch.Generator().manual_seed(0))
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         write_model(Path(folder), base, run.tokenizer, "fp32")
         theirs = load_in_transformers(Path(folder))
     with torch.inference_mode(), warnings.catch_warnings():

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from minigpt import tokenizers
 from minigpt.config import ModelConfig, RunConfig, load_config
@@ -137,9 +137,9 @@ def _adapted(path: Path, device: str) -> GPT:
 
 def find_base(path: Path, saved: SavedAdapter) -> Path:
     """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
-    run, base = RunFolder.of(path).path, Path(saved.base)
+    run, base = RunFolder.of(path).path, PureWindowsPath(saved.base)  # splits at / and at \ of Windows
     moved = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
-    found = next((place for place in (base, moved, run.parent / base.name) if place.exists()), None)
+    found = next((place for place in (Path(saved.base), moved, run.parent / base.name) if place.exists()), None)
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
     return found

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import parse_json
+from minigpt.files import delete_folder, parse_json
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
@@ -53,7 +53,7 @@ def run_lock(path: Path) -> Iterator[None]:
 
 def _take_away(path: Path, made: list[Path]) -> None:
     """Delete the lock of a directory that holds nothing else, and the directories that were made for it."""
-    if os.name != "nt" and [entry.name for entry in path.iterdir()] == [LOCK]:
+    if sys.platform != "win32" and [entry.name for entry in path.iterdir()] == [LOCK]:
         (path / LOCK).unlink()
         for folder in (path, *made):
             if not any(folder.iterdir()):
@@ -107,13 +107,32 @@ def _holder(file: Path) -> str:
         return "another process"
 
 
-def is_held(file: Path) -> bool:
-    """Whether a process holds the lock. Works on POSIX only, where asking takes the lock only for a moment."""
-    if os.name == "nt" or not file.is_file():
-        return False
-    import fcntl
+def delete_run(path: Path) -> None:
+    """Delete a run with all its files. Raises RunError if a process holds it, StorageError.
 
+    Windows renames no folder that has an open file, such as the lock. So there the lock is given back first, and a
+    process that takes it just then keeps its run.
+    """
+    windows = sys.platform == "win32"
+    try:
+        with run_lock(path):
+            if not windows:
+                delete_folder(path)
+        if windows:
+            delete_folder(path)
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock. Asking takes it for a moment, on POSIX together with others who ask."""
+    if not file.is_file():
+        return False
     with file.open("rb") as opened:
+        if sys.platform == "win32":
+            return not _try(opened.fileno())
+        import fcntl
+
         try:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from minigpt.config import RunConfig, load_config, recipe_settings
-from minigpt.console import ending_signals, leave_terminal
+from minigpt.console import ending_signals, leave_terminal, own_group, passed_on
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder, check_name
@@ -257,12 +257,12 @@ def _run_all(
         stopped = number
         leave_terminal()
         for process in running:
-            process.send_signal(number)  # has no effect on a process that has ended
+            process.send_signal(passed_on(number))  # has no effect on a process that has ended
 
     def started(process: subprocess.Popen[str]) -> None:
         running.append(process)
         if stopped:  # if the sweep was stopped while the process started
-            process.send_signal(stopped)
+            process.send_signal(passed_on(stopped))
 
     def trial(name: str) -> None:
         device = free.get()
@@ -278,8 +278,11 @@ def _run_all(
     before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         with ThreadPoolExecutor(len(devices)) as pool:
-            for future in wait([pool.submit(trial, name) for name in todo]).done:
-                future.result()
+            jobs = [pool.submit(trial, name) for name in todo]
+            while wait(jobs, 0.2).not_done:  # on Windows `stop` would not be called during a wait without a limit
+                continue
+            for job in jobs:
+                job.result()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -305,14 +308,15 @@ def _run_one(
     started: Callable[[subprocess.Popen[str]], None],
     show: Callable[[str], object],
 ) -> None:
-    """Train one trial to its end, in its own session, so that Ctrl-C reaches it only once, through `run_sweep`."""
+    """Train one trial to its end. Ctrl-C reaches its process only once, through `run_sweep`."""
     sweep = progress.sweep
     progress.note(name, "running")
     process = subprocess.Popen(
         [*PROGRAM, *sweep.argv(name)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace",
         env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},
-        start_new_session=True,
+        start_new_session=True, creationflags=own_group(),
     )  # fmt: skip
     started(process)
     last = ""

@@ -319,13 +319,17 @@ class Trainer:
         return CheckpointState(model=self.model.config.model_dump(mode="json"), train=copy.deepcopy(self.state))
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue exactly from a checkpoint."""
+        """Continue exactly from a checkpoint; its tensors are copied, then dropped.
+
+        They are mapped from its files, and Windows cannot delete a mapped file when the checkpoint becomes old.
+        """
         own, parts, saved = self.runtime.ranks.own, dict(self.model.named_parameters()), self.saved
         weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors[saved.part].items()}
         self.model.load_weights(weights if saved is WHOLE else self.model.weights() | weights)
         load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"], own)
         for hook in self.hooks:
             hook.on_resume(self, checkpoint)
+        checkpoint.tensors.clear()
         self.state = copy.deepcopy(checkpoint.train)
         self.state.finished, self.state.stop_reason = False, ""
         if self.scaler and self.state.scaler:

@@ -1,10 +1,8 @@
 """Test `minigpt chat` as a person uses it: in a real pseudo-terminal, and in a pipe."""
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
 import select
 import shutil
@@ -12,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -20,6 +17,10 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.tokenizers.chat_template import Template
+
+fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
+pty = pytest.importorskip("pty", reason="needs POSIX")
+termios = pytest.importorskip("termios", reason="needs POSIX")
 
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_=>])")
 TEXT = "the cat sat on a mat and saw the dog. System: User: Assistant: so it ran to the red barn.\n"

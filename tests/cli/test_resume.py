@@ -1,13 +1,10 @@
 """Test that the same command continues a stopped run, and never with other settings or another text."""
 
-import fcntl
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,10 @@ from cli_run import SMALL, fails, text
 
 from minigpt.cli import main
 from minigpt.runtime import device
+
+fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
+pty = pytest.importorskip("pty", reason="needs POSIX")
+termios = pytest.importorskip("termios", reason="needs POSIX")
 
 
 def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path, capsys) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 from cli_run import fails
@@ -10,7 +11,21 @@ from safetensors.torch import load_file, save_file
 
 from minigpt import GPT
 from minigpt.cli import main
+from minigpt.cli.finished import _next
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
+
+
+class WindowsPath(PureWindowsPath):
+    """A path of Windows where no file is."""
+
+    def is_file(self) -> bool:
+        return False
+
+
+def test_the_next_commands_can_be_typed_in_every_shell_of_windows() -> None:
+    settings = SimpleNamespace(train=SimpleNamespace(sample_prompt="Once"))
+    shown = _next(SimpleNamespace(path=WindowsPath(r"runs\my"), config=settings))  # type: ignore[arg-type]
+    assert shown.startswith('Next: minigpt generate runs/my --prompt "Once"\n')
 
 
 def test_generate_prints_prompt_and_text_and_repeats_itself(trained: Path, capsys) -> None:

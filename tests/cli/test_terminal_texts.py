@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from minigpt import cli
-from minigpt.console import SafeConsole, counted, harmless, messages, out
+from minigpt.console import SafeConsole, counted, harmless, messages, open_streams, out
 from minigpt.data import Batches
 from minigpt.errors import DataError
+from minigpt.generation.chat.terminal import PlainLines
 from minigpt.training.hooks.screen import Screen
 
 NASTY = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\r\x00"
@@ -60,6 +61,17 @@ def test_another_encoding_is_no_traceback() -> None:
         done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": name}, check=False)
         assert done.returncode == 2
         assert b"\\u4f60\\u597d\\ud83d\\ude00" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_pipes_carry_utf_8_and_plain_line_ends_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "cp1252", newline="\r\n"))  # as Windows opens a pipe
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é 你好\r\n".encode()), "cp1252"))
+    open_streams()
+    print(PlainLines().read())
+    sys.stdout.flush()
+    assert out.getvalue() == "é 你好\n".encode()
 
 
 def _broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:

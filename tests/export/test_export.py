@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -194,6 +193,7 @@ def test_a_wrong_export_is_found_and_leaves_nothing(fault: str, tmp_path: Path, 
 
 def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "run"))
+    resource = pytest.importorskip("resource", reason="needs POSIX")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the weights have 300,000 bytes
     try:

@@ -1,7 +1,6 @@
 """Test GGUF files: the format's own package reads them, we read the same bits back, and damaged files are refused."""
 
 import json
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +138,7 @@ def test_a_chat_comes_back_and_nothing_is_left_of_a_failed_export(tmp_path: Path
     assert load_template(import_model(made.path, tmp_path / "back").path) == load_template(folder)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(capsys, folder, "--to", "gguf", "--out", tmp_path / "file/out.gguf")
+    resource = pytest.importorskip("resource", reason="needs POSIX")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

@@ -185,6 +185,17 @@ def test_compiling_at_once_is_safe_and_a_torn_file_is_made_again(kernels, tmp_pa
     assert [path.read_bytes() == whole for path in (tmp_path / "kernels").iterdir()] == [True]
 
 
+def test_flags_that_a_compiler_refuses_are_tried_only_once(kernels, tmp_path: Path, monkeypatch) -> None:
+    told, compiler = tmp_path / "told", tmp_path / "cc"
+    refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\necho x >> {told}\n{refuse}\nexec {shutil.which("cc")} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for _ in range(2):  # as two processes would
+        assert load_again(monkeypatch, tmp_path / "cache") == []
+        assert told.read_text().splitlines() == ["x"] * 3, "twice with OpenMP, then without"
+
+
 PLANTED = """
 #include <stdio.h>
 __attribute__((constructor)) static void ran(void) { fclose(fopen("%s", "w")); }

@@ -12,6 +12,7 @@ from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, que
 
 from minigpt.cli import main
 from minigpt.config import GenerationConfig, OptimizerConfig, load_config
+from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError, StorageError
 from minigpt.files import read_lines
 from minigpt.generation import generate
@@ -19,12 +20,12 @@ from minigpt.generation.text import generate_text
 from minigpt.model import GPT
 from minigpt.runs import train as assembly
 from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
-from minigpt.runs.load import load_run
+from minigpt.runs.load import find_base, load_run
 from minigpt.runs.train import train
 from minigpt.tokenizers import ByteTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import encode_question, load_template
 from minigpt.training import make_optimizer
-from minigpt.training.finetune import Adapters
+from minigpt.training.finetune import Adapters, SavedAdapter
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
 from minigpt.weights import checkpoint
 
@@ -177,6 +178,13 @@ def test_an_adapter_finds_a_base_that_moved_with_it_and_refuses_another(base: Pa
     make_base(moved / "base", init_std=0.1)
     with pytest.raises(CheckpointError, match="an adapter for another base"):
         load_run(moved / "small", "cpu")
+
+
+def test_an_adapter_from_windows_finds_its_base_here(tmp_path: Path) -> None:
+    step = tmp_path / "base" / "checkpoints" / "step-00000004"
+    step.mkdir(parents=True)
+    for base in (r"C:\Users\ada\runs\base\checkpoints\step-00000004", "runs/base/checkpoints/step-00000004"):
+        assert find_base(tmp_path / "small", SavedAdapter(tmp_path, LoRAConfig(), {}, base, "")) == step
 
 
 def test_a_chat_tuning_learns_ten_questions_to_exact_answers(tmp_path: Path) -> None:

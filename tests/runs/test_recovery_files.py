@@ -1,6 +1,6 @@
 """Test damage, locks, a full disk and clocks that jump on a run's files, all through the command."""
 
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +21,11 @@ from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
-from minigpt.runs.lock import is_held, run_lock
+from minigpt.runs.lock import delete_run, holder, is_held, run_lock
 from minigpt.runs.train import train
 from minigpt.weights.damage import newest_whole
 
+fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
 STEPS = ["--train.max-steps", "12", "--train.save-every", "4", "--train.eval-every", "4", "--train.sample-every", "6"]
 
 
@@ -141,6 +143,39 @@ def test_who_only_asks_about_a_lock_keeps_no_run_from_starting(tmp_path: Path) -
     threading.Timer(0.05, os.close, [asked]).start()
     with run_lock(tmp_path):
         assert is_held(tmp_path / ".lock")
+
+
+@pytest.fixture
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' lock, played by flock: no two handles lock a file, and a folder with an open file is not renamed."""
+
+    def locking(handle: int, mode: str, count: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def rename(path: Path, target: Path) -> None:
+        opened = {file.resolve() for file in Path("/proc/self/fd").iterdir()}
+        if any(path.resolve() in file.parents for file in opened):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        os.replace(path, target)  # noqa: PTH105  Path.replace is this function
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs Linux: open files are read from /proc")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(sys, "platform", "win32")
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_a_run_is_held_and_deleted_on_windows_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with run_lock(run):
+        (run / "config.yaml").touch()
+        assert is_held(run / ".lock") and holder(run / ".lock") == os.getpid()
+        with pytest.raises(RunError, match="is being trained"):
+            delete_run(run)
+    assert not is_held(run / ".lock") and (run / "config.yaml").exists()
+    delete_run(run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from tuned_run import make_base, questions
 
 from minigpt.cli import main
 from minigpt.cli.sweep import at_commas, split_grid
+from minigpt.console import ending_signals, own_group, passed_on
 from minigpt.errors import ConfigError
 from minigpt.runs import sweep as sweeps
 from minigpt.runs.lock import run_lock
@@ -263,6 +264,17 @@ def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_i
     monkeypatch.setenv("SECONDS_EACH", "0")
     assert main(command(tmp_path)) == 0
     assert [call[0] for call in calls(stand_in)] == NAMES
+
+
+def test_on_windows_ctrl_c_does_not_reach_runs_and_ctrl_break_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    names = {signal: {"SIGBREAK": 21, "CTRL_BREAK_EVENT": 1}, subprocess: {"CREATE_NEW_PROCESS_GROUP": 512}}
+    for module, values in names.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+    assert own_group() == 512
+    assert ending_signals() == [signal.SIGINT, signal.SIGTERM, 21]
+    assert {passed_on(number) for number in ending_signals()} == {1}, "Popen refuses SIGINT there"
 
 
 @pytest.mark.slow  # three processes

@@ -282,3 +282,16 @@ def test_skipped_lines_of_a_killed_run_are_written_once(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, lambda batch: batch in (3, 6), resume=True)
     trainer.run()
     assert read_lines(tmp_path / "incidents.jsonl") == before and len(before) == 2
+
+
+def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path: Path) -> None:
+    """Windows could not delete it when the checkpoint becomes old."""
+    first, _ = make(tmp_path, max_steps=5)
+    first.run()
+    held = checkpoint.load(tmp_path / "checkpoints/last", ("model", "optimizer"))
+    second, _ = make(tmp_path, max_steps=10)
+    second.resume(held)
+    assert held.tensors == {}
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(held.path) not in maps.read_text()
+    assert second.run().step == 10

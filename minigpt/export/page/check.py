@@ -26,7 +26,9 @@ def ask(page: Path, questions: dict[str, Any], seconds: float = 600) -> dict[str
     """The answers of check.js. Raises MiniGPTError if it fails."""
     command = ["node", str(Path(__file__).with_name("check.js")), str(page)]
     try:
-        done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, input=json.dumps(questions), capture_output=True, encoding="utf-8", timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         raise MiniGPTError(f"the page took longer than {seconds:.0f} s to answer; please report it") from None
     if done.returncode:

@@ -1,5 +1,7 @@
-"""Define the result of one probe."""
+"""Define the result of one probe, and how a probe runs a program."""
 
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,3 +33,12 @@ def reason(error: BaseException) -> str:
     """Describe an exception in one short line: its type and the first line of its message."""
     name, line = type(error).__name__, first_line(error).strip()
     return f"{name}: {line[:160]}" if line != name else name
+
+
+def output_of(
+    words: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program and collect its output, whatever its encoding. Raises OSError, subprocess.TimeoutExpired."""
+    return subprocess.run(
+        words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment, check=False
+    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.config import ModelConfig, OptimizerConfig
 from minigpt.console import counted
 from minigpt.errors import ConfigError
-from minigpt.machine.doctor.check import Check, reason
+from minigpt.machine.doctor.check import Check, output_of, reason
 
 if TYPE_CHECKING:
     import torch
@@ -229,13 +229,11 @@ def learning(device: str) -> Check:
 def torch_compile(limit: float = COMPILE_LIMIT) -> Check:
     """Whether torch.compile can compile a small function for the device that `auto` chooses. Training works without."""
     name, advice = "torch.compile", "training runs eager without it; set train.compile off to silence the warning"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
         code = "from minigpt.machine.doctor.kernels import compile_here; compile_here()"
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=limit
-            )
+            done = output_of([sys.executable, "-c", code], limit, environment)
         except subprocess.TimeoutExpired:
             return Check(name, None, f"not done after {limit:.0f} s", advice)
     try:

@@ -14,7 +14,7 @@ from minigpt.console import counted
 from minigpt.data.named_datasets import NAMED
 from minigpt.download import cache_root
 from minigpt.files import expand_home, file_sha256
-from minigpt.machine.doctor.check import Check, reason
+from minigpt.machine.doctor.check import Check, output_of, reason
 from minigpt.runtime.memory import host_memory
 
 GB = 1e9
@@ -158,13 +158,13 @@ def cpp_compiler() -> Check:
     path = next(filter(None, map(shutil.which, words)), None)
     if path is None:
         return Check(name, None, f"none of {', '.join(words)} is here", install)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, program = Path(folder) / "try.cpp", Path(folder) / "try"
         source.write_text("#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n", encoding="ascii")
         try:
-            made = subprocess.run([path, str(source), "-o", str(program)], capture_output=True, text=True, timeout=60)
+            made = output_of([path, str(source), "-o", str(program)], 60)
             ran = made.returncode == 0 and subprocess.run([str(program)], timeout=10).returncode == 0
-            about = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+            about = output_of([path, "--version"], 10).stdout
         except (OSError, subprocess.SubprocessError) as error:
             return Check(name, None, f"{path}: {reason(error)}", install)
     if not ran:

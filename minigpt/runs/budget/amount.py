@@ -49,5 +49,5 @@ def process_start() -> float:
     now, stat = time.perf_counter(), Path("/proc/self/stat")
     if not stat.is_file():
         return now
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # field 22: since the machine started
+    ticks = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])  # field 22: since the machine started
     return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt.console import harmless
+from minigpt.console import harmless, own_group, passed_on
 from minigpt.errors import RunError, UserError
 from minigpt.layout import RunFolder
 from minigpt.runs.lock import holder, last_holder
@@ -40,11 +40,11 @@ def stop(run: RunRecord) -> None:
     if pid is None:
         raise UserError(f"no process of this machine trains {run.name} now; reload the page to see how it ended")
     try:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, passed_on(signal.SIGTERM))
     except ProcessLookupError:
         raise UserError(f"{run.name} has just ended; reload the page") from None
-    except PermissionError:
-        raise UserError(f"{run.name} is trained by another user; stop it there with Ctrl-C") from None
+    except OSError:  # on Windows, Ctrl-Break reaches only what was started here
+        raise UserError(f"{run.name} is trained by another user or window; stop it there with Ctrl-C") from None
 
 
 def resume_words(run: RunRecord) -> list[str]:
@@ -81,8 +81,9 @@ class Started:
             raise RunError(f"a run {path.name} is starting; choose another name")
         said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
         process = subprocess.Popen(
-            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            start_new_session=True, creationflags=own_group(),
+        )  # fmt: skip
         self._started[path] = (process, said)
 
     def status(self, path: Path) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from minigpt import __version__
 from minigpt.config import DataConfig, GenerationConfig, validate
 from minigpt.config.presets import presets_file, read_presets, save_preset
-from minigpt.errors import ConfigError, RunError, storage_error
-from minigpt.files import delete_folder
+from minigpt.errors import ConfigError, RunError
 from minigpt.runs.compare import cautions, differences
-from minigpt.runs.lock import run_lock
+from minigpt.runs.lock import delete_run
 from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
@@ -227,11 +226,7 @@ class Workbench:
         path = paths[asked.name]
         if self.started.status(path)["starting"]:
             raise RunError(f"{asked.name} is starting; stop it first")
-        with run_lock(path):
-            try:
-                delete_folder(path)
-            except OSError as error:
-                raise storage_error(path, error) from None
+        delete_run(path)
         return {"done": True}
 
     async def why(self, asked: TextRequest) -> dict[str, Any]:
