@@ -100,7 +100,7 @@ def _compiler() -> str | None:
 
 
 def _kept(folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded | None:
-    """Load a library that was compiled earlier; None if it is another user's, has changed, or computes wrong results."""
+    """Load a library that was compiled earlier; None if it is another user's, has changed, or computes wrongly."""
     path = folder / f"{key}.so"
     with contextlib.suppress(KernelError, OSError):
         if only_ours(folder) and only_ours(path) and file_sha256(path) == _hashes(folder).get(key):
