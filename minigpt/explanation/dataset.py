@@ -43,7 +43,7 @@ def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] |
 
 
 def loss_by_position(losses: Floats, context: int) -> Floats:
-    """Mean loss [min(context, N)] at each position of a window: it shows how much more text before a token helps."""
+    """Mean loss [min(context, N)] of the tokens with 1, 2, ... tokens before them in the window: whether more helps."""
     places = np.arange(len(losses)) % context
     return np.bincount(places, losses) / np.bincount(places)
 

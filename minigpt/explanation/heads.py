@@ -57,7 +57,7 @@ class Heads:
 def places(tokens: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
     """By kind: [T, T], whether a head of that kind would look from position t (row) at position s (column).
 
-    places([5, 6, 5])["induction"] has one place: position 2 (the second 5) looks at position 1, where 6 followed 5.
+    places([5, 6, 7, 5])["induction"] has one place: position 3 (the second 5) looks at position 1, where 6 followed 5.
     The token itself counts for no kind; the token before counts only for previous_token.
     """
     t, s = np.indices((len(tokens), len(tokens)))

@@ -24,7 +24,7 @@ def show_survey(survey: dict[str, Any]) -> Iterator[RenderableType]:
     rows = []
     for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
         mean = sum(places[start:end]) / (end - start)
-        rows.append((str(start) if end == start + 1 else f"{start} to {end - 1}", f"{mean:.3f}", _bar(mean, places[0])))
+        rows.append((_range(start + 1, end), f"{mean:.3f}", _bar(mean, places[0])))  # 1 token is before places[0]
     yield _part("By position in the context: more text before a token helps", ("tokens before", "nats", ""), rows)
     most = max(row["loss"] for row in survey["loss_by_frequency"])
     rows = [

@@ -1,10 +1,13 @@
 """Test figures over a whole text against slow and obvious forms of each."""
 
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from minigpt.config import ModelConfig
 from minigpt.data.token_file import TokenFile, TokenWriter
@@ -21,6 +24,7 @@ from minigpt.explanation.dataset import (
     survey,
     token_losses,
 )
+from minigpt.explanation.tables import show_survey
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
 from minigpt.tokenizers import CharTokenizer
@@ -117,3 +121,13 @@ def test_a_survey_has_its_keys_and_finds_a_copied_sentence():
     assert found["spans"][0]["text"] == " the dog ran to the barn by the mill" and found["spans"][0]["times"] == 4
     assert found["neighbours"][0]["text"] == " ", "the most frequent token first"
     assert found["loss"] == pytest.approx(token_losses(MODEL, IDS[:100]).mean())
+
+
+def test_the_table_of_positions_counts_the_tokens_that_the_model_had_read():
+    found = survey(MODEL, TOKENIZER, IDS, IDS[:100], "the cat")
+    screen = Console(file=StringIO(), width=100)
+    for part in show_survey(found):
+        screen.print(part)
+    table = screen.file.getvalue().partition("By position")[2].partition("By how often")[0]
+    rows = [line.split("  ")[1] for line in table.splitlines() if "█" in line]
+    assert rows == ["1", "2", "3 to 4", "5 to 8", "9 to 16"]
