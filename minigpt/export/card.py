@@ -138,10 +138,8 @@ def _unscored(run: Run) -> str:
     state = read_state(run.checkpoint).train if (run.checkpoint / "state.json").is_file() else None
     if state is None or state.val_loss is None:
         return "It was not scored."
-    return (
-        f"The last loss on a part of the validation text was {state.val_loss:.4f} nats per token. The model was not "
-        "scored on the whole text."
-    )
+    where = scored_on("val", run.config.train.eval_batches)
+    return f"It was not scored. The last loss of its training was {state.val_loss:.4f} nats per token ({where})."
 
 
 def _limits(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from tuned_run import TEXT, make_base, questions, tune
 
 from minigpt import export_huggingface, export_peft, load_run
 from minigpt.cli import main
+from minigpt.export.card import model_card
 from minigpt.tokenizers.chat_template import Template
+from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint_state import TrainState, read_state
 
 
 def card(folder: Path) -> tuple[dict, str]:
@@ -56,6 +60,16 @@ def test_a_card_of_a_run_that_knows_little(tmp_path: Path) -> None:
     assert "| training | not known here |" in text and "It was not scored." in text and "answers in chats" in text
     again = export_huggingface(load_run(tmp_path / "a|b-hf", "cpu"), tmp_path / "again")
     assert "| training | not known here |" in card(again.path)[1]
+
+
+@pytest.mark.parametrize(("batches", "where"), [(None, "whole validation split"), (5, "5 batches of the validation")])
+def test_a_card_without_a_score_says_what_the_last_loss_is_of(tmp_path: Path, batches: int | None, where: str) -> None:
+    run = load_run(make_base(tmp_path / "base"), "cpu")
+    state = replace(read_state(run.checkpoint), train=TrainState(step=1, val_loss=1.5))
+    checkpoint.save(run.checkpoint, {"model": run.model.weights()}, state)
+    train = run.config.train.model_copy(update={"eval_batches": batches})
+    run = replace(run, config=run.config.model_copy(update={"train": train}))
+    assert f"1.5000 nats per token ({where}" in model_card(run, "qwen3", "fp32", "base-hf")
 
 
 @pytest.mark.parametrize(
