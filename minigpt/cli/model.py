@@ -26,7 +26,8 @@ class Model:
     what: Positional[PathText | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
-    """Print one JSON object: config, parameters, flops_per_token, training_memory, inference_memory, shapes."""
+    """Print one JSON object: config, batch_size (sequences that training_memory counts), parameters, flops_per_token,
+    training_memory, inference_memory, shapes."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         from minigpt.tokenizers.words import WIKITEXT_2
 
         ids = config.tokenizer.vocab_size
-        known = {"gpt2": 50257, "bpe": ids, "word": min(ids, WIKITEXT_2), "auto": 50257, "byte": 260}
+        known = {"gpt2": 50257, "bpe": ids, "word": min(ids, WIKITEXT_2), "auto": 50257, "byte": 259}
         shape = shape.model_copy(update={"vocab_size": known.get(config.tokenizer.kind, 96)})
     report = inspect(shape, config)
     if args.json:

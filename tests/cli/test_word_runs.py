@@ -11,6 +11,7 @@ from minigpt import load_run
 from minigpt.cli import main
 from minigpt.config import GenerationConfig
 from minigpt.generation.text.bias_and_bans import make_rules
+from minigpt.tokenizers import ByteTokenizer
 
 FORM = "".join(f" {line[:-1]} . \n" for line in text().splitlines())
 """In WikiText's form, so that the tokens keep all of it."""
@@ -106,6 +107,12 @@ def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path,
     fails(capsys, ["tokenizer", "train", "--kind", "word"], "a word tokenizer is made from a text")
     assert main(["model", "inspect", "--tokenizer.kind", "word", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["vocab_size"] == 33_278
+    assert main(["model", "inspect", "--tokenizer.kind", "byte", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["config"]["vocab_size"] == ByteTokenizer().vocab_size
+    with pytest.raises(SystemExit):
+        main(["model", "inspect", "--help"])
+    assert all(key in capsys.readouterr().out.split("--json")[-1] for key in report)
     assert main(["data", "inspect", source, "--tokenizer.kind", "word", "--json"]) == 0
     counted = json.loads(capsys.readouterr().out)
     assert all(split["tokens"] == split["words"] for split in counted["splits"].values())
