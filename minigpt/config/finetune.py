@@ -57,7 +57,8 @@ class FinetuneConfig(Section):
     """Parameters or parts that are not trained, by name, with * and ?: embedding,blocks.0,blocks.*.norm? (a tied head
     is the embedding)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each layer's rate is the rate of the layer above it times this; the head and last norm have the full rate."""
+    """Each layer's rate is the rate of the layer above it times this; the head and last norm have the full rate (a tied
+    head is the embedding, the lowest layer)."""
     seq_len: Size | None = None
     """Tokens in a row of a batch (default: the model's context)."""
     pack: bool = False

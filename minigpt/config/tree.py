@@ -79,7 +79,8 @@ class ModelConfig(Section):
     """Dropout: probability of zeroing a number in training. It is the default of input_dropout, attention_dropout and
     block_dropout."""
     word_dropout: Fraction = 0.0
-    """Dropout of a token's whole embedding: each batch draws tokens of the vocabulary and zeroes them everywhere."""
+    """Dropout of a token's whole embedding: each micro-batch (and each rank) draws tokens of the vocabulary and zeroes
+    them everywhere."""
     input_dropout: Fraction | None = None
     """Dropout of the first block's input."""
     qkv_dropout: Fraction = 0.0
@@ -126,9 +127,9 @@ class ModelConfig(Section):
     zero_init_residual: bool = False
     """Start the residual projections at zero: each block begins as the identity."""
     attention: Literal["auto", "reference", "blockwise", "sdpa", "fused"] = "auto"
-    """Attention kernel: reference (readable code), blockwise (in four parts that skip what the causal mask hides), sdpa
-    (torch's scaled_dot_product_attention), fused (C code, on a CPU in fp32), or auto (in training the fastest on this
-    machine, by timing; else sdpa)."""
+    """Attention kernel: reference (readable code), blockwise (up to four parts that skip what the causal mask hides),
+    sdpa (torch's scaled_dot_product_attention), fused (C code, on a CPU in fp32), or auto (in training the fastest on
+    this machine, by timing; else sdpa)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -258,7 +259,7 @@ class OptimizerConfig(Section):
     """muon: the rate of the weights that adamw updates, as a share of learning_rate (a run's default: by width,
     0.2 x sqrt(256 / embed_dim))."""
     momentum: Fraction = 0.95
-    """muon: decay of the gradient's running sum."""
+    """muon: decay of the gradient's running mean."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices (embeddings too); norms and biases are not decayed."""
     beta1: Fraction = 0.9

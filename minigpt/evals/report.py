@@ -7,7 +7,7 @@
     word_perplexity  exp(all nats / words), with words as WikiText counts them: split at white space, and one per line
                      end
 
-The interval comes from a bootstrap (Efron, 1979): blocks of at least `context` tokens are drawn with replacement, and
+The interval comes from a bootstrap (Efron, 1979): blocks of about `context` tokens are drawn with replacement, and
 the ratio of their sums is taken. It says how much a score depends on the choice of text in the split, not on the seed
 of training. Neighbouring blocks of a document are similar, so the interval is a little too narrow.
 """
@@ -229,7 +229,7 @@ def _exp(nats: float) -> float | None:
 
 
 def _intervals(score: Score, text_bytes: int, context: int) -> Interval | None:
-    # Overlapping windows score few tokens each; neighbours are joined into blocks of at least `context` tokens.
+    # Overlapping windows score few tokens each; neighbours are joined into blocks of about `context` tokens.
     block = (np.cumsum(score.tokens) - score.tokens) // context  # [W]
     starts = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1])))
     nats, tokens, bytes_ = (np.add.reduceat(part, starts) for part in (score.nats, score.tokens, score.bytes))

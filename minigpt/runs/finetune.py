@@ -39,9 +39,7 @@ from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state
 
 SKILL_STEPS, MOST_PASSES = 1200, 30
-"""Number of steps that teach a new skill, by measurement (RESULTS.md, "Fine-tuning"); and the largest number of
-passes.
-"""
+"""Number of steps that teach a new skill, by measurement (docs/LOG.md); and the largest number of passes."""
 SKILL_WIDTH = 512
 """Widest model for which answering is a new skill; wider models are assumed to be pretrained, and forget easily."""
 

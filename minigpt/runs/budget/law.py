@@ -8,7 +8,8 @@ G is the loss of a 5-gram model of the same text; it says how hard the text is. 
 pass, at most R times the text (Muennighoff et al., 2023, section 3.1). If a model has many weights per byte, it
 memorises the text, and repetition is worth almost nothing: R = 4 / (1 + (N / (M U))^c). S is the number of steps: a run
 with few large steps is worth less than a run with many small steps (in the sense of McCandlish et al., 2018; the form
-is ours), and a run that reads more needs more steps. N is in units of 100,000, D and D' in millions.
+is ours), and a run that reads more needs more steps. N is in units of 100,000, D and D' in millions; in R, N counts
+weights and U bytes.
 """
 
 import math

@@ -63,7 +63,7 @@ class Sampled(StrictModel):
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Keep the fewest tokens of near-average surprise whose probabilities sum to p."""
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Logits of tokens that occurred before, also in the prompt, are divided by this."""
+    """Divides positive logits of tokens that occurred before, also in the prompt, and multiplies negative ones."""
     num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
     """Beam search: hypotheses kept at each step; not with stream or logprobs."""
 
