@@ -102,7 +102,7 @@ def _probes(configure: Configure, vocab_size: int) -> list[RunConfig]:
 
 
 def _measure(probes: Sequence[RunConfig], runtime: Runtime, limit: float) -> Speed:
-    """The costs from at least three sizes, in about `limit` seconds."""
+    """The costs from at least three probes, in about `limit` seconds."""
     points: list[tuple[tuple[float, float, float], float]] = []
     started = time.perf_counter()
     for config in probes:
