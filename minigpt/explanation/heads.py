@@ -38,7 +38,7 @@ class Heads:
     scores: dict[str, Floats]
     """By kind: [L, H] from 0 to 1."""
     chance: dict[str, float]
-    """By kind: the score of a head that gives all earlier positions the same weight."""
+    """By kind: the score of a head that gives its own and all earlier positions the same weight."""
     sequences: int
     length: int
     """Tokens per sequence; the second half repeats the first."""
