@@ -58,7 +58,7 @@ class Catalog:
     """
 
     def __init__(self, runs: Sequence[Path], clock: Callable[[], float] = time.monotonic):
-        self.runs, self.clock = runs, clock
+        self.runs, self.clock = list(runs), clock
         self._read_at = float("-inf")
         self._known: dict[str, Listed] = {}
 

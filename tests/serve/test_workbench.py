@@ -281,6 +281,20 @@ def test_the_bytes_of_a_text_are_those_that_the_tokens_hold(tmp_path: Path):
     assert (found["count"], found["bytes"]) == (3, 3)
 
 
+@pytest.mark.slow
+def test_a_server_of_one_run_shows_the_runs_that_it_starts(tmp_path: Path):
+    runs = make_runs(tmp_path / "runs")
+    settings = {"model.embed_dim": "16", "model.num_layers": "1", "train.max_steps": "2", "train.device": "cpu"}
+    with served(runs / "base") as address, httpx.Client(base_url=address, timeout=300) as client:
+        text = {"name": "my.txt", "text": "The cat sat on the mat.\n" * 400, "first": True, "done": True}
+        sent = client.post("/api/texts", json=text).json()
+        asked = {**sent, "budget": "", "settings": settings, "name": "mine"}
+        assert client.post("/api/start", json=asked).json() == {"name": "mine"}
+        until(lambda: "finished" in [run["state"] for run in client.get("/api/runs").json()["runs"]
+                                     if run["name"] == "mine"])  # fmt: skip
+        until(lambda: "mine" in [card["id"] for card in client.get("/v1/models").json()["data"]])
+
+
 class SlowStarted(Started):
     """Takes its time to see whether a process is starting."""
 
