@@ -21,7 +21,7 @@ from pathlib import Path
 from minigpt.errors import RunError, UserError
 from minigpt.generation.chat import Plain, Turns
 from minigpt.generation.fast.prepare import prepare_decoding
-from minigpt.layout import RunFolder, step_of
+from minigpt.layout import CONFIG, MANIFEST, RunFolder, step_of
 from minigpt.runs.chat_format import chat_format_of
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.runs.record import run_folders
@@ -36,6 +36,8 @@ FRESH = 2.0
 """The list of runs is read again after this many seconds."""
 UNKNOWN = 8 << 30
 """Bytes assumed to be free if the system does not say."""
+Key = tuple[Path, int]
+"""A checkpoint: where it is, and when it was written, since a run that is trained again has the same places."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Catalog:
     """
 
     def __init__(self, runs: Sequence[Path], clock: Callable[[], float] = time.monotonic):
-        self.runs, self.clock = runs, clock
+        self.runs, self.clock = list(runs), clock
         self._read_at = float("-inf")
         self._known: dict[str, Listed] = {}
 
@@ -94,18 +96,37 @@ def _in_folder(root: Path) -> list[Listed]:
     for name, path in named(root).items():
         steps = RunFolder(path).steps()
         whole = is_huggingface(path) or bool(steps)
-        paths = {name: path} if whole or (path == root and path.exists()) else {}
+        paths = {name: path} if whole or (path == root and _is_one(path)) else {}
         paths |= {f"{name}@{step_of(step)}": step for step in steps}
         paths |= {f"{name}+{adapter}": place for adapter, place in find_adapters(path).items()}
-        found += [Listed(name, path, int(path.stat().st_mtime)) for name, path in paths.items()]
+        found += [one for name, path in paths.items() if (one := as_listed(name, path))]
     return found
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a path is a run or a checkpoint, not a folder that has no runs yet."""
+    return path.is_file() or any((path / name).is_file() for name in (CONFIG, MANIFEST))
+
+
+def as_listed(name: str, path: Path) -> Listed | None:
+    """The model at a path; None if the run's process has deleted it since it was found."""
+    try:
+        return Listed(name, path, int(path.stat().st_mtime))
+    except FileNotFoundError:
+        return None
+
+
+def key_of(listed: Listed) -> Key:
+    """The checkpoint that a name means now. Raises CheckpointError, OSError."""
+    place = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+    return place, place.stat().st_mtime_ns
 
 
 @dataclass(eq=False)
 class Loaded:
     """A model in memory."""
 
-    key: Path
+    key: Key
     run: LoadedRun
     texts: int
     """How many texts it can write at once."""
@@ -141,7 +162,7 @@ class Models:
         self.catalog, self.engine, self.limits = catalog, engine, limits
         self.device, self.precision = device, precision
         self.memory = limits.memory or (host_memory()[1] or UNKNOWN) // 2
-        self.loaded: dict[Path, Loaded] = {}
+        self.loaded: dict[Key, Loaded] = {}
         self._loading = asyncio.Lock()
 
     @asynccontextmanager
@@ -153,7 +174,10 @@ class Models:
             UnavailableError: it cannot be loaded now: no memory, or damaged.
         """
         listed = await self.catalog.find(name)
-        key = self._key(listed)
+        try:
+            key = key_of(listed)
+        except (UserError, OSError) as error:
+            raise _unreadable(listed, error) from None
         if key not in self.loaded:
             async with self._loading:
                 if key not in self.loaded:
@@ -166,21 +190,19 @@ class Models:
             loaded.users -= 1
             loaded.used = time.monotonic()
 
-    def _key(self, listed: Listed) -> Path:
-        """The checkpoint that the name means now. Raises UnavailableError."""
+    async def _load(self, listed: Listed, key: Key) -> None:
+        place, _ = key
         try:
-            return listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+            self._make_room(sum(file.stat().st_size for file in place.rglob("model*.safetensors")))
+            reading = asyncio.ensure_future(asyncio.to_thread(self._read, place))
+            try:
+                await asyncio.shield(reading)
+            finally:  # also if the client has gone: its next try finds the model
+                run = await reading
+                loaded = self.loaded[key] = Loaded(key, run, self._texts(run), used=time.monotonic())
+                self._make_room(0, loaded)
         except (UserError, OSError) as error:
             raise _unreadable(listed, error) from None
-
-    async def _load(self, listed: Listed, key: Path) -> None:
-        try:
-            self._make_room(sum(file.stat().st_size for file in key.rglob("model*.safetensors")))
-            run = await asyncio.to_thread(self._read, listed.path)
-        except (UserError, OSError) as error:
-            raise _unreadable(listed, error) from None
-        loaded = self.loaded[key] = Loaded(key, run, self._texts(run), used=time.monotonic())
-        self._make_room(0, loaded)
 
     def _read(self, path: Path) -> LoadedRun:
         run = load_run(path, self.device)

@@ -127,6 +127,45 @@ def test_it_chats(browser, tale: Path) -> None:
         assert page.locator("#messages li").count() == 0
 
 
+def test_a_new_chat_begins_empty_while_the_model_answers(browser, tale: Path) -> None:
+    with Opened(browser, tale) as page:
+        page.click("#tab-chat")
+        page.fill("#say", "Hi")
+        page.press("#say", "Enter")
+        page.wait_for_selector("#again:not([hidden])")
+        page.fill("#max_new_tokens", "100000")
+        page.click("#settings summary")
+        page.uncheck("#stop_at_eos")
+        page.fill("#say", "Tell me more")
+        page.press("#say", "Enter")
+        page.wait_for_selector("#messages li.assistant >> nth=1")
+        page.click("#clear")
+        page.wait_for_selector("#send:text-is('Send')")
+        assert page.evaluate("messages.length") == 0 and page.locator("#again").is_hidden()
+        assert page.locator("#chat-status").inner_text() == ""
+
+
+def test_settings_of_the_run_beyond_the_dials_are_allowed(browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my", temperature=2.5, top_k=500, max_new_tokens=8)
+    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+        page.click("#write")
+        page.wait_for_selector("#write-status:has-text('token')")
+        assert page.locator("#alert").is_hidden()
+
+
+def test_a_letter_that_cleaning_changes_is_not_called_unknown(browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my", max_new_tokens=8)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("clean: []", "clean: [ascii]"))
+    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+        write(page, "The cat \u2603", 8)
+        assert "never saw" not in page.locator("#write-status").inner_text()
+        page.click("#tab-explain")
+        page.fill("#text", "The cat \u2603")
+        page.wait_for_selector("#explain-status:has-text('8 tokens')")
+        assert "never saw" not in page.locator("#explain-status").inner_text()
+
+
 def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: Path) -> None:
     with Opened(browser, tale) as page:
         page.click("#tab-explain")

@@ -12,6 +12,7 @@ from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import GenerationError
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.generation.text import generate_text
+from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.model import GPT
 from minigpt.serve.engine import BusyError, Ended, Engine, Event, Failed, Job, Read, Wrote
 from minigpt.serve.limits import Limits
@@ -167,6 +168,28 @@ def test_an_error_of_one_model_leaves_the_others_alone() -> None:
     engine.submit(good, [two])
     run_out(engine)
     assert isinstance(first.end, Failed) and isinstance(second.end, Ended)
+
+
+def test_a_prompt_that_cannot_be_read_fails_and_does_not_wait_for_ever() -> None:
+    gpt, engine = make_model(), Engine()
+    (bad, one), (late, two) = (make_job("abc", max_new_tokens=5) for _ in range(2))
+    bad.ids[-1] = 1000  # as when memory runs out: the model raises while it reads
+    engine.submit(gpt, [bad, late])
+    run_out(engine)
+    assert isinstance(one.end, Failed) and isinstance(two.end, Failed) and engine.waiting == 0
+    job, client = make_job("abc", max_new_tokens=5)
+    engine.submit(gpt, [job])
+    run_out(engine)
+    assert isinstance(client.end, Ended)
+
+
+def test_the_bad_words_of_a_run_are_never_written() -> None:
+    gpt, engine = make_model(), Engine()
+    fields: dict[str, Any] = {"bad_words": ("a", "b", "th"), "max_new_tokens": 30, "seed": 3, "stop_at_eos": False}
+    job, client = make_job("abc", rules=make_rules(GenerationConfig(**fields), LETTERS), **fields)
+    engine.submit(gpt, [job])
+    run_out(engine)
+    assert client.text == generate_text(gpt, "abc", LETTERS, **fields)
 
 
 def test_a_chat_that_goes_on_reads_only_what_is_new() -> None:

@@ -224,6 +224,7 @@ WRONG: list[tuple[str, dict[str, Any] | bytes, int, str]] = [
     ("/v1/chat/completions", {"model": "talks", "messages": CHAT[:1]}, 400, "user"),
     ("/v1/chat/completions", {"model": "talks", "messages": []}, 400, "messages"),
     ("/v1/embeddings", {"model": "base", "input": LONG}, 400, "context"),
+    ("/v1/embeddings", {"model": "base", "input": "x", "dimensions": 8}, 400, "32 numbers"),
     ("/detokenize", {"model": "base", "tokens": [10_000]}, 400, "10000"),
     ("/v1/completions", b"x" * 5_000_000, 413, "bytes"),
     ("/v1/nothing", {}, 404, "Not Found"),

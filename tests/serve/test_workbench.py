@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from served import PROMPT, make_runs, served
 
 from minigpt import tokenizers
 from minigpt.cli import main
+from minigpt.errors import RunError
 from minigpt.explanation import html as pictures
 from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
@@ -28,6 +31,7 @@ from minigpt.runs.load import load_run
 from minigpt.runs.record import read_run
 from minigpt.serve.workbench import details
 from minigpt.serve.workbench.details import kept
+from minigpt.serve.workbench.process import Started
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -268,6 +272,45 @@ def test_a_text_is_looked_at_with_the_tokenizer_of_a_run(client: Any, runs: Path
     strange = client.post("/api/tokens", json={"name": "base", "text": "\u2603"}).json()["tokens"]
     assert [row["special"] for row in strange] == [True]
     assert client.post("/api/tokens", json={"name": "../base", "text": "a"}).status_code == 404
+
+
+def test_the_bytes_of_a_text_are_those_that_the_tokens_hold(tmp_path: Path):
+    run = read_run(make_runs(tmp_path) / "base")
+    data = run.config.data.model_copy(update={"clean": ("ascii",)})
+    found = details.tokens(replace(run, config=run.config.model_copy(update={"data": data})), "cat\u00e9\u2603")
+    assert (found["count"], found["bytes"]) == (3, 3)
+
+
+@pytest.mark.slow
+def test_a_server_of_one_run_shows_the_runs_that_it_starts(tmp_path: Path):
+    runs = make_runs(tmp_path / "runs")
+    settings = {"model.embed_dim": "16", "model.num_layers": "1", "train.max_steps": "2", "train.device": "cpu"}
+    with served(runs / "base") as address, httpx.Client(base_url=address, timeout=300) as client:
+        text = {"name": "my.txt", "text": "The cat sat on the mat.\n" * 400, "first": True, "done": True}
+        sent = client.post("/api/texts", json=text).json()
+        asked = {**sent, "budget": "", "settings": settings, "name": "mine"}
+        assert client.post("/api/start", json=asked).json() == {"name": "mine"}
+        until(lambda: "finished" in [run["state"] for run in client.get("/api/runs").json()["runs"]
+                                     if run["name"] == "mine"])  # fmt: skip
+        until(lambda: "mine" in [card["id"] for card in client.get("/v1/models").json()["data"]])
+
+
+class SlowStarted(Started):
+    """Takes its time to see whether a process is starting."""
+
+    def status(self, path: Path) -> dict[str, Any]:
+        found = super().status(path)
+        time.sleep(0.2)
+        return found
+
+
+def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
+    started, place = SlowStarted(), tmp_path / "my"
+    with ThreadPoolExecutor(2) as tabs:
+        both = [tabs.submit(started.begin, place, ["--version"]) for _ in range(2)]
+    refused = [each.exception() for each in both if each.exception()]
+    assert len(refused) == 1 and isinstance(refused[0], RunError)
+    until(lambda: not started.status(place)["starting"])
 
 
 def until(true: Any, seconds: float = 300.0) -> None:

@@ -361,6 +361,73 @@ def test_without_runs_it_says_what_to_do(browser, tmp_path: Path) -> None:
         page.wait_for_selector("text=No runs yet >> nth=0")
 
 
+def test_a_wrong_key_is_told_and_escape_does_not_leave_the_page_dead(browser, runs: Path) -> None:
+    with served(runs, key="sesame") as address:
+        opened = Opened(browser, address)
+        opened.page.goto(address)
+        for _ in range(2):
+            opened.page.wait_for_selector("dialog[open] input")
+            opened.page.press("dialog input", "Escape")
+        opened.page.wait_for_selector("dialog[open] input")
+        for wrong in ("\u0441\u0435\u0437\u0430\u043c", "simsim"):  # the first cannot be sent in a header
+            opened.page.fill("dialog input", wrong)
+            opened.page.click("dialog button")
+        opened.page.wait_for_selector("text=This key is wrong")
+        opened.page.fill("dialog input", "sesame")
+        opened.page.click("dialog button")
+        opened.page.wait_for_selector("html[data-ready]")
+        opened.context.close()
+
+
+def test_times_are_rounded_before_they_are_cut_into_minutes(browser, address: str) -> None:
+    words = "import('/page/words.js').then(({ duration }) => [59.4, 59.7, 119.7, 3599.8].map(duration))"
+    with Opened(browser, address) as page:
+        assert page.evaluate(words) == ["59 s", "1 min 0 s", "2 min 0 s", "1 h 0 min"]
+
+
+def test_a_part_that_was_left_while_it_read_is_closed(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "runs")
+        late = "(...all) => new Promise((done) => setTimeout(done, 300)).then(() => real(...all))"
+        page.evaluate(f"() => {{ window.real = fetch; window.fetch = {late}; }}")
+        for part in ("live", "runs", "live"):
+            page.evaluate(f"location.hash = '{part}/my'")
+            page.wait_for_timeout(50)
+        page.wait_for_selector("#chart-loss path.line.accent")
+        page.wait_for_timeout(500)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        go(page, "runs")
+        page.wait_for_timeout(7000)
+        assert not [url for url in asked if "/api/figures" in url]
+
+
+def test_the_live_run_forgets_that_the_server_was_gone(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        go(page, "live")
+        page.wait_for_selector("#chart-loss path.line.accent")
+        page.evaluate("() => { window.real = fetch; window.fetch = () => Promise.reject(new TypeError('gone')); }")
+        page.wait_for_selector(".live .status:has-text('does not answer')")
+        page.evaluate("() => { window.fetch = real; }")
+        page.wait_for_selector(".live .status:has-text('does not answer')", state="detached")
+
+
+def test_without_bits_per_byte_there_is_no_choice_of_units(browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path / "runs")
+    lines = [{"step": step, "epoch": 0, "tokens": step, "seconds": step * 20, "val_loss": 3.0} for step in (0, 1)]
+    (runs / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with served(runs) as address, Opened(browser, address) as page:
+        go(page, "live", "base")
+        page.wait_for_selector("#chart-loss svg")
+        assert page.locator("[aria-label='Unit of the loss']").is_hidden()
+        go(page, "compare", "base")
+        page.click("[aria-label='Horizontal axis'] >> text=Minutes")
+        page.wait_for_selector(".curve svg text.unit:has-text('minutes')")
+        box = page.locator(".curve svg").bounding_box()
+        page.hover(".curve svg", position={"x": box["width"] - 20, "y": 100})
+        assert "minutes 0.33" in page.locator(".curve-readout").inner_text()
+
+
 def test_the_key_is_asked_for_once(browser, runs: Path) -> None:
     with served(runs, key="sesame") as address:
         opened = Opened(browser, address)

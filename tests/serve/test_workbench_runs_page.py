@@ -81,6 +81,41 @@ def test_runs_are_sorted_filtered_noted_copied_and_deleted(browser: Any, tmp_pat
         assert not (tmp_path / "runs" / "talks").exists()
 
 
+def test_after_a_run_is_deleted_the_links_lead_to_another(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        go(page, "runs", "talks")
+        page.click("[data-key='run talks']")
+        page.click("text=Delete")
+        page.click("text=Delete it")
+        page.wait_for_selector("[data-key='run talks']", state="detached")
+        page.wait_for_selector("#tabs a[href='#live/base']")
+        page.click("#tabs >> text=Live run")
+        page.wait_for_selector("#chart-loss svg")
+
+
+def test_the_keyboard_stays_where_it_is_when_the_table_is_drawn_again(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        go(page, "runs", "base")
+        page.click("[data-key='run talks']")
+        page.focus("[data-key='delete talks']")
+        page.evaluate("document.querySelector('.runs-table').dataset.old = ''")
+        page.evaluate("import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))")
+        page.wait_for_selector(".runs-table[data-old]", state="detached")
+        assert page.evaluate("document.activeElement.dataset.key") == "delete talks"
+
+
+def test_a_text_is_sent_again_after_it_was_changed_but_not_in_another_encoding(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("location.hash = 'start/'")
+        page.set_input_files(".drop input", str(tmp_path / "my.txt"))
+        page.wait_for_selector("text=repeated lines")
+        assert page.evaluate("document.querySelector('.drop input').value") == ""
+        (tmp_path / "old.txt").write_bytes("na\u00efve\n".encode("latin-1") * 100)
+        page.set_input_files(".drop input", str(tmp_path / "old.txt"))
+        page.wait_for_selector("text=This file is not UTF-8")
+        assert not (tmp_path / "texts" / "old.txt").exists()
+
+
 def test_any_setting_is_found_changed_and_judged(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
         page.evaluate("location.hash = 'start/'")

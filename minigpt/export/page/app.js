@@ -56,6 +56,10 @@ const MORE = [
   ["no_repeat_ngram_size", "No repeats", "no sequence of this many tokens occurs twice; 0: off", { min: 0, step: 1, max: 1000 }],
   ["stop_at_eos", "Stop at the end of a text", "", "switch"],
 ];
+for (const [name, , , kind] of [...DIALS, ...MORE]) if (kind.max !== undefined) { // the run's own values are allowed
+  kind.min = Math.min(kind.min, about.settings[name]);
+  kind.max = Math.max(kind.max, about.settings[name]);
+}
 const START = { ...about.settings, fresh: true };
 const SLIDERS = new Set(["temperature", "top_p"]);
 
@@ -195,6 +199,7 @@ function bubble({ role, content }) {
 }
 
 async function answer() {
+  const own = messages; // "New chat" may be pressed before the answer ends
   const system = byId("system").value;
   const asked = [...(system ? [{ role: "system", content: system }] : []), ...messages];
   const text = bubble({ role: "assistant", content: "" });
@@ -207,8 +212,9 @@ async function answer() {
   };
   const done = await produce(byId("send"), { messages: asked }, show, byId("chat-status"));
   text.classList.remove("busy");
-  if (done) messages.push({ role: "assistant", content });
+  if (done) own.push({ role: "assistant", content });
   else text.parentElement.remove();
+  if (own !== messages) byId("chat-status").textContent = "";
   byId("again").hidden = byId("clear").hidden = !messages.length;
 }
 

@@ -71,9 +71,10 @@ const JOBS = {
     const { model, tokenizer, about } = run;
     model.off.clear();
     run.explainer.forget();
-    const chat = messages ? fitChat(
-      messages.map((message) => ({ ...message, content: cleanText(message.content, about.clean) })), about, tokenizer, settings.max_new_tokens) : null;
-    const ids = chat ? chat.ids : tokenizer.encode(cleanText(prompt, about.clean));
+    const said = messages?.map((message) => ({ ...message, content: cleanText(message.content, about.clean) }));
+    const chat = said && fitChat(said, about, tokenizer, settings.max_new_tokens);
+    const newest = said ? said.at(-1).content : cleanText(prompt, about.clean);
+    const ids = chat ? chat.ids : tokenizer.encode(newest);
     if (!ids.length) throw new Error("There is no word to continue; write one.");
     const stop = chat ? [...settings.stop, ...about.chat.stop] : settings.stop;
     const start = performance.now();
@@ -96,17 +97,18 @@ const JOBS = {
     return { reason: done.stopped ? "interrupted" : done.value, tokens, seconds: (performance.now() - start) / 1000,
       rate: tokens > 1 ? (1000 * (tokens - 1)) / (performance.now() - first) : null,
       read: Math.min(ids.length, model.config.max_seq_len), given: ids.length, cut: Boolean(chat && chat.cut),
-      unknown: tokenizer.unknown(chat ? messages.at(-1).content : prompt), unit: tokenizer.unit };
+      unknown: tokenizer.unknown(newest), unit: tokenizer.unit };
   },
 
   async explain({ text, off }, job) {
     const { explainer, tokenizer } = run;
-    const ids = tokenizer.encode(cleanText(text, run.about.clean)), limit = Math.min(run.model.config.max_seq_len, 256);
+    const cleaned = cleanText(text, run.about.clean), limit = Math.min(run.model.config.max_seq_len, 256);
+    const ids = tokenizer.encode(cleaned);
     const read = ids.slice(-limit);
     if (!read.length) return { data: null };
     const done = await drive(explainer.read(read, off), job, () => {});
     return done.stopped ? { stale: true }
-      : { data: explainer.describe(run.about), given: ids.length, unknown: tokenizer.unknown(text),
+      : { data: explainer.describe(run.about), given: ids.length, unknown: tokenizer.unknown(cleaned),
         unit: tokenizer.unit };
   },
 };

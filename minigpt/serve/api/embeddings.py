@@ -35,6 +35,9 @@ def _packed(vector: np.ndarray) -> str:
 async def answer(asked: EmbeddingRequest, state: State) -> EmbeddingList:
     """The answer to a request."""
     async with state.models.use(asked.model) as loaded:
+        width = loaded.run.model.config.embed_dim
+        if asked.dimensions not in (None, width):
+            raise ApiError(400, f"dimensions: this model's vectors have {width} numbers, no other count", "dimensions")
         given = prompts_of(asked.input)
         check_texts(len(given), state)
         prompts = await asyncio.to_thread(lambda: [encode(prompt, loaded) for prompt in given])

@@ -134,6 +134,8 @@ class EmbeddingRequest(StrictModel):
         | Annotated[list[Ids], Field(min_length=1, max_length=Many)]
     )  # fmt: skip
     """A text, several texts, ids, or several lists of ids; each must fit into the model's context."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Must be the model's width: these vectors cannot be shortened."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64: the numbers as float32, little-endian, in base64."""
     user: Annotated[str, Field(max_length=1000)] | None = None

@@ -121,7 +121,8 @@ class Job:
         """Whether the tokens written so far change which tokens are allowed."""
         plain = GenerationConfig()
         settings = SAMPLING[: SAMPLING.index("temperature")]
-        return bool(self.rules.bias) or any(getattr(self.config, name) != getattr(plain, name) for name in settings)
+        ruled = bool(self.rules.bias or self.rules.bad_words)
+        return ruled or any(getattr(self.config, name) != getattr(plain, name) for name in settings)
 
     @cached_property
     def kind(self) -> tuple[object, ...]:

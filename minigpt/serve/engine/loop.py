@@ -95,7 +95,8 @@ class Engine:
             try:
                 writer.turn(now)
             except Exception as error:  # noqa: BLE001  memory that ran out, or a bug: the other models go on
-                writer.fail_all(error)
+                with self._changed:
+                    writer.fail_all(error)
             self._tell()
         return bool(busy)
 
@@ -131,6 +132,7 @@ class Engine:
                 continue
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or any(not w.idle for w in self.writers.values()))
-        for writer in [*self.writers.values()]:
-            writer.fail_all(UnavailableError(*ENDING))
+        with self._changed:
+            for writer in self.writers.values():
+                writer.fail_all(UnavailableError(*ENDING))
         self._tell()

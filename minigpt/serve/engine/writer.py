@@ -94,7 +94,7 @@ class Writer:
         self._leave(job, "error")
 
     def fail_all(self, error: Exception) -> None:
-        """End all jobs after an error of the model."""
+        """End all jobs after an error of the model. The caller makes sure that no job is added at the same time."""
         for job in [*self.jobs, *self.waiting]:
             self.report(job, Failed(error))
         self.jobs.clear()
@@ -105,9 +105,10 @@ class Writer:
         """Read prompts that wait; returns the logits [1, V] of each text that continues."""
         logits, read = [], 0
         while self.waiting and len(self.jobs) < self.batch.most and (read == 0 or read + self._length() <= READ):
-            job = self.waiting.popleft()
+            job = self.waiting[0]
             read += self._length(job)
             hidden = self._read(job)
+            self.jobs.append(self.waiting.popleft())  # not earlier: if reading fails, `fail_all` must find the job
             if job.most == 0:
                 self._end(job, "length")
             else:
@@ -118,12 +119,11 @@ class Writer:
         return min(len((job or self.waiting[0]).ids), self.batch.context)
 
     def _read(self, job: Job) -> Tensor:
-        """Add a job to the batch; returns the hidden states [T, C] of its prompt."""
+        """Add a job's prompt to the batch; returns its hidden states [T, C]."""
         ids = job.ids[-self.batch.context :]
         known = self.prefixes.find(ids) if job.reuse else None
         job.text, hidden = self.batch.join(ids, known)
         job.generator = torch.Generator(hidden.device).manual_seed(job.seed)
-        self.jobs.append(job)
         cached = len(known.ids) if known else 0
         self.counts.prompt += len(ids)
         self.counts.cached += cached

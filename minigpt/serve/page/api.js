@@ -3,7 +3,7 @@ const KEY = "minigpt-key";
 
 export class Problem extends Error {}
 
-// Set by main.js: asks the person for the server's key; resolves when there is a new one
+// Set by main.js: asks the person for the server's key, after a wrong one if true; resolves when there is a new one
 export const door = { ask: async () => { throw new Problem("the server wants a key"); } };
 export const keep = (key) => sessionStorage.setItem(KEY, key);
 
@@ -20,7 +20,7 @@ async function send(path, body, signal) {
     throw new Problem("the server does not answer; start it again with: minigpt serve");
   }
   if (answer.status === 401) {
-    await door.ask();
+    if (key === sessionStorage.getItem(KEY)) await door.ask(Boolean(key)); // else another request has asked
     return send(path, body, signal);
   }
   if (!answer.ok) {

@@ -93,13 +93,14 @@ class Compare {
   }
 
   async draw() {
-    const runs = this.names.map((name) => this.runOf(name)), shown = [...new Set(runs.filter(Boolean))];
+    const names = this.names.join(), runs = this.names.map((name) => this.runOf(name));
+    const shown = [...new Set(runs.filter(Boolean))];
     this.curves.hidden = !shown.length;
     const found = await during(this.status, "Reading the figures …", async () => {
       for (const run of shown) await this.read(run);
       return shown.length === 2 ? this.differences(...shown) : { settings: {}, cautions: [] };
     });
-    if (!found || this.closed) return;
+    if (!found || this.closed || names !== this.names.join()) return; // another model was chosen since
     this.chart(shown);
     this.settings.replaceChildren(...(shown.length === 2 ? this.differ(found, shown) : []));
   }

@@ -171,7 +171,8 @@ export class Curve {
     const here = near.reduce((a, b) => (Math.abs(b[1][0] - x) < Math.abs(a[1][0] - x) ? b : a))[1][0];
     for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, scale.X(here));
     this.cursor.setAttribute("visibility", "visible");
-    this.readout.replaceChildren(el("span", {}, `${what.x} ${Math.round(here).toLocaleString("en")}`),
+    this.readout.replaceChildren(el("span", {},
+      `${what.x} ${here.toLocaleString("en", { maximumFractionDigits: 2 })}`),
       ...near.map(([each, point]) => el("span", {}, el("span", { class: `key ${each.tone}` }), `${each.name} `,
         el("b", {}, what.format(point[1], true)), range(each, point[0], what))));
   }

@@ -12,7 +12,11 @@ export function dropPlace(status, sent) {
     if (name) await sent(name);
   };
   const input = el("input", { type: "file", accept: ".txt,.md,text/*", hidden: true });
-  input.addEventListener("change", () => take(input.files[0]));
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    input.value = ""; // so that the same file can be chosen again after it was changed
+    take(file);
+  });
   const box = el("div", { class: "drop" }, el("p", {}, "Drop a text file here, or ",
     button("choose one", () => input.click(), { kind: "link" }), "."), input);
   box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
@@ -25,8 +29,16 @@ export function dropPlace(status, sent) {
   return box;
 }
 
+function decoded(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new Error("this file is not UTF-8; save it as UTF-8, or train in a terminal with --data.encoding");
+  }
+}
+
 async function send(file, tell) {
-  const text = await file.text();
+  const text = decoded(await file.arrayBuffer());
   for (let at = 0; ;) {
     let end = Math.min(text.length, at + SLICE);
     const half = end < text.length && /[\ud800-\udbff]/.test(text[end - 1]);

@@ -79,12 +79,15 @@ class Live {
     const busy = this.state === "running" || this.state === "starting";
     this.timer = setTimeout(async () => {
       if (!document.hidden) {
+        let lost = "";
         try {
           await this.read();
           if (this.open) this.draw();
         } catch (error) {
-          this.status.textContent = sentence(error.message);
+          lost = sentence(error.message);
         }
+        if (lost || this.lost) this.status.textContent = lost; // the server may come back
+        this.lost = lost;
       }
       if (this.open) this.wait();
     }, busy ? FAST : SLOW);
@@ -100,7 +103,7 @@ class Live {
     this.about = el("div", { class: "columns" });
     const box = (name) => el("div", { class: "chart", id: `chart-${name}` });
     this.boxes = { loss: box("loss"), lr: box("lr"), grad_norm: box("grad_norm"), tokens_per_second: box("speed") };
-    const units = segments("Unit of the loss", [["loss", "Loss"], ["bits", "Bits per byte"]], this.unit, (unit) => {
+    this.units = segments("Unit of the loss", [["loss", "Loss"], ["bits", "Bits per byte"]], this.unit, (unit) => {
       this.unit = unit;
       localStorage.setItem("minigpt-unit", unit);
       this.draw();
@@ -108,7 +111,7 @@ class Live {
     const small = (name, about) => el("figure", { class: "small-chart" },
       el("figcaption", {}, about), this.boxes[name]);
     this.charts = el("div", {},
-      el("div", { class: "row between" }, el("h2", {}, "Loss"), el("div", { class: "row" }, this.floorRow, units)),
+      el("div", { class: "row between" }, el("h2", {}, "Loss"), el("div", { class: "row" }, this.floorRow, this.units)),
       this.boxes.loss,
       el("div", { class: "small-charts" }, small("lr", "Learning rate"), small("grad_norm", "Gradient norm"),
         small("tokens_per_second", "Tokens per second")));
@@ -207,6 +210,7 @@ class Live {
     single("lr", "rate", { zero: true });
     single("grad_norm", "gradient norm", { zero: true });
     single("tokens_per_second", "tokens per second", { zero: true, format: short });
+    this.units.hidden = !ratio; // without bits per byte there is nothing to choose
     this.floorButton(ratio);
   }
 

@@ -53,7 +53,10 @@ async function look() {
     if (!(error instanceof Problem)) throw error;
     tell(error.message);
   }
-  if (!app.run && app.runs.length) app.run = newest(app.runs).name;
+  if (!app.run && app.runs.length) {
+    app.run = newest(app.runs).name;
+    tabs();
+  }
   list();
   head();
 }
@@ -148,7 +151,7 @@ async function show() {
     return;
   }
   const done = await PARTS[part].show(panel, app);
-  if (shown === place) close = done;
+  if (panel.isConnected) close = done;
   else done();
 }
 
@@ -157,16 +160,19 @@ function unfold(open) {
   find("unfold").setAttribute("aria-expanded", String(open));
 }
 
-// The key of the server, if it has one
-door.ask = () => {
+// The key of the server, if it has one. `wrong`: the server did not accept the last one
+door.ask = (wrong) => {
   door.asking ||= new Promise((done) => {
     const field = el("input",
-      { type: "password", autocomplete: "current-password", required: true, "aria-label": "Key" });
+      { type: "password", autocomplete: "current-password", required: true, pattern: "[ -~]+", "aria-label": "Key",
+        title: "Letters, digits and signs of ASCII" });
     const form = el("form", { method: "dialog" }, el("h2", {}, "The key of this server"),
-      el("p", {}, "It was given with --api-key, or printed when the server started."), field,
+      el("p", {}, wrong ? "This key is wrong. " : "",
+        "It was given with --api-key, or printed when the server started."), field,
       el("div", { class: "row end" }, button("Open", () => form.requestSubmit(), { kind: "primary" })));
     const box = el("dialog", { class: "ask", "aria-label": "The key of this server" }, form);
     box.addEventListener("cancel", (event) => event.preventDefault());
+    box.addEventListener("close", () => { if (box.isConnected) box.showModal(); }); // Escape twice closes it in Chrome
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       keep(field.value.trim());

@@ -61,7 +61,6 @@ class Notebook {
   close() {
     this.stop?.abort();
     this.ghost?.clear();
-    if (this.area) keepText(this.area.value);
   }
 
   build(run) {
@@ -69,6 +68,7 @@ class Notebook {
     this.area = el("textarea", { class: "paper", rows: 16, spellcheck: false, "aria-label": "The text",
       placeholder: "Write the beginning of a text, and let the model continue it." });
     this.area.value = notebookText() || (run.prompt ?? "").trim();
+    keepText(this.area.value); // not at the end: another tab may have changed it by then
     this.ghost = new Ghost(this.area, (text, signal) => this.suggest(text, signal), () => this.remember());
     this.ghost.on = localStorage.getItem("minigpt-suggest") !== "no";
     this.go = button("Continue", () => this.write(), { kind: "primary", title: "Ctrl + Enter" });

@@ -24,7 +24,8 @@ export async function show(panel, app) {
 
 class Runs {
   constructor(panel, app) {
-    Object.assign(this, { panel, app, sort: "started", down: true, only: "all", open: "", used: new Map() });
+    Object.assign(this, { panel, app, sort: "started", down: true, only: "all", open: "", used: new Map(),
+      lines: new Map() });
   }
 
   build() {
@@ -104,15 +105,19 @@ class Runs {
       "aria-label": `Note about ${run.name}` });
     note.value = run.note;
     note.addEventListener("change", () => this.change(run, { note: note.value.trim() }));
-    const line = el("pre", { class: "line", tabindex: 0 }, "Reading the line that repeats it …");
-    ask(`/api/run?${query({ name: run.name })}`).then((found) => { line.textContent = found.command; },
-      (error) => { line.textContent = error.message; });
+    const line = el("pre", { class: "line", tabindex: 0, "data-key": `line ${run.name}` },
+      this.lines.get(run.name) ?? "Reading the line that repeats it …");
+    ask(`/api/run?${query({ name: run.name })}`).then(({ command }) => {
+      this.lines.set(run.name, command);
+      if (line.textContent !== command) line.textContent = command;
+    }, (error) => { line.textContent = error.message; });
+    const copy = copier(() => line.textContent, "Copy the line that repeats it");
+    copy.dataset.key = `copy ${run.name}`;
     const { process } = run, uses = process?.usage && el("p", { class: "note" },
       `Process ${process.pid} trains it: ${this.uses(process.pid, process.usage)}.`);
     return el("div", { class: "stack" }, note, line, uses || "", el("div", { class: "row" },
-      button("Open", () => this.app.go("live", run.name), { kind: "small" }),
-      copier(() => line.textContent, "Copy the line that repeats it"),
-      button("Delete", () => this.remove(run), { kind: "small danger" })));
+      button("Open", () => this.app.go("live", run.name), { kind: "small", "data-key": `open ${run.name}` }), copy,
+      button("Delete", () => this.remove(run), { kind: "small danger", "data-key": `delete ${run.name}` })));
   }
 
   async change(run, values) {
@@ -134,7 +139,10 @@ class Runs {
     if (!sure) return;
     await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }));
     this.open = "";
-    if (this.app.run === run.name) this.app.run = "";
+    if (this.app.run === run.name) {
+      this.app.run = "";
+      history.replaceState(null, "", "#runs/");
+    }
     await this.app.refresh();
     this.draw();
   }

@@ -138,10 +138,13 @@ class Start {
   }
 
   async start() {
-    if (!await this.check()) return;
-    const found = await this.tried(() => during(this.status, "Starting …", () => ask("/api/start", this.asked)));
-    if (!found) return;
     this.go.disabled = true;
+    const found = await this.check()
+      && await this.tried(() => during(this.status, "Starting …", () => ask("/api/start", this.asked)));
+    if (!found) {
+      this.go.disabled = !this.text;
+      return;
+    }
     this.say("The text is prepared, and this machine is measured; the run opens as soon as it has started …", "busy");
     this.wait(found.name);
   }
@@ -150,7 +153,7 @@ class Start {
   async wait(name) {
     await this.app.refresh();
     if (this.closed) return;
-    const run = this.app.runs.find((each) => each.name === name || each.path.endsWith(`/${name}`));
+    const run = this.app.runs.find((each) => each.name === name);
     const failed = this.app.begun?.find((each) => each.name === name)?.failed;
     if (run) this.app.go("live", run.name);
     else if (failed) {

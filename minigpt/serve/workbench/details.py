@@ -124,8 +124,8 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
     """The tokens of a text by a run's tokenizer: `bytes` in hex, `special` for tokens that stand for no
     text.
     """
-    tokenizer = tokenizers.load(run.path)
-    ids = tokenizer.encode(clean_text(valid_unicode(text), run.config.data.clean))
+    tokenizer, text = tokenizers.load(run.path), clean_text(valid_unicode(text), run.config.data.clean)
+    ids = tokenizer.encode(text)
     special = set(tokenizer.special_tokens.values())
     rows = [
         {
@@ -137,7 +137,7 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
         for id_ in ids[:MOST_TOKENS]
     ]
     kind = {"kind": tokenizer.kind, "vocabulary": tokenizer.vocab_size}
-    return {**kind, "count": len(ids), "bytes": len(text.encode(errors="replace")), "tokens": rows}
+    return {**kind, "count": len(ids), "bytes": len(text.encode()), "tokens": rows}
 
 
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The engine may write with the same run at the same time, so this part loads its 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from minigpt.data.clean import clean_text
@@ -14,10 +13,8 @@ from minigpt.explanation.html import pack_attention
 from minigpt.explanation.intervene import scaled
 from minigpt.explanation.recording import record
 from minigpt.runs.load import LoadedRun, load_run
-from minigpt.serve.models import Listed
+from minigpt.serve.models import Key, Listed, key_of
 from minigpt.tokenizers.base import valid_unicode
-from minigpt.weights import checkpoint
-from minigpt.weights.pretrained import is_huggingface
 
 MOST = 96
 """Most tokens to look at: the answer has a number for each pair of them."""
@@ -27,7 +24,7 @@ class Inside:
     """Keeps the last model that was looked into. Only one thread at a time may use it."""
 
     def __init__(self) -> None:
-        self._key: Path | None = None
+        self._key: Key | None = None
         self._kept: tuple[LoadedRun, Heads] | None = None
 
     def look(self, listed: Listed, text: str, factors: Mapping[str, float]) -> dict[str, Any]:
@@ -49,10 +46,10 @@ class Inside:
         }
 
     def _load(self, listed: Listed) -> tuple[LoadedRun, Heads]:
-        key = listed.path if is_huggingface(listed.path) else checkpoint.resolve(listed.path)
+        key = key_of(listed)
         if self._kept is None or self._key != key:
             self._kept = None  # free its memory first
-            run = load_run(listed.path, "cpu")
+            run = load_run(key[0], "cpu")
             self._kept = (run, measure_heads(run.model, exclude=run.tokenizer.special_tokens.values()))
             self._key = key
         return self._kept

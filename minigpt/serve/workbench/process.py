@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
@@ -60,10 +61,11 @@ def command(*words: str) -> list[str]:
 
 
 class Started:
-    """The processes that this server started, by the directory of their run."""
+    """The processes that this server started, by the directory of their run. Requests of several tabs ask at once."""
 
     def __init__(self) -> None:
         self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._asking = threading.RLock()
 
     def resume(self, run: RunRecord) -> None:
         """Continue a run. Raises UserError if it is trained already, or has nothing left to do."""
@@ -77,14 +79,15 @@ class Started:
 
         Raises RunError if a process is already starting this run.
         """
-        if self.status(path)["starting"]:
-            raise RunError(f"a run {path.name} is starting; choose another name")
-        said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
-        process = subprocess.Popen(
-            command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            start_new_session=True, creationflags=own_group(),
-        )  # fmt: skip
-        self._started[path] = (process, said)
+        with self._asking:
+            if self.status(path)["starting"]:
+                raise RunError(f"a run {path.name} is starting; choose another name")
+            said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+            process = subprocess.Popen(
+                command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                start_new_session=True, creationflags=own_group(),
+            )  # fmt: skip
+            self._started[path] = (process, said)
 
     def status(self, path: Path) -> dict[str, Any]:
         """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}."""
@@ -93,8 +96,9 @@ class Started:
         process, said = self._started[path]
         if process.poll() is None:  # a process that had the lock has trained, and is about to end
             return {"starting": last_holder(RunFolder(path).lock) != process.pid, "failed": ""}
-        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
-        failed = last_line(said.read(), process.returncode) if process.returncode else ""
+        with self._asking:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
+            failed = last_line(said.read(), process.returncode) if process.returncode else ""
         return {"starting": False, "failed": failed.removeprefix("minigpt: ")}
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:

@@ -285,4 +285,6 @@ class Workbench:
             raise ConfigError(found)
         source = self.kept.find(asked.text)
         self.started.begin(path, train_words(source, asked.budget, asked.settings, path))
+        if not {path, path.parent} & {*self.run_list.roots}:  # the server was given runs, not their folder
+            self.run_list.roots.append(path)
         return {"name": path.name}

@@ -1,6 +1,5 @@
 """Keep the runs of the server, by name, as they are on disk. A run is read again only after a file of it changed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +24,10 @@ class RunList:
     """The runs.
 
     Args:
-        roots: run directories, or folders of them.
+        roots: run directories, or folders of them; runs that are started elsewhere are added.
     """
 
-    def __init__(self, roots: Sequence[Path]):
+    def __init__(self, roots: list[Path]):
         self.roots = roots
         self._known: dict[Path, tuple[Signature, RunRecord]] = {}
 
