@@ -12,6 +12,7 @@ from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import GenerationError
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.generation.text import generate_text
+from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.model import GPT
 from minigpt.serve.engine import BusyError, Ended, Engine, Event, Failed, Job, Read, Wrote
 from minigpt.serve.limits import Limits
@@ -90,6 +91,21 @@ def test_texts_that_join_at_any_moment_are_what_each_is_alone(shape: dict[str, A
     assert [client.text for client in clients] == alone
     assert len(set(alone)) > 7
     assert engine.writing == engine.waiting == 0 and engine.writers[gpt].batch.buffer is None
+
+
+def test_each_text_keeps_its_own_banned_words() -> None:
+    gpt, engine = make_model(), Engine()
+    fields: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0}
+    banned, clients = [("w",), ("t", "ww")], []
+    for words in banned:
+        rules = make_rules(GenerationConfig(bad_words=words), LETTERS)
+        job, client = make_job("abc", rules=rules, **fields)
+        engine.submit(gpt, [job])
+        clients.append(client)
+    run_out(engine)
+    alone = [generate_text(gpt, "abc", LETTERS, bad_words=words, **fields) for words in banned]
+    assert [client.text for client in clients] == alone
+    assert len({*alone, generate_text(gpt, "abc", LETTERS, **fields)}) == 3
 
 
 def test_a_cancelled_text_leaves_before_its_next_token() -> None:
