@@ -67,6 +67,21 @@ def test_a_stop_expression_matches_across_pieces() -> None:
     assert stops.push("more") == stops.flush() == ""
 
 
+@pytest.mark.parametrize(
+    ("expression", "pieces", "shown"),
+    [
+        (r"\bend\b", ["fri", "end", "ly"], "friendly"),
+        (r"^A", ["b", "A"], "bA"),
+        (r"(?m)^Q:", ["x", "Q:\n", "Q:"], "xQ:\n"),
+        (r"(?<=\n)Q:", ["x\n", "Q:"], "x\n"),
+    ],
+)
+def test_a_stop_expression_sees_the_text_before_it(expression: str, pieces: list[str], shown: str) -> None:
+    for parts in (pieces, ["".join(pieces)]):
+        stops = Stops(GenerationConfig(stop_regex=expression))
+        assert "".join([*(stops.push(part) for part in parts), stops.flush()]) == shown
+
+
 @pytest.mark.parametrize("expression", ["(", "a*"])
 def test_an_unusable_expression_is_one_clear_error(expression: str) -> None:
     with pytest.raises(ConfigError, match=r"generation\.stop_regex: ") as caught:
