@@ -145,6 +145,15 @@ def test_time_ends_a_text() -> None:
     assert 0 < found.tokens < 10**5
 
 
+def test_a_text_that_was_long_enough_did_not_end_by_time() -> None:
+    config = GenerationConfig(prompt_lookup=2, max_new_tokens=5, stop_at_eos=False, max_seconds=1000)
+    writing = Writing(model(), LETTERS, ["abc", "a"], config)
+    for _ in writing:  # one text after another; no time is left when the first is complete
+        if writing.rows[0].completion.tokens == 5:
+            writing.deadline = 0.0
+    assert [(of[0].reason, of[0].tokens) for of in writing.completions] == [("length", 5), ("time", 0)]
+
+
 def test_streaming_never_shows_half_a_character() -> None:
     tokenizer = ByteTokenizer()
     gpt = model(tokenizer)

@@ -147,8 +147,8 @@ class Writing:
             yield from self._guessing()
         else:
             yield from self._steps()
-        reason: Reason = "time" if self._late() else "length"
-        yield [row.end(reason) for row in self.rows]
+        most = self.config.max_new_tokens
+        yield [row.end("length" if row.completion.tokens == most else "time") for row in self.rows]
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
