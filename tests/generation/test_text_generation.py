@@ -219,6 +219,8 @@ def test_every_search_is_reached_from_text(capsys) -> None:
     assert contrastive != greedy
     with pytest.raises(GenerationError, match="a draft works with sampling only"):
         complete(gpt, ["a"], LETTERS, draft=small, num_beams=2)
+    with pytest.raises(GenerationError, match="logprobs are not reported with a draft"):
+        complete(gpt, ["a"], LETTERS, draft=small, logprobs=1)
     with pytest.raises(ConfigError, match="logprobs are not reported with num_beams"):
         complete(gpt, ["a"], LETTERS, num_beams=2, logprobs=1)
 

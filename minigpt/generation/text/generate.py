@@ -130,6 +130,8 @@ class Writing:
         self.seeds = [config.seed] * len(prompts) if seeds is None else list(seeds)
         if draft is not None and (config.num_beams > 1 or config.penalty_alpha or config.best_of > 1):
             raise GenerationError("a draft works with sampling only; do not set num_beams, penalty_alpha or best_of")
+        if draft is not None and config.logprobs is not None:
+            raise GenerationError("logprobs are not reported with a draft; leave one out")
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
         candidates = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
