@@ -250,7 +250,7 @@ def test_a_ban_does_not_reach_a_row_that_has_ended() -> None:
 def test_a_beam_that_ends_at_once_is_an_empty_text_not_none_at_all() -> None:
     now = {"<|endoftext|>": 1e4}
     found = complete(model(), ["abc"], LETTERS, temperature=0.0, num_beams=2, logit_bias=now)[0]
-    assert [(one.text, one.reason) for one in found] == [("", "eos")]
+    assert [(one.text, one.reason, one.tokens) for one in found] == [("", "eos", 1)]
     assert generate_text(model(), "abc", LETTERS, temperature=0.0, num_beams=2, logit_bias=now) == ""
 
 

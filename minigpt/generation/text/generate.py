@@ -228,8 +228,8 @@ class Writing:
                 for id_ in hypothesis.ids:
                     row.push(id_)
                 row.completion.score = hypothesis.score
-                if hypothesis.ended:
-                    row.end("eos")
+                if hypothesis.ended and self.eos_id is not None:
+                    row.push(self.eos_id)
         return [row.completion.text for row in self.rows]
 
 
