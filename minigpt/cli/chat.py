@@ -128,7 +128,7 @@ def _converse(commands: Any, lines: Any, keep: Callable[[], None], interactive: 
     while (line := lines.read()) is not None:
         reply = Reply()
         try:
-            if not line.startswith("/") and (message := tell_unknown(commands.session.clean(line), tokenizer)):
+            if not line.startswith("/") and (message := tell_unknown([commands.session.clean(line)], tokenizer)):
                 _note(message)
             reply = commands.take(line)
             if reply.text:

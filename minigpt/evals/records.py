@@ -118,7 +118,7 @@ def evaluate_records(
     if split not in sides:
         raise UserError(f"records have no {split} split; {nearest(split, sides)}")
     texts = (piece.text for record in sides[split] for piece in record.pieces(template, True))
-    if message := tell_unknown("".join(texts), run.tokenizer):
+    if message := tell_unknown(texts, run.tokenizer):
         warnings.warn(message, stacklevel=2)
     seq_len = min(config.finetune.seq_len or run.model.config.max_seq_len, run.model.config.max_seq_len)
     loss, tokens = _loss(run, sides[split], template, seq_len)

@@ -11,6 +11,8 @@ from minigpt import load_run
 from minigpt.cli import main
 from minigpt.config import GenerationConfig
 from minigpt.generation.text.bias_and_bans import make_rules
+from minigpt.generation.text.prompts import tell_unknown
+from minigpt.tokenizers.words import WordTokenizer
 from minigpt.tokenizers import ByteTokenizer
 
 FORM = "".join(f" {line[:-1]} . \n" for line in text().splitlines())
@@ -94,6 +96,12 @@ def test_a_prompt_of_strange_words_is_told_and_one_without_words_refused(words: 
     assert sorted(banned) == sorted(tuple(tokenizer.encode(word)) for word in ("the", "on a"))
     fails(capsys, [*argv, " \t "], "the prompt has no word")
     fails(capsys, [*argv, "the", "--logit-bias", "zebra", "1"], "'zebra' is not in the tokenizer's vocabulary")
+
+
+def test_two_prompts_do_not_share_a_word() -> None:
+    tokenizer = WordTokenizer(["<unk>", "<eos>", "the", "cat"])
+    assert tell_unknown(["the cat", "the"], tokenizer) == ""
+    assert tell_unknown(["the zebra", "okapi"], tokenizer) == "2 words that the model never saw: zebra okapi"
 
 
 def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path, capsys) -> None:

@@ -259,6 +259,19 @@ def test_a_saved_chat_goes_on_as_it_would_have(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
 
 
+def test_a_chat_may_begin_with_the_assistant() -> None:
+    chat = session()
+    chat.restore([Message("assistant", "abc")], {}, 0)
+    with pytest.raises(GenerationError, match="no text before the answer"):
+        list(chat.regenerate())
+    assert said(chat) == [("assistant", "abc")]
+    chat = session(chat_format=by_role(), gpt=model(max_seq_len=128))
+    chat.restore([Message("system", "be brief"), Message("assistant", "abc")], {}, 0)
+    assert [text for text, _ in chat.tokens()] == [" ", "a", "b", "c"]
+    again = "".join(chat.regenerate())
+    assert said(chat) == [("system", "be brief"), ("assistant", again)] and again
+
+
 def test_a_setting_that_fails_while_writing_takes_nothing_either() -> None:
     chat = session()
     list(chat.say("abc"))

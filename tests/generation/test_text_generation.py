@@ -67,6 +67,21 @@ def test_a_stop_expression_matches_across_pieces() -> None:
     assert stops.push("more") == stops.flush() == ""
 
 
+@pytest.mark.parametrize(
+    ("expression", "pieces", "shown"),
+    [
+        (r"\bend\b", ["fri", "end", "ly"], "friendly"),
+        (r"^A", ["b", "A"], "bA"),
+        (r"(?m)^Q:", ["x", "Q:\n", "Q:"], "xQ:\n"),
+        (r"(?<=\n)Q:", ["x\n", "Q:"], "x\n"),
+    ],
+)
+def test_a_stop_expression_sees_the_text_before_it(expression: str, pieces: list[str], shown: str) -> None:
+    for parts in (pieces, ["".join(pieces)]):
+        stops = Stops(GenerationConfig(stop_regex=expression))
+        assert "".join([*(stops.push(part) for part in parts), stops.flush()]) == shown
+
+
 @pytest.mark.parametrize("expression", ["(", "a*"])
 def test_an_unusable_expression_is_one_clear_error(expression: str) -> None:
     with pytest.raises(ConfigError, match=r"generation\.stop_regex: ") as caught:
@@ -128,6 +143,15 @@ def test_time_ends_a_text() -> None:
     found = complete(model(), ["abc"], LETTERS, max_new_tokens=10**5, max_seconds=0.05, stop_at_eos=False)[0][0]
     assert found.reason == "time"
     assert 0 < found.tokens < 10**5
+
+
+def test_a_text_that_was_long_enough_did_not_end_by_time() -> None:
+    config = GenerationConfig(prompt_lookup=2, max_new_tokens=5, stop_at_eos=False, max_seconds=1000)
+    writing = Writing(model(), LETTERS, ["abc", "a"], config)
+    for _ in writing:  # one text after another; no time is left when the first is complete
+        if writing.rows[0].completion.tokens == 5:
+            writing.deadline = 0.0
+    assert [(of[0].reason, of[0].tokens) for of in writing.completions] == [("length", 5), ("time", 0)]
 
 
 def test_streaming_never_shows_half_a_character() -> None:
@@ -195,6 +219,8 @@ def test_every_search_is_reached_from_text(capsys) -> None:
     assert contrastive != greedy
     with pytest.raises(GenerationError, match="a draft works with sampling only"):
         complete(gpt, ["a"], LETTERS, draft=small, num_beams=2)
+    with pytest.raises(GenerationError, match="logprobs are not reported with a draft"):
+        complete(gpt, ["a"], LETTERS, draft=small, logprobs=1)
     with pytest.raises(ConfigError, match="logprobs are not reported with num_beams"):
         complete(gpt, ["a"], LETTERS, num_beams=2, logprobs=1)
 
@@ -224,7 +250,7 @@ def test_a_ban_does_not_reach_a_row_that_has_ended() -> None:
 def test_a_beam_that_ends_at_once_is_an_empty_text_not_none_at_all() -> None:
     now = {"<|endoftext|>": 1e4}
     found = complete(model(), ["abc"], LETTERS, temperature=0.0, num_beams=2, logit_bias=now)[0]
-    assert [(one.text, one.reason) for one in found] == [("", "eos")]
+    assert [(one.text, one.reason, one.tokens) for one in found] == [("", "eos", 1)]
     assert generate_text(model(), "abc", LETTERS, temperature=0.0, num_beams=2, logit_bias=now) == ""
 
 

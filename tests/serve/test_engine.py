@@ -93,6 +93,21 @@ def test_texts_that_join_at_any_moment_are_what_each_is_alone(shape: dict[str, A
     assert engine.writing == engine.waiting == 0 and engine.writers[gpt].batch.buffer is None
 
 
+def test_each_text_keeps_its_own_banned_words() -> None:
+    gpt, engine = make_model(), Engine()
+    fields: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0}
+    banned, clients = [("w",), ("t", "ww")], []
+    for words in banned:
+        rules = make_rules(GenerationConfig(bad_words=words), LETTERS)
+        job, client = make_job("abc", rules=rules, **fields)
+        engine.submit(gpt, [job])
+        clients.append(client)
+    run_out(engine)
+    alone = [generate_text(gpt, "abc", LETTERS, bad_words=words, **fields) for words in banned]
+    assert [client.text for client in clients] == alone
+    assert len({*alone, generate_text(gpt, "abc", LETTERS, **fields)}) == 3
+
+
 def test_a_cancelled_text_leaves_before_its_next_token() -> None:
     gpt, engine = make_model(), Engine()
     (one, first), (two, second) = (make_job(prompt, max_new_tokens=20, temperature=0) for prompt in ("abc", "xyz"))

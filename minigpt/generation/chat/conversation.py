@@ -89,7 +89,7 @@ def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> l
     """
     head = list(messages[:1]) if messages[0].role == "system" else []
     turns = list(messages[len(head) :])
-    starts = [at for at, message in enumerate(turns) if at == 0 or message.role == "user"]
+    starts = [at for at, message in enumerate(turns) if at == 0 or message.role == "user"] or [0]
 
     def size(first: int) -> int:
         return len(encode(head + turns[starts[first] :]))

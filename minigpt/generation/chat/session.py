@@ -122,7 +122,10 @@ class Session:
     def regenerate(self) -> Generator[str]:
         """Write the last answer again, with another seed. Raises GenerationError, TokenizerError."""
         messages = self._spoken("regenerate")
-        yield from self._write(messages[:-1] if messages[-1].role == "assistant" else messages)
+        asked = messages[:-1] if messages[-1].role == "assistant" else messages
+        if not asked:
+            raise GenerationError("there is no text before the answer")
+        yield from self._write(asked)
 
     def choose(self, place: int, rank: int) -> Generator[str]:
         """Replace the token at `place` of the last answer by its alternative `rank`, and continue from there.

@@ -130,6 +130,8 @@ class Writing:
         self.seeds = [config.seed] * len(prompts) if seeds is None else list(seeds)
         if draft is not None and (config.num_beams > 1 or config.penalty_alpha or config.best_of > 1):
             raise GenerationError("a draft works with sampling only; do not set num_beams, penalty_alpha or best_of")
+        if draft is not None and config.logprobs is not None:
+            raise GenerationError("logprobs are not reported with a draft; leave one out")
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
         candidates = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
@@ -147,8 +149,8 @@ class Writing:
             yield from self._guessing()
         else:
             yield from self._steps()
-        reason: Reason = "time" if self._late() else "length"
-        yield [row.end(reason) for row in self.rows]
+        most = self.config.max_new_tokens
+        yield [row.end("length" if row.completion.tokens == most else "time") for row in self.rows]
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
@@ -226,8 +228,8 @@ class Writing:
                 for id_ in hypothesis.ids:
                     row.push(id_)
                 row.completion.score = hypothesis.score
-                if hypothesis.ended:
-                    row.end("eos")
+                if hypothesis.ended and self.eos_id is not None:
+                    row.push(self.eos_id)
         return [row.completion.text for row in self.rows]
 
 

@@ -1,7 +1,7 @@
 """Encode prompts as ids. Warns about text that the model cannot read, then generates anyway."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from minigpt.console import counted
 from minigpt.errors import GenerationError
@@ -48,7 +48,7 @@ def encode_prompts(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer,
         warnings.warn(message, stacklevel=3)
     if tokenizer.unit == "character" and any(isinstance(prompt, str) and EOS in prompt for prompt in prompts):
         warnings.warn(f"{EOS} in a prompt is read as {len(EOS)} characters, not as the end of a text", stacklevel=3)
-    if message := tell_unknown("".join(prompt for prompt in prompts if isinstance(prompt, str)), tokenizer):
+    if message := tell_unknown((prompt for prompt in prompts if isinstance(prompt, str)), tokenizer):
         warnings.warn(message, stacklevel=3)
     return [ids[-limit:] for ids in found]
 
@@ -58,7 +58,8 @@ def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer, limit: int)
     return encode_prompts([prompt], tokenizer, limit)[0]
 
 
-def tell_unknown(text: str, tokenizer: Tokenizer) -> str:
+def tell_unknown(texts: Iterable[str], tokenizer: Tokenizer) -> str:
     """A message about units that the tokenizer does not have; the model reads them all as one id. "" if none."""
-    found = tokenizer.unknown_parts(text)
+    between = " " if tokenizer.unit == "word" else ""  # the last word of a text and the first of the next are two
+    found = tokenizer.unknown_parts(between.join(texts))
     return f"{counted(len(found), tokenizer.unit)} that the model never saw: {listed(found)}" if found else ""

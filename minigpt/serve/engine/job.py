@@ -121,14 +121,14 @@ class Job:
         """Whether the tokens written so far change which tokens are allowed."""
         plain = GenerationConfig()
         settings = SAMPLING[: SAMPLING.index("temperature")]
-        ruled = bool(self.rules.bias or self.rules.bad_words)
-        return ruled or any(getattr(self.config, name) != getattr(plain, name) for name in settings)
+        ruled = self.rules.bias or self.rules.bad_words
+        return bool(ruled) or any(getattr(self.config, name) != getattr(plain, name) for name in settings)
 
     @cached_property
     def kind(self) -> tuple[object, ...]:
         """Equal for jobs whose tokens can be chosen together."""
         settings = tuple(getattr(self.config, name) for name in SAMPLING)
-        return (*settings, self.rules.eos_id, tuple(sorted(self.rules.bias.items())))
+        return (*settings, self.rules.eos_id, tuple(sorted(self.rules.bias.items())), self.rules.bad_words)
 
     @property
     def new(self) -> int:
