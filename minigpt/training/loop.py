@@ -233,7 +233,7 @@ class Trainer:
     def _within_memory(self, work: Callable[[int], Any]) -> Any:
         """work(micro-batch size); if memory runs out, halve the size from now on and try again."""
         while True:
-            size = self.state.micro_batch_size or self.config.rows
+            size = min(self.state.micro_batch_size or self.config.rows, self.config.rows)
             try:
                 return work(size)
             except (RuntimeError, MemoryError) as error:
