@@ -408,7 +408,9 @@ def test_a_checkpoint_that_is_being_written_is_rolled_back_too(tmp_path: Path) -
     assert names == ["step-00000000"], "the checkpoint of step 5 was among the bad steps"
 
 
-def test_all_lines_are_on_the_disk_before_a_checkpoint_is_the_last(tmp_path: Path, monkeypatch: Any) -> None:
+def test_lines_are_on_the_disk_before_their_checkpoint_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a power cut they would be missing for ever: the resumed run begins after them."""
     synced: list[tuple[str, bool]] = []
 
