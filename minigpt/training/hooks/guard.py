@@ -160,8 +160,9 @@ class Guard(Hook):
             whole = whole_steps(self.saver.folder)
             regular = [path for path in whole if step_of(path) % self.saver.every == 0]
             older = regular[:1] if len(regular) >= self.saver.keep else []  # fewer than `keep`: none was deleted
-            kept = [path for path in whole if path in regular or path.name == pointed(self.saver.folder, BEST)]
-            found = [path for path in kept if step_of(path) <= onset] or older
+            best = {path for path in whole if path.name == pointed(self.saver.folder, BEST) and step_of(path) <= onset}
+            regular = [path for path in regular if step_of(path) <= onset] or older
+            found = sorted(best.union(regular), key=step_of)
             while found and not saved:
                 try:
                     saved = checkpoint.load(found[-1], PARTS)
