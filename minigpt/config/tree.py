@@ -287,7 +287,7 @@ class ScheduleConfig(Section):
     plateau_patience: Positive = 2
     """cosine+plateau: this many evaluations in a row without a better validation loss are a stall."""
     plateau_max_steps: NonNegativeInt = 1000
-    """cosine+plateau: the most steps after the budget."""
+    """cosine+plateau: the most steps after the budget of steps. train.max_minutes ends the run in any case."""
     weight_decay: Literal["constant", "follow", "opposite"] = "constant"
     """optimizer.weight_decay over time: constant, follow (it changes as the rate does), or opposite (smallest where the
     rate is highest, in full where the rate is lowest)."""

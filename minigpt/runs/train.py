@@ -256,10 +256,9 @@ def make_hooks(
         common.append(TailAverage(model, settings.average_last))
     if config.schedule.kind == "cosine+plateau":
         common.append(Plateau(config.schedule))
-    if settings.early_stopping:
-        common.append(EarlyStopping(settings.early_stopping))
+    last = [EarlyStopping(settings.early_stopping)] if settings.early_stopping else []
     if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
-        return [*common, Signals(), guard, samples, saver]
+        return [*common, Signals(), guard, samples, saver, *last]
     screen, tracking = Screen(console), Tracking(config, path, tell)
     metrics = Metrics(
         folder.metrics,
@@ -268,7 +267,7 @@ def make_hooks(
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )
-    return [*common, Signals(), screen, MicroBatches(tell), guard, metrics, tracking, samples, saver]
+    return [*common, Signals(), screen, MicroBatches(tell), guard, metrics, tracking, samples, saver, *last]
 
 
 def _shorter(shape: ModelConfig, parts: int) -> ModelConfig:

@@ -233,7 +233,7 @@ class Trainer:
     def _within_memory(self, work: Callable[[int], Any]) -> Any:
         """work(micro-batch size); if memory runs out, halve the size from now on and try again."""
         while True:
-            size = self.state.micro_batch_size or self.config.rows
+            size = min(self.state.micro_batch_size or self.config.rows, self.config.rows)
             try:
                 return work(size)
             except (RuntimeError, MemoryError) as error:
@@ -326,11 +326,13 @@ class Trainer:
         own, parts, saved = self.runtime.ranks.own, dict(self.model.named_parameters()), self.saved
         weights = {n: own(tensor, parts.get(n, tensor)) for n, tensor in checkpoint.tensors[saved.part].items()}
         self.model.load_weights(weights if saved is WHOLE else self.model.weights() | weights)
-        load_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"], own)
+        load_optimizer(self.model, self.optimizer, checkpoint.tensors.get("optimizer", {}), own)  # {}: step 0 in parts
         for hook in self.hooks:
             hook.on_resume(self, checkpoint)
         checkpoint.tensors.clear()
         self.state = copy.deepcopy(checkpoint.train)
         self.state.finished, self.state.stop_reason = False, ""
-        if self.scaler and self.state.scaler:
-            self.scaler.load_state_dict(self.state.scaler)
+        if self.scaler:
+            self.scaler = GradScaler(self.runtime.device.type)  # the first scale, unless the checkpoint has one
+            if self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)

@@ -189,13 +189,14 @@ class MicroBatches(Hook):
         self.size = trainer.state.micro_batch_size
 
     def on_step(self, trainer: Trainer) -> None:
-        """Check whether the size has changed; a rollback can also make it larger again."""
-        if trainer.state.micro_batch_size not in (self.size, None):
+        """Check whether the size is smaller; a rollback can also make it larger again."""
+        size = trainer.state.micro_batch_size
+        if size and size < (self.size or trainer.config.batch_size):
             self.say(
-                f"memory ran out at step {trainer.state.step}: {trainer.state.micro_batch_size} sequences at a time "
+                f"memory ran out at step {trainer.state.step}: {size} sequences at a time "
                 f"from now on; the batch is still {trainer.config.batch_size}"
             )
-        self.size = trainer.state.micro_batch_size
+        self.size = size
 
 
 @contextmanager

@@ -66,8 +66,12 @@ def load_optimizer(
     tensors: dict[str, Tensor],
     own: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
 ) -> None:
-    """Load the named tensors; `own` takes this rank's part of each. Raises CheckpointError if a name is unknown."""
+    """Replace the state by the named tensors; `own` takes this rank's part of each.
+
+    Raises CheckpointError if a name is unknown.
+    """
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()  # a checkpoint of step 0 has no state, also after steps in this process
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(":")
         if name not in parameters:

@@ -227,6 +227,21 @@ def test_out_of_memory_evaluation_takes_smaller_batches() -> None:
     assert modes.count(True) == 6 * 2, "six batches in halves"
 
 
+def test_after_out_of_memory_a_still_smaller_micro_batch_can_be_set() -> None:
+    lines: list[str] = []
+    trainer = cramped(room=8, micro_batch_size=1, hooks=[MicroBatches(lines.append)])
+    trainer.state.micro_batch_size = 4  # the resumed run found this
+    rows: list[int] = []
+    trainer.model.embedding.register_forward_hook(
+        lambda _module, inputs, _output: rows.append(len(inputs[0])) if trainer.model.training else None
+    )
+    trainer.run()
+    assert set(rows) == {1}
+    trainer.state.micro_batch_size = 8  # as after a rollback
+    trainer.hooks[0].on_step(trainer)
+    assert lines == [], "no memory ran out"
+
+
 def test_no_memory_at_all_is_one_clear_error() -> None:
     trainer = cramped(room=0)
     with pytest.raises(RunError, match=r"memory ran out at step 0; .* lower model\.max"), memory_errors(trainer):

@@ -19,7 +19,9 @@ from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
+from minigpt.training.hooks import checkpoints
 from minigpt.training.hooks.checkpoints import Checkpoints
+from minigpt.training.hooks.early_stopping import EarlyStopping
 from minigpt.training.hooks.guard import Guard, spike_limit
 from minigpt.training.hooks.metrics import Metrics
 from minigpt.training.hooks.samples import Samples
@@ -74,8 +76,9 @@ def make(
     shape = settings.pop("shape", SHAPE)
     rate, recovery, kind = settings.pop("rate", 3e-3), settings.pop("recovery", ALONE), settings.pop("kind", "muon")
     model, source, said = GPT(shape, seed=1), Counting(), []
+    saver = settings.pop("saver", Checkpoints)(folder / "checkpoints", every=5, keep=2, extra={})
     config = TrainConfig(**{"batch_size": 8, "max_steps": 20, "eval_every": 5, **settings})
-    saver = Checkpoints(folder / "checkpoints", every=5, keep=2, extra={})
+    early = [EarlyStopping(config.early_stopping)] if config.early_stopping else []
     last = folder / "checkpoints" / "last"
     saved = checkpoint.load(last, ("model", "ema", "optimizer")) if resume and last.exists() else None
     before = saved.state.recovery if saved else None
@@ -92,7 +95,7 @@ def make(
         ScheduleConfig(warmup_steps=3),
         CPU,
         rate,
-        [guard, metrics, samples, *hooks, saver],
+        [guard, metrics, samples, *hooks, saver, *early],
         Poisoned(model, source, bad, where),
     )
     if saved:
@@ -295,3 +298,125 @@ def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path: Path) ->
     if (maps := Path("/proc/self/maps")).exists():
         assert str(held.path) not in maps.read_text()
     assert second.run().step == 10
+
+
+def test_a_second_rollback_to_the_first_weights_also_forgets_the_optimizer(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path / "twice", lambda batch: 1 <= batch < 6 or 8 <= batch < 13)
+    state = trainer.run()
+    assert [line.partition("back to ")[2][:13] for line in said if "back to" in line] == ["the first wei"] * 2
+    assert (state.skipped, state.rate_scale) == ([*range(6), *range(7, 13)], 0.25)
+    other, _ = make(tmp_path / "known")  # a run that knows the skipped batches from the start
+    other.state.skipped, other.state.rate_scale = state.skipped, 0.25
+    other.run()
+    assert same(trainer, other)
+
+
+def test_a_checkpoint_of_step_0_in_parts_has_no_optimizer(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path)
+    saved = checkpoint.Checkpoint(tmp_path, {"model": trainer.model.weights()}, trainer.checkpoint_state())
+    trainer.run()
+    trainer.resume(saved)
+    assert trainer.tensors()["optimizer"] == {}
+
+
+def test_a_rollback_to_the_first_weights_has_the_first_scale(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path, lambda batch: batch < 6, "gradient")
+    trainer.scaler = GradScaler("cpu", init_scale=2.0)
+    trainer.run()
+    assert "back to the first weights" in said[-1]
+    assert trainer.scaler.get_scale() == GradScaler("cpu").get_scale(), "not the one at which the run diverged"
+
+
+def test_a_rollback_keeps_the_best_checkpoint(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path, lambda batch: 7 <= batch < 12, eval_every=6)
+    best = tmp_path / "checkpoints/best"
+    names: list[str] = []
+
+    class Watch(Hook):
+        def on_rollback(self, trainer: Trainer) -> None:
+            names.append(checkpoint.resolve(best).name)
+
+    trainer.hooks.append(Watch())
+    trainer.run()
+    assert "back to step-00000006" in said[-1] and names == ["step-00000006"]
+
+
+def test_a_step_that_is_rolled_back_does_not_stop_the_run_early(tmp_path: Path) -> None:
+    """Five steps in a row change no weight, so the fifth uses up both the guard's patience and that of the losses."""
+    trainer, said = make(tmp_path, lambda batch: 7 <= batch < 12, eval_every=1, early_stopping=5)
+    state = trainer.run()
+    assert (state.step, state.stop_reason) == (20, "budget used up")
+    assert "back to step-00000007" in said[-1]
+
+
+class Killed(Hook):
+    """Ends the process after the run's last step, before its last save."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_while_it_stops_early_does_not_go_on(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"early_stopping": 2, "max_steps": 40, "recovery": RecoveryConfig(patience=100)}
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, lambda batch: batch >= 5, hooks=(Killed(),), **settings)[0].run()
+    state = make(tmp_path, lambda batch: batch >= 5, resume=True, **settings)[0].run()
+    assert (state.step, state.finished) == (15, True)
+    assert state.stop_reason == "no better validation loss in 2 evaluations"
+
+
+def test_a_run_that_is_killed_before_its_last_save_has_one_last_sample(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, max_steps=5, hooks=(Killed(),))[0].run()
+    make(tmp_path, max_steps=5, resume=True)[0].run()
+    make(tmp_path, max_steps=5, resume=True)[0].run()
+    assert [line["step"] for line in strict_lines(tmp_path / "samples.jsonl")] == [2, 4, 5]
+
+
+class Late(Checkpoints):
+    """Writes a checkpoint before the next one only, as `ShardedCheckpoints` may."""
+
+    held: tuple[Any, ...] = ()
+
+    def save(self, trainer: Trainer, best: bool = False) -> None:
+        self.finish(trainer)
+        tensors = {p: {n: t.clone() for n, t in named.items()} for p, named in trainer.tensors().items()}
+        self.held = (self.directory(trainer.state.step), tensors, self.state(trainer), best)
+
+    def finish(self, trainer: Trainer) -> None:
+        if self.held:
+            (target, tensors, state, best), self.held = self.held, ()
+            checkpoint.save(target, tensors, state)
+            self.sealed(target, best)
+
+    def on_rollback(self, trainer: Trainer) -> None:
+        self.finish(trainer)
+        super().on_rollback(trainer)
+
+
+def test_a_checkpoint_that_is_being_written_is_rolled_back_too(tmp_path: Path) -> None:
+    trainer, said = make(tmp_path, lambda batch: 3 <= batch < 8, saver=Late, max_steps=8)
+    names: list[str] = []
+
+    class Watch(Hook):
+        def on_rollback(self, trainer: Trainer) -> None:
+            names.extend(path.name for path in whole_steps(tmp_path / "checkpoints"))
+
+    trainer.hooks.append(Watch())
+    trainer.run()
+    assert "back to the first weights" in said[-1]
+    assert names == ["step-00000000"], "the checkpoint of step 5 was among the bad steps"
+
+
+def test_lines_are_on_the_disk_before_their_checkpoint_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut they would be missing for ever: the resumed run begins after them."""
+    synced: list[tuple[str, bool]] = []
+
+    def note(file: Path) -> None:
+        synced.append((file.name, (tmp_path / "checkpoints/last").exists()))
+
+    monkeypatch.setattr(checkpoints, "sync", note)
+    make(tmp_path, lambda batch: batch == 3, max_steps=5)[0].run()
+    assert synced[:3] == [("metrics.jsonl", False), ("samples.jsonl", False), ("incidents.jsonl", False)]

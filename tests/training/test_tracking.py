@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,20 @@ def test_tensorboard_reads_back_what_metrics_jsonl_holds(tmp_path: Path, capsys)
     [config] = events.Tensors("config/text_summary")[:1]
     assert b'"embed_dim": 32' in config.tensor_proto.string_val[0]
     say(capsys, "TensorBoard", expected, "equal in its single precision, through one resume")
+
+
+def test_tensorboard_hides_a_start_that_was_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for loss in (5.0, 4.0):
+        tracker = trackers.TensorBoard()
+        tracker.start({}, "my", tmp_path, 0)
+        tracker.log(10, {"step": 10, "loss": loss})
+        tracker.finish()
+        time.sleep(1)  # the files are sorted by the time, in whole seconds
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == [4.0]
 
 
 @pytest.mark.slow  # starts W&B's service twice and its reader twice

@@ -376,6 +376,14 @@ def test_plateau_cuts_the_rate_at_each_stall_down_to_its_limit() -> None:
     assert trainer.lr == pytest.approx(RATES.learning_rate * 0.5 * 0.5), "the second cut is after the last step"
 
 
+def test_the_plateau_goes_on_after_the_steps_but_not_after_the_minutes() -> None:
+    schedule = ScheduleConfig(kind="cosine+plateau", plateau_max_steps=20)
+    trainer = make_trainer(schedule=schedule, max_steps=10, max_minutes=1)
+    for step, seconds, goes_on in [(10, 59.0, True), (30, 59.0, False), (10, 60.0, False), (5, 60.0, False)]:
+        trainer.state.step, trainer.state.seconds = step, seconds
+        assert trainer.hooks[0].extends(trainer) == goes_on, (step, seconds)
+
+
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best_step() -> None:
     trainer = scripted([3.0, 2.0, 2.1, 2.2, 2.3], ScheduleConfig(), max_steps=1000, early_stopping=3)
     state = trainer.run()

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from minigpt.errors import DivergedError
-from minigpt.layout import BEST, LAST, POINTERS, step_name, step_of, whole_steps
+from minigpt.errors import DivergedError, storage_error
+from minigpt.files import sync
+from minigpt.layout import BEST, LAST, POINTERS, RunFolder, step_name, step_of, whole_steps
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
@@ -76,8 +77,21 @@ class Checkpoints(Hook):
             checkpoint.save(target, tensors, self.state(trainer))
             self.sealed(target, best)
 
+    def finish(self, trainer: Trainer) -> None:
+        """Wait until the checkpoint that is being written is whole: here `save` has waited."""
+
     def sealed(self, target: Path, best: bool) -> None:
-        """Point `last` to this checkpoint, and `best` too if `best` is true; delete old checkpoints."""
+        """Point `last` to this checkpoint, and `best` too if `best` is true; delete old checkpoints.
+
+        First, all lines of the steps before it are on the disk, since a resumed run does not write them again.
+        """
+        run = RunFolder(self.folder.parent)
+        try:
+            for file in (run.metrics, run.samples, run.incidents):
+                if file.exists():
+                    sync(file)
+        except OSError as error:
+            raise storage_error(run.path, error) from None
         checkpoint.point(self.folder, LAST, target)
         if best:
             checkpoint.point(self.folder, BEST, target)
@@ -98,8 +112,13 @@ def prune(folder: Path, keep: int, every: int = 1) -> None:
 
     Raises StorageError.
     """
-    named = {(folder / name).read_text("utf-8", "replace").strip() for name in POINTERS if (folder / name).is_file()}
+    named = {pointed(folder, name) for name in POINTERS}
     kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
     for old in whole_steps(folder):
         if old not in kept and old.name not in named:
             checkpoint.delete(old)
+
+
+def pointed(folder: Path, name: str) -> str:
+    """The name of the checkpoint that `best` or `last` names; "" if there is no such file."""
+    return (folder / name).read_text("utf-8", "replace").strip() if (folder / name).is_file() else ""

@@ -19,9 +19,9 @@ from minigpt.config.recovery import RecoveryConfig
 from minigpt.console import counted
 from minigpt.errors import DamagedError, DivergedError, StorageError
 from minigpt.files import append_line, read_lines, write_lines
-from minigpt.layout import LAST, step_of, whole_steps
+from minigpt.layout import BEST, LAST, step_of, whole_steps
 from minigpt.model import GPT
-from minigpt.training.hooks.checkpoints import Checkpoints
+from minigpt.training.hooks.checkpoints import Checkpoints, pointed
 from minigpt.training.loop import Hook, Trainer, batch_number
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
@@ -121,6 +121,7 @@ class Guard(Hook):
             outcome = f"rolled back {counted(memory.rollbacks, 'time')} before; the run ends"
             self._note(trainer, str(error), batches, "stopped", outcome)
             raise DivergedError(self._advice(trainer, error)) from error
+        self.saver.finish(trainer)
         onset = state.step - memory.streak  # the last step before the bad ones
         saved = self._last_good(trainer, onset)
         back_to = saved.train.step
@@ -152,12 +153,16 @@ class Guard(Hook):
         """The newest whole checkpoint from before the bad steps, else the first weights.
 
         If all checkpoints are later and older ones were deleted, it is the oldest. Rank 0 chooses for all ranks.
+        One that only an interruption saved does not count: an uninterrupted run would not have it.
         """
         ranks, saved = trainer.runtime.ranks, None
         if ranks.rank == 0:
-            found = [path for path in whole_steps(self.saver.folder) if step_of(path) % self.saver.every == 0]
-            older = found[:1] if len(found) >= self.saver.keep else []  # fewer than `keep`: none was deleted
-            found = [path for path in found if step_of(path) <= onset] or older
+            whole = whole_steps(self.saver.folder)
+            regular = [path for path in whole if step_of(path) % self.saver.every == 0]
+            older = regular[:1] if len(regular) >= self.saver.keep else []  # fewer than `keep`: none was deleted
+            best = {path for path in whole if path.name == pointed(self.saver.folder, BEST) and step_of(path) <= onset}
+            regular = [path for path in regular if step_of(path) <= onset] or older
+            found = sorted(best.union(regular), key=step_of)
             while found and not saved:
                 try:
                     saved = checkpoint.load(found[-1], PARTS)
@@ -169,7 +174,6 @@ class Guard(Hook):
         weights, state = self.first().weights(), trainer.optimizer.state
         first = TrainState(decay_after_warmup=trainer.state.decay_after_warmup)
         masters = [name for name, p in trainer.model.named_parameters() if "master" in state.get(p, {})]
-        state.clear()
         tensors = {
             "model": weights,
             "adapter": weights,

@@ -28,6 +28,8 @@ class Plateau(Hook):
         return self.config.plateau_factor**trainer.state.cuts
 
     def extends(self, trainer: Trainer) -> bool:
-        """Whether the run continues: up to `plateau_max_steps` after its budget of steps."""
+        """Whether the run continues: up to `plateau_max_steps` after its budget of steps, but not after its minutes."""
         total = trainer.budget.total_steps
-        return total is not None and trainer.state.step < total + self.config.plateau_max_steps
+        if total is None or trainer.budget.progress(0, trainer.state.seconds) >= 1:
+            return False
+        return trainer.state.step < total + self.config.plateau_max_steps

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from minigpt.files import append_line, keep_lines
+from minigpt.files import append_line, keep_lines, read_lines
 from minigpt.training.loop import Hook, Trainer
 
 
@@ -28,8 +28,10 @@ class Samples(Hook):
             self._sample(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        """Write a last sample."""
-        if self.every and trainer.state.finished and trainer.state.step % self.every:
+        """Write a last sample, if there is none of this step; a killed process may have written it."""
+        ranks, step = trainer.runtime.ranks, trainer.state.step
+        written = ranks.rank == 0 and any(line["step"] == step for line in read_lines(self.path))
+        if self.every and trainer.state.finished and not ranks.largest(float(written)):
             self._sample(trainer)
 
     def _sample(self, trainer: Trainer) -> None:

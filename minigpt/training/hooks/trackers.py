@@ -113,7 +113,7 @@ class TensorBoard:
         """Begin or continue in the run's `tensorboard` folder; earlier values after `step` are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", step)
         return f"tensorboard --logdir {folder.parent}"
 
