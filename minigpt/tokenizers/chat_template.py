@@ -156,7 +156,8 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, n
     learned: list[np.ndarray] = []
     for piece in pieces:
         ends = [tokenizer.eos_id] if piece.ends and tokenizer.eos_id is not None else []
-        ids.append(np.concatenate([tokenizer.encode_array(piece.text), np.array(ends, dtype=tokenizer.dtype)]))
+        text = tokenizer.encode_next(piece.text) if ids else tokenizer.encode_array(piece.text)
+        ids.append(np.concatenate([text, np.array(ends, dtype=tokenizer.dtype)]))
         learned.append(np.full(len(ids[-1]), piece.learned))
     return np.concatenate(ids), np.concatenate(learned)
 

@@ -24,7 +24,7 @@ from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
 from minigpt.runs.load import find_base, load_run
 from minigpt.runs.train import train
 from minigpt.tokenizers import EOS, ByteTokenizer, Tokenizer
-from minigpt.tokenizers.chat_template import encode_question, load_template
+from minigpt.tokenizers.chat_template import Piece, encode, encode_question, load_template
 from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.training import make_optimizer
 from minigpt.training.finetune import Adapters, SavedAdapter
@@ -243,6 +243,9 @@ def test_an_imported_model_of_llamas_tokenizer_is_trained_further(tmp_path: Path
     base = save_run(tmp_path / "llama", tokenizer, {"embed_dim": 32, "num_heads": 2}, {})
     run = tune(base, questions(tmp_path / "q.jsonl"), train__max_steps=1)
     assert load_run(run.path, "cpu").tokenizer.kind == "sentencepiece"
+    ids, learned = encode([Piece("the cat"), Piece(" mew", learned=True, ends=True)], tokenizer)
+    assert tokenizer.decode(ids) == " the cat mew"  # the text gets one space in front, the answer none
+    assert learned.tolist() == [False] * 8 + [True] * 5
     with pytest.raises(ConfigError, match="the base has sentencepiece"):
         tune(base, tmp_path / "q.jsonl", "char", tokenizer__kind="char")
 
