@@ -75,7 +75,8 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
     settings |= {"general.name": folder.name, "general.file_type": FILE_TYPES[precision]}
     settings |= {"general.quantization_version": 2} | _sampling(run) | vocabulary
     if template := run_template(folder):
-        settings |= {"tokenizer.chat_template": template.jinja(), "minigpt.template": template.to_json()}
+        jinja = template.jinja(run.tokenizer.eos_id is not None)
+        settings |= {"tokenizer.chat_template": jinja, "minigpt.template": template.to_json()}
     weights = run.model.weights()
     tensors = weights_to_gguf(config, weights, precision)
     with new_file(out) as work:

@@ -36,7 +36,9 @@ from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_h
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by about 1e-6 in fp32
-_SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "top_p", "min_p", "typical_p")
+_SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+_SAMPLED = ("top_p", "min_p", "typical_p")
+"""Also of the same name, but only for sampling: transformers refuses to save changed settings that mix both."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def write_tokenizer(folder: Path, run: Run, also: Mapping[str, Any] | None = Non
     source = RunFolder.of(run.path, TOKENIZER).path
     tree = _special(run.tokenizer, run.model.config.max_seq_len) | dict(also or {})
     if template := run_template(source):
-        tree["chat_template"] = template.jinja()
+        tree["chat_template"] = template.jinja(run.tokenizer.eos_id is not None)
     write_json(folder / "tokenizer_config.json", tree)
     for name in (TOKENIZER, TEMPLATE):
         if (source / name).is_file():
@@ -151,11 +153,13 @@ def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of generation_config.json: what differs from transformers' defaults (its top_k is 50)."""
     default = GenerationConfig()
     out: dict[str, Any] = {"max_new_tokens": ours.max_new_tokens, "do_sample": ours.temperature > 0}
+    names = _SAME_NAME
     if ours.temperature:
         out |= {"temperature": ours.temperature, "top_k": ours.top_k}
-    out |= {name: getattr(ours, name) for name in _SAME_NAME if getattr(ours, name) != getattr(default, name)}
+        names += _SAMPLED
+    out |= {name: getattr(ours, name) for name in names if getattr(ours, name) != getattr(default, name)}
     if tokenizer.eos_id is not None:
-        out |= {"eos_token_id": tokenizer.eos_id}
+        out |= {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}  # a text without a prompt begins so
         out |= {"pad_token_id": tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id}
     return out
 

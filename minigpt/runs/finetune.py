@@ -140,7 +140,8 @@ def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:
         "train.compile": "off",
         "train.sample_prompt": base.config.train.sample_prompt,
         "data.clean": base.config.data.clean,
-        "tokenizer.kind": base.tokenizer.kind,
+        # the config names only kinds that can be trained; SentencePiece's is a BPE too
+        "tokenizer.kind": "bpe" if base.tokenizer.kind == "sentencepiece" else base.tokenizer.kind,
     }
     if _without_budget(given):
         out["train.max_epochs"] = 3
@@ -183,7 +184,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         for field, value in base.model.config.model_dump().items()
         if field != "attention" and not field.endswith("dropout") and getattr(config.model, field) != value
     ]
-    if config.tokenizer.kind != base.tokenizer.kind or config.tokenizer.path:
+    if config.tokenizer.kind != defaults["tokenizer.kind"] or config.tokenizer.path:
         problems.append(f"tokenizer.kind: the base has {base.tokenizer.kind}")
     if "data.source" not in given:
         problems.append("data.source: name the data to learn from")

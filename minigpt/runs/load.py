@@ -90,7 +90,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
         model = GPT.from_pretrained(path, str(runtime.device))
     else:
-        model = _adapted(path, device)
+        model = _adapted(path).to(runtime.device)
     folder = path if is_huggingface(path) else RunFolder.of(path).path
     tokenizer = tokenizers.load(folder)
     check_vocabulary(tokenizer, model.config, path)
@@ -122,11 +122,15 @@ def load_alike(
     return run
 
 
-def _adapted(path: Path, device: str) -> GPT:
-    """The base of an adapter, with the adapter merged into its weights."""
+def _adapted(path: Path) -> GPT:
+    """The base of an adapter, with the adapter merged into its weights.
+
+    On the CPU, as when an adapter is trained: if the base has an adapter too, a GPU's sum has other last digits, and
+    the weights another fingerprint.
+    """
     saved = load_saved(path)
     base = find_base(path, saved)
-    model = load_run(base, device).model
+    model = load_run(base, "cpu").model
     if fingerprint(model) != saved.sha256:
         raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put its own base back")
     load_adapter(model, saved.tensors, saved.config)

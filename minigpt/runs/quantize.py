@@ -83,9 +83,10 @@ def quantize_run(
     model = state.model or config.model_dump(mode="json")
     state = replace(state, model=model, quantization={**done, "source": str(path)})
     name = step_name(0) if foreign else checkpoint.resolve(path).name
+    before = _weight_bytes(path, foreign) or sum(tensor.nbytes for tensor in weights.values())
     size = _write(out, name, packed, state, _files(folder))
     count = sum(tensor.numel() for tensor in weights.values())
-    return QuantizedRun(out, **done, weights=count, bytes_before=_weight_bytes(path, foreign), bytes_after=size)
+    return QuantizedRun(out, **done, weights=count, bytes_before=before, bytes_after=size)
 
 
 def pack_weights(weights: Mapping[str, Tensor], bits: int, group: int, embedding_bits: int) -> dict[str, Tensor]:
@@ -162,8 +163,8 @@ def _write(out: Path, name: str, packed: Mapping[str, Tensor], state: Checkpoint
 
 
 def _weight_bytes(path: Path, foreign: bool) -> int:
-    """Bytes of the weights' files that were read."""
+    """Bytes of the weights' files that were read; 0 for a checkpoint in parts, which also hold the optimizer."""
     if foreign:
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
     files = [checkpoint.resolve(path) / f"{part}.safetensors" for part in ("ema", "model")]
-    return next(file for file in files if file.is_file()).stat().st_size
+    return next((file.stat().st_size for file in files if file.is_file()), 0)

@@ -81,6 +81,10 @@ class Tokenizer(ABC):
     def encode_array(self, text: str) -> np.ndarray:
         """Ids of a text as an array (n,) of `dtype`; the fast way for whole files."""
 
+    def encode_next(self, text: str) -> np.ndarray:
+        """Ids of a text that continues another: those of `encode_array`, without a mark of the beginning."""
+        return self.encode_array(text)
+
     @abstractmethod
     def to_tree(self) -> dict[str, Any]:
         """The content of tokenizer.json, in the format of Hugging Face `tokenizers`."""

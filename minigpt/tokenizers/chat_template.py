@@ -66,8 +66,14 @@ class Template:
         """The text that asks for a reply, "Assistant:"."""
         return self.assistant.split("{}")[0].rstrip(" ")
 
+    @property
+    def _reply(self) -> tuple[str, str]:
+        """The text between `lead` and a reply, and the text after the reply."""
+        before, after = self.assistant.split("{}")
+        return before.removeprefix(self.lead), after
+
     def _spell(self, messages: Sequence[Message], eos: bool) -> Iterable[Piece]:
-        space, after = (part.removeprefix(self.lead) for part in self.assistant.split("{}"))
+        space, after = self._reply
         for message in messages:
             text = message["content"]
             if message["role"] != "assistant":
@@ -79,20 +85,23 @@ class Template:
             if eos:
                 yield Piece(after)
 
-    def jinja(self) -> str:
-        """This template as Hugging Face's `chat_template`; `eos_token` must be set there."""
-        space, after = (part.removeprefix(self.lead) for part in self.assistant.split("{}"))
+    def jinja(self, eos: bool = True) -> str:
+        """This template as Hugging Face's `chat_template`.
+
+        eos: whether the tokenizer has an end of text; `eos_token` must be set there then.
+        """
+        space, after = self._reply
         spelled = []
         for role in ("system", "user"):
             before, behind = getattr(self, role).split("{}")
             test = "if" if role == "system" else "elif"
-            spelled.append(
-                f"{{% {test} message['role'] == '{role}' %}}{{{{ {before!a} + message['content'] + {behind!a} }}}}"
-            )
-        reply = f"{self.lead + space!a} + message['content'] + eos_token + ('' if loop.last else {after!a})"
+            said = f"{_literal(before)} + message['content'] + {_literal(behind)}"
+            spelled.append(f"{{% {test} message['role'] == '{role}' %}}{{{{ {said} }}}}")
+        end = f"eos_token + ('' if loop.last else {_literal(after)})" if eos else _literal(after)
+        reply = f"{_literal(self.lead + space)} + message['content'] + {end}"
         return (
             "{% for message in messages %}" + "".join(spelled) + f"{{% else %}}{{{{ {reply} }}}}{{% endif %}}"
-            "{% endfor %}{% if add_generation_prompt %}{{ " + f"{self.lead!a}" + " }}{% endif %}"
+            "{% endfor %}{% if add_generation_prompt %}{{ " + _literal(self.lead) + " }}{% endif %}"
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -147,9 +156,15 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, n
     learned: list[np.ndarray] = []
     for piece in pieces:
         ends = [tokenizer.eos_id] if piece.ends and tokenizer.eos_id is not None else []
-        ids.append(np.concatenate([tokenizer.encode_array(piece.text), np.array(ends, dtype=tokenizer.dtype)]))
+        text = tokenizer.encode_next(piece.text) if ids else tokenizer.encode_array(piece.text)
+        ids.append(np.concatenate([text, np.array(ends, dtype=tokenizer.dtype)]))
         learned.append(np.full(len(ids[-1]), piece.learned))
     return np.concatenate(ids), np.concatenate(learned)
+
+
+def _literal(text: str) -> str:
+    """A text in quotes, as JSON: llama.cpp and transformers.js know the escapes \\n and \\", but not \\xe9 for é."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _joined(pieces: Iterable[Piece], until_reply: bool = False) -> list[Piece]:

@@ -27,6 +27,8 @@ _ALSO = {"llama3": "gpt4", "llama-v3": "gpt4", "dbrx": "gpt4", "smaug-bpe": "gpt
 _NO_SPLIT = "qwen2"
 """For tokenizers without a split; with this name llama.cpp shows text unchanged (gpt-2 drops a space before a dot)."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_DEFAULT_END = 11
+"""llama.cpp's end of text for a file that names none."""
 _KEY = "tokenizer.ggml."
 _JSON = "tokenizer.huggingface.json"
 
@@ -36,6 +38,11 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, WordTokenizer):
         raise TokenizerError(
             "llama.cpp has no tokenizer of whole words; export to hf, onnx or page, or train with --tokenizer.kind bpe"
+        )
+    if tokenizer.eos_id is None and not isinstance(tokenizer, SentencePieceTokenizer):
+        raise TokenizerError(
+            f"the tokenizer has no {EOS}, so llama.cpp would end a text at the token with id {_DEFAULT_END}; "
+            "export to hf, onnx or page"
         )
     named = {id_: name for name, id_ in (tokenizer.special_tokens | tokenizer.added_tokens).items()}
     tokens = [named.get(id_) or spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.vocab_size)]
@@ -62,7 +69,7 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     }
     eos = tokenizer.eos_id
     ids = {"eos": eos, "bos": eos if tokenizer.bos_id is None else tokenizer.bos_id, "padding": tokenizer.pad_id}
-    ids["unknown"] = tokenizer.unk_id  # for ids that are not set, llama.cpp would take 11 as eos and bos
+    ids["unknown"] = tokenizer.unk_id
     settings |= {f"{_KEY}{name}_token_id": id_ for name, id_ in ids.items() if id_ is not None}
     return settings | {_JSON: tokenizer.to_json()}
 

@@ -67,10 +67,15 @@ class SentencePieceTokenizer(Tokenizer):
         return 0
 
     def _encode(self, text: str) -> list[int]:
-        if not text:
-            return []
-        spaced = " " + valid_unicode(text).replace(SPACE, " ")
-        words = re.findall(r" *[^ ]+| +", spaced) if self._words_apart else [spaced]
+        return self._encode_spaced(f" {text}") if text else []
+
+    def encode_next(self, text: str) -> np.ndarray:
+        """Ids of a text that continues another: it gets no space in front."""
+        return np.array(self._encode_spaced(text), dtype=self.dtype)
+
+    def _encode_spaced(self, text: str) -> list[int]:
+        text = valid_unicode(text).replace(SPACE, " ")
+        words = re.findall(r" *[^ ]+| +", text) if self._words_apart else [text]
         return [id_ for word in words for id_ in self._words(word)]
 
     @cached_property

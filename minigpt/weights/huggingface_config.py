@@ -97,6 +97,12 @@ _HARMLESS = (
     "initializer_range",  # only training from the beginning
     *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params"),  # generation; also in tokenizer.json
     *("summary_", "id2label", "label2id", "problem_type"),  # heads that do not predict tokens
+    # how texts are generated, in older files
+    *("do_sample", "max_length", "min_length", "temperature", "top_k", "top_p", "num_beams", "num_return_sequences"),
+    *("length_penalty", "repetition_penalty", "no_repeat_ngram_size", "early_stopping"),
+    # unused: in the files of gpt2-medium, gpt2-xl and distilgpt2, in older files, and in unsloth's
+    *("n_special", "predict_special_tokens", "output_past", "_num_labels", "num_labels", "finetuning_task"),
+    *("is_decoder", "torchscript", "use_bfloat16", "tokenizer_class", "unsloth_"),
     *("pretraining_tp", "is_llama_config"),  # splits Llama's computation; only in SmolLM's files
     "transformers.js_config",  # files for browsers
     *("n_ctx", "sliding_window", "max_window_layers"),  # unused (the last two: without use_sliding_window)

@@ -15,7 +15,7 @@ from minigpt.cli import main
 from minigpt.config import TokenizerConfig
 from minigpt.errors import ConfigError, MiniGPTError, StorageError
 from minigpt.export import huggingface
-from minigpt.tokenizers import EOS, UNK, BPETokenizer, build
+from minigpt.tokenizers import EOS, UNK, BPETokenizer, CharTokenizer, build
 from minigpt.tokenizers.chat_template import Template
 from minigpt.tokenizers.gguf import QWEN2
 from minigpt.tokenizers.patterns import DIGITS
@@ -129,8 +129,12 @@ def test_transformers_writes_in_the_runs_way(tmp_path: Path) -> None:
     settings = theirs(export_huggingface(load_run(run, "cpu")).path)[0].generation_config
     assert (settings.do_sample, settings.temperature, settings.top_p, settings.top_k) == (True, 0.7, 0.9, 0)
     assert (settings.repetition_penalty, settings.max_new_tokens) == (1.2, 9)
-    greedy = export_huggingface(load_run(make_run(tmp_path / "greedy", temperature=0.0), "cpu")).path
-    assert theirs(greedy)[0].generation_config.do_sample is False
+    assert settings.bos_token_id == settings.eos_token_id == load_run(run, "cpu").tokenizer.eos_id
+    greedy = export_huggingface(load_run(make_run(tmp_path / "greedy", temperature=0.0, top_p=0.9), "cpu")).path
+    model, _ = theirs(greedy)
+    assert model.generation_config.do_sample is False
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained(tmp_path / "again")  # transformers refuses changed settings that contradict each other
 
 
 def test_a_chat_is_spelled_alike(tmp_path: Path) -> None:
@@ -144,6 +148,15 @@ def test_a_chat_is_spelled_alike(tmp_path: Path) -> None:
     spelled = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert spelled == load_template(done.path).prompt(chat) == load_template(run).prompt(chat)
     assert spelled == "System: Be brief.\nUser: It's “here”?\nBot:"
+
+
+def test_a_chat_without_an_end_of_text_is_spelled_alike(tmp_path: Path) -> None:
+    template = Template(user="The {}\n", assistant="said: {}\n")
+    run = save_run(tmp_path / "my", CharTokenizer.from_texts([TEXT], ends=False), SHAPES["modern"], {})
+    template.save(run)
+    chat = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "mat"}]
+    spelled = theirs(export_huggingface(load_run(run, "cpu")).path)[1].apply_chat_template(chat, tokenize=False)
+    assert spelled == "".join(piece.text for piece in template.pieces(chat, eos=False)) == "The cat\nsaid: mat\n"
 
 
 def test_the_command(tmp_path: Path, capsys) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from page_run import save_run
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
 from minigpt.cli import main
@@ -22,8 +23,9 @@ from minigpt.runs import train as assembly
 from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
 from minigpt.runs.load import find_base, load_run
 from minigpt.runs.train import train
-from minigpt.tokenizers import ByteTokenizer, Tokenizer
-from minigpt.tokenizers.chat_template import encode_question, load_template
+from minigpt.tokenizers import EOS, ByteTokenizer, Tokenizer
+from minigpt.tokenizers.chat_template import Piece, encode, encode_question, load_template
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.training import make_optimizer
 from minigpt.training.finetune import Adapters, SavedAdapter
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
@@ -161,7 +163,8 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
     with pytest.raises(RunError, match="is there already"):
         merge_run(run.path, merged)
     chained = tune(run.path, questions(tmp_path / "q.jsonl"), "chained", lora__rank=2)
-    assert load_run(chained.path, "cpu").model is not None
+    for device in ("cpu", *["cuda"] * torch.cuda.is_available()):
+        assert load_run(chained.path, device).model.embedding.weight.device.type == device
     receipt = json.loads((chained.path / "receipt.json").read_text())
     assert receipt["base"]["path"] == str((step.parent / checkpoint.resolve(run.path).name).resolve())
 
@@ -231,6 +234,20 @@ def test_text_is_learned_as_train_learns_it_with_the_bases_tokenizer(base: Path,
     (tmp_path / "short.txt").write_text("the cat sat on a mat")
     with pytest.raises(DataError, match=r"set --finetune\.seq-len"):
         tune(base, tmp_path / "short.txt", "short")
+
+
+def test_an_imported_model_of_llamas_tokenizer_is_trained_further(tmp_path: Path) -> None:
+    letters = sorted(set(TEXT) - {"\n"})
+    texts = ["", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    tokenizer = SentencePieceTokenizer(texts, {}, {EOS: 0})
+    base = save_run(tmp_path / "llama", tokenizer, {"embed_dim": 32, "num_heads": 2}, {})
+    run = tune(base, questions(tmp_path / "q.jsonl"), train__max_steps=1)
+    assert load_run(run.path, "cpu").tokenizer.kind == "sentencepiece"
+    ids, learned = encode([Piece("the cat"), Piece(" mew", learned=True, ends=True)], tokenizer)
+    assert tokenizer.decode(ids) == " the cat mew"  # the text gets one space in front, the answer none
+    assert learned.tolist() == [False] * 8 + [True] * 5
+    with pytest.raises(ConfigError, match="the base has sentencepiece"):
+        tune(base, tmp_path / "q.jsonl", "char", tokenizer__kind="char")
 
 
 def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: Path) -> None:

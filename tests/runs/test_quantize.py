@@ -333,6 +333,25 @@ def test_a_hugging_face_directory_is_quantised_too(trained: Path, tmp_path: Path
     assert ((made - right).std() / right.std()) < 0.05
 
 
+def test_a_checkpoint_in_parts_is_quantised_like_a_whole_one(trained: Path, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    parts = tmp_path / "parts"
+    shutil.copytree(trained, parts)
+    step = checkpoint.resolve(parts)
+    saved = checkpoint.load(step, ("model", "optimizer"))
+    named = {f"{part}/{name}": tensor for part, some in saved.tensors.items() for name, tensor in some.items()}
+    work = tmp_path / "work"
+    save(named, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True), no_dist=True)
+    checkpoint.seal(work, step, saved.state)
+    assert not (step / "model.safetensors").exists()
+    whole, done = (quantize_run(run, 8, out=tmp_path / f"{run.name}-8") for run in (trained, parts))
+    assert checkpoint.load(done.path).weights.keys() == checkpoint.load(whole.path).weights.keys()
+    assert done.bytes_after == whole.bytes_after
+    assert done.bytes_before == 4 * done.weights
+
+
 def test_fine_weights_are_the_ones_that_were_averaged(trained: Path, tmp_path: Path) -> None:
     """If a run keeps an average of its weights, the average is packed."""
     saved = checkpoint.load(trained)

@@ -1,6 +1,7 @@
 """Test records, chat templates and rows, each against a slow, obvious reference or Hugging Face."""
 
 import json
+import re
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -100,7 +101,8 @@ def test_hugging_face_spells_the_chat_to_the_same_ids(kind: str, tmp_path: Path)
     transformers = pytest.importorskip("transformers")
     tokenizer = tokenizers()[kind]
     tokenizer.save(tmp_path)
-    for template in (Template(), OWN, Template(user="“{}”\n😀 ", assistant="A'\": {}\n")):
+    odd = Template(user="“{}”\n😀 ", assistant="A'\": {}\n"), Template(user="“{}”\n", assistant="*{}*\n")
+    for template in (Template(), OWN, *odd):
         if kind != "byte" and template.user.startswith("“"):
             continue  # the others do not know these characters
         theirs = transformers.PreTrainedTokenizerFast(
@@ -140,6 +142,15 @@ def test_without_an_end_of_text_the_template_ends_a_reply() -> None:
         ("User: one?\nAssistant:", False, False),
         (" two\n", True, False),
     ]
+    starred = Template(assistant="*{}*\n")  # the text after a reply begins like the text before it
+    assert starred.pieces(CHAT[1:3], eos=False)[-1].text == "two*\n"
+    assert starred.pieces(CHAT[1:5])[2].text == "*\nUser: and?\n*"
+
+
+def test_a_chat_template_has_no_escape_that_only_python_knows() -> None:
+    spelled = Template(user="Käufer “{}”\n", assistant="Verkäufer:\t{}\\\n").jinja()
+    assert set(re.findall(r"\\(.)", spelled)) == {"n", "t", "\\"}
+    assert "Käufer “" in spelled
 
 
 GOOD = {"prompt": "a", "completion": "b"}

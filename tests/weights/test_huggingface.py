@@ -79,6 +79,21 @@ def test_a_setting_that_we_lack_is_refused_by_name(tmp_path, kind, fields):
     refused(tmp_path, *fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_special": 0, "predict_special_tokens": True},  # gpt2-medium
+        {"output_past": True},  # gpt2-xl
+        {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},  # distilgpt2
+        {"is_decoder": False, "torchscript": False, "use_bfloat16": False, "finetuning_task": None, "num_labels": 2},
+        {"do_sample": True, "max_length": 50, "temperature": 0.7, "tokenizer_class": "GPT2Tokenizer"},
+    ],
+)
+def test_settings_of_published_files_that_compute_nothing_are_passed_over(tmp_path, fields):
+    change(make(tmp_path, "gpt2"), **fields)
+    same(tmp_path)
+
+
 def test_rope_parameters_of_another_kind_are_refused(tmp_path):
     change(make(tmp_path, "qwen3"), rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4})
     refused(tmp_path, "rope_parameters.rope_type", "yarn")
