@@ -208,6 +208,13 @@ def _refuse_unknown(
         raise UserError(f"no such option: {name}; {nearest(name, sorted(choices), f'see minigpt {command} --help')}")
 
 
+def refuse(args: Any, names: Sequence[str], why: str) -> None:
+    """Raise UserError if one of these flags is given. `why` ends the message: "only with --tasks; leave it out"."""
+    unset = {field.name: field.default for field in dataclasses.fields(args)}
+    if given := [name for name in names if getattr(args, name) != unset[name]]:
+        raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: {why}")
+
+
 def as_run(word: str, command: str) -> str:
     """The path of a run: my -> runs/my if only that exists. Raises UserError for a file, which is not a run."""
     path, inside = Path(word), Path("runs", word)

@@ -73,7 +73,8 @@ class Finetune:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Finetune, argv, "finetune", with_config=True)
-    if (args.merge is None) != (args.out is None) or (args.merge and (args.what or overrides or args.json)):
+    others = args.what or overrides or args.json or args.name or args.resume
+    if (args.merge is None) != (args.out is None) or (args.merge and others):
         raise UserError("--merge RUN and --out DIR belong together, and take nothing else")
     yamls = [word for word in args.what if word.endswith((".yaml", ".yml"))]
     words = [word for word in args.what if word not in yamls]

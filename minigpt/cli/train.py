@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data, refuse
 from minigpt.cli.finished import report_run
 from minigpt.config import LENGTHS
 from minigpt.console import console, counted, loading, out, out_json, tell
@@ -83,6 +83,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
         return UserError.exit_code
     if budget := args.budget or _usual_budget(args, overrides):
         return _within_budget(args, budget, overrides, began, command)
+    if args.prepare_only:
+        refuse(args, ("json",), "prints how a run ended, and --prepare-only starts none; use minigpt prepare --json")
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
