@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse
+from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse, with_word
 from minigpt.cli.finished import report_run
 from minigpt.console import loading, out
 from minigpt.errors import UserError
@@ -92,6 +92,7 @@ def main(argv: list[str]) -> int:
     base, data = [*words, None, None][:2]
     if base and data:
         base = as_run(base, "finetune")
+    overrides = with_word(with_word(overrides, "finetune.base", base), "data.source", data)
     command = shlex.join(["minigpt", "finetune", *argv])
     run = fine_tune(base, data, overrides, args.name, args.resume, yamls[0] if yamls else None, command=command)
     return report_run(run, args.json)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data, with_word
 from minigpt.cli.runs import figure, group_name, groups_json, show_groups, spread
 from minigpt.cli.tables import show_line, show_table
 from minigpt.config import LENGTHS, RunConfig, find_recipe, flag_texts, flag_value, load_config, parse_yaml
@@ -196,6 +196,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
             fixed = {**fixed, "train.max_steps": RunConfig().train.max_steps}
     if base and flags:
         raise UserError(f"{flags[0]}: is for training from scratch; leave out this flag or the model")
+    for setting, word in own.items():
+        with_word(fixed | grid, setting, word)
     stem = default_name(load_config(path, own), path)
     return plan_sweep(
         "finetune" if base else "train", args.what, fixed, grid, lambda given: resolve({**own, **given}), args.name,

@@ -156,6 +156,9 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
     queue = list(argv)
     while queue:
         word = queue.pop(0)
+        if word == "--":  # all words after it are positional
+            rest += [word, *queue]
+            break
         if not re.match(r"--[A-Za-z_-]+\.[A-Za-z]", word):
             rest.append(word)
             continue
