@@ -35,7 +35,8 @@ from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Plan
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Speed, fit_speed
-from minigpt.runs.budget.within import plan_within
+from minigpt.runs.budget.within import Budgeted, plan_within, two_digits
+from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights import checkpoint
 
 NOVEL = Text(train_tokens=1_000_000, val_tokens=100_000, vocab_size=65, bytes_per_token=1.0, five_gram=1.5)
@@ -193,6 +194,18 @@ def test_many_passes_get_dropout_and_spare_time_masked_inputs():
     assert long.flops == 2 * long.tokens * size.token_flops(shape.max_seq_len)
     once = chooser(Text(10**9, 10**6, 65, 1.0, 2.0), seconds=3600).best()
     assert once.config.model.locked_dropout == () and once.config.model.dropout == 0
+
+
+def test_a_long_plan_is_shown_with_its_day_and_without_exponents():
+    text, budget = Text(300_000_000, 1_000_000, 4096, 3.5, 1.2), parse_amount("200h")
+    plan = chooser(text, Speed(per_layer=1e-4, per_flop=1 / 400e12), 7.2e5).best()
+    report = {"predicted_bits_per_byte": 1.0, "promised_seconds": 7.2e5, "passes": 1.04}
+    told = Budgeted(budget, text, plan, report, ByteTokenizer(), time.perf_counter(), 0.0).explain()
+    assert plan.size.parameters > 1e8 and "e+" not in told, told
+    assert "--budget 10m gives it more time" not in told, told
+    assert ": 1 pass over 1,000 MB" in told or ": 1 pass over 1,100 MB" in told, told
+    assert re.search(r"done at 2\d{3}-\d\d-\d\d \d\d:\d\d$", told), told
+    assert [two_digits(number) for number in (0.0123, 0.85, 7, 537.4)] == ["0.012", "0.85", "7", "540"]
 
 
 def test_a_budget_of_work_is_kept():
