@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from minigpt.cli import main
-from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.config import LENGTHS, ModelConfig, RunConfig, load_config
 from minigpt.config.section import MOST_SIZE
 from minigpt.errors import ConfigError
 from minigpt.layout import whole_steps
@@ -36,6 +36,7 @@ from minigpt.runs.budget.plan import Chooser, Plan
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Speed, fit_speed
 from minigpt.runs.budget.within import Budgeted, plan_within, two_digits
+from minigpt.runs.plan import write_run_files
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights import checkpoint
 
@@ -332,6 +333,16 @@ def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.Cap
     assert "5m allow" in (told := capsys.readouterr().out) and "300 ids" in told
     for length in (["--train.max-steps", "3"], ["--tiny-run"], ["demo"]):
         fails(capsys, ["train", "cats.txt", "--dry-run", *length], "give a --budget")
+
+
+def test_the_same_command_finds_a_run_in_a_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = {"data.source": "cats.txt", "logging.runs_dir": str(tmp_path)}
+    asked = {"asked": {"budget": "30s", "settings": own | dict.fromkeys(LENGTHS)}}
+    write_run_files(tmp_path / "try/2", load_config(None, own), {"data": {"sha256": {}}, "budget": asked}, "settings")
+    named = []
+    monkeypatch.setattr(within, "train", lambda config, name, **more: named.append(name))
+    within.train_within("30s", own, name="try/2", quiet=True)
+    assert named == ["try/2"]
 
 
 def test_a_small_text_is_called_small(tmp_path: Path):

@@ -319,7 +319,8 @@ def train_within(
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         task = FromScratch({"command": command, "budget": _receipt(earlier)})
-        return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
+        known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
+        return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     say = printer(messages(quiet))
     say(found.explain())
