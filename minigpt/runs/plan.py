@@ -73,6 +73,9 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     """Find the directory that `plan_run` uses, and change nothing. Raises RunError."""
     base = Path(config.logging.runs_dir)
     path = base / check_name(name or default_name)
+    between = path.parents[: len(path.parts) - len(base.parts) - 1]
+    if outer := next((folder for folder in between if RunFolder(folder).is_run), None):
+        raise RunError(f"{outer} is a run, which cannot hold another; choose another name with --name")
     number = 2
     while (folder := RunFolder(path)).in_use():
         if not folder.is_run:
