@@ -53,6 +53,15 @@ class SafeConsole(Console):
         """Print. The lines of a table do not end in spaces."""
         super().print(*(_Trimmed(each) if isinstance(each, Table) else each for each in objects), **more)
 
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, with which `minigpt ... | head` ends well; rich would end it with exit code 1.
+
+        A command whose messages cannot be read, such as a training, still ends in that way.
+        """
+        if self.stderr:
+            super().on_broken_pipe()
+        raise BrokenPipeError
+
 
 class _Trimmed:
     """A table without the spaces that fill its lines."""

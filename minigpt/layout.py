@@ -176,8 +176,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a path means a run's best or last checkpoint: runs/my/checkpoints/best."""
-    return path.name in POINTERS
+    """Whether a path means a run's best or last checkpoint: runs/my/checkpoints/best. A run may be called runs/best."""
+    return path.name in POINTERS and not path.is_dir()
 
 
 def no_such_run(path: Path) -> RunError:

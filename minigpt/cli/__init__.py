@@ -82,6 +82,26 @@ def _as_typed(problem: str, argv: list[str]) -> str:
     return f"{flag}: {rest}"
 
 
+def _run(argv: list[str], own_process: bool) -> int:
+    """Run a command; its exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if argv[0] == "--version":
+        from minigpt import __version__
+
+        print(f"minigpt {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS, 'see minigpt --help')}")
+    if not {"-h", "--help"} & set(argv):  # help computes nothing
+        before_torch.prepare()
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
+        return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 a mistake that the person can fix.
 
@@ -91,23 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     open_streams()
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
-    if argv[0] == "--version":
-        from minigpt import __version__
-
-        print(f"minigpt {__version__}")
-        return 0
     try:
-        if argv[0] not in COMMANDS:
-            raise UserError(f"no such command: {argv[0]}; {nearest(argv[0], COMMANDS, 'see minigpt --help')}")
-        if not {"-h", "--help"} & set(argv):  # help computes nothing
-            before_torch.prepare()
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
-            command = importlib.import_module(f"minigpt.cli.{argv[0]}").main
-            return command(argv[1:], own_process) if argv[0] == "train" else command(argv[1:])
+        try:
+            return _run(argv, own_process)
+        finally:
+            print(end="", flush=True)  # here, so that a closed pipe is not found at the exit, where it is an error
     except MiniGPTError as error:
         if int(os.environ.get("RANK") or 0) and not error.alone:  # only torchrun's first process prints it
             time.sleep(30)  # torchrun ends all processes as soon as one has ended

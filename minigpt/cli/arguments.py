@@ -17,6 +17,7 @@ tuple[str, ...] (one or more words), dict[str, float] (pairs of words), or one o
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -80,6 +81,8 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
         from minigpt.config import split_flags
 
         overrides, words = split_flags(argv)
+    last = words.index("--") if "--" in words else len(words)
+    words, after = words[:last], words[last + 1 :]
     arguments = list(arguments_of(kind))
     sections = config_sections(command) if with_config else {}
     _refuse_unknown(arguments, words, sections, command)
@@ -87,7 +90,7 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
         print_help(kind, arguments, command, sections, words)
         raise SystemExit(0)
     given, places = _flags(arguments, words, command)
-    given |= _positionals(kind, arguments, places, command)
+    given |= _positionals(kind, arguments, places, after, command)
     for name in RUNS:
         if isinstance(word := given.get(name), str):
             given[name] = as_run(word, command)
@@ -104,8 +107,6 @@ def _flags(arguments: Sequence[Argument], words: Sequence[str], command: str) ->
     queue = list(words)
     while queue:
         word = queue.pop(0)
-        if word == "--":
-            return values, rest + queue
         name, equals, text = word.partition("=")
         name = name.replace("_", "-")
         if not word.startswith("--"):
@@ -135,11 +136,13 @@ def _takes(argument: Argument, taken: Sequence[str], word: str) -> bool:
     return not word.startswith("--") and (argument.many or not taken)
 
 
-def _positionals(kind: type, arguments: Sequence[Argument], words: list[str], command: str) -> dict[str, Any]:
-    """Values of the arguments that are given by their position."""
+def _positionals(
+    kind: type, arguments: Sequence[Argument], words: list[str], after: list[str], command: str
+) -> dict[str, Any]:
+    """Values of the arguments that are given by their position. `after`: the words after --, which are never flags."""
     values: dict[str, Any] = {}
     extra = [word for word in words if re.match(r"-[A-Za-z]\S*$", word)]  # -v
-    rest = [word for word in words if word not in extra]
+    rest = [word for word in words if word not in extra] + after
     for argument in (argument for argument in arguments if argument.positional):
         if rest or (argument.many and argument.default is dataclasses.MISSING):
             count = len(rest) if argument.many else 1
@@ -150,16 +153,17 @@ def _positionals(kind: type, arguments: Sequence[Argument], words: list[str], co
             example = re.search(rf"^ *(minigpt {command} .*)", kind.__doc__ or "", flags=re.M)
             more = f", for example: {example[1]}" if example else f"; see minigpt {command} --help"
             raise UserError(f"name {wanted}{more}")
-    if text := " ".join(word for word in words if word in (*extra, *rest)):
+    if text := " ".join(word for word in (*words, *after) if word in (*extra, *rest)):
         if any(argument.name == "prompt" for argument in arguments):
             raise UserError(f'no such argument: {text}; write --prompt "{text}"')
-        raise UserError(f"{text}: one word too many; quote a path with spaces; see minigpt {command} --help")
+        fix = f"write a file of that name as ./{extra[0]}" if extra else "quote a path with spaces"
+        raise UserError(f"{text}: one word too many; {fix}; see minigpt {command} --help")
     return values
 
 
 def _value(argument: Argument, words: list[str], command: str) -> Any:
     """Turn the words into the value of an argument. Raises UserError."""
-    if argument.optional and words == ["None"]:
+    if argument.optional and words == ["None"] and not _is_text(argument):
         return None
     if get_origin(argument.kind) is tuple:
         read = READERS.get(get_args(argument.kind)[0], str)
@@ -187,6 +191,11 @@ def _value(argument: Argument, words: list[str], command: str) -> Any:
         raise UserError(f"{argument.shown}: give {wanted}, not {', '.join(map(repr, words))}{see}") from None
 
 
+def _is_text(argument: Argument) -> bool:
+    """Whether its values are texts, of which every word is one."""
+    return argument.kind is str or get_origin(argument.kind) is tuple
+
+
 def _refuse_unknown(
     arguments: Sequence[Argument], words: Sequence[str], sections: dict[str, Any], command: str
 ) -> None:
@@ -194,9 +203,10 @@ def _refuse_unknown(
     known |= {
         f"--no-{argument.flag[2:]}" for argument in arguments if argument.kind is bool and argument.default is not False
     }
-    for word in words:
+    texts = {argument.flag for argument in arguments if _is_text(argument)}
+    for before, word in zip(["", *words], words, strict=False):
         name = word.split("=")[0].replace("_", "-")
-        if not name.startswith("--") or len(name) == 2 or name in known:
+        if not name.startswith("--") or name in known:
             continue
         choices = known | {
             f"--{section}.{field.replace('_', '-')}"
@@ -205,7 +215,16 @@ def _refuse_unknown(
         }
         if same := [choice for choice in sorted(choices) if "." in choice and choice.split(".")[-1] == name[2:]]:
             raise UserError(f"no such option: {name}; did you mean {same[0]}?")
-        raise UserError(f"no such option: {name}; {nearest(name, sorted(choices), f'see minigpt {command} --help')}")
+        value = f"; as the value of {before}: {before}={shlex.quote(word)}" if before in texts else ""
+        hint = nearest(name, sorted(choices), f"see minigpt {command} --help")
+        raise UserError(f"no such option: {name}; {hint}{value}")
+
+
+def refuse(args: Any, names: Sequence[str], why: str) -> None:
+    """Raise UserError if one of these flags is given. `why` ends the message: "only with --tasks; leave it out"."""
+    unset = {field.name: field.default for field in dataclasses.fields(args)}
+    if given := [name for name in names if getattr(args, name) != unset[name]]:
+        raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: {why}")
 
 
 def as_run(word: str, command: str) -> str:
@@ -256,4 +275,14 @@ def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -
 
     recipe, data = recipe_and_data(words)
     path = str(find_recipe(recipe)) if recipe else None
-    return load_config(path, overrides if data is None else {"data.source": data, **overrides}), path
+    return load_config(path, with_word(overrides, "data.source", data)), path
+
+
+def with_word(settings: dict[str, Any], path: str, word: str | None) -> dict[str, Any]:
+    """The settings, and the one that a positional word gives. Raises UserError if a flag gives it another value."""
+    if word is None:
+        return settings
+    if settings.get(path, word) != word:
+        flag = f"--{path.replace('_', '-')}"
+        raise UserError(f"{word} and {flag} {settings[path]} say different things; leave one of them out")
+    return {**settings, path: word}

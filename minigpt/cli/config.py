@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from minigpt.cli.arguments import PathText, Positional, config_from, parse
-from minigpt.config import dump_config, recipes, schema
+from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.config import dump_config, load_config, recipes, schema
 from minigpt.console import out, out_json
+from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class Config:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Config, argv, "config", with_config=True)
+    if args.what != "show" and (args.recipe or overrides):
+        what = args.recipe or next(iter(overrides))
+        raise UserError(f"{what}: {args.what} takes no recipe and no settings; use minigpt config show")
     if args.what == "schema":
         out_json(schema())
     elif args.what == "show":
-        out(dump_config(config_from([args.recipe] if args.recipe else [], overrides)[0]))
+        out(dump_config(load_config(args.recipe, overrides)))
     else:
         width = max(map(len, recipes()))
         for name, path in recipes().items():

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import PathText, Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse, refuse
 from minigpt.console import SafeConsole, console, out, out_json, progress_bars, tell
 from minigpt.errors import UserError
 
@@ -52,7 +52,11 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Data, argv, "data", with_config=True)
     if args.action == "questions":
+        refuse(args, ("plot", "json"), "only with inspect; leave it out")
+        if overrides:
+            raise UserError(f"{next(iter(overrides))}: is for a text; questions takes no settings")
         return _write_questions(args)
+    refuse(args, ("count", "seed", "out"), "only with questions; leave it out")
     config, _ = config_from(args.what, overrides)
     from minigpt.data.inspect.report import inspect_data
     from minigpt.explanation import draw_text, drawable

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.console import Lines, console, counted, loading, out_json, progress_bars, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
         report_tasks(run, args.run, args.tasks, args.json, **settings)
         return 0
     if scores_records(run, args.data):
-        _refuse(args, _NOT_RECORDS, "for a text, not for records; leave it out")
+        refuse(args, _NOT_RECORDS, "for a text, not for records; leave it out")
         report_records(run, args.run, args.data, args.split, args.ask, args.json)
         return 0
     if args.ask is not None:
@@ -162,20 +162,13 @@ def main(argv: list[str]) -> int:
 def _check_flags(args: Eval) -> None:
     """Raise UserError for flags that belong to another kind of evaluation."""
     if args.tasks is None:
-        _refuse(args, _FOR_TASKS, "only with --tasks")
+        refuse(args, _FOR_TASKS, "only with --tasks")
     else:
-        _refuse(args, _FOR_TEXTS, "not with --tasks; leave it out")
+        refuse(args, _FOR_TEXTS, "not with --tasks; leave it out")
     if args.adapt not in ("dynamic", "both"):
-        _refuse(args, _ADAPTING[:1], "only with --adapt dynamic or both")
+        refuse(args, _ADAPTING[:1], "only with --adapt dynamic or both")
     if args.adapt not in ("cache", "both"):
-        _refuse(args, _ADAPTING[1:], "only with --adapt cache or both")
-
-
-def _refuse(args: Eval, names: Sequence[str], why: str) -> None:
-    """Raise UserError if one of these flags is given."""
-    unset = {field.name: field.default for field in fields(Eval)}
-    if given := [name for name in names if getattr(args, name) != unset[name]]:
-        raise UserError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: {why}")
+        refuse(args, _ADAPTING[1:], "only with --adapt cache or both")
 
 
 def _adaptation(args: Eval) -> "Adaptation | None":

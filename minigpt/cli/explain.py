@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.console import SafeConsole, console, loading, out, out_json, tell
 from minigpt.errors import UserError
 
@@ -109,6 +109,14 @@ def _check(args: Explain) -> None:
     others = [name for name in ("step_by_step", "png", "svg", "out") if getattr(args, name)]
     if args.over != "prompt" and others:
         raise UserError(f"--{others[0].replace('_', '-')} is for a prompt; leave --over {args.over} out")
+    if not args.step_by_step:
+        refuse(args, ("position",), "only with --step-by-step; leave it out")
+    if not (args.png or args.svg):
+        refuse(args, ("picture",), "only with --png or --svg; leave it out")
+    if args.step_by_step:
+        refuse(args, ("png", "svg", "out"), "not with --step-by-step, which prints; leave one of them out")
+    if args.out and (args.png or args.svg):
+        raise UserError("--out is for the page, and --png and --svg draw instead of it; leave one of them out")
     if args.json and others:
         raise UserError(f"--json prints in place of --{others[0].replace('_', '-')}; give one of them")
 

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse
+from minigpt.cli.arguments import Name, PathText, Positional, as_run, parse, with_word
 from minigpt.cli.finished import report_run
 from minigpt.console import loading, out
 from minigpt.errors import UserError
@@ -73,7 +73,8 @@ class Finetune:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Finetune, argv, "finetune", with_config=True)
-    if (args.merge is None) != (args.out is None) or (args.merge and (args.what or overrides or args.json)):
+    others = args.what or overrides or args.json or args.name or args.resume
+    if (args.merge is None) != (args.out is None) or (args.merge and others):
         raise UserError("--merge RUN and --out DIR belong together, and take nothing else")
     yamls = [word for word in args.what if word.endswith((".yaml", ".yml"))]
     words = [word for word in args.what if word not in yamls]
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> int:
     base, data = [*words, None, None][:2]
     if base and data:
         base = as_run(base, "finetune")
+    overrides = with_word(with_word(overrides, "finetune.base", base), "data.source", data)
     command = shlex.join(["minigpt", "finetune", *argv])
     run = fine_tune(base, data, overrides, args.name, args.resume, yamls[0] if yamls else None, command=command)
     return report_run(run, args.json)

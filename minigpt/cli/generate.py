@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from minigpt.cli.arguments import PathText, Positional, parse, unreadable
+from minigpt.cli.arguments import PathText, Positional, parse, refuse, unreadable
 from minigpt.config import GenerationConfig, load_config
 from minigpt.config.presets import load_preset, save_preset
 from minigpt.console import loading, out_json, write
@@ -118,6 +118,10 @@ Generate = with_settings(_Generate)
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Generate, argv, "generate")
+    if args.prompts is None:
+        refuse(args, ("out", "batch_size"), "only with --prompts; leave it out")
+    else:
+        refuse(args, ("json",), "not with --prompts, whose answers are JSON lines; leave it out")
     loading(quiet=True)
     prompt = _read_prompt(args)
     asked = asked_settings(args)

@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_origin
 
-from rich.console import Console
 from rich.text import Text
 
 from minigpt.cli.fields import Argument, metavar, without_none
+from minigpt.console import SafeConsole
 from minigpt.errors import UserError, nearest
 
 INDENT = 26
@@ -118,7 +118,7 @@ class _Page:
 
     def __init__(self, width: int):
         self.width = width
-        self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.console = SafeConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def head(self, kind: type, arguments: Sequence[Argument], command: str) -> None:
         """Print the usage line, the command's docstring, and its positional words."""

@@ -1,5 +1,6 @@
 """Import a model of another program: `minigpt import`."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +47,6 @@ def main(argv: list[str]) -> int:
         return 0
     out(
         f"{done.path}: {counted(done.weights, 'weight')} from {done.kind}, {done.tokenizer} tokenizer of "
-        f"{done.vocab_size:,} ids; try: minigpt generate {done.path}"
+        f"{done.vocab_size:,} ids; try: minigpt generate {shlex.quote(done.path.as_posix())}"
     )
     return 0

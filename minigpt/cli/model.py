@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from minigpt.cli.arguments import PathText, Positional, config_from, parse
-from minigpt.config import ModelConfig, RunConfig
+from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import SafeConsole, out_json
 from minigpt.layout import RunFolder
 
@@ -26,8 +26,8 @@ class Model:
     what: Positional[PathText | None] = None
     """A recipe or a run directory (default: the default shape)."""
     json: bool = False
-    """Print one JSON object: config, batch_size (sequences that training_memory counts), parameters, flops_per_token,
-    training_memory, inference_memory, shapes."""
+    """Print one JSON object: config, batch_size (sequences at a time), parameters, flops_per_token, training_memory,
+    inference_memory, shapes."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     args, overrides = parse(Model, argv, "model", with_config=True)
     folder = Path(args.what) if args.what else None
     recipe = str(RunFolder(folder).config) if folder and folder.is_dir() else args.what
-    config, _ = config_from([recipe] if recipe else [], overrides)
+    config = load_config(recipe, overrides)
     shape = config.model
     if shape.vocab_size is None:  # the tokenizer will set it; take its largest size
         from minigpt.tokenizers.words import WIKITEXT_2

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.console import console, counted, loading, out, out_json
 from minigpt.errors import ConfigError, UserError
 
@@ -42,6 +42,8 @@ class Quantize:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Quantize, argv, "quantize")
+    if args.bits == "8":
+        refuse(args, ("group", "embedding_bits"), "only with 4 bits; leave it out")
     if args.tokens < 0 or args.tokens == 1:
         raise ConfigError(f"tokens: {args.tokens} cannot be measured on; choose 0 for none, or 2 or more")
     loading()

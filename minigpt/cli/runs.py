@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.cli.tables import show_columns, show_table
 from minigpt.console import console, out, out_json, printer
 from minigpt.errors import UserError, nearest
@@ -252,6 +252,8 @@ def _compare(args: Compare) -> None:
     from minigpt.runs.compare import cautions, grouped
     from minigpt.runs.record import read_run, readable, run_folders
 
+    if not args.plot:
+        refuse(args, ("out", "x"), "is for the picture; leave it or --no-plot out")
     runs = [read_run(folder) for folder in readable(run_folders(args.runs), printer(console))]
     if len(runs) < 2:
         raise UserError("name two runs or more, or a folder of them, for example: minigpt runs compare runs/sweep")

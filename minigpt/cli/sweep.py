@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data, with_word
 from minigpt.cli.runs import figure, group_name, groups_json, show_groups, spread
 from minigpt.cli.tables import show_line, show_table
 from minigpt.config import LENGTHS, RunConfig, find_recipe, flag_texts, flag_value, load_config, parse_yaml
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     sweep = _plan(args, grid, fixed, flags)
     from minigpt.runs.sweep import Progress, check_devices, run_sweep
 
-    check_devices([device for device in devices if device])
+    check_devices([device for device in devices if device is not None])
     if args.dry_run:
         return _dry_run(sweep, Progress(sweep), args.json)
     with LiveLine(console) as live:
@@ -111,6 +111,8 @@ def split_grid(argv: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any], l
     for flag, path, text in flags:
         parts = [text] if path.startswith("logging.") else at_commas(text)
         values = [_value(flag, path, part) for part in parts]
+        for earlier in (grid, fixed):  # of a flag that is given twice, the last one counts
+            earlier.pop(path, None)
         if len(parts) == 1:
             fixed[path] = values[0]
             continue
@@ -174,6 +176,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
     recipe = next((word for word in args.what if word.endswith((".yaml", ".yml"))), None)
     words = [word for word in args.what if word != recipe]
     base = words[0] if words and _is_model(Path(words[0])) else None
+    if len(words) == 2 and not Path(words[0]).exists() and _is_model(Path("runs", words[0])):  # as in finetune
+        words[0] = base = str(Path("runs", words[0]))
     path = str(find_recipe(recipe)) if recipe else None
     if not base and path:
         base = load_config(path).finetune.base
@@ -196,6 +200,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
             fixed = {**fixed, "train.max_steps": RunConfig().train.max_steps}
     if base and flags:
         raise UserError(f"{flags[0]}: is for training from scratch; leave out this flag or the model")
+    for setting, word in own.items():
+        with_word(fixed | grid, setting, word)
     stem = default_name(load_config(path, own), path)
     return plan_sweep(
         "finetune" if base else "train", args.what, fixed, grid, lambda given: resolve({**own, **given}), args.name,

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data
+from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data, refuse, with_word
 from minigpt.cli.finished import report_run
 from minigpt.config import LENGTHS
 from minigpt.console import console, counted, loading, out, out_json, tell
@@ -83,6 +83,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
         return UserError.exit_code
     if budget := args.budget or _usual_budget(args, overrides):
         return _within_budget(args, budget, overrides, began, command)
+    if args.prepare_only:
+        refuse(args, ("json",), "prints how a run ended, and --prepare-only starts none; use minigpt prepare --json")
     if args.dry_run:
         raise UserError("--dry-run says what --budget would choose; give a --budget such as 10m")
     config, recipe = config_from(args.what, overrides)
@@ -124,7 +126,7 @@ def _within_budget(args: Train, budget: str, overrides: dict[str, Any], began: f
     if given := [flag for flag, on in flags.items() if on]:
         raise UserError(f"{given[0]}: does not go with --budget; leave one of the two out")
     recipe, data = recipe_and_data(args.what)
-    settings = overrides if data is None else {"data.source": data, **overrides}
+    settings = with_word(overrides, "data.source", data)
     loading()
     from minigpt.runs.budget.amount import process_start
     from minigpt.runs.budget.within import plan_within, train_within

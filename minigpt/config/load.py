@@ -114,7 +114,10 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     if kind == "float_parsing" and names[-1].endswith(("minutes", "seconds")):
         return f"{path}: give {names[-1].split('_')[-1]} as a number, not {item['input']!r}"
-    if kind in ("value_error", "model_type"):
+    if kind == "model_type":
+        given = "empty" if item["input"] is None else repr(item["input"])
+        return f"{path}: holds settings, so it cannot be {given}; write settings below it, or leave it out"
+    if kind == "value_error":
         return f"{path}: {message}"
     if kind == "literal_error":
         choices = [choice.strip("' ") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
@@ -156,6 +159,9 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
     queue = list(argv)
     while queue:
         word = queue.pop(0)
+        if word == "--":  # all words after it are positional
+            rest += [word, *queue]
+            break
         if not re.match(r"--[A-Za-z_-]+\.[A-Za-z]", word):
             rest.append(word)
             continue
@@ -176,10 +182,15 @@ def flag_texts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[st
 
 
 def flag_value(flag: str, path: str, text: str) -> Any:
-    """The value of a flag: the text itself if the setting is a text, else read as YAML. Raises ConfigError."""
+    """The value of a flag: the text itself if the setting is a text, else read as YAML. Raises ConfigError.
+
+    A setting of several texts takes one as it is, such as User: or *.bias, unless it begins with a bracket or a quote.
+    """
     field = _field(path)
-    is_text = field is not None and field.annotation in (str, str | None) and text != "null"
-    return text if is_text else parse_yaml(text, flag)
+    kind = None if field is None else field.annotation
+    one = kind == tuple[str, ...] and text[:1] not in ("[", '"', "'")
+    is_text = kind in (str, str | None) and text != "null"
+    return text if is_text or one else parse_yaml(text, flag)
 
 
 def _field(path: str) -> FieldInfo | None:

@@ -22,7 +22,7 @@ def read_presets() -> dict[str, dict[str, Any]]:
     tree = read_yaml(file) or {}
     if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):
         raise ConfigError(f"{file}: must map names to settings, like `bold: {{temperature: 1.1}}`")
-    return tree
+    return {str(name): settings for name, settings in tree.items()}
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from minigpt.runs.feeds import Feed, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_alike, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
+from minigpt.runs.settings import quoted
 from minigpt.runs.train import TrainedRun, execute
 from minigpt.runtime.device import Runtime
 from minigpt.runtime.placement import Placement, joined
@@ -326,7 +327,8 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
         step = checkpoint.save(written.checkpoint(loaded.step), tensors, kept)
         checkpoint.point(step.parent, LAST, step)
         config = loaded.config.model_copy(update={"lora": AdapterConfig()})
-        write_run_files(work, config, receipt, "finetune", final=out)
+        name = quoted(folder.path.as_posix())
+        write_run_files(work, config, receipt, f"The settings of {name}; its adapter is merged into the weights here")
         loaded.tokenizer.save(written.tokenizer)
         if folder.template.is_file():
             load_template(folder.path).save(work)

@@ -73,6 +73,9 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     """Find the directory that `plan_run` uses, and change nothing. Raises RunError."""
     base = Path(config.logging.runs_dir)
     path = base / check_name(name or default_name)
+    between = path.parents[: len(path.parts) - len(base.parts) - 1]
+    if outer := next((folder for folder in between if RunFolder(folder).is_run), None):
+        raise RunError(f"{outer} is a run, which cannot hold another; choose another name with --name")
     number = 2
     while (folder := RunFolder(path)).in_use():
         if not folder.is_run:
@@ -141,16 +144,11 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def write_run_files(
-    path: Path, config: RunConfig, receipt: dict[str, Any], command: str = "train", final: Path | None = None
-) -> None:
-    """Write config.yaml and receipt.json; their command repeats the run. Raises StorageError.
-
-    `final`: where the run will be in the end, if it is written somewhere else first.
-    """
+def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], about: str) -> None:
+    """Write config.yaml, which begins with the comment `about`, and receipt.json. Raises StorageError."""
     folder = RunFolder(path)
-    header = f"# The resolved settings of this run; to repeat it: minigpt {command} {RunFolder(final or path).config}\n"
-    write_text(folder.config, header + dump_config(config), parents=True)  # first: a directory with this file is a run
+    text = f"# {about}\n{dump_config(config)}"
+    write_text(folder.config, text, parents=True)  # first: a directory with this file is a run
     write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
     try:
         folder.checkpoints.mkdir(exist_ok=True)

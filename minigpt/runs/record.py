@@ -16,7 +16,7 @@ from minigpt.files import parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.lock import is_held
 from minigpt.runs.receipt import read_receipt
-from minigpt.weights.checkpoint_state import read_state
+from minigpt.weights.checkpoint_state import CheckpointState, read_state
 
 State = Literal["finished", "interrupted", "running"]
 
@@ -57,7 +57,15 @@ class RunRecord:
         """Whether a process trains the run now, else whether it has finished."""
         if is_held(self.folder.lock):
             return "running"
-        return "finished" if self.checkpoints and _is_finished(self.checkpoints[-1]) else "interrupted"
+        return "finished" if self.saved and self.saved.train and self.saved.train.finished else "interrupted"
+
+    @cached_property
+    def saved(self) -> CheckpointState | None:
+        """State of the newest checkpoint; None if it is missing or cannot be read, so that its run is still listed."""
+        try:
+            return read_state(self.checkpoints[-1]) if self.checkpoints else None
+        except (OSError, ValueError, CheckpointError):
+            return None
 
     @property
     def started(self) -> str:
@@ -113,7 +121,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     if not is_run:
         raise no_such_run(path)
-    return RunRecord(path, name or path.name, load_config(folder.config))
+    return RunRecord(path, name or path.absolute().name, load_config(folder.config))
 
 
 def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], object] | None = None) -> list[RunRecord]:
@@ -122,14 +130,16 @@ def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], objec
     `say` is called with a message for each damaged run, which is left out. Without `say`:
 
     Raises:
-        RunError: no such folder; a damaged run.
+        RunError: no such folder; a pattern without a name; a damaged run.
         ConfigError: a config.yaml that this version cannot read.
     """
     folder = Path(folder)
+    if not Path(pattern).parts:
+        raise RunError(f"{pattern!r} matches no name; leave it out to list all runs")
     if not folder.is_dir():
         raise RunError(f"no such folder: {folder.absolute()}; cd to where you trained, or name it with --runs-dir")
     found = {path: path.relative_to(folder).as_posix() for path in _directories(folder)}
-    wanted = [path for path, name in found.items() if Path(name).match(pattern) or path.parent.match(pattern)]
+    wanted = [path for path, name in found.items() if _matches(Path(name), pattern)]
     runs = []
     for path in sorted(wanted):
         run = _read_all(path, found[path]) if say else read_run(path, found[path])
@@ -138,6 +148,11 @@ def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], objec
         elif isinstance(run, RunRecord):
             runs.append(run)
     return runs
+
+
+def _matches(name: Path, pattern: str) -> bool:
+    """Whether the name of a run, or that of its sweep, matches. The folder of all runs has no part in it."""
+    return name.match(pattern) or (len(name.parts) > 1 and name.parent.match(pattern))
 
 
 def readable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
@@ -214,15 +229,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _is_finished(checkpoint: Path) -> bool:
-    """Whether the run had finished; False if the state cannot be read, so that its run is still listed."""
-    try:
-        train = read_state(checkpoint).train
-    except (OSError, ValueError, CheckpointError):
-        return False
-    return train is not None and train.finished
 
 
 def _numbers(path: Path) -> int | None:

@@ -1,6 +1,7 @@
-"""Turn configs into flat tables of dotted paths, to compare them."""
+"""Turn configs into flat tables of dotted paths, to compare them, and into words of a shell."""
 
 import json
+import shlex
 from typing import Any
 
 from minigpt.config import RunConfig, load_config
@@ -48,3 +49,14 @@ def as_flag(path: str, value: Any) -> tuple[str, str]:
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"--{path.replace('_', '-')}", text
+
+
+def quoted(word: str) -> str:
+    r"""Quote a word for a shell, on one line; with $'\n' (bash, zsh, ksh) if it has line ends or other control
+    characters.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = {"\n": r"\n", "\t": r"\t", "'": r"\'", "\\": r"\\"}
+    letters = (plain.get(char, char if char.isprintable() else f"\\U{ord(char):08x}") for char in word)
+    return f"$'{''.join(letters)}'"

@@ -27,6 +27,7 @@ from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_f
 from minigpt.runs.receipt import make_receipt, read_receipt
 from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.score import kept_score, score_run
+from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
 from minigpt.runtime.device import hardware, mkl_code
 from minigpt.runtime.placement import Placement, joined
@@ -172,7 +173,9 @@ def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Fee
     config, ranks = resolved.config, resolved.placement.ranks
     versions = {"minigpt": __version__, **{name: version(name) for name in ("torch", "numpy", "pydantic")}}
     receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **task.receipt}
-    write_run_files(path, config, receipt, task.command)
+    file = quoted(RunFolder(path).config.as_posix())  # with /, so that no shell of Windows needs quotes
+    about = f"The resolved settings of this run; to repeat it: minigpt {task.command} {file}"
+    write_run_files(path, config, receipt, about)
     tokenizer.save(RunFolder(path).tokenizer)
     for name, text in task.files.items():
         write_text(path / name, text)

@@ -42,6 +42,8 @@ class Copy:
     """Show a bar."""
     json: bool = False
     """Print an object."""
+    note: str | None = None
+    """A text."""
 
 
 def copy(*words: str) -> Any:
@@ -61,6 +63,17 @@ def test_every_kind_of_argument():
     assert copy("a", "--", "b").targets == ("b",)
     assert copy("a", "--tags", "x", "--json", "--tags=y").tags == ("x", "y")
     assert copy("a", "--weights", "x", "1", "--weights", "y", "2").weights == {"x": 1.0, "y": 2.0}
+
+
+def test_words_after_two_dashes_are_never_flags() -> None:
+    assert copy("a", "--", "-b", "--json", "--", "--x.y").targets == ("-b", "--json", "--", "--x.y")
+    assert not copy("--", "-h", "--help").json
+    assert split_flags(["--train.seed", "1", "--", "--my.txt"]) == ({"train.seed": 1}, ["--", "--my.txt"])
+
+
+def test_none_is_a_word_where_texts_are_wanted() -> None:
+    assert copy("a", "--tags", "None").tags == ("None",)
+    assert copy("a", "--note", "None").note == "None"
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,9 @@ def test_a_flag_with_runs_is_split_at_commas_unless_the_path_exists(tmp_path: Pa
         (["a", "--no-draw", "no"], "--draw: choose True or False, not no"),
         (["a", "--tags"], "--tags: needs a value; write --tags VALUE"),
         (["a", "--no-json"], "no such option: --no-json; did you mean --json?"),
-        (["a", "-v"], "-v: one word too many"),
+        (["a", "-v"], "-v: one word too many; write a file of that name as ./-v"),
+        (["a", "--note", "--- b c"], "no such option: --- b c; see minigpt copy --help; as the value of --note: "
+         "--note='--- b c'"),
     ],
     ids=str,
 )  # fmt: skip

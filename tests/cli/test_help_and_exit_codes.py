@@ -1,8 +1,23 @@
 """Test in a real process that the help is printed, the exit code is right, and there is no traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell's pipes")
+@pytest.mark.parametrize("words", ["--help", "--version", "config recipes", "runs --help", "prepare --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv, env = [sys.executable, "-m", "minigpt", *words.split()], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_codes_and_help_from_a_real_process(tmp_path: Path) -> None:

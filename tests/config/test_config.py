@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from minigpt.config import dump_config, dump_yaml, load_config, parse_yaml, schema, split_flags, validate
+from minigpt.config.presets import load_preset
 from minigpt.config.tree import RunConfig
 from minigpt.errors import ConfigError
 
@@ -70,6 +71,20 @@ def test_on_and_off_are_words_and_only_true_and_false_are_booleans() -> None:
     assert validate(parse_yaml(dump_config(load_config(None, {"train.compile": "off"})))).train.compile == "off"
 
 
+def test_an_empty_section_of_a_recipe_is_named(tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text("train:\n  # max_steps: 3\n")
+    with pytest.raises(ConfigError, match=r"^train: holds settings, so it cannot be empty; write settings below it"):
+        load_config(tmp_path / "r.yaml")
+
+
+def test_a_preset_may_have_a_number_as_its_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "generation.yaml").write_text("1: {temperature: 1.1}\n")
+    monkeypatch.setenv("MINIGPT_CONFIG", str(tmp_path))
+    assert load_preset("1") == {"temperature": 1.1}
+    with pytest.raises(ConfigError, match="no preset 2"):
+        load_preset("2")
+
+
 def test_precedence_is_defaults_then_recipe_then_flags(tmp_path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("train: {max_steps: 5, batch_size: 3}\nmodel: {shape: gpt2, bias: false}\n")
@@ -103,6 +118,15 @@ def test_flags_take_dash_and_underscore_equals_and_space() -> None:
     assert rest == ["my.txt", "--json"]
     with pytest.raises(ConfigError, match=r"--train\.seed: needs a value"):
         split_flags(["--train.seed"])
+
+
+def test_a_flag_of_several_texts_takes_one_as_it_is() -> None:
+    for text in ("User:", "#", "3", "@x", " ", "null"):
+        assert load_config(None, split_flags(["--generation.stop", text])[0]).generation.stop == (text,)
+    flags = ["--finetune.freeze", "*.bias,head", "--generation.stop", '["a", "b, c"]', "--generation.bad-words='x'"]
+    config = load_config(None, split_flags(flags)[0])
+    assert config.finetune.freeze == ("*.bias", "head")
+    assert (config.generation.stop, config.generation.bad_words) == (("a", "b, c"), ("x",))
 
 
 def test_broken_yaml_is_reported_with_its_line(tmp_path) -> None:

@@ -14,6 +14,8 @@ from minigpt.config.tree import RunConfig
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import check_name
+from minigpt.runs.plan import pick_run
+from minigpt.weights.checkpoint import resolve
 
 PATHS = [
     "data.source", "data.cache_dir", "tokenizer.path", "logging.runs_dir", "finetune.base", "finetune.val_source",
@@ -140,8 +142,24 @@ def test_usual_names_stay() -> None:
 
 
 def test_library_refuses_such_a_name_too(tmp_path: Path) -> None:
-    from minigpt.runs.plan import pick_run
-
     config = load_config(None, {"logging.runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="cannot be named"):
         pick_run(config, "../x", "run", resume=False)
+
+
+def test_a_run_may_be_called_best(tmp_path: Path) -> None:
+    step = tmp_path / "best/checkpoints/step-00000003"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("{}")
+    (step.parent / "best").write_text(step.name)
+    assert resolve(tmp_path / "best") == resolve(step.parent / "best") == step
+
+
+@pytest.mark.parametrize("name", ["my/2", "my/checkpoints", "my/checkpoints/x"])
+def test_a_run_holds_no_other_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/config.yaml").write_text("{}")
+    config = load_config(None, {"logging.runs_dir": str(tmp_path)})
+    with pytest.raises(UserError, match="my is a run, which cannot hold another; choose another name with --name"):
+        pick_run(config, name, "run", resume=False)
+    assert pick_run(config, "other/2", "run", resume=False) == tmp_path / "other/2"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from minigpt.cli import main
-from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.config import LENGTHS, ModelConfig, RunConfig, load_config
 from minigpt.config.section import MOST_SIZE
 from minigpt.errors import ConfigError
 from minigpt.layout import whole_steps
@@ -35,7 +35,9 @@ from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Plan
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Speed, fit_speed
-from minigpt.runs.budget.within import plan_within
+from minigpt.runs.budget.within import Budgeted, plan_within, two_digits
+from minigpt.runs.plan import write_run_files
+from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights import checkpoint
 
 NOVEL = Text(train_tokens=1_000_000, val_tokens=100_000, vocab_size=65, bytes_per_token=1.0, five_gram=1.5)
@@ -195,6 +197,18 @@ def test_many_passes_get_dropout_and_spare_time_masked_inputs():
     assert once.config.model.locked_dropout == () and once.config.model.dropout == 0
 
 
+def test_a_long_plan_is_shown_with_its_day_and_without_exponents():
+    text, budget = Text(300_000_000, 1_000_000, 4096, 3.5, 1.2), parse_amount("200h")
+    plan = chooser(text, Speed(per_layer=1e-4, per_flop=1 / 400e12), 7.2e5).best()
+    report = {"predicted_bits_per_byte": 1.0, "promised_seconds": 7.2e5, "passes": 1.04}
+    told = Budgeted(budget, text, plan, report, ByteTokenizer(), time.perf_counter(), 0.0).explain()
+    assert plan.size.parameters > 1e8 and "e+" not in told, told
+    assert "--budget 10m gives it more time" not in told, told
+    assert ": 1 pass over 1,000 MB" in told or ": 1 pass over 1,100 MB" in told, told
+    assert re.search(r"done at 2\d{3}-\d\d-\d\d \d\d:\d\d$", told), told
+    assert [two_digits(number) for number in (0.0123, 0.85, 7, 537.4)] == ["0.012", "0.85", "7", "540"]
+
+
 def test_a_budget_of_work_is_kept():
     plan = chooser(flops=1e13).best()
     assert 0.95e13 < plan.flops <= 1e13
@@ -319,6 +333,16 @@ def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.Cap
     assert "5m allow" in (told := capsys.readouterr().out) and "300 ids" in told
     for length in (["--train.max-steps", "3"], ["--tiny-run"], ["demo"]):
         fails(capsys, ["train", "cats.txt", "--dry-run", *length], "give a --budget")
+
+
+def test_the_same_command_finds_a_run_in_a_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = {"data.source": "cats.txt", "logging.runs_dir": str(tmp_path)}
+    asked = {"asked": {"budget": "30s", "settings": own | dict.fromkeys(LENGTHS)}}
+    write_run_files(tmp_path / "try/2", load_config(None, own), {"data": {"sha256": {}}, "budget": asked}, "settings")
+    named = []
+    monkeypatch.setattr(within, "train", lambda config, name, **more: named.append(name))
+    within.train_within("30s", own, name="try/2", quiet=True)
+    assert named == ["try/2"]
 
 
 def test_a_small_text_is_called_small(tmp_path: Path):

@@ -16,13 +16,16 @@ from tuned_run import make_base, questions, tune
 
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
+from minigpt.errors import RunError
 from minigpt.files import read_lines
+from minigpt.layout import RunFolder
 from minigpt.runs import record
 from minigpt.runs.compare import grouped
 from minigpt.runs.lock import run_lock
+from minigpt.runs.plan import write_run_files
 from minigpt.runs.record import read_run
-from minigpt.runs.repeat import _quote, receipt_line
-from minigpt.runs.settings import as_flag, essential, flat
+from minigpt.runs.repeat import receipt_line
+from minigpt.runs.settings import as_flag, essential, flat, quoted
 from minigpt.runs.task import FromScratch
 
 PROMPT = "the cat's\n\tmat, é \\ {}"
@@ -92,6 +95,21 @@ def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) 
     assert len(shown) == 1 + len(rows) and shown[3].startswith("group/inner"), "one line per run"
     assert all(line == line.rstrip() for line in shown)
     fails(capsys, ["runs", "list", "--runs-dir", str(runs / "nowhere")], "no such folder")
+
+
+def test_a_pattern_is_compared_with_names_and_not_with_the_folder_of_the_runs(tmp_path: Path, monkeypatch) -> None:
+    for name in ("my", "red", "sweep/seed=1"):
+        write_run_files(tmp_path / "runs" / name, load_config(), {}, "settings")
+    monkeypatch.chdir(tmp_path)
+
+    def found(pattern: str) -> list[str]:
+        return [run.name for run in record.find_runs("runs", pattern)]
+
+    assert (found("r*"), found("runs"), found("*")) == (["red"], [], ["my", "red", "sweep/seed=1"])
+    assert found("sw*") == found("sweep/*") == found("seed*") == ["sweep/seed=1"]
+    for nothing in ("", "."):
+        with pytest.raises(RunError, match="matches no name; leave it out to list all runs"):
+            found(nothing)
 
 
 def test_a_list_reads_the_figures_of_each_run_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,12 +345,50 @@ def test_the_receipt_repeats_the_run_bit_for_bit_in_a_shell(runs: Path, flags, c
     shutil.rmtree(again)
 
 
+@pytest.mark.parametrize(
+    ("state", "receipt", "command"),
+    [
+        ({"train": {"step": 0, "stop_reason": "imported"}}, {}, "minigpt import stories"),
+        (
+            {"quantization": {"bits": 8, "group": None, "embedding_bits": 8, "source": "a b"}},
+            {},
+            "minigpt quantize 'a b' --bits 8",
+        ),
+        ({"train": {"step": 3}}, {"merged": "runs/x"}, "minigpt finetune --merge runs/x"),
+    ],
+)
+def test_a_run_that_was_not_trained_has_another_command(tmp_path: Path, state, receipt, command: str) -> None:
+    receipt = receipt and {"data": {"sha256": {}}, **receipt}
+    write_run_files(tmp_path / "made", load_config(), receipt, "settings")
+    step = RunFolder(tmp_path / "made").checkpoint(3)
+    step.mkdir()
+    (step / "state.json").write_text(json.dumps({"model": {}, **state}))
+    (step / "manifest.json").write_text("{}")
+    assert receipt_line(read_run(tmp_path / "made")) == f"{command} --out {tmp_path / 'made-again'}"
+
+
+def test_the_first_line_of_a_config_can_be_pasted_into_a_shell(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", str(runs.parent / "cats.txt"), *SMALL, *FEW, "--logging.runs-dir", "two\nlines", "--name", "a b"]
+    assert main(argv) == 0
+    file = Path("two\nlines/a b/config.yaml")
+    assert file.read_text().splitlines()[0].endswith(r"minigpt train $'two\nlines/a b/config.yaml'")
+    assert load_config(file).logging.runs_dir == "two\nlines"
+
+
+def test_a_run_is_repeated_from_inside_its_folder(tmp_path: Path, monkeypatch) -> None:
+    write_run_files(tmp_path / "my", load_config(), {}, "settings")
+    monkeypatch.chdir(tmp_path / "my")
+    assert read_run(".").name == "my"
+    assert receipt_line(read_run(".")) == "minigpt train config.yaml --name my-again"
+
+
 def test_every_setting_comes_back_from_its_flag() -> None:
     config = load_config(None, {"train.sample_prompt": PROMPT, "data.clean": ["lower"], "train.compile": "on"})
     flags = ["=".join(as_flag(path, value)) for path, value in flat(config).items()]
     overrides, rest = split_flags(flags)
     assert (load_config(None, overrides), rest) == (config, [])
-    echoed = subprocess.run(["bash", "-c", f"printf %s {_quote(PROMPT)}"], capture_output=True, check=True).stdout
+    echoed = subprocess.run(["bash", "-c", f"printf %s {quoted(PROMPT)}"], capture_output=True, check=True).stdout
     assert echoed.decode() == PROMPT
 
 

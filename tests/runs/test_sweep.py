@@ -133,13 +133,15 @@ def test_every_mistake_is_reported_before_anything_runs(tmp_path: Path, capsys) 
     fails(capsys, [*argv, "--lora.rank", "2,4"], "lora.rank: is for finetuning")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "gpu"], "--devices gpu", "cuda:0")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cuda:99"], "CUDA devices")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cpu,"], "--devices : write cpu or cuda:0")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--train.seed", "3"], "nothing to sweep")
     fails(capsys, [*argv, "--train.seed", "1,2", "--logging.name", "x"], "--name")
     fails(capsys, ["sweep", "-", "--train.seed", "1,2"], "standard input")
     fails(capsys, [*argv, "--train.seed", "1,2", "--max-steps", "3"], "did you mean --train.max-steps?")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> None:
+def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys, monkeypatch) -> None:
     base, data = make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl")
     argv = ["sweep", str(base), str(data), "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--model.num-layers", "2,3"], "--model.num-layers: the base has 2")
@@ -151,6 +153,10 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys) -> Non
     assert plan["runs"][0]["command"].startswith(f"minigpt finetune {base} {data} --")
     assert " --lora.rank=2 " in plan["runs"][0]["command"]
     assert not (tmp_path / "runs/q-sweep").exists()
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "base", "q.jsonl", "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["runs"][0]["command"]
+    assert again.startswith("minigpt finetune base q.jsonl --"), "a bare name is a run, as in finetune"
 
 
 def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> None:

@@ -46,6 +46,12 @@ def test_the_live_line_fits_and_drops_the_least_important_first() -> None:
     assert live(110).startswith("━" * 14 + "─" * 10 + "  step")
 
 
+def test_a_run_of_a_million_years_has_an_eta() -> None:
+    screen, run = Screen(Lines()), trainer(step=2)
+    screen.began, run.progress = (0.0, 0.0), 1e-18
+    assert "eta 11574 days" in describe(LINE, run, screen._eta(run))
+
+
 def test_a_long_evaluation_is_seen_to_move() -> None:
     file = io.StringIO()
     screen = Screen(Lines(file=file, force_terminal=True, width=80))

@@ -65,6 +65,11 @@ ERROR = 0.1
 """How far the loss may differ from the prediction, on ordinary text (docs/budget.md)."""
 
 
+def two_digits(number: float) -> str:
+    """two_digits(0.0123) -> "0.012"; two_digits(537.4) -> "540"; two_digits(1208) -> "1,200"."""
+    return f"{float(f'{number:.2g}'):,g}"
+
+
 @dataclass(frozen=True)
 class Budgeted:
     """A run that was planned within a budget.
@@ -114,10 +119,13 @@ class Budgeted:
     def explain(self) -> str:
         """The choice, its reasons, and what to expect: four lines for the screen, five for a small text."""
         plan, report, text, shape = self.plan, self.report, self.text, self.plan.config.model
-        ends = datetime.now().astimezone() + timedelta(seconds=report["promised_seconds"] - self.elapsed)
-        size = text.train_tokens * text.bytes_per_token
+        now = datetime.now().astimezone()
+        ends = now + timedelta(seconds=report["promised_seconds"] - self.elapsed)
+        when = f"{ends:%H:%M:%S}" if ends.date() == now.date() else f"{ends:%Y-%m-%d %H:%M}"
+        passes, size = two_digits(report["passes"]), text.train_tokens * text.bytes_per_token
         weights, batch = plan.size.parameters / 1e6, plan.config.train.batch_size
         bits, chance = report["predicted_bits_per_byte"], math.log(text.vocab_size)
+        more = " (--budget 10m gives it more time)" if (self.amount.seconds or math.inf) < 600 else ""
         regularisation = f", dropout {shape.dropout:g}" if shape.dropout else ""
         regularisation += ", masked inputs" if plan.config.train.masked_inputs else ""
         expected = (
@@ -126,13 +134,14 @@ class Budgeted:
             else f"little better than chance (loss {chance:.3f}), too few steps for a better prediction"
         )
         lines = [
-            f"plan: the lowest loss that {self.amount.text} allow on this machine (--budget 10m gives it more time)",
-            f"model: {shape.num_layers} layers of {shape.embed_dim} ({weights:.2g} M weights in them), "
-            f"context {shape.max_seq_len}, {text.vocab_size:,} ids",
-            f"about {plan.steps:,} steps of {plan.step_seconds:.2g} s with {batch} sequences each: "
-            f"{report['passes']:.2g} passes over {size / 1e6:.2g} MB{regularisation}"
+            f"plan: the lowest loss that {self.amount.text} allow on this machine{more}",
+            f"model: {counted(shape.num_layers, 'layer')} of {shape.embed_dim} "
+            f"({two_digits(weights)} M weights in them), context {shape.max_seq_len}, {text.vocab_size:,} ids",
+            f"about {counted(plan.steps, 'step')} of {two_digits(plan.step_seconds)} s with "
+            f"{counted(batch, 'sequence')} each: {passes} {'pass' if passes == '1' else 'passes'} over "
+            f"{two_digits(size / 1e6)} MB{regularisation}"
             f"{'; more passes would not help' if plan.limited else ''}",
-            f"expected: {expected}; done at {ends:%H:%M:%S}",
+            f"expected: {expected}; done at {when}",
         ]
         if size < LITTLE:
             lines.append("the text is small: a model memorises it and learns little about writing; 1 MB is a good size")
@@ -310,7 +319,8 @@ def train_within(
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         task = FromScratch({"command": command, "budget": _receipt(earlier)})
-        return train(load_config(RunFolder(earlier).config), name=earlier.name, quiet=quiet, task=task)
+        known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
+        return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     say = printer(messages(quiet))
     say(found.explain())

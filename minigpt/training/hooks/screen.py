@@ -13,6 +13,8 @@ from minigpt.training.loop import Hook, Trainer
 
 PLAIN_SECONDS = 10.0
 LIVE_SECONDS = 0.2
+MOST_SECONDS = 1e9
+"""The largest `eta`, 31 years: a budget may be longer than any date that Python has."""
 BAR = 24
 """The bar's width in characters if there is room; if less than a third of this is free, there is no bar."""
 
@@ -89,7 +91,7 @@ class Screen(Hook):
     def _eta(self, trainer: Trainer) -> float | None:
         clock, progress = self.began or (0.0, 1.0)
         done, left = trainer.progress - progress, max(0.0, 1 - trainer.progress)
-        return (time.perf_counter() - clock) * left / done if done > 0 else None
+        return min(MOST_SECONDS, (time.perf_counter() - clock) * left / done) if done > 0 else None
 
     def close(self) -> None:
         """Remove the live line."""
