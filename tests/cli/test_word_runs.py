@@ -12,8 +12,8 @@ from minigpt.cli import main
 from minigpt.config import GenerationConfig
 from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.generation.text.prompts import tell_unknown
-from minigpt.tokenizers.words import WordTokenizer
 from minigpt.tokenizers import ByteTokenizer
+from minigpt.tokenizers.words import WordTokenizer
 
 FORM = "".join(f" {line[:-1]} . \n" for line in text().splitlines())
 """In WikiText's form, so that the tokens keep all of it."""
