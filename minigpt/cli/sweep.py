@@ -174,7 +174,7 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
     if "-" in args.what:
         raise UserError("-: standard input can be read once only; put the text in a file")
     recipe = next((word for word in args.what if word.endswith((".yaml", ".yml"))), None)
-    words = [word for word in args.what if word != recipe]
+    words: list[str] = [word for word in args.what if word != recipe]
     base = words[0] if words and _is_model(Path(words[0])) else None
     if len(words) == 2 and not Path(words[0]).exists() and _is_model(Path("runs", words[0])):  # as in finetune
         words[0] = base = str(Path("runs", words[0]))

@@ -120,7 +120,8 @@ def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path,
     assert report["config"]["vocab_size"] == ByteTokenizer().vocab_size
     with pytest.raises(SystemExit):
         main(["model", "inspect", "--help"])
-    assert all(key in capsys.readouterr().out.split("--json")[-1] for key in report)
+    named = capsys.readouterr().out.split("--json")[-1]
+    assert all(key in named for key in report)
     assert main(["data", "inspect", source, "--tokenizer.kind", "word", "--json"]) == 0
     counted = json.loads(capsys.readouterr().out)
     assert all(split["tokens"] == split["words"] for split in counted["splits"].values())

@@ -48,7 +48,7 @@ DAMAGED = {
     "settings": ({"settings": 3}, "settings"),
     "a setting": ({"settings": {"temperatur": 1}}, "did you mean temperature"),
     "a value": ({"settings": {"top_p": 4}}, "top_p"),
-    "system": ({"messages": [{"role": "system", "content": "b"}]}, "no roles"),
+    "system": ({"messages": [{"role": "system", "content": "b"}]}, "not tuned on chats"),
 }
 
 

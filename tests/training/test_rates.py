@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.config import ModelConfig, OptimizerConfig, load_config
+from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, load_config
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
-from minigpt.training import make_optimizer
+from minigpt.training import lr_factor, make_optimizer
 
 SHAPE = ModelConfig(vocab_size=20, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, shape="gpt2")
 
@@ -119,3 +119,24 @@ def test_old_rates_train_to_the_bits_of_the_old_formula(tmp_path: Path, adamw: f
         now.step()
         then.step()
     assert all(torch.equal(one, two) for one, two in zip(*(model.parameters() for model in models), strict=True))
+
+
+def test_cosine_and_linear_equal_torchs_schedulers() -> None:
+    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+
+    for kind, make in {
+        "cosine": lambda o: CosineAnnealingLR(o, 50, eta_min=0.1),
+        "linear": lambda o: LinearLR(o, 1.0, 0.1, 50),
+    }.items():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = make(optimizer)
+        config = ScheduleConfig(kind=kind, warmup_steps=0, min_lr_ratio=0.1)
+        for step in range(51):
+            assert lr_factor(step, step / 50, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6)
+            optimizer.step()
+            scheduler.step()
+
+
+def test_trapezoid_is_flat_then_falls_in_the_last_part() -> None:
+    config = ScheduleConfig(kind="trapezoidal", warmup_steps=0, min_lr_ratio=0.0, decay_fraction=0.25)
+    assert [lr_factor(s, s / 8, config) for s in range(9)] == [1, 1, 1, 1, 1, 1, 1, 0.5, 0]

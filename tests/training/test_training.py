@@ -218,27 +218,6 @@ def test_the_logged_rate_is_the_one_that_moved_the_matrices(tmp_path: Path) -> N
     assert max(applied) == RATES.learning_rate, "the peak is the setting"
 
 
-def test_cosine_and_linear_equal_torchs_schedulers() -> None:
-    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
-
-    for kind, make in {
-        "cosine": lambda o: CosineAnnealingLR(o, 50, eta_min=0.1),
-        "linear": lambda o: LinearLR(o, 1.0, 0.1, 50),
-    }.items():
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        scheduler = make(optimizer)
-        config = ScheduleConfig(kind=kind, warmup_steps=0, min_lr_ratio=0.1)
-        for step in range(51):
-            assert lr_factor(step, step / 50, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6)
-            optimizer.step()
-            scheduler.step()
-
-
-def test_trapezoid_is_flat_then_falls_in_the_last_part() -> None:
-    config = ScheduleConfig(kind="trapezoidal", warmup_steps=0, min_lr_ratio=0.0, decay_fraction=0.25)
-    assert [lr_factor(s, s / 8, config) for s in range(9)] == [1, 1, 1, 1, 1, 1, 1, 0.5, 0]
-
-
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
