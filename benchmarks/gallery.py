@@ -1,6 +1,6 @@
 """Train on four texts for 1, 10 and 60 minutes, and write the page that shows what each model writes.
 
-    python benchmarks/gallery.py train --minutes 1 10 --machine "Zen 3, one core"    # trains what is missing
+    python benchmarks/gallery.py train --minutes 1 10 --machine "EPYC of Zen 3 (AVX2)"    # trains what is missing
     python benchmarks/gallery.py page                                                # writes docs/gallery.md
 
 Each training is `minigpt train TEXT --budget 10m`. Every finished one adds a line to gallery.jsonl: you can stop the
@@ -34,21 +34,19 @@ LENGTH = "--max-new-tokens 120 --temperature 0.8 --top-p 0.95 --seed 1"
 HEAD = """# What you get in {times}
 
 These models were trained from nothing on one core by `minigpt train TEXT --budget {longest}m`, or less. Each text below
-is the first that the model wrote; none was chosen. The command, where PROMPT is how the text that is shown begins:
+is the first that the model wrote; none was chosen. This command wrote it, with the first words of the text as PROMPT:
 
 ```text
 minigpt generate RUN --prompt PROMPT {length}
 ```
 
 Bits per byte say how well a model predicts text that it never saw: fewer is better ([words](words.md)). A 5-gram model
-only counts which characters follow which others. The longer a run, the larger the model that `--budget` chooses
-([budgets](budget.md)).
+only counts which characters follow which others. The longer a run, the larger the model that `--budget` chooses. A run
+ends sooner if more passes over its text would not help ([budgets](budget.md)).
 
 | text | 5-gram | {minutes} |
 |---|---|{rule}|
 {rows}
-
-Machine: {machines}.
 """
 
 
@@ -77,6 +75,7 @@ def entry(name: str, minutes: int, run: Path, machine: str) -> dict[str, Any]:
     scores = json.loads(minigpt("eval", str(run), "--json"))
     sample = json.loads(minigpt("generate", str(run), "--prompt", TEXTS[name][1], *LENGTH.split(), "--json"))
     budget = json.loads((run / "receipt.json").read_text(encoding="utf-8"))["budget"]
+    end = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "text": name,
@@ -85,6 +84,7 @@ def entry(name: str, minutes: int, run: Path, machine: str) -> dict[str, Any]:
         "machine": machine,
         "parameters": budget["parameters"],
         "passes": round(budget["passes"], 1),
+        "took": round(end["seconds"] / 60, 1),
         "bits_per_byte": round(scores["bits_per_byte"], 3),
         "predicted": round(budget["predicted_bits_per_byte"], 3),
         "five_gram": round(scores["floors"]["five_gram"], 3),
@@ -128,10 +128,6 @@ def page(lines: list[dict[str, Any]]) -> str:
         floor = next(iter(runs.values()))["five_gram"]
         rows.append(f"| {what} | {floor:.3f} | {' | '.join(bits)} |")
         parts += [f"\n## {name.capitalize()}\n", *map(shown, runs.values())]
-    commits: dict[str, set[str]] = {}
-    for line in lines:
-        commits.setdefault(line["machine"], set()).add(line["commit"])
-    machines = [f"{machine} (commits {', '.join(sorted(some))})" for machine, some in commits.items()]
     head = HEAD.format(
         times=f"{', '.join(map(str, minutes[:-1]))} and {minutes[-1]} minutes",
         longest=minutes[-1],
@@ -139,18 +135,19 @@ def page(lines: list[dict[str, Any]]) -> str:
         minutes=" | ".join(counted(length, "minute") for length in minutes),
         rule="|".join("---" for _ in minutes),
         rows="\n".join(rows),
-        machines="; ".join(machines),
     )
     return head + "".join(parts)
 
 
 def shown(run: dict[str, Any]) -> str:
-    """One run under its text: size, passes, prediction, and what it wrote, in lines of at most 100 characters."""
+    """One run under its text: its figures, machine, and what it wrote, in lines of at most 100 characters."""
     figures = f"{run['parameters'] / 1e6:.1f} M parameters, {run['passes']:g} passes over the text"
+    figures += f" in {run['took']:g} minutes of training" if "took" in run else ""
     bits = f"{run['bits_per_byte']:.3f} bits per byte (predicted {run['predicted']:.2f})"
+    machine = f"{run['machine']}; commit {run['commit']}"
     lines = (TEXTS[run["text"]][1] + run["sample"]).strip().splitlines()
     text = "\n".join(textwrap.fill(line, 100).rstrip() for line in lines)
-    return f"\n### {counted(run['minutes'], 'minute')}\n\n{figures}, {bits}.\n\n```text\n{text}\n```\n"
+    return f"\n### {counted(run['minutes'], 'minute')}\n\n{figures}, {bits}.\n{machine}.\n\n```text\n{text}\n```\n"
 
 
 def main() -> None:
