@@ -139,7 +139,7 @@ def _reuse(target: Path, key: str, fingerprint: str, given: bool) -> Prepared | 
     if given and (not target.is_dir() or any(target.iterdir())):
         problem = problem.removeprefix(f"{target}: ")
         raise DataError(f"{target}: {problem}; give --out a new directory, or remove this one")
-    if given and (target == Path() or target.is_mount()):
+    if given and (target == Path() or os.path.ismount(target)):
         raise DataError(f"{target}: cannot be replaced; give --out a new directory in it: {target / 'prepared'}")
     return None
 

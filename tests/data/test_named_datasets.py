@@ -75,6 +75,7 @@ def test_tinystories_is_a_document_a_story(mirror: Path, monkeypatch: pytest.Mon
     assert open_corpus(DataConfig(source="tinystories")).splits == ("train", "val")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text8", "enwik8"])
 def test_a_hundred_million_bytes_are_cut_at_90_and_95_million(
     name: str, mirror: Path, monkeypatch: pytest.MonkeyPatch

@@ -114,6 +114,7 @@ def test_only_the_clock_ends_a_training_and_evaluations_are_rare(step: Any, tmp_
     assert (settings.device, settings.eval_every, settings.save_every) == ("cuda", "auto", 2000)
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_tree_trains_where_minigpt_is_not_installed(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
