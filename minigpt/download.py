@@ -157,7 +157,7 @@ def _transfer(url: str, file: BinaryIO, label: str, progress: Progress | None, w
 
 
 def _is_final(error: Exception, start: int) -> bool:
-    """Whether another try is useless: the server has no such file, or there is no network to start with."""
+    """Whether trying again cannot help: the server has no such file, or no network was there from the start."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code < 500 and error.code != 429  # 429 and 5xx: the server is busy
     return isinstance(error, urllib.error.URLError) and start == 0

@@ -202,7 +202,7 @@ def test_a_rename_waits_on_windows_until_nobody_reads_the_file(tmp_path: Path, m
 
     monkeypatch.setattr(Path, "replace", refuse_while_read)
     (tmp_path / "new").write_bytes(b"new")
-    with pytest.raises(PermissionError):  # elsewhere nobody's reading stops a rename: the error is another
+    with pytest.raises(PermissionError):  # other systems rename a file that is read, so they do not wait
         move(tmp_path / "new", tmp_path / "old")
     monkeypatch.setattr(sys, "platform", "win32")
     readers.append(1)

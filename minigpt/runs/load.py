@@ -13,7 +13,7 @@ from minigpt.files import find
 from minigpt.layout import STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
-from minigpt.runs.receipt import read_receipt
+from minigpt.runs.receipt import text_has_changed
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
@@ -57,8 +57,7 @@ class LoadedRun:
                 f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"
             )
         prepared = prepare_data(self.config, self.tokenizer)
-        receipt = read_receipt(folder.path)
-        if receipt and receipt["data"]["sha256"] != prepared.sha256:
+        if text_has_changed(folder.path, prepared.sha256):
             warnings.warn(
                 f"{data.source}: has changed since {folder.path} was trained, so its validation split is another now, "
                 "and may hold text that the model has learned",

@@ -25,6 +25,12 @@ def read_receipt(path: Path) -> dict[str, Any]:
         raise RunError(f"{file}: damaged ({why}); delete it to continue without the comparison") from None
 
 
+def text_has_changed(path: Path, sha256: Mapping[str, str]) -> bool:
+    """Whether the sha256 of a split is not the one in the run's receipt; False without one. Raises RunError."""
+    receipt = read_receipt(path)
+    return bool(receipt) and receipt["data"]["sha256"] != sha256
+
+
 def make_receipt(
     config: RunConfig, sha256: Mapping[str, str], machine: dict[str, Any], versions: dict[str, str]
 ) -> dict[str, Any]:

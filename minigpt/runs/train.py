@@ -24,7 +24,7 @@ from minigpt.model.cost import flops_per_token
 from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
-from minigpt.runs.receipt import make_receipt, read_receipt
+from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
 from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
@@ -289,8 +289,7 @@ def _saver(placement: Placement) -> type[Checkpoints]:
 
 def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
     """Raise RunError if the sha256 of a split is not the one in the run's receipt."""
-    receipt = read_receipt(path)
-    if receipt and receipt["data"]["sha256"] != sha256:
+    if text_has_changed(path, sha256):
         raise RunError(f"{path} was trained on another text: the data has changed since; choose a new --name")
 
 
