@@ -38,7 +38,8 @@ class Runs {
     const some = segments("Show", SHOWN, this.only, (only) => { this.only = only; this.draw(); });
     this.panel.replaceChildren(el("div", { class: "row" }, this.filter, some), this.status, this.table, this.use);
     this.draw();
-    this.timer = setInterval(() => this.draw(), EVERY);
+    // A button that is drawn again while it is pressed would lose the click
+    this.timer = setInterval(() => this.table.matches(":active") || this.draw(), EVERY);
   }
 
   get rows() {
