@@ -23,18 +23,18 @@ const message = (role, content) => ({ role, content, next: [], chosen: 0 });
 
 class Chat {
   constructor(panel, app) {
-    Object.assign(this, { panel, app, stop: null });
+    Object.assign(this, { panel, app, run: app.run, stop: null }); // app.run changes before this part is closed
   }
 
   async start() {
     this.status = el("p", { class: "status", role: "status" });
     this.panel.append(this.status);
     const run = await during(this.status, "Reading the run …",
-      () => ask(`/api/run?${query({ name: this.app.run })}`));
+      () => ask(`/api/run?${query({ name: this.run })}`));
     if (!run) return;
     if (!run.chats) {
       this.panel.replaceChildren(empty("This run was not tuned on chats", "It continues texts; write with it in the ",
-        link("notebook", this.app.run, "Notebook"), ", or teach it to answer: ",
+        link("notebook", this.run, "Notebook"), ", or teach it to answer: ",
         code(`minigpt finetune ${run.path} chats.jsonl`), "."));
       return;
     }
@@ -62,7 +62,7 @@ class Chat {
     this.panel.replaceChildren(el("div", { class: "beside" }, el("div", { class: "stack" }, this.log, this.status,
       el("div", { class: "say" }, this.say, this.go, this.halt),
       el("div", { class: "row" },
-        button("New chat", () => { this.root = message("root", ""); this.draw(); }, { kind: "small" }),
+        button("New chat", () => this.begin(message("root", "")), { kind: "small" }),
         button("Save", () => this.save(), { kind: "small" }),
         button("Load", () => file.click(), { kind: "small" }), file)),
     el("details", { class: "side", open: innerWidth > 900 }, el("summary", {}, "Settings"),
@@ -71,13 +71,20 @@ class Chat {
 
   recall() {
     try {
-      return JSON.parse(localStorage.getItem(KEPT + this.app.run)) ?? message("root", "");
+      return JSON.parse(localStorage.getItem(KEPT + this.run)) ?? message("root", "");
     } catch {
       return message("root", "");
     }
   }
 
-  keep() { localStorage.setItem(KEPT + this.app.run, JSON.stringify(this.root)); }
+  // Show another chat; an answer in the old one ends
+  begin(root) {
+    this.stop?.abort();
+    this.root = root;
+    this.draw();
+  }
+
+  keep() { localStorage.setItem(KEPT + this.run, JSON.stringify(this.root)); }
 
   // The shown messages, each with the one before it
   get path() {
@@ -107,7 +114,7 @@ class Chat {
     const branches = all > 1 ? [el("span", { class: "branches" }, turn(-1, "The branch before"),
       `${before.chosen + 1} of ${all}`, turn(1, "The next branch"))] : [];
     const act = each.role === "user" ? button("Edit", () => this.edit(each, before, item), { kind: "quiet" })
-      : button("Answer again", () => this.answer(before), { kind: "quiet" });
+      : before.role === "user" ? button("Answer again", () => this.answer(before), { kind: "quiet" }) : "";
     const item = el("li", { class: each.role }, el("span", { class: "hidden" }, `${each.role}: `), text,
       el("div", { class: "row tools" }, ...branches, this.stop ? "" : act));
     Object.defineProperty(each, "shown", { value: text, enumerable: false, writable: true, configurable: true });
@@ -168,10 +175,10 @@ class Chat {
     const settings = { ...this.settings.own, ...rest, max_new_tokens: most, ...(seed === null ? {} : { seed }) };
     const messages = this.path.map(([each]) => ({ role: each.role, content: each.content }));
     const answers = messages.filter((each) => each.role === "assistant").length;
-    const saved = { format: 1, run: this.app.run, messages, settings, answers, branches: this.root };
+    const saved = { format: 1, run: this.run, messages, settings, answers, branches: this.root };
     const file = new Blob([`${JSON.stringify(saved, null, 2)}\n`], { type: "application/json" });
     const address = URL.createObjectURL(file);
-    el("a", { href: address, download: `${this.app.run.replaceAll("/", "-")}-chat.json` }).click();
+    el("a", { href: address, download: `${this.run.replaceAll("/", "-")}-chat.json` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 1000);
   }
 
@@ -182,16 +189,17 @@ class Chat {
       const whole = (each) => ["user", "assistant", "system"].includes(each?.role) && typeof each.content === "string";
       const read = (each) => ({ ...message(each.role, each.content), next: each.next.filter(whole).map(read),
         chosen: Math.min(Math.max(0, each.chosen | 0), Math.max(0, each.next.length - 1)) });
-      if (saved.branches?.next) this.root = read({ ...saved.branches, role: "root", content: "" });
-      else {
-        this.root = message("root", "");
-        let last = this.root;
-        for (const each of saved.messages.filter(whole)) {
-          last.next.push(message(each.role, each.content));
-          [last] = last.next;
-        }
+      if (saved.branches?.next) {
+        this.begin(read({ ...saved.branches, role: "root", content: "" }));
+        return;
       }
-      this.draw();
+      const root = message("root", "");
+      let last = root;
+      for (const each of saved.messages.filter(whole)) {
+        last.next.push(message(each.role, each.content));
+        [last] = last.next;
+      }
+      this.begin(root);
     });
     file.value = "";
   }
