@@ -30,8 +30,7 @@ export class Ghost {
 
   // If the typed letter is the predicted one, the rest of the suggestion stays
   typed() {
-    const last = this.area.value.at(-1);
-    if (this.rest && last === this.rest[0] && this.atEnd()) {
+    if (this.rest && this.area.value === this.before.textContent + this.rest[0] && this.atEnd()) {
       this.rest = this.rest.slice(1);
       this.paint();
       if (this.rest) return;

@@ -54,7 +54,7 @@ class Notebook {
     this.build(run);
     if (pending.go) {
       pending.go = false;
-      await this.write();
+      this.write(); // not awaited: a part that is shown can be closed, which stops the writing
     }
   }
 
@@ -109,7 +109,7 @@ class Notebook {
   get text() { return this.area.value; }
 
   put(text) {
-    this.area.value = text;
+    this.area.value = this.before = text;
     this.area.scrollTop = this.area.scrollHeight;
     this.ghost.paint();
     keepText(text);
@@ -144,9 +144,10 @@ class Notebook {
   step(from, to) {
     if (!from.length || this.stop) return;
     this.ghost.clear();
+    clearTimeout(this.typing);
+    this.typing = undefined; // what is typed now is a step of its own
     to.push(this.text);
     this.put(from.pop());
-    this.before = this.text;
     this.buttons();
   }
 
@@ -191,7 +192,6 @@ class Notebook {
     const asked = { ...this.settings.request, model: this.model.value, prompt: this.text, n: this.many };
     await during(this.status, "Writing …", () => (this.many > 1 ? this.beside(asked) : this.on(asked)));
     this.stop = null;
-    this.before = this.text;
     this.buttons();
     if (this.many === 1) {
       this.area.focus();
