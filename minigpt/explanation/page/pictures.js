@@ -9,6 +9,7 @@ function drawExplanation(data, before = null, switches = null) {
   const attention = unpack(data.attention, T, H);
   const state = { token: 0, layer: 0, head: 0, pinned: false, ...before };
   const find = (id) => document.getElementById(id);
+  const focused = ["grid", "detail"].find((id) => find(id).contains(document.activeElement)); // is drawn again below
 
   const known = loss.filter((value) => value !== null);
   const longest = Math.max(...texts.map((text) => visible(text).length));
@@ -375,6 +376,8 @@ function drawExplanation(data, before = null, switches = null) {
   lensTable();
   choose(Math.min(state.token, T - 1));
   colours();
+  if (focused === "grid") buttons[state.layer * H + state.head]?.focus({ preventScroll: true });
+  if (focused === "detail") find("detail").querySelector("button")?.focus({ preventScroll: true });
   return { state, last: T - 1, choose, draw, colours };
 }
 

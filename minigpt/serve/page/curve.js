@@ -87,14 +87,14 @@ export class Curve {
     made.append(...names);
     this.cursor = svg("line", { class: "cursor", y1: TOP, y2: what.height - BOTTOM, visibility: "hidden" });
     made.append(this.cursor);
-    made.addEventListener("pointermove", (event) => this.point(event));
-    made.addEventListener("pointerleave", () => this.at(what.cursor));
+    made.addEventListener("pointermove", (event) => { this.at(this.hover = this.from(event)); });
+    made.addEventListener("pointerleave", () => { this.hover = null; this.at(what.cursor); });
     if (what.pick) {
       made.classList.add("picks");
       made.addEventListener("click", (event) => what.pick(this.from(event)));
     }
     this.frame.replaceChildren(made);
-    this.at(what.cursor);
+    this.at(this.hover ?? what.cursor); // the pointer may rest on a run that writes new lines
   }
 
   // The visible levels as lines, with their names: above the line if the curves ended below it, else below it
@@ -155,8 +155,6 @@ export class Curve {
     const { left, right } = this.scale, place = event.clientX - this.frame.getBoundingClientRect().left;
     return left + ((place - LEFT) / (this.width - LEFT - RIGHT)) * (right - left);
   }
-
-  point(event) { this.at(this.from(event)); }
 
   // The line of the cursor, and below the chart the values at its step
   at(x) {

@@ -65,7 +65,8 @@ class Live {
       found = await ask(`/api/figures?${query({ name: this.name, after: -1 })}`);
     }
     const more = found.lines.length > 0, before = this.state;
-    this.lines.push(...found.lines);
+    const last = this.lines.at(-1)?.step ?? -1; // another request may have brought some of them
+    this.lines.push(...found.lines.filter((line) => line.step > last));
     this.incidents = found.incidents;
     this.state = found.state !== "running" && found.starting ? "starting" : found.state;
     this.failed = found.failed;
@@ -101,6 +102,7 @@ class Live {
     this.events = el("div", {});
     this.sample = el("div", {});
     this.about = el("div", { class: "columns" });
+    this.uses = el("p", { class: "note" });
     const box = (name) => el("div", { class: "chart", id: `chart-${name}` });
     this.boxes = { loss: box("loss"), lr: box("lr"), grad_norm: box("grad_norm"), tokens_per_second: box("speed") };
     this.units = segments("Unit of the loss", [["loss", "Loss"], ["bits", "Bits per byte"]], this.unit, (unit) => {
@@ -261,12 +263,12 @@ class Live {
 
   more() {
     const { run } = this, usage = run.process?.usage;
-    const uses = usage ? [el("p", { class: "note" },
-      `Process ${run.process.pid} uses ${megabytes(usage.bytes)} of memory, `,
-      `and used the processor for ${duration(usage.seconds)}.`)] : [];
+    this.uses.textContent = usage ? `Process ${run.process.pid} uses ${megabytes(usage.bytes)} of memory, `
+      + `and used the processor for ${duration(usage.seconds)}.` : "";
+    this.uses.hidden = !usage;
     const settings = Object.entries(run.settings);
-    const text = JSON.stringify([run.command, settings, run.checkpoints.length, usage]);
-    if (text === this.shown) return;
+    const text = JSON.stringify([run.command, settings]);
+    if (text === this.shown) return; // else Copy would lose the click each time that the run wrote a line
     this.shown = text;
     this.about.replaceChildren(
       el("div", {}, el("h2", {}, "Settings that are not the defaults"), settings.length
@@ -274,6 +276,6 @@ class Live {
           el("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]))
         : el("p", { class: "note" }, "All are the defaults.")),
       el("div", {}, el("h2", {}, "To repeat it"), el("pre", { class: "line", tabindex: 0 }, run.command),
-        el("div", { class: "row" }, copier(() => run.command)), ...uses));
+        el("div", { class: "row" }, copier(() => run.command)), this.uses));
   }
 }

@@ -32,6 +32,7 @@ export const app = {
 };
 
 let close = () => null, shown = "", timer = 0;
+let asked = 0, answered = 0; // requests for the list of runs: an answer that a later one overtook is dropped
 
 function read() {
   const [part, run] = location.hash.slice(1).split("/");
@@ -45,8 +46,11 @@ function read() {
 }
 
 async function look() {
+  const number = (asked += 1);
   try {
     const [found, models] = await Promise.all([ask("/api/runs"), ask("/v1/models")]);
+    if (number < answered) return;
+    answered = number;
     Object.assign(app, found, { models: models.data.map((model) => model.id) });
     tell("");
   } catch (error) {
@@ -93,12 +97,12 @@ function list() {
   const why = !app.server ? "Reading the runs …" : app.runs.length ? "No run has this text in its name or note." : "No runs yet.";
   const none = some.length ? [] : [el("p", { class: "note" }, why)];
   const text = JSON.stringify([wanted, app.part, app.run, some, app.damaged, Boolean(app.server)]);
-  if (text !== list.text) {
+  if (text !== list.text && !find("runs").matches(":active")) { // a link that is pressed would lose the click
     const focused = find("runs").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     find("runs").replaceChildren(...items, ...damaged, ...none);
     if (focused) items.find((item) => item.getAttribute("href") === focused)?.focus();
+    list.text = text;
   }
-  list.text = text;
   if (app.server) {
     const { usage, models, version } = app.server;
     const held = `${models.length ? counted(models.length, "model") : "no model"} in memory`;
@@ -127,10 +131,10 @@ function tabs() {
 // --- what is shown ---
 
 async function show() {
-  const [part, name] = read();
+  if (!app.server) await look();
+  const [part, name] = read(); // not earlier: the address may change while the list of runs is read
   app.part = part;
   if (name && name !== app.run) app.run = name;
-  if (!app.server) await look();
   list();
   head();
   tabs();
@@ -199,6 +203,11 @@ function again() {
 }
 
 find("find").addEventListener("input", list);
+// Not as a link: the address says which part is shown
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  find("panel").focus();
+});
 find("unfold").addEventListener("click", () => unfold(!find("shelf").classList.contains("open")));
 addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });

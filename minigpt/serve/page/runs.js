@@ -38,8 +38,14 @@ class Runs {
     const some = segments("Show", SHOWN, this.only, (only) => { this.only = only; this.draw(); });
     this.panel.replaceChildren(el("div", { class: "row" }, this.filter, some), this.status, this.table, this.use);
     this.draw();
-    // A button that is drawn again while it is pressed would lose the click
-    this.timer = setInterval(() => this.table.matches(":active") || this.draw(), EVERY);
+    this.timer = setInterval(() => this.later(), EVERY);
+  }
+
+  // Draw, or leave it to the timer: a button that is pressed would lose the click, and a marked command its mark
+  later() {
+    const line = this.table.querySelector("pre.line"), { type, anchorNode } = getSelection();
+    const marked = type === "Range" && line?.contains(anchorNode);
+    if (!marked && !this.table.matches(":active")) this.draw();
   }
 
   get rows() {
@@ -124,8 +130,7 @@ class Runs {
   async change(run, values) {
     const found = await during(this.status, "Saving …", () => ask("/api/note", { name: run.name, ...values }));
     if (found) Object.assign(run, found);
-    if (document.activeElement?.matches("textarea")) document.activeElement.blur();
-    this.draw();
+    this.later();
     await this.app.refresh();
   }
 
