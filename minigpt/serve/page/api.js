@@ -32,7 +32,13 @@ async function send(path, body, signal) {
 
 // A GET if there is no body, else a POST
 export async function ask(path, body, signal) {
-  return (await send(path, body, signal)).json();
+  const answer = await send(path, body, signal);
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("the server's answer broke off; try again");
+  }
 }
 
 export const query = (values) => new URLSearchParams(values).toString();

@@ -163,6 +163,7 @@ class Compare {
     };
     await during(this.status, "Both models write …",
       () => Promise.all(this.names.map((name, at) => one(name, this.papers[at]))));
+    this.stop.abort(); // if one of them failed, the other still writes
     this.stop = null;
     this.go.hidden = false;
     this.halt.hidden = true;

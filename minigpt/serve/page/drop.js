@@ -4,11 +4,15 @@ import { ask } from "./api.js";
 import { button, during } from "./words.js";
 
 const SLICE = 1 << 19; // characters sent at a time
+let last = Promise.resolve(); // texts are sent one after another: the slices of two with one name would mix
 
 // sent: called with the name under which the text is found
 export function dropPlace(status, sent) {
   const take = async (file) => {
-    const name = file && await during(status, `Sending ${file.name} …`, (tell) => send(file, tell));
+    if (!file) return;
+    const sending = during(status, `Sending ${file.name} …`, (tell) => last.then(() => send(file, tell)));
+    last = sending;
+    const name = await sending;
     if (name) await sent(name);
   };
   const input = el("input", { type: "file", accept: ".txt,.md,text/*", hidden: true });

@@ -89,7 +89,7 @@ class Inside {
     this.stop = new AbortController();
     const text = this.area.value, asked = { model: this.model.value, text, factors: this.factors };
     if (!text) {
-      this.status.textContent = "Write a text above.";
+      this.effect.replaceChildren("Write a text above.");
       this.pictures.hidden = true;
       return;
     }

@@ -59,21 +59,27 @@ export function button(text, act, { kind = "", ...more } = {}) {
   return el("button", { type: "button", class: kind, onclick: act, ...more }, text);
 }
 
+const newest = new WeakMap(); // box -> its newest task; an earlier one that ends later does not clear the box
+
 // Show in the box what a slow task is doing until it ends, and then its error, if there is one
 export async function during(box, words, work) {
+  const task = {};
+  newest.set(box, task);
+  const clear = () => {
+    if (newest.get(box) !== task) return;
+    box.textContent = "";
+    box.className = "status";
+  };
   box.hidden = false;
   box.className = "status busy";
   box.setAttribute("role", "status");
   box.textContent = words;
   try {
     const found = await work((more) => { box.textContent = more; });
-    box.textContent = "";
-    box.className = "status";
+    clear();
     return found;
   } catch (error) {
-    box.className = "status";
-    box.textContent = "";
-    if (error.name === "AbortError") return undefined;
+    if (error.name === "AbortError") return clear();
     box.className = "status wrong";
     box.textContent = sentence(error.message);
     return undefined;
