@@ -95,6 +95,12 @@ def test_runs_are_listed_and_a_damaged_one_says_why(client: Any):
     assert found["damaged"][0]["name"] == "torn" and "config.yaml" in found["damaged"][0]["why"]
 
 
+def test_half_a_character_in_a_file_does_not_hide_all_runs(client: Any, runs: Path):
+    (runs / "base" / "note.json").write_text('{"note": "\\ud83d", "star": false}')
+    assert client.get("/api/runs").json()["runs"][0]["note"] == "\ud83d"
+    (runs / "base" / "note.json").unlink()
+
+
 def test_a_run_is_told_with_all_that_the_page_shows(client: Any, runs: Path):
     run = client.get("/api/run", params={"name": "base"}).json()
     assert [each["step"] for each in run["checkpoints"]] == [1, 2]

@@ -1,6 +1,7 @@
 """Define the routes of the page. A request names a run, which is looked up among the listed runs."""
 
 import asyncio
+import json
 import os
 import shlex
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt import __version__
@@ -30,6 +31,14 @@ from minigpt.serve.workbench.starting import Texts, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
 
 Name = Annotated[str, Field(max_length=500)]
+
+
+class AsciiResponse(JSONResponse):
+    """JSON in ASCII. A file or a request can hold half of a character, as \\ud83d, which UTF-8 cannot."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class RequestBody(BaseModel):
@@ -61,7 +70,7 @@ class TextRequest(RequestBody):
 class InsideRequest(TextRequest):
     """A text, for a model whose parts are changed."""
 
-    factors: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
+    factors: Annotated[dict[Name, Annotated[float, Field(ge=-10, le=10)]], Field(max_length=10_000)] = {}
 
 
 class UploadRequest(RequestBody):
@@ -81,7 +90,7 @@ class NewRunRequest(RequestBody):
 
     text: Name
     budget: Annotated[str, Field(max_length=20)] = "5m"
-    settings: Annotated[dict[str, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
+    settings: Annotated[dict[Name, Annotated[str, Field(max_length=10_000)]], Field(max_length=200)] = {}
     name: Annotated[str, Field(max_length=100)] = ""
 
 
@@ -102,7 +111,7 @@ class PresetRequest(RequestBody):
     """Settings to save under a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    settings: dict[str, Any]
+    settings: dict[Name, Any]
 
 
 class Workbench:
@@ -117,7 +126,7 @@ class Workbench:
 
     def router(self) -> APIRouter:
         """The routes; they are not part of the API's document."""
-        router = APIRouter()
+        router = APIRouter(default_response_class=AsciiResponse)
         table: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", "/", self.home),
             ("GET", "/page/{name:path}", self.file),
