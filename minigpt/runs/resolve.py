@@ -126,8 +126,12 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 def sample_ids(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the sample prompt, which is cleaned as the training text is."""
-    return tokenizer.encode(clean_text(config.train.sample_prompt, config.data.clean))
+    """The ids of the sample prompt, cleaned as the training text is.
+
+    A fine-tuning's prompt stays as it is: it may hold the words of a chat template, which are never cleaned.
+    """
+    steps = config.data.clean if config.finetune.base is None else ()
+    return tokenizer.encode(clean_text(config.train.sample_prompt, steps))
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:

@@ -382,6 +382,9 @@ def test_a_sample_prompt_is_cleaned_as_the_training_text() -> None:
     config = load_config(None, {"data.clean": ["lower"], "train.sample_prompt": "The Cat"})
     tokenizer = CharTokenizer.from_texts(["the cat"], unknown="error")
     assert sample_ids(config, tokenizer) == tokenizer.encode("the cat")
+    tuned = load_config(None, {"finetune.base": "runs/my", "data.clean": ["lower"], "train.sample_prompt": "User: hi"})
+    spelled = CharTokenizer.from_texts(["User: hi"])
+    assert sample_ids(tuned, spelled) == spelled.encode("User: hi"), "a template is not cleaned"
 
 
 def test_a_run_is_repeated_from_inside_its_folder(tmp_path: Path, monkeypatch) -> None:
