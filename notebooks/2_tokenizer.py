@@ -53,7 +53,7 @@ byte, char = ByteTokenizer(), CharTokenizer.from_texts(["a cat sat"])
 print("byte:", byte.encode("a 🐈 sat"))
 print("char:", char.encode("a 🐈 sat"), "->", char.decode(char.encode("a 🐈 sat")))
 assert byte.decode(byte.encode("a 🐈 sat")) == "a 🐈 sat"
-assert char.unk_id in char.encode("a 🐈 sat")  # id 1: a character that was not there
+assert char.unk_id in char.encode("a 🐈 sat")  # id 0: a character that was not there
 
 # %% [markdown]
 # A model that writes bytes may stop in the middle of a character. Text shown during writing must wait for the rest:

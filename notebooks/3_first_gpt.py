@@ -164,8 +164,8 @@ assert floor < run.state.val_loss < 0.8
 
 # %% [markdown]
 # These are texts that it wrote during training, each time after the same words. First come letters in likely pairs,
-# then words, then whole sentences. Following the thread of a story takes longer: `minigpt demo` trains a four times
-# larger model that can do it.
+# then words, then whole sentences. Following the thread of a story takes longer: even `minigpt demo`, which trains a
+# four times larger model, still forgets names.
 
 # %%
 for sample in read_lines(run.path / "samples.jsonl"):

@@ -228,7 +228,7 @@ def refuse(args: Any, names: Sequence[str], why: str) -> None:
 
 
 def as_run(word: str, command: str) -> str:
-    """The path of a run: my -> runs/my if only that exists. Raises UserError for a file, which is not a run."""
+    """The path of a run: my -> runs/my if only that exists; the whole path for . and .. Raises UserError for a file."""
     path, inside = Path(word), Path("runs", word)
     try:
         is_file, only_inside = path.is_file(), inside.exists() and not path.exists()
@@ -236,6 +236,8 @@ def as_run(word: str, command: str) -> str:
         return word
     if is_file and not is_pointer(path):
         raise UserError(f"{word} is a file; a run is a directory, for example: minigpt {command} runs/my")
+    if path.name in ("", ".."):  # the run's name is needed: for titles, and for what is written next to it
+        return str(path.resolve())
     return str(inside) if only_inside else word
 
 

@@ -121,16 +121,22 @@ def _check(args: Explain) -> None:
         raise UserError(f"--json prints in place of --{others[0].replace('_', '-')}; give one of them")
 
 
+def _prompt(args: Explain, run: "LoadedRun") -> str:
+    """The prompt, cleaned as the training text was."""
+    from minigpt.data.clean import clean_text
+    from minigpt.generation.text.prompts import typed_prompt
+
+    prompt = run.config.train.sample_prompt if args.prompt is None else typed_prompt(args.prompt)
+    return clean_text(prompt, run.config.data.clean)
+
+
 def _read(args: Explain, run: "LoadedRun") -> list[int]:
     """Ids of the prompt; only the last ones of a long prompt. Warnings say what is not read. Raises GenerationError if
     empty.
     """
-    from minigpt.data.clean import clean_text
-    from minigpt.generation.text.prompts import encode_prompt, typed_prompt
+    from minigpt.generation.text.prompts import encode_prompt
 
-    prompt = run.config.train.sample_prompt if args.prompt is None else typed_prompt(args.prompt)
-    text = clean_text(prompt, run.config.data.clean)
-    ids = encode_prompt(text, run.tokenizer, run.model.config.max_seq_len)
+    ids = encode_prompt(_prompt(args, run), run.tokenizer, run.model.config.max_seq_len)
     if len(ids) > _MOST:
         warnings.warn(f"{len(ids)} tokens; only the last {_MOST} are read, since a page shows no more", stacklevel=2)
     return ids[-_MOST:]
@@ -159,15 +165,12 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
     from minigpt.explanation.dataset import survey
     from minigpt.explanation.tables import show_survey
     from minigpt.generation.text import generate_text
-    from minigpt.generation.text.prompts import typed_prompt
 
     splits = run.prepared().splits
+    text = _prompt(args, run)
     if args.prompt is None:
-        prompt = run.config.train.sample_prompt
         settings = {"max_new_tokens": 400, "temperature": 0.8, "stop_at_eos": False}
-        text = prompt + str(generate_text(run.model, prompt, run.tokenizer, **settings))
-    else:
-        text = typed_prompt(args.prompt)
+        text += str(generate_text(run.model, text, run.tokenizer, **settings))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         found = survey(

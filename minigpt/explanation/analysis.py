@@ -55,7 +55,7 @@ def describe(recording: Recording, heads: Heads, model: GPT, tokenizer: Tokenize
             "loss": [[None, *row] for row in _plain(recording.lens_loss)],
             "entropy": _plain(recording.lens_entropy),
         },
-        "vocabulary": {int(id_): token_text(tokenizer, int(id_)) for id_ in sorted(shown)},
+        "vocabulary": {str(id_): token_text(tokenizer, int(id_)) for id_ in sorted(shown)},  # keys of JSON are texts
         "heads": describe_heads(heads)
         | {"here": {kind: _plain(score) for kind, score in score_heads(recording.attention, recording.tokens).items()}},
     }

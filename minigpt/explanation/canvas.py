@@ -6,6 +6,7 @@ an optional package, imported at first use.
 
 import io
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +47,7 @@ def new_figure(width: float = 6.4, height: float = 4.8, dpi: int = 160) -> "Figu
 
 def quiet(axes: "Axes", title: str = "", xlabel: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
     """Give axes our style: only the bottom line of the frame, a faint grid, the title at the upper left."""
-    axes.set_title(title, loc="left", color=INK, fontsize=10.5, pad=8)
+    axes.set_title(title, loc="left", color=INK, fontsize=10.5, pad=8, parse_math=False)  # a file may be called $^$
     axes.set_xlabel(xlabel, color=INK, fontsize=9.5)
     axes.grid(axis=grid, which="major", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -85,6 +86,15 @@ def spread_out(places: Sequence[float], gap: float) -> list[float]:
         moved[index] = min(moved[index], ceiling)
         ceiling = moved[index] - gap
     return moved
+
+
+def in_font(text: str) -> str:
+    """Replace characters that matplotlib's font does not have, or that are invisible, by their codes (U+0041).
+
+    The font has Latin, Greek and Cyrillic, and the signs of `analysis.visible`.
+    """
+    seen = (char in "␣↵⇥␍" or (char < "\u0530" and unicodedata.category(char)[0] not in "CM") for char in text)
+    return "".join(char if shown else f"U+{ord(char):04X}" for char, shown in zip(text, seen, strict=True))
 
 
 def elided(name: str, most: int = 34) -> str:

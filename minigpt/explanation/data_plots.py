@@ -1,7 +1,6 @@
 """Draw pictures of a text and of tokenizers from the counts of `minigpt data inspect` and `minigpt tokenizer`."""
 
 import itertools
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigpt.explanation.canvas import COLOURS, INK, QUIET, drawable, logarithmic, new_figure, quiet, write_figure
+from minigpt.explanation.canvas import (
+    COLOURS,
+    INK,
+    QUIET,
+    drawable,
+    in_font,
+    logarithmic,
+    new_figure,
+    quiet,
+    write_figure,
+)
 from minigpt.explanation.run_plots import short_names
 from minigpt.layout import TOKENIZER
 
@@ -63,7 +72,7 @@ def _draw_ranks(axes: "Axes", tokens: Mapping[str, Any]) -> None:
             text, _, count = tokens["top"][rank - 1]
             axes.plot([rank], [count], "o", color=COLOURS[0], markersize=4.5, zorder=4)
             axes.annotate(
-                _drawable(repr(text)), (rank, count), xytext=(-4, -6), textcoords="offset points", va="top",
+                in_font(repr(text)), (rank, count), xytext=(-4, -6), textcoords="offset points", va="top",
                 ha="right" if rank > 1 else "left", color=INK, fontsize=9, parse_math=False,
             )  # fmt: skip
     quiet(axes, f"how often the n-th most frequent of {tokens['used']:,} tokens occurs", "n", grid="both")
@@ -85,21 +94,12 @@ def _draw_lengths(axes: "Axes", what: str, lengths: Mapping[str, Any]) -> None:
 def _draw_characters(axes: "Axes", characters: Mapping[str, Any]) -> None:
     from matplotlib.ticker import EngFormatter
 
-    names = [_drawable(repr(char) if char in " \n\t\r" else char) for char, _ in characters["top"]]
+    names = [in_font(repr(char) if char in " \n\t\r" else char) for char, _ in characters["top"]]
     axes.bar(range(len(names)), [count for _, count in characters["top"]], width=0.8, color=COLOURS[0])
     level = all(len(name) < 4 for name in names)
     axes.set_xticks(range(len(names)), names, rotation=0 if level else 90, parse_math=False)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     quiet(axes, f"the most frequent of {characters['distinct']:,} characters")
-
-
-def _drawable(text: str) -> str:
-    """Replace characters that matplotlib's font does not have, or that are invisible, by their codes (U+0041).
-
-    The font has Latin, Greek and Cyrillic.
-    """
-    seen = (char < "\u0530" and unicodedata.category(char)[0] not in "CM" for char in text)
-    return "".join(char if shown else f"U+{ord(char):04X}" for char, shown in zip(text, seen, strict=True))
 
 
 def draw_tokenizer(tokenizer: "Tokenizer", out: str | Path) -> Path:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minigpt.explanation.analysis import visible
-from minigpt.explanation.canvas import COLOURS, GRID, INK, QUIET, bare, drawable, new_figure, write_figure
+from minigpt.explanation.canvas import (
+    COLOURS,
+    GRID,
+    INK,
+    QUIET,
+    bare,
+    drawable,
+    in_font,
+    new_figure,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +41,11 @@ def draw_explanation(explanation: dict[str, Any], out: str | Path, picture: Pict
     return write_figure(figure, out)
 
 
+def _label(text: str) -> str:
+    """The text of a token as a label: spaces are visible, and characters that the font lacks are codes."""
+    return in_font(visible(text))
+
+
 def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
     """Draw all heads, one row per layer; white means no attention."""
     attention, named = explanation["attention"], explanation["heads"]["named"]
@@ -53,13 +68,13 @@ def _attention(figure: "Figure", explanation: dict[str, Any]) -> None:
 
 def _surprise(figure: "Figure", explanation: dict[str, Any]) -> None:
     """Draw -ln p of each token as a bar, and the entropy of its prediction as a tick."""
-    texts, loss, entropy = explanation["texts"], explanation["loss"], explanation["entropy"]
+    loss, entropy, texts = explanation["loss"], explanation["entropy"], [*map(_label, explanation["texts"])]
     figure.set_size_inches(max(4.0, 0.17 * len(texts) + 0.8), 2.4)
     axes, places = figure.subplots(), np.arange(1, len(texts))
     axes.bar(places, loss[1:], width=0.8, color=COLOURS[1], label="surprise")
     axes.hlines(entropy[:-1], places - 0.4, places + 0.4, color=INK, linewidth=1.2, label="expected (entropy)")
     level = max(map(len, texts)) == 1
-    axes.set_xticks(range(len(texts)), [visible(text) for text in texts], rotation=0 if level else 90, **_FONT)
+    axes.set_xticks(range(len(texts)), texts, rotation=0 if level else 90, **_FONT)
     axes.set_ylabel("nats", color=INK, fontsize=9)
     axes.set_xlim(-0.6, len(texts) - 0.4)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -73,7 +88,7 @@ def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
     ids, lens, words = explanation["ids"], explanation["lens"], explanation["vocabulary"]
     first, rows = max(0, len(ids) - 24), len(lens["ids"])
     columns = range(first, len(ids))
-    texts = [[visible(words[row[t][0]]) for t in columns] for row in lens["ids"]]
+    texts = [[_label(words[str(row[t][0])]) for t in columns] for row in lens["ids"]]
     wide = max(0.3, 0.085 * max(len(text) for row in texts for text in row) + 0.12)
     figure.set_size_inches(wide * len(columns) + 1.2, 0.3 * rows + 0.7)
     axes = figure.subplots()
@@ -84,7 +99,7 @@ def _lens(figure: "Figure", explanation: dict[str, Any]) -> None:
             right = ids[first + place + 1 : first + place + 2] == [lens["ids"][layer][first + place][0]]
             frame: Any = {"edgecolor": INK, "facecolor": "none", "linewidth": 0.8, "pad": 2} if right else None
             axes.text(place, layer, text, ha="center", va="center", color=INK, bbox=frame, **_FONT)
-    axes.set_xticks(range(len(columns)), [visible(explanation["texts"][t]) for t in columns], **_FONT)
+    axes.set_xticks(range(len(columns)), [_label(explanation["texts"][t]) for t in columns], **_FONT)
     axes.set_yticks(range(rows), ["embedding", *(f"layer {layer}" for layer in range(rows - 1))], fontsize=8)
     axes.xaxis.tick_top()
     bare(axes, pad=4, labelsize=8)

@@ -157,7 +157,7 @@ def _chosen(
         ]
         if len(missing) == len(names):
             if what != "all":
-                one = "the run has" if len(names) == 1 else "none of the runs has"
+                one = "the run has not" if len(names) == 1 else "none of the runs has"
                 raise UserError(f"{one} logged {_named(key)}; leave it out of --what")
             continue
         if missing:

@@ -98,4 +98,4 @@ def _range(low: int, high: int) -> str:
 
 
 def _bar(value: float, most: float) -> Text:
-    return Text("█" * max(1, round(30 * value / most)), "blue")
+    return Text("█" * max(1, round(30 * value / most) if most else 0), "blue")  # a loss may be exactly 0

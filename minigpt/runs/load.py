@@ -54,7 +54,8 @@ class LoadedRun:
             )
         if self.config.finetune.base and holds_records(data.source, data.encoding, data.text_field):
             raise DataError(
-                f"{data.source}: holds records, not a text; evaluate_records scores them, or name a text with --data"
+                f"{data.source}: holds records, not a text; score them: minigpt eval {self.path}; "
+                "or score a text, with --data FILE"
             )
         prepared = prepare_data(self.config, self.tokenizer)
         if text_has_changed(folder.path, prepared.sha256):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import printer
+from minigpt.data.clean import clean_text
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -124,10 +125,19 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
+def sample_ids(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the sample prompt, cleaned as the training text is.
+
+    A fine-tuning's prompt stays as it is: it may hold the words of a chat template, which are never cleaned.
+    """
+    steps = config.data.clean if config.finetune.base is None else ()
+    return tokenizer.encode(clean_text(config.train.sample_prompt, steps))
+
+
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a sample prompt that the model cannot read."""
     settings, limit = config.train, config.model.max_seq_len
-    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
+    if settings.sample_every and not 0 < len(sample_ids(config, tokenizer)) <= limit:
         raise ConfigError(
             f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
             f"{limit}; give another, or --train.sample-every 0"

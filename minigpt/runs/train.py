@@ -25,7 +25,7 @@ from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
-from minigpt.runs.resolve import Resolved, make_learner, resolve
+from minigpt.runs.resolve import Resolved, make_learner, resolve, sample_ids
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
@@ -229,7 +229,7 @@ def make_hooks(
     """Make the hooks of a run, in the order in which they are called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, printer(console)
-    folder, prompt = RunFolder(path), tokenizer.encode(settings.sample_prompt)
+    folder, prompt = RunFolder(path), sample_ids(config, tokenizer)
 
     def write_sample(trainer: Trainer) -> str | None:
         whole = placement.whole(trainer.model)

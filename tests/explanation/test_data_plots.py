@@ -109,3 +109,8 @@ def test_tokenizers_lie_by_vocabulary_and_compression(tmp_path: Path, figures: l
     assert "268 bpe tokens" in figures[1].axes[0].get_title(loc="left")
     with pytest.raises(UserError, match=r"\.png or \.svg"):
         draw_tokenizers(rows, tmp_path / "a.pdf")
+
+
+def test_the_name_of_a_text_is_no_formula(tmp_path: Path) -> None:
+    row = {"name": "byte", "kind": "byte", "vocab_size": 259, "bytes_per_token": 1.0}
+    assert draw_tokenizers([row], tmp_path / "a.svg", "$^$.txt").is_file()

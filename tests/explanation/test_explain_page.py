@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -12,14 +14,16 @@ import pytest
 import torch
 from cli_run import fails, small_run, text
 from rich.console import Console
-from tuned_run import make_base
+from tuned_run import TEXT, make_base
 
 from minigpt.cli import main
-from minigpt.config import ModelConfig
+from minigpt.config import ModelConfig, dump_config, load_config
 from minigpt.errors import RunError, UserError
 from minigpt.explanation import explain, record
-from minigpt.explanation.analysis import KEYS, token_texts
+from minigpt.explanation.analysis import KEYS, token_texts, visible
+from minigpt.explanation.canvas import in_font
 from minigpt.explanation.dataset import SURVEY_KEYS
+from minigpt.explanation.figures import draw_explanation
 from minigpt.explanation.html import make_page
 from minigpt.explanation.over_time import TIMELINE_KEYS, timeline
 from minigpt.explanation.walk import steps, walk
@@ -181,6 +185,18 @@ def test_pictures_for_papers_are_whole(run, tmp_path, capsys, picture: str):
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
 
 
+def test_a_picture_is_drawn_from_the_printed_json(tmp_path):
+    model, tokenizer = byte_model(num_layers=1, num_heads=2, max_seq_len=16)
+    found = explain(model, tokenizer, tokenizer.encode("a b"))
+    told = json.loads(json.dumps(found))
+    assert told == found
+    told["texts"] = ["你", " b", "\x1c"]  # letters that matplotlib's font does not have are shown as codes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of letters that it cannot draw
+        assert draw_explanation(told, tmp_path / "a.svg", "lens").is_file()
+    assert [in_font(visible(text)) for text in told["texts"]] == ["U+4F60", "␣b", "U+001C"]
+
+
 def test_a_timeline_goes_through_the_kept_checkpoints(tmp_path, capsys):
     run = make_base(tmp_path / "base")
     loaded = load_run(run, "cpu")
@@ -218,6 +234,24 @@ def test_a_runs_own_data_is_surveyed_as_numbers_and_as_tables(tmp_path, capsys):
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert f"{found['loss']:.4f}" in shown and f"{found['surprising'][0]['loss']:.2f}" in shown
+
+
+def test_a_text_to_look_for_is_cleaned_as_the_training_text(run, tmp_path, capsys):
+    folder, source, wanted = shutil.copytree(run, tmp_path / "run"), tmp_path / "a.txt", TEXT[20:80]
+    source.write_text(TEXT)
+    data = {"data.source": str(source), "data.clean": ["lower"], "data.cache_dir": str(tmp_path / "cache")}
+    (folder / "config.yaml").write_text(dump_config(load_config(folder / "config.yaml", data)))
+    argv = ["explain", str(folder), "--over", "data", "--prompt", wanted.upper(), "--json", "--device", "cpu"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == found["spans"][0]["text"] == wanted
+
+
+def test_a_run_is_explained_from_inside_its_folder(run, monkeypatch, capsys):
+    for inside, word in ((run, "."), (run / "checkpoints", "..")):
+        monkeypatch.chdir(inside)
+        assert main(["explain", word, "--prompt", "the", "--json", "--device", "cpu"]) == 0
+        assert json.loads(capsys.readouterr().out)["run"] == "base"
 
 
 def test_the_last_part_of_a_long_prompt_is_read_and_the_cut_reported(run, capsys):

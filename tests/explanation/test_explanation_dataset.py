@@ -123,6 +123,18 @@ def test_a_survey_has_its_keys_and_finds_a_copied_sentence():
     assert found["loss"] == pytest.approx(token_losses(MODEL, IDS[:100]).mean())
 
 
+def test_a_model_that_is_never_surprised_is_shown_too():
+    found = survey(MODEL, TOKENIZER, IDS, IDS[:100], "the cat")
+    sure = {
+        "loss_by_position": [0.0] * 16,
+        "loss_by_frequency": [row | {"loss": 0.0} for row in found["loss_by_frequency"]],
+    }
+    screen = Console(file=StringIO(), width=100)
+    for part in show_survey(found | sure):
+        screen.print(part)
+    assert "0.000  █" in screen.file.getvalue()
+
+
 def test_the_table_of_positions_counts_the_tokens_that_the_model_had_read():
     found = survey(MODEL, TOKENIZER, IDS, IDS[:100], "the cat")
     screen = Console(file=StringIO(), width=100)

@@ -179,8 +179,8 @@ def test_a_column_that_was_not_logged_is_left_out_and_reported(tmp_path: Path, f
     said = capsys.readouterr()
     assert said.out == f"{out}\n" and said.err == "not logged, left out of gradient norm: poor\n"
     assert [len(curves(axes)) for axes in figures[0].axes] == [2, 5], "raw and mean; the loss also has validation"
-    for runs in ([poor], [poor, poor]):
-        with pytest.raises(UserError, match="logged throughput; leave it out of --what"):
+    for runs, who in (([poor], "the run has not"), ([poor, poor], "none of the runs has")):
+        with pytest.raises(UserError, match=f"{who} logged throughput; leave it out of --what"):
             plot_runs(runs, out, what=["loss", "throughput"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -75,7 +75,7 @@ def test_the_token_is_chosen_by_click_slider_buttons_and_arrow_keys(page, explan
     assert where.inner_text().startswith(f"token {len(TEXT) - 1} (")
     after = [page.locator(each).inner_html() for each in ("#next", "#detail", "#stream", "#lens-detail")]
     assert all(old != new for old, new in zip(before, after, strict=True))
-    best = explanation["vocabulary"][explanation["lens"]["ids"][-1][-1][0]]
+    best = explanation["vocabulary"][str(explanation["lens"]["ids"][-1][-1][0])]
     assert page.locator("#next .next .token").first.inner_text() == best.replace(" ", "␣").replace("\n", "↵")
 
 
