@@ -13,7 +13,7 @@ from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import printer
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
 from minigpt.model.learner import Learner
@@ -127,10 +127,16 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a sample prompt that the model cannot read."""
     settings, limit = config.train, config.model.max_seq_len
-    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
+    if not settings.sample_every:
+        return
+    other = "give another, or --train.sample-every 0"
+    try:
+        count = len(tokenizer.encode(settings.sample_prompt))
+    except TokenizerError as error:
+        raise ConfigError(f"train.sample_prompt: {str(error).rpartition('; ')[0]}; {other}") from None
+    if not 0 < count <= limit:
         raise ConfigError(
-            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
-            f"{limit}; give another, or --train.sample-every 0"
+            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's {limit}; {other}"
         )
 
 
