@@ -116,12 +116,17 @@ def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe has another value."""
+    """Set model.vocab_size from the tokenizer, and its kind in place of auto.
+
+    Raises ConfigError if the recipe has another vocab_size.
+    """
     asked = config.model.vocab_size
     if asked is not None and asked != tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out")
     model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    return config.model_copy(update={"model": model})
+    kind = tokenizer.kind if config.tokenizer.kind == "auto" and not config.tokenizer.path else config.tokenizer.kind
+    named = config.tokenizer.model_copy(update={"kind": kind})
+    return config.model_copy(update={"model": model, "tokenizer": named})
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
