@@ -56,5 +56,9 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:
     again = GPT.from_pretrained(run.path / "checkpoints" / "last")
     settings = {"max_new_tokens": 30, "temperature": 0}
     assert generate_text(again, "Once", run.tokenizer, **settings) == generate_text(run.model, "Once", **settings)
+    Path("other.txt").write_text("ONE MORE TEXT, of other letters & 23 figures.\n" * 60)
+    config = minigpt.load_config(run.path / "config.yaml")
+    other = minigpt.train(config, data=Path("other.txt"), name="other", quiet=True)
+    assert other.tokenizer.vocab_size == other.model.config.vocab_size != run.tokenizer.vocab_size
     hands = minigpt.load_run("runs/my")
     assert hands.tokenizer.decode(hands.tokenizer.encode("a cat")) == "a cat"

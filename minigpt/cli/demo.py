@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from minigpt.cli.arguments import Name, parse
 from minigpt.cli.finished import headline_of
 from minigpt.console import console, loading, out, out_json
+from minigpt.errors import UserError
 
 MOST_MINUTES = 1.2
 STORY_TOKENS = 160
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> int:
 
     recipe = find_recipe("demo")
     config = load_config(recipe, {"train.max_minutes": MOST_MINUTES} | overrides)
+    if config.data.source != "stories":
+        raise UserError(f"demo trains on its own stories; on another text: minigpt train demo {config.data.source}")
     task = FromScratch({"command": shlex.join(["minigpt", "demo", *argv])})
     run = train(config, name=args.name, recipe=str(recipe), task=task)
     settings = run.config.generation.model_dump() | {"num_samples": 3, "max_new_tokens": STORY_TOKENS}

@@ -38,11 +38,14 @@ def main(argv: list[str]) -> int:
     config = load_config(recipe, overrides)
     shape = config.model
     if shape.vocab_size is None:  # the tokenizer will set it; take its largest size
+        from minigpt.tokenizers import load
         from minigpt.tokenizers.words import WIKITEXT_2
 
         ids = config.tokenizer.vocab_size
         known = {"gpt2": 50257, "bpe": ids, "word": min(ids, WIKITEXT_2), "auto": 50257, "byte": 259}
-        shape = shape.model_copy(update={"vocab_size": known.get(config.tokenizer.kind, 96)})
+        file = config.tokenizer.path
+        size = load(file).vocab_size if file else known.get(config.tokenizer.kind, 96)
+        shape = shape.model_copy(update={"vocab_size": size})
     report = inspect(shape, config)
     if args.json:
         out_json(report)

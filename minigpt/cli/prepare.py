@@ -12,7 +12,7 @@ from minigpt.console import console, out, out_json, progress_bars, tell
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into token files, as training would do; training on the same text then starts at once.
+    """Turn text into token files, as training would do; training with the same text and tokenizer then starts at once.
 
     minigpt prepare my.txt
     minigpt prepare notes/ --tokenizer.kind bpe --tokenizer.vocab-size 8192 --out prepared/

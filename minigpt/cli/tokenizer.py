@@ -42,7 +42,8 @@ class Train:
     minigpt tokenizer train my.txt --kind bpe --vocab-size 8192 --out tokenizer.json
     minigpt tokenizer train notes.jsonl --data.text-field body --data.clean nfc --out tok/
 
-    How the text is read is set by the data settings (--data.text-field, --data.encoding, --data.clean, ...).
+    How the text is read is set by the data settings (--data.text-field, --data.encoding, --data.clean, ...). As in
+    training, bpe and word learn from the training split only: of a plain text, from the first nine tenths.
     """
 
     source: Positional[PathText | None] = None

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from minigpt.config.rates import with_one_rate
 from minigpt.config.section import MOST_SIZE
-from minigpt.config.tree import ModelConfig, OptimizerConfig, RunConfig
+from minigpt.config.tree import ModelConfig, OptimizerConfig, RunConfig, TokenizerConfig
 from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from minigpt.errors import ConfigError, nearest
 from minigpt.files import expand_home
@@ -22,6 +22,9 @@ Tree = dict[str, Any]
 
 SWITCH_VALUES = frozenset("true false yes no on off 1 0".split())
 """Words after a switch that are its value, not the next argument."""
+_CHOICES = {"optimizer.kind": OptimizerConfig, "model.shape": ModelConfig, "tokenizer.kind": TokenizerConfig}
+"""Settings that others in their section follow from."""
+_RATES = ("learning_rate", "adamw_ratio")
 _RECIPE_DIRS = (
     Path(__file__).parent.parent / "recipes",  # in an installed wheel
     Path(__file__).parent.parent.parent / "recipes",  # in a checkout
@@ -59,9 +62,12 @@ def read_recipe(path: Path) -> Tree:
     return tree | {"optimizer": with_one_rate(optimizer, width)}
 
 
-def recipe_settings(recipe: str | None) -> Tree:
-    """A recipe's settings, like {"train.max_steps": 10}; {} for None. Raises ConfigError."""
-    tree = read_recipe(find_recipe(recipe)) if recipe else {}
+def recipe_settings(recipe: str | None, flags: Mapping[str, Any] | None = None) -> Tree:
+    """A recipe's settings, like {"train.max_steps": 10}, without those that do not fit the flags (see `_for_flags`).
+
+    {} for None. Raises ConfigError.
+    """
+    tree = _for_flags(read_recipe(find_recipe(recipe)), flags or {}) if recipe else {}
     if wrong := [f"{section}: holds settings, so it cannot be {part!r}" for section, part in tree.items()
                  if not isinstance(part, dict)]:  # fmt: skip
         raise ConfigError(wrong)
@@ -80,7 +86,7 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
     """
     tree: Tree = {}
     if recipe is not None:
-        tree = _for_kind(read_recipe(find_recipe(str(recipe))), (overrides or {}).get("optimizer.kind"))
+        tree = _for_flags(read_recipe(find_recipe(str(recipe))), overrides or {})
     for path_, value in (overrides or {}).items():
         section, _, field = path_.partition(".")
         branch = tree.get(section)
@@ -88,13 +94,34 @@ def load_config(recipe: str | Path | None = None, overrides: Mapping[str, Any] |
     return validate(tree)
 
 
-def _for_kind(tree: Tree, kind: Any) -> Tree:
-    """The recipe without its learning rates if a flag names another optimizer: a rate is right for one kind only."""
-    optimizer = tree.get("optimizer")
-    if not isinstance(optimizer, dict) or kind in (None, optimizer.get("kind", OptimizerConfig().kind)):
-        return tree
-    rates = ("learning_rate", "adamw_ratio")
-    return tree | {"optimizer": {name: value for name, value in optimizer.items() if name not in rates}}
+def _for_flags(tree: Tree, flags: Mapping[str, Any]) -> Tree:
+    """The recipe without settings that follow from one that a flag changes. A run's config.yaml holds all of these.
+
+    A rate is right for one kind of optimizer only; a shape sets the norm and more; a word tokenizer takes all words;
+    the text and the tokenizer set the number of ids.
+    """
+    for path, section in _CHOICES.items():
+        part, name = path.split(".")
+        own = tree.get(part)
+        if not isinstance(own, dict) or flags.get(path) is None:
+            continue
+        old = own.get(name, section.model_fields[name].default)
+        if old != flags[path]:
+            implied = _implied(section, {name: old})
+            kept = {key: value for key, value in own.items() if key not in _RATES and implied.get(key, ...) != value}
+            tree = tree | {part: kept}
+    model = tree.get("model")
+    if isinstance(model, dict) and any(path.startswith(("data.", "tokenizer.")) for path in flags):
+        tree = tree | {"model": {name: value for name, value in model.items() if name != "vocab_size"}}
+    return tree
+
+
+def _implied(section: type[BaseModel], choice: Tree) -> Tree:
+    """The fields of a section when only this choice is made; {} if it is not a choice."""
+    try:
+        return section.model_validate(choice).model_dump()
+    except ValidationError:  # the flag replaces it
+        return {}
 
 
 def validate(tree: Tree) -> RunConfig:

@@ -274,8 +274,8 @@ class ScheduleConfig(Section):
     """Learning rate, weight decay, and length of the context, over time."""
 
     kind: Literal["constant", "linear", "cosine", "trapezoidal", "cosine+plateau"] = "cosine"
-    """Shape of the rate after warm-up. cosine+plateau continues after the budget, and cuts the rate each time that the
-    validation loss stops falling."""
+    """Shape of the rate after warm-up. cosine+plateau continues after the budget (if min_lr_ratio is above 0), and cuts
+    the rate each time that the validation loss stops falling."""
     warmup_steps: NonNegativeInt = 100
     """Steps over which the rate rises from 0 to learning_rate."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -244,6 +244,12 @@ def _survey(source: Source, config: DataConfig, progress: Progress | None) -> Su
             f"--data.split-at '{EOS}' makes it the special token between documents",
             stacklevel=2,
         )
+    if config.split_at and documents == len(source.parts):
+        warnings.warn(
+            f"{source.name}: is one document, although it is split at {config.split_at!r}; write the mark as it is in "
+            "the text before cleaning",
+            stacklevel=2,
+        )
     return replace(survey, documents=documents, chars=chars)
 
 

@@ -19,7 +19,7 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
-from minigpt.weights.checkpoint_state import IMPORTED, read_state
+from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, read_state
 from minigpt.weights.pretrained import is_huggingface
 
 
@@ -99,6 +99,7 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     config_file = RunFolder(folder).config
     config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
     step_folder = checkpoint.resolve(path)
+    check_same_tokenizer(tokenizer, read_state(step_folder), path)
     return LoadedRun(path, step_folder, step_of(step_folder), model, tokenizer, config, runtime)
 
 
@@ -147,6 +148,14 @@ def find_base(path: Path, saved: SavedAdapter) -> Path:
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
     return found
+
+
+def check_same_tokenizer(tokenizer: Tokenizer, state: CheckpointState, where: Path) -> None:
+    """Raise CheckpointError if the tokenizer is not the one that the checkpoint was trained with."""
+    if state.tokenizer not in (None, tokenizer.fingerprint):
+        raise CheckpointError(
+            f"{where}: tokenizer.json is another tokenizer; put back the tokenizer.json that the run was trained with"
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import printer
-from minigpt.data.clean import clean_text
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
 from minigpt.model.learner import Learner
@@ -117,30 +116,32 @@ def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:
 
 
 def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Set model.vocab_size from the tokenizer. Raises ConfigError if the recipe has another value."""
+    """Set model.vocab_size from the tokenizer, and its kind in place of auto.
+
+    Raises ConfigError if the recipe has another vocab_size.
+    """
     asked = config.model.vocab_size
     if asked is not None and asked != tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out")
     model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    return config.model_copy(update={"model": model})
-
-
-def sample_ids(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the sample prompt, cleaned as the training text is.
-
-    A fine-tuning's prompt stays as it is: it may hold the words of a chat template, which are never cleaned.
-    """
-    steps = config.data.clean if config.finetune.base is None else ()
-    return tokenizer.encode(clean_text(config.train.sample_prompt, steps))
+    kind = tokenizer.kind if config.tokenizer.kind == "auto" and not config.tokenizer.path else config.tokenizer.kind
+    named = config.tokenizer.model_copy(update={"kind": kind})
+    return config.model_copy(update={"model": model, "tokenizer": named})
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a sample prompt that the model cannot read."""
     settings, limit = config.train, config.model.max_seq_len
-    if settings.sample_every and not 0 < len(sample_ids(config, tokenizer)) <= limit:
+    if not settings.sample_every:
+        return
+    other = "give another, or --train.sample-every 0"
+    try:
+        count = len(tokenizer.encode(settings.sample_prompt))
+    except TokenizerError as error:
+        raise ConfigError(f"train.sample_prompt: {str(error).rpartition('; ')[0]}; {other}") from None
+    if not 0 < count <= limit:
         raise ConfigError(
-            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
-            f"{limit}; give another, or --train.sample-every 0"
+            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's {limit}; {other}"
         )
 
 

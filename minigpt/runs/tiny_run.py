@@ -11,9 +11,9 @@ def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
 
     `kept` are dotted paths of settings that do not change: those that the person gave.
     """
-    tree = config.model_dump()
+    tree, kept = config.model_dump(), set(kept)
     shape = tree["model"]
-    heads = math.gcd(shape["num_heads"], 4)
+    heads = shape["num_heads"] if kept & {"model.num_heads", "model.num_kv_heads"} else math.gcd(shape["num_heads"], 4)
     width = max(1, min(shape["embed_dim"], 64) // (2 * heads)) * 2 * heads  # an even head size, for rope
     shape |= {
         "num_layers": min(shape["num_layers"], 2),
@@ -32,7 +32,10 @@ def tiny(config: RunConfig, kept: Iterable[str] = ()) -> RunConfig:
     tree["data"]["stories_count"] = min(config.data.stories_count, 500)
     tree["schedule"]["warmup_steps"] = min(config.schedule.warmup_steps, 10)
     tree["train"] |= {"max_steps": 100, "max_epochs": None, "max_tokens": None, "max_minutes": None}
-    tree["train"] |= {"batch_size": min(config.train.batch_size, 8), "micro_batch_size": None}
+    micro = config.train.micro_batch_size
+    micro = micro if "train.micro_batch_size" in kept and isinstance(micro, int) else 1
+    batch = min(config.train.batch_size, max(1, 8 // micro) * micro)
+    tree["train"] |= {"batch_size": batch, "micro_batch_size": None}
     tree["train"] |= {"eval_every": 50, "eval_batches": 8, "sample_every": 50, "save_every": 50}
     for path in kept:
         section, _, field = path.partition(".")

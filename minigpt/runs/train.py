@@ -14,7 +14,8 @@ from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
-from minigpt.errors import ConfigError, RunError
+from minigpt.data.clean import clean_text
+from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import complete
@@ -23,9 +24,10 @@ from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
 from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
+from minigpt.runs.load import check_same_tokenizer
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
-from minigpt.runs.resolve import Resolved, make_learner, resolve, sample_ids
+from minigpt.runs.resolve import Resolved, make_learner, resolve
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
@@ -66,7 +68,7 @@ class TrainedRun:
 
 def train(
     config: RunConfig,
-    data: str | None = None,
+    data: str | Path | None = None,
     name: str | None = None,
     resume: bool = False,
     recipe: str | None = None,
@@ -95,8 +97,12 @@ def train(
         raise ConfigError(
             [f"{name}: train starts from scratch; minigpt finetune takes these settings" for name in given]
         )
-    if data is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
+    if data is not None:  # it may have another number of ids than the text of a run whose config.yaml this is
+        text = config.data.model_copy(update={"source": str(data)})
+        shape = config.model.model_copy(update={"vocab_size": None})
+        config = config.model_copy(update={"data": text, "model": shape})
+    prompt = clean_text(config.train.sample_prompt, config.data.clean)  # as the text is, so the model knows its letters
+    config = config.model_copy(update={"train": config.train.model_copy(update={"sample_prompt": prompt})})
     with joined(config, quiet) as (placement, console):
         ranks, tell = placement.ranks, printer(console)
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)
@@ -131,6 +137,7 @@ def execute(
     if saved:
         step = saved.train.step
         console.print(f"{plan.path}: {'finished at' if plan.finished else 'continues from'} step {step}")
+        check_same_tokenizer(tokenizer, saved.state, plan.path)
         check_same_text(plan.path, feed.sha256)
         code = read_receipt(plan.path).get("hardware", {}).get("mkl", "usual")
         if code != mkl_code():
@@ -229,15 +236,20 @@ def make_hooks(
     """Make the hooks of a run, in the order in which they are called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, printer(console)
-    folder, prompt = RunFolder(path), sample_ids(config, tokenizer)
+    folder = RunFolder(path)
 
     def write_sample(trainer: Trainer) -> str | None:
         whole = placement.whole(trainer.model)
         if ranks.rank:
             return None
         fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}
-        with trainer.runtime.autocast():
-            return complete(whole, [prompt], tokenizer, **fields)[0][0].text
+        prompt = tokenizer.encode(settings.sample_prompt)  # ids, so that no sample warns about unknown characters
+        try:
+            with trainer.runtime.autocast():
+                return complete(whole, [prompt], tokenizer, **fields)[0][0].text
+        except UserError as error:  # a wrong setting of generation does not end the training
+            tell(f"no sample at step {trainer.state.step}: {error}")
+            return None
 
     found = {
         "precision": settings.precision,
@@ -333,7 +345,6 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
 
 
 def _draw(path: Path, console: Console) -> None:
-    from minigpt.errors import UserError
     from minigpt.explanation import plot_runs
 
     try:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cli_run import SMALL
+from cli_run import SMALL, fails
 
 from minigpt.cli import main
 from minigpt.config import load_config
@@ -18,6 +18,10 @@ def test_the_clock_ends_it_where_the_steps_would_take_too_long(tmp_path: Path, c
     assert 1.2 <= said["seconds"] < 30
     assert said["gap"] == said["loss"] - said["entropy"] > 0
     assert len(said["samples"]) == 3
+
+
+def test_it_has_a_text_of_its_own(capsys) -> None:
+    fails(capsys, ["demo", "--data.source", "my.txt"], "on another text: minigpt train demo my.txt")
 
 
 def test_it_trains_72_seconds_at_most_unless_a_flag_says_otherwise(tmp_path: Path) -> None:

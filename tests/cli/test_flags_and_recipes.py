@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from cli_run import SMALL, fails, text
 
+from minigpt.cli import main
+from minigpt.config import load_config
+
 
 @pytest.mark.parametrize(
     ("flags", "parts"),
@@ -45,6 +48,18 @@ def test_what_would_fail_later_fails_before_the_first_step(flags, part, tmp_path
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), *flags]
     fails(capsys, argv, part)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sample_is_cleaned_like_the_text_and_never_ends_a_training(tmp_path: Path, capsys) -> None:
+    (tmp_path / "cats.txt").write_text(text().replace("\n", " "))  # the default prompt is a line end
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--train.max-steps", "2"]
+    argv += ["--tokenizer.unknown", "error", "--train.sample-every", "1", "--train.save-every", "1"]
+    fails(capsys, argv, "train.sample_prompt: character '\\n'", "--train.sample-every 0")
+    argv += ["--data.clean", "lower", "--train.sample-prompt", "The CAT", "--generation.logit-bias", "{th: 1}"]
+    assert main(argv) == 0
+    assert "no sample at step 1: logit_bias: 'th' is 2 tokens" in capsys.readouterr().err
+    assert load_config(tmp_path / "cats/config.yaml").train.sample_prompt == "the cat"
+    assert main([*argv, "--train.sample-prompt", "\u2603", "--train.sample-every", "0", "--name", "none"]) == 0
 
 
 def test_a_recipe_that_cannot_be_read(tmp_path: Path, capsys) -> None:

@@ -9,9 +9,10 @@ import pytest
 from cli_run import fails
 from safetensors.torch import load_file, save_file
 
-from minigpt import GPT
+from minigpt import GPT, load_tokenizer
 from minigpt.cli import main
 from minigpt.cli.finished import _next
+from minigpt.tokenizers import CharTokenizer
 from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 
@@ -97,6 +98,16 @@ def test_a_tokenizer_of_another_run_is_refused(broken: Path, capsys) -> None:
     )
     assert json.loads((broken / "tokenizer.json").read_text()) != tokenizer
     fails(capsys, ["generate", str(broken), "--prompt", "a"], "the tokenizer has", "put back the tokenizer.json")
+
+
+def test_another_tokenizer_with_as_many_ids_is_refused(broken: Path, capsys) -> None:
+    own = load_tokenizer(broken)
+    CharTokenizer([chr(ord("A") + n) for n in range(own.vocab_size - 2)]).save(broken)
+    assert load_tokenizer(broken).vocab_size == own.vocab_size
+    for command in ("generate", "eval"):
+        fails(capsys, [command, str(broken)], "is another tokenizer", "put back the tokenizer.json")
+    own.save(broken)
+    assert main(["generate", str(broken), "--max-new-tokens", "2"]) == 0
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "foreign"])

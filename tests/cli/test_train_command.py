@@ -47,6 +47,11 @@ def test_a_tiny_run_has_a_name_of_its_own_and_any_recipe_can_be_shrunk(tmp_path:
         assert tiny(load_config(name)).train.max_steps == 100
     odd = {"model.embed_dim": 30, "model.num_heads": 4, "model.head_dim": 16, "model.vocab_size": 8192}
     assert tiny(load_config(None, odd)).model.vocab_size is None
+    given = {"model.num_heads": 6, "model.num_kv_heads": 3, "train.micro_batch_size": 3}
+    config = load_config(None, {"model.embed_dim": 384, "train.batch_size": 12, **given})
+    for path, value in given.items():  # what does not fit the flag is not shrunk
+        section, _, name = path.partition(".")
+        assert getattr(getattr(tiny(config, [path]), section), name) == value
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path / "runs"), "--tiny-run"]
     assert main([*argv, "--train.max-steps", "20"]) == 0

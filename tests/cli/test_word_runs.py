@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_run import SMALL, fails, text
 
-from minigpt import load_run
+from minigpt import load_run, load_tokenizer
 from minigpt.cli import main
 from minigpt.config import GenerationConfig
 from minigpt.generation.text.bias_and_bans import make_rules
@@ -115,6 +115,8 @@ def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path,
     fails(capsys, ["tokenizer", "train", "--kind", "word"], "a word tokenizer is made from a text")
     assert main(["model", "inspect", "--tokenizer.kind", "word", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["vocab_size"] == 33_278
+    assert main(["model", "inspect", "--tokenizer.path", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["vocab_size"] == load_tokenizer(out).vocab_size
     assert main(["model", "inspect", "--tokenizer.kind", "byte", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["config"]["vocab_size"] == ByteTokenizer().vocab_size

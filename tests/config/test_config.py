@@ -93,6 +93,22 @@ def test_precedence_is_defaults_then_recipe_then_flags(tmp_path) -> None:
     assert (config.model.norm, config.model.bias, config.model.position) == ("layernorm", False, "learned")
 
 
+def test_a_flag_that_changes_a_choice_changes_all_that_follows_from_it(tmp_path) -> None:
+    resolved = tmp_path / "config.yaml"  # of a run: it holds every setting
+    own = {"tokenizer.kind": "word", "model.vocab_size": 300, "model.tie_embeddings": False, "model.num_layers": 3}
+    resolved.write_text(dump_config(load_config(None, own)))
+    assert load_config(resolved) == load_config(None, own)
+    gpt2 = load_config(None, {**own, "model.shape": "gpt2"})
+    assert load_config(resolved, {"model.shape": "gpt2"}) == gpt2
+    assert (gpt2.model.position, gpt2.model.tie_embeddings) == ("learned", False)
+    bpe = load_config(resolved, {"tokenizer.kind": "bpe"})
+    assert (bpe.tokenizer, bpe.model.vocab_size) == (load_config(None, {"tokenizer.kind": "bpe"}).tokenizer, None)
+    assert load_config(resolved, {"data.source": "other.txt"}).model.vocab_size is None
+    assert load_config(resolved, {"train.seed": 2}).model.vocab_size == 300
+    resolved.write_text("model: {shape: gtp2}")
+    assert load_config(resolved, {"model.shape": "gpt2"}) == load_config(None, {"model.shape": "gpt2"})
+
+
 def test_a_budget_of_its_own_replaces_the_default_one() -> None:
     assert load_config().train.max_steps == 2000
     assert load_config(None, {"train.max_minutes": 5}).train.max_steps is None

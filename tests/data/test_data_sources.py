@@ -176,6 +176,15 @@ def test_a_spelled_end_of_text_is_told_and_splits_where_asked(
     assert sides[1]
 
 
+def test_a_mark_that_splits_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes(b"one\r\n\r\ntwo\r\n\r\nthree")
+    with pytest.warns(UserWarning, match=r"my.txt: is one document, although it is split at '\\n\\n'"):
+        read(tmp_path / "my.txt", split_at="\n\n", clean=("newlines",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(tmp_path / "my.txt", split_at="\r\n\r\n")) == 3
+
+
 def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("2.txt", "1.txt", "3.md", "sub/4.txt"):

@@ -396,3 +396,10 @@ def test_preparing_is_measured_on_a_copy_and_leaves_nothing(tmp_path: Path, monk
     assert not list((tmp_path / "tmp").iterdir())
     with pytest.raises(DataError, match="no such file"):
         data.bench_data(load_config(None, {"data.source": str(tmp_path / "none.txt")}))
+
+
+def test_preparing_knows_the_characters_of_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my.txt").write_text(TEXT + "\u2603", encoding="utf-8")
+    monkeypatch.setattr(data, "BATCHES", 2)
+    config = load_config(None, {"data.source": str(tmp_path / "my.txt"), "tokenizer.unknown": "error"})
+    assert data.bench_data(config, rounds=1)["tokenizer"]["kind"] == "char"

@@ -345,6 +345,19 @@ def test_the_same_command_finds_a_run_in_a_folder_of_runs(tmp_path: Path, monkey
     assert named == ["try/2"]
 
 
+def test_a_recipes_rate_is_not_used_for_another_optimizer(tmp_path: Path):
+    (tmp_path / "my.yaml").write_text("optimizer: {learning_rate: 0.03, adamw_ratio: 0.2, beta2: 0.9}")
+    kind = {"optimizer.kind": "adamw"}
+    optimizer = within._Settings(str(tmp_path / "my.yaml"), kind)({}).optimizer
+    assert optimizer == load_config(None, {**kind, "optimizer.beta2": 0.9}).optimizer
+
+
+def test_a_run_that_was_killed_before_its_first_file_can_be_started_again(tmp_path: Path):
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/.lock").touch()
+    assert within._find_earlier(tmp_path, "my", "cats", {}) is None
+
+
 def test_a_small_text_is_called_small(tmp_path: Path):
     (tmp_path / "small.txt").write_text(text(100))
     settings = {"data.source": str(tmp_path / "small.txt"), "train.device": "cpu", "train.precision": "fp32"}

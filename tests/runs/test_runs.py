@@ -25,10 +25,8 @@ from minigpt.runs.lock import run_lock
 from minigpt.runs.plan import write_run_files
 from minigpt.runs.record import read_run
 from minigpt.runs.repeat import receipt_line
-from minigpt.runs.resolve import sample_ids
 from minigpt.runs.settings import as_flag, essential, flat, quoted
 from minigpt.runs.task import FromScratch
-from minigpt.tokenizers import CharTokenizer
 
 PROMPT = "the cat's\n\tmat, é \\ {}"
 FEW = [
@@ -376,15 +374,6 @@ def test_the_first_line_of_a_config_can_be_pasted_into_a_shell(runs: Path, tmp_p
     file = Path("two\nlines/a b/config.yaml")
     assert file.read_text().splitlines()[0].endswith(r"minigpt train $'two\nlines/a b/config.yaml'")
     assert load_config(file).logging.runs_dir == "two\nlines"
-
-
-def test_a_sample_prompt_is_cleaned_as_the_training_text() -> None:
-    config = load_config(None, {"data.clean": ["lower"], "train.sample_prompt": "The Cat"})
-    tokenizer = CharTokenizer.from_texts(["the cat"], unknown="error")
-    assert sample_ids(config, tokenizer) == tokenizer.encode("the cat")
-    tuned = load_config(None, {"finetune.base": "runs/my", "data.clean": ["lower"], "train.sample_prompt": "User: hi"})
-    spelled = CharTokenizer.from_texts(["User: hi"])
-    assert sample_ids(tuned, spelled) == spelled.encode("User: hi"), "a template is not cleaned"
 
 
 def test_a_run_is_repeated_from_inside_its_folder(tmp_path: Path, monkeypatch) -> None:

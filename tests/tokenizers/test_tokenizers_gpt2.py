@@ -19,8 +19,9 @@ from test_tokenizers import ADVERSARIAL, TEXT, unicode_text
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers import Tokenizer as Theirs
 
-from minigpt.config import TokenizerConfig
+from minigpt.config import TokenizerConfig, load_config
 from minigpt.errors import TokenizerError
+from minigpt.runs.resolve import resolve_vocabulary
 from minigpt.tokenizers import BPETokenizer, build, gpt2, gpt2_tokenizer, load
 from minigpt.tokenizers.patterns import PUBLISHED
 
@@ -189,6 +190,8 @@ def test_without_network_and_mirror_the_error_names_both_ways_out(
         fallback = build(TokenizerConfig(kind="auto", unknown="error"), ["abc"])
     assert (fallback.kind, fallback.vocab_size) == ("char", 4)
     assert "using char instead of gpt2" in caplog.text
+    config = resolve_vocabulary(load_config(None, {"tokenizer.kind": "auto"}), fallback)
+    assert config.tokenizer.kind == "char", "config.yaml repeats the run when GPT-2's files have come"
 
 
 def test_auto_is_gpt2_where_it_can_be_had(mirror: Path) -> None:

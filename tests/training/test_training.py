@@ -361,6 +361,8 @@ def test_the_plateau_goes_on_after_the_steps_but_not_after_the_minutes() -> None
     for step, seconds, goes_on in [(10, 59.0, True), (30, 59.0, False), (10, 60.0, False), (5, 60.0, False)]:
         trainer.state.step, trainer.state.seconds = step, seconds
         assert trainer.hooks[0].extends(trainer) == goes_on, (step, seconds)
+    trainer.state.step, trainer.state.seconds = 10, 59.0
+    assert not Plateau(schedule.model_copy(update={"min_lr_ratio": 0.0})).extends(trainer), "its rate would be 0"
 
 
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best_step() -> None:

@@ -169,7 +169,7 @@ class _Settings:
         if given := [name for name in LENGTHS if settings.get(name) is not None]:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
         load_config(recipe, settings)  # reports all mistakes at once
-        self.own: dict[str, Any] = recipe_settings(recipe) | dict(settings) | dict.fromkeys(LENGTHS)
+        self.own: dict[str, Any] = recipe_settings(recipe, settings) | dict(settings) | dict.fromkeys(LENGTHS)
         self.tokenizer: dict[str, Any] = {}
         self.ids: dict[str, Any] = {}
 
@@ -334,7 +334,7 @@ def train_within(
 def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[str, Any]) -> Path | None:
     """The run that the same call started, found by its receipt. Raises RunError if another run has the name."""
     number, path = 1, folder / (name or derived)
-    while path.exists() and any(path.iterdir()):
+    while RunFolder(path).in_use():
         if _asked(path) == json.loads(json.dumps(asked)):
             return path
         if name:

@@ -28,8 +28,11 @@ class Plateau(Hook):
         return self.config.plateau_factor**trainer.state.cuts
 
     def extends(self, trainer: Trainer) -> bool:
-        """Whether the run continues: up to `plateau_max_steps` after its budget of steps, but not after its minutes."""
+        """Whether the run continues: up to `plateau_max_steps` after its budget of steps, but not after its minutes.
+
+        At a floor of 0 nothing more would be learned.
+        """
         total = trainer.budget.total_steps
-        if total is None or trainer.budget.progress(0, trainer.state.seconds) >= 1:
+        if total is None or not self.config.min_lr_ratio or trainer.budget.progress(0, trainer.state.seconds) >= 1:
             return False
         return trainer.state.step < total + self.config.plateau_max_steps
