@@ -142,7 +142,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any], no
     from minigpt.layout import RunFolder
 
     target = Path(args.out) if args.out else RunFolder.of(run.path).plot("explain.html")
-    write_text(target, make_page(explanation, note), parents=True)
+    write_text(target, make_page(explanation, note), "choose another file with --out", parents=True)
     return target
 
 
@@ -156,6 +156,7 @@ def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 def _over_data(args: Explain, run: "LoadedRun") -> int:
     from rich.progress import Progress
 
+    from minigpt.data.clean import clean_text
     from minigpt.explanation.dataset import survey
     from minigpt.explanation.tables import show_survey
     from minigpt.generation.text import generate_text
@@ -163,11 +164,11 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
 
     splits = run.prepared().splits
     if args.prompt is None:
-        prompt = run.config.train.sample_prompt
+        prompt = clean_text(run.config.train.sample_prompt, run.config.data.clean)
         settings = {"max_new_tokens": 400, "temperature": 0.8, "stop_at_eos": False}
         text = prompt + str(generate_text(run.model, prompt, run.tokenizer, **settings))
     else:
-        text = typed_prompt(args.prompt)
+        text = clean_text(typed_prompt(args.prompt), run.config.data.clean)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         found = survey(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import printer
+from minigpt.data.clean import clean_text
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -127,7 +128,8 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a sample prompt that the model cannot read."""
     settings, limit = config.train, config.model.max_seq_len
-    if settings.sample_every and not 0 < len(tokenizer.encode(settings.sample_prompt)) <= limit:
+    prompt = clean_text(settings.sample_prompt, config.data.clean)
+    if settings.sample_every and not 0 < len(tokenizer.encode(prompt)) <= limit:
         raise ConfigError(
             f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's "
             f"{limit}; give another, or --train.sample-every 0"

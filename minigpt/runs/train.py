@@ -14,6 +14,7 @@ from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
+from minigpt.data.clean import clean_text
 from minigpt.errors import ConfigError, RunError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
@@ -229,7 +230,7 @@ def make_hooks(
     """Make the hooks of a run, in the order in which they are called."""
     config, placement = resolved.config, resolved.placement
     settings, shape, ranks, tell = config.train, config.model, placement.ranks, printer(console)
-    folder, prompt = RunFolder(path), tokenizer.encode(settings.sample_prompt)
+    folder, prompt = RunFolder(path), clean_text(settings.sample_prompt, config.data.clean)  # as the text is cleaned
 
     def write_sample(trainer: Trainer) -> str | None:
         whole = placement.whole(trainer.model)
@@ -237,7 +238,7 @@ def make_hooks(
             return None
         fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}
         with trainer.runtime.autocast():
-            return complete(whole, [prompt], tokenizer, **fields)[0][0].text
+            return complete(whole, [tokenizer.encode(prompt)], tokenizer, **fields)[0][0].text
 
     found = {
         "precision": settings.precision,
@@ -253,7 +254,7 @@ def make_hooks(
     )
     incidents, memory = folder.incidents, before.recovery
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
-    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample)
+    samples = Samples(folder.samples, settings.sample_every, prompt, write_sample)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
     if settings.average_last:
         common.append(TailAverage(model, settings.average_last))
