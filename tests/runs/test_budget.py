@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 from minigpt.cli import main
 from minigpt.config import LENGTHS, ModelConfig, RunConfig, load_config
 from minigpt.config.section import MOST_SIZE
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, RunError
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
@@ -384,6 +384,15 @@ def test_a_loss_above_chance_is_never_predicted(cats: Path):
         short = dataclasses.replace(found, plan=dataclasses.replace(found.plan, loss=loss))
         assert told in short.explain()
         assert ("predicted loss" in (short.explain_end(2 * found.plan.steps) or "")) == (loss < chance)
+
+
+def test_a_run_killed_before_its_first_file_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big/.lock").write_text("{}")
+    assert within._find_earlier(tmp_path, "big", "my", {}) is None
+    (tmp_path / "big/config.yaml").write_text("")
+    with pytest.raises(RunError, match="exists with other settings"):
+        within._find_earlier(tmp_path, "big", "my", {"budget": "1m"})
 
 
 @pytest.mark.slow

@@ -334,7 +334,7 @@ def train_within(
 def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[str, Any]) -> Path | None:
     """The run that the same call started, found by its receipt. Raises RunError if another run has the name."""
     number, path = 1, folder / (name or derived)
-    while path.exists() and any(path.iterdir()):
+    while RunFolder(path).in_use():
         if _asked(path) == json.loads(json.dumps(asked)):
             return path
         if name:
