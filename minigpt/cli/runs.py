@@ -186,11 +186,12 @@ def _show(args: Show) -> None:
     from minigpt.runs.settings import essential
 
     run = read_run(args.run)
+    samples = run.samples
     report = run.summary() | {
         "settings": essential(run.config),
         "receipt": run.receipt,
         "metrics": run.lines[-1] if run.lines else {},
-        "sample": run.samples[-1] if run.samples else None,
+        "sample": samples[-1] if samples else None,
         "checkpoints": [{"name": folder.name, "bytes": _bytes(folder)} for folder in run.checkpoints],
         "incidents": run.incidents,
     }

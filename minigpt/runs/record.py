@@ -39,12 +39,12 @@ class RunRecord:
         """The lines of metrics.jsonl. Raises RunError for a damaged line."""
         return read_lines(self.folder.metrics, _figures)
 
-    @cached_property
+    @property
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl. Raises RunError for a damaged line."""
         return read_lines(self.folder.samples, _having("step", "prompt", "text"))
 
-    @cached_property
+    @property
     def incidents(self) -> list[dict[str, Any]]:
         """The lines of incidents.jsonl. Raises RunError for a damaged line."""
         return read_lines(self.folder.incidents, _having("step", "what", "action"))
