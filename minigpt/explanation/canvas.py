@@ -46,7 +46,7 @@ def new_figure(width: float = 6.4, height: float = 4.8, dpi: int = 160) -> "Figu
 
 def quiet(axes: "Axes", title: str = "", xlabel: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
     """Give axes our style: only the bottom line of the frame, a faint grid, the title at the upper left."""
-    axes.set_title(title, loc="left", color=INK, fontsize=10.5, pad=8)
+    axes.set_title(title, loc="left", color=INK, fontsize=10.5, pad=8, parse_math=False)
     axes.set_xlabel(xlabel, color=INK, fontsize=9.5)
     axes.grid(axis=grid, which="major", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
