@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -79,10 +80,13 @@ class _Trimmed:
 
 
 class Lines(SafeConsole):
-    """A console that breaks lines between words on a terminal, and not elsewhere, so that a log has whole lines."""
+    """A console that breaks lines between words on a terminal, and not elsewhere, so that a log has whole lines.
+
+    Texts have no markup unless `markup=True`: a message may hold a path such as a[b], or 'minigpt[plot]'.
+    """
 
     def __init__(self, **more: Any):
-        super().__init__(**{"soft_wrap": True, "emoji": False, **more})
+        super().__init__(**{"soft_wrap": True, "emoji": False, "markup": False, **more})
 
     def print(self, *objects: Any, **more: Any) -> None:
         """Print texts, or other objects that rich can print."""
@@ -170,10 +174,14 @@ def headline(bits_per_byte: float, step: int, scored: str) -> str:
 def open_streams() -> None:
     """Make it possible to print any text: output is UTF-8 unless the person asked for another encoding.
 
-    A character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
+    A stream that was closed (`minigpt ... >&-`) becomes the null device, so that no other file takes its number. A
+    character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
     encoding. In a pipe or a file, line ends stay \\n, of which Windows would make \\r\\n.
     """
     codecs.register_error("minigpt", _as_json)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  open until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             own = stream.isatty() or "PYTHONIOENCODING" in os.environ
@@ -233,7 +241,8 @@ def out_json(value: Mapping[str, Any]) -> None:
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Report]:
     """Yield report(label, done, total), which shows one bar per label on a terminal. At the end the bars disappear."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn()
+    what, speed = TextColumn("{task.description}", markup=False), TaskProgressColumn(show_speed=True)
+    columns = what, BarColumn(), speed, TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 

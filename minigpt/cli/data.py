@@ -88,7 +88,7 @@ def _write_questions(args: Data) -> int:
     else:
         if args.out.exists():
             raise UserError(f"{args.out} exists; choose another --out, or remove it")
-        write_text(args.out, text)
+        write_text(args.out, text, "choose another --out")
         out(str(args.out))
     return 0
 

@@ -33,7 +33,7 @@ class Demo:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Demo, argv, "demo", with_config=True)
-    console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories")
+    console.print("[bold]minigpt demo[/bold]: a small GPT learns to write stories", markup=True)
     loading(quiet=True)
     from minigpt.config import find_recipe, load_config
     from minigpt.data.stories.generator import entropy

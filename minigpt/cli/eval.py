@@ -217,13 +217,14 @@ def _save(report: Mapping[str, Any], asked: Path) -> None:
 
 
 def _show(report: "Report", name: str) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from minigpt.evals.report import report_headline
 
-    screen = Lines(highlight=False)
+    screen = Lines(highlight=False, markup=True)
     screen.print(
-        f"[bold]{name}[/bold] on {report['data']}: {counted(report['tokens'], 'token')}, "
+        f"[bold]{escape(name)}[/bold] on {escape(report['data'])}: {counted(report['tokens'], 'token')}, "
         f"{counted(report['bytes'], 'byte')}, {counted(report['words'], 'word')}; context {report['context']:,}\n"
         f"{report_headline(report)}\n"
     )

@@ -148,7 +148,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any], no
     from minigpt.layout import RunFolder
 
     target = Path(args.out) if args.out else RunFolder.of(run.path).plot("explain.html")
-    write_text(target, make_page(explanation, note), parents=True)
+    write_text(target, make_page(explanation, note), "choose another file with --out", parents=True)
     return target
 
 

@@ -182,19 +182,18 @@ def _list(args: List) -> None:
 
 
 def _show(args: Show) -> None:
-    from minigpt.files import read_lines
     from minigpt.runs.record import read_run
     from minigpt.runs.settings import essential
 
     run = read_run(args.run)
-    samples = read_lines(run.folder.samples)
+    samples = run.samples
     report = run.summary() | {
         "settings": essential(run.config),
         "receipt": run.receipt,
         "metrics": run.lines[-1] if run.lines else {},
         "sample": samples[-1] if samples else None,
         "checkpoints": [{"name": folder.name, "bytes": _bytes(folder)} for folder in run.checkpoints],
-        "incidents": read_lines(run.folder.incidents),
+        "incidents": run.incidents,
     }
     if args.json:
         out_json(report)

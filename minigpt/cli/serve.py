@@ -1,6 +1,7 @@
 """Serve runs: `minigpt serve`."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Serve, argv, "serve")
     check_installed()
     for name in ("max_texts", "max_queue", "max_tokens", "max_seconds", "memory"):
-        if (value := getattr(args, name)) is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a finite number above 0")
     if not 0 <= args.port < 65536:
         raise UserError(f"--port {args.port}: choose from 0 to 65535")
     runs = [Path(run) for run in args.runs] or [Path("runs")]

@@ -227,7 +227,7 @@ def _compare(args: Compare, data: DataConfig) -> int:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "kind") else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    SafeConsole().print(table)
+    SafeConsole(markup=False).print(table)
     return 0
 
 

@@ -14,6 +14,7 @@ from minigpt.config.section import (
     PositiveFloat,
     Section,
     Seed,
+    Size,
     one_or_many,
 )
 
@@ -21,7 +22,7 @@ from minigpt.config.section import (
 class GenerationConfig(Section):
     """How logits become text. Settings are applied in the order listed here, penalties before temperature."""
 
-    max_new_tokens: Positive = 200
+    max_new_tokens: Size = 200
     """Tokens to add to the prompt."""
     logit_bias: dict[str, Finite] = Field(default_factory=dict)
     """Added to the logits of single tokens, given as text or as #id: {" yes": 2.5, "#13": -100}."""

@@ -39,8 +39,11 @@ def recipes() -> dict[str, Path]:
 def find_recipe(name: str) -> Path:
     """The path of a recipe: `name` is a file, or a shipped recipe's name. Raises ConfigError with the nearest name."""
     path = Path(expand_home(name))
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a name of 300 letters, or no permission
+        raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
     shipped = recipes()
     stem = path.name.removesuffix(".yaml")  # not .stem: "tiny-6.7m" has a dot of its own
     if stem in shipped and path.parent in (Path(), Path("recipes")):

@@ -39,5 +39,5 @@ def save_preset(name: str, settings: dict[str, Any]) -> Path:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     file = presets_file()
     text = dump_yaml(read_presets() | {name: plain})
-    write_text(file, text, parents=True)
+    write_text(file, text, "name another folder with MINIGPT_CONFIG", parents=True)
     return file

@@ -73,6 +73,8 @@ def resolve(config: DataConfig, progress: Progress | None = None) -> Source:
 
 def _find(config: DataConfig, progress: Progress | None) -> Source:
     name = config.source
+    if not name:  # as a path it would mean this folder
+        raise DataError("data.source: is empty; name a text, or . for the files in this folder")
     if name == "stories":
         return _stories(config)
     if name in NAMED:

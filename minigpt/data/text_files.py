@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from minigpt.errors import DataError, EncodingError, nearest, storage_error
+from minigpt.files import temporary_path
 from minigpt.tokenizers.base import valid_unicode
 
 Blocks = Iterator[str]
@@ -81,13 +82,17 @@ def binary_reason(path: Path, encoding: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def spool_stdin() -> Path:
-    """Copy standard input to a temporary file, once per process, since text is read more than once."""
+    """Copy standard input to a temporary file, once per process, since text is read more than once.
+
+    The file is deleted at the end; what a killed process left is deleted by the next one.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("-: nothing is piped in; write: cat my.txt | minigpt train -")
     try:
-        with tempfile.NamedTemporaryFile(prefix="minigpt-stdin-", delete=False) as file:
-            path = Path(file.name)
-            atexit.register(path.unlink, missing_ok=True)
+        path = temporary_path(Path(tempfile.gettempdir(), "minigpt-stdin"))
+        path.touch(0o600, exist_ok=False)
+        atexit.register(path.unlink, missing_ok=True)
+        with path.open("wb") as file:
             while block := sys.stdin.buffer.read(BLOCK):
                 file.write(block)
                 if file.tell() > MOST_PIPED:

@@ -38,6 +38,7 @@ from minigpt.training.finetune.records import holds_records, read_sides
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import read_state
+from minigpt.weights.pretrained import is_huggingface
 
 SKILL_STEPS, MOST_PASSES = 1200, 30
 """Number of steps that teach a new skill, by measurement (docs/LOG.md); and the largest number of passes."""
@@ -312,9 +313,11 @@ def merge_run(run: str | Path, out: str | Path) -> Path:
     """Write the best weights of a run, with its adapter merged in, as an ordinary run directory without a base.
 
     Raises:
-        RunError: `out` is not empty.
+        RunError: `out` is not empty, or this is not a run.
         UserError: as `load_run`.
     """
+    if is_huggingface(Path(run)):
+        raise RunError(f"{run}: is a whole model already; give a run of minigpt finetune")
     loaded, out = load_run(run, "cpu"), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is there already; give --out a new directory")

@@ -25,6 +25,7 @@ from minigpt.files import new_folder, read_text, refuse_existing, write_text
 from minigpt.layout import LAST, TEMPLATE, RunFolder, step_name
 from minigpt.runs.load import check_vocabulary
 from minigpt.tokenizers import CharTokenizer, Tokenizer
+from minigpt.tokenizers.chat_template import read_template
 from minigpt.tokenizers.gguf import from_gguf
 from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
@@ -119,6 +120,8 @@ def _read(source: Path) -> Foreign:
     try:
         if source.is_dir():
             return _huggingface(source)
+        if not source.is_file():
+            raise CheckpointError(f"{source}: is not a file or directory; give a model's file or directory")
         with source.open("rb") as file:
             magic = file.read(4)
         if magic == gguf_file.MAGIC:
@@ -139,7 +142,7 @@ def _huggingface(source: Path) -> Foreign:
     if not is_huggingface(source):
         raise CheckpointError(f"{source}: holds no model of another program: no config.json, no ckpt.pt")
     template = source / TEMPLATE
-    text = template.read_text(encoding="utf-8") if template.is_file() else ""
+    text = read_template(template).to_json() if template.is_file() else ""
     has_one = (source / "tokenizer.json").is_file()
     return Foreign("huggingface", *read_pretrained(source), tokenizers.load(source) if has_one else None, text)
 

@@ -144,7 +144,8 @@ def find_base(path: Path, saved: SavedAdapter) -> Path:
     """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
     run, base = RunFolder.of(path).path, PureWindowsPath(saved.base)  # splits at / and at \ of Windows
     moved = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
-    found = next((place for place in (Path(saved.base), moved, run.parent / base.name) if place.exists()), None)
+    places = (place for place in (Path(saved.base), moved, run.parent / base.name) if place.exists())
+    found = next((place for place in places if not place.resolve().is_relative_to(run.resolve())), None)  # not itself
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
     return found

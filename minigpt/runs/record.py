@@ -39,6 +39,16 @@ class RunRecord:
         """The lines of metrics.jsonl. Raises RunError for a damaged line."""
         return read_lines(self.folder.metrics, _figures)
 
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl. Raises RunError for a damaged line."""
+        return read_lines(self.folder.samples, _having("step", "prompt", "text"))
+
+    @property
+    def incidents(self) -> list[dict[str, Any]]:
+        """The lines of incidents.jsonl. Raises RunError for a damaged line."""
+        return read_lines(self.folder.incidents, _having("step", "what", "action"))
+
     @cached_property
     def receipt(self) -> dict[str, Any]:
         """receipt.json; {} if it is missing, as in a run that started before its first checkpoint."""
@@ -221,6 +231,17 @@ def _figures(line: Any) -> dict[str, Any]:
     if "step" not in found:
         raise ValueError('no number "step"')
     return found
+
+
+def _having(*keys: str) -> Callable[[Any], dict[str, Any]]:
+    """A check for `read_lines`: an object with these keys."""
+
+    def check(line: Any) -> dict[str, Any]:
+        if not isinstance(line, dict) or not line.keys() >= {*keys}:
+            raise ValueError(f"not an object with {', '.join(keys)}")
+        return line
+
+    return check
 
 
 def _read_json(path: Path) -> dict[str, Any]:

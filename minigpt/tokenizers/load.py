@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import TokenizerError
-from minigpt.files import parse_json
+from minigpt.files import parse_json, read_text
 from minigpt.layout import TOKENIZER
 from minigpt.tokenizers.base import EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
@@ -37,7 +37,7 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path)
     file = path / TOKENIZER if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         if text.startswith("version https://git-lfs"):
             raise TokenizerError(f"{file}: a git-lfs pointer, not the tokenizer; get it with `git lfs pull`")
         if TIKTOKEN.match(text):

@@ -62,7 +62,7 @@ SECONDS = 5.0
 
 def check(pattern: str) -> None:
     """Raises TokenizerError if an expression from others' files may give other pieces in our engine."""
-    if not _KNOWN.fullmatch(pattern):
+    if not _KNOWN.fullmatch(pattern) or re.search("[\ud800-\udfff]", pattern):  # half a pair cannot be saved
         raise TokenizerError(f"its split expression {pattern[:60]!r} has parts that minigpt may run differently")
     try:
         regex.compile(pattern)

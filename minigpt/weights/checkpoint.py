@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +25,16 @@ from safetensors.torch import load_file, save_file
 
 from minigpt.console import counted
 from minigpt.errors import CheckpointError, DamagedError, storage_error
-from minigpt.files import delete_folder, delete_path, file_sha256, replace_folder, sync, temporary_path, write_text
+from minigpt.files import (
+    delete_folder,
+    delete_path,
+    file_sha256,
+    parse_json,
+    replace_folder,
+    sync,
+    temporary_path,
+    write_text,
+)
 from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
@@ -135,29 +143,29 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
 
 def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
-    manifest = _read_manifest(directory)
+    files = _read_manifest(directory)
     others = [str(other) for other in whole_steps(directory.parent) if other != directory]
     hint = f"use another checkpoint of the run (minigpt train does this itself): {(others or ['none'])[-1]}"
-    for name, entry in manifest["files"].items():
+    for name, (size, sha256) in files.items():
         file = directory / name
         if not file.is_file():
             raise DamagedError(f"{directory}: {name} is missing", hint)
-        if file.stat().st_size != entry["bytes"]:
-            size = file.stat().st_size
-            raise DamagedError(f"{file}: truncated ({size:,} of {counted(entry['bytes'], 'byte')})", hint)
-        if file_sha256(file) != entry["sha256"]:
+        if (found := file.stat().st_size) != size:
+            raise DamagedError(f"{file}: truncated ({found:,} of {counted(size, 'byte')})", hint)
+        if file_sha256(file) != sha256:
             raise DamagedError(f"{file}: damaged (its sha256 differs from the manifest)", hint)
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
+    """Each file's name with its bytes and sha256. Raises DamagedError, CheckpointError."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((directory / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{directory}: format {manifest['format']} is not {FORMAT}; use the version of minigpt that wrote it"
             )
-        return {"files": dict(manifest["files"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         what = f"{directory}: not a whole minigpt checkpoint (no readable manifest.json)"
         raise DamagedError(what, "use another checkpoint of the run") from None
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from minigpt import tokenizers
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, TokenizerError, first_line
-from minigpt.files import parse_json
+from minigpt.files import parse_json, read_text
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST
 from minigpt.weights import checkpoint
 from minigpt.weights.huggingface import config_from_hf, cut_vocabulary, weights_from_hf
@@ -48,14 +48,14 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 def is_huggingface(path: Path) -> bool:
     """Whether this is another program's model: a directory with config.json, or with weights but no files of a run."""
-    if (path / "config.json").is_file() or path.suffix in _PICKLES:
+    if (path / "config.json").is_file() or _is_pickle(path):
         return True
     ours = any((path / name).exists() for name in (MANIFEST, CONFIG, CHECKPOINTS)) or not path.is_dir()
     return not ours and ((path / _WHOLE).exists() or bool(_pickles(path)))
 
 
 def _read_huggingface(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    if path.suffix in _PICKLES:
+    if _is_pickle(path):
         raise _pickle(path)
     try:
         files = _weight_files(path)
@@ -115,13 +115,17 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
 def _json(file: Path) -> Any:
     """Read a JSON file. Raises CheckpointError, OSError."""
     try:
-        return parse_json(file.read_text(encoding="utf-8"))
+        return parse_json(read_text(file))
     except ValueError as error:
         raise CheckpointError(f"{file.name} is damaged ({first_line(error)}); download it again") from None
 
 
+def _is_pickle(path: Path) -> bool:
+    return path.suffix in _PICKLES and not path.is_dir()
+
+
 def _pickles(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.suffix in _PICKLES) if path.is_dir() else []
+    return sorted(filter(_is_pickle, path.iterdir())) if path.is_dir() else []
 
 
 def _pickle(file: Path) -> CheckpointError:

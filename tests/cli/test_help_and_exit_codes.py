@@ -20,6 +20,17 @@ def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str) -> None
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize(("words", "closed", "code"), [
+    ("config recipes", ">&-", 0), ("config recipes", "<&- >&- 2>&-", 0), ("runs show nothing", "2>&-", 2),
+    ("data inspect -", "<&-", 2),
+])  # fmt: skip
+def test_a_closed_stream_is_no_bug(words: str, closed: str, code: int) -> None:
+    command = f'exec "{sys.executable}" -m minigpt {words} {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code and "this is a bug" not in done.stderr
+
+
 def test_exit_codes_and_help_from_a_real_process(tmp_path: Path) -> None:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

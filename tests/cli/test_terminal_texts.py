@@ -15,6 +15,7 @@ from minigpt.console import SafeConsole, counted, harmless, messages, open_strea
 from minigpt.data import Batches
 from minigpt.errors import DataError
 from minigpt.generation.chat.terminal import PlainLines
+from minigpt.tokenizers import ByteTokenizer
 from minigpt.training.hooks.screen import Screen
 
 NASTY = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\r\x00"
@@ -47,6 +48,24 @@ def test_results_are_exact_in_a_pipe_and_harmless_on_a_terminal(monkeypatch: pyt
         monkeypatch.setattr(sys, "stdout", stream)
         out(NASTY)
         assert stream.getvalue() == expected + "\n"
+
+
+def test_brackets_in_a_message_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("no plot: pip install 'minigpt[plot]'", "runs/[/red]: 1,024 parameters", "runs/a[bold]b"):
+        messages().print(words)
+        assert capsys.readouterr().err == f"{words}\n"
+
+
+def test_brackets_in_the_name_of_a_text_or_a_tokenizer_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a[bold").mkdir()
+    ByteTokenizer().save(Path("a[bold/b]"))
+    Path("[x].txt").write_text("the cat sat\n" * 20)
+    assert cli.main(["tokenizer", "compare", "byte", "a[bold/b]", "--text", "[x].txt"]) == 0
+    shown = capsys.readouterr().out
+    assert "[x].txt: 240 bytes" in shown and "a[bold/b]" in shown
 
 
 def test_an_error_is_one_line_whatever_its_names_hold(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,29 @@
 import json
 from pathlib import Path
 
-from cli_run import SMALL, text
+import pytest
+from cli_run import SMALL, fails, text
 from safetensors.torch import load_file
 
 from minigpt.cli import main
 from minigpt.config import load_config, recipes
 from minigpt.runs.tiny_run import tiny
+
+
+def test_the_sample_prompt_is_cleaned_as_the_text_is(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    flags = "--train.max-steps 2 --train.sample-every 2 --data.clean lower --tokenizer.unknown error --name low".split()
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, *flags, "--train.sample-prompt", "The cat"]
+    assert main([*argv, "--logging.runs-dir", str(tmp_path)]) == 0
+    (sample,) = map(json.loads, (tmp_path / "low/samples.jsonl").read_text().splitlines())
+    assert sample["prompt"] == "the cat"
+
+
+def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text(text())
+    for command in ("train", "prepare"):
+        fails(capsys, [command, ""], "data.source: is empty")
 
 
 def test_a_run_leaves_what_the_design_promises(trained: Path) -> None:

@@ -153,6 +153,8 @@ def test_broken_yaml_is_reported_with_its_line(tmp_path) -> None:
     recipe.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_config(recipe)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config("a" * 300)
     with pytest.raises(ConfigError, match="no such recipe: shakespear-char; did you mean shakespeare-char"):
         load_config("shakespear-char")
 

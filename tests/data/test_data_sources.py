@@ -432,6 +432,16 @@ def test_standard_input_without_space_for_it_is_a_storage_error() -> None:
     assert b"standard input: cannot be written (File too large); name another place with TMPDIR" in done.stdout
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_the_copy_of_standard_input_that_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    code = "import os; from minigpt.data.text_files import spool_stdin; spool_stdin(); os.kill(os.getpid(), {})"
+    for number, left in ((9, 1), (0, 0)):
+        env = {**os.environ, "TMPDIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code.format(number)], input=b"text", env=env, check=False)
+        files = list(tmp_path.iterdir())
+        assert len(files) == left and all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+
+
 def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         def isatty(self) -> bool:

@@ -87,6 +87,11 @@ def test_a_vocabularys_picture_counts_tokens_by_length_and_kind(tmp_path: Path, 
     assert axes.get_title(loc="left") == "8 byte tokens by length: mean 15.1, longest 90"
 
 
+def test_dollars_in_the_name_of_a_text_are_no_formula(tmp_path: Path) -> None:
+    rows = [{"name": "$\\x$", "kind": "byte", "vocab_size": 259, "bytes_per_token": 1.0}]
+    assert draw_tokenizers(rows, tmp_path / "a.svg", "my $\\x$.txt").is_file()
+
+
 def test_tokenizers_lie_by_vocabulary_and_compression(tmp_path: Path, figures: list, capsys) -> None:
     (tmp_path / "my.txt").write_text("the cat sat on the mat\n" * 200)
     for size in (270, 280):

@@ -185,6 +185,7 @@ def test_words_and_biases_are_spelled_by_the_tokenizer() -> None:
     [
         ({"top_p": 0}, "generation.top_p: input should be greater than 0"),
         ({"min_p": 1.5}, "generation.min_p: input should be less than or equal to 1"),
+        ({"max_new_tokens": 10**11}, "generation.max_new_tokens: input should be less than or equal to 16777216"),
         ({"repetition_penalty": 0}, "generation.repetition_penalty: input should be greater than 0"),
         ({"temperature": float("nan")}, "generation.temperature: input should be"),
         ({"stop": [""]}, "generation.stop: an empty text"),

@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 from minigpt.cli import main
 from minigpt.config import LENGTHS, ModelConfig, RunConfig, load_config
 from minigpt.config.section import MOST_SIZE
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, RunError
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.cost import flops_per_token
@@ -352,12 +352,6 @@ def test_a_recipes_rate_is_not_used_for_another_optimizer(tmp_path: Path):
     assert optimizer == load_config(None, {**kind, "optimizer.beta2": 0.9}).optimizer
 
 
-def test_a_run_that_was_killed_before_its_first_file_can_be_started_again(tmp_path: Path):
-    (tmp_path / "my").mkdir()
-    (tmp_path / "my/.lock").touch()
-    assert within._find_earlier(tmp_path, "my", "cats", {}) is None
-
-
 def test_a_small_text_is_called_small(tmp_path: Path):
     (tmp_path / "small.txt").write_text(text(100))
     settings = {"data.source": str(tmp_path / "small.txt"), "train.device": "cpu", "train.precision": "fp32"}
@@ -397,6 +391,15 @@ def test_a_loss_above_chance_is_never_predicted(cats: Path):
         short = dataclasses.replace(found, plan=dataclasses.replace(found.plan, loss=loss))
         assert told in short.explain()
         assert ("predicted loss" in (short.explain_end(2 * found.plan.steps) or "")) == (loss < chance)
+
+
+def test_a_run_killed_before_its_first_file_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big/.lock").write_text("{}")
+    assert within._find_earlier(tmp_path, "big", "my", {}) is None
+    (tmp_path / "big/config.yaml").write_text("")
+    with pytest.raises(RunError, match="exists with other settings"):
+        within._find_earlier(tmp_path, "big", "my", {"budget": "1m"})
 
 
 @pytest.mark.slow

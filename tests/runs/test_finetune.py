@@ -190,6 +190,14 @@ def test_an_adapter_from_windows_finds_its_base_here(tmp_path: Path) -> None:
         assert find_base(tmp_path / "small", SavedAdapter(tmp_path, LoRAConfig(), {}, base, "")) == step
 
 
+def test_an_adapter_is_never_its_own_base(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "qwen"
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    for base in ("/models/qwen", "/elsewhere/runs/qwen/checkpoints/step-00000004"):
+        with pytest.raises(CheckpointError, match="base is gone"):
+            find_base(run, SavedAdapter(run, LoRAConfig(), {}, base, ""))
+
+
 def test_a_chat_tuning_learns_ten_questions_to_exact_answers(tmp_path: Path) -> None:
     base = make_base(tmp_path / "runs" / "base", max_seq_len=80)
 

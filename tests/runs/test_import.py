@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from minigpt import export_gguf, generate_text, import_model, load_run
 from minigpt.cli import main
+from minigpt.errors import CheckpointError, DataError
 from minigpt.tokenizers import ByteTokenizer
 
 CHARS = "\n !'-.,abcdefghijklmnopqrstuvwxyzABC"
@@ -121,6 +123,17 @@ def test_the_files_of_an_imported_model_are_not_taken_for_its_text(tmp_path: Pat
         assert "was imported, so it has no text of its own" in said and "--data FILE" in said
     assert not (run / "temperature.json").exists()
     assert main(["eval", str(run), "--data", str(theirs / "README.md")]) == 0
+
+
+def test_a_template_of_another_program_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    theirs = make(tmp_path / "hf", "llama", vocab_size=259)
+    (theirs / "template.json").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="cannot be read as a template"):
+        import_model(theirs, tmp_path / "a", bytes_file(tmp_path))
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="not a file or directory"):
+        import_model(tmp_path / "model.gguf", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_gguf_comes_back_as_the_same_run(tmp_path: Path) -> None:

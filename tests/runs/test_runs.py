@@ -180,6 +180,14 @@ def test_a_damaged_run_is_listed_and_shown(runs: Path, tmp_path: Path, capsys) -
     assert main(["runs", "show", str(tmp_path / "bad")]) == 0
 
 
+@pytest.mark.parametrize("name", ["samples.jsonl", "incidents.jsonl"])
+@pytest.mark.parametrize("line", ["3", "[]", '{"step": 4}'])
+def test_a_damaged_line_of_what_a_run_wrote_is_named(name: str, line: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / name).write_text(line + "\n")
+    fails(capsys, ["runs", "show", str(tmp_path)], f"{name}, line 1: damaged")
+
+
 DEEP = "[" * 100_000
 DAMAGE = {
     "config.yaml": ["model: [", "- 1", "no_such_section: {}", "\0"],

@@ -61,6 +61,9 @@ def test_a_wrong_command_is_one_clear_line(capsys: pytest.CaptureFixture[str], t
     fails(capsys, ["serve", "runs/my"], "no such run")
     fails(capsys, ["serve", "--port", "70000"], "65535")
     fails(capsys, ["serve", "--max-texts", "0"], "--max-texts")
+    for name in ("--memory", "--max-seconds"):
+        for value in ("inf", "nan"):
+            fails(capsys, ["serve", name, value], f"{name} {value}: give a finite number above 0")
     fails(capsys, ["serve", "--api-key", "a key "], "--api-key")
     make_runs(tmp_path / "runs")
     fails(capsys, ["serve", "--host", "256.1.1.1"], "256.1.1.1", "--host")

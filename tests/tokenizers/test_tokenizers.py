@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -276,6 +277,7 @@ MERGES = BPE.to_tree()["model"]["merges"]
         (_with_model(BPE, merges=MERGES[::-1]), "order of their ids"),
         (_with_model(BPE, merges=MERGES[:-1]), "not the 256 bytes and their merges"),
         (_with_model(BPE, merges=[*MERGES, "a nonsense"]), "not a tokenizer.json"),
+        (_changed(BPE, pre_tokenizer=patterns.pre_tokenizer_tree("\ud800|\\s+")), "may run differently"),
         (_with_model(ALL["char"], vocab={UNK: 0, EOS: 1, "a": 3}), "not a char tokenizer as minigpt writes it"),
         (_with_model(ALL["byte"], vocab={"a": 0}), "not a byte tokenizer as minigpt writes it"),
     ],
@@ -287,6 +289,13 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(content: str, message: st
         load(tmp_path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_that_nobody_writes_to_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "tokenizer.json")
+    monkeypatch.setattr(files, "WAIT", 0.01)
+    with pytest.raises(TokenizerError, match="nobody wrote to this pipe"):
+        load(tmp_path)
 
 
 def test_a_file_with_thousands_of_added_tokens_loads_at_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.errors import CheckpointError, StorageError
+from minigpt.errors import CheckpointError, DamagedError, StorageError
 from minigpt.layout import step_of, whole_steps
 from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
@@ -131,9 +131,11 @@ def test_foreign_and_absent_checkpoints_are_named(tmp_path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(CheckpointError, match="format 99 is not 1"):
         checkpoint.load(path)
-    (path / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="not a whole minigpt checkpoint"):
-        checkpoint.load(path)
+    sizes = '{"format": 1, "files": {"state.json": {"bytes": "many", "sha256": 3}}}'
+    for text in ("{}", "[" * 100_000, '{"format": 1, "files": []}', '{"format": 1, "files": {"state.json": 5}}', sizes):
+        (path / "manifest.json").write_text(text)
+        with pytest.raises(DamagedError, match="not a whole minigpt checkpoint"):
+            checkpoint.load(path)
 
 
 def test_saving_the_same_step_again_replaces_it_whole(tmp_path: Path) -> None:

@@ -168,6 +168,11 @@ def test_what_is_not_weights_is_said(tmp_path):
     refused(path / "ckpt.pt", "pickle")
 
 
+def test_a_folder_may_be_called_like_a_pickle(tmp_path):
+    GPT.from_pretrained(make(tmp_path / "small.pt", "gpt2"))
+    refused(tmp_path / "small.pt" / "ckpt.pt", "pickle")
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_a_padded_vocabulary_loads_without_its_padding(tmp_path, kind):
     from minigpt import load_run

@@ -14,7 +14,6 @@ from minigpt.evals.floors import run_floors
 from minigpt.explanation.analysis import token_text
 from minigpt.explanation.metrics import read_floors
 from minigpt.explanation.surprise import surprises
-from minigpt.files import read_lines
 from minigpt.layout import BEST, LAST, step_of
 from minigpt.runs.data import prepare_data
 from minigpt.runs.lock import holder
@@ -40,7 +39,6 @@ def brief(run: RunRecord) -> dict[str, Any]:
 
 def full(run: RunRecord) -> dict[str, Any]:
     """Everything except the figures."""
-    samples = read_lines(run.folder.samples)
     return brief(run) | {
         "settings": essential(run.config),
         "generation": run.config.generation.model_dump(mode="json"),
@@ -51,7 +49,7 @@ def full(run: RunRecord) -> dict[str, Any]:
         "receipt": run.receipt,
         "floors": read_floors(run.path, bits=True),
         "checkpoints": [found for folder in run.checkpoints if (found := kept(run, folder))],
-        "samples": samples[-200:],
+        "samples": run.samples[-200:],
         "limits": limits(run.config.train),
     }
 
@@ -69,11 +67,10 @@ def limits(config: TrainConfig) -> dict[str, float]:
 
 def figures(run: RunRecord, after: float) -> dict[str, Any]:
     """The lines of metrics.jsonl after a step, and what went wrong; `last` shows whether the run rolled back."""
-    incidents = read_lines(run.folder.incidents)
     return {
         "lines": [_finite(line) for line in run.lines if line["step"] > after],
         "last": run.lines[-1]["step"] if run.lines else -1,
-        "incidents": incidents,
+        "incidents": run.incidents,
     }
 
 
