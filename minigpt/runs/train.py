@@ -253,7 +253,7 @@ def make_hooks(
     )
     incidents, memory = folder.incidents, before.recovery
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
-    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample)
+    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample, tell)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
     if settings.average_last:
         common.append(TailAverage(model, settings.average_last))
