@@ -301,13 +301,14 @@ def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path: Path) ->
     assert second.run().step == 10
 
 
-def test_a_sample_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [GenerationError("no token is left"), MemoryError("no memory")], ids=repr)
+def test_a_sample_that_cannot_be_written_does_not_end_the_run(error: Exception, tmp_path: Path) -> None:
     def write(trainer: Trainer) -> str:
-        raise GenerationError("no token is left to write")
+        raise error
 
     trainer, said = make(tmp_path, max_steps=6, write=write)
     assert trainer.run().finished
-    assert list(dict.fromkeys(said)) == [f"step {step}: no sample: no token is left to write" for step in (2, 4, 6)]
+    assert list(dict.fromkeys(said)) == [f"step {step}: no sample: {error}" for step in (2, 4, 6)]
     assert checkpoint.load(tmp_path / "checkpoints/last").train.step == 6
 
 

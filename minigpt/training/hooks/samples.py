@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from minigpt.errors import UserError
+from minigpt.errors import UserError, first_line
 from minigpt.files import append_line, keep_lines, read_lines
+from minigpt.runtime.device import out_of_memory
 from minigpt.training.loop import Hook, Trainer
 
 
 class Samples(Hook):
     """samples.jsonl: {step, prompt, text} every `every` steps and at the end.
 
-    If a sample cannot be written (a setting of generation does not fit, or a weight is NaN), `say` is called and the
-    run continues. The guard finds bad weights.
+    If a sample cannot be written (a setting of generation does not fit, a weight is NaN, memory runs out), `say` is
+    called and the run continues. The guard finds bad weights.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Samples(Hook):
         try:
             with trainer.weights_to_use():
                 text = self.write(trainer)
-        except UserError as error:
-            self.say(f"step {trainer.state.step}: no sample: {error}")
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, UserError) and not out_of_memory(error):
+                raise
+            self.say(f"step {trainer.state.step}: no sample: {first_line(error)}")
             return
         if text is not None:  # None on all ranks except the first
             append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
