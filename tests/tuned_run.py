@@ -48,7 +48,7 @@ def tune(base: Path, data: Path, name: str = "tuned", **settings: object):
         "logging.log_every": 1,
     }  # fmt: skip
     given |= {name.replace("__", "."): value for name, value in settings.items()}
-    return fine_tune(base, data, given, name=name, quiet=True)
+    return fine_tune(base, data, given, name=name, resume=bool(given.pop("resume", False)), quiet=True)
 
 
 def last_tensors(run: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from minigpt.config import GenerationConfig, load_config
 from minigpt.config.presets import load_preset, save_preset
 from minigpt.console import loading, out_json, write
 from minigpt.errors import GenerationError
+from minigpt.layout import RunFolder
 
 SAMPLING = (
     "max_new_tokens",
@@ -91,12 +92,13 @@ def with_settings(base: type) -> type:
 
 def asked_settings(args: Any) -> dict[str, Any]:
     """The settings of the preset and of the flags. Raises ConfigError, so that wrong ones are reported before the model
-    loads.
+    loads; they are checked together with the run's own, which may need each other.
     """
     given = {name: getattr(args, name) for name in GenerationConfig.model_fields}
     given = {name: value for name, value in given.items() if value is not None}
     asked = (load_preset(args.preset) if args.preset else {}) | given
-    load_config(None, {f"generation.{key}": value for key, value in asked.items()})
+    own = RunFolder.of(args.run).config
+    load_config(own if own.is_file() else None, {f"generation.{key}": value for key, value in asked.items()})
     return asked
 
 
@@ -120,6 +122,7 @@ def main(argv: list[str]) -> int:
     args, _ = parse(Generate, argv, "generate")
     if args.prompts is None:
         refuse(args, ("out", "batch_size"), "only with --prompts; leave it out")
+        refuse(args, () if args.json else ("logprobs",), "only with --json or --prompts, which print them")
     else:
         refuse(args, ("json",), "not with --prompts, whose answers are JSON lines; leave it out")
     loading(quiet=True)

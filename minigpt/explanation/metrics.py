@@ -102,16 +102,39 @@ def run_headline(run: str | Path) -> str:
 
 
 def combine(runs: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Mean and sample standard deviation of several runs' metrics, at the steps and keys that all runs have.
+    """Mean and sample standard deviation of several runs' metrics, for the keys that all runs have.
 
-    For one run the deviation is {}.
+    A key has values at the steps at which all runs have it. If these are few, as for evaluations of runs that are
+    limited by time, it has values at the steps of the run that ends first, and the other runs are interpolated
+    linearly. For one run the deviation is {}.
     """
     if len(runs) == 1:
         return runs[0], {}
-    steps = functools.reduce(np.intersect1d, [run["step"] for run in runs])
     keys = [key for key in runs[0] if all(key in run for run in runs)]
-    rows = {key: np.stack([run[key][np.isin(run["step"], steps)] for run in runs]) for key in keys}  # [runs, steps]
+    known = {key: [run["step"][np.isfinite(run[key])] for run in runs] for key in keys}
+    common = functools.reduce(np.intersect1d, known["step"])
+    shown = {key: _shown(known[key]) if len(common) else common for key in keys}
+    steps = functools.reduce(np.union1d, shown.values())
+    rows: dict[str, Array] = {}  # key -> [runs, steps]
+    for key in keys:
+        counts = all(np.isfinite(run[key]).all() for run in runs)  # a key of every line: step, tokens, seconds
+        there = np.isin(steps, shown[key]) | counts
+        points = ((at, run[key][np.isfinite(run[key])]) for at, run in zip(known[key], runs, strict=True))
+        rows[key] = np.stack([np.where(there, _between(steps, at, values), math.nan) for at, values in points])
     return {key: each.mean(0) for key, each in rows.items()}, {key: each.std(0, ddof=1) for key, each in rows.items()}
+
+
+def _shown(known: Sequence[Array]) -> Array:
+    """The steps at which a key is shown: those that all runs have, or if these are few, those of the run that ends
+    first.
+    """
+    common = functools.reduce(np.intersect1d, known)
+    return common if 2 * len(common) >= min(map(len, known)) else min(known, key=lambda steps: float(steps[-1]))
+
+
+def _between(steps: Array, at: Array, values: Array) -> Array:
+    """Values at `steps`, interpolated; NaN outside of `at`."""
+    return np.interp(steps, at, values, left=math.nan, right=math.nan) if len(at) else np.full(len(steps), math.nan)
 
 
 def count_tokenizers(runs: Sequence[str | Path]) -> int:

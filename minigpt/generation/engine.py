@@ -109,13 +109,12 @@ def steps(
     pads = [width - len(row) for row in rows]
     seeds = range(config.seed, config.seed + len(rows)) if seeds is None else seeds
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    tokens = torch.zeros(len(rows), width + config.max_new_tokens, dtype=torch.long, device=device)
-    for row, ids in enumerate(rows):
-        tokens[row, pads[row] : width] = torch.tensor(ids)
+    padded = [[0] * pad + ids for pad, ids in zip(pads, rows, strict=True)]
+    tokens = torch.tensor(padded, dtype=torch.long, device=device)  # [B, T]
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device) if ended is None else ended
     reader = Reader(model, pads, use_cache)
-    for end in range(width, tokens.shape[1]):
-        logits = reader.logits(tokens[:, :end])
+    for end in range(width, width + config.max_new_tokens):
+        logits = reader.logits(tokens)
         # a row that has ended gets an empty history, so that no ban leaves it without a token
         lengths = [(pad, pad if over else end) for pad, over in zip(pads, ended.tolist(), strict=True)]
         history = [tokens[row, first:last] for row, (first, last) in enumerate(lengths)]
@@ -123,7 +122,7 @@ def steps(
         if eos_id is not None:
             chosen = torch.where(ended, eos_id, chosen)
             ended |= chosen == eos_id
-        tokens[:, end] = chosen
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)  # not allocated at once: max_new_tokens may be huge
         yield Step(chosen, logits)
         if ended.all():
             return

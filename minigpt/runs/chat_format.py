@@ -12,13 +12,9 @@ def chat_format_of(run: LoadedRun) -> Plain | Turns:
         template = load_template(run.path)
     except RunError:
         return Plain(run.tokenizer)
-    before, after = template.assistant.split("{}")
-    # "\nUser:": a model that forgets to end its answer writes this next
-    end = after + template.user.split("{}")[0].rstrip()
-    stop = {end} if run.tokenizer.eos_id is not None else {end, after}
     return Turns(
         run.tokenizer,
         lambda messages: encode_question(messages, template, run.tokenizer),
-        before.removeprefix(template.lead),
-        tuple(sorted(stop - {""})),
+        template.begin,
+        template.stops(run.tokenizer.eos_id is not None),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigpt.layout import RunFolder
 from minigpt.runs.record import RunRecord, read_run
-from minigpt.runs.settings import flat
+from minigpt.runs.settings import Settings, flat
 
 _SEED = "train.seed"
 FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
@@ -17,9 +17,9 @@ FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed; of a budget, runs for which the same was asked but for the seed.
 
-    settings: the settings in which the groups differ.
+    settings: the settings in which the groups differ; each group has those of its first run.
     mean, deviation: for each of FIGURES, the mean and the sample standard deviation (None for one run); both are None
     if a run has no such figure.
     """
@@ -40,10 +40,11 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_settings.setdefault(_key(run), []).append(run)
-    varied = _varied([json.loads(key) for key in by_settings])
+    tables = [_without_seed(flat(members[0].config)) for members in by_settings.values()]
+    varied = _varied(tables)
     groups = []
-    for key, members in by_settings.items():
-        settings, rows = json.loads(key), [run.summary() for run in members]
+    for settings, members in zip(tables, by_settings.values(), strict=True):
+        rows = [run.summary() for run in members]
         mean, deviation = {}, {}
         for figure in FIGURES:
             values = [row[figure] for row in rows if row[figure] is not None]
@@ -85,13 +86,15 @@ def cautions(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _key(run: RunRecord) -> str:
-    return json.dumps(_compared(run))
+    settings = flat(run.config)
+    if asked := run.receipt.get("budget", {}).get("asked"):  # its other settings depend on the machine's speed
+        settings = {"budget": asked["budget"], **asked["settings"]}
+    return json.dumps(_without_seed(settings), sort_keys=True)
 
 
-def _compared(run: RunRecord) -> dict[str, Any]:
+def _without_seed(settings: Settings) -> Settings:
     """The settings that make a group: all except the seed and those that only change what is written or printed."""
-    settings = flat(run.config).items()
-    return {path: value for path, value in settings if path != _SEED and not path.startswith("logging.")}
+    return {path: value for path, value in settings.items() if path != _SEED and not path.startswith("logging.")}
 
 
 def _varied(settings: list[dict[str, Any]]) -> list[str]:

@@ -290,9 +290,9 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
     before = read_receipt(path) or now
     for name, origin in now.items():
         if before[name]["sha256"] != origin["sha256"]:
+            other = f"{before[name]['path']} and --resume, or " if name == "base" else ""
             raise RunError(
-                f"{path} began with a {name} of other weights than {origin['path']} has now; give "
-                f"{before[name]['path']}, or a new --name"
+                f"{path} began with a {name} of other weights than {origin['path']} has now; give {other}a new --name"
             )
 
 

@@ -25,6 +25,7 @@ _MAY_CHANGE = {
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
     "optimizer": {"learning_rate", "adamw_ratio", "weight_decay", "momentum", "beta1", "beta2", "eps"},
+    "finetune": {"base"},  # its path; the weights must be the same
     "schedule": None, "generation": None, "logging": None, "recovery": None,
 }  # fmt: skip
 

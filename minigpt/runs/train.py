@@ -244,12 +244,8 @@ def make_hooks(
             return None
         fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}
         prompt = tokenizer.encode(settings.sample_prompt)  # ids, so that no sample warns about unknown characters
-        try:
-            with trainer.runtime.autocast():
-                return complete(whole, [prompt], tokenizer, **fields)[0][0].text
-        except UserError as error:  # a wrong setting of generation does not end the training
-            tell(f"no sample at step {trainer.state.step}: {error}")
-            return None
+        with trainer.runtime.autocast():
+            return complete(whole, [prompt], tokenizer, **fields)[0][0].text
 
     found = {
         "precision": settings.precision,
@@ -265,7 +261,7 @@ def make_hooks(
     )
     incidents, memory = folder.incidents, before.recovery
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
-    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample)
+    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample, tell)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
     if settings.average_last:
         common.append(TailAverage(model, settings.average_last))

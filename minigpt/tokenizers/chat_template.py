@@ -66,6 +66,20 @@ class Template:
         """The text that asks for a reply, "Assistant:"."""
         return self.assistant.split("{}")[0].rstrip(" ")
 
+    def stops(self, eos: bool = True) -> tuple[str, ...]:
+        """Texts that end a reply: what a model that forgets the end of text writes next, "\\nUser:".
+
+        Without an end of text, the text after a reply ends it. If nothing comes before a user's message, the end of a
+        reply cannot be told from a line end within it, so the end of text alone ends it.
+        """
+        after, user = self._reply[1], self.user.split("{}")[0].rstrip()
+        return tuple(sorted({after + user if user else "", "" if eos else after} - {""}))
+
+    @property
+    def begin(self) -> str:
+        """The spaces between `lead` and a reply."""
+        return self._reply[0]
+
     @property
     def _reply(self) -> tuple[str, str]:
         """The text between `lead` and a reply, and the text after the reply."""

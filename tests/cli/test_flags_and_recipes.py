@@ -57,7 +57,7 @@ def test_a_sample_is_cleaned_like_the_text_and_never_ends_a_training(tmp_path: P
     fails(capsys, argv, "train.sample_prompt: character '\\n'", "--train.sample-every 0")
     argv += ["--data.clean", "lower", "--train.sample-prompt", "The CAT", "--generation.logit-bias", "{th: 1}"]
     assert main(argv) == 0
-    assert "no sample at step 1: logit_bias: 'th' is 2 tokens" in capsys.readouterr().err
+    assert "step 1: no sample: logit_bias: 'th' is 2 tokens" in capsys.readouterr().err
     assert load_config(tmp_path / "cats/config.yaml").train.sample_prompt == "the cat"
     assert main([*argv, "--train.sample-prompt", "\u2603", "--train.sample-every", "0", "--name", "none"]) == 0
 

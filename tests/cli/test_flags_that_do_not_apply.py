@@ -8,6 +8,7 @@ from cli_run import fails
 CASES = {
     "generate runs/my --out a.txt --batch-size 3": "--out and --batch-size: only with --prompts",
     "generate runs/my --prompts in.txt --json": "--json: not with --prompts",
+    "generate runs/my --logprobs 3": "--logprobs: only with --json or --prompts",
     "data inspect my.txt --out a.txt": "--out: only with questions",
     "data questions --json": "--json: only with inspect",
     "data questions --data.source my.txt": "--data.source: is for a text",

@@ -1,6 +1,7 @@
 """Test minigpt generate: many prompts, saved settings, scores, and every mistake in them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,15 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
 )  # fmt: skip
 def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], words: str) -> None:
     fails(capsys, ["generate", run, *flags], words)
+
+
+def test_settings_are_checked_together_with_the_runs_own(run: str, tmp_path: Path, capsys) -> None:
+    tuned = shutil.copytree(run, tmp_path / "tuned")
+    config = tuned / "config.yaml"
+    config.write_text(config.read_text().replace("num_beams: 1", "num_beams: 4"))
+    found = answer(capsys, str(tuned), "--prompt", "the", "--num-beam-groups", "2", "--max-new-tokens", "3")
+    assert (found["settings"]["num_beams"], found["settings"]["num_beam_groups"]) == (4, 2)
+    fails(capsys, ["generate", str(tuned), "--num-beam-groups", "3"], "num_beams 4 is not a multiple")
 
 
 def test_the_last_part_of_a_long_prompt_is_read_and_that_is_reported(run: str, tmp_path: Path, capsys) -> None:

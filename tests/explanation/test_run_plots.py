@@ -138,6 +138,16 @@ def test_seeds_that_logged_other_steps_meet_where_both_did() -> None:
     assert mean["step"].tolist() == [0, 6, 12, 18]
     assert mean["loss"].tolist() == [0, 15, 30, 45]
     assert deviation["loss"] == pytest.approx(np.array([0, 6, 12, 18]) / np.sqrt(2))
+    evaluated = [np.array([0.0, 7, 13, 21]), np.array([0.0, 6, 12, 18])]  # in runs of some minutes, by the clock
+    metrics = []
+    for steps, level in zip(evaluated, (2, 4), strict=True):
+        lines = np.union1d(np.arange(0.0, steps[-1], 5), steps)
+        metrics.append({"step": lines, "val_loss": np.where(np.isin(lines, steps), level - lines / 100, np.nan)})
+    mean, deviation = arrays.combine(metrics)
+    there = np.isfinite(mean["val_loss"])
+    assert mean["step"][there].tolist() == [0, 6, 12, 18]
+    assert mean["val_loss"][there] == pytest.approx([3, 2.94, 2.88, 2.82])
+    assert deviation["val_loss"][there] == pytest.approx([2**0.5] * 4)
     apart = [{"step": np.array([step]), "loss": np.array([2.0])} for step in (1.0, 2.0)]
     with pytest.raises(UserError, match="no step in common; draw them with --seeds lines"):
         draw_runs(["a"], [apart], {})

@@ -15,8 +15,9 @@ from minigpt.generation.chat import Message, Plain, Session, Turns, load_session
 from minigpt.generation.chat.conversation import fit
 from minigpt.generation.text import complete, generate_text
 from minigpt.model import GPT
-from minigpt.tokenizers import ByteTokenizer, build
+from minigpt.tokenizers import EOS, ByteTokenizer, build
 from minigpt.tokenizers.chat_template import Template, encode, encode_question
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 
 LETTERS = build(TokenizerConfig(kind="char"), ["abcdefghijklmnopqrstuvwxyzUSA: .,\n"])
 TEMPLATE = Template()
@@ -166,6 +167,19 @@ def test_alternatives_are_the_models_most_likely_and_can_be_chosen(capsys) -> No
         print(
             f"\nalternatives at token 4 of {first!r}: {[f'{t} {p:.2f}' for _, t, p in chat.alternatives(4, 3).choices]}"
         )
+
+
+def test_an_answer_gets_no_second_space_from_llamas_tokenizer() -> None:
+    letters = [*" abcdefghijklmnopqrstuvwxyzAU:\n"]
+    tokenizer = SentencePieceTokenizer(["", *(f"<0x{byte:02X}>" for byte in range(256)), *letters], {}, {EOS: 0})
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+    learned, _ = encode(TEMPLATE.pieces([user, answer]), tokenizer)
+    assert by_role(tokenizer).encode([Message(**user), Message(**answer)]) == learned.tolist()[:-1]
+    chat = session(tokenizer, model(tokenizer))
+    list(chat.say("abc"))
+    chat.messages = (*chat.messages[:-1], Message("assistant", "def"))
+    assert [text for text, _ in chat.tokens()] == ["d", "e", "f"]
+    assert "".join(chat.choose(2, 1)).startswith("d")
 
 
 def test_half_a_character_cannot_be_chosen_and_the_end_of_text_can() -> None:

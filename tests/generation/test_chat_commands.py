@@ -130,6 +130,9 @@ def test_set_reads_texts_and_null() -> None:
     assert type_(chat, r'/set stop "\n\n"') and chat.session.config.stop == ("\n\n",)
     assert type_(chat, r"/set stop-regex \d+") and chat.session.config.stop_regex == r"\d+"
     assert type_(chat, "/set stop_regex null") and chat.session.config.stop_regex is None
+    assert type_(chat, "/set stop User:") and chat.session.config.stop == ("User:",)
+    assert type_(chat, '/set bad_words ["*x", "b"]') and chat.session.config.bad_words == ("*x", "b")
+    assert type_(chat, "/set stop []") and chat.session.config.stop == ()
 
 
 def test_settings_lists_all_and_marks_the_changed_ones() -> None:

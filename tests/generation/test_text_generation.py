@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import ConfigError, GenerationError
 from minigpt.generation.text import Writing, complete, generate_text, stream_text
+from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.generation.text.stops import Stops
 from minigpt.model import GPT
-from minigpt.tokenizers import ByteTokenizer, build
+from minigpt.tokenizers import EOS, ByteTokenizer, build
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 
 LETTERS = build(TokenizerConfig(kind="char"), ["abcdefghijklmnopqrstuvwxyz .,\n"])
 
@@ -178,6 +180,19 @@ def test_words_and_biases_are_spelled_by_the_tokenizer() -> None:
         generate_text(gpt, "abc", LETTERS, logit_bias={"zz": 1.0})
     with pytest.raises(GenerationError, match="#999 is not an id"):
         generate_text(gpt, "abc", LETTERS, logit_bias={"#999": 1.0})
+
+
+def test_words_and_biases_begin_with_no_space_in_llamas_tokenizer() -> None:
+    pieces = ["", *(f"<0x{byte:02X}>" for byte in range(256)), " ", "a", "b", " a"]
+    tokenizer = SentencePieceTokenizer(pieces, {" a": 0.0}, {EOS: 0})
+    rules = make_rules(GenerationConfig(bad_words=["a"], logit_bias={"b": 1.0, " a": 2.0, EOS: 3.0}), tokenizer)
+    assert rules.bad_words == ((258,), (260,))
+    assert rules.bias == {259: 1.0, 260: 2.0, 0: 3.0}
+
+
+def test_a_huge_number_of_new_tokens_takes_no_memory() -> None:
+    [found] = complete(model(), ["abc"], LETTERS, max_new_tokens=2**53, stop=["a", "e", " "])[0]
+    assert found.reason in ("stop", "eos")
 
 
 @pytest.mark.parametrize(

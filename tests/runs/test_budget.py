@@ -35,7 +35,7 @@ from minigpt.runs.budget.law import LAWS, Text
 from minigpt.runs.budget.plan import Chooser, Plan
 from minigpt.runs.budget.rule import Size
 from minigpt.runs.budget.speed import Speed, fit_speed
-from minigpt.runs.budget.within import Budgeted, plan_within, two_digits
+from minigpt.runs.budget.within import Budgeted, _Settings, plan_within, two_digits
 from minigpt.runs.plan import write_run_files
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights import checkpoint
@@ -248,6 +248,14 @@ def test_explicit_settings_are_kept_and_the_rest_is_chosen_around_them():
     assert (config.model.embed_dim, config.model.num_heads, config.train.batch_size) == (80, 5, 6)
     assert config.train.eval_batches == 2
     assert plan.size == Size.of(config.model)
+    assert own(train__micro_batch_size=32).config.train.batch_size % 32 == 0
+    for width, heads in ((256, 4), (96, 3), (200, 2), (80, 2)):
+        given = _Settings(None, {"model.embed_dim": width})
+        assert given(rule.shape(2, 32, 64, 65)).model.num_heads == rule.heads(width) == heads
+    both = _Settings(None, {"model.embed_dim": 80, "model.num_heads": 5})
+    assert both(rule.shape(2, 32, 64, 65)).model.num_heads == 5
+    heads_of_all = [1, 1, 2, 3, 3, 2, 2, 3, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32]
+    assert [rule.heads(width) for _, width in rule.LADDER] == heads_of_all
     assert own(optimizer__learning_rate=1e-3, schedule__kind="cosine").config.schedule.kind == "cosine"
     with pytest.raises(ConfigError, match="num_heads 7"):
         own(model__embed_dim=64, model__num_heads=7)

@@ -311,10 +311,13 @@ def test_settings_that_cannot_be_used(settings: dict, problem: str, base: Path, 
 def test_a_changed_base_or_other_records_are_not_resumed(base: Path, tmp_path: Path) -> None:
     data = questions(tmp_path / "q.jsonl")
     tune(base, data)
+    tune(base, data, "again")
+    kept = shutil.copytree(base, base.with_name("kept"))
     shutil.rmtree(base)
     make_base(base, seed=4)
-    with pytest.raises(RunError, match="began with a base of other weights than"):
+    with pytest.raises(RunError, match=r"began with a base of other weights than .* and --resume"):
         tune(base, data)
+    assert tune(kept, data, "again", resume=True, train__max_steps=7).state.step == 7
     shutil.rmtree(base)
     make_base(base)
     write(data, [{"prompt": "the cat", "completion": f" {i}"} for i in range(5)])

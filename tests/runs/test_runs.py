@@ -424,3 +424,18 @@ def test_groups_know_nothing_of_where_and_how_a_run_was_written(tmp_path: Path) 
     [group] = grouped([read_run(tmp_path / "a"), read_run(tmp_path / "b")])
     assert (group.seeds, group.mean["best_val_loss"]) == ([1, 2], None)
     assert grouped([]) == []
+
+
+def test_seeds_of_one_budget_are_one_group_though_the_machine_was_not_equally_fast(tmp_path: Path) -> None:
+    for name, budget, seed, minutes in (("a", "1m", 1, 0.91), ("b", "1m", 2, 0.87), ("c", "3m", 1, 2.9)):
+        given = {"train.seed": seed, "model.num_layers": 2}
+        config = load_config(None, {**given, "train.max_minutes": minutes, "train.eval_every": round(100 * minutes)})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(dump_config(config))
+        asked = {"budget": budget, "settings": {**given, "train.max_minutes": None}}
+        receipt = {"data": {"sha256": {}}, "budget": {"asked": asked}}
+        (tmp_path / name / "receipt.json").write_text(json.dumps(receipt))
+    one, three = grouped([read_run(tmp_path / name) for name in "abc"])
+    assert (one.seeds, three.seeds) == ([1, 2], [1])
+    assert one.settings == {"train.max_minutes": 0.91, "train.eval_every": 91}
+    assert three.settings == {"train.max_minutes": 2.9, "train.eval_every": 290}

@@ -115,6 +115,14 @@ def test_hugging_face_spells_the_chat_to_the_same_ids(kind: str, tmp_path: Path)
         assert asked == encode_question(CHAT[:4], template, tokenizer)
 
 
+def test_a_reply_ends_where_the_next_user_would_begin() -> None:
+    assert Template().stops() == ("\nUser:",)
+    assert Template().stops(eos=False) == ("\n", "\nUser:")
+    unmarked = Template(user="{}\n", assistant="> {}\n")
+    assert unmarked.stops() == ()  # a line end may be a part of the reply
+    assert unmarked.stops(eos=False) == ("\n",)
+
+
 def test_a_template_is_saved_read_and_refused_when_it_is_none(tmp_path: Path) -> None:
     OWN.save(tmp_path)
     assert load_template(tmp_path) == OWN

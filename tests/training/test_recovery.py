@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.config.rates import default_rate
 from minigpt.config.recovery import RecoveryConfig
-from minigpt.errors import DivergedError
+from minigpt.errors import DivergedError, GenerationError
 from minigpt.files import read_lines
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
@@ -75,6 +75,7 @@ def make(
     """A trainer with all the hooks that matter here, and the list that receives its messages."""
     shape = settings.pop("shape", SHAPE)
     rate, recovery, kind = settings.pop("rate", 3e-3), settings.pop("recovery", ALONE), settings.pop("kind", "muon")
+    write = settings.pop("write", lambda trainer: str(trainer.state.step))
     model, source, said = GPT(shape, seed=1), Counting(), []
     saver = settings.pop("saver", Checkpoints)(folder / "checkpoints", every=5, keep=2, extra={})
     config = TrainConfig(**{"batch_size": 8, "max_steps": 20, "eval_every": 5, **settings})
@@ -84,7 +85,7 @@ def make(
     before = saved.state.recovery if saved else None
     guard = Guard(recovery, saver, folder / "incidents.jsonl", lambda: GPT(shape, seed=1), said.append, before)
     metrics = Metrics(folder / "metrics.jsonl", 1, lambda parts: 10**6, None)
-    samples = Samples(folder / "samples.jsonl", 2, "", lambda trainer: str(trainer.state.step))
+    samples = Samples(folder / "samples.jsonl", 2, "", write, said.append)
     folder.mkdir(exist_ok=True)
     trainer = Trainer(
         model,
@@ -298,6 +299,17 @@ def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path: Path) ->
     if (maps := Path("/proc/self/maps")).exists():
         assert str(held.path) not in maps.read_text()
     assert second.run().step == 10
+
+
+@pytest.mark.parametrize("error", [GenerationError("no token is left"), MemoryError("no memory")], ids=repr)
+def test_a_sample_that_cannot_be_written_does_not_end_the_run(error: Exception, tmp_path: Path) -> None:
+    def write(trainer: Trainer) -> str:
+        raise error
+
+    trainer, said = make(tmp_path, max_steps=6, write=write)
+    assert trainer.run().finished
+    assert list(dict.fromkeys(said)) == [f"step {step}: no sample: {error}" for step in (2, 4, 6)]
+    assert checkpoint.load(tmp_path / "checkpoints/last").train.step == 6
 
 
 def test_a_second_rollback_to_the_first_weights_also_forgets_the_optimizer(tmp_path: Path) -> None:

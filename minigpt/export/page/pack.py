@@ -99,13 +99,10 @@ def settings_data(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, A
 
 def chat_data(template: Template, has_eos: bool) -> dict[str, Any]:
     """The template, as the chat command uses it: with spaces before an answer, and texts that end one."""
-    before, after = template.assistant.split("{}")
-    end = after + template.user.split("{}")[0].rstrip()
-    stop = {end} if has_eos else {end, after}
     return asdict(template) | {
         "lead": template.lead,
-        "begin": before.removeprefix(template.lead),
-        "stop": sorted(stop - {""}),
+        "begin": template.begin,
+        "stop": list(template.stops(has_eos)),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.config import GenerationConfig, parse_yaml
+from minigpt.config import GenerationConfig, flag_value
 from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError, nearest
 from minigpt.files import expand_home
@@ -101,8 +101,7 @@ class Commands:
         shown = self._setting(name)
         if not value:
             return Reply(shown)
-        is_text = SETTINGS[name].annotation == (str | None) and value != "null"
-        self.session.update({name: value if is_text else parse_yaml(value, name)})  # read like a flag's value
+        self.session.update({name: flag_value(name, f"generation.{name}", value)})
         return Reply(f"{name} {_json(getattr(self.session.config, name))}")
 
     def _regenerate(self, rest: str) -> Reply:

@@ -76,7 +76,7 @@ class Turns:
         """The ids of the question, and of the answer so far if there is one."""
         going_on = messages[-1].role == "assistant"
         ids = self.question([asdict(message) for message in (messages[:-1] if going_on else messages)])
-        return ids + self.tokenizer.encode(self.begin + messages[-1].content) if going_on else ids
+        return ids + self.tokenizer.encode_next(self.begin + messages[-1].content).tolist() if going_on else ids
 
 
 def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> list[Message]:

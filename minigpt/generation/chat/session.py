@@ -267,7 +267,7 @@ class Session:
     def _answer_ids(self) -> list[int]:
         if not self.messages or self.messages[-1].role != "assistant":
             raise GenerationError("there is no answer yet; type some text")
-        return self.tokenizer.encode(self.chat_format.begin + self.messages[-1].content)
+        return self.tokenizer.encode_next(self.chat_format.begin + self.messages[-1].content).tolist()
 
     @torch.inference_mode()
     def _scores(self, places: Iterable[int]) -> Iterator[Tensor]:

@@ -29,11 +29,12 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
         if int(text[1:]) >= tokenizer.vocab_size:
             raise GenerationError(f"logit_bias: {text} is not an id; the tokenizer has {tokenizer.vocab_size}")
         return int(text[1:])
-    ids = tokenizer.encode(text, special=True)
+    special = text in tokenizer.special_tokens
+    ids = [tokenizer.special_tokens[text]] if special else tokenizer.encode_next(text).tolist()
     if len(ids) != 1:
         parts = " ".join(f"#{id_}" for id_ in ids)
         raise GenerationError(f"logit_bias: {text!r} is {counted(len(ids), 'token')} ({parts}); bias them one by one")
-    if text not in tokenizer.special_tokens and _unknown(text, tokenizer):
+    if not special and _unknown(text, tokenizer):
         raise GenerationError(f"logit_bias: {text!r} is not in the tokenizer's vocabulary; leave it out")
     return ids[0]
 
@@ -44,10 +45,10 @@ def _unknown(text: str, tokenizer: Tokenizer) -> bool:
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:
-    """The ids of the word at the start of a text, and its ids after a space if the tokenizer has a space."""
-    found = {tuple(tokenizer.encode(word))}
+    """The ids of the word alone, and its ids after a space if the tokenizer has a space."""
+    found = {tuple(tokenizer.encode_next(word).tolist())}
     try:
-        found.add(tuple(tokenizer.encode(" " + word)))
+        found.add(tuple(tokenizer.encode_next(" " + word).tolist()))
     except TokenizerError:  # the tokenizer has no space, so the word never follows one
         return found
     return found

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
@@ -76,6 +77,12 @@ class Chooser:
     flops: float = math.inf
     compiled: bool = False
 
+    @cached_property
+    def micro_batch(self) -> int:
+        """The person's micro-batch size, of which every batch is a multiple; 1 if there is none."""
+        size = self.configure({}).train.micro_batch_size
+        return size if isinstance(size, int) else 1
+
     def best(self) -> Plan:
         """The plan with the lowest loss. Raises ConfigError if no size fits the person's settings."""
         best: Plan | None = None
@@ -130,7 +137,8 @@ class Chooser:
         text = self.text
         seq_len = min(rule.context(tokens), 2 ** int(math.log2(max(2, min(text.train_tokens, text.val_tokens) - 1))))
         chosen = rule.shape(layers, width, seq_len, text.vocab_size)
-        chosen["train.batch_size"] = times * rule.smallest_batch(tokens, seq_len)
+        smallest = -(-rule.smallest_batch(tokens, seq_len) // self.micro_batch) * self.micro_batch
+        chosen["train.batch_size"] = times * smallest
         config = self.configure(chosen)
         seq_len, batch = config.model.max_seq_len, config.train.batch_size  # the person's values, if given
         size, times_read = Size.of(config.model), config.train.passes  # 2 if the person gives masked_inputs

@@ -92,8 +92,12 @@ class Size:
 
 
 def heads(width: int) -> int:
-    """Heads of 64, or of 32 in a narrow model: heads(48) -> 1, heads(96) -> 3, heads(192) -> 3."""
-    return max(1, width // (64 if width >= 128 else 32))
+    """Heads of 64, or of 32 in a narrow model: heads(48) -> 1, heads(96) -> 3, heads(192) -> 3.
+
+    If they do not divide the width into even heads, there are fewer: heads(200) -> 2.
+    """
+    most = width // (64 if width >= 128 else 32)
+    return next((count for count in range(most, 1, -1) if width % (2 * count) == 0), 1)
 
 
 def context(tokens: float) -> int:

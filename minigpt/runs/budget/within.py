@@ -168,14 +168,16 @@ class _Settings:
     def __init__(self, recipe: str | None, settings: Mapping[str, Any]):
         if given := [name for name in LENGTHS if settings.get(name) is not None]:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
-        load_config(recipe, settings)  # reports all mistakes at once
+        width = load_config(recipe, settings).model.embed_dim  # reports all mistakes at once
         self.own: dict[str, Any] = recipe_settings(recipe, settings) | dict(settings) | dict.fromkeys(LENGTHS)
+        given = {name for name in ("embed_dim", "num_heads", "num_kv_heads") if f"model.{name}" in self.own}
+        self.heads = {"model.num_heads": rule.heads(width)} if given == {"embed_dim"} else {}
         self.tokenizer: dict[str, Any] = {}
         self.ids: dict[str, Any] = {}
 
     def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:
         """The config with the chosen settings, except where the person has given a value."""
-        return load_config(None, {**self.tokenizer, **chosen, **self.own, **self.ids})
+        return load_config(None, {**self.tokenizer, **chosen, **self.heads, **self.own, **self.ids})
 
     def choose_tokenizer(self, characters: int) -> None:
         """Choose the tokenizer by the text's size, if the person names none.

@@ -3,15 +3,28 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from minigpt.errors import UserError, first_line
 from minigpt.files import append_line, keep_lines, read_lines
+from minigpt.runtime.device import out_of_memory
 from minigpt.training.loop import Hook, Trainer
 
 
 class Samples(Hook):
-    """samples.jsonl: {step, prompt, text} every `every` steps and at the end."""
+    """samples.jsonl: {step, prompt, text} every `every` steps and at the end.
 
-    def __init__(self, path: Path, every: int, prompt: str, write: Callable[[Trainer], str | None]):
-        self.path, self.every, self.prompt, self.write = path, every, prompt, write
+    If a sample cannot be written (a setting of generation does not fit, a weight is NaN, memory runs out), `say` is
+    called and the run continues. The guard finds bad weights.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        prompt: str,
+        write: Callable[[Trainer], str | None],
+        say: Callable[[str], object],
+    ):
+        self.path, self.every, self.prompt, self.write, self.say = path, every, prompt, write, say
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop the samples after the checkpoint."""
@@ -35,7 +48,13 @@ class Samples(Hook):
             self._sample(trainer)
 
     def _sample(self, trainer: Trainer) -> None:
-        with trainer.weights_to_use():
-            text = self.write(trainer)
+        try:
+            with trainer.weights_to_use():
+                text = self.write(trainer)
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, UserError) and not out_of_memory(error):
+                raise
+            self.say(f"step {trainer.state.step}: no sample: {first_line(error)}")
+            return
         if text is not None:  # None on all ranks except the first
             append_line(self.path, {"step": trainer.state.step, "prompt": self.prompt, "text": text})
