@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from minigpt.data import Prepared
@@ -44,6 +45,8 @@ from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
 XZ_BYTES = 1 << 20
+BLOCK = 1 << 22
+"""Bytes or tokens that are counted at a time, so that memory does not grow with the text."""
 VERSION = 2  # version of the cached floors: raise it when a definition above changes
 
 Floors = dict[str, float]
@@ -65,8 +68,14 @@ def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
 
 def unigram_bits(train: Bytes, text: Bytes) -> float:
     """-log2 P(text) by the frequencies of single bytes, one added to each count."""
-    counts = np.bincount(train, minlength=256) + 1.0
-    return float(-(np.bincount(text, minlength=256) @ np.log2(counts / counts.sum())))
+    counts = byte_counts(train) + 1.0
+    return float(-(byte_counts(text) @ np.log2(counts / counts.sum())))
+
+
+def byte_counts(text: Bytes) -> npt.NDArray[np.int64]:
+    """How often each byte occurs, [256]. (`bincount` first makes eight bytes of each byte.)"""
+    parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
+    return sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
 
 
 def xz_bits(before: Bytes, text: Bytes) -> float:
@@ -101,12 +110,17 @@ def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     used = ("train", split)
     unknown = tokenizer.unk_id  # None: the tokens need no check
     lossy = not tokenizer.keeps_text or (
-        unknown is not None and any((np.asarray(prepared.splits[name].tokens) == unknown).any() for name in used)
+        unknown is not None and any(holds(prepared.splits[name].tokens, unknown) for name in used)
     )
     texts = [prepared.meta["splits"][name]["sha256"] for name in used]
     parts = [VERSION, _from_grammar(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return cache_root() / "floors" / f"{key[:32]}.json"
+
+
+def holds(tokens: npt.NDArray[Any], id_: int) -> bool:
+    """Whether an id is among the tokens [N]."""
+    return any(bool((tokens[start : start + BLOCK] == id_).any()) for start in range(0, len(tokens), BLOCK))
 
 
 def _from_grammar(prepared: Prepared) -> bool:

@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 import random
+import tracemalloc
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -17,7 +18,7 @@ from minigpt.data import prepare
 from minigpt.data.stories import generator
 from minigpt.errors import DataError
 from minigpt.evals import NGram, TokenText, compute_floors, run_floors
-from minigpt.evals.floors import stories_floors, unigram_bits, xz_bits
+from minigpt.evals.floors import holds, stories_floors, unigram_bits, xz_bits
 from minigpt.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, safe_cut
 
 small_texts = st.binary(min_size=1, max_size=60) | st.text("abc ", min_size=1, max_size=60).map(str.encode)
@@ -92,6 +93,17 @@ def test_unigram_is_entropy_plus_divergence(train, other):
     q = np.bincount(array(train), minlength=256) + 1.0
     expected = scipy.stats.entropy(p, base=2) + scipy.stats.entropy(p, q, base=2)
     assert unigram_bits(array(train), array(other)) / len(other) == pytest.approx(expected)
+
+
+def test_counting_a_long_text_takes_memory_for_a_part_of_it():
+    tokens, text = (np.broadcast_to(kind(3), 1 << 25) for kind in (np.uint16, np.uint8))
+    tracemalloc.start()
+    try:
+        assert holds(tokens, 3) and not holds(tokens, 4)
+        assert unigram_bits(array(b"\3"), text) == pytest.approx(len(text) * math.log2(257 / 2))
+        assert tracemalloc.get_traced_memory()[1] < 45e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_xz_is_what_the_text_adds_to_the_archive():
