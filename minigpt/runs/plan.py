@@ -81,8 +81,9 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     while (folder := RunFolder(path)).in_use():
         if not folder.is_run:
             raise RunError(f"{path} is not a run, and is not empty; choose another name with --name")
-        _check_rates(folder, config)
-        differences = compare(load_config(folder.config), config, strict=not resume)
+        old = load_config(folder.config)
+        _check_rates(folder, old, config)
+        differences = compare(old, config, strict=not resume)
         if not differences:
             return path
         if resume:
@@ -97,16 +98,17 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
     return path
 
 
-def _check_rates(folder: RunFolder, config: RunConfig) -> None:
+def _check_rates(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
     """Raise RunError if an old run would continue at another rate.
 
     In old runs learning_rate was only AdamW's rate. In the same command it would now be Muon's rate, which the user
     does not want.
     """
-    old, new = load_config(folder.config).optimizer, config.optimizer
+    old, new = before.optimizer, config.optimizer
     same = (new.learning_rate, new.adamw_ratio) == (old.learning_rate, old.adamw_ratio)
-    written = read_yaml(folder.config) or {}
-    if not same and old.kind == new.kind == "muon" and "muon_learning_rate" in written.get("optimizer", {}):
+    if same or not old.kind == new.kind == "muon":
+        return
+    if "muon_learning_rate" in (read_yaml(folder.config) or {}).get("optimizer", {}):
         raise RunError(
             f"{folder.path} began when learning_rate was adamw's, and now it is muon's; to continue it unchanged: "
             f"--optimizer.learning-rate {old.learning_rate} --optimizer.adamw-ratio {old.adamw_ratio}; "

@@ -14,6 +14,7 @@ from minigpt.config.tree import RunConfig
 from minigpt.download import cache_root
 from minigpt.errors import ConfigError, UserError
 from minigpt.layout import check_name
+from minigpt.runs import plan
 from minigpt.runs.plan import pick_run
 from minigpt.weights.checkpoint import resolve
 
@@ -163,3 +164,19 @@ def test_a_run_holds_no_other_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="my is a run, which cannot hold another; choose another name with --name"):
         pick_run(config, name, "run", resume=False)
     assert pick_run(config, "other/2", "run", resume=False) == tmp_path / "other/2"
+
+
+def test_each_run_of_a_name_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seed in (("my", 1), ("my-2", 2), ("my-3", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"train: {{seed: {seed}}}")
+    read: list[str] = []
+
+    def noted(path: Path) -> RunConfig:
+        read.append(path.parent.name)
+        return load_config(path)
+
+    monkeypatch.setattr(plan, "load_config", noted)
+    config = load_config(None, {"logging.runs_dir": str(tmp_path), "train.seed": "4"})
+    assert pick_run(config, None, "my", resume=False) == tmp_path / "my-4"
+    assert read == ["my", "my-2", "my-3"]
