@@ -176,7 +176,8 @@ class Trainer:
             try:
                 before = self.progress
                 self._one_step()
-                self._ended(time.perf_counter() - self._started)  # after the step, so that the last is evaluated
+                # before the evaluation, so that the last step is evaluated; the ranks' clocks differ: the latest counts
+                self.state.seconds = self.runtime.ranks.largest(time.perf_counter() - self._started)
                 if self._evaluation_due(before):
                     self.evaluate()
                 for hook in self.hooks:
@@ -190,12 +191,9 @@ class Trainer:
             hook.on_end(self)
         return self.state
 
-    def _ended(self, seconds: float | None = None) -> bool:
-        """Whether to stop. The ranks' clocks and signals differ, so all take the latest time and any rank's stop."""
-        ranks = self.runtime.ranks
-        if seconds is not None:
-            self.state.seconds = ranks.largest(seconds)
-        if ranks.largest(float(bool(self._asked))):
+    def _ended(self) -> bool:
+        """Whether to stop. The ranks' signals differ, so all take any rank's stop."""
+        if self.runtime.ranks.largest(float(bool(self._asked))):
             self._stop = self._asked or "interrupted on another rank"
         return bool(self._stop) or self._done()
 
