@@ -62,16 +62,19 @@ class Checkpoints(Hook):
     def save(self, trainer: Trainer, best: bool = False) -> None:
         """Write a checkpoint, update `last` (and `best`), delete old checkpoints.
 
+        The parts of a sharded model are gathered one tensor at a time: all of them together would not fit into the
+        memory of a device. The first rank keeps them in the host's memory.
+
         Raises DivergedError instead of saving if a tensor is NaN or infinite.
         """
-        ranks = trainer.runtime.ranks
-        tensors = {
-            part: {name: ranks.whole(tensor) for name, tensor in named.items()}
-            for part, named in trainer.tensors().items()
-        }
-        check_finite(
-            {f"{part} {name}": value for part, named in tensors.items() for name, value in named.items()}, trainer
-        )
+        ranks, parts = trainer.runtime.ranks, trainer.tensors()
+        check_finite({f"{part} {name}": own for part, named in parts.items() for name, own in named.items()}, trainer)
+        tensors: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+        for part, named in parts.items():
+            for name, own in named.items():
+                whole = ranks.whole(own)
+                if ranks.rank == 0:
+                    tensors[part][name] = own if whole is own else whole.cpu()
         if ranks.rank == 0:
             target = self.directory(trainer.state.step)
             checkpoint.save(target, tensors, self.state(trainer))
@@ -99,8 +102,12 @@ class Checkpoints(Hook):
 
 
 def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
-    """Raises DivergedError that names a NaN or infinite tensor; if one rank has one, all ranks raise."""
-    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
+    """Raises DivergedError that names a NaN or infinite tensor; if one rank has one, all ranks raise.
+
+    Of a sharded tensor, each rank checks its own part.
+    """
+    own = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in tensors.items()}
+    broken = next((name for name, tensor in own.items() if not tensor.isfinite().all()), "")
     if trainer.runtime.ranks.largest(float(bool(broken))):
         raise DivergedError(
             f"{broken or 'a part on another rank'} is NaN or infinite after step {trainer.state.step}; not saved"

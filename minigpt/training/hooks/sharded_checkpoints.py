@@ -63,8 +63,7 @@ class ShardedCheckpoints(Checkpoints):
         self.finish(trainer)
         ranks, target = trainer.runtime.ranks, self.directory(trainer.state.step)
         named = {f"{part}/{name}": value for part, some in trainer.tensors().items() for name, value in some.items()}
-        own = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in named.items()}
-        check_finite(own, trainer)
+        check_finite(named, trainer)
         work = ranks.broadcast(lambda: _empty(target))
         writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
         future = async_save(cast("dict[str, Any]", named), storage_writer=writer, process_group=self.group)
