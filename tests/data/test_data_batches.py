@@ -1,5 +1,6 @@
 """Test that batches are pure functions of (seed, step, rank), and cover each epoch and score each token once."""
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_order_and_borders_differ_from_epoch_to_epoch_and_with_the_seed() -> Non
     assert len({tuple(order) for order in orders}) == 8
     assert len({min(order) for order in orders}) > 2  # the windows begin at random shifts
     assert all(order != sorted(order) for order in orders)
+
+
+def test_the_order_of_an_epoch_is_a_permutation_in_half_of_its_memory() -> None:
+    count = 2_000_000
+    tokens = np.arange(count, dtype=np.uint32)
+    rng = np.random.default_rng((5, 0))
+    shift = int(rng.integers(1))
+    expected = shift + rng.permutation(count - 1)[:1000]
+    tracemalloc.start()
+    try:
+        inputs, _ = Batches(tokens, 1000, 1, seed=5).batch(0)
+        assert tracemalloc.get_traced_memory()[1] < 6 * count
+    finally:
+        tracemalloc.stop()
+    assert inputs[:, 0].tolist() == expected.tolist()
 
 
 def test_every_token_is_a_target_sooner_or_later() -> None:
