@@ -15,7 +15,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,17 @@ def _files(config: DataConfig) -> Source:
     else:
         raise _missing(name, path)
     found = sorted(entry for entry in found if entry.is_file())
-    texts = [entry for entry in found if entry.stat().st_size]
-    skipped = {entry: reason for entry in texts if (reason := binary_reason(entry, config.encoding))}
-    forms: dict[Path, Form | None] = {
-        entry: json_form(entry, config.encoding) for entry in texts if entry not in skipped
-    }
+    skipped: dict[Path, str] = {}
+    forms: dict[Path, Form | None] = {}
+    for entry in found:
+        there = entry.stat()
+        if not there.st_size:
+            continue
+        reason, form = _kind(str(entry), config.encoding, there.st_size, there.st_mtime_ns)
+        if reason:
+            skipped[entry] = reason
+        else:
+            forms[entry] = form
     for entry, form in list(forms.items()):
         if form and not entry.name.lower().endswith(LINES) and (reason := _no_rows(entry, form, config)):
             left[entry] = reason
@@ -196,6 +202,16 @@ def _files(config: DataConfig) -> Source:
         more = f", and {len(left) - 5} more" if len(left) > 5 else ""
         warnings.warn(f"{name}: left out: {some}{more}", stacklevel=2)
     return _file_source(config, forms, skipped=tuple(map(str, skipped)))
+
+
+@lru_cache(maxsize=1 << 18)
+def _kind(path: str, encoding: str, size: int, mtime_ns: int) -> tuple[str | None, Form | None]:
+    """The reason why a file is not text, and the form of its JSON. Kept, so that a process looks at each file once.
+
+    A run finds its text several times, and a folder may have 200,000 files.
+    """
+    reason = binary_reason(Path(path), encoding)
+    return reason, None if reason else json_form(Path(path), encoding)
 
 
 def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:

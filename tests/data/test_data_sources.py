@@ -16,8 +16,8 @@ from split_text import split_of
 
 from minigpt.config import DataConfig
 from minigpt.config.load import validate
-from minigpt.data import huggingface, open_corpus, text_chunks
-from minigpt.data.text_files import spool_stdin
+from minigpt.data import huggingface, open_corpus, sources, text_chunks
+from minigpt.data.text_files import binary_reason, spool_stdin
 from minigpt.errors import DataError, EncodingError, UserError
 
 
@@ -462,3 +462,21 @@ def test_standard_input_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(DataError) as error:
             spool_stdin()
     one_line(error, "standard input: is longer than", "name a file, not -")
+
+
+def test_a_process_looks_once_at_each_file_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def noted(path: Path, encoding: str) -> str | None:
+        looked.append(path.name)
+        return binary_reason(path, encoding)
+
+    monkeypatch.setattr(sources, "binary_reason", noted)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"the text of {name}\n" * 20)
+    for _ in range(3):
+        sources.resolve(config(tmp_path))
+    assert looked == ["a.txt", "b.txt"]
+    (tmp_path / "b.txt").write_bytes(b"\0" * 100)
+    assert sources.resolve(config(tmp_path)).skipped == (str(tmp_path / "b.txt"),)
+    assert looked == ["a.txt", "b.txt", "b.txt"]
