@@ -16,6 +16,8 @@ from minigpt.runtime.device import Runtime, evaluating, step_seed
 from minigpt.runtime.precision import Optimizer
 
 Batch = tuple[Tensor, Tensor]
+MOST_LOGITS = 1 << 28
+"""Most logits of an evaluation at a time: 1 GiB in fp32."""
 
 
 def accumulate(
@@ -109,12 +111,29 @@ def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) 
     """
     with evaluating(model):
         for inputs, targets in batches:
+            nats: list[Tensor] = []
             with runtime.autocast():
-                logits = model(inputs.to(runtime.device))  # [B, T] -> [B, T, V]
-            nats = F.cross_entropy(
-                logits.flatten(0, 1).float(),  # [B, T, V] -> [B T, V]
-                targets.to(runtime.device).flatten(),
-                ignore_index=IGNORE,
-                reduction="none",
-            )
-            yield targets, nats.cpu().double().view(targets.shape)
+                for logits in _logits(model, inputs.to(runtime.device)):
+                    start = sum(part.shape[1] for part in nats)
+                    wanted = targets[:, start : start + logits.shape[1]].to(runtime.device)
+                    losses = F.cross_entropy(
+                        logits.flatten(0, 1).float(),  # [B, n, V] -> [B n, V]
+                        wanted.flatten(),
+                        ignore_index=IGNORE,
+                        reduction="none",
+                    )
+                    nats.append(losses.cpu().double().view(wanted.shape))
+            yield targets, torch.cat(nats, 1)
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
+    """Logits [B, n, V] of tokens [B, T], in pieces if one window has more than fit into memory.
+
+    Of 40,960 tokens and 151,936 ids, as in Qwen3, they would take 25 GB.
+    """
+    if not isinstance(model, GPT):
+        yield model(tokens)
+        return
+    hidden, size = model.hidden(tokens), model.config.vocab_size or 1  # [B, T, C]
+    for part in hidden.split(max(1, MOST_LOGITS // (len(tokens) * size)), 1):
+        yield model.head(part)[..., :size]

@@ -22,7 +22,7 @@ from minigpt.evals.report import Report
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.tokenizers import ByteTokenizer, CharTokenizer, safe_cut
-from minigpt.training import validation_loss
+from minigpt.training import step, validation_loss
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 V = 7
@@ -107,6 +107,18 @@ def test_the_default_is_what_training_reports_as_validation_loss():
     score = evaluate(model, tokens, context=16, runtime=CPU)
     assert score.loss == pytest.approx(validation_loss(model, eval_batches(tokens, 16, 16, 4), CPU), rel=1e-5)
     assert model.training
+
+
+def test_a_window_with_many_logits_is_scored_in_pieces(monkeypatch):
+    model = GPT(ModelConfig(vocab_size=V, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=64)).eval()
+    tokens, lengths = some_tokens(300), []
+    whole = evaluate(model, tokens, context=64, batch_size=2, runtime=CPU)
+    model.head.register_forward_hook(lambda _module, given, _out: lengths.append(given[0].shape[1]))
+    monkeypatch.setattr(step, "MOST_LOGITS", 2 * 25 * V)
+    pieces = evaluate(model, tokens, context=64, batch_size=2, runtime=CPU)
+    assert lengths[:3] == [25, 25, 14]
+    assert pieces.tokens.tolist() == whole.tokens.tolist()
+    np.testing.assert_allclose(pieces.nats, whole.nats, rtol=1e-6)
 
 
 def test_bytes_of_a_window_are_those_of_the_tokens_it_scores():
