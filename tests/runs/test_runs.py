@@ -439,3 +439,10 @@ def test_seeds_of_one_budget_are_one_group_though_the_machine_was_not_equally_fa
     assert (one.seeds, three.seeds) == ([1, 2], [1])
     assert one.settings == {"train.max_minutes": 0.91, "train.eval_every": 91}
     assert three.settings == {"train.max_minutes": 2.9, "train.eval_every": 290}
+
+
+def test_the_lines_of_a_run_share_the_names_of_their_figures(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 2.5}}\n' for step in range(1, 100)))
+    lines = read_run(tmp_path).lines
+    assert len(lines) == 99 and len({id(name) for line in lines for name in line}) == 2
