@@ -239,7 +239,7 @@ def make_hooks(
     folder = RunFolder(path)
 
     def write_sample(trainer: Trainer) -> str | None:
-        whole = placement.whole(trainer.model)
+        whole = placement.whole(trainer.model, needed=ranks.rank == 0)
         if ranks.rank:
             return None
         fields: dict[str, Any] = config.generation.model_dump() | {"num_samples": 1}

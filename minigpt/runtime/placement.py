@@ -59,8 +59,11 @@ class Placement:
         """The learner for evaluations."""
         return model
 
-    def whole(self, model: GPT) -> GPT:
-        """The whole model; if ranks hold parts of it, a whole copy in each rank's memory. Every rank must call this."""
+    def whole(self, model: GPT, needed: bool = True) -> GPT:
+        """The whole model; if ranks hold parts of it, a whole copy in this rank's memory. Every rank must call this.
+
+        A rank that does not need the copy (needed=False) gets `model` back.
+        """
         return model
 
     def rows(self, config: TrainConfig) -> int:
@@ -115,10 +118,17 @@ class ShardedPlacement(Placement):
         """The view, as in training, since the model itself does not gather the weights."""
         return stepped
 
-    def whole(self, model: GPT) -> GPT:
-        """A whole copy of the model in this rank's memory. Every rank must call this."""
+    def whole(self, model: GPT, needed: bool = True) -> GPT:
+        """A whole copy of the model in this rank's memory, if it needs one. Every rank must call this."""
+        weights: dict[str, torch.Tensor] = {}
+        for name, tensor in model.weights().items():
+            whole = self.ranks.whole(tensor)
+            if needed:
+                weights[name] = whole.cpu()
+        if not needed:
+            return model
         copy = GPT(model.config)
-        copy.load_weights({name: self.ranks.whole(tensor).cpu() for name, tensor in model.weights().items()})
+        copy.load_weights(weights)
         copy.use_attention(model.config.attention)
         return copy.eval()
 

@@ -115,6 +115,23 @@ def test_validation_rows_are_the_same_whatever_the_number_of_ranks() -> None:
     assert sizes(2, batch_size=12)[1] is None
 
 
+def test_a_rank_that_writes_no_sample_makes_no_whole_model() -> None:
+    class Second(Ranks):
+        rank, world, gathered = 1, 2, 0
+
+        def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+            self.gathered += 1
+            return tensor
+
+    ranks = Second()
+    placement = make_placement(RunConfig.model_validate({"parallel": {"kind": "fsdp"}}), ranks)
+    shape = ModelConfig(vocab_size=50, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=16, attention="sdpa")
+    model = GPT(shape)
+    assert placement.whole(model, needed=False) is model
+    assert ranks.gathered == len(model.weights()), "it takes part, since the first rank needs its parts"
+    assert placement.whole(model) is not model
+
+
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> tuple[str, int]:
     """Set the environment that torchrun gives; returns the address of the store."""
     with socket.socket() as free:
