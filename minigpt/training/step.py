@@ -47,7 +47,7 @@ def accumulate(
         parameter.grad = None
     loss = torch.zeros((), device=runtime.device)
     for index, (inputs, targets) in enumerate(micro_batches):
-        torch.manual_seed(step_seed(seed, step, ranks.rank, index))
+        runtime.seed(step_seed(seed, step, ranks.rank, index))
         inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
         with ranks.sync_gradients(learner, now=index == len(micro_batches) - 1):
             with runtime.autocast():

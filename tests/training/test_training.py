@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+import traceback
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -527,3 +528,12 @@ def test_a_rank_that_does_not_save_gathers_one_tensor_at_a_time(tmp_path: Path) 
     trainer.runtime = replace(CPU, ranks=ranks)
     Checkpoints(tmp_path, 1, 1, {}).save(trainer)
     assert ranks.most <= 2 and not list(tmp_path.iterdir())
+
+
+def test_seeding_on_a_cpu_is_torchs_and_writes_down_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(5)
+    monkeypatch.setattr(traceback, "format_stack", lambda: pytest.fail("this takes as long as a small step"))
+    CPU.seed(7)
+    assert torch.equal(torch.rand(5), expected)
+    accumulate(GPT(SHAPE), [CountingBatches().batch(0)], runtime=CPU)
