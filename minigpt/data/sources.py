@@ -27,7 +27,7 @@ from minigpt.data.named_datasets import NAMED, Part
 from minigpt.data.text_files import Blocks, binary_reason, check_encoding, decoded, spool_stdin, unreadable, zipped
 from minigpt.download import Progress, digest, locate
 from minigpt.errors import DataError, EncodingError, nearest
-from minigpt.files import expand_home, file_sha256, find
+from minigpt.files import expand_home, find
 from minigpt.layout import RunFolder
 
 STORIES_SEED = 0
@@ -87,7 +87,7 @@ def _find(config: DataConfig, progress: Progress | None) -> Source:
         _check_file(path, config, "standard input")
         form = json_form(path, config.encoding)
         read = partial(read_documents, path, config.encoding, config.text_field, "standard input", form)
-        return Source(name, ["stdin", file_sha256(path), *_form_parts(form)], {"train": read}, single=form is None)
+        return Source(name, ["stdin", digest(path), *_form_parts(form)], {"train": read}, single=form is None)
     return _files(config)
 
 

@@ -24,6 +24,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Record:
     kind: str
     fields: dict[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the fields."""
         return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
