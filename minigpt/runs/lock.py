@@ -1,15 +1,18 @@
 """Let one process at a time work on a run, with a lock of the operating system on runs/NAME/.lock.
 
 A crash releases the lock too. The file says who holds it. On a network file system the lock works across hosts if that
-system's flock does.
+system's flock does. Where there is no flock at all, as in Lustre mounted without it, a run is trained without a lock,
+with a warning.
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
 """Seconds between two tries to take the lock."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 
 
 @contextmanager
@@ -85,8 +90,10 @@ def _try(handle: int) -> bool:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            return False
+        warnings.warn("this file system has no locks: train a run in one process at a time", stacklevel=4)
     return True
 
 
@@ -137,6 +144,9 @@ def is_held(file: Path) -> bool:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
     return False
 
 

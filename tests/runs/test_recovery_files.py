@@ -145,6 +145,15 @@ def test_who_only_asks_about_a_lock_keeps_no_run_from_starting(tmp_path: Path) -
         assert is_held(tmp_path / ".lock")
 
 
+def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_handle: object, _how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.warns(UserWarning, match="no locks"), run_lock(tmp_path / "my"):
+        assert not is_held(tmp_path / "my/.lock")
+
+
 @pytest.fixture
 def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows' lock, played by flock: no two handles lock a file, and a folder with an open file is not renamed."""
