@@ -337,17 +337,49 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
     Raises:
         RunError: the file cannot be read, or another line is damaged (the message has its number).
     """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: a text may contain U+2028
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions, or delete it") from None
-    found = []
-    for number, line in enumerate(lines, 1):
+    return GrowingLines(path, check).read()
+
+
+class GrowingLines:
+    """A JSON lines file that may grow: `read` returns all objects, as `read_lines`, but parses each line only once.
+
+    A file that was replaced by another one, or became shorter, is read again from its beginning.
+    """
+
+    def __init__(self, path: Path, check: Callable[[Any], Any]):
+        self.path, self.check = path, check
+        self._start(0)
+
+    def _start(self, inode: int) -> None:
+        self._inode, self._end, self._number = inode, 0, 0  # the file, and the end and number of its last whole line
+        self._found: list[Any] = []
+
+    def read(self) -> list[Any]:
+        """All objects so far. Raises RunError."""
+        if not self.path.exists():
+            return []
         try:
-            found += [check(parse_json(line))] if line.strip() else []
+            with self.path.open("rb") as file:
+                there = os.fstat(file.fileno())
+                if there.st_ino != self._inode or there.st_size < self._end:
+                    self._start(there.st_ino)
+                file.seek(self._end)
+                *whole, last = file.read().split(b"\n")  # not splitlines: a text may contain U+2028
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be read ({error.strerror}); fix its permissions, or delete it"
+            ) from None
+        try:
+            for line in whole:
+                self._found += self._value(line)
+                self._end, self._number = self._end + len(line) + 1, self._number + 1
         except (ValueError, OverflowError) as error:  # includes UnicodeDecodeError
-            if number < len(lines):
-                raise RunError(f"{path}, line {number}: damaged ({error}); correct or delete that line") from None
-    return found
+            where = f"{self.path}, line {self._number + 1}"
+            raise RunError(f"{where}: damaged ({error}); correct or delete that line") from None
+        with contextlib.suppress(ValueError, OverflowError):
+            return [*self._found, *self._value(last)]
+        return [*self._found]
+
+    def _value(self, line: bytes) -> list[Any]:
+        """[the line's object], or [] for a blank line."""
+        return [self.check(parse_json(line))] if line.strip() else []

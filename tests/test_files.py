@@ -14,6 +14,7 @@ import pytest
 from minigpt import files
 from minigpt.errors import RunError, StorageError
 from minigpt.files import (
+    GrowingLines,
     append_line,
     find,
     keep_lines,
@@ -28,6 +29,36 @@ from minigpt.files import (
     write_bytes,
     write_text,
 )
+
+
+def test_a_growing_file_is_parsed_once_and_a_replaced_one_again(tmp_path: Path) -> None:
+    path, parsed = tmp_path / "metrics.jsonl", []
+
+    def noted(line: dict[str, int]) -> int:
+        parsed.append(line["step"])
+        return line["step"]
+
+    lines = GrowingLines(path, noted)
+    assert lines.read() == []
+    for step in (1, 2, 3):
+        append_line(path, {"step": step})
+        assert lines.read() == [*range(1, step + 1)]
+    assert parsed == [1, 2, 3]
+    with path.open("a") as file:
+        file.write('{"step": 4')
+    assert lines.read() == [1, 2, 3]
+    with path.open("a") as file:
+        file.write("}")
+    assert lines.read() == lines.read() == [1, 2, 3, 4], "a whole last line counts, also without a line end"
+    with path.open("a") as file:
+        file.write('\n{"step": "x"\n{"step": 6}\n')
+    for _ in range(2):
+        with pytest.raises(RunError, match="line 5: damaged"):
+            lines.read()
+    write_text(path, '{"step": 1}\n{"step": 2}\n{"step": 7}\n')
+    assert lines.read() == [1, 2, 7] == read_lines(path, noted)
+    path.write_text('{"step": 9}\n')
+    assert lines.read() == [9]
 
 
 def test_lines_survive_odd_separators_and_a_cut_inside_a_character(tmp_path: Path) -> None:

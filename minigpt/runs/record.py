@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from minigpt.config import RunConfig, load_config
 from minigpt.errors import CheckpointError, RunError, UserError
-from minigpt.files import parse_json, read_lines
+from minigpt.files import GrowingLines, parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.lock import is_held
 from minigpt.runs.receipt import read_receipt
@@ -29,6 +29,7 @@ class RunRecord:
     path: Path
     name: str
     config: RunConfig
+    metrics: GrowingLines = field(repr=False, compare=False)
 
     @property
     def folder(self) -> RunFolder:
@@ -38,7 +39,7 @@ class RunRecord:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl. Raises RunError for a damaged line."""
-        return read_lines(self.folder.metrics, _figures)
+        return self.metrics.read()
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -122,8 +123,11 @@ class RunRecord:
         }
 
 
-def read_run(path: str | Path, name: str | None = None) -> RunRecord:
-    """The run in a directory. Raises RunError, ConfigError."""
+def read_run(path: str | Path, name: str | None = None, before: RunRecord | None = None) -> RunRecord:
+    """The run in a directory. `before`: the same run, read earlier, so that only its new figures are read now.
+
+    Raises RunError, ConfigError.
+    """
     path = Path(path)
     folder = RunFolder(path)
     try:
@@ -132,7 +136,8 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         raise RunError(f"{path}: cannot be read ({error.strerror}); fix its permissions") from None
     if not is_run:
         raise no_such_run(path)
-    return RunRecord(path, name or path.absolute().name, load_config(folder.config))
+    metrics = before.metrics if before else GrowingLines(folder.metrics, _figures)
+    return RunRecord(path, name or path.absolute().name, load_config(folder.config), metrics)
 
 
 def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], object] | None = None) -> list[RunRecord]:

@@ -1,5 +1,6 @@
 """Keep the runs of the server, by name, as they are on disk. A run is read again only after a file of it changed."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class RunList:
     def __init__(self, roots: list[Path]):
         self.roots = roots
         self._known: dict[Path, tuple[Signature, RunRecord]] = {}
+        self._reading = threading.Lock()  # requests of several tabs ask at once
 
     def paths(self) -> dict[str, Path]:
         """The directory of each run."""
@@ -61,13 +63,14 @@ class RunList:
             return Damaged(name, str(error))
 
     def _read(self, name: str, path: Path) -> RunRecord:
-        seen = _signature(RunFolder(path))
-        known = self._known.get(path)
-        if known is None or known[0] != seen:
-            run = read_run(path, name)
-            run.summary()  # finds a damaged line here, not later where the figures are used
-            known = self._known[path] = (seen, run)
-        return known[1]
+        with self._reading:
+            seen = _signature(RunFolder(path))
+            known = self._known.get(path)
+            if known is None or known[0] != seen:
+                run = read_run(path, name, known[1] if known else None)
+                run.summary()  # finds a damaged line here, not later where the figures are used
+                known = self._known[path] = (seen, run)
+            return known[1]
 
 
 def _signature(folder: RunFolder) -> Signature:
