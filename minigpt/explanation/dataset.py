@@ -21,7 +21,7 @@ from minigpt.training.step import target_losses
 
 Ids = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-CHUNK = 1 << 20  # ids hashed at a time
+CHUNK = 1 << 20  # ids hashed or counted at a time
 
 
 def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] | None = None) -> Floats:
@@ -40,6 +40,14 @@ def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] |
         if progress:
             progress(min((at + 1) * size, len(tokens) - 1), len(tokens) - 1)
     return np.concatenate(parts)
+
+
+def token_counts(tokens: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each id [V] is among the tokens [N], which are read in chunks (they may be memory-mapped)."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(tokens), CHUNK):
+        counts += np.bincount(np.asarray(tokens[start : start + CHUNK], np.int64), minlength=vocab_size)
+    return counts
 
 
 def loss_by_position(losses: Floats, context: int) -> Floats:
@@ -224,7 +232,7 @@ def survey(
         progress: see `token_losses`.
     """
     losses = token_losses(model, held_out, progress=progress)
-    counts = np.bincount(np.asarray(training, np.int64), minlength=tokenizer.vocab_size)
+    counts = token_counts(training, tokenizer.vocab_size)
     ids = np.asarray(tokenizer.encode(text), np.int64)
     frequent = np.argsort(-counts)[: min(24, tokenizer.vocab_size)]
     near, cosines = neighbours(model, frequent)

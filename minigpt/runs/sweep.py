@@ -25,7 +25,7 @@ from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder, check_name
 from minigpt.runs.lock import run_lock
-from minigpt.runs.record import RunRecord, find_runs
+from minigpt.runs.record import RunRecord, find_runs, read_run
 from minigpt.runs.settings import as_flag, flat
 
 Settings = Mapping[str, Any]
@@ -292,7 +292,8 @@ def _run_all(
 def outcome(progress: Progress, name: str) -> str:
     """One line on how a run ended: learning_rate=0.003,seed=1  val 1.4321 (2.066 bits/byte)  1.2 min."""
     state = progress.states[name]
-    record = next((record for record in progress.records() if record.name == name), None)
+    path = progress.sweep.path / name
+    record = read_run(path) if RunFolder(path).is_run else None
     if state == "failed" or record is None or not record.best:
         return f"{name}  {state}{f': {why}' if (why := progress.errors.get(name)) else ''}"
     row = record.summary()

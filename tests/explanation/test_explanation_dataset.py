@@ -1,5 +1,6 @@
 """Test figures over a whole text against slow and obvious forms of each."""
 
+import tracemalloc
 from io import StringIO
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_loss_by_place_and_by_frequency_are_means_over_the_right_tokens():
         {"seen_from": 2, "seen_to": 3, "tokens": 3, "loss": 4.0},
         {"seen_from": 8, "seen_to": 15, "tokens": 1, "loss": 1.0},
     ]
+
+
+def test_tokens_are_counted_in_the_memory_of_a_chunk():
+    tokens = np.broadcast_to(np.uint16(3), 10 * dataset.CHUNK + 5)
+    tracemalloc.start()
+    try:
+        assert dataset.token_counts(tokens, 5).tolist() == [0, 0, 0, len(tokens), 0]
+        assert tracemalloc.get_traced_memory()[1] < 3 * 8 * dataset.CHUNK
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_most_surprising_tokens_come_with_their_context():

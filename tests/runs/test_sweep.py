@@ -226,6 +226,17 @@ def test_every_run_of_a_sweep_takes_a_budget_or_is_tiny(stand_in: Path, tmp_path
     fails(capsys, ["sweep", str(base), "x.jsonl", "--train.seed", "1,2", "--tiny-run"], "--tiny-run: is for training")
 
 
+def test_the_end_of_a_run_is_told_without_reading_the_others(tmp_path: Path) -> None:
+    trials = {"seed=1": {"train.seed": "1"}, "seed=2": {"train.seed": "2"}}
+    for name in trials:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("{}")
+    (tmp_path / "seed=1/metrics.jsonl").write_text('{"step": 9, "val_loss": 1.5, "seconds": 60}\n')
+    progress = sweeps.Progress(sweeps.Sweep(tmp_path, "train", (), (), {}, {}, trials, {}))
+    (tmp_path / "seed=2/config.yaml").write_text("model: [")
+    assert "val 1.5000" in sweeps.outcome(progress, "seed=1")
+
+
 def test_another_grid_or_setting_is_another_sweep(stand_in: Path, tmp_path: Path, capsys) -> None:
     assert main(command(tmp_path, "--name", "mine")) == 0
     assert main(command(tmp_path)) == 0
