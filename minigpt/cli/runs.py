@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.cli.tables import show_columns, show_table
-from minigpt.console import console, out, out_json, printer
+from minigpt.console import console, out, out_json, printer, progress_bars
 from minigpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def main(argv: list[str]) -> int:
 def _list(args: List) -> None:
     from minigpt.runs.record import find_runs
 
-    rows = [run.summary() for run in find_runs(args.runs_dir, args.pattern, printer(console))]
+    with progress_bars(console) as report:
+        found = find_runs(args.runs_dir, args.pattern, printer(console), report)
+    rows = [run.summary() for run in found]
     key, backward = args.sort or "started", args.reverse != (args.sort is None)
     known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key], reverse=backward)
     rows = known + [row for row in rows if row[key] is None]

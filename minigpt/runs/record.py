@@ -12,6 +12,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from minigpt.config import RunConfig, load_config
+from minigpt.console import Report
 from minigpt.errors import CheckpointError, RunError, UserError
 from minigpt.files import GrowingLines, parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
@@ -140,10 +141,16 @@ def read_run(path: str | Path, name: str | None = None, before: RunRecord | None
     return RunRecord(path, name or path.absolute().name, load_config(folder.config), metrics)
 
 
-def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], object] | None = None) -> list[RunRecord]:
+def find_runs(
+    folder: str | Path,
+    pattern: str = "*",
+    say: Callable[[str], object] | None = None,
+    report: Report = lambda label, done, total: None,
+) -> list[RunRecord]:
     """The runs in a folder of runs and in its sweeps (SWEEP/NAME) whose name matches the pattern, sorted by name.
 
-    `say` is called with a message for each damaged run, which is left out. Without `say`:
+    `report` is called after each run, since a hundred take about a second. `say` is called with a message for each
+    damaged run, which is left out. Without `say`:
 
     Raises:
         RunError: no such folder; a pattern without a name; a damaged run.
@@ -157,12 +164,13 @@ def find_runs(folder: str | Path, pattern: str = "*", say: Callable[[str], objec
     found = {path: path.relative_to(folder).as_posix() for path in _directories(folder)}
     wanted = [path for path, name in found.items() if _matches(Path(name), pattern)]
     runs = []
-    for path in sorted(wanted):
+    for done, path in enumerate(sorted(wanted), 1):
         run = _read_all(path, found[path]) if say else read_run(path, found[path])
         if say and isinstance(run, RunError):
             say(f"left out: {run}")
         elif isinstance(run, RunRecord):
             runs.append(run)
+        report("reading runs", done, len(wanted))
     return runs
 
 

@@ -446,3 +446,12 @@ def test_the_lines_of_a_run_share_the_names_of_their_figures(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 2.5}}\n' for step in range(1, 100)))
     lines = read_run(tmp_path).lines
     assert len(lines) == 99 and len({id(name) for line in lines for name in line}) == 2
+
+
+def test_reading_many_runs_shows_how_far_it_is(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("{}")
+    shown: list[tuple[int, int | None]] = []
+    record.find_runs(tmp_path, report=lambda label, done, total: shown.append((done, total)))
+    assert shown == [(1, 2), (2, 2)]
