@@ -10,7 +10,7 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
-from minigpt.layout import STATE, RunFolder, no_such_run, step_of
+from minigpt.layout import CHECKPOINTS, STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
 from minigpt.runs.receipt import text_has_changed
@@ -143,9 +143,11 @@ def _adapted(path: Path) -> GPT:
 def find_base(path: Path, saved: SavedAdapter) -> Path:
     """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
     run, base = RunFolder.of(path).path, PureWindowsPath(saved.base)  # splits at / and at \ of Windows
+    inside = path.absolute().relative_to(run.absolute()).parts[:1]
+    own = run if inside in ((), (CHECKPOINTS,)) else path  # adapters may lie in the folder of their base
     moved = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
     places = (place for place in (Path(saved.base), moved, run.parent / base.name) if place.exists())
-    found = next((place for place in places if not place.resolve().is_relative_to(run.resolve())), None)  # not itself
+    found = next((place for place in places if not place.resolve().is_relative_to(own.resolve())), None)  # not itself
     if found is None:
         raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
     return found

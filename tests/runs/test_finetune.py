@@ -196,6 +196,11 @@ def test_an_adapter_is_never_its_own_base(tmp_path: Path) -> None:
     for base in ("/models/qwen", "/elsewhere/runs/qwen/checkpoints/step-00000004"):
         with pytest.raises(CheckpointError, match="base is gone"):
             find_base(run, SavedAdapter(run, LoRAConfig(), {}, base, ""))
+    (run / "config.yaml").touch()
+    (inside := run / "adapters" / "pirate").mkdir(parents=True)  # but its base may be the run that holds it
+    assert find_base(inside, SavedAdapter(inside, LoRAConfig(), {}, "/models/qwen", "")) == run
+    with pytest.raises(CheckpointError, match="base is gone"):
+        find_base(run / "checkpoints" / "step-00000004", SavedAdapter(run, LoRAConfig(), {}, "/models/qwen", ""))
 
 
 def test_a_chat_tuning_learns_ten_questions_to_exact_answers(tmp_path: Path) -> None:
