@@ -1,7 +1,7 @@
 """Write a run whose matrices are packed into 8 or 4 bits (`weights.quantized`); every command can read it.
 
     runs/my-int4/
-        config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)
+        config.yaml, tokenizer.json             the run's (and receipt.json, and template.json if it has one)
         checkpoints/last, step-00000500/
             model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale instead of .weight;
                                                 norms and biases in fp32
@@ -23,7 +23,7 @@ from minigpt import tokenizers
 from minigpt.config import dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError
 from minigpt.files import new_folder, refuse_existing, write_text
-from minigpt.layout import LAST, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
+from minigpt.layout import LAST, RECEIPT, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
 from minigpt.weights import checkpoint, quantized
 from minigpt.weights.checkpoint_state import CheckpointState
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
@@ -138,12 +138,12 @@ def _state(path: Path) -> CheckpointState:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The texts of tokenizer.json, of template.json if the run was tuned on chats and, for a run, of config.yaml.
+    """The texts of tokenizer.json, receipt.json and template.json, where they exist, and, for a run, of config.yaml.
 
     Raises TokenizerError, ConfigError.
     """
     tokenizers.load(folder)
-    names = [name for name in (TOKENIZER, TEMPLATE) if (folder / name).is_file()]
+    names = [name for name in (TOKENIZER, RECEIPT, TEMPLATE) if (folder / name).is_file()]
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
     if (file := RunFolder(folder).config).is_file():
         header = f"# The settings of {folder}; the weights here are the same in fewer bits\n"
