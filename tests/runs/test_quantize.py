@@ -19,7 +19,7 @@ from tuned_run import make_base
 
 from minigpt import GPT, ModelConfig, load_run, load_template, prepare_decoding, quantize_run
 from minigpt.cli import main
-from minigpt.errors import CheckpointError, ConfigError, RunError
+from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.generation.fast import prepare
 from minigpt.generation.fast.prepare import PackedLinear, RowLinear
 from minigpt.runs.compare import cautions, grouped
@@ -334,6 +334,20 @@ def test_a_hugging_face_directory_is_quantised_too(trained: Path, tmp_path: Path
     with torch.inference_mode():
         right, made = model.eval()(ids), load_run(tmp_path / "hf-int8", "cpu").model(ids)
     assert ((made - right).std() / right.std()) < 0.05
+
+
+def test_a_quantised_hugging_face_directory_is_a_run_like_an_imported_one(tmp_path: Path) -> None:
+    base, theirs = make_base(tmp_path / "base"), tmp_path / "hf"
+    theirs.mkdir()
+    model = GPT.from_pretrained(base)
+    (theirs / "config.json").write_text(json.dumps(config_to_hf(model.config)))
+    save_file(weights_to_hf(model.config, model.weights()), theirs / "model.safetensors")
+    shutil.copy(base / "tokenizer.json", theirs)
+    made = quantize_run(theirs, 8).path
+    assert (read_run(made).state, read_run(made).config.model.embed_dim) == ("finished", 32)
+    for path in (made, made / "checkpoints/last"):
+        with pytest.raises(DataError, match="was imported, so it has no text of its own"):
+            load_run(path, "cpu").prepared()
 
 
 def test_a_checkpoint_in_parts_is_quantised_like_a_whole_one(trained: Path, tmp_path: Path) -> None:
