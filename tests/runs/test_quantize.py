@@ -388,6 +388,8 @@ def test_a_copy_keeps_the_receipt_and_is_no_seed_of_its_run(tmp_path: Path) -> N
     (base / "receipt.json").write_text(json.dumps(receipt))
     runs = [read_run(path) for path in (base, quantize_run(base, 8).path, merge_run(base, tmp_path / "merged"))]
     assert runs[1].receipt == receipt and cautions(runs) == []
+    with pytest.raises(CheckpointError, match="training cannot continue from it; fine-tune it"):
+        assert checkpoint.load(runs[1].path).train
     assert [[run.name for run in group.runs] for group in grouped(runs)] == [["base"], ["base-int8"], ["merged"]]
 
 
