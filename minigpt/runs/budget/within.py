@@ -290,7 +290,8 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
     # compiling takes half a minute: done only in a long run, or if the person asks for it
     compile = settings.compile if settings.compile != "auto" or COMPILING * seconds >= COLD else "off"
     shape, train = plan.config.model, plan.config.train
-    choice = choose(shape, runtime, compile, train.rows, plan.steps * train.batch_size / train.rows, console.print)
+    passes = plan.steps * train.passes * train.batch_size / train.rows
+    choice = choose(shape, runtime, compile, train.rows, passes, console.print)
     trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
     if not 1 / TRUSTED < taken / speed.step(plan.size, shape.max_seq_len, train.batch_size) < TRUSTED:
