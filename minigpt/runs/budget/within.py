@@ -321,7 +321,7 @@ def train_within(
     name, derived = name or config.logging.name, default_name(config, recipe)
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
-        task = FromScratch({"command": command, "budget": _receipt(earlier)})
+        task = FromScratch({"command": command})
         known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
         return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
@@ -349,9 +349,4 @@ def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[s
 
 def _asked(path: Path) -> dict[str, Any]:
     """The settings that the person gave when the run began; {} for a run without a budget."""
-    return _receipt(path).get("asked", {})
-
-
-def _receipt(path: Path) -> dict[str, Any]:
-    """What the run's receipt says about its budget."""
-    return read_receipt(path).get("budget", {})
+    return read_receipt(path).get("budget", {}).get("asked", {})
