@@ -12,7 +12,7 @@ RUN apt-get update \
 # torch comes first, in a layer of its own, so that a change of the code does not fetch it again.
 WORKDIR /minigpt
 COPY constraints.txt ./
-RUN pip install --no-cache-dir torch -c constraints.txt --index-url https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir torch -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu
 
 COPY pyproject.toml README.md LICENSE ./
 COPY minigpt minigpt

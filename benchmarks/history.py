@@ -49,6 +49,8 @@ EPOCHS = (
     ("ten epochs of tiny-6.7m with dropout 0.1", "#009e73", "dropout 0.1; the whole text"),
 )
 """Claims with a curve over epochs, their colours, and their names in the legend."""
+BEGINNINGS = ("tiny-6.7m", "wikitext2-22m", "small-25m")
+"""Recipes of which three seeds were trained for their first part."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,10 @@ def draw_claim(axes: Axes, points: list[dict[str, Any]], title: str) -> None:
 
 
 def draw_normal(known: list[dict[str, Any]]) -> Figure:
-    """Normal losses: shakespeare-char-cpu by its number of steps, and tiny-6.7m by epochs."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Normal losses: shakespeare-char-cpu by its steps, tiny-6.7m by epochs, and the first steps of other recipes."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
+    left, right = upper.subplots(1, 2)
     for one in known:
         if one["commit"] in BANDS and one["claim"].startswith("shakespeare-char-cpu, loss"):
             steps = int(found[1]) if (found := re.search(r"max-steps (\d+)", one["command"])) else CPU_STEPS
@@ -145,10 +148,29 @@ def draw_normal(known: list[dict[str, Any]]) -> Figure:
     right.set_xlabel("epochs")
     right.set_title("tiny-6.7m: perplexity of the validation text, one seed", fontsize=10, loc="left")
     right.legend(frameon=False, fontsize=9)
-    for axes in (left, right):
+    for axes, recipe in zip(lower.subplots(1, 3), BEGINNINGS, strict=True):
+        draw_beginning(
+            axes, next(one for one in known if one["claim"] == f"beginning of {recipe}: three seeds"), recipe
+        )
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12, y=0.12)
     return figure
+
+
+def draw_beginning(axes: Axes, measured: dict[str, Any], recipe: str) -> None:
+    """The training losses of a recipe's first steps: mean and range of the seeds, and the validation losses."""
+    also = measured["also"]
+    seeds = list(zip(*also["training loss"], strict=True))
+    axes.fill_between(also["step"], [min(each) for each in seeds], [max(each) for each in seeds], color="#0072b2",
+                      alpha=0.4, linewidth=0)  # fmt: skip
+    axes.plot(also["step"], [sum(each) / len(each) for each in seeds], color="#0072b2", label="training")
+    for index, step in enumerate(also["validated at"]):
+        losses = [seed[index] for seed in also["validation loss"]]
+        axes.plot([step] * len(losses), losses, "_", color="#d55e00", markersize=9, label="" if index else "validation")
+    axes.set_title(f"{recipe}: loss, 3 seeds", fontsize=10, loc="left")
+    axes.set_xlabel("steps")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def save(figure: Figure, out: Path) -> None:

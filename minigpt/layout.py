@@ -41,9 +41,12 @@ class RunFolder:
     def of(cls, path: str | Path, holding: str = CONFIG) -> Self:
         """Find the run of a path, which may be the run directory, one of its checkpoints, or its best/last file.
 
-        The run directory must have the file `holding`. If there is none, the path itself is taken.
+        The run directory must have the file `holding`. If there is none, the path itself is taken; so is another
+        program's model, although a run or any folder with a config.yaml may hold it.
         """
         path = Path(path)
+        if (path / "config.json").is_file():
+            return cls(path)
         folders = (path, *path.absolute().parents[:2])
         return cls(next((folder for folder in folders if (folder / holding).is_file()), path))
 

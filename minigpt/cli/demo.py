@@ -20,8 +20,8 @@ class Demo:
 
     minigpt demo
 
-    A slow machine does fewer steps in that time; --train.max-minutes 3 gives it more time. A small grammar writes the
-    text, so its exact entropy is known: the loss that no model can beat.
+    A slow machine does fewer steps in that time; --train.max-minutes 3 trains for three minutes. A small grammar writes
+    the text, so its exact entropy is known: the loss that no model can beat.
     """
 
     name: Name = Name("demo")
@@ -44,7 +44,9 @@ def main(argv: list[str]) -> int:
     from minigpt.runs.train import train
 
     recipe = find_recipe("demo")
-    config = load_config(recipe, {"train.max_minutes": MOST_MINUTES} | overrides)
+    # the recipe's steps are for 72 seconds: they would end a longer run before its time
+    length = {"train.max_steps": None} if overrides.get("train.max_minutes") else {"train.max_minutes": MOST_MINUTES}
+    config = load_config(recipe, length | overrides)
     if config.data.source != "stories":
         raise UserError(f"demo trains on its own stories; on another text: minigpt train demo {config.data.source}")
     task = FromScratch({"command": shlex.join(["minigpt", "demo", *argv])})

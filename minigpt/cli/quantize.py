@@ -11,7 +11,7 @@ from minigpt.errors import ConfigError, UserError
 
 @dataclass(frozen=True)
 class Quantize:
-    """Write a run again with its weights in 8 or 4 bits: a quarter or an eighth of the size, nearly the same model.
+    """Write a run again with its weights in 8 or 4 bits: a quarter or a seventh of the size, nearly the same model.
 
     minigpt quantize runs/my
     minigpt quantize runs/my --group 32 --out runs/small

@@ -28,7 +28,7 @@ class Train:
 
     minigpt train my.txt                   # in five minutes
     minigpt train my.txt --budget 1h
-    minigpt train recipes/shakespeare-char-cpu.yaml --train.max-minutes 5
+    minigpt train recipes/shakespeare-char-cpu.yaml --budget 10m
     minigpt train runs/my/config.yaml --name again --optimizer.learning-rate 0.03
 
     The same command continues an interrupted run. Ctrl-C saves and stops.

@@ -77,6 +77,7 @@ def describe_model(model: GPT) -> dict[str, Any]:
         "position": config.position,
         "activation": config.activation,
         "tie_embeddings": config.tie_embeddings,
+        "softmaxes": config.softmaxes,
     }
 
 

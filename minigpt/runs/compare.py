@@ -17,7 +17,8 @@ FIGURES = ("best_val_loss", "bits_per_byte", "minutes")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed; of a budget, runs for which the same was asked but for the seed.
+    """Runs that differ only in their seed; of a budget, runs for which the same was asked but for the seed. A merged or
+    quantised copy is not in the group of its run.
 
     settings: the settings in which the groups differ; each group has those of its first run.
     mean, deviation: for each of FIGURES, the mean and the sample standard deviation (None for one run); both are None
@@ -89,6 +90,8 @@ def _key(run: RunRecord) -> str:
     settings = flat(run.config)
     if asked := run.receipt.get("budget", {}).get("asked"):  # its other settings depend on the machine's speed
         settings = {"budget": asked["budget"], **asked["settings"]}
+    if made := run.receipt.get("merged") or (run.saved and run.saved.quantization):
+        settings["made from"] = made  # a run's copy has its settings, but not its figures
     return json.dumps(_without_seed(settings), sort_keys=True)
 
 

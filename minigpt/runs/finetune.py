@@ -76,7 +76,7 @@ def fine_tune(
     if source is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
     start = load_run(source, "cpu")
-    given = recipe_settings(recipe) | given
+    given = recipe_settings(recipe, given) | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (placement, console):
         return _tune(start, config, given, name, resume, recipe, command, placement, console)

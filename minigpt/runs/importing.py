@@ -22,7 +22,7 @@ from minigpt import tokenizers
 from minigpt.config import DataConfig, ModelConfig, RunConfig, dump_config
 from minigpt.errors import CheckpointError, RunError, TokenizerError
 from minigpt.files import new_folder, read_text, refuse_existing, write_text
-from minigpt.layout import LAST, TEMPLATE, RunFolder, step_name
+from minigpt.layout import LAST, MANIFEST, TEMPLATE, RunFolder, is_pointer, step_name
 from minigpt.runs.load import check_vocabulary
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import read_template
@@ -81,7 +81,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
         StorageError: it cannot be written.
     """
     source = Path(source)
-    if RunFolder.of(source).is_run:
+    if RunFolder(source).is_run or (source / MANIFEST).is_file() or is_pointer(source):
         raise RunError(f"{source}: is a run of minigpt; every command can use it as it is")
     out = Path("runs", source.stem if source.is_file() else source.resolve().name) if out is None else Path(out)
     refuse_existing(out)

@@ -10,10 +10,10 @@ from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
-from minigpt.layout import STATE, RunFolder, no_such_run, step_of
+from minigpt.layout import CHECKPOINTS, STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
 from minigpt.runs.data import prepare_data
-from minigpt.runs.receipt import text_has_changed
+from minigpt.runs.receipt import read_receipt, text_has_changed
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
@@ -142,13 +142,17 @@ def _adapted(path: Path) -> GPT:
 
 def find_base(path: Path, saved: SavedAdapter) -> Path:
     """Find the base of the adapter at `path`. Raises CheckpointError if it is gone."""
-    run, base = RunFolder.of(path).path, PureWindowsPath(saved.base)  # splits at / and at \ of Windows
-    moved = run.parent.joinpath(*base.parts[-3:])  # runs/BASE/checkpoints/STEP, if it was moved together with the run
-    places = (place for place in (Path(saved.base), moved, run.parent / base.name) if place.exists())
-    found = next((place for place in places if not place.resolve().is_relative_to(run.resolve())), None)  # not itself
-    if found is None:
-        raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
-    return found
+    run = RunFolder.of(path).path.absolute()
+    parts = PureWindowsPath(saved.base).parts  # splits at / and at \ of Windows
+    inside = path.absolute().relative_to(run).parts[:1]
+    own = run if inside in ((), (CHECKPOINTS,)) else path  # adapters may lie in the folder of their base
+    newer = read_receipt(own).get("base", {}).get("path", saved.base)  # if --resume named the base at another path
+    # moved with the run, or with its sweep: SWEEP/BASE/checkpoints/STEP, BASE/checkpoints/STEP or DIRECTORY
+    moved = (folder.joinpath(*parts[-count:]) for folder in run.parents[:2] for count in (4, 3, 1))
+    for place in (Path(newer), Path(saved.base), *moved):
+        if place.exists() and not place.resolve().is_relative_to(own.resolve()):  # not itself
+            return place
+    raise CheckpointError(f"{path}: an adapter whose base is gone; put it back at {saved.base}")
 
 
 def check_same_tokenizer(tokenizer: Tokenizer, state: CheckpointState, where: Path) -> None:

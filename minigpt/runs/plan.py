@@ -25,7 +25,7 @@ _MAY_CHANGE = {
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
     "optimizer": {"learning_rate", "adamw_ratio", "weight_decay", "momentum", "beta1", "beta2", "eps"},
-    "finetune": {"base"},  # its path; the weights must be the same
+    "finetune": {"base"},  # another path of the same weights
     "schedule": None, "generation": None, "logging": None, "recovery": None,
 }  # fmt: skip
 
@@ -133,7 +133,8 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
             ):
                 continue
             allowed = _MAY_CHANGE.get(section, set())
-            if strict or (allowed is not None and field not in allowed):
+            other_task = section == "finetune" and None in (value, after[section][field])  # one has no base
+            if strict or other_task or (allowed is not None and field not in allowed):
                 names.append(f"{section}.{field}")
     return names
 

@@ -1,7 +1,7 @@
 """Write a run whose matrices are packed into 8 or 4 bits (`weights.quantized`); every command can read it.
 
     runs/my-int4/
-        config.yaml, tokenizer.json             the run's (and template.json, if it was tuned on chats)
+        config.yaml, tokenizer.json             the run's (and receipt.json, and template.json if it has one)
         checkpoints/last, step-00000500/
             model.safetensors                   blocks.0.attention.qkv.weight.int4 and .scale instead of .weight;
                                                 norms and biases in fp32
@@ -20,12 +20,12 @@ from typing import Any
 from torch import Tensor
 
 from minigpt import tokenizers
-from minigpt.config import dump_config, load_config
+from minigpt.config import DataConfig, RunConfig, dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError
 from minigpt.files import new_folder, refuse_existing, write_text
-from minigpt.layout import LAST, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
+from minigpt.layout import LAST, RECEIPT, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
 from minigpt.weights import checkpoint, quantized
-from minigpt.weights.checkpoint_state import CheckpointState
+from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
 
 
@@ -71,7 +71,7 @@ def quantize_run(
         raise no_such_run(path)
     _check(bits, group, embedding_bits)
     foreign = is_huggingface(path)
-    state = CheckpointState() if foreign else _state(path)
+    state = CheckpointState(train=TrainState(finished=True, stop_reason=IMPORTED)) if foreign else _state(path)
     folder = path if foreign else RunFolder.of(path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
     refuse_existing(out)
@@ -84,7 +84,8 @@ def quantize_run(
     state = replace(state, model=model, quantization={**done, "source": str(path)})
     name = step_name(0) if foreign else checkpoint.resolve(path).name
     before = _weight_bytes(path, foreign) or sum(tensor.nbytes for tensor in weights.values())
-    size = _write(out, name, packed, state, _files(folder))
+    settings = RunConfig(model=config, data=DataConfig(source=str(path))) if foreign else None  # as import writes them
+    size = _write(out, name, packed, state, _files(folder, settings))
     count = sum(tensor.numel() for tensor in weights.values())
     return QuantizedRun(out, **done, weights=count, bytes_before=before, bytes_after=size)
 
@@ -137,17 +138,17 @@ def _state(path: Path) -> CheckpointState:
     return saved.state
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """The texts of tokenizer.json, of template.json if the run was tuned on chats and, for a run, of config.yaml.
-
-    Raises TokenizerError, ConfigError.
+def _files(folder: Path, settings: RunConfig | None) -> dict[str, str]:
+    """The texts of tokenizer.json, receipt.json and template.json, where they exist, and of config.yaml: these
+    settings, or the run's. Raises TokenizerError, ConfigError.
     """
     tokenizers.load(folder)
-    names = [name for name in (TOKENIZER, TEMPLATE) if (folder / name).is_file()]
+    names = [name for name in (TOKENIZER, RECEIPT, TEMPLATE) if (folder / name).is_file()]
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-    if (file := RunFolder(folder).config).is_file():
+    file = RunFolder(folder).config
+    if settings or file.is_file():
         header = f"# The settings of {folder}; the weights here are the same in fewer bits\n"
-        files[file.name] = header + dump_config(load_config(file))
+        files[file.name] = header + dump_config(settings or load_config(file))
     return files
 
 

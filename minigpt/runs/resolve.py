@@ -169,7 +169,7 @@ def pick_kernels(
         steps = Budget(settings, batches.steps_per_epoch, batches.tokens_per_step).total_steps
         share = settings.batch_size / ranks.world
         # if only the minutes are limited, the run is long enough to compile
-        passes = steps * share / size if steps else math.inf
+        passes = steps * settings.passes * share / size if steps else math.inf
         choice = choose(shape, runtime, settings.compile, size, passes, console.print)
         kernel = shape.model_copy(update={"attention": choice.attention})
         return runtime.precision if before.precision else _tried(kernel, runtime, console), choice

@@ -361,6 +361,6 @@ def tuning_resolver(base: str, recipe: str | None) -> Callable[[Settings], RunCo
 
     def resolve(settings: Settings) -> RunConfig:
         load_config(recipe, settings)
-        return finetune_config(start, {**recipe_settings(recipe), **settings})
+        return finetune_config(start, {**recipe_settings(recipe, settings), **settings})
 
     return resolve

@@ -155,7 +155,7 @@ def execute(
             )
             return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:
-        _write_files(plan.path, resolved, tokenizer, feed, task)
+        _write_files(plan.path, resolved, tokenizer, feed, task, resume)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     share = "" if learning == parameters else f", of which {learning:,} learn"
@@ -175,11 +175,13 @@ def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"eval_every": every})})
 
 
-def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task) -> None:
-    """Write the files that a run directory has before the first step."""
+def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task, resume: bool) -> None:
+    """Write the files that a run directory has before the first step. A run with the same settings keeps its budget."""
     config, ranks = resolved.config, resolved.placement.ranks
     versions = {"minigpt": __version__, **{name: version(name) for name in ("torch", "numpy", "pydantic")}}
-    receipt = make_receipt(config, feed.sha256, hardware(), versions) | {"ranks": ranks.world, **task.receipt}
+    before = {} if resume else read_receipt(path)
+    receipt = before | make_receipt(config, feed.sha256, hardware(), versions)
+    receipt |= {"ranks": ranks.world, **task.receipt}
     file = quoted(RunFolder(path).config.as_posix())  # with /, so that no shell of Windows needs quotes
     about = f"The resolved settings of this run; to repeat it: minigpt {task.command} {file}"
     write_run_files(path, config, receipt, about)

@@ -84,7 +84,7 @@ def choose(
         runtime: device and precision.
         compile: train.compile. auto compiles if that saves time in this run (never on mps).
         batch: number of sequences in a micro-batch.
-        passes: number of micro-batches in the whole run.
+        passes: how often the whole run computes a micro-batch, forward and backward.
         say: called with a message before a compilation begins.
         measure: times the kernels (default: `time_kernels`).
     """

@@ -56,7 +56,7 @@ def training_memory(
     Args:
         config: the shape; `attention` is the kernel.
         batch: number of sequences in one forward pass, the micro-batch.
-        runtime: device and precision. A block of this shape makes three short passes there, to measure what it keeps.
+        runtime: device and precision. A block of this shape makes four short passes there, to measure what it keeps.
         optimizer: adamw (two moments), or muon (one for the blocks' matrices, and memory for its products).
         ema: whether there is a running average of the weights.
         accumulates: whether gradients are kept while the next micro-batch is computed.

@@ -53,8 +53,8 @@ class Checkpoint:
 
     @property
     def train(self) -> TrainState:
-        """The state of training. Raises CheckpointError for weights that were not trained here."""
-        if self.state.train is None:
+        """The state of training. Raises CheckpointError for weights that were not trained here, or were quantised."""
+        if self.state.train is None or self.state.quantization:
             raise CheckpointError(f"{self.path}: has only weights, so training cannot continue from it; fine-tune it")
         return self.state.train
 

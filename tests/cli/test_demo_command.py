@@ -29,3 +29,9 @@ def test_it_trains_72_seconds_at_most_unless_a_flag_says_otherwise(tmp_path: Pat
     assert main(argv) == 0
     train = load_config(tmp_path / "demo" / "config.yaml").train
     assert (train.max_steps, train.max_minutes) == (2, 1.2)
+
+
+def test_a_time_of_your_own_replaces_the_recipes_steps(tmp_path: Path) -> None:
+    assert main(["demo", *TINY, "--logging.runs-dir", str(tmp_path), "--train.max-minutes", "0.01"]) == 0
+    train = load_config(tmp_path / "demo" / "config.yaml").train
+    assert (train.max_steps, train.max_minutes) == (None, 0.01)

@@ -3,13 +3,14 @@
 import contextlib
 import copy
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt.cli import main
-from minigpt.config import ModelConfig, load_config, parse_yaml, recipes, validate
+from minigpt.config import ModelConfig, load_config, parse_yaml, recipes, split_flags, validate
 from minigpt.errors import ConfigError
 from minigpt.model.cost import parameter_table
 
@@ -135,6 +136,18 @@ def test_the_nanogpt_recipes_have_nanogpts_settings(name: str, batch: int, steps
     assert (schedule.kind, schedule.warmup_steps, schedule.min_lr_ratio) == ("cosine", 100, 0.1)
     assert (model.dropout, config.train.batch_size, config.train.max_steps) == (dropout, batch, steps)
     assert (config.train.grad_clip, config.train.eval_every, config.data.val_fraction) == (1.0, 250, 0.1)
+
+
+def test_the_command_in_gpt2_124m_trains_a_gpt2_as_nanogpt_does():
+    """The length, split and evaluations of nanoGPT's config/train_gpt2.py; the recipe's own end far too soon."""
+    text = " ".join(line.removeprefix("#").strip() for line in header(ALL["gpt2-124m"])[3:])
+    flags, words = split_flags(shlex.split(text.partition("2.85):")[2]))
+    config = load_config("gpt2-124m", flags)
+    train, schedule = config.train, config.schedule
+    assert words[:3] == ["minigpt", "train", "gpt2-124m"] and words[3].startswith("hf:")
+    assert (train.max_steps, train.max_epochs, train.early_stopping) == (600_000, None, None)
+    assert (train.batch_size, train.eval_every, config.data.val_fraction) == (480, 1000, 0.0005)
+    assert (config.model.dropout, config.optimizer.learning_rate, schedule.warmup_steps) == (0, 6e-4, 2000)
 
 
 def test_gpt2_124m_has_the_parameters_of_openais():

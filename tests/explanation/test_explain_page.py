@@ -88,6 +88,13 @@ def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
     assert "{{" not in page
 
 
+@pytest.mark.parametrize("softmaxes", [1, 3])
+def test_the_page_knows_how_many_softmaxes_its_equation_is_about(softmaxes: int):
+    model, tokenizer = byte_model(num_layers=1, num_heads=1, softmaxes=softmaxes)
+    page = make_page(explain(model, tokenizer, tokenizer.encode("some text")))
+    assert embedded(page)["model"]["softmaxes"] == softmaxes and 'id="mixture"' in page
+
+
 def test_64_tokens_of_6_layers_with_6_heads_stay_under_2_megabytes():
     model, tokenizer = byte_model()
     page = make_page(explain(model, tokenizer, tokenizer.encode("x" * 63 + "é")[:64]))

@@ -12,7 +12,9 @@ from minigpt.generation.engine import Reader
 from minigpt.generation.fast.cuda_graphs import PATIENCE, Replay
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
+from minigpt.model.cost import build_meta
 from minigpt.model.gpt import read
+from minigpt.model.kernels.attention import fast_attention
 
 SHAPE = ModelConfig(
     vocab_size=70, embed_dim=40, num_heads=4, num_kv_heads=2, num_layers=3, max_seq_len=24, init_std=0.3
@@ -89,10 +91,16 @@ def test_weights_that_have_moved_are_read_where_they_are(monkeypatch) -> None:
     assert before and len(replays) == before + 3 - PATIENCE  # the first steps of a new cache run without a graph
 
 
+@pytest.mark.parametrize("attention", ["reference", "blockwise"])
+def test_a_model_that_was_trained_with_another_kernel_takes_the_one_for_graphs(attention: str) -> None:
+    model = prepare_decoding(build_meta(SHAPE.model_copy(update={"attention": attention})), "fp32")
+    assert {block.attention.kernel for block in model.blocks} == {fast_attention}
+
+
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_prepared_models_write_by_graphs_what_they_write_without(precision: str, monkeypatch) -> None:
-    plain, fast, replays = make(monkeypatch)
+    plain, fast, replays = make(monkeypatch, attention="reference")
     prepare_decoding(fast, precision)
     wanted = write(prepare_decoding(plain, precision), [[1, 2, 3]])
     assert replays and isinstance(fast.reader, Replay)

@@ -22,6 +22,7 @@ from minigpt.model import GPT
 from minigpt.runs import train as assembly
 from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
 from minigpt.runs.load import find_base, load_run
+from minigpt.runs.plan import compare
 from minigpt.runs.train import train
 from minigpt.tokenizers import EOS, ByteTokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import Piece, encode, encode_question, load_template
@@ -196,6 +197,34 @@ def test_an_adapter_is_never_its_own_base(tmp_path: Path) -> None:
     for base in ("/models/qwen", "/elsewhere/runs/qwen/checkpoints/step-00000004"):
         with pytest.raises(CheckpointError, match="base is gone"):
             find_base(run, SavedAdapter(run, LoRAConfig(), {}, base, ""))
+    (run / "config.yaml").touch()
+    (inside := run / "adapters" / "pirate").mkdir(parents=True)  # but its base may be the run that holds it
+    assert find_base(inside, SavedAdapter(inside, LoRAConfig(), {}, "/models/qwen", "")) == run
+    with pytest.raises(CheckpointError, match="base is gone"):
+        find_base(run / "checkpoints" / "step-00000004", SavedAdapter(run, LoRAConfig(), {}, "/models/qwen", ""))
+
+
+@pytest.mark.parametrize("base", ["base/checkpoints/step-00000004", "sweep/rank=2/checkpoints/step-00000004", "qwen"])
+@pytest.mark.parametrize("run", ["small", "sweep/small"])
+def test_an_adapter_of_a_sweep_moves_together_with_its_base(base: str, run: str, tmp_path: Path) -> None:
+    (tmp_path / base).mkdir(parents=True)
+    saved = SavedAdapter(tmp_path, LoRAConfig(), {}, f"/elsewhere/runs/{base}", "")
+    assert find_base(tmp_path / run, saved) == tmp_path / base
+
+
+def test_an_older_checkpoint_has_the_base_with_which_its_run_went_on(tmp_path: Path) -> None:
+    receipt = {"data": {"sha256": {}}, "base": {"path": str(tmp_path / "kept"), "sha256": ""}}
+    for name in ("kept", "base", "small"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "small" / "receipt.json").write_text(json.dumps(receipt))
+    saved = SavedAdapter(tmp_path, LoRAConfig(), {}, str(tmp_path / "base"), "")
+    assert find_base(tmp_path / "small", saved) == tmp_path / "kept", "another model may be at the old path"
+
+
+def test_a_training_from_scratch_is_not_continued_as_a_fine_tuning() -> None:
+    fresh, tuned, moved = (load_config(None, {"finetune.base": base}) for base in (None, "runs/a", "runs/b"))
+    assert compare(fresh, tuned, strict=False) == compare(tuned, fresh, strict=False) == ["finetune.base"]
+    assert compare(tuned, moved, strict=False) == []
 
 
 def test_a_chat_tuning_learns_ten_questions_to_exact_answers(tmp_path: Path) -> None:
@@ -281,6 +310,9 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
     assert given.config.schedule.warmup_steps == 4
     again = fine_tune(recipe=str(given.path / "config.yaml"), name="again", quiet=True)
     assert same(last_tensors(again.path), last_tensors(given.path)), "config.yaml repeats the run"
+    recipe, flags = str(given.path / "config.yaml"), {"optimizer.kind": "adamw"}
+    other = fine_tune(recipe=recipe, settings=flags, name="other", quiet=True)
+    assert other.config.optimizer.learning_rate == pytest.approx(fresh), "muon's rate is not adamw's"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ def test_the_files_of_an_imported_model_are_not_taken_for_its_text(tmp_path: Pat
     assert main(["eval", str(run), "--data", str(theirs / "README.md")]) == 0
 
 
+def test_a_config_yaml_of_the_folder_around_a_model_is_not_the_models(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.yaml").write_text("lr: 0.1\n")
+    theirs = make(tmp_path / "models" / "hf", "llama", vocab_size=259)
+    ByteTokenizer().save(theirs)
+    assert main(["generate", str(theirs), "--prompt", "a", "--max-new-tokens", "3"]) == 0
+    assert load_run(theirs, "cpu").name == "hf"
+    run = import_model(theirs, tmp_path / "a").path
+    for place in (run, run / "checkpoints/step-00000000", run / "checkpoints/last"):
+        assert main(["import", str(place), "--out", str(tmp_path / "b")]) == 2
+        assert "is a run of minigpt" in capsys.readouterr().err
+
+
 def test_a_template_of_another_program_and_a_pipe_are_refused(tmp_path: Path) -> None:
     theirs = make(tmp_path / "hf", "llama", vocab_size=259)
     (theirs / "template.json").write_bytes(b"\xff")

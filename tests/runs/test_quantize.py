@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tuned_run import make_base
 
 from minigpt import GPT, ModelConfig, load_run, load_template, prepare_decoding, quantize_run
 from minigpt.cli import main
-from minigpt.errors import CheckpointError, ConfigError, RunError
+from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.generation.fast import prepare
 from minigpt.generation.fast.prepare import PackedLinear, RowLinear
+from minigpt.runs.compare import cautions, grouped
+from minigpt.runs.finetune import merge_run
 from minigpt.runs.quantize import pack_weights
 from minigpt.runs.record import read_run
 from minigpt.weights import checkpoint
@@ -333,6 +336,20 @@ def test_a_hugging_face_directory_is_quantised_too(trained: Path, tmp_path: Path
     assert ((made - right).std() / right.std()) < 0.05
 
 
+def test_a_quantised_hugging_face_directory_is_a_run_like_an_imported_one(tmp_path: Path) -> None:
+    base, theirs = make_base(tmp_path / "base"), tmp_path / "hf"
+    theirs.mkdir()
+    model = GPT.from_pretrained(base)
+    (theirs / "config.json").write_text(json.dumps(config_to_hf(model.config)))
+    save_file(weights_to_hf(model.config, model.weights()), theirs / "model.safetensors")
+    shutil.copy(base / "tokenizer.json", theirs)
+    made = quantize_run(theirs, 8).path
+    assert (read_run(made).state, read_run(made).config.model.embed_dim) == ("finished", 32)
+    for path in (made, made / "checkpoints/last"):
+        with pytest.raises(DataError, match="was imported, so it has no text of its own"):
+            load_run(path, "cpu").prepared()
+
+
 def test_a_checkpoint_in_parts_is_quantised_like_a_whole_one(trained: Path, tmp_path: Path) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -363,6 +380,17 @@ def test_fine_weights_are_the_ones_that_were_averaged(trained: Path, tmp_path: P
     assert load_template(done.path).user == "Ask: {}\n", "the chat template stays the same"
     assert done.path == tmp_path / "run-int8" and done.bytes_before == (target / "ema.safetensors").stat().st_size
     assert torch.allclose(GPT.from_pretrained(done.path).norm.weight, average["norm.weight"])
+
+
+def test_a_copy_keeps_the_receipt_and_is_no_seed_of_its_run(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    receipt = {"data": {"sha256": {"train": "1", "val": "2"}}}
+    (base / "receipt.json").write_text(json.dumps(receipt))
+    runs = [read_run(path) for path in (base, quantize_run(base, 8).path, merge_run(base, tmp_path / "merged"))]
+    assert runs[1].receipt == receipt and cautions(runs) == []
+    with pytest.raises(CheckpointError, match="training cannot continue from it; fine-tune it"):
+        assert checkpoint.load(runs[1].path).train
+    assert [[run.name for run in group.runs] for group in grouped(runs)] == [["base"], ["base-int8"], ["merged"]]
 
 
 def test_mistakes_are_named_in_one_line(trained: Path, tmp_path: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_run import SMALL, fails, text
 from safetensors.torch import load_file
-from tuned_run import make_base, questions, tune
+from tuned_run import StopAt, make_base, questions, tune
 
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
@@ -20,6 +20,7 @@ from minigpt.errors import RunError
 from minigpt.files import read_lines
 from minigpt.layout import RunFolder
 from minigpt.runs import record
+from minigpt.runs import train as assembly
 from minigpt.runs.compare import grouped
 from minigpt.runs.lock import run_lock
 from minigpt.runs.plan import write_run_files
@@ -415,6 +416,22 @@ def test_a_finetuned_run_is_listed_shown_and_repeated(tmp_path: Path, capsys, mo
         ours, theirs = (load_file(r / "checkpoints/step-00000006/adapter.safetensors") for r in (run, again))
         assert all((ours[name] == theirs[name]).all() for name in ours)
         shutil.rmtree(again)
+
+
+def test_a_run_that_goes_on_keeps_its_budget_until_its_settings_change(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    flags = [*SMALL, "--train.max-steps", "6", "--logging.runs-dir", str(tmp_path), "--logging.name", "cats"]
+    settings = split_flags([*flags, "--data.source", str(tmp_path / "cats.txt")])[0]
+    plan = {"asked": {"budget": "1m", "settings": {}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "Signals", StopAt)
+        run = assembly.train(load_config(None, settings), quiet=True, task=FromScratch({"budget": plan}))
+    config = load_config(run.path / "config.yaml")  # as the page continues a run
+    assert assembly.train(config, quiet=True).state.finished
+    assert read_run(run.path).receipt["budget"] == plan
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 8})})
+    assert assembly.train(longer, quiet=True, resume=True).state.step == 8
+    assert "budget" not in read_run(run.path).receipt
 
 
 def test_groups_know_nothing_of_where_and_how_a_run_was_written(tmp_path: Path) -> None:

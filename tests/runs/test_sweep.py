@@ -15,6 +15,7 @@ from tuned_run import make_base, questions
 
 from minigpt.cli import main
 from minigpt.cli.sweep import at_commas, split_grid
+from minigpt.config.rates import default_rate
 from minigpt.console import ending_signals, own_group, passed_on
 from minigpt.errors import ConfigError
 from minigpt.runs import sweep as sweeps
@@ -157,6 +158,14 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys, monkey
     assert main(["sweep", "base", "q.jsonl", "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["runs"][0]["command"]
     assert again.startswith("minigpt finetune base q.jsonl --"), "a bare name is a run, as in finetune"
+
+
+def test_a_finetuning_by_a_config_has_the_rate_of_the_optimizer_that_a_flag_names(tmp_path: Path) -> None:
+    base, recipe = make_base(tmp_path / "base"), tmp_path / "config.yaml"
+    recipe.write_text("optimizer: {kind: adamw, learning_rate: 3e-4}\ndata: {source: my.txt}\n")
+    resolve = sweeps.tuning_resolver(str(base), str(recipe))
+    rates = [resolve({"optimizer.kind": kind}).optimizer.learning_rate for kind in ("adamw", "muon")]
+    assert rates == [3e-4, default_rate("muon", 32) / 10]
 
 
 def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> None:

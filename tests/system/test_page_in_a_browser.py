@@ -209,6 +209,7 @@ def test_every_sign_is_explained(page):
     assert "1 nat = 1.44 bits" in page.locator("header details").inner_text()
     assert page.locator(".lead .symbols").count() == 6
     assert page.locator("#tied").is_visible(), "this model reads and writes with one table"
+    assert page.locator("#mixture").is_hidden(), "this model has one softmax"
 
 
 def test_a_text_of_one_token_and_a_model_of_one_head_are_drawn(browser, tmp_path):

@@ -5,19 +5,24 @@ from typing import Any, cast
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn.functional import pad
 
 from minigpt import load_config, train
 from minigpt.config import ModelConfig
+from minigpt.data import Batches
 from minigpt.errors import ConfigError
 from minigpt.model import GPT
 from minigpt.model.inputs import MASKED, take_masks
+from minigpt.runs import resolve
+from minigpt.runtime.autotune import Choice
 from minigpt.runtime.device import Runtime, step_seed
 from minigpt.runtime.memory_estimate import memory_of_run
-from minigpt.runtime.placement import joined
+from minigpt.runtime.placement import joined, make_placement
 from minigpt.training.objective import MaskedInputs, Objective
 from minigpt.training.step import accumulate, validation_loss
 from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint_state import CheckpointState
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 SHAPE = ModelConfig(vocab_size=64, embed_dim=32, num_heads=2, num_layers=2, max_seq_len=16, bigrams=65 * 64)
@@ -122,6 +127,21 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(micro: int, tmp_path: Pat
     assert not torch.equal(whole["ema embedding.weight"], whole["model embedding.weight"])
     plain = tensors(trained(tmp_path, "plain", kind | {"train.masked_inputs": 0}))
     assert not torch.equal(plain["model embedding.weight"], whole["model embedding.weight"])
+
+
+def test_the_second_pass_is_counted_when_compiling_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[float] = []
+
+    def choose(shape: ModelConfig, runtime: Runtime, compile: str, batch: int, times: float, say: object) -> Choice:
+        passes.append(times)
+        return Choice("sdpa", False)
+
+    monkeypatch.setattr(resolve, "choose", choose)
+    batches, fixed = Batches(TOKENS.flatten().numpy(), 8, 16, 0), FLAGS | {"model.vocab_size": 64}
+    for share in (0, 0.5):
+        config = load_config(None, fixed | {"train.masked_inputs": share, "train.micro_batch_size": 4})
+        resolve.pick_kernels(config, batches, CheckpointState(), Console(quiet=True), make_placement(config))
+    assert passes == [9 * 2, 9 * 2 * 2], "9 steps of 2 micro-batches"
 
 
 def test_the_second_pass_is_counted_in_the_memory() -> None:

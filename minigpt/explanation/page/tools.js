@@ -111,5 +111,6 @@ function constants({ model, heads }) {
   find("head-size").textContent = `${model.head_size} numbers`
     + (model.kv_heads < model.heads ? `; ${model.heads} heads share ${model.kv_heads} keys and values` : "");
   find("width").textContent = model.width;
-  find("tied").hidden = !model.tie_embeddings;
+  find("tied").hidden = !model.tie_embeddings || model.softmaxes > 1;
+  find("mixture").hidden = model.softmaxes === 1;
 }

@@ -66,6 +66,7 @@ def prepare_decoding(model: GPT, precision: str = "bf16") -> GPT:
     model.eval()
     if device.type != "cpu":
         model.to(DTYPES[precision])
+        model.use_attention("sdpa")  # training may have chosen another kernel; a CUDA graph's mask fits only this one
         if device.type == "cuda":
             model.reader = Replay()
         return model

@@ -290,7 +290,8 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
     # compiling takes half a minute: done only in a long run, or if the person asks for it
     compile = settings.compile if settings.compile != "auto" or COMPILING * seconds >= COLD else "off"
     shape, train = plan.config.model, plan.config.train
-    choice = choose(shape, runtime, compile, train.rows, plan.steps * train.batch_size / train.rows, console.print)
+    passes = plan.steps * train.passes * train.batch_size / train.rows
+    choice = choose(shape, runtime, compile, train.rows, passes, console.print)
     trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
     if not 1 / TRUSTED < taken / speed.step(plan.size, shape.max_seq_len, train.batch_size) < TRUSTED:
@@ -320,7 +321,7 @@ def train_within(
     name, derived = name or config.logging.name, default_name(config, recipe)
     asked = {"budget": amount.text, "settings": configure.own}
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
-        task = FromScratch({"command": command, "budget": _receipt(earlier)})
+        task = FromScratch({"command": command})
         known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
         return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
@@ -348,9 +349,4 @@ def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[s
 
 def _asked(path: Path) -> dict[str, Any]:
     """The settings that the person gave when the run began; {} for a run without a budget."""
-    return _receipt(path).get("asked", {})
-
-
-def _receipt(path: Path) -> dict[str, Any]:
-    """What the run's receipt says about its budget."""
-    return read_receipt(path).get("budget", {})
+    return read_receipt(path).get("budget", {}).get("asked", {})
