@@ -343,15 +343,15 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
 class GrowingLines:
     """A JSON lines file that may grow: `read` returns all objects, as `read_lines`, but parses each line only once.
 
-    A file that was replaced by another one, or became shorter, is read again from its beginning.
+    A file whose last known line is no longer where it was (it was replaced, or lost lines) is read from its beginning.
     """
 
     def __init__(self, path: Path, check: Callable[[Any], Any]):
         self.path, self.check = path, check
-        self._start(0)
+        self._start()
 
-    def _start(self, inode: int) -> None:
-        self._inode, self._end, self._number = inode, 0, 0  # the file, and the end and number of its last whole line
+    def _start(self) -> None:
+        self._last, self._end, self._number = b"", 0, 0  # the last whole line that was read, its end and its number
         self._found: list[Any] = []
 
     def read(self) -> list[Any]:
@@ -360,10 +360,10 @@ class GrowingLines:
             return []
         try:
             with self.path.open("rb") as file:
-                there = os.fstat(file.fileno())
-                if there.st_ino != self._inode or there.st_size < self._end:
-                    self._start(there.st_ino)
-                file.seek(self._end)
+                file.seek(self._end - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._start()
+                    file.seek(0)
                 *whole, last = file.read().split(b"\n")  # not splitlines: a text may contain U+2028
         except OSError as error:
             raise RunError(
@@ -372,7 +372,8 @@ class GrowingLines:
         try:
             for line in whole:
                 self._found += self._value(line)
-                self._end, self._number = self._end + len(line) + 1, self._number + 1
+                self._last, self._number = line + b"\n", self._number + 1
+                self._end += len(self._last)
         except (ValueError, OverflowError) as error:  # includes UnicodeDecodeError
             where = f"{self.path}, line {self._number + 1}"
             raise RunError(f"{where}: damaged ({error}); correct or delete that line") from None
