@@ -17,7 +17,7 @@ from tuned_run import StopAt, make_base, questions, tune
 from minigpt.cli import main
 from minigpt.config import dump_config, load_config, split_flags
 from minigpt.errors import RunError
-from minigpt.files import read_lines
+from minigpt.files import GrowingLines, read_lines
 from minigpt.layout import RunFolder
 from minigpt.runs import record
 from minigpt.runs import train as assembly
@@ -115,7 +115,8 @@ def test_a_pattern_is_compared_with_names_and_not_with_the_folder_of_the_runs(tm
 
 def test_a_list_reads_the_figures_of_each_run_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(record, "read_lines", lambda file, check: read.append(file) or read_lines(file, check))
+    own = GrowingLines.read
+    monkeypatch.setattr(GrowingLines, "read", lambda lines: read.append(lines.path) or own(lines))
     listed = [run.summary() for run in record.find_runs(runs, say=print)]
     assert len(read) == len(set(read)) == len(listed) > 1
 

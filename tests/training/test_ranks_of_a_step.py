@@ -1,0 +1,63 @@
+"""Test what a step costs on several ranks, and how a step seeds dropout, with one process."""
+
+import traceback
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import CPU, SHAPE, CountingBatches, make_trainer
+
+from minigpt.model import GPT
+from minigpt.runtime.ranks import Ranks
+from minigpt.training import accumulate
+from minigpt.training.hooks.checkpoints import Checkpoints
+
+
+class Second(Ranks):
+    """The second of two ranks, without the first. Counts its questions, and the whole tensors in memory."""
+
+    rank, world = 1, 2
+
+    def __init__(self) -> None:
+        self.questions = self.alive = self.most = 0
+
+    def largest(self, value: float) -> float:
+        self.questions += 1
+        return value
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor.clone()
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(whole, self.drop)
+        return whole
+
+    def drop(self) -> None:
+        self.alive -= 1
+
+
+def test_the_ranks_ask_each_other_twice_a_step() -> None:
+    trainer, ranks = make_trainer(max_steps=10, eval_every=100), Second()
+    trainer.runtime = replace(CPU, ranks=ranks)
+    trainer.run()
+    assert trainer.state.step == 10
+    assert ranks.questions <= 2 * 10 + 1  # the time after each step, and whether to stop before each step and the end
+
+
+def test_a_rank_that_does_not_save_gathers_one_tensor_at_a_time(tmp_path: Path) -> None:
+    trainer, ranks = make_trainer(max_steps=1), Second()
+    trainer.run()
+    trainer.runtime = replace(CPU, ranks=ranks)
+    Checkpoints(tmp_path, 1, 1, {}).save(trainer)
+    assert ranks.most <= 2 and not list(tmp_path.iterdir())
+
+
+def test_seeding_on_a_cpu_is_torchs_and_writes_down_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(5)
+    monkeypatch.setattr(traceback, "format_stack", lambda: pytest.fail("this takes as long as a small step"))
+    CPU.seed(7)
+    assert torch.equal(torch.rand(5), expected)
+    accumulate(GPT(SHAPE), [CountingBatches().batch(0)], runtime=CPU)
