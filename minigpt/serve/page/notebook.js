@@ -109,6 +109,8 @@ class Notebook {
   get text() { return this.area.value; }
 
   put(text) {
+    clearTimeout(this.typing);
+    this.typing = undefined; // what is typed next is a step of its own
     this.area.value = this.before = text;
     this.area.scrollTop = this.area.scrollHeight;
     this.ghost.paint();
@@ -144,8 +146,6 @@ class Notebook {
   step(from, to) {
     if (!from.length || this.stop) return;
     this.ghost.clear();
-    clearTimeout(this.typing);
-    this.typing = undefined; // what is typed now is a step of its own
     to.push(this.text);
     this.put(from.pop());
     this.buttons();
