@@ -343,7 +343,7 @@ def read_lines(path: Path, check: Callable[[Any], Any] = lambda value: value) ->
 class GrowingLines:
     """A JSON lines file that may grow: `read` returns all objects, as `read_lines`, but parses each line only once.
 
-    A file whose last known line is no longer where it was (it was replaced, or lost lines) is read from its beginning.
+    If the last known line is not where it was, the file was replaced or lost lines: it is read from its beginning.
     """
 
     def __init__(self, path: Path, check: Callable[[Any], Any]):

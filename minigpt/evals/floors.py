@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from minigpt.data import Prepared
+from minigpt.data.counts import holds, token_counts
 from minigpt.data.stories import generator
 from minigpt.download import cache_root
 from minigpt.errors import DataError
@@ -45,8 +45,6 @@ from minigpt.tokenizers import Tokenizer
 
 FIT_BYTES = 16 << 20
 XZ_BYTES = 1 << 20
-BLOCK = 1 << 22
-"""Bytes or tokens that are counted at a time, so that memory does not grow with the text."""
 VERSION = 2  # version of the cached floors: raise it when a definition above changes
 
 Floors = dict[str, float]
@@ -68,14 +66,8 @@ def compute_floors(head: Bytes, tail: Bytes, text: Bytes) -> Floors:
 
 def unigram_bits(train: Bytes, text: Bytes) -> float:
     """-log2 P(text) by the frequencies of single bytes, one added to each count."""
-    counts = byte_counts(train) + 1.0
-    return float(-(byte_counts(text) @ np.log2(counts / counts.sum())))
-
-
-def byte_counts(text: Bytes) -> npt.NDArray[np.int64]:
-    """How often each byte occurs, [256]. (`bincount` first makes eight bytes of each byte.)"""
-    parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
-    return sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
+    counts = token_counts(train, 256) + 1.0
+    return float(-(token_counts(text, 256) @ np.log2(counts / counts.sum())))
 
 
 def xz_bits(before: Bytes, text: Bytes) -> float:
@@ -116,11 +108,6 @@ def _cached(prepared: Prepared, tokenizer: Tokenizer, split: str) -> Path:
     parts = [VERSION, _from_grammar(prepared), split, *texts, tokenizer.fingerprint if lossy else None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return cache_root() / "floors" / f"{key[:32]}.json"
-
-
-def holds(tokens: npt.NDArray[Any], id_: int) -> bool:
-    """Whether an id is among the tokens [N]."""
-    return any(bool((tokens[start : start + BLOCK] == id_).any()) for start in range(0, len(tokens), BLOCK))
 
 
 def _from_grammar(prepared: Prepared) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt.data import windows
+from minigpt.data.counts import token_counts
 from minigpt.explanation.analysis import token_text
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
@@ -21,7 +22,7 @@ from minigpt.training.step import target_losses
 
 Ids = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-CHUNK = 1 << 20  # ids hashed or counted at a time
+CHUNK = 1 << 20  # ids hashed at a time
 
 
 def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] | None = None) -> Floats:
@@ -40,14 +41,6 @@ def token_losses(model: GPT, tokens: Ids, progress: Callable[[int, int], None] |
         if progress:
             progress(min((at + 1) * size, len(tokens) - 1), len(tokens) - 1)
     return np.concatenate(parts)
-
-
-def token_counts(tokens: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
-    """How often each id [V] is among the tokens [N], which are read in chunks (they may be memory-mapped)."""
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(tokens), CHUNK):
-        counts += np.bincount(np.asarray(tokens[start : start + CHUNK], np.int64), minlength=vocab_size)
-    return counts
 
 
 def loss_by_position(losses: Floats, context: int) -> Floats:

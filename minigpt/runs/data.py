@@ -10,6 +10,7 @@ from minigpt import tokenizers
 from minigpt.config import RunConfig
 from minigpt.console import Report
 from minigpt.data import Prepared, open_corpus, prepare, text_chunks
+from minigpt.data.counts import blocks
 from minigpt.errors import DataError
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.base import listed
@@ -58,9 +59,7 @@ def check_known(config: RunConfig, tokenizer: Tokenizer, prepared: Prepared, spl
 
 def count_unknown(rows: Iterable[np.ndarray], tokenizer: Tokenizer) -> int:
     """How many ids of the rows stand for a unit that the tokenizer does not know."""
-    block = 1 << 24  # read a long file in blocks
-    starts = ((row, start) for row in rows for start in range(0, len(row), block))
-    return sum(int((row[start : start + block] == tokenizer.unk_id).sum()) for row, start in starts)
+    return sum(int((block == tokenizer.unk_id).sum()) for row in rows for block in blocks(row))
 
 
 def tell_unknown(

@@ -1,8 +1,8 @@
 """Let one process at a time work on a run, with a lock of the operating system on runs/NAME/.lock.
 
 A crash releases the lock too. The file says who holds it. On a network file system the lock works across hosts if that
-system's flock does. Where there is no flock at all, as in Lustre mounted without it, a run is trained without a lock,
-with a warning.
+system's flock does. Some file systems have no flock, such as Lustre mounted without it. There a run is trained without
+a lock, and a warning says so.
 """
 
 import contextlib

@@ -10,12 +10,11 @@ import pytest
 from browser_run import IN_CHROMIUM, chromium
 from served import make_runs, served
 from test_workbench_page import Opened, go, until
-from test_workbench_runs_page import LINES, opened
+from test_workbench_runs_page import LINES, NOTE, opened
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
-NOTE = "import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))"
 HANG = """() => { window.real = fetch; window.fetch = (path, how) => (!path.startsWith('/v1/c') ? real(path, how)
   : new Promise((_, fail) => how.signal.addEventListener('abort', () => {
     window.ended = true;
@@ -33,6 +32,16 @@ def add_line(folder: Path, **figures: float) -> None:
     line = {**LINES[-1], "step": 20, **figures}
     with (folder / "runs" / "base" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def ask_without_end(page: Any) -> None:
+    """Ask the run `talks` a question whose answer does not come."""
+    go(page, "chat", "talks")
+    page.wait_for_selector(".say textarea")
+    page.evaluate(HANG)
+    page.fill(".say textarea", "the cat")
+    page.press(".say textarea", "Enter")
+    page.wait_for_selector("text=Answering …")
 
 
 def test_the_link_to_the_content_keeps_the_part(browser: Any, tmp_path: Path):
@@ -144,12 +153,7 @@ def test_a_chat_that_is_left_while_it_is_answered_stays_with_its_run(browser: An
     before = {"role": "root", "content": "", "chosen": 0, "next": [{"role": "user", "content": "hello", "next": []}]}
     with served(runs) as address, Opened(browser, address) as page:
         page.evaluate(f"localStorage.setItem('minigpt-chat:other', {json.dumps(json.dumps(before))})")
-        go(page, "chat", "talks")
-        page.wait_for_selector(".say textarea")
-        page.evaluate(HANG)
-        page.fill(".say textarea", "the cat")
-        page.press(".say textarea", "Enter")
-        page.wait_for_selector("text=Answering …")
+        ask_without_end(page)
         page.evaluate("location.hash = 'chat/other'")
         page.wait_for_selector(".messages .user >> text=hello")
         page.evaluate("location.hash = 'chat/talks'")
@@ -158,12 +162,7 @@ def test_a_chat_that_is_left_while_it_is_answered_stays_with_its_run(browser: An
 
 def test_a_new_chat_ends_the_answer_in_the_old_one(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
-        go(page, "chat", "talks")
-        page.wait_for_selector(".say textarea")
-        page.evaluate(HANG)
-        page.fill(".say textarea", "the cat")
-        page.press(".say textarea", "Enter")
-        page.wait_for_selector("text=Answering …")
+        ask_without_end(page)
         page.click("text=New chat")
         page.wait_for_selector("text=No messages yet")
         page.wait_for_selector(".say .primary >> visible=true")

@@ -23,6 +23,8 @@ LINES = [
     {"step": step, "epoch": 0.1, "tokens": 100, "seconds": 1.0, "val_loss": 4.0 - step / 10, "bits_per_byte": 2.5}
     for step in (0, 10)
 ]
+NOTE = "import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))"
+"""Gives the run `base` a note, so that the list of runs changes."""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_the_keyboard_stays_where_it_is_when_the_table_is_drawn_again(browser: A
         page.click("[data-key='run talks']")
         page.focus("[data-key='delete talks']")
         page.evaluate("document.querySelector('.runs-table').dataset.old = ''")
-        page.evaluate("import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))")
+        page.evaluate(NOTE)
         page.wait_for_selector(".runs-table[data-old]", state="detached")
         assert page.evaluate("document.activeElement.dataset.key") == "delete talks"
 
@@ -110,7 +112,7 @@ def test_a_button_that_is_pressed_while_the_list_changes_keeps_its_click(browser
         page.click("[data-key='run talks']")
         page.hover("[data-key='delete talks']")
         page.mouse.down()
-        page.evaluate("import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))")
+        page.evaluate(NOTE)
         page.wait_for_timeout(7000)  # the page asks for the list every 4 seconds, and draws it every 2
         page.mouse.up()
         page.click("button:text-is('Cancel')")
