@@ -28,7 +28,11 @@ export const app = {
     return this.models.filter((id) => id === name || id.startsWith(`${name}@`) || id.startsWith(`${name}+`));
   },
   go(part, run = this.run) { location.hash = `${part}/${encodeURIComponent(run)}`; },
-  async refresh() { await look(); },
+  // Read the list again. An answer to an earlier request may not know what has just changed, so it is dropped
+  async refresh() {
+    answered = asked + 1;
+    await look();
+  },
 };
 
 let close = () => null, shown = "", timer = 0;
