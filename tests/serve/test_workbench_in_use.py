@@ -10,7 +10,7 @@ import pytest
 from browser_run import IN_CHROMIUM, chromium
 from served import make_runs, served
 from test_workbench_page import Opened, go, until
-from test_workbench_runs_page import LINES, NOTE, opened
+from test_workbench_runs_page import LINES, NOTE, names, opened
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -68,10 +68,29 @@ def test_the_click_that_ends_a_note_is_not_lost(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
         go(page, "runs", "base")
         page.click("[data-key='run talks']")
+        page.wait_for_selector("pre.line:has-text('minigpt train')")  # it moves the button
         page.fill("[aria-label='Note about talks']", "good")
         page.click("[data-key='delete talks']", delay=500)  # milliseconds that the button is pressed
         page.click("button:text-is('Cancel')")
         page.wait_for_selector("td p.note:text-is('good')")
+
+
+def test_a_list_that_was_asked_for_before_a_change_does_not_undo_it(browser: Any, tmp_path: Path):
+    hold = """() => { const real = fetch; window.held = []; window.fetch = async (path, how) => {
+      const answer = await real(path, how);
+      if (path === '/api/runs') await new Promise((done) => held.push(done));
+      return answer;
+    }; }"""
+    with opened(browser, tmp_path) as page:
+        go(page, "runs", "base")
+        page.evaluate(hold)
+        until(page, "held.length === 1")  # the page asks for the list every 4 seconds
+        page.click("[aria-label='Star talks']")
+        until(page, "held.length === 2")
+        page.evaluate("held[0]()")
+        page.wait_for_timeout(500)
+        page.click("[aria-label=Show] >> text=Starred")
+        assert names(page) == ["talks"]
 
 
 def test_a_marked_command_stays_marked(browser: Any, tmp_path: Path):

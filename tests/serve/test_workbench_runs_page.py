@@ -110,6 +110,7 @@ def test_a_button_that_is_pressed_while_the_list_changes_keeps_its_click(browser
     with opened(browser, tmp_path) as page:
         go(page, "runs", "base")
         page.click("[data-key='run talks']")
+        page.wait_for_selector("pre.line:has-text('minigpt train')")  # it moves the button
         page.hover("[data-key='delete talks']")
         page.mouse.down()
         page.evaluate(NOTE)
@@ -161,7 +162,7 @@ def test_a_run_starts_from_the_page_and_stops_and_goes_on(browser: Any, tmp_path
         page.set_input_files(".drop input", str(tmp_path / "my.txt"))
         page.wait_for_selector("text=repeated lines")
         page.click("summary")
-        small = {"model.embed_dim": "16", "model.num_layers": "1", "model.num_heads": "1", "train.max_steps": "20000"}
+        small = {"model.embed_dim": "16", "model.num_layers": "1", "model.num_heads": "1", "train.max_steps": "9999999"}
         more = {"logging.log_every": "5", "train.eval_every": "5000", "train.device": "cpu", "train.batch_size": "4"}
         for name, value in {**small, **more}.items():
             page.fill(f"[id='set.{name}']", value)
@@ -198,7 +199,7 @@ def test_data_shows_tokens_sizes_and_repeats(browser: Any, tmp_path: Path, look:
         assert page.locator(".boxes li").first.inner_text().split("\n")[2] == "61"
         assert page.locator(".boxes .special").count() >= 1
         page.set_input_files(".drop input", str(tmp_path / "my.txt"))
-        page.wait_for_selector(".repeats li")
+        page.wait_for_selector("text=398 of 400 lines appeared before.")  # before, it shows the text of the run
         said = page.locator(".report").inner_text()
         assert "398 of 400 lines appeared before." in said and "in the validation text are in the training" in said
         shoot(page, f"data-{look}")
