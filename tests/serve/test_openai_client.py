@@ -109,7 +109,7 @@ console.log(JSON.stringify(found));
 @needs_node("openai")
 def test_the_client_of_npm_hears_what_that_of_python_hears(address: str, client: Any):
     words = ["node", "--input-type=module", "-e", NODE, str(PACKAGES / "openai/index.mjs"), address, KEY, PROMPT]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert found["models"] == [model.id for model in client.models.list()] and found["owner"] == "minigpt"

@@ -33,7 +33,7 @@ def test_the_command_serves_and_ctrl_c_ends_it_cleanly(tmp_path: Path):
         key, port = re.search(r"a key: (\S+)", said), re.search(r":(\d+)/v1", said)
         assert key and port
         with httpx.Client(
-            base_url=f"http://127.0.0.1:{port[1]}", headers={"Authorization": f"Bearer {key[1]}"}
+            base_url=f"http://127.0.0.1:{port[1]}", headers={"Authorization": f"Bearer {key[1]}"}, timeout=300
         ) as client:
             while True:
                 try:
