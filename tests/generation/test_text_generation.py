@@ -143,8 +143,13 @@ def test_best_of_keeps_the_most_likely_of_its_draws() -> None:
 
 def test_time_ends_a_text() -> None:
     found = complete(model(), ["abc"], LETTERS, max_new_tokens=10**5, max_seconds=0.05, stop_at_eos=False)[0][0]
-    assert found.reason == "time"
-    assert 0 < found.tokens < 10**5
+    assert found.reason == "time" and found.tokens < 10**5
+    config = GenerationConfig(max_new_tokens=10**5, stop_at_eos=False, max_seconds=1000)
+    writing = Writing(model(), LETTERS, ["abc"], config)
+    for _ in writing:
+        if writing.rows[0].completion.tokens == 3:
+            writing.deadline = 0.0
+    assert [(of[0].reason, of[0].tokens) for of in writing.completions] == [("time", 3)]
 
 
 def test_a_text_that_was_long_enough_did_not_end_by_time() -> None:

@@ -11,7 +11,8 @@ from terminal_run import COLUMNS, in_terminal
 from tuned_run import questions
 
 SETTINGS = "--train.device cpu --train.precision fp32 --model.attention sdpa --train.compile off".split()
-TRAIN = ["train", "cats.txt", "--tiny-run", "--train.max-steps", "150", *SETTINGS]
+TINY = ["train", "cats.txt", "--tiny-run", *SETTINGS]
+TRAIN = [*TINY, "--train.max-steps", "150"]
 SWEEP = ["sweep", "cats.txt", "--tiny-run", "--train.max-steps", "5", "--optimizer.learning-rate", "1e-3,1e-2"]
 RUN, TUNED = "runs/cats-tiny", "runs/answers"
 
@@ -50,7 +51,7 @@ def test_a_first_session_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mon
     assert "of 150" in stopped and stopped.endswith("saved; the same command continues")
     ended = typed(TRAIN, tmp_path)
     assert "continues from step" in ended and "finished: 150 steps" in ended and "minigpt chat runs/cats-tiny" in ended
-    clocked = typed([*TRAIN, "--name", "clock", "--train.max-minutes", "0.01"], tmp_path)
+    clocked = typed([*TINY, "--train.max-steps", "9999", "--name", "clock", "--train.max-minutes", "0.01"], tmp_path)
     assert "finished after 0.6 seconds, the time for training: step" in clocked
     typed(["plot", RUN], tmp_path)
     listed = typed(["runs", "list"], tmp_path).splitlines()
