@@ -111,9 +111,13 @@ def test_heads_follow_pointer_and_keys_and_can_be_held(page, explanation):
     assert page.locator("#where").inner_text().startswith("token 30 (")
 
 
+FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Two frames: in the first, the page hears of a new size or scheme, and draws its pictures again."""
+
+
 def becomes(page: Any, expression: str) -> bool:
-    """Whether the expression becomes true within three seconds. After a change, the page draws its pictures again."""
-    for _ in range(60):
+    """Whether the expression becomes true within a minute. After a change, the page draws its pictures again."""
+    for _ in range(1200):
         if page.evaluate(expression):
             return True
         page.wait_for_timeout(50)
@@ -163,7 +167,7 @@ def test_text_is_legible_on_every_colour(page, scheme: str):
     page.emulate_media(color_scheme=scheme)
     coloured = [".surprising", ".looked", "#lens tbody td", ".kinds button"]
     full = "(all) => document.querySelectorAll(all).forEach((each) => each.style.setProperty('--v', 1))"
-    page.wait_for_timeout(600)  # the change of scheme draws the detail again
+    page.evaluate(FRAMES)  # the change of scheme draws the detail again
     page.evaluate(full, ", ".join(coloured))
     plain = [".lead p", ".facts", ".note", "footer"]
     ratios = {selector: round(contrast(page, selector), 1) for selector in plain + coloured}
@@ -181,7 +185,7 @@ def test_nothing_is_wider_than_the_screen(page, width: int):
 @pytest.mark.parametrize("width", [420, 1280])
 def test_letters_keep_their_size_and_what_is_cut_says_so(page, width: int):
     page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(600)  # drawn again
+    page.evaluate(FRAMES)  # drawn again
     sizes = page.evaluate(
         """() => [...document.querySelectorAll("svg")].flatMap((svg) => {
           const scale = svg.getBoundingClientRect().width / Number(svg.getAttribute("width"));
