@@ -28,7 +28,7 @@ def report() -> dict[str, Any]:
     # One thread: with two, they wait minutes for each other on cores that other tests use.
     environment = {name: value for name, value in os.environ.items() if name != "MINIGPT_DATA"}
     environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
