@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +24,12 @@ from served import PROMPT, make_runs, served
 
 from minigpt import tokenizers
 from minigpt.cli import main
-from minigpt.errors import RunError
+from minigpt.errors import RunError, UserError
 from minigpt.explanation import html as pictures
 from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
 from minigpt.runs.load import load_run
+from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
 from minigpt.serve.workbench import details
 from minigpt.serve.workbench.details import kept
@@ -317,6 +319,19 @@ def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
     refused = [each.exception() for each in both if each.exception()]
     assert len(refused) == 1 and isinstance(refused[0], RunError)
     until(lambda: not Started.status(started, place)["starting"])
+
+
+def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: Path):
+    run = read_run(make_runs(tmp_path) / "base")
+    shutil.rmtree(run.folder.checkpoints)
+
+    class Late(Started):
+        def status(self, path: Path) -> dict[str, Any]:
+            held.enter_context(run_lock(path))
+            return {"starting": False, "failed": ""}
+
+    with ExitStack() as held, pytest.raises(UserError, match="a process trains it now"):
+        Late().resume(run)
 
 
 def until(true: Any, seconds: float = 300.0) -> None:

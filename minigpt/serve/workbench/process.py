@@ -69,7 +69,7 @@ class Started:
 
     def resume(self, run: RunRecord) -> None:
         """Continue a run. Raises UserError if it is trained already, or has nothing left to do."""
-        if run.state != "interrupted" or self.status(run.path)["starting"]:
+        if self.status(run.path)["starting"] or run.state != "interrupted":
             why = "it has come to its end" if run.state == "finished" else "a process trains it now"
             raise UserError(f"{run.name} cannot be resumed: {why}")
         self.begin(run.path, resume_words(run))
@@ -90,7 +90,10 @@ class Started:
             self._started[path] = (process, said)
 
     def status(self, path: Path) -> dict[str, Any]:
-        """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}."""
+        """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}.
+
+        Ask before `run.state`: if the process takes the lock between the two, the run is then running, not interrupted.
+        """
         if path not in self._started:
             return {"starting": False, "failed": ""}
         process, said = self._started[path]

@@ -170,7 +170,7 @@ class Workbench:
     def runs(self) -> dict[str, Any]:
         """All runs, also those that cannot be read, and what this process uses."""
         found = self.run_list.all()
-        runs = [details.brief(run) | self.started.status(run.path) for run in found if not isinstance(run, Damaged)]
+        runs = [self.started.status(run.path) | details.brief(run) for run in found if not isinstance(run, Damaged)]
         damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
         server = {"version": __version__, "folder": str(Path.cwd()), "usage": usage_of(os.getpid())}
         loaded = [{"name": one.run.name, "bytes": one.bytes} for one in list(self.state.models.loaded.values())]
@@ -180,12 +180,12 @@ class Workbench:
     def run(self, name: str) -> dict[str, Any]:
         """One run."""
         run = self.run_list.find(name)
-        return details.full(run) | self.started.status(run.path)
+        return self.started.status(run.path) | details.full(run)
 
     def figures(self, name: str, after: float = -1) -> dict[str, Any]:
         """A run's figures after a step, and whether a process trains it."""
         run = self.run_list.find(name)
-        return details.figures(run, after) | {"state": run.state} | self.started.status(run.path)
+        return self.started.status(run.path) | details.figures(run, after) | {"state": run.state}
 
     def differences(self, name: Annotated[list[str], Query(max_length=2)]) -> dict[str, Any]:
         """The settings in which two runs differ, and why their figures should not be compared."""
