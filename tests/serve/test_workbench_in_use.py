@@ -10,7 +10,7 @@ import pytest
 from browser_run import IN_CHROMIUM, chromium
 from served import make_runs, served
 from test_workbench_page import Opened, go, until
-from test_workbench_runs_page import LINES, NOTE, names, opened
+from test_workbench_runs_page import LINES, NOTE, change, names, opened
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -59,7 +59,7 @@ def test_a_link_that_is_pressed_while_the_list_changes_keeps_its_click(browser: 
         page.hover("#runs a[href='#runs/talks']")
         page.mouse.down()
         page.evaluate(NOTE)
-        page.wait_for_timeout(5000)  # the page asks for the list every 4 seconds
+        page.wait_for_selector("td p.note:text-is('x')")  # the page has the new list
         page.mouse.up()
         until(page, "location.hash === '#runs/talks'")
 
@@ -99,8 +99,7 @@ def test_a_marked_command_stays_marked(browser: Any, tmp_path: Path):
         page.click("[data-key='run talks']")
         page.wait_for_selector("pre.line:has-text('minigpt train')")
         page.evaluate("getSelection().selectAllChildren(document.querySelector('pre.line'))")
-        page.evaluate(NOTE)
-        page.wait_for_timeout(7000)  # the page asks for the list every 4 seconds, and draws it every 2
+        change(page)
         assert page.evaluate("String(getSelection())").startswith("minigpt train")
 
 

@@ -46,6 +46,14 @@ def names(page: Any) -> list[str]:
     return page.locator("tbody .link").all_inner_texts()
 
 
+def change(page: Any) -> None:
+    """Give a run a note, and wait until the page has the new list, and has had the time to draw its table."""
+    page.evaluate("document.querySelector('#runs a').dataset.old = ''")
+    page.evaluate(NOTE)
+    page.wait_for_selector("#runs a[data-old]", state="detached")
+    page.wait_for_timeout(3000)  # it draws the table every 2 seconds
+
+
 def test_runs_are_sorted_filtered_noted_copied_and_deleted(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path, permissions=["clipboard-read", "clipboard-write"]) as page:
         go(page, "runs", "base")
@@ -113,8 +121,7 @@ def test_a_button_that_is_pressed_while_the_list_changes_keeps_its_click(browser
         page.wait_for_selector("pre.line:has-text('minigpt train')")  # it moves the button
         page.hover("[data-key='delete talks']")
         page.mouse.down()
-        page.evaluate(NOTE)
-        page.wait_for_timeout(7000)  # the page asks for the list every 4 seconds, and draws it every 2
+        change(page)
         page.mouse.up()
         page.click("button:text-is('Cancel')")
         page.wait_for_selector("td p.note:text-is('x')")
