@@ -435,9 +435,9 @@ def answers(address: str) -> bool:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
     with server_process() as (address, server):
         page = Page(address)
+        assert page.client.get("/api/runs").json()["runs"] == []  # there is no folder of runs yet
         page.begin()
         pid, before = page.pid(), page.get()["last"]
         server.kill()
