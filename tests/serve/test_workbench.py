@@ -162,6 +162,13 @@ def test_why_places_words_in_the_text_as_they_were_read(tmp_path: Path):
     assert [found["text"][at:end] for at, end in pairwise(begins)] == [row["text"] for row in found["tokens"][:-1]]
 
 
+def test_why_counts_an_unknown_character_as_one_of_the_text(tmp_path: Path):
+    run = load_run(make_page_run(tmp_path / "my", kind="char"), "cpu")
+    text = "the ☃🙂 cat"
+    found = details.why(SimpleNamespace(run=run), text, run.tokenizer.encode(text))
+    assert [row["begin"] for row in found["tokens"]] == list(range(len(text) + 1))
+
+
 def test_surprises_count_ranks_from_one(runs: Path):
     run = load_run(runs / "base", "cpu")
     first, *rest, end = surprises(run.model, run.tokenizer.encode("a cat"), top=3)
