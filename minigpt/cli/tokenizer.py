@@ -152,6 +152,8 @@ def _train(args: Train, data: DataConfig) -> int:
 
 
 def _inspect(args: Inspect) -> int:
+    from minigpt.tokenizers.base import show
+
     tokenizer = open_tokenizer(args.tokenizer)
     if args.plot:
         from minigpt.explanation import draw_tokenizer
@@ -260,13 +262,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def show(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
-    text = piece.decode("utf-8", "surrogateescape")
-    return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
-
-
 def _label(tokenizer: "Tokenizer", id_: int) -> str:
+    from minigpt.tokenizers.base import show
+
     return show(tokenizer.token_bytes(id_)) or tokenizer.decode([id_], skip_special=False)
 
 

@@ -177,6 +177,12 @@ def valid_unicode(text: str) -> str:
     return text
 
 
+def show(piece: bytes) -> str:
+    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
+    text = piece.decode("utf-8", "surrogateescape")
+    return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
+
+
 def listed(parts: Sequence[str], most: int = 20) -> str:
     """A printable list of the first characters or words, long words shortened: "\u2603 '\\t' ..."."""
     short = (part if len(part) <= _LONG else part[:_LONG] + "…" for part in parts[:most])
