@@ -164,7 +164,7 @@ def _inspect(args: Inspect) -> int:
     longest = [{"id": id_, "text": show(tokenizer.token_bytes(id_))} for id_ in by_length[:LONGEST]]
     ids = None if args.text is None else tokenizer.encode(args.text)
     if args.json:
-        tokens = None if ids is None else [{"id": id_, "text": _label(tokenizer, id_)} for id_ in ids]
+        tokens = None if ids is None else [{"id": id_, "text": tokenizer.label(id_)} for id_ in ids]
         out_json({**summary, "longest_tokens": longest, "tokens": tokens})
         return 0
     results = SafeConsole(highlight=False)
@@ -248,7 +248,7 @@ def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
     for index, id_ in enumerate(ids):
         if index and not colour:
             view.append("|")
-        label = _label(tokenizer, id_)
+        label = tokenizer.label(id_)
         view.append(printable(label), style=COLOURS[index % len(COLOURS)] if colour else "")
         if label.endswith("\n"):
             view.append("\n")
@@ -260,12 +260,6 @@ def printable(text: str) -> str:
     end.
     """
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def _label(tokenizer: "Tokenizer", id_: int) -> str:
-    from minigpt.tokenizers.base import show
-
-    return show(tokenizer.token_bytes(id_)) or tokenizer.decode([id_], skip_special=False)
 
 
 def _summary(tokenizer: "Tokenizer") -> dict[str, Any]:

@@ -131,6 +131,10 @@ class Tokenizer(ABC):
         self._check(id_)
         return self._pieces[id_]
 
+    def label(self, id_: int) -> str:
+        """One token for a person or a list: a special one by its name, a part of a character as in `show`."""
+        return show(self.token_bytes(id_)) or self.decode([id_], skip_special=False)
+
     def shown(self, id_: int, skip_special: bool) -> bytes:
         self._check(id_)
         if id_ not in self._special_names:
