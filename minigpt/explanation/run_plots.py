@@ -27,6 +27,7 @@ from minigpt.explanation.canvas import (
     QUIET,
     drawable,
     elided,
+    in_font,
     label_at_right,
     logarithmic,
     new_figure,
@@ -214,6 +215,7 @@ def draw_runs(
 
     `curves` has, for each name, the metrics of its seeds.
     """
+    names = [in_font(name) for name in names]
     columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
     rows = math.ceil(len(what) / columns)
     width, height = (5.5, 4.2) if rows == 1 and columns <= 2 else (4.5, 3.0)

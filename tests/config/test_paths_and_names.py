@@ -148,6 +148,12 @@ def test_library_refuses_such_a_name_too(tmp_path: Path) -> None:
         pick_run(config, "../x", "run", resume=False)
 
 
+def test_a_run_is_called_after_its_text_in_any_script() -> None:
+    names = {"红楼梦 (上).txt": "红楼梦-上", "हिन्दी.txt": "हिन्दी", "a/Über uns.jsonl": "Über-uns", "👩.txt": "run"}
+    for source, name in (names | {f"{'長' * 80}.txt": "長" * 60}).items():
+        assert check_name(plan.default_name(load_config(None, {"data.source": source}), None)) == name
+
+
 def test_a_run_may_be_called_best(tmp_path: Path) -> None:
     step = tmp_path / "best/checkpoints/step-00000003"
     step.mkdir(parents=True)

@@ -337,7 +337,7 @@ def test_an_undecodable_byte_is_named_by_its_offset(tmp_path: Path, before: int)
     (tmp_path / "my.txt").write_bytes(b"a" * before + "é".encode("latin-1") + b" and more")
     with pytest.raises(EncodingError) as error:
         read(tmp_path / "my.txt")
-    one_line(error, "my.txt", f"byte {before:,} (0xe9)", "utf-8", "latin-1")
+    one_line(error, "my.txt", f"byte {before:,} (0xe9)", "utf-8", "cp1252 (Western)", "gb18030", "shift_jis", "latin-1")
 
 
 def test_a_character_cut_off_by_the_end_of_the_file_is_undecodable(tmp_path: Path) -> None:

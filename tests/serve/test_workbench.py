@@ -162,6 +162,13 @@ def test_why_places_words_in_the_text_as_they_were_read(tmp_path: Path):
     assert [found["text"][at:end] for at, end in pairwise(begins)] == [row["text"] for row in found["tokens"][:-1]]
 
 
+def test_why_counts_an_unknown_character_as_one_of_the_text(tmp_path: Path):
+    run = load_run(make_page_run(tmp_path / "my", kind="char"), "cpu")
+    text = "the ☃🙂 cat"
+    found = details.why(SimpleNamespace(run=run), text, run.tokenizer.encode(text))
+    assert [row["begin"] for row in found["tokens"]] == list(range(len(text) + 1))
+
+
 def test_surprises_count_ranks_from_one(runs: Path):
     run = load_run(runs / "base", "cpu")
     first, *rest, end = surprises(run.model, run.tokenizer.encode("a cat"), top=3)
@@ -182,7 +189,7 @@ def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
         assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
 
 
-NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"]
+NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt", f"红楼梦.{'長' * 190}.txt"]
 
 
 def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
@@ -194,7 +201,7 @@ def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
                 part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
                 found = client.post("/api/texts", json=part).json()["text"]
             kept = tmp_path / "texts" / found.removeprefix("sent: ")
-            assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
+            assert kept.read_text() == text and re.fullmatch(r"[\w-]+\.txt", kept.name)
         assert len(list((tmp_path / "texts").iterdir())) == len(NAMES)
         assert found in client.get("/api/texts").json()["texts"]
         report = client.post("/api/inspect", json={"text": found}).json()

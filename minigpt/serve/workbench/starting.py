@@ -1,15 +1,16 @@
 """Start a run from the page: the texts to learn from, what a budget would reach, and the command.
 
-Texts that a person sends are saved in `texts/`, next to the folder of the runs, under a name made of letters, digits, -
-and _. A text is looked up among the listed ones: no name in a request becomes a path.
+Texts that a person sends are saved in `texts/`, next to the folder of the runs, under a name made of letters (of any
+script), digits, - and _. A text is looked up among the listed ones: no name in a request becomes a path.
 """
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from minigpt.data.named_datasets import NAMED
 from minigpt.errors import RunError, UserError, storage_error
@@ -58,7 +59,8 @@ class Texts:
             UserError: it is too long, or its beginning is missing.
             StorageError: it cannot be written.
         """
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rpartition(".")[0] or name).strip("-_")[:80] or "text"
+        stem = regex.sub(r"[^\p{L}\p{M}\p{N}_-]+", "-", name.rpartition(".")[0] or name)
+        stem = stem.strip("-_")[:60] or "text"  # a letter has up to 4 bytes, and a file's name up to 255
         part = self.folder / f"{stem}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
