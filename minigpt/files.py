@@ -120,6 +120,11 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether this is a name that `temporary_path` makes."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def delete_unfinished(folder: Path) -> None:
     """Delete the unfinished files of processes of this machine that have ended."""
     for left in folder.glob(".*.tmp"):
@@ -155,11 +160,13 @@ def _is_alive(pid: int) -> bool:
 def delete_folder(folder: Path) -> None:
     """Delete a folder. If the process is killed, the folder is whole, or `delete_unfinished` deletes the rest.
 
-    Raises OSError.
+    It also deletes what cannot be deleted now: NFS keeps a file, under another name, as long as a process reads it.
+
+    Raises OSError if the folder cannot be renamed.
     """
     work = temporary_path(folder)
     move(folder, work)
-    delete_path(work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def only_ours(path: Path) -> bool:
@@ -246,15 +253,20 @@ def sync(path: Path) -> None:
 
 def replace_folder(work: Path, folder: Path) -> None:
     """Give a finished folder its final name, and delete an older folder with that name. Raises OSError."""
-    aside = folder.with_name(f".{folder.name}-old")
+    old = aside(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        move(folder, aside)
+        shutil.rmtree(old, ignore_errors=True)
+        move(folder, old)
     move(work, folder)
-    if aside.exists():
+    if old.exists():
         with contextlib.suppress(OSError):  # the new folder is in place
-            delete_folder(aside)
+            delete_folder(old)
     sync(folder.parent)
+
+
+def aside(folder: Path) -> Path:
+    """The name that an older folder has while `replace_folder` replaces it."""
+    return folder.with_name(f".{folder.name}-old")
 
 
 def refuse_existing(out: Path) -> None:
