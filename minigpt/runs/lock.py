@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import delete_folder, parse_json
+from minigpt.files import delete_path, move, parse_json, temporary_path
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
@@ -49,9 +49,11 @@ def run_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # the file may be gone or read-only; the error that ended the block matters more
+            # the file may be gone, read-only, or another process's in a new run of this name; the error that ended the
+            # block matters more
             with contextlib.suppress(OSError):
-                _take_away(path, made)
+                if os.path.samestat(file.stat(), os.fstat(handle)):
+                    _take_away(path, made)
     finally:
         os.close(handle)
 
@@ -120,13 +122,14 @@ def delete_run(path: Path) -> None:
     Windows renames no folder that has an open file, such as the lock. So there the lock is given back first, and a
     process that takes it just then keeps its run.
     """
-    windows = sys.platform == "win32"
+    windows, work = sys.platform == "win32", temporary_path(path)
     try:
         with run_lock(path):
             if not windows:
-                delete_folder(path)
+                move(path, work)
         if windows:
-            delete_folder(path)
+            move(path, work)
+        delete_path(work)  # after the lock is closed: NFS keeps a folder with an open file
     except OSError as error:
         raise storage_error(path, error) from None
 
@@ -135,7 +138,11 @@ def is_held(file: Path) -> bool:
     """Whether a process holds the lock. Asking takes it for a moment, on POSIX together with others who ask."""
     if not file.is_file():
         return False
-    with file.open("rb") as opened:
+    try:
+        opened = file.open("rb")
+    except FileNotFoundError:  # the run was deleted just now
+        return False
+    with opened:
         if sys.platform == "win32":
             return not _try(opened.fileno())
         import fcntl
