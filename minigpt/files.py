@@ -56,6 +56,8 @@ WAIT = 5.0
 """Seconds to wait for a writer of a named pipe."""
 PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Seconds between two tries to rename on Windows."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 _INVALID_NAME = 123  # Windows' error for a path that no file can have, such as the glob "books\\*.txt"
 
 

@@ -6,7 +6,6 @@ a lock, and a warning says so.
 """
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -18,13 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import delete_path, move, parse_json, temporary_path
+from minigpt.files import NO_LOCKS, delete_path, move, parse_json, temporary_path
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
 """Seconds between two tries to take the lock."""
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Errors of a file system that has no locks."""
 
 
 @contextmanager
