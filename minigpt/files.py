@@ -58,6 +58,7 @@ PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Seconds between two tries to rename on Windows."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
+_NO_CONTAINER = "pid:[4026531836]"  # Linux gives the same number to the first process numbers of every machine
 _INVALID_NAME = 123  # Windows' error for a path that no file can have, such as the glob "books\\*.txt"
 
 
@@ -141,9 +142,18 @@ def delete_path(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def machine() -> str:
+    """The name of this machine; in a container with a number, since containers count their processes separately."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())  # "pid:[4026532201]"
+    except OSError:  # not Linux
+        space = _NO_CONTAINER
+    return socket.gethostname() + ("" if space == _NO_CONTAINER else f"-{space[5:-1]}")
+
+
 def _host() -> str:
     """This machine's name, without dots, since dots separate the parts of a temporary name."""
-    return socket.gethostname().replace(".", "_")
+    return machine().replace(".", "_")
 
 
 def _is_alive(pid: int) -> bool:

@@ -8,7 +8,6 @@ a lock, and a warning says so.
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
 import warnings
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import NO_LOCKS, delete_path, move, parse_json, temporary_path
+from minigpt.files import NO_LOCKS, delete_path, machine, move, parse_json, temporary_path
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
@@ -99,7 +98,7 @@ def _try(handle: int) -> bool:
 def _sign(handle: int, path: Path) -> None:
     try:
         os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": machine()}).encode())
     except OSError as error:
         raise storage_error(path, error) from None
 
@@ -163,6 +162,6 @@ def last_holder(file: Path) -> int | None:
     """The process of this machine that holds the lock, or held it last; None if it was on another machine."""
     try:
         owner = parse_json(file.read_text(encoding="utf-8"))
-        return int(owner["pid"]) if owner["host"] == socket.gethostname() else None
+        return int(owner["pid"]) if owner["host"] == machine() else None
     except (OSError, ValueError, KeyError, TypeError):  # the process has not written it yet
         return None
