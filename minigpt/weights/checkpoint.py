@@ -148,7 +148,7 @@ def current(path: Path, read: Callable[[Path], Read]) -> Read:
             return read(directory)
         except (CheckpointError, OSError):
             now = find(directory)
-            if before and now and before.st_ino == now.st_ino:
+            if before and now and before.st_mtime_ns == now.st_mtime_ns:
                 raise
 
 
