@@ -113,6 +113,20 @@ def test_work_of_the_dead_is_swept_and_that_of_the_living_and_of_others_stays(tm
     assert {path.name for path in tmp_path.iterdir()} == {living.name, other_host.name, mine.name, "other"}
 
 
+def test_work_in_another_container_of_this_machine_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = ["pid:[4026532201]", "pid:[4026532202]"]
+    monkeypatch.setattr(os, "readlink", lambda _: spaces[0])
+    monkeypatch.setattr(files, "_is_alive", lambda pid: False)  # the number means another process here, or none
+    work = temporary_path(tmp_path / "a.json")
+    work.write_text("{}")
+    spaces.reverse()
+    write_text(tmp_path / "b.json", "{}")
+    assert work.exists()
+    spaces.reverse()
+    write_text(tmp_path / "b.json", "{}")
+    assert not work.exists()
+
+
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 250 + ".json")
     write_text(path, "whole")

@@ -87,20 +87,27 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     if not there:
         raise no_such_run(path)
     runtime = make_runtime(device, precision)
-    if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
-        model = GPT.from_pretrained(path, str(runtime.device))
-    else:
-        model = _adapted(path).to(runtime.device)
-    folder = path if is_huggingface(path) else RunFolder.of(path).path
-    tokenizer = tokenizers.load(folder)
-    check_vocabulary(tokenizer, model.config, path)
     if is_huggingface(path):
+        model, tokenizer = GPT.from_pretrained(path, str(runtime.device)), tokenizers.load(path)
+        check_vocabulary(tokenizer, model.config, path)
         return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
-    config_file = RunFolder(folder).config
-    config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
-    step_folder = checkpoint.resolve(path)
-    check_same_tokenizer(tokenizer, read_state(step_folder), path)
+    step_folder, state, model = checkpoint.current(path, lambda step: (step, *_read(step, path, runtime)))
+    folder = RunFolder.of(path)
+    tokenizer = tokenizers.load(folder.path)
+    check_vocabulary(tokenizer, model.config, path)
+    config = load_config(folder.config) if folder.config.is_file() else RunConfig(model=model.config)
+    check_same_tokenizer(tokenizer, state, path)
     return LoadedRun(path, step_folder, step_of(step_folder), model, tokenizer, config, runtime)
+
+
+def _read(step: Path, path: Path, runtime: Runtime) -> tuple[CheckpointState, GPT]:
+    """The state and the model of a checkpoint, which `path` means now."""
+    if (step / "adapter.safetensors").is_file():
+        model = _adapted(step, path).to(runtime.device)
+    else:
+        model = GPT.from_pretrained(step, str(runtime.device))
+    model.source = path
+    return read_state(step), model
 
 
 def load_alike(
@@ -123,20 +130,19 @@ def load_alike(
     return run
 
 
-def _adapted(path: Path) -> GPT:
-    """The base of an adapter, with the adapter merged into its weights.
+def _adapted(step: Path, path: Path) -> GPT:
+    """The base of an adapter, with the adapter merged into its weights. `step`: the checkpoint that `path` means now.
 
     On the CPU, as when an adapter is trained: if the base has an adapter too, a GPU's sum has other last digits, and
     the weights another fingerprint.
     """
-    saved = load_saved(path)
+    saved = load_saved(step)
     base = find_base(path, saved)
     model = load_run(base, "cpu").model
     if fingerprint(model) != saved.sha256:
         raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put its own base back")
     load_adapter(model, saved.tensors, saved.config)
     merge(model)
-    model.source = path
     return model
 
 
