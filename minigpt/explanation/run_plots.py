@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Horizontal = Literal["step", "tokens", "minutes"]
 What = Literal["loss", "perplexity", "bpb", "learning-rate", "gradient-norm", "throughput"]
-Runs = Sequence[str | Path | Sequence[str | Path]]
+Runs = str | Path | Sequence[str | Path | Sequence[str | Path]]
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def plot_runs(
     Values that a run has not logged are left out with a warning.
 
     Args:
-        runs: run directories. A list inside the list is drawn as one curve, the mean, with a band. Floors are drawn
-            if they are equal in the eval.json of all runs.
+        runs: one or several run directories. A list inside the list is drawn as one curve, the mean, with a band.
+            Floors are drawn if they are equal in the eval.json of all runs.
         out: file to write, .png or .svg; its directory is made if missing.
         what: keys of PANELS. "all" means those that any run has logged and that can be compared between the runs.
         x: what the horizontal axis shows.
@@ -132,6 +132,8 @@ def run_groups(runs: Runs) -> list[list[Path]]:
     """The runs of each curve. Raises UserError if there are none."""
     if not runs:
         raise UserError("nothing to plot; give at least one run")
+    if isinstance(runs, str | Path):
+        runs = [runs]
     return [[Path(run)] if isinstance(run, str | Path) else [Path(each) for each in run] for run in runs]
 
 

@@ -12,7 +12,7 @@ from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
 from minigpt.layout import CHECKPOINTS, STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
-from minigpt.runs.data import prepare_data
+from minigpt.runs.data import check_known, prepare_data
 from minigpt.runs.receipt import read_receipt, text_has_changed
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
@@ -38,12 +38,16 @@ class LoadedRun:
     config: RunConfig
     runtime: Runtime
 
-    def prepared(self) -> Prepared:
+    def prepared(self, source: str | Path | None = None) -> Prepared:
         """The run's own data as token files (written again if the cache was cleared).
 
-        Warns if the text has changed since training. Raises DataError for records, and for a model alone or an imported
-        run, which have no text.
+        source: another text, such as `train` takes, to be cleaned and split like the run's own.
+
+        Warns if the run's text has changed since training, or if the tokenizer does not know a part of the source.
+        Raises DataError for records, and for a model alone or an imported run, which have no text of their own.
         """
+        if source is not None:
+            return self._prepared_from(str(source))
         data, state, folder = self.config.data, self.checkpoint / STATE, RunFolder.of(self.path)
         train = read_state(self.checkpoint).train if state.is_file() else None
         alone = is_huggingface(self.path) or not folder.is_run  # an export may lie in a run's folder
@@ -64,6 +68,13 @@ class LoadedRun:
                 "and may hold text that the model has learned",
                 stacklevel=2,
             )
+        return prepared
+
+    def _prepared_from(self, source: str) -> Prepared:
+        config = self.config.model_copy(update={"data": self.config.data.model_copy(update={"source": source})})
+        prepared = prepare_data(config, self.tokenizer)
+        if caveat := check_known(config, self.tokenizer, prepared, prepared.splits):
+            warnings.warn(caveat, stacklevel=3)
         return prepared
 
     @cached_property

@@ -54,7 +54,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths_of_the_config_know_home(setting: str, home: Path) -> None:
     section, field = setting.split(".")
     expected = (str(home / "x"),) if setting in LISTS else str(home / "x")
-    assert getattr(getattr(load_config(None, {setting: "~/x"}), section), field) == expected
+    for path in ("~/x", Path("~/x")):
+        config = load_config(None, {setting: [path] if setting in LISTS else path})
+        assert getattr(getattr(config, section), field) == expected
     recipe = home / "r.yaml"
     recipe.write_text(f"{section}: {{{field}: ~/x}}\n")
     assert getattr(getattr(load_config("~/r.yaml"), section), field) == expected

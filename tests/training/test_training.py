@@ -308,6 +308,13 @@ def test_the_start_is_never_the_best_and_moves_no_random_state() -> None:
     assert loss < state.val_loss == state.best_loss and state.best_step == 1 and state.evals_since_best == 0
 
 
+def test_a_run_leaves_the_callers_random_numbers_as_they_were() -> None:
+    trainer = make_trainer(max_steps=2)
+    before = torch.get_rng_state()
+    trainer.run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:
     trainer = make_trainer(max_steps=60)
     first = trainer.evaluate()
