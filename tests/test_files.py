@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,20 +165,28 @@ def test_a_text_is_read_without_its_mark_and_with_plain_line_ends(tmp_path: Path
 
 
 def test_a_pipe_is_read_once_somebody_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader's clock is a stand-in: the writer comes late, and then no more of its time passes while it waits."""
     os.mkfifo(tmp_path / "pipe")
+    opened, now = threading.Event(), 0.0
 
     def write() -> None:
-        time.sleep(0.05)
         with (tmp_path / "pipe").open("wb") as pipe:
-            time.sleep(0.4)  # longer than WAIT: a living writer may be slow
+            opened.set()
+            time.sleep(0.1)  # a living writer may be slow
             pipe.write(b"slow")
             pipe.flush()
             time.sleep(0.1)
             pipe.write(b" text")
 
-    monkeypatch.setattr(files, "WAIT", 0.2)
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > files.WAIT / 2 and not opened.is_set():
+            writer.start()
+            opened.wait()
+
+    monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     writer = threading.Thread(target=write)
-    writer.start()
     assert read_text(tmp_path / "pipe") == "slow text"
     writer.join()
     with pytest.raises(OSError, match="nobody wrote to this pipe"):
