@@ -114,6 +114,11 @@ if TYPE_CHECKING:
     from minigpt.tokenizers.chat_template import load_template
 
 
+def __dir__() -> list[str]:
+    """All public names, also those that are not imported yet, so that a notebook completes them."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name from its module. Raises AttributeError."""
     if name not in _HOME:

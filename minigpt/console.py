@@ -38,6 +38,16 @@ def harmless(text: str) -> str:
     return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
+def whole_line_ends(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the same text in pieces that do not cut a \\r\\n in two, so that `harmless` sees a line end."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        held = "\r" if text.endswith("\r") else ""
+        yield text.removesuffix("\r")
+    yield held
+
+
 class SafeConsole(Console):
     """A rich console that makes all texts harmless. Its own codes for colours and the cursor stay."""
 

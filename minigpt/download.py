@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from minigpt import __version__
 from minigpt.errors import DataError, storage_error
-from minigpt.files import expand_home, file_sha256, find
+from minigpt.files import NO_LOCKS, expand_home, file_sha256, find
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(label, done, total): what is being done, how much of it is done, and the total (None: unknown)."""
@@ -75,7 +75,8 @@ def fetch(
     part = path.with_name(path.name + ".part")
     with _storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path.parent):
+    waiting = f"waiting for another process, which downloads {path.name}"
+    with _lock(path.parent, lambda: progress and progress(waiting, 0, None)):
         if path.exists():  # another process downloaded it while this one waited for the lock
             return path
         with _storage(path), part.open("ab") as file:  # closing writes the buffer, so the disk may be full there too
@@ -248,8 +249,11 @@ def _storage(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the directory. Systems without such locks (Windows) continue without one."""
+def _lock(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
+    """Hold an exclusive lock on the directory; `busy` is called before waiting for another process.
+
+    Systems without such locks (Windows, and some network file systems) continue without one.
+    """
     try:
         import fcntl
     except ImportError:
@@ -257,7 +261,14 @@ def _lock(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(handle)

@@ -56,6 +56,9 @@ WAIT = 5.0
 """Seconds to wait for a writer of a named pipe."""
 PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Seconds between two tries to rename on Windows."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
+_NO_CONTAINER = "pid:[4026531836]"  # Linux gives the same number to the first process numbers of every machine
 _INVALID_NAME = 123  # Windows' error for a path that no file can have, such as the glob "books\\*.txt"
 
 
@@ -120,6 +123,11 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether this is a name that `temporary_path` makes."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def delete_unfinished(folder: Path) -> None:
     """Delete the unfinished files of processes of this machine that have ended."""
     for left in folder.glob(".*.tmp"):
@@ -134,9 +142,18 @@ def delete_path(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def machine() -> str:
+    """The name of this machine; in a container with a number, since containers count their processes separately."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())  # "pid:[4026532201]"
+    except OSError:  # not Linux
+        space = _NO_CONTAINER
+    return socket.gethostname() + ("" if space == _NO_CONTAINER else f"-{space[5:-1]}")
+
+
 def _host() -> str:
     """This machine's name, without dots, since dots separate the parts of a temporary name."""
-    return socket.gethostname().replace(".", "_")
+    return machine().replace(".", "_")
 
 
 def _is_alive(pid: int) -> bool:
@@ -155,11 +172,13 @@ def _is_alive(pid: int) -> bool:
 def delete_folder(folder: Path) -> None:
     """Delete a folder. If the process is killed, the folder is whole, or `delete_unfinished` deletes the rest.
 
-    Raises OSError.
+    It also deletes what cannot be deleted now: NFS keeps a file, under another name, as long as a process reads it.
+
+    Raises OSError if the folder cannot be renamed.
     """
     work = temporary_path(folder)
     move(folder, work)
-    delete_path(work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def only_ours(path: Path) -> bool:
@@ -246,15 +265,20 @@ def sync(path: Path) -> None:
 
 def replace_folder(work: Path, folder: Path) -> None:
     """Give a finished folder its final name, and delete an older folder with that name. Raises OSError."""
-    aside = folder.with_name(f".{folder.name}-old")
+    old = aside(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        move(folder, aside)
+        shutil.rmtree(old, ignore_errors=True)
+        move(folder, old)
     move(work, folder)
-    if aside.exists():
+    if old.exists():
         with contextlib.suppress(OSError):  # the new folder is in place
-            delete_folder(aside)
+            delete_folder(old)
     sync(folder.parent)
+
+
+def aside(folder: Path) -> Path:
+    """The name that an older folder has while `replace_folder` replaces it."""
+    return folder.with_name(f".{folder.name}-old")
 
 
 def refuse_existing(out: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from minigpt.errors import RunError
-from minigpt.files import find
+from minigpt.files import find, is_unfinished
 
 BEST, LAST = "best", "last"
 POINTERS = (BEST, LAST)
@@ -145,7 +145,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether the directory has files of a run, other than the lock and unfinished files of a killed process."""
         names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
-        return any(name != LOCK and not (name.startswith(".") and name.endswith(".tmp")) for name in names)
+        return any(name != LOCK and not is_unfinished(name) for name in names)
 
 
 def whole_steps(checkpoints: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Test the public API: run README's code as it is, and check every listed name."""
 
+import gc
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import minigpt
 from minigpt.generation.text import generate_text
 from minigpt.model import GPT
+from minigpt.training import Trainer
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPE = """\
@@ -62,3 +64,22 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, monkeypatch) -> None:
     assert other.tokenizer.vocab_size == other.model.config.vocab_size != run.tokenizer.vocab_size
     hands = minigpt.load_run("runs/my")
     assert hands.tokenizer.decode(hands.tokenizer.encode("a cat")) == "a cat"
+
+
+def test_public_names_are_listed_before_they_are_used() -> None:
+    code = "import minigpt; assert {*minigpt.__all__} <= {*dir(minigpt)}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_train_keeps_nothing_but_the_run_that_it_returns(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "logging: {plots: false}\n")
+    (tmp_path / "my.txt").write_text("Once upon a time there was a cat who sat on a mat and saw a dog.\n" * 60)
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    gc.disable()  # what a cycle keeps would stay until Python collects garbage, which may be much later
+    try:
+        run = minigpt.train(minigpt.load_config("recipe.yaml"), data="my.txt", quiet=True)
+        assert not any(type(each) is Trainer for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert all(parameter.grad is None for parameter in run.model.parameters())

@@ -70,7 +70,7 @@ INSIDE = {
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
-    "runs": "consolidate data lock quantize receipt settings task tiny_run / feeds load plan record resolve"
+    "runs": "data lock quantize receipt settings task tiny_run / consolidate feeds load plan record resolve"
     " / chat_format importing score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / overhead speed / plan / within",
     "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +114,20 @@ def test_work_of_the_dead_is_swept_and_that_of_the_living_and_of_others_stays(tm
     assert {path.name for path in tmp_path.iterdir()} == {living.name, other_host.name, mine.name, "other"}
 
 
+def test_work_in_another_container_of_this_machine_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = ["pid:[4026532201]", "pid:[4026532202]"]
+    monkeypatch.setattr(os, "readlink", lambda _: spaces[0])
+    monkeypatch.setattr(files, "_is_alive", lambda pid: False)  # the number means another process here, or none
+    work = temporary_path(tmp_path / "a.json")
+    work.write_text("{}")
+    spaces.reverse()
+    write_text(tmp_path / "b.json", "{}")
+    assert work.exists()
+    spaces.reverse()
+    write_text(tmp_path / "b.json", "{}")
+    assert not work.exists()
+
+
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 250 + ".json")
     write_text(path, "whole")
@@ -150,20 +165,28 @@ def test_a_text_is_read_without_its_mark_and_with_plain_line_ends(tmp_path: Path
 
 
 def test_a_pipe_is_read_once_somebody_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader's clock is a stand-in: the writer comes late, and then no more of its time passes while it waits."""
     os.mkfifo(tmp_path / "pipe")
+    opened, now = threading.Event(), 0.0
 
     def write() -> None:
-        time.sleep(0.05)
         with (tmp_path / "pipe").open("wb") as pipe:
-            time.sleep(0.4)  # longer than WAIT: a living writer may be slow
+            opened.set()
+            time.sleep(0.1)  # a living writer may be slow
             pipe.write(b"slow")
             pipe.flush()
             time.sleep(0.1)
             pipe.write(b" text")
 
-    monkeypatch.setattr(files, "WAIT", 0.2)
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > files.WAIT / 2 and not opened.is_set():
+            writer.start()
+            opened.wait()
+
+    monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     writer = threading.Thread(target=write)
-    writer.start()
     assert read_text(tmp_path / "pipe") == "slow text"
     writer.join()
     with pytest.raises(OSError, match="nobody wrote to this pipe"):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,11 +29,11 @@ def test_threads_spin_long_unless_another_process_computes(
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="only Linux says how many processes compute")
 def test_a_process_that_computes_is_seen(monkeypatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
     try:
-        time.sleep(0.3)  # the process has started by then
+        assert busy.stdout and busy.stdout.readline(), "it has started"
         share_the_cores()
     finally:
         busy.kill()
-        busy.wait()
+        busy.communicate()
     assert os.environ.pop("GOMP_SPINCOUNT") == "3000"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.cli.generate import SAMPLING, asked_settings, load_draft, with_settings
 from minigpt.config.presets import load_preset, presets_file
-from minigpt.console import console, counted, loading, out, printer, write
+from minigpt.console import console, counted, loading, out, printer, whole_line_ends, write
 from minigpt.errors import UserError
 
 
@@ -160,7 +160,7 @@ def _show(session: Any, answer: Generator[str], interactive: bool) -> None:
     before, last = signal.signal(signal.SIGINT, interrupt), "\n"
     try:
         with closing(answer):
-            for piece in answer:
+            for piece in whole_line_ends(answer):
                 write(piece)
                 sys.stdout.flush()
                 last = piece or last

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -157,6 +158,9 @@ def _bars(names: list[str], counts: list[int], width: int = 40) -> Text:
     rows = list(zip(names, counts, strict=True))
     while rows and not rows[0][1]:
         rows.pop(0)
-    longest, most = max((len(name) for name, _ in rows), default=0), max(counts, default=0)
-    lines = [f"  {name:>{longest}} {count:>12,} {'█' * round(width * count / most)}" for name, count in rows]
+    longest, most = max((cell_len(name) for name, _ in rows), default=0), max(counts, default=0)
+    lines = [
+        f"  {' ' * (longest - cell_len(name))}{name} {count:>12,} {'█' * round(width * count / most)}"
+        for name, count in rows
+    ]
     return Text("\n".join(lines))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse, refuse, unreadable
 from minigpt.config import GenerationConfig, load_config
 from minigpt.config.presets import load_preset, save_preset
-from minigpt.console import loading, out_json, write
+from minigpt.console import loading, out_json, whole_line_ends, write
 from minigpt.errors import GenerationError
 from minigpt.layout import RunFolder
 
@@ -152,11 +152,11 @@ def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfi
     prompt = run.config.train.sample_prompt if prompt is None else prompt
     text = clean_text(str(prompt), run.config.data.clean)  # as the training text was cleaned
     stream = not args.json and config.num_samples == 1 and config.best_of == 1
-    unseen = text  # printed with the first token, so that a prompt that cannot be used prints nothing
     writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
-    for pieces in writing:
+    unseen = text  # printed with the first token, so that a prompt that cannot be used prints nothing
+    for piece in whole_line_ends(pieces[0] for pieces in writing):
         if stream:
-            write(unseen + pieces[0])
+            write(unseen + piece)
             sys.stdout.flush()
             unseen = ""
     samples = writing.completions[0]

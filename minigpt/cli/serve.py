@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.console import loading
-from minigpt.errors import RunError, UserError
+from minigpt.errors import UserError
 
 NEEDED = ("fastapi", "uvicorn")
 
@@ -34,7 +34,7 @@ class Serve:
 
     runs: Positional[tuple[PathText, ...]] = ()
     """Run directories, checkpoints or Hugging Face directories, loaded at the start (default: all runs in runs/, each
-    loaded at its first use)."""
+    loaded at its first use; if there is none yet, you can train the first one on the page)."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
@@ -80,9 +80,9 @@ def main(argv: list[str]) -> int:
     from minigpt.serve.limits import Limits
     from minigpt.serve.server import serve
 
-    for run in runs:
+    for run in map(Path, args.runs):
         if not run.exists():
-            raise no_such_run(run) if args.runs else RunError("no runs/ here; train one first: minigpt train my.txt")
+            raise no_such_run(run)
     limits = Limits(
         texts=args.max_texts,
         queue=args.max_queue,

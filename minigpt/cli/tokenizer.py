@@ -152,6 +152,8 @@ def _train(args: Train, data: DataConfig) -> int:
 
 
 def _inspect(args: Inspect) -> int:
+    from minigpt.tokenizers.base import show
+
     tokenizer = open_tokenizer(args.tokenizer)
     if args.plot:
         from minigpt.explanation import draw_tokenizer
@@ -162,7 +164,7 @@ def _inspect(args: Inspect) -> int:
     longest = [{"id": id_, "text": show(tokenizer.token_bytes(id_))} for id_ in by_length[:LONGEST]]
     ids = None if args.text is None else tokenizer.encode(args.text)
     if args.json:
-        tokens = None if ids is None else [{"id": id_, "text": _label(tokenizer, id_)} for id_ in ids]
+        tokens = None if ids is None else [{"id": id_, "text": tokenizer.label(id_)} for id_ in ids]
         out_json({**summary, "longest_tokens": longest, "tokens": tokens})
         return 0
     results = SafeConsole(highlight=False)
@@ -246,7 +248,7 @@ def token_view(tokenizer: "Tokenizer", ids: list[int], colour: bool) -> Text:
     for index, id_ in enumerate(ids):
         if index and not colour:
             view.append("|")
-        label = _label(tokenizer, id_)
+        label = tokenizer.label(id_)
         view.append(printable(label), style=COLOURS[index % len(COLOURS)] if colour else "")
         if label.endswith("\n"):
             view.append("\n")
@@ -258,16 +260,6 @@ def printable(text: str) -> str:
     end.
     """
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def show(piece: bytes) -> str:
-    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
-    text = piece.decode("utf-8", "surrogateescape")
-    return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
-
-
-def _label(tokenizer: "Tokenizer", id_: int) -> str:
-    return show(tokenizer.token_bytes(id_)) or tokenizer.decode([id_], skip_special=False)
 
 
 def _summary(tokenizer: "Tokenizer") -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Define the base class of the configuration's sections, and the types of their fields."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from minigpt.errors import UserError
 from minigpt.files import expand_home
@@ -34,8 +35,9 @@ def _checked(check: Callable[[str], str]) -> AfterValidator:
 
 
 _IS_PATH = Field(json_schema_extra={"format": "path"})
-PathText = Annotated[str, _checked(expand_home), _IS_PATH]
-OptionalPath = Annotated[str | None, _checked(expand_home), _IS_PATH]
+_AS_TEXT = BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)
+PathText = Annotated[str, _AS_TEXT, _checked(expand_home), _IS_PATH]
+OptionalPath = Annotated[str | None, _AS_TEXT, _checked(expand_home), _IS_PATH]
 """Paths of files and folders, where ~ is the home folder."""
 RunName = Annotated[str | None, _checked(check_name)]
 

@@ -192,8 +192,9 @@ def _decoded(read: Callable[[], bytes], encoding: str, label: str, whole: bool =
 
 
 def _undecodable(label: str, at: int, error: UnicodeDecodeError, encoding: str) -> EncodingError:
-    other = "cp1252, or latin-1, which takes any byte" if codecs.lookup(encoding).name == "utf-8" else "utf-8"
+    often = "cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese); latin-1 takes any byte"
+    other = often if codecs.lookup(encoding).name == "utf-8" else "utf-8"
     return EncodingError(
-        f"{label}: byte {at:,} (0x{error.object[error.start]:02x}) is not {encoding}; name the file's encoding, "
-        f"--data.encoding {other}"
+        f"{label}: byte {at:,} (0x{error.object[error.start]:02x}) is not {encoding}; name the file's encoding, such "
+        f"as --data.encoding {other}"
     )

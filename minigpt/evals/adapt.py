@@ -82,6 +82,7 @@ def adapted(how: Adaptation) -> Callable[..., Score]:
     return partial(evaluate_adapted, how)
 
 
+@torch.inference_mode(False)
 def evaluate_adapted(
     how: Adaptation,
     model: GPT,
@@ -111,11 +112,11 @@ def evaluate_adapted(
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
     columns: list[list[float]] = [[], [], []]
     done = 0
-    with evaluating(model):
+    with evaluating(model), torch.set_grad_enabled(learner is not None):  # also if the caller computes no gradients
         for inputs, targets in eval_batches(tokens, context, stride, 1):
             scored = targets[0] != IGNORE  # [T], N of them
             wanted = targets[0][scored].to(runtime.device)
-            with torch.set_grad_enabled(learner is not None), runtime.autocast():
+            with runtime.autocast():
                 hidden = model.hidden(inputs.to(runtime.device))[0][scored.to(runtime.device)]  # [N, C]
                 logits = model.head(hidden)[:, : model.config.vocab_size].float()  # [N, V]
             own = F.cross_entropy(logits, wanted, reduction="none")  # [N]

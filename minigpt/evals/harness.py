@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from yaml import YAMLError
 
+from minigpt.config.section import one_or_many
 from minigpt.errors import UserError, first_line, nearest
 from minigpt.evals.report import Run
 
@@ -25,7 +26,7 @@ _KEPT = ("results", "groups", "higher_is_better", "versions", "n-shot", "n-sampl
 
 def evaluate_tasks(
     run: Run,
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     include_path: str | Path | None = None,
     num_fewshot: int | None = None,
@@ -37,7 +38,7 @@ def evaluate_tasks(
 
     Args:
         run: from `load_run`.
-        tasks: names of tasks or groups, or YAML files.
+        tasks: names of tasks or groups, or YAML files; a single text is one of them.
         include_path: a folder of task files, whose names `tasks` may then use.
         num_fewshot: solved examples before each question (default: as the task says).
         limit: most documents per task.
@@ -54,6 +55,7 @@ def evaluate_tasks(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("tasks need lm-evaluation-harness; install it with: pip install 'minigpt[lm-eval]'")
+    tasks = one_or_many(tasks)
     if not tasks:
         raise UserError("no task is named; give one, for example lambada_openai, or a YAML file")
     if (1 if limit is None else limit) < 1 or (num_fewshot or 0) < 0:
@@ -63,9 +65,9 @@ def evaluate_tasks(
 
     from minigpt.evals.harness_model import HarnessModel
 
-    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle; the harness' command uses these seeds
-    np.random.seed(DEFAULT_OTHER_SEED)
-    with _task_errors(tasks), redirect_stdout(sys.stderr):  # the harness prints
+    # some tasks shuffle; the harness' command uses these seeds
+    seeded = _seeded(DEFAULT_RANDOM_SEED, DEFAULT_OTHER_SEED)
+    with _task_errors(tasks), redirect_stdout(sys.stderr), seeded:  # the harness prints
         loaded = _load(list(tasks), include_path)
         for task in loaded["tasks"].values():
             fixed = task.get_config("num_fewshot")
@@ -91,6 +93,19 @@ def _load(names: list[str], folder: str | Path | None) -> Any:
         if name not in manager.task_index and not Path(name).is_file():
             raise UserError(f"no task is called {name}; {nearest(name, manager.all_tasks, 'or give a YAML file')}")
     return manager.load(names)
+
+
+@contextmanager
+def _seeded(python: int, numpy: int) -> Iterator[None]:
+    """Seed Python's and numpy's global generators inside the `with` block; afterwards they are as before."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(python)
+    np.random.seed(numpy)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 @contextmanager

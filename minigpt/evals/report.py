@@ -126,7 +126,7 @@ def evaluate_run(
 
     Args:
         run: from `load_run`.
-        prepared: data to use instead of the run's own, prepared with the run's tokenizer.
+        prepared: data to use instead of the run's own, such as `run.prepared("other.txt")`.
         split: val, test or train.
         context: tokens in a window (default: the model's context).
         stride: tokens between the starts of windows (default: context, no overlap, as for training's val_loss).

@@ -50,7 +50,8 @@ def draw_text(report: Mapping[str, Any], out: str | Path) -> Path:
     panels.append(partial(_draw_characters, characters=report["characters"]))
     columns = 2 if len(panels) == 4 else len(panels)
     figure = new_figure(5.2 * columns, 3.9 * len(panels) // columns + 0.4)
-    figure.suptitle(report["source"], color=INK, fontsize=12, weight="bold", x=0.012, ha="left", parse_math=False)
+    name = in_font(report["source"])
+    figure.suptitle(name, color=INK, fontsize=12, weight="bold", x=0.012, ha="left", parse_math=False)
     for axes, draw in zip(figure.subplots(len(panels) // columns, columns).ravel(), panels, strict=True):
         draw(axes)
     return write_figure(figure, out)
@@ -154,7 +155,8 @@ def draw_tokenizers(rows: Sequence[dict[str, Any]], out: str | Path, text: str =
     """
     out, figure = drawable(out), new_figure(7.5, 4.6)
     axes = figure.subplots()
-    names = short_names([Path(row["name"].removesuffix(TOKENIZER)) for row in rows])
+    paths = [Path(row["name"].removesuffix(TOKENIZER)) for row in rows]
+    names = [in_font(name) for name in short_names(paths)]
     ordered = sorted(rows, key=lambda row: (row["kind"], row["vocab_size"]))
     kinds = itertools.groupby(ordered, key=lambda row: row["kind"])
     for (_, members), colour in zip(kinds, itertools.cycle(COLOURS), strict=False):
@@ -168,5 +170,5 @@ def draw_tokenizers(rows: Sequence[dict[str, Any]], out: str | Path, text: str =
             textcoords="offset points", va="top", color=INK, fontsize=9, parse_math=False,
         )  # fmt: skip
     axes.margins(0.14)
-    quiet(axes, f"bytes per token{f' of {text}' if text else ''}", "size of the vocabulary", grid="both")
+    quiet(axes, f"bytes per token{f' of {in_font(text)}' if text else ''}", "size of the vocabulary", grid="both")
     return write_figure(figure, out)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.errors import RunError
+from minigpt.errors import CheckpointError, RunError
 from minigpt.explanation.heads import KINDS, measure_heads
 from minigpt.explanation.recording import record
 from minigpt.files import read_lines
@@ -41,12 +41,14 @@ def timeline(
         RunError: the run has no checkpoint.
         CheckpointError: a checkpoint is damaged, or holds only an adapter.
     """
-    kept = RunFolder(Path(run)).steps()
-    if not kept:
-        raise RunError(f"{run}: has no checkpoints; name a run directory, such as runs/my")
-    found = []
+    kept, found = RunFolder(Path(run)).steps(), []
     for done, folder in enumerate(kept, 1):
-        model = GPT.from_pretrained(folder)
+        try:
+            model = GPT.from_pretrained(folder)
+        except CheckpointError:
+            if folder.exists():
+                raise
+            continue  # the run's process has deleted it since
         recording, heads = record(model, ids), measure_heads(model, exclude=tokenizer.special_tokens.values())
         likely = zip(recording.lens_ids[-1, -1, :5], recording.lens_probs[-1, -1, :5], strict=True)
         found.append(
@@ -62,6 +64,8 @@ def timeline(
         )
         if progress:
             progress(done, len(kept))
+    if not found:
+        raise RunError(f"{run}: has no checkpoints; name a run directory, such as runs/my")
     samples = read_lines(RunFolder(Path(run)).samples)
     return {"run": str(run), "ids": list(ids), "steps": found, "samples": samples}
 

@@ -27,6 +27,7 @@ from minigpt.explanation.canvas import (
     QUIET,
     drawable,
     elided,
+    in_font,
     label_at_right,
     logarithmic,
     new_figure,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 Horizontal = Literal["step", "tokens", "minutes"]
 What = Literal["loss", "perplexity", "bpb", "learning-rate", "gradient-norm", "throughput"]
-Runs = Sequence[str | Path | Sequence[str | Path]]
+Runs = str | Path | Sequence[str | Path | Sequence[str | Path]]
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def plot_runs(
     Values that a run has not logged are left out with a warning.
 
     Args:
-        runs: run directories. A list inside the list is drawn as one curve, the mean, with a band. Floors are drawn
-            if they are equal in the eval.json of all runs.
+        runs: one or several run directories. A list inside the list is drawn as one curve, the mean, with a band.
+            Floors are drawn if they are equal in the eval.json of all runs.
         out: file to write, .png or .svg; its directory is made if missing.
         what: keys of PANELS. "all" means those that any run has logged and that can be compared between the runs.
         x: what the horizontal axis shows.
@@ -131,6 +132,8 @@ def run_groups(runs: Runs) -> list[list[Path]]:
     """The runs of each curve. Raises UserError if there are none."""
     if not runs:
         raise UserError("nothing to plot; give at least one run")
+    if isinstance(runs, str | Path):
+        runs = [runs]
     return [[Path(run)] if isinstance(run, str | Path) else [Path(each) for each in run] for run in runs]
 
 
@@ -214,6 +217,7 @@ def draw_runs(
 
     `curves` has, for each name, the metrics of its seeds.
     """
+    names = [in_font(name) for name in names]
     columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
     rows = math.ceil(len(what) / columns)
     width, height = (5.5, 4.2) if rows == 1 and columns <= 2 else (4.5, 3.0)

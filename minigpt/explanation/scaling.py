@@ -19,6 +19,7 @@ from minigpt.explanation.canvas import (
     INK,
     drawable,
     elided,
+    in_font,
     label_at_right,
     logarithmic,
     new_figure,
@@ -139,7 +140,7 @@ def draw_scaling(scaling: dict[str, Any], out: str | Path) -> Path:
             _draw_law(axes, fit, SYMBOLS[key])
     title = f"best validation loss, {scaling['unit']}"
     figure.suptitle(title, color=INK, fontsize=10.5, x=0.012, ha="left")
-    names = [(point["loss"], f"{point['loss']:.2f}  {elided(point['run'])}", COLOURS[0]) for point in points]
+    names = [(point["loss"], f"{point['loss']:.2f}  {elided(in_font(point['run']))}", COLOURS[0]) for point in points]
     label_at_right(panels[-1], names, 3.7)
     return write_figure(figure, out)
 

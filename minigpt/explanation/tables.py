@@ -86,7 +86,7 @@ def _part(title: str, names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Re
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     for column, name in enumerate(names):
-        width = max([len(name), *(len(row[column]) for row in cells)])
+        width = max([len(name), *(row[column].cell_len for row in cells)])
         table.add_column(name, no_wrap=True, overflow="crop", min_width=width if column < len(names) - 1 else None)
     for row in cells:
         table.add_row(*row)

@@ -45,7 +45,7 @@ class Trace:
         """
         query, key = self.queries[layer].float(), self.keys[layer].float()
         batch, heads, length, _ = key.shape
-        units = torch.eye(length, device=key.device).expand(batch, heads, length, length)
+        units = torch.eye(length, dtype=key.dtype, device=key.device).expand(batch, heads, length, length)
         return reference.attention(query, key, units)
 
 

@@ -37,6 +37,22 @@ def window_start(length: int, max_seq_len: int) -> int:
     return -(-(length - max_seq_len) // hop) * hop
 
 
+def id_rows(prompts: Tensor | Sequence[Sequence[int]], model: GPT) -> list[list[int]]:
+    """The ids of each prompt. Raises GenerationError: a prompt is empty, or has an id that the model does not have.
+
+    The embedding has more rows than the vocabulary has ids, so a wrong id would not always be an error.
+    """
+    if isinstance(prompts, Tensor) and prompts.dim() != 2:
+        raise GenerationError(f"prompts are ids [B, T], not {list(prompts.shape)}; one prompt alone is ids[None]")
+    rows = prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
+    if not rows or not all(rows):
+        raise GenerationError("the prompt is empty; give at least one token")
+    last = (model.config.vocab_size or 1) - 1
+    if wrong := [id_ for ids in rows for id_ in ids if not 0 <= id_ <= last]:
+        raise GenerationError(f"the prompt has the id {int(wrong[0])}; this model has the ids 0 to {last}")
+    return rows
+
+
 class Reader:
     """Reads rows of tokens that grow, each in its own window, and computes only the positions not in the cache.
 
@@ -100,11 +116,9 @@ def steps(
         ended: [B] bool; the caller may set a row to True between steps, to end it.
 
     Raises:
-        GenerationError: a prompt is empty.
+        GenerationError: a prompt is empty, or has an id that the model does not have.
     """
-    rows = prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
-    if not rows or not all(rows):
-        raise GenerationError("the prompt is empty; give at least one token")
+    rows = id_rows(prompts, model)
     device, width = model.embedding.weight.device, max(map(len, rows))
     pads = [width - len(row) for row in rows]
     seeds = range(config.seed, config.seed + len(rows)) if seeds is None else seeds

@@ -20,7 +20,7 @@ class Activation(NamedTuple):
     """One activation.
 
     reference: the readable form.
-    torch: the form that models run.
+    torch: the form that models run. It has a name, so that a model can be pickled.
     in_c: its number in rows.c. None: the C kernels do not have it, and generation runs the blocks in torch.
     formula: how the hidden vector is computed, shown by `minigpt explain`.
     """
@@ -29,6 +29,14 @@ class Activation(NamedTuple):
     torch: Activate
     in_c: int | None
     formula: str
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
 
 
 def _swiglu(x: Tensor) -> Tensor:
@@ -55,8 +63,8 @@ def _readable_swiglu(x: Tensor) -> Tensor:
 
 ACTIVATIONS = {
     "gelu": Activation(_readable_gelu, F.gelu, 0, "gelu(W₁n)"),
-    "gelu_tanh": Activation(_readable_gelu_tanh, lambda x: F.gelu(x, approximate="tanh"), 1, "gelu_tanh(W₁n)"),
+    "gelu_tanh": Activation(_readable_gelu_tanh, _gelu_tanh, 1, "gelu_tanh(W₁n)"),
     "relu": Activation(lambda x: x.clamp(min=0), F.relu, 4, "relu(W₁n)"),
-    "relu2": Activation(lambda x: x.clamp(min=0) ** 2, lambda x: F.relu(x).square(), 2, "relu2(W₁n)"),
+    "relu2": Activation(lambda x: x.clamp(min=0) ** 2, _relu2, 2, "relu2(W₁n)"),
     "swiglu": Activation(_readable_swiglu, _swiglu, 3, "silu(W₁n) · W₂n"),
 }

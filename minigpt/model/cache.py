@@ -33,6 +33,15 @@ class KVCache:
         self.tokens: Tensor | None = None  # [B, S], for an input layer that reads earlier tokens
         self.length = 0
 
+    def check_room(self, rows: int, end: int) -> None:
+        """Raise ValueError unless `rows` sequences of `end` positions fit.
+
+        torch would not: it assigns one position to none. The C kernels would write past the end.
+        """
+        batch, size = self.keys.shape[1], self.keys.shape[3]
+        if rows != batch or end > size:
+            raise ValueError(f"{rows} x {end} positions do not fit a cache of {batch} x {size}")
+
     def kept_tokens(self) -> Tensor:
         """Space for the token ids [B, S] of all positions, allocated at the first call."""
         if self.tokens is None:

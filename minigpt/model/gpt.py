@@ -34,6 +34,8 @@ def read(model: "GPT", tokens: Tensor, cache: KVCache | None = None, pads: Tenso
     end = start + length
     if end > model.config.max_seq_len:
         raise ValueError(f"{end} positions, but max_seq_len is {model.config.max_seq_len}")
+    if cache is not None:
+        cache.check_room(len(tokens), end)
     places: Places = slice(start, end)
     visible = None
     if pads is not None:
@@ -102,7 +104,7 @@ class GPT(nn.Module):
                 std = self.config.init_std
                 if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
                     std *= 0.0 if self.config.zero_init_residual else 1 / math.sqrt(2 * self.config.num_layers)
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+                parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
         """Token ids [B, T] -> the normalised residual stream [B, T, C], which the head reads.
@@ -131,7 +133,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, T] -> logits [B, T, vocab_size] of the next token at each position.
 
-        With a cache, `tokens` continue the text in the cache. Raises ValueError past max_seq_len.
+        With a cache, `tokens` continue the text in the cache. Raises ValueError past max_seq_len or the cache's size.
         """
         return self.head(self.hidden(tokens, cache))[..., : self.config.vocab_size]  # [B, T, padded] -> [B, T, V]
 

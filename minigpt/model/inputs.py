@@ -102,7 +102,7 @@ class Bigrams(Table):
             held[:, cache.length : cache.length + tokens.shape[1]] = tokens
         if isinstance(places, Tensor):
             before = before.masked_fill(places == 0, self.none)
-        return (before * self.none + tokens) % self.num_embeddings
+        return (before.long() * self.none + tokens) % self.num_embeddings  # int32 would overflow
 
 
 class MaskableBigrams(Bigrams):

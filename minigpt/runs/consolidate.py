@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minigpt.errors import RunError
 from minigpt.layout import RunFolder, whole_steps
+from minigpt.runs.lock import run_lock
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
 from minigpt.weights.sharded import in_parts
@@ -13,7 +14,7 @@ def consolidate(run: str | Path) -> list[Path]:
     """Write the checkpoints of a run, or the named one, again with whole tensors; returns those that were in parts.
 
     Raises:
-        RunError: nothing is in parts.
+        RunError: nothing is in parts, or another process holds the run.
         CheckpointError: missing; DamagedError: truncated or altered.
         StorageError: the disk is full; the parts are still there.
     """
@@ -23,7 +24,8 @@ def consolidate(run: str | Path) -> list[Path]:
     divided = [step for step in found if in_parts(step)]
     if not divided:
         raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")
-    for step in divided:
-        whole = checkpoint.load(step, PARTS)
-        checkpoint.save(step, whole.tensors, whole.state)
+    with run_lock(RunFolder.of(path).path):
+        for step in divided:
+            whole = checkpoint.load(step, PARTS)
+            checkpoint.save(step, whole.tensors, whole.state)
     return divided

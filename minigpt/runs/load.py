@@ -12,7 +12,7 @@ from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
 from minigpt.layout import CHECKPOINTS, STATE, RunFolder, no_such_run, step_of
 from minigpt.model import GPT
-from minigpt.runs.data import prepare_data
+from minigpt.runs.data import check_known, prepare_data
 from minigpt.runs.receipt import read_receipt, text_has_changed
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
@@ -38,12 +38,16 @@ class LoadedRun:
     config: RunConfig
     runtime: Runtime
 
-    def prepared(self) -> Prepared:
+    def prepared(self, source: str | Path | None = None) -> Prepared:
         """The run's own data as token files (written again if the cache was cleared).
 
-        Warns if the text has changed since training. Raises DataError for records, and for a model alone or an imported
-        run, which have no text.
+        source: another text, such as `train` takes, to be cleaned and split like the run's own.
+
+        Warns if the run's text has changed since training, or if the tokenizer does not know a part of the source.
+        Raises DataError for records, and for a model alone or an imported run, which have no text of their own.
         """
+        if source is not None:
+            return self._prepared_from(str(source))
         data, state, folder = self.config.data, self.checkpoint / STATE, RunFolder.of(self.path)
         train = read_state(self.checkpoint).train if state.is_file() else None
         alone = is_huggingface(self.path) or not folder.is_run  # an export may lie in a run's folder
@@ -64,6 +68,13 @@ class LoadedRun:
                 "and may hold text that the model has learned",
                 stacklevel=2,
             )
+        return prepared
+
+    def _prepared_from(self, source: str) -> Prepared:
+        config = self.config.model_copy(update={"data": self.config.data.model_copy(update={"source": source})})
+        prepared = prepare_data(config, self.tokenizer)
+        if caveat := check_known(config, self.tokenizer, prepared, prepared.splits):
+            warnings.warn(caveat, stacklevel=3)
         return prepared
 
     @cached_property
@@ -87,20 +98,27 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     if not there:
         raise no_such_run(path)
     runtime = make_runtime(device, precision)
-    if is_huggingface(path) or not (checkpoint.resolve(path) / "adapter.safetensors").is_file():
-        model = GPT.from_pretrained(path, str(runtime.device))
-    else:
-        model = _adapted(path).to(runtime.device)
-    folder = path if is_huggingface(path) else RunFolder.of(path).path
-    tokenizer = tokenizers.load(folder)
-    check_vocabulary(tokenizer, model.config, path)
     if is_huggingface(path):
+        model, tokenizer = GPT.from_pretrained(path, str(runtime.device)), tokenizers.load(path)
+        check_vocabulary(tokenizer, model.config, path)
         return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
-    config_file = RunFolder(folder).config
-    config = load_config(config_file) if config_file.is_file() else RunConfig(model=model.config)
-    step_folder = checkpoint.resolve(path)
-    check_same_tokenizer(tokenizer, read_state(step_folder), path)
+    step_folder, state, model = checkpoint.current(path, lambda step: (step, *_read(step, path, runtime)))
+    folder = RunFolder.of(path)
+    tokenizer = tokenizers.load(folder.path)
+    check_vocabulary(tokenizer, model.config, path)
+    config = load_config(folder.config) if folder.config.is_file() else RunConfig(model=model.config)
+    check_same_tokenizer(tokenizer, state, path)
     return LoadedRun(path, step_folder, step_of(step_folder), model, tokenizer, config, runtime)
+
+
+def _read(step: Path, path: Path, runtime: Runtime) -> tuple[CheckpointState, GPT]:
+    """The state and the model of a checkpoint, which `path` means now."""
+    if (step / "adapter.safetensors").is_file():
+        model = _adapted(step, path).to(runtime.device)
+    else:
+        model = GPT.from_pretrained(step, str(runtime.device))
+    model.source = path
+    return read_state(step), model
 
 
 def load_alike(
@@ -123,20 +141,19 @@ def load_alike(
     return run
 
 
-def _adapted(path: Path) -> GPT:
-    """The base of an adapter, with the adapter merged into its weights.
+def _adapted(step: Path, path: Path) -> GPT:
+    """The base of an adapter, with the adapter merged into its weights. `step`: the checkpoint that `path` means now.
 
     On the CPU, as when an adapter is trained: if the base has an adapter too, a GPU's sum has other last digits, and
     the weights another fingerprint.
     """
-    saved = load_saved(path)
+    saved = load_saved(step)
     base = find_base(path, saved)
     model = load_run(base, "cpu").model
     if fingerprint(model) != saved.sha256:
         raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put its own base back")
     load_adapter(model, saved.tensors, saved.config)
     merge(model)
-    model.source = path
     return model
 
 

@@ -6,10 +6,8 @@ a lock, and a warning says so.
 """
 
 import contextlib
-import errno
 import json
 import os
-import socket
 import sys
 import time
 import warnings
@@ -18,13 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import delete_folder, parse_json
+from minigpt.files import NO_LOCKS, delete_path, machine, move, parse_json, temporary_path
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
 """Seconds between two tries to take the lock."""
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Errors of a file system that has no locks."""
 
 
 @contextmanager
@@ -49,9 +45,11 @@ def run_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # the file may be gone or read-only; the error that ended the block matters more
+            # the file may be gone, read-only, or another process's in a new run of this name; the error that ended the
+            # block matters more
             with contextlib.suppress(OSError):
-                _take_away(path, made)
+                if os.path.samestat(file.stat(), os.fstat(handle)):
+                    _take_away(path, made)
     finally:
         os.close(handle)
 
@@ -100,7 +98,7 @@ def _try(handle: int) -> bool:
 def _sign(handle: int, path: Path) -> None:
     try:
         os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": machine()}).encode())
     except OSError as error:
         raise storage_error(path, error) from None
 
@@ -120,13 +118,14 @@ def delete_run(path: Path) -> None:
     Windows renames no folder that has an open file, such as the lock. So there the lock is given back first, and a
     process that takes it just then keeps its run.
     """
-    windows = sys.platform == "win32"
+    windows, work = sys.platform == "win32", temporary_path(path)
     try:
         with run_lock(path):
             if not windows:
-                delete_folder(path)
+                move(path, work)
         if windows:
-            delete_folder(path)
+            move(path, work)
+        delete_path(work)  # after the lock is closed: NFS keeps a folder with an open file
     except OSError as error:
         raise storage_error(path, error) from None
 
@@ -135,7 +134,11 @@ def is_held(file: Path) -> bool:
     """Whether a process holds the lock. Asking takes it for a moment, on POSIX together with others who ask."""
     if not file.is_file():
         return False
-    with file.open("rb") as opened:
+    try:
+        opened = file.open("rb")
+    except FileNotFoundError:  # the run was deleted just now
+        return False
+    with opened:
         if sys.platform == "win32":
             return not _try(opened.fileno())
         import fcntl
@@ -159,6 +162,6 @@ def last_holder(file: Path) -> int | None:
     """The process of this machine that holds the lock, or held it last; None if it was on another machine."""
     try:
         owner = parse_json(file.read_text(encoding="utf-8"))
-        return int(owner["pid"]) if owner["host"] == socket.gethostname() else None
+        return int(owner["pid"]) if owner["host"] == machine() else None
     except (OSError, ValueError, KeyError, TypeError):  # the process has not written it yet
         return None

@@ -1,12 +1,13 @@
 """Decide which run directory a command means, and whether it starts, continues, or refuses."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from minigpt.config import RunConfig, dump_config, load_config, read_yaml
 from minigpt.errors import RunError, storage_error
@@ -140,12 +141,15 @@ def compare(old: RunConfig, new: RunConfig, strict: bool) -> list[str]:
 
 
 def default_name(config: RunConfig, recipe: str | None) -> str:
-    """A name from the recipe's file (for runs/NAME/config.yaml: NAME), else from the data."""
+    """A name from the recipe's file (for runs/NAME/config.yaml: NAME), else from the data, with the letters of any
+    script.
+    """
     if recipe is not None:
         path = Path(recipe)
         return path.parent.name if path.name == CONFIG and path.parent.name else path.stem
     stem = Path(config.data.source.rstrip("/*")).name.split(".")[0]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+    stem = regex.sub(r"[^\p{L}\p{M}\p{N}._-]+", "-", stem)
+    return stem.encode()[:180].decode(errors="ignore").strip("-.") or "run"  # `check_name` allows 200 bytes
 
 
 def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], about: str) -> None:

@@ -71,19 +71,24 @@ def quantize_run(
         raise no_such_run(path)
     _check(bits, group, embedding_bits)
     foreign = is_huggingface(path)
-    state = CheckpointState(train=TrainState(finished=True, stop_reason=IMPORTED)) if foreign else _state(path)
     folder = path if foreign else RunFolder.of(path, TOKENIZER).path.resolve()
     out = folder.with_name(f"{folder.name}-int{bits}") if out is None else Path(out)
     refuse_existing(out)
-    config, weights = read_pretrained(path)
+    if foreign:
+        step, (config, weights) = path, read_pretrained(path)
+        state = CheckpointState(train=TrainState(finished=True, stop_reason=IMPORTED))
+    else:
+        step, state, (config, weights) = checkpoint.current(
+            path, lambda step: (step, _state(step, path), read_pretrained(step))
+        )
     packed = pack_weights(weights, bits, group, embedding_bits)
     done: dict[str, Any] = {"bits": 8, "group": None, "embedding_bits": 8}
     if bits == 4:
         done = {"bits": 4, "group": group, "embedding_bits": embedding_bits}
     model = state.model or config.model_dump(mode="json")
     state = replace(state, model=model, quantization={**done, "source": str(path)})
-    name = step_name(0) if foreign else checkpoint.resolve(path).name
-    before = _weight_bytes(path, foreign) or sum(tensor.nbytes for tensor in weights.values())
+    name = step_name(0) if foreign else step.name
+    before = _weight_bytes(step, foreign) or sum(tensor.nbytes for tensor in weights.values())
     settings = RunConfig(model=config, data=DataConfig(source=str(path))) if foreign else None  # as import writes them
     size = _write(out, name, packed, state, _files(folder, settings))
     count = sum(tensor.numel() for tensor in weights.values())
@@ -126,9 +131,9 @@ def _check(bits: int, group: int, embedding_bits: int) -> None:
             raise ConfigError(f"{name}: {value} is not possible; choose from {', '.join(map(str, choices))}")
 
 
-def _state(path: Path) -> CheckpointState:
-    """The state of a checkpoint. Raises CheckpointError if it is damaged, quantised or an adapter."""
-    saved = checkpoint.load(path, ())
+def _state(step: Path, path: Path) -> CheckpointState:
+    """The state of the checkpoint that `path` means. CheckpointError if it is damaged, quantised or an adapter."""
+    saved = checkpoint.load(step, ())
     if before := saved.state.quantization:
         raise CheckpointError(
             f"{path} is quantised already, to int{before['bits']}; give the run that it was made of: {before['source']}"
@@ -167,5 +172,5 @@ def _weight_bytes(path: Path, foreign: bool) -> int:
     """Bytes of the weights' files that were read; 0 for a checkpoint in parts, which also hold the optimizer."""
     if foreign:
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    files = [checkpoint.resolve(path) / f"{part}.safetensors" for part in ("ema", "model")]
+    files = [path / f"{part}.safetensors" for part in ("ema", "model")]
     return next((file.stat().st_size for file in files if file.is_file()), 0)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from minigpt.config import RunConfig, load_config
 from minigpt.console import Report
 from minigpt.errors import CheckpointError, RunError, UserError
-from minigpt.files import GrowingLines, parse_json, read_lines
+from minigpt.files import GrowingLines, is_unfinished, parse_json, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.lock import is_held
 from minigpt.runs.receipt import read_receipt
@@ -226,7 +226,7 @@ def _directories(folder: Path) -> list[Path]:
             found.append(path)
         else:
             found += [file.parent for file in sorted(path.glob(f"*/{CONFIG}"))]
-    return found
+    return [path for path in found if not is_unfinished(path.name)]
 
 
 def _is_run(path: Path) -> bool:

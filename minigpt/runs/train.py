@@ -1,12 +1,13 @@
 """Build a run from its config and train it: the place where all parts meet."""
 
 import io
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -205,7 +206,7 @@ def build(
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)
 
     def validation() -> Iterable[Batch]:
-        size, count = placement.eval_size(config.train, trainer.state.micro_batch_size)
+        size, count = placement.eval_size(config.train, cast(Trainer, own()).state.micro_batch_size)
         return feed.validation(size, count, config.train.rows // size)
 
     trainer = Trainer(
@@ -222,6 +223,7 @@ def build(
         evaluated,
         task.saved,
     )
+    own = weakref.ref(trainer)  # a cycle would keep optimizer and token files until Python collects garbage
     return trainer
 
 
@@ -313,7 +315,7 @@ def _finish(
         tell(feed.caveat)
     model = resolved.placement.whole(trainer.model)
     model.source = path
-    model.eval()
+    model.eval().zero_grad()  # a loop of the caller's own would add to the last step's gradients
     return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank, report)
 
 

@@ -96,6 +96,12 @@ class Runtime:
         else:
             torch.manual_seed(seed)
 
+    @contextmanager
+    def own_draws(self) -> Iterator[None]:
+        """Give the generators back, after the `with` block, as they were before; inside it, they may be seeded."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            yield
+
     def empty_cache(self) -> None:
         """Free the memory that the device's allocator caches."""
         if self.device.type == "cuda":
@@ -220,13 +226,14 @@ def peak_flops(device: str, precision: str) -> float:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode (no dropout) inside the `with` block, then restore its mode."""
-    was_training = model.training
+    """Put the model into evaluation mode (no dropout) inside the `with` block, then restore the mode of each part."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 def out_of_memory(error: BaseException) -> bool:

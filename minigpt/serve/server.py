@@ -103,7 +103,9 @@ def serve(
         preload=models if preload else (),
         routers=[Workbench(state).router()],
     )
-    tell(f"serving {', '.join(map(harmless, models[:5]))}{' and others' if len(models) > 5 else ''} at {address}/v1")
+    some = f"{', '.join(map(harmless, models[:5]))}{' and others' if len(models) > 5 else ''}"
+    none = f"no model in {' or '.join(harmless(str(run.absolute())) for run in runs)} yet; the page can train the first"
+    tell(f"serving {some if models else none}, at {address}/v1")
     tell(f"the page: {address}; Ctrl-C ends it")
     if open_browser:
         Timer(1.0, webbrowser.open, [address]).start()

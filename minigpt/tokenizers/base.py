@@ -131,6 +131,10 @@ class Tokenizer(ABC):
         self._check(id_)
         return self._pieces[id_]
 
+    def label(self, id_: int) -> str:
+        """One token for a person or a list: a special one by its name, a part of a character as in `show`."""
+        return show(self.token_bytes(id_)) or self.decode([id_], skip_special=False)
+
     def shown(self, id_: int, skip_special: bool) -> bytes:
         self._check(id_)
         if id_ not in self._special_names:
@@ -175,6 +179,12 @@ def valid_unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def show(piece: bytes) -> str:
+    """A token's bytes as text; bytes that are not UTF-8 by themselves in hexadecimal: b" \\xf0\\x9f" -> " <f0><9f>"."""
+    text = piece.decode("utf-8", "surrogateescape")
+    return "".join(f"<{ord(char) - 0xDC00:02x}>" if "\udc80" <= char <= "\udcff" else char for char in text)
 
 
 def listed(parts: Sequence[str], most: int = 20) -> str:

@@ -158,7 +158,8 @@ class Trainer:
         if self.runtime.device.type == "cpu":
             keep_freed_pages()
         try:
-            return self._run()
+            with self.runtime.own_draws():  # dropout is seeded at each step
+                return self._run()
         finally:
             for hook in self.hooks:
                 hook.close()

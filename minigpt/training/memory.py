@@ -91,7 +91,8 @@ def choose_micro_batch(run: UnbuiltRun, found: int | None, say: Say) -> int | No
     if ranks.world > 1 and free is not None:
         free = int(-ranks.largest(-float(free)))  # the least of all
     if asked == "auto":
-        asked = found or find(run, free)
+        with run.runtime.own_draws():
+            asked = found or find(run, free)
     size = min(asked or run.config.train.batch_size, rows)
     need, many = run.needed(size), counted(size, "sequence")
     if free is None:

@@ -10,14 +10,16 @@
         best, last                  text files that name one of the directories
 
 Everything is written to a new directory, which is renamed at the end. So a reader sees the whole new checkpoint or the
-one before. This module knows files, not models, so that the model's `GPT.from_pretrained` may import it.
+one before; if the run's process deletes or replaces it meanwhile, `current` reads again. This module knows files, not
+models, so that the model's `GPT.from_pretrained` may import it.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,9 +28,11 @@ from safetensors.torch import load_file, save_file
 from minigpt.console import counted
 from minigpt.errors import CheckpointError, DamagedError, storage_error
 from minigpt.files import (
+    aside,
     delete_folder,
     delete_path,
     file_sha256,
+    find,
     parse_json,
     replace_folder,
     sync,
@@ -41,6 +45,7 @@ from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_s
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,26 @@ def load(path: Path, parts: tuple[str, ...] = ("model", "ema")) -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there, or not one of minigpt. DamagedError: truncated or altered.
     """
-    directory = resolve(path)
+    return current(path, lambda directory: _read(directory, parts))
+
+
+def current(path: Path, read: Callable[[Path], Read]) -> Read:
+    """read(directory) of the checkpoint that `path` means, as in `load`.
+
+    The process that trains the run may delete or replace this checkpoint meanwhile. Then `path` is looked up again.
+    """
+    while True:
+        directory = resolve(path)
+        before = find(directory)
+        try:
+            return read(directory)
+        except (CheckpointError, OSError):
+            now = find(directory)
+            if before and now and before.st_mtime_ns == now.st_mtime_ns:
+                raise
+
+
+def _read(directory: Path, parts: tuple[str, ...]) -> Checkpoint:
     verify(directory)
     try:
         files = {part: directory / f"{part}.safetensors" for part in parts}
@@ -181,15 +205,9 @@ def resolve(path: Path) -> Path:
         name = pointer.read_text(encoding="utf-8", errors="replace").strip()
         if not is_step(name):  # incomplete, or changed by hand
             continue
-        target = folder / name
-        aside = target.with_name(f".{target.name}-old")
-        if aside.exists() and not target.exists():  # `save` was killed between its two renames
-            try:
-                aside.rename(target)
-            except OSError as error:
-                raise storage_error(target, error) from None
-        if target.exists():
-            return target
+        for target in (folder / name, aside(folder / name)):  # `save` is between its two renames, or was killed there
+            if target.exists():
+                return target
     if found := whole_steps(folder):
         return found[-1]
     if not path.exists():
@@ -197,6 +215,20 @@ def resolve(path: Path) -> Path:
     raise CheckpointError(
         f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
     )
+
+
+def restore(folder: Path) -> None:
+    """Rename a checkpoint back that a killed process was about to replace. No other process may be training the run.
+
+    Raises StorageError.
+    """
+    for old in folder.glob(".step-*-old"):
+        target = old.with_name(old.name[1:].removesuffix("-old"))
+        try:
+            if not target.exists():
+                old.rename(target)
+        except OSError as error:
+            raise storage_error(target, error) from None
 
 
 def delete(directory: Path) -> None:

@@ -20,8 +20,9 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
 
     Raises:
         CheckpointError: the checkpoint has another format.
-        StorageError: a damaged checkpoint cannot be renamed.
+        StorageError: a checkpoint cannot be renamed.
     """
+    checkpoint.restore(folder)
     damaged: list[Path] = []
     while True:
         try:

@@ -52,7 +52,7 @@ def training(folder: Path, *before: str, **how: Any) -> subprocess.Popen[str]:
     argv = [*before, sys.executable, "-m", "minigpt", "train", "cats.txt", *SMALL, "--train.max-steps", "5000"]
     process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, text=True, **how)
     metrics = folder / "runs/cats/metrics.jsonl"
-    for _ in range(600):
+    for _ in range(3000):
         if metrics.exists() and metrics.read_bytes().count(b"\n") > 1:  # the first line is of step 0
             break
         time.sleep(0.1)

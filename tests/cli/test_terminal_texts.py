@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigpt import cli
-from minigpt.console import SafeConsole, counted, harmless, messages, open_streams, out
+from minigpt.console import SafeConsole, counted, harmless, messages, open_streams, out, whole_line_ends
 from minigpt.data import Batches
 from minigpt.errors import DataError
 from minigpt.generation.chat.terminal import PlainLines
@@ -25,6 +25,12 @@ SHOWN = "a\\x1b[31mb\\x1b]0;title\\x07c\\x9b2Jd\\u202ee\\r\\x00"
 def test_what_steers_a_terminal_is_shown() -> None:
     assert harmless(NASTY) == SHOWN
     assert harmless("tab\t line\r\n é 你好 \u200f") == "tab\t line\n é 你好 \u200f"
+
+
+def test_a_line_end_of_two_pieces_is_one() -> None:
+    pieces = ["one\r", "\ntwo", "\r", "", "\n", "three\r"]
+    assert "".join(whole_line_ends(pieces)) == "".join(pieces)
+    assert "".join(map(harmless, whole_line_ends(pieces))) == "one\ntwo\nthree\\r"
 
 
 def test_a_console_escapes_texts_tables_and_cells() -> None:

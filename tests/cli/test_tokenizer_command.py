@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli import main
-from minigpt.cli.tokenizer import printable, show, token_view
+from minigpt.cli.tokenizer import printable, token_view
 from minigpt.tokenizers import ByteTokenizer, load
+from minigpt.tokenizers.base import show
 
 TEXT = "The cat sat on the mat.\nThe rat sat on the cat. naïve 🦊\n" * 50
 

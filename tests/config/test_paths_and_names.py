@@ -54,7 +54,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths_of_the_config_know_home(setting: str, home: Path) -> None:
     section, field = setting.split(".")
     expected = (str(home / "x"),) if setting in LISTS else str(home / "x")
-    assert getattr(getattr(load_config(None, {setting: "~/x"}), section), field) == expected
+    for path in ("~/x", Path("~/x")):
+        config = load_config(None, {setting: [path] if setting in LISTS else path})
+        assert getattr(getattr(config, section), field) == expected
     recipe = home / "r.yaml"
     recipe.write_text(f"{section}: {{{field}: ~/x}}\n")
     assert getattr(getattr(load_config("~/r.yaml"), section), field) == expected
@@ -146,6 +148,12 @@ def test_library_refuses_such_a_name_too(tmp_path: Path) -> None:
     config = load_config(None, {"logging.runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="cannot be named"):
         pick_run(config, "../x", "run", resume=False)
+
+
+def test_a_run_is_called_after_its_text_in_any_script() -> None:
+    names = {"红楼梦 (上).txt": "红楼梦-上", "हिन्दी.txt": "हिन्दी", "a/Über uns.jsonl": "Über-uns", "👩.txt": "run"}
+    for source, name in (names | {f"{'長' * 80}.txt": "長" * 60}).items():
+        assert check_name(plan.default_name(load_config(None, {"data.source": source}), None)) == name
 
 
 def test_a_run_may_be_called_best(tmp_path: Path) -> None:

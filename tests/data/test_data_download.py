@@ -1,11 +1,13 @@
 """Test downloads from a real server on this machine: they end whole if they are cut, resumed, refused or run twice."""
 
 import contextlib
+import errno
 import hashlib
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -256,6 +258,34 @@ def test_a_disk_that_fills_up_at_the_end_is_a_storage_error(server: Server, tmp_
     command = [sys.executable, "-c", code, server.url, str(tmp_path / "file.txt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "cannot be written (File too large); free some space, or name another cache" in done.stdout, done.stderr
+
+
+def test_who_waits_for_another_download_is_told_and_takes_its_file(server: Server, tmp_path: Path) -> None:
+    path, waits, told = tmp_path / "file.txt", threading.Event(), list[str]()
+
+    def progress(label: str, done: int, total: int | None) -> None:
+        told.append(label)
+        waits.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with download._lock(tmp_path, lambda: None):
+            found = pool.submit(fetch, server.url, path, (SHA,), progress)
+            assert waits.wait(10)
+            path.write_bytes(BODY)
+        assert found.result() == path
+    assert told == ["waiting for another process, which downloads file.txt"] and not server.ranges
+
+
+def test_a_file_system_without_locks_downloads_all_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert fetch(server.url, tmp_path / "file.txt", (SHA,)).read_bytes() == BODY
 
 
 # --- named sources

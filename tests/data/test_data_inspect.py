@@ -150,6 +150,15 @@ def test_the_command_prints_text_for_people(text: DataConfig, capsys: pytest.Cap
         assert part in printed
 
 
+def test_parts_of_a_character_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "my.txt").write_text("你好\n" * 90)
+    report = inspect_data(DataConfig(source=str(tmp_path / "my.txt")), ByteTokenizer())
+    assert {text for text, *_ in report["tokens"]["top"]} == {"<e4>", "<bd>", "<a0>", "<e5>", "<a5>", "\n"}
+    assert main(["data", "inspect", str(tmp_path / "my.txt"), "--tokenizer.kind", "byte"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("█")]
+    assert "    你           90 " + "█" * 40 in rows and "  '\\n'           90 " + "█" * 40 in rows
+
+
 def test_without_matplotlib_the_extra_is_named_before_any_work(
     text: DataConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

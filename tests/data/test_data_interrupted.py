@@ -72,10 +72,12 @@ from minigpt.config import DataConfig
 from minigpt.data import prepare
 from minigpt.tokenizers import ByteTokenizer, safe_cut
 
+pauses = map(float, sys.argv[3:])
+
 class Slow(ByteTokenizer):
     def encode_array(self, text):
         Path(sys.argv[2], f"at-work-{time.monotonic_ns()}").touch()
-        time.sleep(float(sys.argv[3]))
+        time.sleep(next(pauses, 0))
         return super().encode_array(text)
 
 config = DataConfig(source=sys.argv[1], cache_dir=sys.argv[2])
@@ -83,9 +85,10 @@ print(prepare(config, Slow(), safe_cut, workers=1).directory)
 """
 
 
-def start(config: DataConfig, pause: float) -> "subprocess.Popen[str]":
+def start(config: DataConfig, *pauses: float) -> "subprocess.Popen[str]":
+    """A process that prepares, and pauses before it encodes each of the first chunks."""
     assert config.cache_dir is not None
-    command = [sys.executable, "-c", WORKER, config.source, config.cache_dir, str(pause)]
+    command = [sys.executable, "-c", WORKER, config.source, config.cache_dir, *map(str, pauses)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -94,9 +97,9 @@ def test_a_killed_preparation_leaves_no_directory_and_the_next_sweeps_up(tmp_pat
     cache.mkdir()
     (tmp_path / "my.txt").write_text(numbered(4 * CHUNK // len(PASSAGE)))
     config = DataConfig(source=str(tmp_path / "my.txt"), cache_dir=str(cache))
-    process = start(config, 0.3)
-    deadline = time.monotonic() + 30
-    while len(list(cache.glob("at-work-*"))) < 2 and time.monotonic() < deadline:
+    process = start(config, 0, 600)
+    while len(list(cache.glob("at-work-*"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -111,7 +114,7 @@ def test_two_at_once_do_not_break_each_other(tmp_path: Path) -> None:
     cache.mkdir()
     (tmp_path / "my.txt").write_text(numbered(2 * CHUNK // len(PASSAGE)))
     config = DataConfig(source=str(tmp_path / "my.txt"), cache_dir=str(cache))
-    processes = [start(config, 0.2), start(config, 0.2)]
+    processes = [start(config, 0.2, 0.2, 0.2), start(config, 0.2, 0.2, 0.2)]
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     assert answers[0][0] == answers[1][0]

@@ -67,7 +67,7 @@ texts = st.lists(st.text("ab \n", min_size=1, max_size=6), min_size=2, max_size=
 @given(texts=texts, val_fraction=st.floats(0.05, 0.95))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_documents_stay_whole_and_copies_stay_together(tmp_path: Path, texts: list[str], val_fraction: float) -> None:
-    path = tmp_path / "my.jsonl"
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"  # surveys are kept by name, size and time
     config = jsonl(path, texts).model_copy(update={"val_fraction": val_fraction})
     if len(set(texts)) == 1:
         with pytest.raises(DataError, match="all the same text"):

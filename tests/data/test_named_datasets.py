@@ -94,7 +94,7 @@ def test_a_hundred_million_bytes_are_cut_at_90_and_95_million(
 
 
 def test_another_archive_and_other_bytes_are_one_line(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(mirror, "text8", {"text8.zip": packed({"text9": b"other"})}, monkeypatch)
+    publish(mirror, "text8", {"text8.zip": packed({"text9": b"longer"})}, monkeypatch)
     with pytest.raises(DataError, match="is not a zip archive that holds text8") as error:
         texts("text8", "train")
     assert "\n" not in str(error.value)

@@ -181,3 +181,11 @@ def test_flags_that_would_be_ignored_are_refused(capsys: pytest.CaptureFixture[s
         (["--adapt", "dynamic", "--tasks", "x"], "not with --tasks"),
     ):
         fails(capsys, ["eval", "runs/none", *flags], why)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_also_where_the_caller_computes_no_gradients(mode: Any) -> None:
+    model, tokens, how = GPT(SHAPE), some(40), adapted(Adaptation("dynamic", rate=1e-2))
+    expected = how(model, tokens, **WINDOWS).nats
+    with mode():
+        assert how(model, tokens, **WINDOWS).nats.tolist() == expected.tolist()

@@ -261,3 +261,10 @@ def test_only_the_runs_own_validation_figures_are_saved():
             command.main(["runs/none", "--save", *other])
     with pytest.raises(UserError, match="leave --context out"):
         command.main(["runs/none", "--save", "--context", "16"])
+
+
+def test_each_part_of_a_model_gets_its_own_mode_back():
+    model = GPT(ModelConfig(vocab_size=V, embed_dim=16, num_heads=2, num_layers=2, max_seq_len=8)).train()
+    model.blocks[0].eval()  # as for layers that are frozen
+    evaluate(model, np.arange(20) % V, context=8, runtime=CPU)
+    assert [part.training for part in (model, *model.blocks)] == [True, False, True]

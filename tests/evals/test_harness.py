@@ -1,6 +1,7 @@
 """Test tasks of lm-evaluation-harness: figures equal `minigpt eval`'s, our logits', and the harness' own models'."""
 
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -248,6 +249,14 @@ def test_a_missing_package_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     fails(capsys, ["eval", run, "--tasks", "mine.yaml"], "pip install 'minigpt[lm-eval]'")
     fails(capsys, ["eval", run, "--tasks", "mine.yaml", "--data", "x.txt"], "--data: not with --tasks")
     fails(capsys, ["eval", run, "--limit", "3"], "--limit: only with --tasks")
+
+
+@pytest.mark.slow
+def test_one_task_need_not_be_a_list_and_random_numbers_are_the_callers(harness: None, tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", "modern", "bpe"), "cpu")
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    assert evaluate_tasks(run, choices(tmp_path))["n-samples"]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Test pictures of texts and tokenizers by reading back what was drawn."""
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from minigpt.config import DataConfig
 from minigpt.data.inspect.report import inspect_data
 from minigpt.errors import UserError
 from minigpt.explanation import draw_text, draw_tokenizer, draw_tokenizers
+from minigpt.explanation.canvas import write_figure
+from minigpt.explanation.run_plots import draw_runs
 from minigpt.tokenizers import ByteTokenizer
 
 
@@ -35,7 +38,7 @@ def test_a_texts_picture_shows_what_was_counted(tmp_path: Path, figures: list) -
     ranks, documents, rows, characters = figures[0].axes
     counts = sorted(Counter("".join(texts).encode()).values(), reverse=True)
     np.testing.assert_array_equal(ranks.get_lines()[0].get_xydata(), list(enumerate(counts, 1)))
-    assert words(ranks) == ["' '", "'U+FFFD'"], "the tenth token is one byte of é"
+    assert words(ranks) == ["' '", "'<c3>'"], "the tenth token is one byte of é"
     for axes, lengths in ((documents, [len(text) for text in texts]),
                           (rows, [len(line) for text in texts for line in text[:-1].split("\n")])):  # fmt: skip
         kept = [length for length in lengths if length]
@@ -119,3 +122,14 @@ def test_tokenizers_lie_by_vocabulary_and_compression(tmp_path: Path, figures: l
 def test_the_name_of_a_text_is_no_formula(tmp_path: Path) -> None:
     row = {"name": "byte", "kind": "byte", "vocab_size": 259, "bytes_per_token": 1.0}
     assert draw_tokenizers([row], tmp_path / "a.svg", "$^$.txt").is_file()
+
+
+def test_names_that_the_font_lacks_are_drawn_as_codes(tmp_path: Path) -> None:
+    row = {"name": "ไทย", "kind": "bpe", "vocab_size": 259, "bytes_per_token": 1.0}
+    curve = {"step": np.arange(3.0), "loss": np.arange(3.0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of each letter that its font does not have
+        assert draw_tokenizers([row], tmp_path / "a.png", "红楼梦.txt").is_file()
+        figure = draw_runs(["红楼梦"], [[curve]], {"loss": {}}, what=("loss",))
+        assert write_figure(figure, tmp_path / "b.png").is_file()
+    assert figure.get_suptitle() == "U+7EA2U+697CU+68A6"

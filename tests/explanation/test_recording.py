@@ -146,3 +146,12 @@ def test_no_token_too_many_and_broken_weights_are_errors():
         model.blocks[1].norm1.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         record(model, [1, 2, 3])
+
+
+def test_a_model_in_double_precision_is_recorded():
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = record(GPT(SHAPES["gpt2"]), [1, 2, 3])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(found.attention.sum(-1), 1, rtol=1e-6)

@@ -338,3 +338,9 @@ def test_labels_do_not_overlap_and_stay_inside() -> None:
     assert canvas.spread_out([0.2, 0.21, 1.0], 0.1) == pytest.approx([0.2, 0.3, 1.0])
     assert canvas.spread_out([0.98, 1.0], 0.1) == pytest.approx([0.9, 1.0])
     assert canvas.spread_out([0.5] * 3, 0.6) == pytest.approx([0.0, 0.6, 1.2])
+
+
+def test_one_run_alone_need_not_be_a_list(tmp_path: Path) -> None:
+    run = write(tmp_path / "one", lines())
+    for given in (run, str(run)):
+        assert plot_runs(given, tmp_path / "one.png").is_file()

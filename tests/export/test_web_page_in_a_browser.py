@@ -166,6 +166,17 @@ def test_a_letter_that_cleaning_changes_is_not_called_unknown(browser, tmp_path:
         assert "never saw" not in page.locator("#explain-status").inner_text()
 
 
+def test_a_text_from_right_to_left_begins_at_the_right(browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my", kind="byte")
+    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+        write(page, "שלום, עולם.", 4)
+        left, right = page.evaluate("""() => {
+          const [paper, given] = ["paper", "given"].map((id) => document.getElementById(id).getBoundingClientRect());
+          return [given.left - paper.left, paper.right - given.right];
+        }""")
+        assert right < 40 < left
+
+
 def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: Path) -> None:
     with Opened(browser, tale) as page:
         page.click("#tab-explain")

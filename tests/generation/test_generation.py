@@ -1,5 +1,7 @@
 """Test sampling against Hugging Face's filters, and generation with a cache against generation without."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,9 @@ from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import ConfigError, GenerationError
 from minigpt.generation import generate, window_start
 from minigpt.generation.sampling import probabilities, sample
-from minigpt.generation.text import generate_text
+from minigpt.generation.text import complete, generate_text
 from minigpt.model import GPT
+from minigpt.tokenizers import ByteTokenizer
 
 SHAPE = ModelConfig(vocab_size=70, embed_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, max_seq_len=16)
 
@@ -128,3 +131,15 @@ def test_mistakes_are_named() -> None:
         generate_text(gpt, "a")
     with pytest.raises(ConfigError, match="tempratur"):
         generate_text(gpt, "a", tempratur=1)
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}, {"penalty_alpha": 0.5, "top_k": 3}, {"prompt_lookup": 2}])
+@pytest.mark.parametrize("id_", [70, 127, -1])  # 70 to 127 are rows of the padded embedding
+def test_ids_that_the_model_does_not_have_are_refused(search: dict[str, Any], id_: int) -> None:
+    with pytest.raises(GenerationError, match=f"has the id {id_}; this model has the ids 0 to 69"):
+        complete(model(), [[1, id_]], ByteTokenizer(), max_new_tokens=2, **search)
+
+
+def test_prompts_of_one_dimension_are_refused() -> None:
+    with pytest.raises(GenerationError, match=r"ids \[B, T\], not \[3\]; one prompt alone is ids\[None\]"):
+        next(generate(model(), torch.tensor([1, 0, 3]), GenerationConfig()))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from minigpt.generation.fast import rows
 from minigpt.generation.fast.prepare import quantised
 from minigpt.model import reference
+from minigpt.model.kernels import fused
 
 KINDS = [torch.float32, torch.bfloat16, torch.int8]
 TOLERANCE = 2e-6
@@ -273,3 +274,13 @@ def test_kernels_that_compute_wrongly_are_not_used(kernels, tmp_path: Path, monk
         warnings.simplefilter("always")
         assert rows.library.__wrapped__() is None  # not the cached result, which other tests use
     assert [str(w.message).split(": ")[1] for w in told] == ["the torch.float32 kernels compute wrongly here"]
+
+
+def test_the_check_does_not_depend_on_how_the_caller_has_set_torch(kernels: rows.Kernels) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            for found in (rows.library, fused.library):
+                assert found.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -90,7 +90,7 @@ def test_a_trained_run_reports_the_loss_of_its_prefixes(tmp_path: Path) -> None:
         "--train.precision fp32 --train.compile off --logging.plots false --name run --optimizer.learning-rate 2e-2"
     ).split()
     assert main([*flags, "--logging.runs-dir", str(tmp_path)]) == 0
-    run = load_run(tmp_path / "run")
+    run = load_run(tmp_path / "run", "cpu")
     tokens = run.prepared().splits["val"].tokens
     nats, count = 0.0, 0
     with torch.no_grad():

@@ -1,19 +1,24 @@
 """Test each fast part against its reference, the cache against the full pass; dropout, padding and initialisation."""
 
 import math
+import pickle
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from minigpt.config import ModelConfig
+from minigpt.config.finetune import LoRAConfig
 from minigpt.errors import CheckpointError
-from minigpt.model import GPT, reference
+from minigpt.model import GPT, KVCache, reference
+from minigpt.model.activations import ACTIVATIONS
 from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
 from minigpt.model.inputs import sinusoids
 from minigpt.model.kernels.attention import scored
+from minigpt.model.norms import NORMS
 from minigpt.model.parts import blockwise_attention, fast_attention, rotary_tables, rotate
 from minigpt.runtime.memory_estimate import inference_memory, training_memory
+from minigpt.training.finetune import add_lora
 
 VARIANTS = {
     "gpt2": {"shape": "gpt2"},
@@ -206,3 +211,38 @@ def test_shape_walk_is_observed() -> None:
 def test_too_many_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="25 positions, but max_seq_len is 24"):
         GPT(small())(torch.zeros(1, 25, dtype=torch.long))
+
+
+def test_a_cache_takes_no_more_than_it_has_room_for() -> None:
+    model, ids = GPT(small()).eval(), torch.zeros(1, 4, dtype=torch.long)
+    cache = KVCache(model.config, size=4)
+    with torch.no_grad():
+        model(ids, cache)
+        with pytest.raises(ValueError, match="1 x 5 positions do not fit a cache of 1 x 4"):
+            model(ids[:, :1], cache)
+        with pytest.raises(ValueError, match="2 x 1 positions do not fit a cache of 1 x 24"):
+            model(ids[:, :1].expand(2, 1), model.make_cache())
+
+
+def test_bigrams_of_int32_ids_are_those_of_int64() -> None:
+    ids = torch.tensor([[50000, 49999, 12]])  # 50000 x 50257 is more than an int32 holds
+    model = GPT(small(vocab_size=50257, bigrams=1000)).eval()
+    with torch.no_grad():
+        assert torch.equal(model(ids.int()), model(ids))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_can_be_pickled(norm: str, activation: str) -> None:
+    model = GPT(ModelConfig.model_validate(small().model_dump() | {"norm": norm, "activation": activation})).eval()
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(model))(ids), model(ids))
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_default_device_is() -> None:
+    model, other = GPT(small(), seed=1), GPT(small(), seed=2)
+    with torch.device("meta"):
+        other.initialise(1)
+        add_lora(other, LoRAConfig(rank=2))
+    assert torch.equal(other.embedding.weight, model.embedding.weight)

@@ -19,7 +19,7 @@ def test_every_file_operation_of_a_run_may_be_its_last(tmp_path: Path, kind: str
     same command continues.
     """
     argv = [sys.executable, str(TESTS / "crash_run.py"), str(tmp_path / "runs"), kind]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=1800)
     report = json.loads(done.stdout)
     assert len(report["operations"]) > 80
     assert report["wrong"] == {}

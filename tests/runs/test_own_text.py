@@ -43,3 +43,10 @@ def test_a_model_alone_has_no_text_even_in_the_folder_of_a_run(tmp_path: Path) -
     (tmp_path / "base" / "config.yaml").unlink()
     with pytest.raises(DataError, match="is a model alone"):
         run.prepared()
+
+
+def test_another_text_is_prepared_like_the_runs_own(tmp_path: Path) -> None:
+    run, other = loaded(tmp_path), tmp_path / "other.txt"
+    other.write_text(TEXT[: len(TEXT) // 2])
+    assert run.prepared(other).sha256 != run.prepared().sha256
+    assert run.prepared(str(other)).meta["source"] == str(other)

@@ -118,8 +118,9 @@ def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -
 def test_a_failure_of_one_rank_is_reported_once_and_ends_all(how: str, rank: int, words: str, tmp_path: Path) -> None:
     timeout = 5 if how == "stop" else 600
     asked = json.dumps({"fail": how, "rank": rank, "timeout": timeout})
-    # torchrun checks seldom, so the other rank reports its error before it is asked to end
-    done = launch(2, "--monitor-interval", "3", SCRIPT, asked, folder=tmp_path, timeout=120)
+    # torchrun looks at its ranks for the first time after 20 seconds; if it looked between the failure of one rank and
+    # the report of the other, it would end that rank first
+    done = launch(2, "--monitor-interval", "20", SCRIPT, asked, folder=tmp_path)
     seconds = time.time() - float(done.stdout.rpartition("failing at ")[2])
     print(f"{how} on rank {rank}: all had ended after {seconds:.1f} s")
     assert done.returncode

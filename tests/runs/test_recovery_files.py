@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
+from minigpt.runs import lock
 from minigpt.runs.lock import delete_run, holder, is_held, run_lock
 from minigpt.runs.train import train
 from minigpt.weights.damage import newest_whole
@@ -136,11 +136,11 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_who_only_asks_about_a_lock_keeps_no_run_from_starting(tmp_path: Path) -> None:
+def test_who_only_asks_about_a_lock_keeps_no_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".lock").touch()
     asked = os.open(tmp_path / ".lock", os.O_RDONLY)
     fcntl.flock(asked, fcntl.LOCK_SH)
-    threading.Timer(0.05, os.close, [asked]).start()
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: os.close(asked)))  # between the first two tries
     with run_lock(tmp_path):
         assert is_held(tmp_path / ".lock")
 

@@ -56,7 +56,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
                 time.sleep(0.02)  # wait until this process trains, since killing it during imports tests nothing
             # so that a slow machine progresses between two kills too
             time.sleep(chance.uniform(0.0, 0.3 * undisturbed))
-            if process.poll() is None:
+            if process.poll() is None and kills < 20:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             _, err = process.communicate(timeout=300)

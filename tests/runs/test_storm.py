@@ -5,6 +5,7 @@ is forked from a process that has imported torch once, since importing it takes 
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -171,18 +172,20 @@ def test_a_hundred_disturbances_change_no_bit(tmp_path: Path) -> None:
         whole = start("whole")
         whole.join(300)
         assert whole.exitcode == 0, log.read_text()
+        step = read_lines(tmp_path / "disk" / "whole" / "metrics.jsonl")[-1]["seconds"] / STEPS
         run = tmp_path / "disk" / "run"
         metrics = run / "metrics.jsonl"
         while counts.total() < DISTURBANCES:
             expected, before = saved(run), stamp(metrics)
             kind, goal = chance.choice(kinds), expected + chance.randint(1, 6)
             process = start("run")
-            if counts.total() % 10 == 9:
-                time.sleep(chance.uniform(0, 0.5))  # perhaps while the process starts
-            else:
-                while process.is_alive() and not (stamp(metrics) > before and logged(run) >= goal):
-                    time.sleep(0.004)
-                time.sleep(chance.uniform(0, 0.01))
+            # a tenth of them perhaps while the process starts; never much after the goal, so that the steps suffice
+            end = time.monotonic() + (chance.uniform(0, 0.5) if counts.total() % 10 == 9 else math.inf)
+            while process.is_alive() and time.monotonic() < end:
+                if stamp(metrics) > before and logged(run) >= goal:
+                    break
+                time.sleep(0.004)
+            time.sleep(chance.uniform(0, 2 * step))
             assert process.is_alive(), f"ended after {counts.total()} disturbances: {log.read_text()}"
             disturb(kind, process, run, log)
             assert goes_on_from(log) in (None, expected), log.read_text()

@@ -40,16 +40,16 @@ print("training", seed, file=sys.stderr, flush=True)
 if Path(os.environ["TOLD"]).with_name("fail").exists() and seed == "2":
     sys.exit("minigpt: the data is gone")
 rate = float(flags["optimizer.learning-rate"])
-(run / "config.yaml").write_text(json.dumps({"train": {"seed": int(seed)}, "optimizer": {"learning_rate": rate}}))
-end = time.time() + float(os.environ.get("SECONDS_EACH", "0"))
 finished = True
 import signal
 def stop(*_):
-    global end, finished
-    end, finished = 0, False
+    global finished
+    finished = False
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
-while time.time() < end:
+(run / "config.yaml").write_text(json.dumps({"train": {"seed": int(seed)}, "optimizer": {"learning_rate": rate}}))
+end = time.time() + float(os.environ.get("SECONDS_EACH", "0"))
+while finished and time.time() < end:
     time.sleep(0.01)
 loss = 1 + int(seed) / 100 + rate
 line = {"step": 2, "seconds": 60, "val_loss": loss, "bits_per_byte": loss}
@@ -275,9 +275,8 @@ def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_i
     monkeypatch.setenv("SECONDS_EACH", "60")
 
     def interrupt() -> None:
-        while not list(tmp_path.glob("runs/*/*/config.yaml")):
+        while not list(tmp_path.glob("runs/*/*/config.yaml")):  # the stand-in handles signals before it writes its file
             time.sleep(0.01)
-        time.sleep(0.2)  # the stand-in writes its file before it handles signals
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
@@ -306,12 +305,12 @@ def test_on_windows_ctrl_c_does_not_reach_runs_and_ctrl_break_ends_them(monkeypa
 @pytest.mark.slow  # three processes
 def test_a_real_sweep_killed_in_the_middle_ends_as_its_runs_alone(tmp_path: Path, capsys) -> None:
     (tmp_path / "cats.txt").write_text(text())
-    settings = [*SMALL, "--model.attention", "sdpa", "--train.max-steps", "30", "--train.save-every", "5"]
-    settings += ["--train.sample-every", "0", "--train.eval-every", "10", "--logging.log-every", "5"]
+    settings = [*SMALL, "--model.attention", "sdpa", "--train.max-steps", "200", "--train.save-every", "20"]
+    settings += ["--train.sample-every", "0", "--train.eval-every", "50", "--logging.log-every", "20"]
     argv = ["sweep", str(tmp_path / "cats.txt"), *settings, "--train.seed", "1,2"]
     argv += ["--logging.runs-dir", str(tmp_path / "runs"), "--name", "s"]
     process = subprocess.Popen([sys.executable, "-m", "minigpt", *argv], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("runs/s/seed=2/checkpoints/step-00000010")):
+    while not list(tmp_path.glob("runs/s/seed=2/checkpoints/step-*/manifest.json")):  # 180 of 200 steps are left
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -326,7 +325,7 @@ def test_a_real_sweep_killed_in_the_middle_ends_as_its_runs_alone(tmp_path: Path
     alone = ["train", str(tmp_path / "cats.txt"), *settings, "--train.seed", "2"]
     assert main([*alone, "--logging.runs-dir", str(tmp_path / "runs"), "--name", "alone"]) == 0
     one, two = (
-        (tmp_path / "runs" / name / "checkpoints/step-00000030/model.safetensors").read_bytes()
+        (tmp_path / "runs" / name / "checkpoints/step-00000200/model.safetensors").read_bytes()
         for name in ("alone", "s/seed=2")
     )
     with capsys.disabled():

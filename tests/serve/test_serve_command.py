@@ -57,7 +57,6 @@ def test_the_command_serves_and_ctrl_c_ends_it_cleanly(tmp_path: Path):
 
 def test_a_wrong_command_is_one_clear_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fails(capsys, ["serve"], "runs/", "minigpt train")
     fails(capsys, ["serve", "runs/my"], "no such run")
     fails(capsys, ["serve", "--port", "70000"], "65535")
     fails(capsys, ["serve", "--max-texts", "0"], "--max-texts")
@@ -67,6 +66,19 @@ def test_a_wrong_command_is_one_clear_line(capsys: pytest.CaptureFixture[str], t
     fails(capsys, ["serve", "--api-key", "a key "], "--api-key")
     make_runs(tmp_path / "runs")
     fails(capsys, ["serve", "--host", "256.1.1.1"], "256.1.1.1", "--host")
+
+
+def test_without_runs_the_page_offers_to_train_the_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minigpt.serve.server.Server.run", lambda server, sockets: None)
+    assert main(["serve", "--port", "0"]) == 0
+    assert (
+        f"no model in {tmp_path / 'runs'} yet; the page can train the first, at http://127.0.0.1:"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_needs_no_server(capsys: pytest.CaptureFixture[str]):

@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,16 +22,13 @@ from served import PROMPT, make_runs, served
 
 from minigpt import tokenizers
 from minigpt.cli import main
-from minigpt.errors import RunError, UserError
 from minigpt.explanation import html as pictures
 from minigpt.explanation.recording import record
 from minigpt.explanation.surprise import surprises
 from minigpt.runs.load import load_run
-from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
 from minigpt.serve.workbench import details
 from minigpt.serve.workbench.details import kept
-from minigpt.serve.workbench.process import Started
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -164,6 +159,13 @@ def test_why_places_words_in_the_text_as_they_were_read(tmp_path: Path):
     assert [found["text"][at:end] for at, end in pairwise(begins)] == [row["text"] for row in found["tokens"][:-1]]
 
 
+def test_why_counts_an_unknown_character_as_one_of_the_text(tmp_path: Path):
+    run = load_run(make_page_run(tmp_path / "my", kind="char"), "cpu")
+    text = "the ☃🙂 cat"
+    found = details.why(SimpleNamespace(run=run), text, run.tokenizer.encode(text))
+    assert [row["begin"] for row in found["tokens"]] == list(range(len(text) + 1))
+
+
 def test_surprises_count_ranks_from_one(runs: Path):
     run = load_run(runs / "base", "cpu")
     first, *rest, end = surprises(run.model, run.tokenizer.encode("a cat"), top=3)
@@ -184,7 +186,7 @@ def test_a_part_is_switched_off_and_the_model_stays(client: Any, runs: Path):
         assert answer.status_code == 400 and "no part" in answer.json()["error"]["message"]
 
 
-NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt"]
+NAMES = ["my book.txt", "../../my book.txt", "my/../book.md", "...", "\x00", "<b>.txt", f"红楼梦.{'長' * 190}.txt"]
 
 
 def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
@@ -196,7 +198,7 @@ def test_texts_are_sent_in_slices_and_looked_at(tmp_path: Path):
                 part = {"name": name, "text": text[begin:end], "first": not begin, "done": end == len(text)}
                 found = client.post("/api/texts", json=part).json()["text"]
             kept = tmp_path / "texts" / found.removeprefix("sent: ")
-            assert kept.read_text() == text and re.fullmatch(r"[A-Za-z0-9_-]+\.txt", kept.name)
+            assert kept.read_text() == text and re.fullmatch(r"[\w-]+\.txt", kept.name)
         assert len(list((tmp_path / "texts").iterdir())) == len(NAMES)
         assert found in client.get("/api/texts").json()["texts"]
         report = client.post("/api/inspect", json={"text": found}).json()
@@ -301,37 +303,6 @@ def test_a_server_of_one_run_shows_the_runs_that_it_starts(tmp_path: Path):
         until(lambda: "finished" in [run["state"] for run in client.get("/api/runs").json()["runs"]
                                      if run["name"] == "mine"])  # fmt: skip
         until(lambda: "mine" in [card["id"] for card in client.get("/v1/models").json()["data"]])
-
-
-class SlowStarted(Started):
-    """Takes its time to see whether a process is starting; a process that it started never ends."""
-
-    def status(self, path: Path) -> dict[str, Any]:
-        found = {"starting": path in self._started, "failed": ""}
-        time.sleep(0.2)
-        return found
-
-
-def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
-    started, place = SlowStarted(), tmp_path / "my"
-    with ThreadPoolExecutor(2) as tabs:
-        both = [tabs.submit(started.begin, place, ["--version"]) for _ in range(2)]
-    refused = [each.exception() for each in both if each.exception()]
-    assert len(refused) == 1 and isinstance(refused[0], RunError)
-    until(lambda: not Started.status(started, place)["starting"])
-
-
-def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: Path):
-    run = read_run(make_runs(tmp_path) / "base")
-    shutil.rmtree(run.folder.checkpoints)
-
-    class Late(Started):
-        def status(self, path: Path) -> dict[str, Any]:
-            held.enter_context(run_lock(path))
-            return {"starting": False, "failed": ""}
-
-    with ExitStack() as held, pytest.raises(UserError, match="a process trains it now"):
-        Late().resume(run)
 
 
 def until(true: Any, seconds: float = 300.0) -> None:
@@ -450,9 +421,9 @@ def answers(address: str) -> bool:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
     with server_process() as (address, server):
         page = Page(address)
+        assert page.client.get("/api/runs").json()["runs"] == []  # there is no folder of runs yet
         page.begin()
         pid, before = page.pid(), page.get()["last"]
         server.kill()

@@ -37,7 +37,7 @@ def write(path: Path, change: bytes = b"", gaps: bool = True) -> tuple[Path, lis
         | {"  ", "    "}
         | ({"t t", "a m"} if gaps else set())
     )
-    joined = sorted(made, key=lambda text: (len(text), draw.random()))
+    joined = sorted(sorted(made), key=lambda text: (len(text), draw.random()))  # a set's order is random
     texts = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), *joined, *LETTERS]
     scores = [0.0] * 259 + [-float(i) for i in range(len(joined) + len(LETTERS))]
     with path.open("wb") as file:

@@ -2,10 +2,10 @@
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
 from minigpt.runtime.device import Runtime, step_seed
-from minigpt.training import Budget, Hook, Trainer, accumulate, lr_factor, make_optimizer, update
+from minigpt.training import Budget, Hook, Trainer, accumulate, loop, lr_factor, make_optimizer, update
 from minigpt.training.hooks.average import Average, TailAverage
 from minigpt.training.hooks.checkpoints import Checkpoints
 from minigpt.training.hooks.early_stopping import EarlyStopping
@@ -231,26 +231,34 @@ def test_each_budget_ends_the_run(settings: dict, steps: int) -> None:
     assert make_trainer(**settings).run().step == steps
 
 
-def test_minutes_are_a_budget_and_drive_the_schedule() -> None:
+class Clock(Hook):
+    """Stands in for the trainer's clock: a step takes a quarter of a second, what follows the second one longer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after_second: float = 0.0):
+        self.now, self.after_second = 0.0, after_second
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def on_update(self, trainer: Trainer) -> None:
+        self.now += 0.25
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.now += self.after_second * (trainer.state.step == 2)
+
+
+def test_minutes_are_a_budget_and_drive_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = Budget(TrainConfig(max_minutes=2), 10.0, 128)
     assert budget.total_steps is None
     assert budget.progress(1000, 60.0) == pytest.approx(0.5)
-    trainer = make_trainer(max_minutes=0.02)
-    assert trainer.run().seconds == pytest.approx(1.2, abs=0.7)
-
-
-class Slow(Hook):
-    """Waits once until after the deadline, like a checkpoint on a slow disk."""
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.state.step == 2:
-            time.sleep(1.3)
-
-
-def test_a_run_out_of_time_ends_with_an_evaluated_step() -> None:
-    trainer = make_trainer(max_minutes=0.02, eval_every=1000)
-    trainer.hooks.append(Slow())
+    schedule = ScheduleConfig(kind="linear", warmup_steps=0, min_lr_ratio=0.0)
+    trainer = make_trainer([Clock(monkeypatch)], schedule, max_minutes=0.02)
     state = trainer.run()
+    assert (state.step, state.seconds) == (5, 1.25), "the first step that ends after 1.2 seconds is the last"
+    assert trainer.lr == pytest.approx(RATES.learning_rate * 0.2 / 1.2)
+
+
+def test_a_run_out_of_time_ends_with_an_evaluated_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time runs out between two steps, as while a checkpoint is written to a slow disk."""
+    state = make_trainer([Clock(monkeypatch, after_second=1.0)], max_minutes=0.02, eval_every=1000).run()
     assert state.val_loss is not None and state.eval_step == state.step == 3
 
 
@@ -306,6 +314,13 @@ def test_the_start_is_never_the_best_and_moves_no_random_state() -> None:
     ((loss, after),) = seen
     assert torch.equal(before, after)
     assert loss < state.val_loss == state.best_loss and state.best_step == 1 and state.evals_since_best == 0
+
+
+def test_a_run_leaves_the_callers_random_numbers_as_they_were() -> None:
+    trainer = make_trainer(max_steps=2)
+    before = torch.get_rng_state()
+    trainer.run()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_learning_goes_down_and_the_metrics_of_the_loop_are_right() -> None:

@@ -1,6 +1,8 @@
 """Test checkpoints: complete or absent, refused if damaged, and the previous one is always kept."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -47,9 +49,11 @@ def test_a_run_means_its_best_then_its_last_then_its_newest(tmp_path: Path) -> N
 
 def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path) -> None:
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    second.rename(second.with_name(f".{second.name}-old"))  # the first of the two renames that replace a step
-    assert checkpoint.resolve(first.parent / "last") == second
-    assert checkpoint.load(second).train.step == 2
+    old = second.rename(second.with_name(f".{second.name}-old"))  # the first of the two renames that replace a step
+    assert checkpoint.resolve(first.parent / "last") == old, "who only reads renames nothing: `save` may be going on"
+    assert checkpoint.load(first.parent / "last").train.step == 2
+    assert newest_whole(first.parent, lambda _: None).path == second  # type: ignore[union-attr]
+    assert not old.exists()
     (first.parent / "last").unlink()  # the checkpoint was saved, but `last` was not written
     assert checkpoint.resolve(first.parent / "last") == second
     checkpoint.point(first.parent, "last", first.parent / "step-00000009")
@@ -88,12 +92,56 @@ def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
 def test_deleting_a_checkpoint_first_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = save(tmp_path, 1)
     seen: list[list[str]] = []
-    monkeypatch.setattr(shutil, "rmtree", lambda _: seen.append(sorted(path.name for path in first.parent.iterdir())))
+
+    def rmtree(*_: Path, **__: bool) -> None:
+        seen.append(sorted(path.name for path in first.parent.iterdir()))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
     checkpoint.delete(first)
     assert seen[0][0].startswith(".step-00000001.") and seen[0][1:] == ["last"], "the next save or start deletes these"
     monkeypatch.undo()
     checkpoint.delete_unfinished(first.parent)
     assert [path.name for path in first.parent.iterdir()] == ["last"]
+
+
+def test_a_checkpoint_that_others_read_on_nfs_is_deleted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def busy(path: str, **where: int) -> None:
+        if path == "model.safetensors":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unlink(path, **where)
+
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    monkeypatch.setattr(os, "unlink", busy)
+    prune(first.parent, keep=1)
+    (left,) = first.parent.glob(".*")
+    assert whole_steps(first.parent) == [second] and [file.name for file in left.iterdir()] == ["model.safetensors"]
+    monkeypatch.undo()
+    checkpoint.delete_unfinished(first.parent)
+    assert not left.exists()
+
+
+def test_a_checkpoint_that_is_deleted_or_replaced_while_it_is_read_is_looked_up_again(tmp_path: Path) -> None:
+    first, seen = save(tmp_path, 1), []
+
+    def read(directory: Path) -> int:
+        seen.append(directory.name)
+        if len(seen) == 1:
+            save(tmp_path, 2)
+            checkpoint.delete(first)
+        elif len(seen) == 2:
+            os.utime(save(tmp_path, 2), (1, 1))  # another time than before, however fast the disk is
+            raise DamagedError("state.json: its sha256 is that of the older one", "")
+        return checkpoint.load(directory).train.step
+
+    assert checkpoint.current(tmp_path, read) == 2
+    assert seen == ["step-00000001", "step-00000002", "step-00000002"]
+    (tmp_path / "checkpoints/step-00000002/state.json").write_text("{}")
+    with pytest.raises(DamagedError, match="truncated"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no such run or checkpoint"):
+        checkpoint.load(first)
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

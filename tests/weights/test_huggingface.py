@@ -180,7 +180,7 @@ def test_a_padded_vocabulary_loads_without_its_padding(tmp_path, kind):
 
     tokenizer = CharTokenizer("abcdefghij")
     tokenizer.save(make(tmp_path, kind))
-    run = load_run(tmp_path)
+    run = load_run(tmp_path, "cpu")
     ids = torch.arange(10)[None]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits
     assert run.model.config.vocab_size == tokenizer.vocab_size

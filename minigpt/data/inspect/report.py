@@ -18,6 +18,7 @@ from minigpt.data.corpus import Corpus, Piece, open_corpus
 from minigpt.data.inspect.overlap import overlap
 from minigpt.data.statistics import TextStatistics
 from minigpt.download import Progress
+from minigpt.tokenizers.base import show
 
 TOKEN_CHARS = 50_000_000
 VAL_CHARS, TRAIN_CHARS = 20_000_000, 100_000_000
@@ -66,7 +67,9 @@ class Characters(TypedDict):
 
 
 class Tokens(TypedDict):
-    """Tokens of a text. top: a list of [text, id, count]; ranks: about 60 of [n, count of the n-th most frequent]."""
+    """Tokens of a text. top: a list of [text, id, count], with <e4><bd> as the text of a part of a character; ranks:
+    about 60 of [n, count of the n-th most frequent].
+    """
 
     kind: str
     vocab_size: int
@@ -341,7 +344,7 @@ class _Tokens:
     def figures(self) -> Tokens:
         order = np.argsort(-self.counts, kind="stable")[:TOP]
         top = [
-            [self.tokenizer.token_bytes(int(id_)).decode("utf-8", "replace"), int(id_), int(self.counts[id_])]
+            [show(self.tokenizer.token_bytes(int(id_))), int(id_), int(self.counts[id_])]
             for id_ in order
             if self.counts[id_]
         ]

@@ -197,16 +197,16 @@ class Session:
         (scores,) = self._scores([place])
         values, likeliest = scores.topk(min(count, self.tokenizer.vocab_size))
         found = zip(likeliest.tolist(), values.exp().tolist(), strict=True)
-        here = ids[place - 1]
+        here, label = ids[place - 1], self.tokenizer.label
         return Alternatives(
-            self._shown(here), scores[here].exp().item(), [(id_, self._shown(id_), chance) for id_, chance in found]
+            label(here), scores[here].exp().item(), [(id_, label(id_), chance) for id_, chance in found]
         )
 
     def tokens(self) -> list[tuple[str, float]]:
         """List the last answer's tokens, each with its probability. Raises GenerationError."""
         ids = self._answer_ids()
-        scores = self._scores(range(1, len(ids) + 1))
-        return [(self._shown(id_), score[id_].exp().item()) for id_, score in zip(ids, scores, strict=True)]
+        scores, label = self._scores(range(1, len(ids) + 1)), self.tokenizer.label
+        return [(label(id_), score[id_].exp().item()) for id_, score in zip(ids, scores, strict=True)]
 
     def _write(self, turns: Sequence[Message]) -> Generator[str]:
         """Write the answer to `turns`, or continue it if the assistant's turn is last. Each piece is kept at once."""
@@ -280,6 +280,3 @@ class Session:
         reader = Reader(self.model, [0])
         for place in places:
             yield reader.logits(tokens[:, : len(ids) + place - 1])[0].float().log_softmax(-1)
-
-    def _shown(self, id_: int) -> str:
-        return self.tokenizer.decode([id_], skip_special=False)

@@ -56,11 +56,11 @@ class Replay:
 
     def __call__(self, model: GPT, tokens: Tensor, cache: KVCache | None = None, pads: Tensor | None = None) -> Tensor:
         """Same as `GPT.hidden`: [B, T] -> [B, T, C]."""
-        config = model.config
         looks_back = any(getattr(model, name).looks_back for name in model.inputs)
-        graph = cache is not None and tokens.shape[1] == 1 and 0 < cache.length < config.max_seq_len
+        graph = cache is not None and tokens.shape[1] == 1 and 0 < cache.length < model.config.max_seq_len
         if cache is None or not graph or looks_back or torch.is_grad_enabled():
             return read(model, tokens, cache, pads)
+        cache.check_room(len(tokens), cache.length + 1)
         held = (model.embedding.weight, cache.keys, cache.values)  # weights may have moved too
         memory = (*(tensor.data_ptr() for tensor in held), cache.keys.shape, cache.keys.stride())
         if memory != self.memory:

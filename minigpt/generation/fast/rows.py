@@ -132,12 +132,14 @@ class Kernels:
     def check(self) -> None:
         """Compare with torch's results. Raises KernelError if they differ."""
         generator = torch.Generator().manual_seed(0)
-        x, bias = torch.randn(5, 67, generator=generator), torch.randn(9, generator=generator)
-        scale = torch.rand(9, generator=generator) + 0.01
-        query = torch.randn(2, 4, 1, 17, generator=generator)
-        cache = torch.randn(2, 2, 2, 7, 17, generator=generator)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+        x, bias, scale = random(5, 67), random(9), random(9).abs() + 0.01
+        query, cache = random(2, 4, 1, 17), random(2, 2, 2, 7, 17)
         for dtype in KINDS:
-            weight = (torch.randn(9, 67, generator=generator) * 30).to(dtype)
+            weight = (random(9, 67) * 30).to(dtype)
             factor = scale if dtype == torch.int8 else None
             made = self.linear(Matrix.of(weight, factor, bias), x)
             pairs = [(made, F.linear(x, dequantised(weight, factor), bias))]
@@ -162,8 +164,9 @@ def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
 @cache
 def library() -> Kernels | None:
     """Load the kernels, and compile them first if necessary. Returns None, with one warning, if that fails."""
-    try:
-        return load(SOURCE, Kernels)
+    try:  # the check compares with torch as it is by default
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+            return load(SOURCE, Kernels)
     except (KernelError, OSError) as error:
         warnings.warn(f"decoding by torch's own ops, which is slower: {error}", stacklevel=2)
         return None

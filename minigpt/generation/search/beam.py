@@ -27,7 +27,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.generation.engine import Reader
+from minigpt.generation.engine import Reader, id_rows
 from minigpt.generation.sampling import NO_RULES, Rules, adjust, probabilities
 from minigpt.model import GPT
 
@@ -77,10 +77,10 @@ def beam_search(
         deadline: a value of time.monotonic(); the step that reaches it is the last.
 
     Raises:
-        GenerationError: a prompt is empty, the settings leave no token, or scores are NaN or infinite.
+        GenerationError: a prompt is empty or has an unknown id, the settings leave no token, or scores are NaN or
+            infinite.
     """
-    if not prompts or not all(map(len, prompts)):
-        raise GenerationError("the prompt is empty; give at least one token")
+    prompts = id_rows(prompts, model)
     device, width = model.embedding.weight.device, max(map(len, prompts))
     pads = [width - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[0] * pad + [*ids] for pad, ids in zip(pads, prompts, strict=True)], device=device)

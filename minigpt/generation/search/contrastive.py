@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.config import GenerationConfig
-from minigpt.errors import GenerationError
-from minigpt.generation.engine import Step, window_start
+from minigpt.generation.engine import Step, id_rows, window_start
 from minigpt.generation.sampling import NO_RULES, Rules, adjust
 from minigpt.model import GPT, KVCache
 
@@ -44,10 +43,9 @@ def contrastive_search(
         ended: [B] bool; the caller may set a row to True between steps, to end it.
 
     Raises:
-        GenerationError: a prompt is empty, or the settings leave no token.
+        GenerationError: a prompt is empty or has an unknown id, or the settings leave no token.
     """
-    if not prompts or not all(map(len, prompts)):
-        raise GenerationError("the prompt is empty; give at least one token")
+    prompts = id_rows(prompts, model)
     device = model.embedding.weight.device
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device) if ended is None else ended
     walks = [_walk(model, prompt, config, rules) for prompt in prompts]

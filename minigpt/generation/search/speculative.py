@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import GenerationError
-from minigpt.generation.engine import window_start
+from minigpt.generation.engine import id_rows, window_start
 from minigpt.generation.sampling import NO_RULES, Rules, adjust, draw, probabilities
 from minigpt.model import GPT
 
@@ -171,10 +171,10 @@ def speculate(
         seed: seed of all draws (default: config.seed).
 
     Raises:
-        GenerationError: the prompt is empty, the drafter has another vocabulary, or the settings leave no token.
+        GenerationError: the prompt is empty or has an unknown id, the drafter has another vocabulary, or the settings
+            leave no token.
     """
-    if not prompt:
-        raise GenerationError("the prompt is empty; give at least one token")
+    (tokens,) = id_rows([prompt], model)
     if drafter.vocab_size not in (None, model.config.vocab_size):
         raise GenerationError(
             f"the draft model has {drafter.vocab_size} ids, the model {model.config.vocab_size}; "
@@ -182,8 +182,7 @@ def speculate(
         )
     device, limit = model.embedding.weight.device, model.config.max_seq_len
     generator = torch.Generator(device).manual_seed(config.seed if seed is None else seed)
-    sampling = Sampling(len(prompt), config, rules, generator)
-    reader, tokens = Pass(model), list(prompt)
+    sampling, reader = Sampling(len(tokens), config, rules, generator), Pass(model)
     end = len(tokens) + config.max_new_tokens
     while len(tokens) < end:
         # One pass reads all positions in one window, so a draft ends where plain generation would move the window.

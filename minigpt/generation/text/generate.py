@@ -91,11 +91,9 @@ class Row:
         if self.config.logprobs is None:
             return
         values, ids = scores.topk(min(self.config.logprobs, len(scores)))
-        top = [(self._shown(other), value) for value, other in zip(values.tolist(), ids.tolist(), strict=True)]
-        self.completion.logprobs.append(TokenScore(self._shown(id_), scores[id_].item(), top))
-
-    def _shown(self, id_: int) -> str:
-        return self.tokenizer.decode([id_], skip_special=False)
+        label = self.tokenizer.label
+        top = [(label(other), value) for value, other in zip(values.tolist(), ids.tolist(), strict=True)]
+        self.completion.logprobs.append(TokenScore(label(id_), scores[id_].item(), top))
 
 
 class Writing:

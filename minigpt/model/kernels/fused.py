@@ -64,8 +64,8 @@ class Kernels:
     def check(self) -> None:
         """Compare results and gradients with torch's. Raises KernelError if they differ."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, 37, 4 * 18, generator=generator)
-        weight = torch.rand(72, generator=generator) + 0.5
+        x = torch.randn(2, 37, 4 * 18, generator=generator, dtype=torch.float32)
+        weight = torch.rand(72, generator=generator, dtype=torch.float32) + 0.5
 
         def plain(x: Tensor) -> Tensor:
             query, key, value = x.view(2, 37, 4, 18).transpose(1, 2).split([2, 1, 1], 1)
@@ -102,7 +102,12 @@ def library() -> Kernels | None:
     if os.environ.get("MINIGPT_FUSED") == "0":
         return None
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.device("cpu"),
+        ):
             return load(SOURCE, Kernels)
     except (KernelError, OSError) as error:
         warnings.warn(f"training by torch's own ops, which is slower: {error}", stacklevel=2)
@@ -180,7 +185,7 @@ class _Norm(torch.autograd.Function):
 
 def exponentials(logits: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
     """Compute `chunked_loss.loss_terms` of contiguous logits [n, V] in fp32 or bf16 on the CPU."""
-    largest, sums = torch.empty(2, len(logits), 1)
+    largest, sums = torch.empty(2, len(logits), 1, dtype=torch.float32, device="cpu")
     into = logits.data_ptr(), largest.data_ptr(), sums.data_ptr()
     kernels.exponentials[logits.dtype](*into, *logits.shape, torch.get_num_threads())
     return largest, sums

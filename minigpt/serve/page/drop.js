@@ -4,15 +4,12 @@ import { ask } from "./api.js";
 import { button, during } from "./words.js";
 
 const SLICE = 1 << 19; // characters sent at a time
-let last = Promise.resolve(); // texts are sent one after another: the slices of two with one name would mix
 
 // sent: called with the name under which the text is found
 export function dropPlace(status, sent) {
   const take = async (file) => {
     if (!file) return;
-    const sending = during(status, `Sending ${file.name} …`, (tell) => last.then(() => send(file, tell)));
-    last = sending;
-    const name = await sending;
+    const name = await during(status, `Sending ${file.name} …`, (tell) => send(file, tell));
     if (name) await sent(name);
   };
   const input = el("input", { type: "file", accept: ".txt,.md,text/*", hidden: true });
@@ -43,12 +40,13 @@ function decoded(bytes) {
 
 async function send(file, tell) {
   const text = decoded(await file.arrayBuffer());
+  const key = Math.random().toString(36).slice(2); // the slices of two texts with one name must not mix
   for (let at = 0; ;) {
     let end = Math.min(text.length, at + SLICE);
     const half = end < text.length && /[\ud800-\udbff]/.test(text[end - 1]);
     if (half) end -= 1; // do not cut a character in two
     const found = await ask("/api/texts",
-      { name: file.name, text: text.slice(at, end), first: at === 0, done: end === text.length });
+      { name: file.name, key, text: text.slice(at, end), first: at === 0, done: end === text.length });
     tell(`Sending ${file.name}: ${Math.round((100 * end) / Math.max(1, text.length))} %`);
     if (end === text.length) return found.text;
     at = end;

@@ -9,7 +9,8 @@ export class Ghost {
     this.grey = el("span", { class: "ghost" });
     this.mirror = el("div", { class: "mirror", "aria-hidden": "true" }, this.before, this.grey);
     this.box = el("div", { class: "ghosted" }, this.mirror, area);
-    area.addEventListener("input", () => this.typed());
+    area.addEventListener("input", (event) => this.typed(event.isComposing));
+    area.addEventListener("compositionend", () => this.typed(false));
     area.addEventListener("keydown", (event) => this.key(event));
     area.addEventListener("scroll", () => { this.mirror.scrollTop = area.scrollTop; });
     const moved = () => { if (!this.atEnd()) this.clear(); };
@@ -28,15 +29,17 @@ export class Ghost {
     this.paint();
   }
 
-  // If the typed letter is the predicted one, the rest of the suggestion stays
-  typed() {
-    if (this.rest && this.area.value === this.before.textContent + this.rest[0] && this.atEnd()) {
-      this.rest = this.rest.slice(1);
+  // If the typed letter is the predicted one, the rest of the suggestion stays. Nothing is suggested while an input
+  // method (for Chinese, Japanese, Korean) composes a word
+  typed(composing) {
+    const [first] = this.rest;
+    if (first && this.area.value === this.before.textContent + first && this.atEnd()) {
+      this.rest = this.rest.slice(first.length);
       this.paint();
       if (this.rest) return;
     }
     this.clear();
-    if (this.on) this.timer = setTimeout(() => this.fetch(), 500);
+    if (this.on && !composing) this.timer = setTimeout(() => this.fetch(), 500);
   }
 
   async fetch() {
@@ -49,7 +52,7 @@ export class Ghost {
   }
 
   key(event) {
-    if (!this.rest || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!this.rest || event.isComposing || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key === "Tab" && !event.shiftKey) {
       event.preventDefault();
       const word = /^\s*\S+/.exec(this.rest)?.[0] ?? this.rest;

@@ -140,13 +140,15 @@ def tokens(run: RunRecord, text: str) -> dict[str, Any]:
 def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
     """The last tokens of a text that fit into the context: how surprising each was, and which tokens were likelier.
 
-    `begin` counts the characters of the text before a token. A tokenizer of words gives the text as it was read.
+    `begin` counts the characters of the text before a token, with the unknown ones. A tokenizer of words gives the text
+    as it was read.
     """
     tokenizer = loaded.run.tokenizer
     text = text if tokenizer.keeps_text else tokenizer.decode(ids)
     shown = ids[-loaded.run.model.config.max_seq_len :]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    begin = len(decoder.decode(b"".join(map(tokenizer.token_bytes, ids[: len(ids) - len(shown)]))))
+    left_out = b"".join(tokenizer.shown(id_, skip_special=True) for id_ in ids[: len(ids) - len(shown)])
+    begin = len(decoder.decode(left_out))
     rows = []
     for place, found in enumerate(surprises(loaded.run.model, shown)):
         own = shown[place] if place < len(shown) else None
@@ -163,5 +165,5 @@ def why(loaded: Loaded, text: str, ids: list[int]) -> dict[str, Any]:
                 ],
             }
         )
-        begin += 0 if own is None else len(decoder.decode(tokenizer.token_bytes(own)))
+        begin += 0 if own is None else len(decoder.decode(tokenizer.shown(own, skip_special=True)))
     return {"text": text, "left_out": len(ids) - len(shown), "vocabulary": tokenizer.vocab_size, "tokens": rows}

@@ -18,6 +18,7 @@ from minigpt.config.presets import presets_file, read_presets, save_preset
 from minigpt.errors import ConfigError, RunError
 from minigpt.runs.compare import cautions, differences
 from minigpt.runs.lock import delete_run
+from minigpt.runs.record import RunRecord
 from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, readable
 from minigpt.serve.api.state import State
@@ -74,12 +75,13 @@ class InsideRequest(TextRequest):
 
 
 class UploadRequest(RequestBody):
-    """A part of a text file, sent in order; `done` is true for the last part."""
+    """A part of a text file, sent in order; `done` is true for the last part. All parts have the same random key."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     text: Annotated[str, Field(max_length=2 << 20)]
     first: bool
     done: bool
+    key: Annotated[str, Field(max_length=40)] = ""
 
 
 class NewRunRequest(RequestBody):
@@ -170,12 +172,19 @@ class Workbench:
     def runs(self) -> dict[str, Any]:
         """All runs, also those that cannot be read, and what this process uses."""
         found = self.run_list.all()
-        runs = [self.started.status(run.path) | details.brief(run) for run in found if not isinstance(run, Damaged)]
+        runs = [row for run in found if not isinstance(run, Damaged) and (row := self._row(run))]
         damaged = [{"name": each.name, "why": each.why} for each in found if isinstance(each, Damaged)]
         server = {"version": __version__, "folder": str(Path.cwd()), "usage": usage_of(os.getpid())}
         loaded = [{"name": one.run.name, "bytes": one.bytes} for one in list(self.state.models.loaded.values())]
         begun = self.started.without_a_run({run.path for run in found if not isinstance(run, Damaged)})
         return {"runs": runs, "damaged": damaged, "begun": begun, "server": server | {"models": loaded}}
+
+    def _row(self, run: RunRecord) -> dict[str, Any] | None:
+        """A run; None if it was deleted since it was listed."""
+        try:
+            return self.started.status(run.path) | details.brief(run)
+        except FileNotFoundError:
+            return None
 
     def run(self, name: str) -> dict[str, Any]:
         """One run."""
@@ -256,7 +265,7 @@ class Workbench:
 
     def upload(self, asked: UploadRequest) -> dict[str, str]:
         """Take a part of a text file; the answer gives its name. Nothing in it is ever run."""
-        return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done)}
+        return {"text": self.kept.add(asked.name, asked.text, asked.first, asked.done, asked.key)}
 
     def inspect(self, asked: InspectRequest) -> dict[str, Any]:
         """The report of `minigpt data inspect` on a text."""

@@ -1,18 +1,21 @@
 """Start a run from the page: the texts to learn from, what a budget would reach, and the command.
 
-Texts that a person sends are saved in `texts/`, next to the folder of the runs, under a name made of letters, digits, -
-and _. A text is looked up among the listed ones: no name in a request becomes a path.
+Texts that a person sends are saved in `texts/`, next to the folder of the runs, under a name made of letters (of any
+script), digits, - and _. A text is looked up among the listed ones: no name in a request becomes a path.
 """
 
 import asyncio
 import json
-import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from minigpt.data.named_datasets import NAMED
 from minigpt.errors import RunError, UserError, storage_error
+from minigpt.files import temporary_path
 from minigpt.layout import RunFolder, check_name
 from minigpt.serve.workbench.form import flags
 from minigpt.serve.workbench.process import command, last_line
@@ -36,6 +39,8 @@ class Texts:
         first = run_list.roots[0]
         self.runs = first.parent if RunFolder(first).is_run else first
         self.folder = self.runs.absolute().parent / "texts"
+        self._parts: dict[tuple[str, str], Path] = {}  # unfinished texts, by name and key
+        self._naming = threading.Lock()  # two texts of one name may end at the same time
 
     def all(self) -> dict[str, str]:
         """The source of each, by the name that is shown."""
@@ -51,33 +56,42 @@ class Texts:
             raise RunError(f"there is no text {name!r} here; choose one from the list, or send it")
         return known[name]
 
-    def add(self, name: str, text: str, first: bool, done: bool) -> str:
+    def add(self, name: str, text: str, first: bool, done: bool, key: str = "") -> str:
         """Add a part to a text that is being sent; returns the name under which it is found when it is complete.
+
+        All parts of a text have the same key. Texts of one name that two pages send at the same time have different
+        keys.
 
         Raises:
             UserError: it is too long, or its beginning is missing.
             StorageError: it cannot be written.
         """
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rpartition(".")[0] or name).strip("-_")[:80] or "text"
-        part = self.folder / f"{stem}.part"
+        stem = regex.sub(r"[^\p{L}\p{M}\p{N}_-]+", "-", name.rpartition(".")[0] or name)
+        stem = stem.strip("-_")[:60] or "text"  # a letter has up to 4 bytes, and a file's name up to 255
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not first and not part.is_file():
+            if first:
+                self._parts.setdefault((stem, key), temporary_path(self.folder / f"{stem}.txt"))
+            part = self._parts.get((stem, key))
+            if part is None:
                 raise UserError("the beginning of this text is missing; send it again")
             with part.open("wb" if first else "ab") as file:
                 file.write(text.encode(errors="replace"))
                 size = file.tell()
+            if size > MOST or done:
+                del self._parts[stem, key]
             if size > MOST:
                 part.unlink()
                 raise UserError(f"the text is over {MOST >> 20} MB; train on it in a terminal: minigpt train FILE")
             if not done:
                 return ""
             path, number = self.folder / f"{stem}.txt", 2
-            while path.exists() and path.read_bytes() != part.read_bytes():
-                path, number = self.folder / f"{stem}-{number}.txt", number + 1
-            part.replace(path)
+            with self._naming:
+                while path.exists() and path.read_bytes() != part.read_bytes():
+                    path, number = self.folder / f"{stem}-{number}.txt", number + 1
+                part.replace(path)
         except OSError as error:
-            raise storage_error(part, error) from None
+            raise storage_error(self.folder, error) from None
         return f"{SENT}{path.name}"
 
     def place(self, name: str) -> Path:

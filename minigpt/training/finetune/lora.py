@@ -35,7 +35,8 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.scale, self.dropout = config.scale, config.dropout
         bound = self.in_features**-0.5
-        drawn = torch.empty(config.rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(config.rank, self.in_features, device=generator.device)
+        drawn.uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(drawn.to(linear.weight))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(self.out_features, config.rank))
         self.train(linear.training)

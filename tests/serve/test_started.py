@@ -1,0 +1,48 @@
+"""Test the processes that the page starts: no run is started twice, whatever happens at the same moment."""
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import make_runs
+from test_workbench import until
+
+from minigpt.errors import RunError, UserError
+from minigpt.runs.lock import run_lock
+from minigpt.runs.record import read_run
+from minigpt.serve.workbench.process import Started
+
+
+class SlowStarted(Started):
+    """Takes its time to see whether a process is starting; a process that it started never ends."""
+
+    def status(self, path: Path) -> dict[str, Any]:
+        found = {"starting": path in self._started, "failed": ""}
+        time.sleep(0.2)
+        return found
+
+
+def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
+    started, place = SlowStarted(), tmp_path / "my"
+    with ThreadPoolExecutor(2) as tabs:
+        both = [tabs.submit(started.begin, place, ["--version"]) for _ in range(2)]
+    refused = [each.exception() for each in both if each.exception()]
+    assert len(refused) == 1 and isinstance(refused[0], RunError)
+    until(lambda: not Started.status(started, place)["starting"])
+
+
+def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: Path):
+    run = read_run(make_runs(tmp_path) / "base")
+    shutil.rmtree(run.folder.checkpoints)
+
+    class Late(Started):
+        def status(self, path: Path) -> dict[str, Any]:
+            held.enter_context(run_lock(path))
+            return {"starting": False, "failed": ""}
+
+    with ExitStack() as held, pytest.raises(UserError, match="a process trains it now"):
+        Late().resume(run)
