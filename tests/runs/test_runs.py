@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_run import SMALL, fails, text
+from cli_run import SMALL, fails, json_of, text
 from safetensors.torch import load_file
 from tuned_run import StopAt, make_base, questions, tune
 
@@ -65,9 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    capsys.readouterr()
-    assert main(["runs", *argv, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "runs", *argv)
 
 
 def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
