@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM
 from served import make_runs, served
 from test_workbench import until as wait_until
 from test_workbench_page import NASTY, Opened, fits, go, shoot, until
@@ -25,11 +25,6 @@ LINES = [
 ]
 NOTE = "import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))"
 """Gives the run `base` a note, so that the list of runs changes."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
 
 
 @contextmanager
