@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_run import json_of
+from split_text import jsonl
 from typed_report import check, words_of_help
 
 from minigpt.cli import main
@@ -14,11 +15,6 @@ from minigpt.config import DataConfig
 from minigpt.data import corpus
 from minigpt.data.inspect.report import TextReport, inspect_data
 from minigpt.tokenizers import ByteTokenizer
-
-
-def jsonl(path: Path, texts: list[str]) -> DataConfig:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataConfig(source=str(path))
 
 
 def words(*numbers: int) -> str:
