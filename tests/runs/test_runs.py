@@ -428,7 +428,7 @@ def test_a_run_that_goes_on_keeps_its_budget_until_its_settings_change(tmp_path:
     config = load_config(run.path / "config.yaml")  # as the page continues a run
     assert assembly.train(config, quiet=True).state.finished
     assert read_run(run.path).receipt["budget"] == plan
-    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 8})})
+    longer = config.changed(train={"max_steps": 8})
     assert assembly.train(longer, quiet=True, resume=True).state.step == 8
     assert "budget" not in read_run(run.path).receipt
 

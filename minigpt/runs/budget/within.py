@@ -113,8 +113,7 @@ class Budgeted:
             length["max_minutes"] = max(left, LEAST * self.amount.seconds) / 60
         if self.plan.limited or not self.amount.seconds:
             length["max_steps"] = self.plan.steps
-        config = self.plan.config
-        return config.model_copy(update={"train": config.train.model_copy(update=length)})
+        return self.plan.config.changed(train=length)
 
     def explain(self) -> str:
         """The choice, its reasons, and what to expect: four lines for the screen, five for a small text."""
@@ -292,7 +291,7 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
     shape, train = plan.config.model, plan.config.train
     passes = plan.steps * train.passes * train.batch_size / train.rows
     choice = choose(shape, runtime, compile, train.rows, passes, console.print)
-    trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
+    trial = plan.config.changed(model={"attention": choice.attention})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
     if not 1 / TRUSTED < taken / speed.step(plan.size, shape.max_seq_len, train.batch_size) < TRUSTED:
         speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit, again=True)
