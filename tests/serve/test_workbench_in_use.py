@@ -13,7 +13,6 @@ from test_workbench_runs_page import LINES, NOTE, opened
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 HANG = """() => { window.real = fetch; window.fetch = (path, how) => (!path.startsWith('/v1/c') ? real(path, how)
   : new Promise((_, fail) => how.signal.addEventListener('abort', () => {
     window.ended = true;

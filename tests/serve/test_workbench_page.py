@@ -20,7 +20,6 @@ from served import make_runs, served
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 WAIT = 60_000
 AXE = PACKAGES / "axe-core" / "axe.min.js"
 IMAGES = Path(__file__).parents[2] / "docs" / "img"

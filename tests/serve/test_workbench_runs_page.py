@@ -17,7 +17,6 @@ from test_workbench_page import NASTY, Opened, fits, go, shoot, until
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 TEXT = "The cat sat on the mat.\nThe dog saw the cat, and the cat saw 12 dogs.\n" * 200
 LINES = [
     {"step": step, "epoch": 0.1, "tokens": 100, "seconds": 1.0, "val_loss": 4.0 - step / 10, "bits_per_byte": 2.5}
