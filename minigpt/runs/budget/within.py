@@ -215,20 +215,9 @@ def plan_within(
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
     console = messages(quiet)
-    config, say = configure({}), printer(console)
-    say(f"reading {config.data.source}")
-    with progress_bars(console) as progress:
-        characters = open_corpus(config.data, progress).survey.chars
-        configure.choose_tokenizer(characters)
-        config = configure({})
-        ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
-        say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
-        tokenizer = make_tokenizer(config, progress)
-        prepared = prepare_data(config, tokenizer, progress)
-    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
-    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
+    prepared, tokenizer = _prepare(configure, console)
     text = describe(prepared, tokenizer)
-    say("measuring how fast this machine trains")
+    printer(console)("measuring how fast this machine trains")
     began = time.perf_counter()
     plan = _measure_and_choose(amount, text, configure, started - again, console)
     measuring = time.perf_counter() - began
@@ -245,13 +234,27 @@ def plan_within(
         "step_seconds": plan.step_seconds,
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / math.log(2),
+        "parameters": parameter_table(plan.config.model)["total"],
+        "memory_bytes": memory_of_run(plan.config).total,
     }
-    return Budgeted(amount, text, plan, report | _size(plan.config), tokenizer, started, again)
+    return Budgeted(amount, text, plan, report, tokenizer, started, again)
 
 
-def _size(config: RunConfig) -> dict[str, int]:
-    """Number of the model's weights, and about how many bytes its training needs."""
-    return {"parameters": parameter_table(config.model)["total"], "memory_bytes": memory_of_run(config).total}
+def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenizer]:
+    """The text as ids, and its tokenizer, which is chosen by the text's size. Raises UserError."""
+    config, say = configure({}), printer(console)
+    say(f"reading {config.data.source}")
+    with progress_bars(console) as progress:
+        characters = open_corpus(config.data, progress).survey.chars
+        configure.choose_tokenizer(characters)
+        config = configure({})
+        ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
+        say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
+        tokenizer = make_tokenizer(config, progress)
+        prepared = prepare_data(config, tokenizer, progress)
+    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
+    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
+    return prepared, tokenizer
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
