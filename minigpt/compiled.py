@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from minigpt.console import tell
 from minigpt.download import cache_root
-from minigpt.files import file_sha256, only_ours, parse_json, private_folder, temporary_path, write_bytes
+from minigpt.files import file_sha256, json_object, only_ours, private_folder, temporary_path, write_bytes
 
 HEADER = Path(__file__).with_suffix(".h")
 """The code that all C files share; it is included before each."""
@@ -111,11 +111,8 @@ def _kept(folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded | No
 
 
 def _hashes(folder: Path) -> dict[str, Any]:
-    """The sha256 of each library, by its key."""
-    try:
-        return dict(parse_json(folder.with_suffix(".json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # missing or damaged: compile again
-        return {}
+    """The sha256 of each library, by its key. A library that is missing here is compiled again."""
+    return json_object(folder.with_suffix(".json"))
 
 
 def _compiled(command: list[str], source: Path, folder: Path, key: str, make: Callable[[Path], Loaded]) -> Loaded:

@@ -182,7 +182,7 @@ def headline(bits_per_byte: float, step: int, scored: str) -> str:
 
 
 def open_streams() -> None:
-    """Make it possible to print any text: output is UTF-8 unless the person asked for another encoding.
+    """Make it possible to read and print any text: in UTF-8 unless the person asked for another encoding.
 
     A stream that was closed (`minigpt ... >&-`) becomes the null device, so that no other file takes its number. A
     character that the encoding does not have is written as \\u4f60, which is valid in JSON. Terminals keep their
@@ -192,11 +192,12 @@ def open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  open until the end
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             own = stream.isatty() or "PYTHONIOENCODING" in os.environ
-            ends = None if stream.isatty() else "\n"
-            stream.reconfigure(encoding=None if own else "utf-8", errors="minigpt", newline=ends)
+            stream.reconfigure(encoding=None if own else "utf-8")
+            if stream is not sys.stdin:
+                stream.reconfigure(errors="minigpt", newline=None if stream.isatty() else "\n")
 
 
 def _as_json(error: UnicodeError) -> tuple[str, int]:

@@ -245,6 +245,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} for a missing or damaged file, of which the caller can do without."""
+    try:
+        return dict(parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.download import cache_root
-from minigpt.files import parse_json, write_bytes
+from minigpt.files import json_object, write_bytes
 
 
 def recall(key: str) -> Any:
     """The value stored under the key, or None. The caller must check its form."""
-    return _read(_store()).get(key)
+    return json_object(_store()).get(key)
 
 
 def keep(key: str, value: Any) -> None:
@@ -22,17 +22,10 @@ def keep(key: str, value: Any) -> None:
     store = _store()
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(store, (json.dumps(_read(store) | {key: value}, indent=1) + "\n").encode())
+        write_bytes(store, (json.dumps(json_object(store) | {key: value}, indent=1) + "\n").encode())
     except OSError as error:  # a read-only cache only costs a second at each start
         warnings.warn(f"timings are not stored: {store}: {error.strerror}", stacklevel=2)
 
 
 def _store() -> Path:
     return cache_root() / "tuning.json"
-
-
-def _read(store: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json(store.read_bytes()))
-    except (OSError, ValueError, TypeError):  # missing or damaged: measure again
-        return {}

@@ -1,7 +1,9 @@
-"""Start Chromium for tests of pages, with everything switched off that would use the network."""
+"""Start Chromium for tests of pages, with everything switched off that would use the network, and watch its pages."""
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +26,29 @@ def chromium() -> Iterator[Any]:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+def watched(page: Any) -> tuple[list[str], list[str]]:
+    """What goes wrong in a page, and the addresses that it asks for, as they happen."""
+    wrong, asked = [], []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    return wrong, asked
+
+
+@contextmanager
+def opened_file(browser: Any, file: Path, **look: Any) -> Iterator[Any]:
+    """Open a page offline; at the end check that there was no error and no request except for the file."""
+    look = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | look
+    context = browser.new_context(offline=True, **look)
+    try:
+        page = context.new_page()
+        wrong, asked = watched(page)
+        page.goto(file.as_uri())
+        yield page
+    finally:
+        context.close()
+    assert wrong == []
+    assert [url for url in asked if not url.startswith("blob:")] == [file.as_uri()]

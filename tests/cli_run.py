@@ -1,6 +1,8 @@
-"""Give tests of the command a small text, a small run, and a check of how a wrong command must end."""
+"""Give tests of the command a small text, a small run, what it prints with --json, and how a wrong command must end."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,13 @@ def small_run(folder: Path) -> Path:
     )
     assert code == 0
     return folder / "cats"
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:
+    """The object that a command prints with --json."""
+    capsys.readouterr()
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def fails(capsys: pytest.CaptureFixture[str], argv: list[str], *parts: str) -> str:

@@ -1,9 +1,12 @@
-"""Define fixtures: the data mirror, small texts, and a separate cache for every test session."""
+"""Define fixtures: the data mirror, a browser, and a separate cache for every test session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser_run import chromium
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: spinning threads would slow each other down
@@ -28,6 +31,12 @@ def mirror() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs the data mirror: set MINIGPT_DATA=DIR")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for all tests of a file."""
+    yield from chromium()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,12 @@
 """Print the scores of records for `eval`: the figures, and a table of prompts with expected and written answers."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from minigpt.console import SafeConsole, console, counted, harmless, out, out_json
+from minigpt.console import SafeConsole, console, counted, harmless, out, out_json, progress_bars
 
 SHOWN = 10
 """Rows of the table."""
@@ -15,19 +16,12 @@ def report_records(run: Any, name: str, source: str | None, split: str, ask: int
     """Answer the records of a loaded run, and print how many answers are right. The other arguments are words and flags
     of `eval`.
     """
-    from rich.progress import Progress
-
     from minigpt.evals.records import ASK, evaluate_records
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("answering", total=None)
-        report = evaluate_records(
-            run,
-            source=source,
-            split=split,
-            ask=ASK if ask is None else ask,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with progress_bars(console) as bar:
+        bar("answering", 0, None)
+        ask = ASK if ask is None else ask
+        report = evaluate_records(run, source=source, split=split, ask=ask, progress=partial(bar, "answering"))
     if json:
         out_json(report)
     else:

@@ -153,14 +153,14 @@ def _bins(lengths: Mapping[str, Any]) -> list[str]:
     return [f"{low:,}" if high == low + 1 else f"{low:,}-{high - 1:,}" for low, high in itertools.pairwise(edges)]
 
 
-def _bars(names: list[str], counts: list[int], width: int = 40) -> Text:
+def _bars(names: list[str], counts: list[int]) -> Text:
     """A bar chart in text; empty bins at both ends are left out."""
     rows = list(zip(names, counts, strict=True))
     while rows and not rows[0][1]:
         rows.pop(0)
     longest, most = max((cell_len(name) for name, _ in rows), default=0), max(counts, default=0)
     lines = [
-        f"  {' ' * (longest - cell_len(name))}{name} {count:>12,} {'█' * round(width * count / most)}"
+        f"  {' ' * (longest - cell_len(name))}{name} {count:>12,} {'█' * round(40 * count / most)}"
         for name, count in rows
     ]
     return Text("\n".join(lines))

@@ -187,7 +187,7 @@ def _prepared(args: Eval, run: "LoadedRun") -> "Prepared":
     if args.data is None:
         prepared = run.prepared()
     else:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": args.data})})
+        config = config.changed(data={"source": args.data})
         prepared = prepare_data(config, run.tokenizer)
     if args.split in prepared.splits and (caveat := check_known(config, run.tokenizer, prepared, [args.split])):
         tell(caveat)

@@ -2,11 +2,12 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.cli.arguments import PathText, Positional, parse, refuse
-from minigpt.console import SafeConsole, console, loading, out, out_json, tell
+from minigpt.console import SafeConsole, console, loading, out, out_json, progress_bars, tell
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def main(argv: list[str]) -> int:
     if args.over == "training":
         return _over_training(args, run, ids)
     if args.step_by_step:
-        return _walk(args, run, ids)
+        from minigpt.explanation.walk import walk
+
+        _show(walk(run.model, run.tokenizer, ids, args.position))
+        return 0
     from minigpt.explanation.analysis import explain
 
     explanation = explain(run.model, run.tokenizer, ids, run=run.name, step=run.step)
@@ -94,8 +98,7 @@ def main(argv: list[str]) -> int:
         line = run_headline(RunFolder.of(run.path).path)
         page = _write_page(args, run, explanation, line)
         out(str(page))
-        hint = f"open it in a browser: {page.resolve().as_uri()}"
-        tell(hint)
+        tell(f"open it in a browser: {page.resolve().as_uri()}")
         if line:
             tell(line)
     return 0
@@ -152,16 +155,7 @@ def _write_page(args: Explain, run: "LoadedRun", explanation: dict[str, Any], no
     return target
 
 
-def _walk(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
-    from minigpt.explanation.walk import walk
-
-    _show(walk(run.model, run.tokenizer, ids, args.position))
-    return 0
-
-
 def _over_data(args: Explain, run: "LoadedRun") -> int:
-    from rich.progress import Progress
-
     from minigpt.explanation.dataset import survey
     from minigpt.explanation.tables import show_survey
     from minigpt.generation.text import generate_text
@@ -171,12 +165,10 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
     if args.prompt is None:
         settings = {"max_new_tokens": 400, "temperature": 0.8, "stop_at_eos": False}
         text += str(generate_text(run.model, text, run.tokenizer, **settings))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-        found = survey(
-            run.model, run.tokenizer, splits["train"].tokens, splits["val"].tokens[:_MOST_DATA], text,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    train, held_out = splits["train"].tokens, splits["val"].tokens[:_MOST_DATA]
+    with progress_bars(console) as bar:
+        bar("reading", 0, None)
+        found = survey(run.model, run.tokenizer, train, held_out, text, partial(bar, "reading"))
     found |= {"run": run.name, "step": run.step}
     if args.json:
         out_json(found)
@@ -186,18 +178,13 @@ def _over_data(args: Explain, run: "LoadedRun") -> int:
 
 
 def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
-    from rich.progress import Progress
-
     from minigpt.explanation.over_time import timeline
     from minigpt.explanation.tables import show_timeline
     from minigpt.layout import RunFolder
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checkpoints", total=None)
-        found = timeline(
-            RunFolder.of(run.path).path, run.tokenizer, ids,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with progress_bars(console) as bar:
+        bar("checkpoints", 0, None)
+        found = timeline(RunFolder.of(run.path).path, run.tokenizer, ids, partial(bar, "checkpoints"))
     if args.json:
         out_json(found)
     else:
@@ -206,7 +193,6 @@ def _over_training(args: Explain, run: "LoadedRun", ids: list[int]) -> int:
 
 
 def _show(parts: "Iterable[RenderableType]") -> None:
-
     screen = SafeConsole()
     screen.width = min(100, screen.width) if screen.is_terminal else 100  # a file or a pipe has no width
     for part in parts:

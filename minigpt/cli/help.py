@@ -151,9 +151,9 @@ class _Page:
                 first = f"{first} {flag}"
         return "\n".join([*parts, first])
 
-    def paragraph(self, text: str, indent: str = "") -> None:
+    def paragraph(self, text: str) -> None:
         """Print a text, and an empty line."""
-        self._lines(text, indent)
+        self._lines(text, "")
         self.console.print()
 
     def section(self, title: str, section: Section) -> None:

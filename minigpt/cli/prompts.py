@@ -11,6 +11,7 @@ from typing import Any
 
 from minigpt.cli.arguments import unreadable
 from minigpt.config import GenerationConfig
+from minigpt.config.section import SEEDS
 from minigpt.console import console, progress_bars
 from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import form_of, json_rows
@@ -24,7 +25,6 @@ from minigpt.tokenizers.base import valid_unicode
 
 MOST = 1 << 26
 """Largest file of prompts, in bytes."""
-MOST_SEED = 2**62
 OTHER = "choose another --out"
 
 
@@ -53,7 +53,7 @@ def _record(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(record.get("prompt"), str) or not record["prompt"]:
         raise GenerationError(f'{where}: needs a text under "prompt"')
     seed = record.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
         raise GenerationError(f'{where}: "seed" is {seed!r}; give a whole number from 0 on, below 2^62')
     return record | {"prompt": valid_unicode(record["prompt"])}
 

@@ -2,27 +2,22 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from minigpt.cli.tables import show_table
-from minigpt.console import console, out, out_json
+from minigpt.console import console, out, out_json, progress_bars
 
 
 def report_tasks(run: Any, name: str, tasks: str, json: bool, **settings: Any) -> None:
     """Evaluate a loaded run on tasks, and print the results; the other arguments are words and flags of `eval`."""
-    from rich.progress import Progress
-
     from minigpt.evals import evaluate_tasks
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every default that a task leaves unset
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
-        report = evaluate_tasks(
-            run,
-            [each.strip() for each in tasks.split(",") if each.strip()],
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **settings,
-        )
+    with progress_bars(console) as bar:
+        bar("evaluating", 0, None)
+        named = [each.strip() for each in tasks.split(",") if each.strip()]
+        report = evaluate_tasks(run, named, progress=partial(bar, "evaluating"), **settings)
     if json:
         out_json(report)
         return

@@ -10,13 +10,13 @@ from minigpt.errors import UserError
 from minigpt.files import expand_home
 from minigpt.layout import check_name
 
-MOST, MOST_SIZE = 2**53, 2**24
+MOST, MOST_SIZE, SEEDS = 2**53, 2**24, 2**62
 Positive = Annotated[int, Field(gt=0, le=MOST)]
 Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
 """A size that costs memory: a width, a vocabulary, a batch. Whether it fits in memory is checked later."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**62)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

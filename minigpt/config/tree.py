@@ -427,6 +427,11 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
+    def changed(self, **sections: dict[str, Any]) -> Self:
+        """A copy with other values of some settings, which are not checked: changed(train={"max_steps": 5})."""
+        parts = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=parts)
+
     @model_validator(mode="after")
     def _windows_divide(self) -> Self:
         if self.schedule.context_warmup and self.model.max_seq_len % 4:

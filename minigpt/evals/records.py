@@ -111,9 +111,7 @@ def evaluate_records(
         raise UserError(f"{ask} answers cannot be written; give 0 or more")
     config, template = run.config, _template(run)
     if source is not None:
-        data, tuned = {"source": source}, {"val_source": None, "dpo_beta": 0.0}
-        parts = {"data": config.data.model_copy(update=data), "finetune": config.finetune.model_copy(update=tuned)}
-        config = config.model_copy(update=parts)
+        config = config.changed(data={"source": source}, finetune={"val_source": None, "dpo_beta": 0.0})
     sides = dict(zip(("train", "val"), read_sides(config), strict=True))
     if split not in sides:
         raise UserError(f"records have no {split} split; {nearest(split, sides)}")

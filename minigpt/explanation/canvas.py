@@ -97,9 +97,9 @@ def in_font(text: str) -> str:
     return "".join(char if shown else f"U+{ord(char):04X}" for char, shown in zip(text, seen, strict=True))
 
 
-def elided(name: str, most: int = 34) -> str:
-    """Shorten a long name: "…" replaces its middle."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}"
+def elided(name: str) -> str:
+    """Shorten a name of more than 34 letters: "…" replaces its middle."""
+    return name if len(name) <= 34 else f"{name[:17]}…{name[-17:]}"
 
 
 def label_at_right(axes: "Axes", labels: list[tuple[float, str, str]], panel_height: float) -> None:

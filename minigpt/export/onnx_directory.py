@@ -22,7 +22,7 @@ from minigpt.config import ModelConfig
 from minigpt.errors import ConfigError, MiniGPTError, UserError
 from minigpt.export.card import Run
 from minigpt.export.huggingface import TOLERANCE, Exported, write_json, write_usage
-from minigpt.export.page.pack import rounded
+from minigpt.export.page.pack import rounded, without_padding
 from minigpt.files import new_folder, refuse_existing
 from minigpt.layout import TOKENIZER, RunFolder
 from minigpt.model import GPT
@@ -97,11 +97,7 @@ def _onnxruntime() -> ModuleType:
 
 def _weights(model: GPT, precision: str) -> dict[str, Tensor]:
     """The weights as the file holds them; vectors are fp32. Raises CheckpointError, ConfigError."""
-    rows = model.config.vocab_size  # the rows after these only pad the matrix
-    weights = {
-        name: tensor.cpu().float()[: rows if name in ("embedding.weight", "head.weight") else None]
-        for name, tensor in model.weights().items()
-    }
+    weights = without_padding(model)
     packed = pack_weights(weights, 8, 64, 8)  # raises for weights that are NaN or infinite, for every precision
     if precision == "int8":
         return {name: tensor.float()[:, None] if name.endswith(".scale") else tensor for name, tensor in packed.items()}

@@ -17,8 +17,9 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode
 from minigpt.training.finetune.preference import Pair, stack_pairs
 from minigpt.training.finetune.records import Record, Sides
-from minigpt.training.finetune.row_batches import Batch, Row, RowBatches, fit, pack, row_eval_batches, stack
+from minigpt.training.finetune.row_batches import Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.training.loop import BatchSource
+from minigpt.training.step import Batch
 
 
 class Feed(Protocol):

@@ -298,15 +298,14 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
 
 def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str) -> RunConfig:
     """Fill in settings that follow from the data, if they are not given: a sample's prompt, passes, shorter warm-up."""
-    train, schedule = config.train, config.schedule
     if _without_budget(given) and _is_new_skill(config.model.embed_dim, given):
-        train = train.model_copy(update={"max_epochs": float(passes(feed.batches.steps_per_epoch))})
+        config = config.changed(train={"max_epochs": float(passes(feed.batches.steps_per_epoch))})
     if prompt and "train.sample_prompt" not in given:
-        train = train.model_copy(update={"sample_prompt": prompt})
-    steps = Budget(train, feed.batches.steps_per_epoch, feed.batches.tokens_per_step).total_steps
+        config = config.changed(train={"sample_prompt": prompt})
+    steps = Budget(config.train, feed.batches.steps_per_epoch, feed.batches.tokens_per_step).total_steps
     if steps and "schedule.warmup_steps" not in given:
-        schedule = schedule.model_copy(update={"warmup_steps": min(schedule.warmup_steps, steps // 5)})
-    return config.model_copy(update={"train": train, "schedule": schedule})
+        config = config.changed(schedule={"warmup_steps": min(config.schedule.warmup_steps, steps // 5)})
+    return config
 
 
 def merge_run(run: str | Path, out: str | Path) -> Path:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from minigpt.config import RunConfig, load_config
 from minigpt.console import Report
 from minigpt.errors import CheckpointError, RunError, UserError
-from minigpt.files import GrowingLines, is_unfinished, parse_json, read_lines
+from minigpt.files import GrowingLines, is_unfinished, json_object, read_lines
 from minigpt.layout import CONFIG, RunFolder, no_such_run
 from minigpt.runs.lock import is_held
 from minigpt.runs.receipt import read_receipt
@@ -104,8 +104,8 @@ class RunRecord:
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """tokenizer.json."""
-        return _read_json(self.folder.tokenizer)
+        """tokenizer.json; {} for a damaged one, so that its run is still listed."""
+        return json_object(self.folder.tokenizer)
 
     def summary(self) -> dict[str, Any]:
         """The keys of `minigpt runs list --json`."""
@@ -258,14 +258,6 @@ def _having(*keys: str) -> Callable[[Any], dict[str, Any]]:
         return line
 
     return check
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; {} for a damaged one, so that its run is still listed."""
-    try:
-        return dict(parse_json(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _numbers(path: Path) -> int | None:

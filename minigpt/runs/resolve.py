@@ -79,8 +79,7 @@ def resolve(
 
     run = UnbuiltRun(config, runtime, batches, task.share(config), placement.shards, make)
     size = choose_micro_batch(run, before.micro_batch_size, printer(console))
-    train = config.train.model_copy(update={"micro_batch_size": size})
-    return Resolved(config.model_copy(update={"train": train}), runtime, placement)
+    return Resolved(config.changed(train={"micro_batch_size": size}), runtime, placement)
 
 
 def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task: Task) -> tuple[GPT, Learner, Learner]:
@@ -123,10 +122,8 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     asked = config.model.vocab_size
     if asked is not None and asked != tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out")
-    model = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     kind = tokenizer.kind if config.tokenizer.kind == "auto" and not config.tokenizer.path else config.tokenizer.kind
-    named = config.tokenizer.model_copy(update={"kind": kind})
-    return config.model_copy(update={"model": model, "tokenizer": named})
+    return config.changed(model={"vocab_size": tokenizer.vocab_size}, tokenizer={"kind": kind})
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -178,12 +175,9 @@ def pick_kernels(
     runtime = make_runtime(device, precision)
     if choice.reason:
         console.print(choice.reason)
-    compile = "on" if choice.compile else "off"
-    train = settings.model_copy(update={"precision": runtime.precision, "compile": compile})
-    model = shape.model_copy(update={"attention": choice.attention})
-    return config.model_copy(update={"train": train, "model": model}), replace(
-        runtime, compile=choice.compile, ranks=ranks
-    )
+    train = {"precision": runtime.precision, "compile": "on" if choice.compile else "off"}
+    config = config.changed(train=train, model={"attention": choice.attention})
+    return config, replace(runtime, compile=choice.compile, ranks=ranks)
 
 
 def _tried(shape: ModelConfig, runtime: Runtime, console: Console) -> str:

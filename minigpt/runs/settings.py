@@ -22,8 +22,7 @@ def essential(config: RunConfig) -> Settings:
     The vocabulary's size follows from the tokenizer. Other settings may follow from settings too: the learning rate
     from the width, the norm from the shape. A setting is left out if the config does not change without it.
     """
-    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": None})})
-    defaults, target = flat(RunConfig()), flat(config)
+    defaults, target = flat(RunConfig()), flat(config.changed(model={"vocab_size": None}))
     kept = {path: value for path, value in target.items() if value != defaults[path]}
     implied = _made(kept) or {}
     kept |= {path: value for path, value in target.items() if value != implied.get(path)}

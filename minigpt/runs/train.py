@@ -99,11 +99,9 @@ def train(
             [f"{name}: train starts from scratch; minigpt finetune takes these settings" for name in given]
         )
     if data is not None:  # it may have another number of ids than the text of a run whose config.yaml this is
-        text = config.data.model_copy(update={"source": str(data)})
-        shape = config.model.model_copy(update={"vocab_size": None})
-        config = config.model_copy(update={"data": text, "model": shape})
+        config = config.changed(data={"source": str(data)}, model={"vocab_size": None})
     prompt = clean_text(config.train.sample_prompt, config.data.clean)  # as the text is, so the model knows its letters
-    config = config.model_copy(update={"train": config.train.model_copy(update={"sample_prompt": prompt})})
+    config = config.changed(train={"sample_prompt": prompt})
     with joined(config, quiet) as (placement, console):
         ranks, tell = placement.ranks, printer(console)
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)
@@ -172,8 +170,7 @@ def keep_evaluations(config: RunConfig, path: Path) -> RunConfig:
     """The config; if `eval_every` is auto, it becomes the number with which the run at `path` began."""
     if config.train.eval_every != "auto":
         return config
-    every = load_config(RunFolder(path).config).train.eval_every
-    return config.model_copy(update={"train": config.train.model_copy(update={"eval_every": every})})
+    return config.changed(train={"eval_every": load_config(RunFolder(path).config).train.eval_every})
 
 
 def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Feed, task: Task, resume: bool) -> None:

@@ -12,7 +12,7 @@ the least recently used first. Names that mean the same checkpoint share one mod
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,11 +54,10 @@ class Catalog:
 
     Args:
         runs: run directories, checkpoints or Hugging Face directories; for any other folder, the runs in it.
-        clock: seconds.
     """
 
-    def __init__(self, runs: Sequence[Path], clock: Callable[[], float] = time.monotonic):
-        self.runs, self.clock = list(runs), clock
+    def __init__(self, runs: Sequence[Path]):
+        self.runs = list(runs)
         self._read_at = float("-inf")
         self._known: dict[str, Listed] = {}
 
@@ -67,12 +66,12 @@ class Catalog:
         known: dict[str, Listed] = {}
         for listed in (listed for root in self.runs for listed in _in_folder(root)):
             known.setdefault(listed.name, listed)
-        self._known, self._read_at = known, self.clock()
+        self._known, self._read_at = known, time.monotonic()
         return known
 
     async def listed(self) -> dict[str, Listed]:
         """All models by name, as they were at most `FRESH` seconds ago; the disk is read in another thread."""
-        fresh = self.clock() - self._read_at <= FRESH
+        fresh = time.monotonic() - self._read_at <= FRESH
         return self._known if fresh else await asyncio.to_thread(self.read)
 
     async def find(self, name: str) -> Listed:

@@ -1,9 +1,8 @@
 """Test that minigpt demo ends in time on a slow machine too, and prints its loss."""
 
-import json
 from pathlib import Path
 
-from cli_run import SMALL, fails
+from cli_run import SMALL, fails, json_of
 
 from minigpt.cli import main
 from minigpt.config import load_config
@@ -12,9 +11,8 @@ TINY = [*SMALL, "--data.stories-count", "60", "--train.eval-batches", "1", "--tr
 
 
 def test_the_clock_ends_it_where_the_steps_would_take_too_long(tmp_path: Path, capsys) -> None:
-    argv = ["demo", "--json", *TINY, "--logging.runs-dir", str(tmp_path)]
-    assert main([*argv, "--train.max-steps", "1000000", "--train.max-minutes", "0.02"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    flags = ["--logging.runs-dir", tmp_path, "--train.max-steps", "1000000", "--train.max-minutes", "0.02"]
+    said = json_of(capsys, "demo", *TINY, *flags)
     assert 1.2 <= said["seconds"] < 30
     assert said["gap"] == said["loss"] - said["entropy"] > 0
     assert len(said["samples"]) == 3

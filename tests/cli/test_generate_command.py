@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_run import fails, small_run
+from cli_run import fails, json_of, small_run
 
 from minigpt.cli import main
 
@@ -21,9 +21,7 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answer(capsys, *argv: str) -> dict:
-    capsys.readouterr()
-    assert main(["generate", *argv, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "generate", *argv)
 
 
 def test_a_file_of_prompts_becomes_json_lines_each_as_if_alone(run: str, tmp_path: Path, capsys) -> None:

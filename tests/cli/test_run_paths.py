@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import pytest
-from cli_run import fails
+from cli_run import fails, json_of
 from safetensors.torch import load_file, save_file
 
 from minigpt import GPT, load_tokenizer
@@ -37,8 +37,7 @@ def test_generate_prints_prompt_and_text_and_repeats_itself(trained: Path, capsy
     assert len(first) == len("the cat") + 60 + 1
     assert main(argv) == 0
     assert capsys.readouterr().out == first
-    assert main([*argv, "--json", "--num-samples", "3"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json_of(capsys, *argv, "--num-samples", "3")
     assert set(answer) == {"run", "step", "prompt", "samples", "reasons", "settings"}
     assert "the cat" + answer["samples"][0] + "\n" == first
     assert len(set(answer["samples"])) == 3
@@ -67,8 +66,7 @@ def test_a_hugging_face_directory_is_taken_too(trained: Path, tmp_path: Path, ca
 
 
 def test_eval_reports_what_training_reported(trained: Path, capsys) -> None:
-    assert main(["eval", str(trained), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "eval", trained)
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert report["loss"] == pytest.approx(last["val_loss"], abs=1e-5)
     assert report["bits_per_byte"] == pytest.approx(last["bits_per_byte"], abs=1e-5)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from cli_run import SMALL, fails, text
+from cli_run import SMALL, fails, json_of, text
 
 from minigpt import load_run, load_tokenizer
 from minigpt.cli import main
@@ -32,9 +32,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def score(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict:
-    capsys.readouterr()
-    assert main(["eval", str(run), "--json", *more]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "eval", run, *more)
 
 
 def first_token(run: Path, content: str) -> str:
@@ -106,26 +104,20 @@ def test_two_prompts_do_not_share_a_word() -> None:
 
 def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path, capsys) -> None:
     source, out = str(words.parent / "my.txt"), tmp_path / "tok.json"
-    limited = ["--vocab-size", "6", "--out", str(out), "--json"]
-    capsys.readouterr()
-    assert main(["tokenizer", "train", source, "--kind", "word", *limited]) == 0
-    assert json.loads(capsys.readouterr().out)["vocab_size"] == 6
-    assert main(["tokenizer", "train", source, "--kind", "word", *limited[2:], "--overwrite"]) == 0
-    assert json.loads(capsys.readouterr().out)["vocab_size"] == load_run(words, "cpu").tokenizer.vocab_size
+    argv = ["tokenizer", "train", source, "--kind", "word", "--out", str(out)]
+    assert json_of(capsys, *argv, "--vocab-size", "6")["vocab_size"] == 6
+    assert json_of(capsys, *argv, "--overwrite")["vocab_size"] == load_run(words, "cpu").tokenizer.vocab_size
     fails(capsys, ["tokenizer", "train", "--kind", "word"], "a word tokenizer is made from a text")
-    assert main(["model", "inspect", "--tokenizer.kind", "word", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"]["vocab_size"] == 33_278
-    assert main(["model", "inspect", "--tokenizer.path", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"]["vocab_size"] == load_tokenizer(out).vocab_size
-    assert main(["model", "inspect", "--tokenizer.kind", "byte", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    assert json_of(capsys, "model", "inspect", "--tokenizer.kind", "word")["config"]["vocab_size"] == 33_278
+    report = json_of(capsys, "model", "inspect", "--tokenizer.path", out)
+    assert report["config"]["vocab_size"] == load_tokenizer(out).vocab_size
+    report = json_of(capsys, "model", "inspect", "--tokenizer.kind", "byte")
     assert report["config"]["vocab_size"] == ByteTokenizer().vocab_size
     with pytest.raises(SystemExit):
         main(["model", "inspect", "--help"])
     named = capsys.readouterr().out.split("--json")[-1]
     assert all(key in named for key in report)
-    assert main(["data", "inspect", source, "--tokenizer.kind", "word", "--json"]) == 0
-    counted = json.loads(capsys.readouterr().out)
+    counted = json_of(capsys, "data", "inspect", source, "--tokenizer.kind", "word")
     assert all(split["tokens"] == split["words"] for split in counted["splits"].values())
 
 

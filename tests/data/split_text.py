@@ -1,7 +1,23 @@
-"""Give the documents of a split, for the tests of sources and splits."""
+"""Write documents, and give those of a split and the folders of prepared ones, for the tests of data."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from minigpt.config import DataConfig
 from minigpt.data import open_corpus
+
+
+def jsonl(path: Path, texts: Sequence[str]) -> DataConfig:
+    """Documents in a file."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DataConfig(source=str(path))
+
+
+def cached(config: DataConfig) -> list[Path]:
+    """The folders of prepared texts."""
+    return sorted(Path(config.cache_dir or os.environ["MINIGPT_CACHE"]).glob("prepared/*"))
 
 
 def split_of(config: DataConfig, split: str | None) -> list[str]:

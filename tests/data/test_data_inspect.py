@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cli_run import json_of
+from split_text import jsonl
 from typed_report import check, words_of_help
 
 from minigpt.cli import main
@@ -13,11 +15,6 @@ from minigpt.config import DataConfig
 from minigpt.data import corpus
 from minigpt.data.inspect.report import TextReport, inspect_data
 from minigpt.tokenizers import ByteTokenizer
-
-
-def jsonl(path: Path, texts: list[str]) -> DataConfig:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataConfig(source=str(path))
 
 
 def words(*numbers: int) -> str:
@@ -128,8 +125,7 @@ def test_wikitext_validation_is_almost_free_of_training_text(mirror: Path) -> No
 
 def test_the_command_prints_its_keys_and_draws(text: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     picture = tmp_path / "deep" / "x.png"
-    assert main(["data", "inspect", text.source, "--json", "--plot", str(picture)]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "data", "inspect", text.source, "--plot", picture)
     check(TextReport, report)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -169,8 +165,7 @@ def test_without_matplotlib_the_extra_is_named_before_any_work(
 
 def test_prepare_prints_what_meta_json_says(text: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
-    assert main(["prepare", text.source, "--tokenizer.kind", "byte", "--out", str(out), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "prepare", text.source, "--tokenizer.kind", "byte", "--out", out)
     assert report == {"directory": str(out), **json.loads((out / "meta.json").read_text())}
     assert {"version", "key", "source", "splits", "tokenizer", "eos", "skipped"} <= set(report)
     assert set(report["splits"]["train"]) == {"tokens", "bytes", "chars", "words", "documents", "sha256"}

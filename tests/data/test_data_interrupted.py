@@ -1,6 +1,5 @@
 """Test that a preparation leaves nothing half-written if it is interrupted, killed, raced or short of disk."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from split_text import cached, jsonl
 
 from minigpt.config import DataConfig
 from minigpt.data import load_prepared, prepare
@@ -20,17 +20,8 @@ from minigpt.tokenizers import ByteTokenizer, safe_cut
 PASSAGE = "It was a bright cold day in April, and the clocks were striking 13.\n"
 
 
-def jsonl(path: Path, texts: list[str]) -> DataConfig:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataConfig(source=str(path))
-
-
 def numbered(count: int) -> str:
     return "".join(f"{n} {PASSAGE}" for n in range(count))
-
-
-def cached(config: DataConfig) -> list[Path]:
-    return sorted(Path(config.cache_dir or os.environ["MINIGPT_CACHE"]).glob("prepared/*"))
 
 
 def files_below(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_text import cached, jsonl
 
 from minigpt import tokenizers
 from minigpt.config import DataConfig, TokenizerConfig
@@ -32,17 +33,8 @@ def bpe() -> BPETokenizer:
     return BPETokenizer.train([PASSAGE * 3], 350, "gpt4", 10**6)
 
 
-def jsonl(path: Path, texts: list[str]) -> DataConfig:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataConfig(source=str(path))
-
-
 def numbered(count: int) -> str:
     return "".join(f"{n} {PASSAGE}" for n in range(count))
-
-
-def cached(config: DataConfig) -> list[Path]:
-    return sorted(Path(config.cache_dir or os.environ["MINIGPT_CACHE"]).glob("prepared/*"))
 
 
 # --- ids

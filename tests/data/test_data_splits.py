@@ -1,24 +1,17 @@
 """Test that splits by characters are exact, and that splits by documents have no leaks."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from split_text import split_of
+from split_text import jsonl, split_of
 
 from minigpt.config import DataConfig
 from minigpt.data import corpus, open_corpus, text_chunks
 from minigpt.data.corpus import CHUNK, FEW
 from minigpt.errors import DataError
 from minigpt.tokenizers.cutter import Cutter
-
-
-def jsonl(path: Path, texts: Sequence[str]) -> DataConfig:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataConfig(source=str(path))
 
 
 def test_shakespeare_is_split_as_nanogpt_splits_it(mirror: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cli_run import fails, small_run
+from cli_run import fails, json_of, small_run
 from typed_report import check
 
 from minigpt.cli import main
@@ -152,12 +152,9 @@ def test_the_command_says_that_it_is_another_category_and_changes_nothing(
     run = small_run(tmp_path)
     before = hashes(run)
     words = ["eval", str(run), "--device", "cpu"]
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    plain = json.loads(capsys.readouterr().out)
+    plain = json_of(capsys, *words)
     assert plain["adapted"] is None
-    assert main([*words, "--adapt", "both", "--adapt-rate", "2e-3", "--cache-tokens", "500", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, *words, "--adapt", "both", "--adapt-rate", "2e-3", "--cache-tokens", "500")
     check(ExtraScores, {key: report[key] for key in report if key not in REPORT_KEYS})
     assert {key: report[key] for key in REPORT_KEYS} == {key: plain[key] for key in REPORT_KEYS}
     found = report["adapted"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cli_run import json_of
 from tuned_run import ANSWERS, make_base, questions, tune, write
 from typed_report import check, keys, words_of_help
 
@@ -71,8 +72,7 @@ def test_the_command_shows_a_table_and_documents_every_key(learned: Path, tmp_pa
     lines = capsys.readouterr().out.splitlines()
     assert "exact match                           100.0% (10 of 10)" in lines
     assert "✓  the fox  red       red" in lines
-    assert main(["eval", str(learned), "--device", "cpu", "--json", "--ask", "3"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "eval", learned, "--device", "cpu", "--ask", "3")
     assert tuple(report) == RECORD_KEYS and len(report["answers"]) == 3
     assert keys(RecordReport) <= words_of_help(["eval"], capsys)
     for flags, problem in ((["--stride", "3"], "for a text, not for records"), (["--ask", "-1"], "give 0 or more")):

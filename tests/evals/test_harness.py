@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_run import fails
+from cli_run import fails, json_of
 from page_run import SHAPES, TEXT, make_run, save_run
 from served import served
 
@@ -96,11 +96,9 @@ def test_a_whole_text_has_the_figures_of_eval(
     run = save_run(tmp_path / "run", tokenizer, SHAPES["modern"] | {"init_std": 0.02}, {})
     text = TEXT * 20
     (tmp_path / "all.txt").write_text(text)
-    assert main(["eval", str(run), "--data", str(tmp_path / "all.txt"), "--json"]) == 0
-    ours = json.loads(capsys.readouterr().out)
+    ours = json_of(capsys, "eval", run, "--data", tmp_path / "all.txt")
     file = rolling(tmp_path, text[int(0.9 * len(text)) :])
-    assert main(["eval", str(run), "--tasks", file, "--json"]) == 0
-    theirs = figures(json.loads(capsys.readouterr().out), "whole")
+    theirs = figures(json_of(capsys, "eval", run, "--tasks", file), "whole")
     assert theirs["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], abs=1e-3)
     assert theirs["byte_perplexity"] == pytest.approx(2 ** ours["bits_per_byte"], rel=1e-3)
     assert np.log(theirs["word_perplexity"]) == pytest.approx(np.log(ours["word_perplexity"]), rel=1e-3)
@@ -205,8 +203,7 @@ def test_its_client_of_our_server_has_the_figures_of_eval(
     text = TEXT * 200  # long, so that the first token, which eval does not predict, changes little
     (tmp_path / "all.txt").write_text(text)
     window = 128  # the harness reserves one position before a window, and one after it
-    assert main(["eval", str(path), "--data", str(tmp_path / "all.txt"), "--context", str(window), "--json"]) == 0
-    ours = json.loads(capsys.readouterr().out)
+    ours = json_of(capsys, "eval", path, "--data", tmp_path / "all.txt", "--context", window)
     rows = [{"prompt": row["question"], "answer": ""} for row in QUESTIONS]
     files = [rolling(tmp_path, text[int(0.9 * len(text)) :]), choices(tmp_path), asked(tmp_path, rows)]
     with served(tmp_path / "runs") as address:
@@ -235,8 +232,7 @@ def test_wikitext_has_the_figures_of_eval(
     tokenizer = build(TokenizerConfig(kind="bpe", vocab_size=1000), [text[:200_000]])
     shape = {"max_seq_len": 128, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "init_std": 0.05}
     run = save_run(tmp_path / "run", tokenizer, shape, {})
-    assert main(["eval", str(run), "--data", "wikitext-2", "--split", "test", "--json"]) == 0
-    ours = json.loads(capsys.readouterr().out)
+    ours = json_of(capsys, "eval", run, "--data", "wikitext-2", "--split", "test")
     theirs = figures(evaluate_tasks(load_run(run, "cpu"), [rolling(tmp_path, text)]), "whole")
     assert theirs["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], abs=1e-3)
     assert theirs["byte_perplexity"] == pytest.approx(2 ** ours["bits_per_byte"], rel=1e-3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_run import fails, small_run
+from cli_run import fails, json_of, small_run
 from torch import nn
 from typed_report import check
 
@@ -89,9 +89,7 @@ def test_what_cannot_be_is_said() -> None:
 
 
 def report_of(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main(["eval", str(run), "--device", "cpu", "--json", *flags]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "eval", run, "--device", "cpu", *flags)
 
 
 def test_it_is_kept_and_later_figures_stand_below_the_headline(

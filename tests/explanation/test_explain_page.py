@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_run import fails, small_run, text
+from cli_run import fails, json_of, small_run, text
 from rich.console import Console
 from tuned_run import TEXT, make_base
 
@@ -56,8 +56,7 @@ def embedded(page: str) -> dict:
 
 
 def test_the_object_holds_what_was_recorded(run, capsys):
-    assert main(["explain", str(run), "--prompt", PROMPT, "--json", "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json_of(capsys, "explain", run, "--prompt", PROMPT, "--device", "cpu")
     assert tuple(found) == KEYS
     loaded = load_run(run, "cpu")
     recording = record(loaded.model, loaded.tokenizer.encode(PROMPT))
@@ -230,14 +229,12 @@ def test_a_runs_own_data_is_surveyed_as_numbers_and_as_tables(tmp_path, capsys):
     trained, known = small_run(tmp_path), text()[1000:1060]
     capsys.readouterr()
     argv = ["explain", str(trained), "--over", "data", "--prompt", f"{known} 12", "--device", "cpu"]
-    assert main([*argv, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json_of(capsys, *argv)
     assert set(found) == set(SURVEY_KEYS) and found["run"] == "cats" and found["step"] > 0
     assert known in found["spans"][0]["text"] + found["spans"][-1]["text"]
     by_frequency = sum(row["loss"] * row["tokens"] for row in found["loss_by_frequency"]) / found["tokens"]
     assert by_frequency == pytest.approx(found["loss"], rel=1e-6)
-    assert main(["eval", str(trained), "--json", "--device", "cpu"]) == 0
-    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert json_of(capsys, "eval", trained, "--device", "cpu")["loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert f"{found['loss']:.4f}" in shown and f"{found['surprising'][0]['loss']:.2f}" in shown
@@ -248,17 +245,14 @@ def test_a_text_to_look_for_is_cleaned_as_the_training_text(run, tmp_path, capsy
     source.write_text(TEXT)
     data = {"data.source": str(source), "data.clean": ["lower"], "data.cache_dir": str(tmp_path / "cache")}
     (folder / "config.yaml").write_text(dump_config(load_config(folder / "config.yaml", data)))
-    argv = ["explain", str(folder), "--over", "data", "--prompt", wanted.upper(), "--json", "--device", "cpu"]
-    assert main(argv) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json_of(capsys, "explain", folder, "--over", "data", "--prompt", wanted.upper(), "--device", "cpu")
     assert found["text"] == found["spans"][0]["text"] == wanted
 
 
 def test_a_run_is_explained_from_inside_its_folder(run, monkeypatch, capsys):
     for inside, word in ((run, "."), (run / "checkpoints", "..")):
         monkeypatch.chdir(inside)
-        assert main(["explain", word, "--prompt", "the", "--json", "--device", "cpu"]) == 0
-        assert json.loads(capsys.readouterr().out)["run"] == "base"
+        assert json_of(capsys, "explain", word, "--prompt", "the", "--device", "cpu")["run"] == "base"
 
 
 def test_the_last_part_of_a_long_prompt_is_read_and_the_cut_reported(run, capsys):

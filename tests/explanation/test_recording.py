@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from foreign_model import twin
 
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, GenerationError
@@ -11,7 +12,6 @@ from minigpt.explanation import record
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
 from minigpt.runtime.device import make_runtime
-from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 SHAPES = {
     "gpt2": ModelConfig(shape="gpt2", vocab_size=211, embed_dim=48, num_heads=4, num_layers=3, max_seq_len=40),
@@ -42,16 +42,11 @@ def some_tokens(config: ModelConfig, length: int = 30) -> np.ndarray:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_attention_and_stream_equal_those_of_transformers(name: str):
-    transformers = pytest.importorskip("transformers")
     model = shaken(SHAPES[name])
-    fields = config_to_hf(model.config) | {"attn_implementation": "eager"}
-    cls = {"gpt2": transformers.GPT2LMHeadModel, "qwen3": transformers.Qwen3ForCausalLM}[fields["model_type"]]
-    twin = cls(cls.config_class(**fields)).eval()
-    twin.load_state_dict(weights_to_hf(model.config, model.weights()), strict=False)
-    twin.tie_weights()
+    other = twin(model, attn_implementation="eager")
     tokens = some_tokens(model.config)
     with torch.no_grad():
-        theirs = twin(torch.from_numpy(tokens)[None], output_attentions=True, output_hidden_states=True)
+        theirs = other(torch.from_numpy(tokens)[None], output_attentions=True, output_hidden_states=True)
     ours = record(model, tokens)
     attention = torch.cat(theirs.attentions).numpy()  # L of [1, H, T, T] -> [L, H, T, T]
     furthest = np.abs(ours.attention - attention).max()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_run import json_of
 
 from minigpt.cli import main
 from minigpt.cli import plot as command
@@ -216,8 +217,7 @@ def test_losses_of_two_tokenizers_are_refused_and_bits_per_byte_drawn(tmp_path: 
 
 
 def test_compare_draws_seeds_as_the_table_has_them(seeds: list[Path], figures: list, capsys) -> None:
-    assert main(["runs", "compare", str(seeds[0].parent), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "runs", "compare", seeds[0].parent)
     assert Path(report["plot"]) == seeds[0].parent / "compare.png"
     shown = [text.split()[0] for text in words(figures[0].axes[0])]
     assert sorted(shown) == sorted(f"{group['mean']['best_val_loss']:.2f}" for group in report["groups"])

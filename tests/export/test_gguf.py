@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_run import json_of
 from test_export import TEXT, fails, make_run
 
 from minigpt import export_gguf, import_model, load_run, load_template
@@ -92,8 +93,7 @@ def test_what_was_exported_reads_back_to_the_bit(shape: str, kind: str, tmp_path
 
 def test_the_command(tmp_path: Path, capsys) -> None:
     folder = make_run(tmp_path / "my", "gpt2", "byte")
-    assert main(["export", str(folder), "--to", "gguf", "--precision", "q8_0", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "export", folder, "--to", "gguf", "--precision", "q8_0")
     assert list(report) == ["run", "path", "architecture", "precision", "weights", "bytes", "difference", "same"]
     assert report["path"] == str(tmp_path / "my-Q8_0.gguf") and report["same"] > 0.9
     assert main(["export", str(folder), "--to", "gguf"]) == 0

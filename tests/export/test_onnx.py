@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_run import json_of
 from node_run import PACKAGES, needs_node
 from page_run import save_run
 from test_export import SHAPES, TEXT, fails, make_run
@@ -133,8 +134,7 @@ def test_readers_find_what_they_look_for(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys) -> None:
     folder = make_run(tmp_path / "my", "gpt2", "byte")
-    assert main(["export", str(folder), "--to", "onnx", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "export", folder, "--to", "onnx")
     assert list(report) == ["run", "path", "architecture", "precision", "weights", "bytes", "difference"]
     assert report["path"] == str(tmp_path / "my-onnx") and report["precision"] == "fp32"
     assert (

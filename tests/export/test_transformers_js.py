@@ -1,13 +1,12 @@
 """Test that transformers.js in a real browser without a network writes the same text (make .venv/installed-node)."""
 
 import mimetypes
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM
 from node_run import PACKAGES, needs_node
 from test_export import make_run
 
@@ -43,11 +42,6 @@ WRITE = """async ({names, prompts, count}) => {
     }
     return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
 
 
 def answer(route: Any, folder: Path) -> None:

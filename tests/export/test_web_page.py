@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_run import json_of
 from page_run import TEXT, make_run
 
 from minigpt import GPT, explain, export_page, load_run, quantize_run
@@ -284,7 +285,6 @@ def test_what_a_page_cannot_do_is_refused_by_name(tmp_path: Path, capsys) -> Non
 @needs_node
 def test_the_command_as_json(tmp_path: Path, capsys) -> None:
     run = make_run(tmp_path / "my")
-    assert main(["export", str(run), "--to", "page", "--out", str(tmp_path / "deep/page.html"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "export", run, "--to", "page", "--out", tmp_path / "deep/page.html")
     assert list(report) == ["run", "path", "precision", "weights", "bytes", "difference"]
     assert report["bytes"] == (tmp_path / "deep/page.html").stat().st_size and report["precision"] == "int8"

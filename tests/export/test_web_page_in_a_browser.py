@@ -1,11 +1,12 @@
 """Test the web page of a run in a real browser without a network: it writes what generate writes, chats, explains."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM, opened_file
 from page_run import TEXT, make_run
 
 from minigpt import export_page, load_run
@@ -18,35 +19,12 @@ from minigpt.tokenizers.gpt2 import gpt2_tokenizer
 pytestmark = IN_CHROMIUM
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
-
-
-class Opened:
-    """Open a page; at the end check that there was no error and no request except for the file."""
-
-    def __init__(self, browser: Any, file: Path, **look: Any):
-        look = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | look
-        self.file, self.context = file, browser.new_context(offline=True, **look)
-        self.wrong: list[str] = []
-        self.asked: list[str] = []
-        self.page = self.context.new_page()
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-ready]")
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, *wrong: object) -> None:
-        self.context.close()
-        if wrong[0] is None:
-            assert self.wrong == []
-            assert [url for url in self.asked if not url.startswith("blob:")] == [self.file.as_uri()]
+@contextmanager
+def opened(browser: Any, file: Path, **look: Any) -> Iterator[Any]:
+    """The page of a file, when it can be used."""
+    with opened_file(browser, file, **look) as page:
+        page.wait_for_selector("html[data-ready]")
+        yield page
 
 
 def write(page: Any, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
@@ -74,7 +52,7 @@ def test_it_writes_what_generate_writes(browser, request, shape, kind, precision
     done = export_page(run, precision=precision)
     print(f"{shape}, {kind}, {precision}: {done.weights:,} weights, {done.bytes / 1e6:.2f} MB")
     model, count = rounded(run.model, precision), 200 if precision == "fp32" else 50
-    with Opened(browser, done.path) as page:
+    with opened(browser, done.path) as page:
         for temperature, seed in ((0.0, 0), (0.8, 5)):
             found = write(page, "The cat", count, temperature, seed)
             settings: Any = {"max_new_tokens": count, "temperature": temperature, "seed": seed}
@@ -92,7 +70,7 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_streams_stops_and_names_a_wrong_setting(browser, tale: Path) -> None:
-    with Opened(browser, tale) as page:
+    with opened(browser, tale) as page:
         page.fill("#max_new_tokens", "100000")
         page.click("#settings summary")
         page.uncheck("#stop_at_eos")
@@ -112,7 +90,7 @@ def test_it_streams_stops_and_names_a_wrong_setting(browser, tale: Path) -> None
 
 
 def test_it_chats(browser, tale: Path) -> None:
-    with Opened(browser, tale) as page:
+    with opened(browser, tale) as page:
         page.click("#tab-chat")
         page.fill("#say", "Hi <b>you</b>")
         page.press("#say", "Enter")
@@ -128,7 +106,7 @@ def test_it_chats(browser, tale: Path) -> None:
 
 
 def test_a_new_chat_begins_empty_while_the_model_answers(browser, tale: Path) -> None:
-    with Opened(browser, tale) as page:
+    with opened(browser, tale) as page:
         page.click("#tab-chat")
         page.fill("#say", "Hi")
         page.press("#say", "Enter")
@@ -147,7 +125,7 @@ def test_a_new_chat_begins_empty_while_the_model_answers(browser, tale: Path) ->
 
 def test_settings_of_the_run_beyond_the_dials_are_allowed(browser, tmp_path: Path) -> None:
     run = make_run(tmp_path / "my", temperature=2.5, top_k=500, max_new_tokens=8)
-    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+    with opened(browser, export_page(load_run(run, "cpu")).path) as page:
         page.click("#write")
         page.wait_for_selector("#write-status:has-text('token')")
         assert page.locator("#alert").is_hidden()
@@ -157,7 +135,7 @@ def test_a_letter_that_cleaning_changes_is_not_called_unknown(browser, tmp_path:
     run = make_run(tmp_path / "my", max_new_tokens=8)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("clean: []", "clean: [ascii]"))
-    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+    with opened(browser, export_page(load_run(run, "cpu")).path) as page:
         write(page, "The cat \u2603", 8)
         assert "never saw" not in page.locator("#write-status").inner_text()
         page.click("#tab-explain")
@@ -168,7 +146,7 @@ def test_a_letter_that_cleaning_changes_is_not_called_unknown(browser, tmp_path:
 
 def test_a_text_from_right_to_left_begins_at_the_right(browser, tmp_path: Path) -> None:
     run = make_run(tmp_path / "my", kind="byte")
-    with Opened(browser, export_page(load_run(run, "cpu")).path) as page:
+    with opened(browser, export_page(load_run(run, "cpu")).path) as page:
         write(page, "שלום, עולם.", 4)
         left, right = page.evaluate("""() => {
           const [paper, given] = ["paper", "given"].map((id) => document.getElementById(id).getBoundingClientRect());
@@ -178,7 +156,7 @@ def test_a_text_from_right_to_left_begins_at_the_right(browser, tmp_path: Path) 
 
 
 def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: Path) -> None:
-    with Opened(browser, tale) as page:
+    with opened(browser, tale) as page:
         page.click("#tab-explain")
         page.fill("#text", "The cat sat on </b>")
         page.wait_for_selector("#explain-status:has-text('19 tokens, mean surprise')")
@@ -203,7 +181,7 @@ def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: 
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_follows_the_scheme(browser, tale: Path, width: int, scheme: str) -> None:
-    with Opened(browser, tale, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+    with opened(browser, tale, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == {"light": "rgb(253, 252, 249)", "dark": "rgb(21, 22, 26)"}[scheme]
         for tab in ("write", "chat", "explain"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_model import twin
 
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
@@ -16,7 +17,6 @@ from minigpt.generation import generate
 from minigpt.generation.search import Hypothesis, beam_search
 from minigpt.generation.search.beam import scale_and_filter
 from minigpt.model import GPT
-from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 EOS = 22  # about half of the hypotheses end with this id
 
@@ -25,16 +25,6 @@ def model(vocab_size: int = 70, seed: int = 0, **fields: Any) -> GPT:
     """Weights large enough that the distribution is far from flat."""
     shape = {"embed_dim": 32, "num_heads": 4, "num_layers": 2, "max_seq_len": 64, "init_std": 0.3, **fields}
     return GPT(ModelConfig(shape="gpt2", vocab_size=vocab_size, **shape), seed=seed).eval()
-
-
-def theirs_of(gpt: GPT) -> Any:
-    """The same weights in transformers."""
-    from transformers import GPT2LMHeadModel
-
-    other = GPT2LMHeadModel(GPT2LMHeadModel.config_class(**config_to_hf(gpt.config))).eval()
-    other.load_state_dict(weights_to_hf(gpt.config, gpt.weights()), strict=False)
-    other.tie_weights()
-    return other
 
 
 def random_prompts(count: int, vocab_size: int = 70, longest: int = 6) -> list[list[int]]:
@@ -92,7 +82,7 @@ def test_ids_and_scores_equal_transformers(settings: dict, number: int) -> None:
     gpt, prompts = model(), random_prompts(50, longest=3)
     config = greedy_beams(**settings, num_samples=number)
     ours = beam_search(gpt, prompts, config, EOS)
-    theirs = transformers_search(theirs_of(gpt), prompts, config, EOS)
+    theirs = transformers_search(twin(gpt), prompts, config, EOS)
     for mine, other in zip(ours, theirs, strict=True):
         assert [(one.ids, one.ended) for one in mine] == [(ids, ended) for ids, _, ended in other]
         assert [one.score for one in mine] == pytest.approx([score for _, score, _ in other], abs=1e-4)
@@ -108,7 +98,7 @@ def test_ids_and_scores_equal_transformers(settings: dict, number: int) -> None:
 def test_without_eos_ids_equal_transformers() -> None:
     gpt, prompts, config = model(seed=3), random_prompts(20, longest=3), greedy_beams(num_beams=3, num_samples=3)
     ours = beam_search(gpt, prompts, config)
-    theirs = transformers_search(theirs_of(gpt), prompts, config, None)
+    theirs = transformers_search(twin(gpt), prompts, config, None)
     assert [[one.ids for one in each] for each in ours] == [[ids for ids, _, _ in each] for each in theirs]
     assert not any(one.ended for each in ours for one in each)
 
@@ -247,7 +237,7 @@ def test_sampled_beams_follow_transformers_law() -> None:
     config = greedy_beams(num_beams=2, num_samples=2, **settings)
     ours = beam_search(gpt, [prompt] * runs, config, 3)
     torch.manual_seed(0)
-    theirs = transformers_search(theirs_of(gpt), [prompt] * runs, config, 3)
+    theirs = transformers_search(twin(gpt), [prompt] * runs, config, 3)
     assert ours[:20] == beam_search(gpt, [prompt] * 20, config, 3)
     for rank in range(2):
         mine = Counter((tuple(each[rank].ids), each[rank].ended) for each in ours)

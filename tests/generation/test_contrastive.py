@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_model import twin
 
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import GenerationError
@@ -12,7 +13,6 @@ from minigpt.generation import generate, window_start
 from minigpt.generation.sampling import Rules
 from minigpt.generation.search import contrastive_search
 from minigpt.model import GPT
-from minigpt.weights.huggingface import config_to_hf, weights_to_hf
 
 PROMPTS = [[5, 6, 7], [8], [1, 2, 3, 4, 5, 6, 7, 8], [9] * 12]
 
@@ -20,15 +20,6 @@ PROMPTS = [[5, 6, 7], [8], [1, 2, 3, 4, 5, 6, 7, 8], [9] * 12]
 def model(max_seq_len: int = 64, **fields: Any) -> GPT:
     shape = {"shape": "gpt2", "embed_dim": 32, "num_heads": 4, "num_layers": 2, "init_std": 0.3, **fields}
     return GPT(ModelConfig(vocab_size=70, max_seq_len=max_seq_len, **shape), seed=1).eval()
-
-
-def theirs_of(gpt: GPT) -> Any:
-    from transformers import GPT2LMHeadModel
-
-    other = GPT2LMHeadModel(GPT2LMHeadModel.config_class(**config_to_hf(gpt.config))).eval()
-    other.load_state_dict(weights_to_hf(gpt.config, gpt.weights()), strict=False)
-    other.tie_weights()
-    return other
 
 
 def configured(**settings: Any) -> GenerationConfig:
@@ -63,7 +54,7 @@ def slow_search(other: Any, prompt: list[int], config: GenerationConfig) -> list
 @pytest.mark.parametrize(("alpha", "top_k", "max_seq_len"), [(0.6, 5, 64), (0.3, 3, 64), (0.6, 4, 12)])
 def test_ids_equal_a_slow_transformers_search_past_the_context_too(alpha, top_k, max_seq_len) -> None:
     gpt, config = model(max_seq_len), configured(penalty_alpha=alpha, top_k=top_k)
-    other = theirs_of(gpt)
+    other = twin(gpt)
     found = run(gpt, PROMPTS, config)
     assert found == [slow_search(other, prompt, config) for prompt in PROMPTS]
     greedy = run_greedy(gpt, PROMPTS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_model import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,18 +70,11 @@ def test_probabilities_equal_hugging_faces_warpers(seed: int, temperature: float
 
 
 def test_greedy_generation_equals_hugging_faces() -> None:
-    from transformers import GPT2LMHeadModel
-
-    from minigpt.weights.huggingface import config_to_hf, weights_to_hf
-
     gpt = GPT(
         ModelConfig(shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=64, init_std=0.3)
     ).eval()
-    other = GPT2LMHeadModel(GPT2LMHeadModel.config_class(**config_to_hf(gpt.config))).eval()
-    other.load_state_dict(weights_to_hf(gpt.config, gpt.weights()), strict=False)
-    other.tie_weights()
     prompt = torch.tensor([[5, 6, 7]])
-    theirs = other.generate(prompt, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
+    theirs = twin(gpt).generate(prompt, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
     ours = run(gpt, prompt.tolist(), GenerationConfig(max_new_tokens=40, temperature=0))
     assert ours[0] == theirs[0, 3:].tolist()
 

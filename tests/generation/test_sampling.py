@@ -5,6 +5,7 @@ import statistics
 import pytest
 import torch
 import transformers
+from foreign_model import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -152,16 +153,11 @@ PROMPT = 8
 
 def gpt2() -> tuple[GPT, transformers.GPT2LMHeadModel]:
     """The same weights twice, in float64: ours, and transformers' GPT-2."""
-    from minigpt.weights.huggingface import config_to_hf, weights_to_hf
-
     shape = ModelConfig(
         shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=64, init_std=0.3
     )
     gpt = GPT(shape, seed=4).eval()
-    other = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config_to_hf(shape))).eval()
-    other.load_state_dict(weights_to_hf(shape, gpt.weights()), strict=False)
-    other.tie_weights()
-    return gpt.double(), other.double()
+    return gpt.double(), twin(gpt).double()
 
 
 def their_chain() -> transformers.LogitsProcessorList:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from foreign_model import twin
 
 from minigpt.config import ModelConfig, load_config
 from minigpt.model import GPT
@@ -34,16 +35,6 @@ SHAPES = {
         num_layers=2, max_seq_len=64, tie_embeddings=False, rope_theta=1e6,
     ),
 }  # fmt: skip
-
-
-def twin(model: GPT) -> torch.nn.Module:
-    fields = config_to_hf(model.config)
-    cls = {"gpt2": transformers.GPT2LMHeadModel, "qwen3": transformers.Qwen3ForCausalLM}[fields["model_type"]]
-    other = cls(cls.config_class(**fields)).eval()
-    missing, unknown = other.load_state_dict(weights_to_hf(model.config, model.weights()), strict=False)
-    assert not unknown and set(missing) <= {"lm_head.weight"}
-    other.tie_weights()
-    return other
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_run import fails, text
+from cli_run import fails, json_of, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
@@ -287,8 +287,7 @@ def cats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(cats: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--model.max-seq-len", "32", "--model.num-layers", "1", "--tokenizer.kind", "char", *QUIET]
-    assert main(["train", "cats.txt", "--budget", "3s", "--dry-run", "--json", *flags]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "train", "cats.txt", "--budget", "3s", "--dry-run", *flags)
     assert set(report) == {
         "asked", "promised_seconds", "predicted_loss", "predicted_bits_per_byte", "steps", "tokens", "passes", "flops",
         "step_seconds", "measuring_seconds", "five_gram_bits", "parameters", "memory_bytes",
@@ -299,8 +298,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(cats: Path, capsys: pytest.
 
 def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: pytest.CaptureFixture[str]):
     command = ["train", "cats.txt", "--budget", "4s", "--model.embed-dim", "32", *QUIET]
-    assert main([*command, "--json"]) == 0
-    ended = json.loads(capsys.readouterr().out)
+    ended = json_of(capsys, *command)
     receipt = json.loads((cats / "runs/cats/receipt.json").read_text())["budget"]
     config = load_config(cats / "runs/cats/config.yaml")
     assert receipt["asked"]["budget"] == "4s"
@@ -315,8 +313,7 @@ def test_the_command_trains_the_predicted_run_and_only_once(cats: Path, capsys: 
     with capsys.disabled():
         print(f"\nbudget 4s: loss {receipt['predicted_loss']:.3f} predicted, {ended['val_loss']:.3f} measured", end=" ")
 
-    assert main([*command, "--json"]) == 0  # the same run, which has finished
-    assert json.loads(capsys.readouterr().out)["step"] == ended["step"]
+    assert json_of(capsys, *command)["step"] == ended["step"]  # the same run, which has finished
     assert [path.name for path in (cats / "runs").iterdir()] == ["cats"]
     fails(capsys, ["train", "cats.txt", "--budget", "5s", "--name", "cats"], "another budget", "--name")
 
@@ -335,8 +332,7 @@ def test_the_tokenizer_follows_from_the_size_of_the_text(characters: int, kind: 
 @pytest.mark.slow
 def test_a_text_alone_is_planned_for_five_minutes(cats: Path, capsys: pytest.CaptureFixture[str]):
     """A length, a recipe, or --tiny-run decides how long the run is, instead of five minutes."""
-    assert main(["train", "cats.txt", "--dry-run", "--json", *QUIET]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "train", "cats.txt", "--dry-run", *QUIET)
     assert report["asked"]["budget"] == "5m"
     assert main(["train", "cats.txt", "--dry-run", "--tokenizer.vocab-size", "300", *QUIET]) == 0
     assert "5m allow" in (told := capsys.readouterr().out) and "300 ids" in told
@@ -423,8 +419,7 @@ def test_the_same_command_continues_a_run_that_was_killed(cats: Path, capsys: py
     first.wait()
     before = json.loads((checkpoint.resolve(folder / "last") / "state.json").read_text())["train"]
     planned = (cats / "runs/cats/config.yaml").read_text(), (cats / "runs/cats/receipt.json").read_text()
-    assert main([*command, "--json"]) == 0
-    ended = json.loads(capsys.readouterr().out)
+    ended = json_of(capsys, *command)
     assert ended["step"] > before["step"]
     seconds = [line["seconds"] for line in read_lines(cats / "runs/cats/metrics.jsonl")]
     assert seconds == sorted(seconds) and ended["seconds"] > before["seconds"] > 0  # one clock for both parts

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cli_run import json_of
 from page_run import save_run
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
@@ -373,8 +374,7 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ).split()
     assert main(["finetune", str(base), str(data), *flags]) == 2
     assert "lora.targets: the head is the embedding here" in capsys.readouterr().err
-    assert main(["finetune", str(base), str(data), *flags[:-2], "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json_of(capsys, "finetune", base, data, *flags[:-2])
     assert (answer["run"], answer["step"]) == (str(base.parent / "c"), 3)
     assert load_run(base.parent / "c").config.finetune.freeze == ("embedding", "blocks.0*")
     out = tmp_path / "whole"

@@ -1,6 +1,5 @@
 """Test that models of other programs become runs that compute the same; damaged or hostile ones are refused."""
 
-import json
 import math
 import os
 import struct
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cli_run import json_of
 from foreign_model import make
 from torch import Tensor, nn
 
@@ -103,8 +103,7 @@ def test_nanogpt_writes_the_same_fifty_tokens(bias: bool, prefix: str, tmp_path:
 def test_an_imported_run_is_evaluated_and_trained_further(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     folder, _ = nano(tmp_path / "out")
-    assert main(["import", str(folder / "ckpt.pt"), "--tokenizer", str(folder / "input.txt"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "import", folder / "ckpt.pt", "--tokenizer", folder / "input.txt")
     assert list(report) == ["source", "path", "kind", "weights", "tokenizer", "vocab_size"]
     assert report["path"] == "runs/ckpt" and report["kind"] == "nanogpt"
     Path("my.txt").write_text("a cat sat on a mat, and the dog ran.\n" * 60)

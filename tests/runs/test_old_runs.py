@@ -3,11 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from cli_run import fails
+from cli_run import fails, json_of
 from old_arithmetic import arithmetic, bits, last, state_of, tensors_of
 from safetensors.torch import load_file
 
@@ -50,12 +49,6 @@ def same_arithmetic() -> None:
     here = arithmetic()
     if here != KEPT["arithmetic"]:
         pytest.skip(f"the bits are of a machine that rounds differently: {KEPT['arithmetic']}; here: {here}")
-
-
-def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*argv, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -103,7 +96,7 @@ def test_an_old_recipe_begins_as_before_and_its_rate_no_longer_jumps(old: Path) 
 def test_an_old_run_is_evaluated_as_before(old: Path, capsys: pytest.CaptureFixture[str], run: str) -> None:
     kept = json.loads((OLD / f"{run}-eval.json").read_text())
     del kept["floors"]["xz"]  # the length of an archive depends on the compressor
-    found = printed(capsys, "eval", f"runs/{run}", "--data", "cats.txt")
+    found = json_of(capsys, "eval", f"runs/{run}", "--data", "cats.txt")
     for name, value in kept.items():
         nested = isinstance(value, dict)
         for key, number in value.items() if nested else [(name, value)]:
@@ -114,7 +107,7 @@ def test_an_old_run_is_evaluated_as_before(old: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_generates_as_before(old: Path, capsys: pytest.CaptureFixture[str], run: str) -> None:
     kept = json.loads((OLD / f"{run}-generate.json").read_text())
-    found = printed(capsys, "generate", f"runs/{run}/checkpoints/last", "--prompt", "the cat", "--seed", "3")
+    found = json_of(capsys, "generate", f"runs/{run}/checkpoints/last", "--prompt", "the cat", "--seed", "3")
     assert found.keys() >= kept.keys()
     assert found["settings"] == kept["settings"]
     same_arithmetic()
@@ -123,7 +116,7 @@ def test_an_old_run_generates_as_before(old: Path, capsys: pytest.CaptureFixture
 
 def test_an_old_run_is_shown_and_loaded(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, state, steps in (("cats", "interrupted", 30), ("pets", "finished", 12)):
-        shown = printed(capsys, "runs", "show", f"runs/{run}")
+        shown = json_of(capsys, "runs", "show", f"runs/{run}")
         assert (shown["name"], shown["state"], shown["steps"]) == (run, state, steps)
         assert shown["receipt"]["seed"] == {"cats": 7, "pets": 11}[run]
         assert [checkpoint["name"] for checkpoint in shown["checkpoints"]][-1] == last(old / "runs" / run).name

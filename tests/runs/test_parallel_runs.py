@@ -11,7 +11,7 @@ import pytest
 import torch
 from cli_run import text
 from parallel_run import SCRIPT, TORCHRUN, launch
-from tuned_run import make_base, questions
+from tuned_run import last_tensors, make_base, questions
 
 from minigpt.cli import main
 from minigpt.weights import checkpoint
@@ -47,11 +47,6 @@ def gap(one: Path, two: Path) -> float:
     return max(abs(a[key] - b[key]) for a, b in pairs for key in ("loss", "val_loss") if key in a)
 
 
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.load(run / "checkpoints" / "last", ("model", "adapter", "ema", "optimizer"))
-    return {f"{part} {name}": tensor for part, named in saved.tensors.items() for name, tensor in named.items()}
-
-
 def farthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     assert one.keys() == two.keys()
     return max((tensor - two[name]).abs().max().item() for name, tensor in one.items())
@@ -70,7 +65,7 @@ def test_a_checkpoint_of_four_ranks_resumes_on_one_two_and_four(kind: str, cats:
         assert done.stderr.count("parameters") == 1
     whole, parts = cats / "runs/whole", cats / "runs/parts"
     lines = gap(whole, parts)
-    far = farthest(tensors(whole), tensors(parts))
+    far = farthest(last_tensors(whole), last_tensors(parts))
     print(f"{kind}: 40 steps on 4, 1, 2, 4 ranks; losses within {lines:.1e} of one process's, tensors within {far:.1e}")
     assert lines < 1e-5
     assert far < 1e-4
@@ -92,15 +87,15 @@ def test_checkpoints_in_parts_load_on_any_number_of_ranks_and_join(cats: Path) -
         assert done.returncode == 0, done.stderr
         files = sorted(path.name for path in (parts / f"checkpoints/step-{until:08d}").glob("shard-*"))
         assert len(files) == (count if count > 1 else 0), "each rank writes a part"
-    before, lines = tensors(parts), gap(cats / "runs/whole", parts)
-    far = farthest(tensors(cats / "runs/whole"), before)
+    before, lines = last_tensors(parts), gap(cats / "runs/whole", parts)
+    far = farthest(last_tensors(cats / "runs/whole"), before)
     assert lines < 1e-5
     assert far < 1e-4
     assert main(["runs", "consolidate", "runs/parts"]) == 0
     last = checkpoint.resolve(parts / "checkpoints" / "last")
     assert (last / "model.safetensors").is_file()
     assert not list(last.glob("shard-*"))
-    after = tensors(parts)
+    after = last_tensors(parts)
     assert farthest(before, after) == 0
     assert main(["eval", "runs/parts", "--json"]) == 0
     print(f"parts of 4, 2 and 4 ranks: losses within {lines:.1e} of one process's, tensors within {far:.1e}")
@@ -152,7 +147,7 @@ def test_finetuning_on_two_ranks_equals_one(cats: Path) -> None:
     done = launch(2, "-m", "minigpt", *argv, "--name", "two", folder=cats)
     assert done.returncode == 0, done.stderr
     one, two = cats / "runs/one", cats / "runs/two"
-    far = farthest(tensors(one), tensors(two))
+    far = farthest(last_tensors(one), last_tensors(two))
     print(f"LoRA on 2 ranks: losses within {gap(one, two):.1e}, tensors within {far:.1e} of one process's")
     assert gap(one, two) < 1e-5
     assert far < 1e-4  # Adam's first steps divide by gradients that are nearly nothing

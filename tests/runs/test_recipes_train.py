@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
+from cli_run import json_of
 
-from minigpt.cli import main
 from minigpt.config import load_config, recipes
 
 # Fewer sequences per step, and a part of the validation split: the shape, the tokenizer and the data stay the recipe's.
@@ -32,8 +32,7 @@ def test_it_loads_and_learns_in_a_few_steps(name: str, mirror: Path, tmp_path: P
     flags = ["--train.max-steps", str(steps), "--train.eval-batches", "2", "--train.eval-every", "20"]
     flags += ["--logging.log-every", "1"]
     flags += ["--train.sample-every", "0", "--schedule.warmup-steps", "5", "--logging.plots", "false"]
-    assert main(["train", name, *flags, *LESS.get(name, []), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, "train", name, *flags, *LESS.get(name, []))
     assert report["step"] == steps
     lines = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
     ids = load_config(tmp_path / "runs" / name / "config.yaml").model.vocab_size

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_run import SMALL, fails, text
+from cli_run import SMALL, fails, json_of, text
 from safetensors.torch import load_file
 from tuned_run import StopAt, make_base, questions, tune
 
@@ -65,9 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    capsys.readouterr()
-    assert main(["runs", *argv, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "runs", *argv)
 
 
 def test_list_finds_runs_and_those_of_sweeps_and_sorts_them(runs: Path, capsys) -> None:
@@ -430,7 +428,7 @@ def test_a_run_that_goes_on_keeps_its_budget_until_its_settings_change(tmp_path:
     config = load_config(run.path / "config.yaml")  # as the page continues a run
     assert assembly.train(config, quiet=True).state.finished
     assert read_run(run.path).receipt["budget"] == plan
-    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 8})})
+    longer = config.changed(train={"max_steps": 8})
     assert assembly.train(longer, quiet=True, resume=True).state.step == 8
     assert "budget" not in read_run(run.path).receipt
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_run import SMALL, fails, text
+from cli_run import SMALL, fails, json_of, text
 from tuned_run import make_base, questions
 
 from minigpt.cli import main
@@ -146,17 +146,14 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys, monkey
     base, data = make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl")
     argv = ["sweep", str(base), str(data), "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--model.num-layers", "2,3"], "--model.num-layers: the base has 2")
-    capsys.readouterr()
-    assert main([*argv, "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = json_of(capsys, *argv, "--lora.rank", "2,4", "--dry-run")
     assert plan["sweep"] == str(tmp_path / "runs/q-sweep")
     assert [run["name"] for run in plan["runs"]] == ["rank=2", "rank=4"]
     assert plan["runs"][0]["command"].startswith(f"minigpt finetune {base} {data} --")
     assert " --lora.rank=2 " in plan["runs"][0]["command"]
     assert not (tmp_path / "runs/q-sweep").exists()
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", "base", "q.jsonl", "--lora.rank", "2,4", "--dry-run", "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)["runs"][0]["command"]
+    again = json_of(capsys, "sweep", "base", "q.jsonl", "--lora.rank", "2,4", "--dry-run")["runs"][0]["command"]
     assert again.startswith("minigpt finetune base q.jsonl --"), "a bare name is a run, as in finetune"
 
 
@@ -171,11 +168,10 @@ def test_a_finetuning_by_a_config_has_the_rate_of_the_optimizer_that_a_flag_name
 def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> None:
     """`minigpt train TEXT` would make a separate plan for each."""
     (tmp_path / "cats.txt").write_text(text())
-    argv = ["sweep", str(tmp_path / "cats.txt"), "--train.seed", "1,2", "--dry-run", "--json"]
+    argv = ["sweep", str(tmp_path / "cats.txt"), "--train.seed", "1,2", "--dry-run"]
     for more, length in (([], "--train.max-steps=2000"), (["--train.max-epochs", "2"], "--train.max-epochs=2"),
                          (["--budget", "2m"], "--budget 2m")):  # fmt: skip
-        assert main([*argv, *more]) == 0
-        commands = [run["command"] for run in json.loads(capsys.readouterr().out)["runs"]]
+        commands = [run["command"] for run in json_of(capsys, *argv, *more)["runs"]]
         assert all(length in command for command in commands), commands
         assert all(("max-steps" in command) == ("max-steps" in length) for command in commands)
 
@@ -316,9 +312,7 @@ def test_a_real_sweep_killed_in_the_middle_ends_as_its_runs_alone(tmp_path: Path
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
-    capsys.readouterr()
-    assert main([*argv, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json_of(capsys, *argv)
     assert [run["state"] for run in report["runs"]] == ["finished"] * 2
     [group] = report["groups"]
     assert (group["seeds"], group["deviation"]["best_val_loss"] > 0) == ([1, 2], True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_run import WORDS, text
+from cli_run import WORDS, json_of, text
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,12 +48,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         four = ["--bits", "4", "--group", "32", "--out", str(folder / "int4"), "--tokens", "0"]
         assert main(["quantize", str(folder / "bpe"), *four]) == 0
     return folder
-
-
-def said_by(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*argv, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def newest(run: Path) -> Path:
@@ -156,8 +150,8 @@ def facts_of(run: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", ["char", "bpe", "lora", "int4"])
 def test_ten_facts_of_a_model_are_those_of_its_files(runs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_by(capsys, "eval", str(runs / name))
-    said |= said["floors"] | said_by(capsys, "explain", str(runs / name), "--prompt", " ".join(WORDS[:2]))["model"]
+    said = json_of(capsys, "eval", str(runs / name))
+    said |= said["floors"] | json_of(capsys, "explain", str(runs / name), "--prompt", " ".join(WORDS[:2]))["model"]
     for fact, value in facts_of(runs / name).items():
         assert said[fact] == pytest.approx(value, rel=2e-5), fact
 
@@ -192,7 +186,7 @@ def test_ten_facts_of_training_are_those_of_its_files(
         assert line["epoch"] == pytest.approx(line["tokens"] / train, rel=2.5 / windows), "passes over the text"
         assert line["lr"] == pytest.approx(config["optimizer"]["learning_rate"] * rate(line["step"]))
     saved = json.loads((run / "eval.json").read_text())
-    shown = said_by(capsys, "runs", "show", str(run))
+    shown = json_of(capsys, "runs", "show", str(run))
     assert saved["bits_per_byte"] == pytest.approx(model["bits_per_byte"], rel=2e-5)
     assert (shown["steps"], shown["best_val_loss"]) == (steps, best["val_loss"])
     assert saved["step"] == best["step"]

@@ -10,7 +10,6 @@ from served import make_runs, served
 from minigpt.serve.limits import Limits
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 CASES = 185
 """Requests of each path and kind; 2,000 in all."""

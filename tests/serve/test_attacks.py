@@ -23,7 +23,6 @@ from minigpt.config import TokenizerConfig
 from minigpt.tokenizers import build
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 KEY = "sesame-42"
 SECRET = "what no answer may hold"
 MARKUP = "<img src=x onerror=alert(1)>"

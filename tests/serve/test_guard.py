@@ -13,7 +13,6 @@ from minigpt.errors import UserError
 from minigpt.serve.limits import Limits
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 KEY = "sesame-42"
 

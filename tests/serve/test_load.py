@@ -16,7 +16,6 @@ from minigpt.runs.load import load_run
 from minigpt.serve.limits import Limits
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 STREAMS, TOKENS = 200, 100
 

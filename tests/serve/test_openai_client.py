@@ -10,7 +10,6 @@ from node_run import PACKAGES, needs_node
 from served import PROMPT, make_runs, served
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the package openai")
 KEY = "a-key"
 

@@ -15,7 +15,6 @@ from served import make_runs
 from minigpt.cli import main
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 

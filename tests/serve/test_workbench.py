@@ -31,7 +31,6 @@ from minigpt.serve.workbench import details
 from minigpt.serve.workbench.details import kept
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 LINES = [
     {"step": 0, "epoch": 0.0, "tokens": 0, "seconds": 0.0, "val_loss": 4.0, "bits_per_byte": 5.0},

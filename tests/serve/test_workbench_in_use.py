@@ -2,30 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM
 from served import make_runs, served
 from test_workbench_page import Opened, go, until
 from test_workbench_runs_page import LINES, NOTE, change, names, opened
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 HANG = """() => { window.real = fetch; window.fetch = (path, how) => (!path.startsWith('/v1/c') ? real(path, how)
   : new Promise((_, fail) => how.signal.addEventListener('abort', () => {
     window.ended = true;
     fail(how.signal.reason);
   }))); }"""
 """Completions and chats that give no token until they are stopped."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
 
 
 def add_line(folder: Path, **figures: float) -> None:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM, watched
 from node_run import PACKAGES, needs_node
 from served import make_runs, served
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 WAIT = 60_000
 AXE = PACKAGES / "axe-core" / "axe.min.js"
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
@@ -34,11 +33,6 @@ LOOKS = {
     "phone-dark": PHONE | {"color_scheme": "dark"},
 }
 NASTY = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +65,9 @@ class Opened:
     def __init__(self, browser: Any, address: str, **look: Any):
         look = {"viewport": {"width": 1280, "height": 860}, "color_scheme": "light"} | look
         self.address, self.context = address, browser.new_context(**look)
-        self.wrong: list[str] = []
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT)
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
-        self.page.on("request", lambda request: self.wrong.extend([request.url] * self.foreign(request.url)))
-
-    def foreign(self, url: str) -> bool:
-        return not url.startswith((self.address, "blob:"))
+        self.wrong, self.asked = watched(self.page)
 
     def __enter__(self) -> Any:
         self.page.goto(self.address)
@@ -91,6 +78,7 @@ class Opened:
         self.context.close()
         if wrong[0] is None:
             assert self.wrong == []
+            assert [url for url in self.asked if not url.startswith((self.address, "blob:"))] == []
 
 
 def go(page: Any, part: str, run: str = "my") -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM
 from served import make_runs, served
 from test_workbench import until as wait_until
 from test_workbench_page import NASTY, Opened, fits, go, shoot, until
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("uvicorn", reason="needs the extra serve")
 TEXT = "The cat sat on the mat.\nThe dog saw the cat, and the cat saw 12 dogs.\n" * 200
 LINES = [
     {"step": step, "epoch": 0.1, "tokens": 100, "seconds": 1.0, "val_loss": 4.0 - step / 10, "bits_per_byte": 2.5}
@@ -25,11 +24,6 @@ LINES = [
 ]
 NOTE = "import('/page/api.js').then(({ ask }) => ask('/api/note', { name: 'base', note: 'x' }))"
 """Gives the run `base` a note, so that the list of runs changes."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, chromium
+from browser_run import IN_CHROMIUM, opened_file
 
 from minigpt.config import ModelConfig
 from minigpt.explanation import explain
@@ -25,27 +25,12 @@ def explanation() -> dict[str, Any]:
     return explain(model, tokenizer, tokenizer.encode(TEXT), run="tiny")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from chromium()
-
-
 @pytest.fixture
 def page(browser: Any, explanation: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
-    """Open the page; at the end check that there was no error and no request except for the file."""
     file = tmp_path / "explain.html"
     file.write_text(make_page(explanation), encoding="utf-8")
-    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, color_scheme="light")
-    opened, wrong, asked = context.new_page(), [], []
-    opened.on("console", lambda message: wrong.append(message.text))
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("dialog", lambda dialog: wrong.append(dialog.message))
-    opened.on("request", lambda request: asked.append(request.url))
-    opened.goto(file.as_uri())
-    yield opened
-    context.close()
-    assert wrong == []
-    assert asked == [file.as_uri()]
+    with opened_file(browser, file) as opened:
+        yield opened
 
 
 def paper(page: Any) -> str:

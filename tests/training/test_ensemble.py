@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_run import fails
+from cli_run import fails, json_of
 from tuned_run import SHAPE, TEXT, StopAt, last_tensors, make_base, same, tune
 from typed_report import check
 
@@ -76,9 +76,7 @@ def three(tmp_path: Path) -> list[Path]:
 
 
 def report_of(capsys: pytest.CaptureFixture[str], run: Path, *flags: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main(["eval", str(run), "--device", "cpu", "--json", *map(str, flags)]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json_of(capsys, "eval", run, "--device", "cpu", *flags)
 
 
 def test_the_command_scores_it_next_to_the_run_itself(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_model import twin
 from safetensors.torch import save_file
 
 from minigpt.config import GenerationConfig, ModelConfig, OptimizerConfig
@@ -32,7 +33,7 @@ from minigpt.training.finetune import (
 )
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState
-from minigpt.weights.huggingface import config_to_hf, weights_from_hf, weights_to_hf
+from minigpt.weights.huggingface import weights_from_hf, weights_to_hf
 
 GPT2 = ModelConfig(
     shape="gpt2", vocab_size=70, embed_dim=32, num_heads=4, num_layers=2, max_seq_len=24, ff_dim=72, init_std=0.2
@@ -78,20 +79,16 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     ids=str,
 )
 def test_peft_gives_the_same_logits(shape: ModelConfig, fields: dict[str, object], tmp_path: Path) -> None:
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
     model, config = adapted(shape, **fields)
     theirs_config, theirs_tensors = to_peft(shape, config, adapter(model))
     (tmp_path / "adapter_config.json").write_text(json.dumps(theirs_config))
     save_file(theirs_tensors, tmp_path / "adapter_model.safetensors")
-    hf = config_to_hf(shape)
-    cls = {"gpt2": transformers.GPT2LMHeadModel, "qwen3": transformers.Qwen3ForCausalLM}[hf["model_type"]]
-    twin = cls(cls.config_class(**hf)).eval()
     base = GPT(shape, seed=4).eval()
-    twin.load_state_dict(weights_to_hf(shape, base.weights()), strict=False)
-    twin.tie_weights()
+    other = twin(base)
     with torch.no_grad():
-        plain = twin(TOKENS).logits
-        theirs = peft.PeftModel.from_pretrained(twin, str(tmp_path)).eval()(TOKENS).logits
+        plain = other(TOKENS).logits
+        theirs = peft.PeftModel.from_pretrained(other, str(tmp_path)).eval()(TOKENS).logits
     ours = logits(model)
     print(f"ours to peft {distance(ours, theirs):.1e}; with and without the adapter {distance(theirs, plain):.1f}")
     assert distance(logits(base), plain) < 1e-5
@@ -100,15 +97,14 @@ def test_peft_gives_the_same_logits(shape: ModelConfig, fields: dict[str, object
 
 
 def test_the_head_too_goes_to_peft_without_its_padding(tmp_path: Path) -> None:
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
     model, config = adapted(MODERN, targets="head")
     fields, tensors = to_peft(MODERN, config, adapter(model))
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config_to_hf(MODERN)))
-    twin.load_state_dict(weights_to_hf(MODERN, GPT(MODERN, seed=4).weights()))
+    other = twin(GPT(MODERN, seed=4))
     with torch.no_grad():
-        theirs = peft.PeftModel.from_pretrained(twin, str(tmp_path)).eval()(TOKENS).logits
+        theirs = peft.PeftModel.from_pretrained(other, str(tmp_path)).eval()(TOKENS).logits
     assert adapter(model)["head.lora_B"].shape == (MODERN.padded_vocab_size, 3)
     assert distance(logits(model), theirs) < 1e-5
 

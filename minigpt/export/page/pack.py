@@ -113,11 +113,7 @@ def tensors_data(model: GPT, precision: str) -> dict[str, dict[str, Any]]:
         CheckpointError: weights that are NaN or infinite.
         ConfigError: weights that fp16 cannot hold.
     """
-    rows = model.config.vocab_size  # the rows after these only pad the matrix
-    weights = {
-        name: tensor.cpu().float()[: rows if name in ("embedding.weight", "head.weight") else None]
-        for name, tensor in model.weights().items()
-    }
+    weights = without_padding(model)
     packed = pack_weights(weights, 8, 64, 8)
     found = {}
     for name, tensor in weights.items():
@@ -134,6 +130,12 @@ def tensors_data(model: GPT, precision: str) -> dict[str, dict[str, Any]]:
         size = {"rows": tensor.shape[0], "columns": tensor.shape[1] if tensor.dim() == 2 else 1}
         found[name] = {"kind": kind, **size, "base64": base64.b64encode(content).decode()}
     return found
+
+
+def without_padding(model: GPT) -> dict[str, Tensor]:
+    """The weights in fp32, without the rows that only pad the matrices of the vocabulary."""
+    rows = dict.fromkeys(("embedding.weight", "head.weight"), model.config.vocab_size)
+    return {name: tensor.cpu().float()[: rows.get(name)] for name, tensor in model.weights().items()}
 
 
 def rounded(model: GPT, precision: str) -> GPT:

@@ -9,13 +9,12 @@ from minigpt.console import counted
 from minigpt.errors import GenerationError
 from minigpt.tokenizers import Tokenizer
 
-ROLES = ("system", "user", "assistant")
 Encode = Callable[[Sequence["Message"]], list[int]]
 
 
 @dataclass(frozen=True)
 class Message:
-    """A text and who said it, one of ROLES."""
+    """A text and who said it, one of `chat_template.ROLES`."""
 
     role: str
     content: str

@@ -10,8 +10,9 @@ from typing import Any
 
 from minigpt.errors import GenerationError, storage_error
 from minigpt.files import find, parse_json, read_text, write_text
-from minigpt.generation.chat.conversation import ROLES, Message
+from minigpt.generation.chat.conversation import Message
 from minigpt.generation.chat.session import Session
+from minigpt.tokenizers.chat_template import ROLES
 
 FORMAT = 1
 

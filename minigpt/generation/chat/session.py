@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig, validate
+from minigpt.config.section import SEEDS
 from minigpt.console import counted
 from minigpt.errors import ConfigError, GenerationError
 from minigpt.generation.chat.conversation import ChatFormat, Message, Plain, fit
@@ -28,7 +29,6 @@ from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.base import valid_unicode
 
 HALF = "\ufffd"  # shown in place of an incomplete character
-SEEDS = 2**62
 
 
 @dataclass(frozen=True)

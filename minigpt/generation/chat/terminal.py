@@ -3,8 +3,6 @@ r"""Read what a person types: from an editor with history in a terminal, else fr
 A line that ends in \ continues on the next line.
 """
 
-import io
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +14,7 @@ PROMPT = "> "
 
 
 class PlainLines:
-    """Reads lines from standard input: in UTF-8 unless the person asked for another encoding, as in `open_streams`."""
-
-    def __init__(self) -> None:
-        own = sys.stdin.isatty() or "PYTHONIOENCODING" in os.environ
-        if isinstance(sys.stdin, io.TextIOWrapper) and not own:
-            sys.stdin.reconfigure(encoding="utf-8")
+    """Reads lines from standard input."""
 
     def read(self) -> str | None:
         """Return the next text, or None at the end. Raises GenerationError if the input is not text."""

@@ -20,8 +20,8 @@ def ceilings(device: torch.device, precisions: Iterable[str]) -> dict[str, float
     return {name: peak_flops(str(device), name) for name in sorted({"bf16", "fp32", *precisions})}
 
 
-def read_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes per second when summing an array that is larger than any cache; the median of the repeats."""
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second when summing an array that is larger than any cache; the median of seven times."""
     size = 1 << 28 if device.type == "cpu" else 1 << 30
     values, runtime = torch.ones(size // 4, device=device), Runtime(device, "fp32")
 
@@ -30,7 +30,7 @@ def read_bandwidth(device: torch.device, repeats: int = 7) -> float:
         runtime.synchronise()
 
     read()
-    return size / statistics.median(stopwatch(read) for _ in range(repeats))
+    return size / statistics.median(stopwatch(read) for _ in range(7))
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -24,5 +24,4 @@ def vocabulary(config: RunConfig) -> int:
 
 def with_vocabulary(config: RunConfig) -> RunConfig:
     """The config with model.vocab_size set."""
-    model = config.model.model_copy(update={"vocab_size": vocabulary(config)})
-    return config.model_copy(update={"model": model})
+    return config.changed(model={"vocab_size": vocabulary(config)})

@@ -169,8 +169,7 @@ def _with_adamw(config: RunConfig, counterpart: Counterpart) -> tuple[RunConfig,
         return config, notes
     notes.append(f"all sides step by AdamW, not by the recipe's {kind}")
     rate = config.optimizer.learning_rate * config.optimizer.adamw_ratio
-    optimizer = config.optimizer.model_copy(update={"kind": "adamw", "learning_rate": rate})
-    return config.model_copy(update={"optimizer": optimizer}), notes
+    return config.changed(optimizer={"kind": "adamw", "learning_rate": rate}), notes
 
 
 def _setting(config: RunConfig, tokens: int, flops: int) -> Setting:

@@ -113,8 +113,7 @@ class Budgeted:
             length["max_minutes"] = max(left, LEAST * self.amount.seconds) / 60
         if self.plan.limited or not self.amount.seconds:
             length["max_steps"] = self.plan.steps
-        config = self.plan.config
-        return config.model_copy(update={"train": config.train.model_copy(update=length)})
+        return self.plan.config.changed(train=length)
 
     def explain(self) -> str:
         """The choice, its reasons, and what to expect: four lines for the screen, five for a small text."""
@@ -216,20 +215,9 @@ def plan_within(
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
     console = messages(quiet)
-    config, say = configure({}), printer(console)
-    say(f"reading {config.data.source}")
-    with progress_bars(console) as progress:
-        characters = open_corpus(config.data, progress).survey.chars
-        configure.choose_tokenizer(characters)
-        config = configure({})
-        ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
-        say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
-        tokenizer = make_tokenizer(config, progress)
-        prepared = prepare_data(config, tokenizer, progress)
-    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
-    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
+    prepared, tokenizer = _prepare(configure, console)
     text = describe(prepared, tokenizer)
-    say("measuring how fast this machine trains")
+    printer(console)("measuring how fast this machine trains")
     began = time.perf_counter()
     plan = _measure_and_choose(amount, text, configure, started - again, console)
     measuring = time.perf_counter() - began
@@ -246,13 +234,27 @@ def plan_within(
         "step_seconds": plan.step_seconds,
         "measuring_seconds": measuring,
         "five_gram_bits": text.five_gram / math.log(2),
+        "parameters": parameter_table(plan.config.model)["total"],
+        "memory_bytes": memory_of_run(plan.config).total,
     }
-    return Budgeted(amount, text, plan, report | _size(plan.config), tokenizer, started, again)
+    return Budgeted(amount, text, plan, report, tokenizer, started, again)
 
 
-def _size(config: RunConfig) -> dict[str, int]:
-    """Number of the model's weights, and about how many bytes its training needs."""
-    return {"parameters": parameter_table(config.model)["total"], "memory_bytes": memory_of_run(config).total}
+def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenizer]:
+    """The text as ids, and its tokenizer, which is chosen by the text's size. Raises UserError."""
+    config, say = configure({}), printer(console)
+    say(f"reading {config.data.source}")
+    with progress_bars(console) as progress:
+        characters = open_corpus(config.data, progress).survey.chars
+        configure.choose_tokenizer(characters)
+        config = configure({})
+        ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
+        say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
+        tokenizer = make_tokenizer(config, progress)
+        prepared = prepare_data(config, tokenizer, progress)
+    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
+    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
+    return prepared, tokenizer
 
 
 def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
@@ -292,7 +294,7 @@ def _measure_and_choose(amount: Amount, text: Text, configure: _Settings, starte
     shape, train = plan.config.model, plan.config.train
     passes = plan.steps * train.passes * train.batch_size / train.rows
     choice = choose(shape, runtime, compile, train.rows, passes, console.print)
-    trial = plan.config.model_copy(update={"model": shape.model_copy(update={"attention": choice.attention})})
+    trial = plan.config.changed(model={"attention": choice.attention})
     taken = time_step(trial, replace(runtime, compile=choice.compile), 0.3 * limit)
     if not 1 / TRUSTED < taken / speed.step(plan.size, shape.max_seq_len, train.batch_size) < TRUSTED:
         speed = known_speed(configure, runtime, text.vocab_size, 0.5 * limit, again=True)

@@ -1,18 +1,21 @@
 """Share code between completions and chats: the texts of one request while they are written, counted, and streamed."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from minigpt.config import GenerationConfig
 from minigpt.generation.text import Completion, Writing
 from minigpt.serve.api.errors import RESPONSES, ApiError, as_api_error
 from minigpt.serve.api.schemas import CachedTokens, Finish, Sampled, Usage
-from minigpt.serve.api.state import State
+from minigpt.serve.api.state import State, started, unless_disconnected
 from minigpt.serve.engine import Ended, Event, Job, Read, Score, Wrote
 from minigpt.serve.models import Loaded
 
@@ -120,9 +123,28 @@ def now() -> int:
     return int(time.time())
 
 
-def as_stream(pieces: AsyncIterator[list[Any]]) -> StreamingResponse:
-    """An answer that is sent piece by piece."""
-    return StreamingResponse(_events(pieces), media_type=STREAM, headers={"Cache-Control": "no-store"})
+async def respond(prepare: Callable[[Any, Loaded, State], Any], asked: Sampled, request: Request, state: State) -> Any:
+    """Answer a request, as a stream if it asks for one. Its model stays in memory until the end.
+
+    Args:
+        prepare: PreparedChat or PreparedCompletion.
+    """
+
+    async def whole() -> Any:
+        async with state.models.use(asked.model) as loaded:
+            return await (await asyncio.to_thread(prepare, asked, loaded, state)).whole()
+
+    async def stream() -> AsyncGenerator[list[Any], None]:
+        async with state.models.use(asked.model) as loaded:
+            prepared = await asyncio.to_thread(prepare, asked, loaded, state)
+            async with aclosing(prepared.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    if asked.stream:
+        events = _events(await unless_disconnected(request, started(stream())))
+        return StreamingResponse(events, media_type=STREAM, headers={"Cache-Control": "no-store"})
+    return await unless_disconnected(request, whole())
 
 
 async def _events(pieces: AsyncIterator[list[Any]]) -> AsyncGenerator[str, None]:

@@ -1,6 +1,5 @@
 """Answer POST /v1/chat/completions: answer a chat, written with the template that the run was tuned with."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,11 +11,11 @@ from minigpt.serve.api.answer import (
     STREAMED,
     Count,
     TextResult,
-    as_stream,
     check_search,
     check_texts,
     make_id,
     now,
+    respond,
     search,
     usage,
 )
@@ -33,7 +32,7 @@ from minigpt.serve.api.schemas import (
     Reply,
 )
 from minigpt.serve.api.scores import chat_scores
-from minigpt.serve.api.state import Shared, State, started, unless_disconnected
+from minigpt.serve.api.state import Shared, State
 from minigpt.serve.engine import Ended, Event, Job, Read, Score
 from minigpt.serve.models import Loaded
 
@@ -132,27 +131,10 @@ class PreparedChat:
         return [*made, self.piece(number, Delta(), None, result.finish)] if isinstance(event, Ended) else made
 
 
-async def stream(asked: ChatRequest, state: State) -> AsyncGenerator[list[ChatChunk], None]:
-    """The pieces of an answer; the model stays in memory until the end."""
-    async with state.models.use(asked.model) as loaded:
-        request = await asyncio.to_thread(PreparedChat, asked, loaded, state)
-        async with aclosing(request.pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
-
-
-async def whole(asked: ChatRequest, state: State) -> ChatCompletion:
-    """The answer to a request."""
-    async with state.models.use(asked.model) as loaded:
-        return await (await asyncio.to_thread(PreparedChat, asked, loaded, state)).whole()
-
-
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions", responses=STREAMED, response_model=ChatCompletion)
 async def chat_completions(asked: ChatRequest, request: Request, state: Shared) -> ChatCompletion | Response:
     """Answer a chat."""
-    if asked.stream:
-        return as_stream(await unless_disconnected(request, started(stream(asked, state))))
-    return await unless_disconnected(request, whole(asked, state))
+    return await respond(PreparedChat, asked, request, state)

@@ -1,6 +1,5 @@
 """Answer POST /v1/completions: continue texts."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,11 +11,11 @@ from minigpt.serve.api.answer import (
     STREAMED,
     Count,
     TextResult,
-    as_stream,
     check_search,
     check_texts,
     make_id,
     now,
+    respond,
     search,
     usage,
 )
@@ -24,7 +23,7 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode, make_jobs, prompts_of, readable, seed_of, settings
 from minigpt.serve.api.schemas import Completion, CompletionChoice, CompletionRequest
 from minigpt.serve.api.scores import CompletionScores
-from minigpt.serve.api.state import Shared, State, started, unless_disconnected
+from minigpt.serve.api.state import Shared, State
 from minigpt.serve.engine import Ended, Event, Job, Read
 from minigpt.serve.models import Loaded
 
@@ -153,27 +152,10 @@ class PreparedCompletion:
         return CompletionChoice(index=number, text=text, logprobs=logprobs, finish_reason=finish)
 
 
-async def stream(asked: CompletionRequest, state: State) -> AsyncGenerator[list[Completion], None]:
-    """The pieces of an answer; the model stays in memory until the end."""
-    async with state.models.use(asked.model) as loaded:
-        request = await asyncio.to_thread(PreparedCompletion, asked, loaded, state)
-        async with aclosing(request.pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
-
-
-async def whole(asked: CompletionRequest, state: State) -> Completion:
-    """The answer to a request."""
-    async with state.models.use(asked.model) as loaded:
-        return await (await asyncio.to_thread(PreparedCompletion, asked, loaded, state)).whole()
-
-
 router = APIRouter()
 
 
 @router.post("/v1/completions", responses=STREAMED, response_model=Completion)
 async def completions(asked: CompletionRequest, request: Request, state: Shared) -> Completion | Response:
     """Continue texts."""
-    if asked.stream:
-        return as_stream(await unless_disconnected(request, started(stream(asked, state))))
-    return await unless_disconnected(request, whole(asked, state))
+    return await respond(PreparedCompletion, asked, request, state)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigpt.config import GenerationConfig, validate
+from minigpt.config.section import SEEDS
 from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError
 from minigpt.generation.chat import Message, Turns
@@ -24,7 +25,6 @@ OURS = (
 ALONE = {"num_samples": 1, "best_of": 1, "penalty_alpha": 0.0, "prompt_lookup": 0, "num_beam_groups": 1, "num_beams": 1}
 """Settings of a run that a request does not take over: the number of texts, and searches."""
 SMALLEST = 1e-9
-SEEDS = 2**62
 Prompt = str | list[int]
 
 

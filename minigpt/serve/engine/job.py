@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import MiniGPTError
 from minigpt.generation.sampling import NO_RULES, Rules
-from minigpt.generation.text.generate import Row
+from minigpt.generation.text.generate import Reason, Row
 from minigpt.serve.engine.batch import Text
 from minigpt.tokenizers import Tokenizer
-
-Reason = Literal["eos", "stop", "length", "time"]
 
 
 class TryLaterError(MiniGPTError):

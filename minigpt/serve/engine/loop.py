@@ -28,17 +28,15 @@ class Engine:
 
     Args:
         limits: limits of the queue, and of what one model may use.
-        post: gets the events of a turn, and can run `tell_all` in another thread (default: in this one).
         clock: seconds; the jobs' deadlines use it.
+
+    Attributes:
+        post: gets the events of a turn, and can run `tell_all` in another thread (at first: in this one).
     """
 
-    def __init__(
-        self,
-        limits: Limits | None = None,
-        post: Callable[[Calls], None] = tell_all,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self.limits, self.post, self.clock = limits or Limits(), post, clock
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic):
+        self.limits, self.clock = limits or Limits(), clock
+        self.post: Callable[[Calls], None] = tell_all
         self.writers: dict[GPT, Writer] = {}
         self.counts = Counts()
         self._changed = threading.Condition()

@@ -80,7 +80,7 @@ function tell(text) {
 // --- the left column ---
 
 const STATES = { running: "training now", starting: "starting", interrupted: "stopped", finished: "finished" };
-export const stateOf = (run) => (run.state !== "running" && run.starting ? "starting" : run.state);
+const stateOf = (run) => (run.state !== "running" && run.starting ? "starting" : run.state);
 
 function list() {
   const wanted = find("find").value.trim().toLowerCase();

@@ -24,11 +24,12 @@ LAST = 4000
 """If a process fails, this many bytes of its output are read."""
 
 
-def usage_of(pid: int, proc: Path = Path("/proc")) -> dict[str, float] | None:
+def usage_of(pid: int) -> dict[str, float] | None:
     """{"bytes": memory, "seconds": of the processor, so far}; None if the system does not say."""
+    folder = Path("/proc") / str(pid)
     try:
-        fields = (proc / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        pages = int((proc / str(pid) / "statm").read_text(encoding="utf-8").split()[1])
+        fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        pages = int((folder / "statm").read_text(encoding="utf-8").split()[1])
         ticks = int(fields[11]) + int(fields[12])
         return {"bytes": pages * os.sysconf("SC_PAGE_SIZE"), "seconds": ticks / os.sysconf("SC_CLK_TCK")}
     except (OSError, ValueError, IndexError):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from minigpt.data.batches import share, spread
 from minigpt.model.loss import IGNORE
+from minigpt.training.step import Batch
 
 WIDTHS = 4
-Batch = tuple[Tensor, Tensor]
 
 
 class Row(NamedTuple):
