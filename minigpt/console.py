@@ -194,7 +194,7 @@ def open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  open until the end
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            own = stream.isatty() or "PYTHONIOENCODING" in os.environ
+            own = stream.isatty() or "PYTHONIOENCODING" in os.environ or stream.encoding == "utf-8"
             stream.reconfigure(encoding=None if own else "utf-8")
             if stream is not sys.stdin:
                 stream.reconfigure(errors="minigpt", newline=None if stream.isatty() else "\n")

@@ -71,15 +71,21 @@ def test_public_names_are_listed_before_they_are_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def trainers() -> int:
+    """How many are in memory, those of other tests too."""
+    return sum(type(each) is Trainer for each in gc.get_objects())
+
+
 def test_train_keeps_nothing_but_the_run_that_it_returns(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE + "logging: {plots: false}\n")
     (tmp_path / "my.txt").write_text("Once upon a time there was a cat who sat on a mat and saw a dog.\n" * 60)
     monkeypatch.chdir(tmp_path)
     gc.collect()
+    before = trainers()
     gc.disable()  # what a cycle keeps would stay until Python collects garbage, which may be much later
     try:
         run = minigpt.train(minigpt.load_config("recipe.yaml"), data="my.txt", quiet=True)
-        assert not any(type(each) is Trainer for each in gc.get_objects())
+        assert trainers() == before
     finally:
         gc.enable()
     assert all(parameter.grad is None for parameter in run.model.parameters())

@@ -56,6 +56,10 @@ def is_loopback(host: str) -> bool:
     return f"[{host}]" in LOOPBACK or host in LOOPBACK or host.startswith("127.")
 
 
+def _listed(names: Sequence[object]) -> str:
+    return harmless(", ".join(map(str, names[:5])) + (" and others" if len(names) > 5 else ""))
+
+
 def serve(
     runs: Sequence[Path],
     *,
@@ -95,17 +99,10 @@ def serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
     hosts = {*LOOPBACK, host, *(name.lower() for name in names)} if here or names else None
     state = make_state(catalog, limits, device, precision)
-    app = make_app(
-        state,
-        hosts=hosts,
-        key=key,
-        metrics=metrics,
-        preload=models if preload else (),
-        routers=[Workbench(state).router()],
-    )
-    some = f"{', '.join(map(harmless, models[:5]))}{' and others' if len(models) > 5 else ''}"
-    none = f"no model in {' or '.join(harmless(str(run.absolute())) for run in runs)} yet; the page can train the first"
-    tell(f"serving {some if models else none}, at {address}/v1")
+    routers = [Workbench(state).router()]
+    app = make_app(state, hosts=hosts, key=key, metrics=metrics, preload=models if preload else (), routers=routers)
+    none = f"no model in {_listed([run.absolute() for run in runs])} yet; the page can train the first"
+    tell(f"serving {_listed(models) or none}, at {address}/v1")
     tell(f"the page: {address}; Ctrl-C ends it")
     if open_browser:
         Timer(1.0, webbrowser.open, [address]).start()

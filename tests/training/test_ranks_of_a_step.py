@@ -10,6 +10,7 @@ import torch
 from test_training import CPU, SHAPE, CountingBatches, make_trainer
 
 from minigpt.model import GPT
+from minigpt.runtime.device import step_seed
 from minigpt.runtime.ranks import Ranks
 from minigpt.training import accumulate
 from minigpt.training.hooks.checkpoints import Checkpoints
@@ -61,3 +62,9 @@ def test_seeding_on_a_cpu_is_torchs_and_writes_down_no_stack(monkeypatch: pytest
     CPU.seed(7)
     assert torch.equal(torch.rand(5), expected)
     accumulate(GPT(SHAPE), [CountingBatches().batch(0)], runtime=CPU)
+
+
+def test_seeds_of_steps_differ_and_depend_on_every_part() -> None:
+    seeds = {step_seed(s, k, r, m) for s in range(3) for k in range(50) for r in range(3) for m in range(3)}
+    assert len(seeds) == 3 * 50 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)

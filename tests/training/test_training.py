@@ -15,7 +15,7 @@ from minigpt.files import read_lines
 from minigpt.layout import whole_steps
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE, next_token_loss
-from minigpt.runtime.device import Runtime, step_seed
+from minigpt.runtime.device import Runtime
 from minigpt.training import Budget, Hook, Trainer, accumulate, loop, lr_factor, make_optimizer, update
 from minigpt.training.hooks.average import Average, TailAverage
 from minigpt.training.hooks.checkpoints import Checkpoints
@@ -495,9 +495,3 @@ def test_after_an_error_hooks_are_closed_and_no_broken_model_is_saved(tmp_path) 
 def test_stalls_are_counted_by_the_plateau_schedule_only() -> None:
     trainer = scripted([1.0, 2.0, 2.1, 2.2, 2.3, 2.4], ScheduleConfig(plateau_patience=1), max_steps=30)
     assert trainer.run().cuts == 0
-
-
-def test_seeds_of_steps_differ_and_depend_on_every_part() -> None:
-    seeds = {step_seed(s, k, r, m) for s in range(3) for k in range(50) for r in range(3) for m in range(3)}
-    assert len(seeds) == 3 * 50 * 9
-    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -134,8 +134,9 @@ def tensors_data(model: GPT, precision: str) -> dict[str, dict[str, Any]]:
 
 def without_padding(model: GPT) -> dict[str, Tensor]:
     """The weights in fp32, without the rows that only pad the matrices of the vocabulary."""
-    rows = dict.fromkeys(("embedding.weight", "head.weight"), model.config.vocab_size)
-    return {name: tensor.cpu().float()[: rows.get(name)] for name, tensor in model.weights().items()}
+    padded = ("embedding.weight", "head.weight")
+    rows = model.config.vocab_size
+    return {n: w.cpu().float()[: rows if n in padded else None] for n, w in model.weights().items()}
 
 
 def rounded(model: GPT, precision: str) -> GPT:
