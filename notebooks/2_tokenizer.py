@@ -145,7 +145,7 @@ assert pieces == ["low", "est"]
 #
 # Real text has spaces and punctuation, and `e the` is a frequent string of English too. So the text is first cut into
 # **pre-tokens** by a regular expression, and a merge never crosses a cut. GPT-2's and GPT-4's expressions differ in how
-# they treat numbers and capital letters:
+# they treat numbers and capital letters. GPT-4o's also keeps a word with combining marks whole (Hindi, Thai):
 
 # %%
 sentence = "I'll pay $12345 now.  YOU'LL SEE!"

@@ -109,7 +109,7 @@ class Tokenizer:
     """A text, read into memory."""
     vocab_size: int = 8192
     """Ids to learn; if a small text gives fewer, all sides learn that many."""
-    pattern: Literal["gpt2", "gpt4"] = "gpt4"
+    pattern: Literal["gpt2", "gpt4", "gpt4o"] = "gpt4"
     """How text is split before merging."""
     rounds: int = 3
     """How often each side is timed, in turn."""

@@ -52,8 +52,8 @@ class Train:
     """char, byte, bpe, word (the text's words, as WikiText counts), or gpt2 (OpenAI's, fetched once)."""
     vocab_size: int | None = None
     """bpe: number of ids, special tokens included (default: 4096). word: the most ids (default: all words)."""
-    pattern: Literal["gpt2", "gpt4"] = DEFAULTS.pattern
-    """bpe: how text is split before merging."""
+    pattern: Literal["gpt2", "gpt4", "gpt4o"] = DEFAULTS.pattern
+    """bpe: how text is split before merging; gpt4o keeps words with combining marks (Hindi, Thai) whole."""
     unknown: Literal["token", "error"] = DEFAULTS.unknown
     """char: what to do with a character that is not in the vocabulary."""
     max_train_bytes: int = DEFAULTS.max_train_bytes

@@ -203,8 +203,8 @@ class TokenizerConfig(Section):
     (gpt2 if its files are available, else char)."""
     vocab_size: Size = 4096
     """bpe: number of ids to learn, special tokens included. word: the most ids (default: all words of the text)."""
-    pattern: Literal["gpt2", "gpt4"] = "gpt4"
-    """bpe: how text is split before merging."""
+    pattern: Literal["gpt2", "gpt4", "gpt4o"] = "gpt4"
+    """bpe: how text is split before merging; gpt4o keeps words with combining marks (Hindi, Thai) whole."""
     unknown: Literal["token", "error"] = "token"
     """char: a character outside the vocabulary becomes the unk token (token), or is an error (error)."""
     max_train_bytes: Positive = 200_000_000

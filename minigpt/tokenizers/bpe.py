@@ -19,7 +19,7 @@ import tiktoken
 from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
-from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge
+from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge, share_of_marks
 from minigpt.tokenizers.patterns import (
     PATTERNS,
     byte_level,
@@ -36,6 +36,8 @@ from minigpt.tokenizers.simple import bpe_model
 log = logging.getLogger(__name__)
 
 SPECIALS = (PAD, UNK, BOS, EOS)
+MANY_MARKS = 0.02
+"""Share of combining marks in a text from which gpt4o is named."""
 GAP = 1 << 18
 """Length of a window; see `_has_gap`."""
 
@@ -63,7 +65,7 @@ class BPETokenizer(Tokenizer):
         Args:
             pieces: bytes of each id, b"" for special and added tokens.
             merges: pairs of ids, in the order learned.
-            pattern: "gpt2", "gpt4", or an expression.
+            pattern: "gpt2", "gpt4", "gpt4o", or an expression.
             special_tokens: name to id.
             kind: bpe, or gpt2 for OpenAI's.
             nfc: whether text is first normalized to Unicode's form NFC (only in others' files).
@@ -99,8 +101,8 @@ class BPETokenizer(Tokenizer):
         Args:
             texts: chunks of one text, read once, so that memory stays small.
             vocab_size: number of ids to reach, including the 4 special tokens. A small text may give a smaller
-                vocabulary; a warning is logged then.
-            pattern: "gpt2" or "gpt4".
+                vocabulary; a warning is logged then, and for a text with many marks that the pattern cuts off.
+            pattern: "gpt2", "gpt4" or "gpt4o".
             max_train_bytes: learn only from this many bytes at the beginning of the text.
             min_count: a pair that occurs less often than this is not merged.
             progress: called with (what, how much is done, of how much).
@@ -118,9 +120,17 @@ class BPETokenizer(Tokenizer):
         if not words:
             raise TokenizerError("no text to learn merges from; give a text that is not empty")
         merges = learn_merges(words, vocab_size - base, min_count, progress)
+        marks = share_of_marks(words) if pattern in ("gpt2", "gpt4") else 0
+        if marks > MANY_MARKS:
+            log.warning(
+                "%.0f %% of the characters are combining marks, and the pattern %s cuts words at each; "
+                "--tokenizer.pattern gpt4o (in minigpt tokenizer train: --pattern gpt4o) keeps such words whole",
+                100 * marks, pattern,
+            )  # fmt: skip
         if len(merges) < vocab_size - base:
             log.warning(
-                "the text is too small for %d tokens: vocab_size is %d (no further pair occurs %d times)",
+                "the %s for %d tokens: vocab_size is %d (no further pair occurs %d times)",
+                "pieces of words are too short" if marks > MANY_MARKS else "text is too small",
                 vocab_size, base + len(merges), min_count,
             )  # fmt: skip
         shift = len(SPECIALS)

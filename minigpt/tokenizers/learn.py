@@ -40,7 +40,7 @@ def count_words(
 
     Args:
         texts: chunks of one text, read once.
-        pattern: "gpt2", "gpt4" or an expression.
+        pattern: "gpt2", "gpt4", "gpt4o" or an expression.
         max_bytes: stop after this many bytes (UTF-8) of text.
         progress: called with (what, characters done, None).
     """
@@ -77,6 +77,12 @@ def _blocks(texts: Iterable[str]) -> Iterator[str]:
         if block := cutter.add(text):
             yield block
     yield cutter.end()
+
+
+def share_of_marks(words: Mapping[str, int]) -> float:
+    """The share of combining marks (\\p{M}) in the characters of counted pre-tokens."""
+    marks = sum(count * len(regex.findall(r"\p{M}", word)) for word, count in words.items())
+    return marks / sum(count * len(word) for word, count in words.items())
 
 
 def to_symbols(words: Mapping[str, int]) -> dict[str, int]:

@@ -1,9 +1,13 @@
 """Split text into pre-tokens, find places where text may be cut, and spell bytes as files do.
 
-The split patterns are those of GPT-2 (Radford et al., 2019) and of GPT-4 (tiktoken's cl100k). Here they have possessive
-quantifiers (`++`), which give the same splits and need no backtracking stack. tokenizer.json gets the published
-pattern, since `++` means something else in some engines. `tests/tokenizers/test_tokenizers_patterns.py` tests that
-both give the same splits. (A newer cl100k in tiktoken makes all white space at the end of a text one piece; we do not.)
+The split patterns are those of GPT-2 (Radford et al., 2019), GPT-4 (tiktoken's cl100k) and GPT-4o (o200k). Here they
+have possessive quantifiers (`++`), which give the same splits and need no backtracking stack. tokenizer.json gets
+patterns without them, since `++` means something else in some engines. `tests/tokenizers/test_tokenizers_patterns.py`
+tests that all give the published splits. (A newer cl100k in tiktoken makes all white space at the end of a text one
+piece; we do not.)
+
+Only gpt4o counts combining marks (\\p{M}: the vowel signs of Hindi and Thai, the points of Hebrew) as parts of a word.
+It also begins a new word at a capital letter after a small one, and leaves 's and the like at the word before.
 
 Three engines run the patterns: `regex` (training), tiktoken's (encoding) and Hugging Face's. They agree on all of
 Unicode 16. A newer `regex` knows more letters (Unicode 17) and may split these differently in training. That can change
@@ -24,8 +28,15 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    "gpt4o": (
+        r"[^\r\n\p{L}\p{N}\p{M}]?+(?:[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*+\p{Ll}[\p{Ll}\p{Lm}\p{Lo}\p{M}]*+"
+        r"|(?:[\p{Lu}\p{Lt}]*+[\p{Lm}\p{Lo}\p{M}]++)++|[\p{Lu}\p{Lt}]++)(?i:'s|'t|'re|'ve|'m|'ll|'d)?+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n/]*+|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
 }
 """Name to the expression that minigpt runs."""
+
+_POSSESSIVE = re.compile(r"([+*?]|\{[\d,]+\})\+")
 
 PUBLISHED = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -33,6 +44,7 @@ PUBLISHED = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    "gpt4o": _POSSESSIVE.sub(r"\1", PATTERNS["gpt4o"]),
 }
 """Name to the expression as it is written into tokenizer.json."""
 
@@ -101,7 +113,7 @@ def safe_cut(text: str) -> int:
     Holds for char, byte, and the patterns for which `cuts_safely` is true. A cut is made
       A. between a character that is not whitespace and a space or tab,
       B. between a letter or digit and a line break,
-      C. after a single "\\n" that stands between two characters that are not whitespace
+      C. after a single "\\n" that stands between two characters that are not whitespace, the second of them not "/"
          (text whose lines end in punctuation, such as Chinese, may have no A or B at all).
 
     Why this is safe: a regular expression without look-behind, matched from a token's start, gives the same tokens on
@@ -109,15 +121,16 @@ def safe_cut(text: str) -> int:
     after i.
     (1) No token of ALTERNATIVES has a non-space followed by a space or tab (A), or a letter or digit followed by a line
     break (B: only punctuation takes line breaks along), or a line break followed by a non-space (C: the one leading
-    character that a token may take is never "\\r" or "\\n").
+    character that a token may take is never "\\r" or "\\n"; gpt4o's punctuation takes line breaks and "/" along).
     (2) Only `\\s+(?!\\S)` looks ahead, inside a run of whitespace. In A and B that run ended before i - 1. In C the run
     is the single "\\n". If a non-space follows, `\\s+(?!\\S)` fails and `\\s+` matches it; at the end of the text
-    `\\s+(?!\\S)` matches it. If punctuation comes before it, the punctuation's token takes it in both cases.
+    `\\s+(?!\\S)` matches it. If punctuation comes before it, the punctuation's token takes it in both cases. gpt4o's
+    words end alike at white space and at the end of the text.
     """
     for i in range(len(text) - 1, 0, -1):
         before, after = text[i - 1], text[i]
         if before.isspace():
-            if before == "\n" and not after.isspace() and i > 1 and not text[i - 2].isspace():
+            if before == "\n" and not after.isspace() and after != "/" and i > 1 and not text[i - 2].isspace():
                 return i
         elif after in " \t" or (after in "\r\n" and before.isalnum()):
             return i
@@ -125,9 +138,9 @@ def safe_cut(text: str) -> int:
 
 
 _CONTRACTIONS = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?:[sdmt]|ll|ve|re)"}
-_LETTERS = {r" ?\p{L}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{L}+"}
+_LETTERS = {r" ?\p{L}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{L}+", PUBLISHED["gpt4o"].split(r"|\p{N}")[0]}
 _DIGITS = {r" ?\p{N}+", r"\p{N}{1,3}", r"\p{N}+", r"\p{N}"}
-_OTHERS = {r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}]+"}
+_OTHERS = {r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"[^\s\p{L}\p{N}]+"}
 _SPACES = {r"\s+"}
 ALTERNATIVES = _CONTRACTIONS | _LETTERS | _DIGITS | _OTHERS | _SPACES | {r"\s*[\r\n]+", r"\s+(?!\S)"}
 """Parts of a pattern for which `safe_cut` is proven. A possessive quantifier counts as a plain one."""
@@ -139,8 +152,8 @@ def cuts_safely(pattern: str) -> bool:
 
     A character that no part matches could form one piece with its neighbours across a cut.
     """
-    text = re.sub(r"([+*?]|\{[\d,]+\})\+", r"\1", expression(pattern))
-    parts = set(re.findall(r"(?:\(\?[:i=!][^()]*\)|[^|()])+", text))
+    text = _POSSESSIVE.sub(r"\1", expression(pattern))
+    parts = set(re.findall(r"(?:\(\?[:i=!](?:[^()]|\([^()]*\))*\)|[^|()])+", text))
     return parts <= ALTERNATIVES and all(parts & kind for kind in (_LETTERS, _DIGITS, _OTHERS, _SPACES))
 
 

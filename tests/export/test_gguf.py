@@ -12,7 +12,7 @@ from test_export import TEXT, fails, make_run
 from minigpt import export_gguf, import_model, load_run, load_template
 from minigpt.cli import main
 from minigpt.errors import ConfigError, RunError, StorageError, TokenizerError
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import BPETokenizer, CharTokenizer
 from minigpt.tokenizers.chat_template import Template
 from minigpt.tokenizers.gguf import from_gguf, to_gguf
 from minigpt.weights import gguf_file
@@ -111,6 +111,8 @@ def test_what_llama_cpp_has_not_is_refused_by_name(tmp_path: Path, capsys) -> No
     assert "llama.cpp has no tokenizer of whole words; export to hf" in fails(capsys, words, "--to", "gguf")
     with pytest.raises(TokenizerError, match=r"would end a text at the token with id 11; export to hf"):
         to_gguf(CharTokenizer.from_texts([TEXT], ends=False))
+    with pytest.raises(TokenizerError, match=r"no name for the tokenizer's split pattern 'gpt4o'; export to hf"):
+        to_gguf(BPETokenizer.train([TEXT], 300, "gpt4o"))
     mixed = make_run(tmp_path / "mixed", "mixed")
     said = fails(capsys, mixed, "--to", "gguf")
     assert "nearest is gpt2, but: bias False (True), activation relu2 (gelu_tanh)" in said

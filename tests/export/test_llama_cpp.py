@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from node_run import PACKAGES, needs_node
-from test_export import TEXT, make_run
+from page_run import save_run
+from test_export import SHAPES, TEXT, make_run
 
 from minigpt import export_gguf, load_run
 from minigpt.runs.load import LoadedRun
+from minigpt.tokenizers import BPETokenizer
 from minigpt.tokenizers.chat_template import Template
+from minigpt.tokenizers.gguf import PRE
 
 pytestmark = [pytest.mark.slow, needs_node("node-llama-cpp")]
 PIECES = [
@@ -112,6 +115,15 @@ def test_llama_cpp_computes_with_fewer_bits(shape: str, precision: str, tmp_path
         ours = [[int(run.model(torch.tensor([prompt]))[0, -1].argmax())] for prompt in prompts]
     same = sum(ours[i] == found["written"][i] for i in range(8))
     assert same >= (3 if precision == "q4_0" else 6), (same, made.same)
+
+
+@pytest.mark.parametrize("text", ["नमस्ते दुनिया", "ÉCOLE"])
+def test_llama_cpps_gpt_4o_cuts_at_other_places(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no marks, and knows the case of ASCII only. If this fails for both texts, PRE can have the name."""
+    monkeypatch.setitem(PRE, "gpt4o", "gpt-4o")
+    tokenizer = BPETokenizer.train([f"{text} " * 20], 400, "gpt4o")
+    made = export_gguf(load_run(save_run(tmp_path / "my", tokenizer, SHAPES["modern"], {}), "cpu"))
+    assert ask(made.path, [text])["ids"][0] != tokenizer.encode(text)
 
 
 def test_llama_cpp_gets_the_chat_template_and_leaves_out_unknown_characters(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from minigpt.export.page.pack import check_size, rounded
 from minigpt.export.page.pattern import javascript
 from minigpt.generation.chat.conversation import Message, Turns, fit
 from minigpt.generation.text import Writing
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import BPETokenizer, Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode_question
 from minigpt.tokenizers.load import from_tree
 from minigpt.tokenizers.patterns import check
@@ -160,6 +160,14 @@ def test_the_split_of_another_tool_cuts_the_same_pieces(tmp_path: Path) -> None:
     )
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=from_tree(tree)))
     texts = [*HOSTILE, "a<think>b<think>", "cafe\u0301 'K\u212a", " /\n/x"]
+    assert ask(page, {"encode": texts})["encoded"] == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.slow
+@needs_node
+def test_gpt4o_cuts_the_same_pieces(tmp_path: Path) -> None:
+    texts = [*HOSTILE, "ʰaB ǅungla HTTPServer'LL naïveTÉÀ //\n/x", "नमस्ते दुनिया। שָׁלוֹם"]
+    page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=BPETokenizer.train(texts, 900, "gpt4o", min_count=1)))
     assert ask(page, {"encode": texts})["encoded"] == [tokenizer.encode(text) for text in texts]
 
 

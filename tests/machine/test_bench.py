@@ -345,7 +345,7 @@ def test_generation_never_leaves_the_context():
 TEXT = "The cat sat on the mat, and the rat sat on the cat. naïve 🦊 12345\n" * 60
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "gpt4o"])
 def test_tokenizers_are_compared_on_the_same_merges(pattern: str):
     pytest.importorskip("tokenizers")
     report = tokenizer.bench_tokenizer(TEXT, 280, pattern, rounds=1)

@@ -197,7 +197,7 @@ def test_the_textbook_encoder_merges_in_the_order_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["gpt2", "gpt4", r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"], ids=["gpt2", "gpt4", "own"]
+    "pattern", [*PATTERNS, r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"], ids=[*PATTERNS, "own"]
 )
 def test_a_file_trained_by_hugging_face_gives_identical_ids(pattern: str, tmp_path: Path) -> None:
     theirs = train_theirs([TEXT], 500, pattern)

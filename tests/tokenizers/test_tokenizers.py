@@ -347,6 +347,18 @@ def test_a_text_too_small_for_the_vocabulary_gives_less_and_says_so(caplog: pyte
     assert "too small for 1000 tokens: vocab_size is 262" in caplog.text
 
 
+@pytest.mark.parametrize("pattern", patterns.PATTERNS)
+def test_a_text_with_many_marks_names_the_pattern_that_keeps_its_words(
+    pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TokenizerConfig.model_validate({"kind": "bpe", "vocab_size": 500, "pattern": pattern})
+    tokenizer = build(config, ["नमस्ते दुनिया " * 20])
+    whole = pattern == "gpt4o"
+    assert (" दुनिया".encode() in map(tokenizer.token_bytes, range(tokenizer.vocab_size))) == whole
+    assert (f"36 % of the characters are combining marks, and the pattern {pattern} cuts" in caplog.text) != whole
+    assert ("the pieces of words are too short for 500 tokens" in caplog.text) != whole
+
+
 def test_bytes_beyond_the_training_limit_are_not_learned_from() -> None:
     config = TokenizerConfig(kind="bpe", vocab_size=300, max_train_bytes=len("é ab ab ab".encode()))
     limited = build(config, ["é ab", " ab ab", " cd cd cd cd cd"])

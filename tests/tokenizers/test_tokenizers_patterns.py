@@ -1,11 +1,14 @@
 """Test that split patterns agree in three engines and two spellings, and that a safe cut is safe."""
 
+from unicodedata import normalize
+
 import pytest
 import regex
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_tokenizers import ALL, TEXT, unicode_text
+from tiktoken_ext import openai_public
 from tokenizers import Regex, pre_tokenizers
 
 from minigpt.errors import TokenizerError
@@ -20,11 +23,19 @@ SMOLLM = {
 }
 
 # Characters that split patterns treat specially.
-tricky_text = st.text(st.sampled_from(" \t\n\r\u3000\x0b\x1c\x85\u2028abZéſs'19٣½.!,。中🦊\u0301\u200b"), max_size=30)
+tricky = " \t\n\r\u3000\x0b\x1c\x85\u2028abZéſs'19٣½.!,。中🦊\u0301\u200b/Éǅʰกีकि"
+tricky_text = st.text(st.sampled_from(tricky), max_size=30)
 
 # A tokenizer of each pattern in which every run of the tricky characters can be one token, so that ids show the split.
-RUNS = "".join(f"{a}{b}{c}" * 3 for a in " \n\r\t.'a1" for b in " \n\r\t.sa1中" for c in " \n\r.la1。")
+RUNS = "".join(f"{a}{b}{c}" * 3 for a in " \n\r\t.'a1" for b in " \n\r\t.sa1中" for c in " \n\r.la1。/\u0301")
 SPLITTERS = {name: BPETokenizer.train([RUNS], 1500, name) for name in PATTERNS}
+
+SCRIPTS = [
+    "बिल्ली चटाई पर बैठी थी।\nक्या तुमने उसे देखा?", "பூனை பாயில் அமர்ந்தது. 12345", "বিড়ালটি মাদুরে বসল।", "แมวนั่งอยู่บนเสื่อ แล้วหลับไป",
+    "ឆ្មាអង្គុយលើកន្ទេល។", "הַחָתוּל יָשַׁב עַל הַשָּׁטִיחַ.", "جَلَسَ القِطُّ عَلى الحَصِيرَةِ،", "Ко́шка сиде́ла на iPhone'е; МосГорСуд СССР",
+    normalize("NFD", "Con mèo ngồi trên TẤM THẢM của bà Đặng'S"), normalize("NFD", "Η γάτα κάθισε· ΈΛΑ!"),
+    normalize("NFD", "고양이가 매트 위에 앉았다. がぎぐ"), "ʰaʰB ǅungla ǅǅ naïveTéÀ HTTPServer'll //\n/x\n\u0301",
+]  # fmt: skip
 
 
 def split(pattern: str, text: str) -> list[str]:
@@ -58,6 +69,7 @@ def test_smollms_tokenizer_json_loads() -> None:
 @given(text=st.one_of(tricky_text, unicode_text), pattern=st.sampled_from(sorted(PATTERNS)))
 @example(text=TEXT, pattern="gpt2")
 @example(text=TEXT, pattern="gpt4")
+@example(text="\n".join(SCRIPTS), pattern="gpt4o")
 def test_our_expression_splits_as_the_published_one_in_both_engines(text: str, pattern: str) -> None:
     ours = split(pattern, text)
     assert "".join(ours) == text
@@ -77,6 +89,32 @@ def test_gpt4_splits_as_cl100k_except_white_space_at_the_end(text: str) -> None:
     assert regex.findall(cl100k, text.rstrip()) == split("gpt4", text.rstrip())
 
 
+def o200k() -> str:
+    """tiktoken's own expression of GPT-4o."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})  # a download
+        return openai_public.o200k_base()["pat_str"]
+
+
+@settings(max_examples=1000)
+@given(text=st.one_of(tricky_text, unicode_text))
+@example("\n".join(SCRIPTS))
+def test_gpt4o_splits_as_o200k(text: str) -> None:
+    assert split("gpt4o", text) == regex.findall(o200k(), text)
+
+
+@pytest.mark.parametrize("text", SCRIPTS[:-1])
+def test_only_gpt4o_keeps_marks_in_their_words(text: str) -> None:
+    cut = {pattern: any(regex.match(r"\p{M}", piece) for piece in split(pattern, text)) for pattern in PATTERNS}
+    assert cut == {"gpt2": True, "gpt4": True, "gpt4o": False}
+
+
+@pytest.mark.parametrize("letters", ["A", "ก", "Aก"])
+def test_a_long_run_of_letters_does_not_break_tiktokens_engine(letters: str) -> None:
+    text = letters * 600_000 * (2 // len(letters))
+    assert SPLITTERS["gpt4o"].decode(SPLITTERS["gpt4o"].encode_array(text)) == text
+
+
 @settings(max_examples=300)
 @given(text=tricky_text, pattern=st.sampled_from(sorted(PATTERNS)))
 def test_tiktoken_splits_where_the_training_engine_does(text: str, pattern: str) -> None:
@@ -91,6 +129,7 @@ def test_tiktoken_splits_where_the_training_engine_does(text: str, pattern: str)
 @example(".\r\nx")
 @example("a\x1c b")
 @example("\n\na")
+@example("a.\n/b")
 def test_text_cut_at_a_safe_place_splits_as_the_whole(text: str) -> None:
     for end in range(len(text) + 1):  # so that every possible place is tried, not only the last
         whole = text[:end]
@@ -119,6 +158,7 @@ def test_text_cut_at_a_safe_place_encodes_as_the_whole(text: str, name: str) -> 
         ("one.\n\n", 0),
         ("one\r\n", 3),
         ("第一行。\n第二行。", 5),
+        ("第一行。\n/第二行。", 0),
         ("第一行。\n\n", 0),
         ("\n\n  \n", 0),
         ("word", 0),

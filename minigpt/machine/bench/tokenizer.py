@@ -64,7 +64,7 @@ def bench_tokenizer(
         text: any text that UTF-8 can encode.
         vocab_size: number of ids to learn, special tokens included. A small text may give fewer; then all sides learn
             as many.
-        pattern: gpt2 or gpt4.
+        pattern: gpt2, gpt4 or gpt4o.
         rounds: number of rounds, in which the sides take turns.
 
     Raises:
