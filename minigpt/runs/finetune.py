@@ -11,10 +11,10 @@ from rich.console import Console
 from minigpt.config import LENGTHS, DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.rates import default_rate
-from minigpt.console import printer
-from minigpt.errors import ConfigError, RunError
+from minigpt.console import printer, tell
+from minigpt.errors import ConfigError, RunError, StorageError
 from minigpt.files import new_folder
-from minigpt.layout import LAST, TEMPLATE, RunFolder
+from minigpt.layout import LAST, TEMPLATE, RunFolder, is_step
 from minigpt.model import GPT
 from minigpt.model.cost import build_meta
 from minigpt.runs.feeds import Feed, record_feed, text_feed
@@ -114,6 +114,8 @@ def _tune(
         task = FineTuning(fitted, start, template, command)
         if plan.saved:
             _check_same_start(plan.path, task.origins)
+        if ranks.rank == 0:
+            _keep_starts(task.origins, plan.path)
         return execute(plan, fitted, tokenizer, feed, task, placement, console, resume)
 
 
@@ -294,6 +296,21 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
             raise RunError(
                 f"{path} began with a {name} of other weights than {origin['path']} has now; give {other}a new --name"
             )
+
+
+def _keep_starts(origins: Mapping[str, Any], run: Path) -> None:
+    """Mark the checkpoints of base and teachers: this run needs them to continue, and an adapter always.
+
+    Raises RunError: one has just been deleted by its run, which trains.
+    """
+    for path in (Path(origin["path"]) for origin in origins.values()):
+        if is_step(path.name):
+            try:
+                checkpoint.mark_needed(path, run)
+            except StorageError as error:
+                tell(f"keep {path}: {run.name} needs it, but its run will delete it if it trains on ({error})")
+            if not path.exists():
+                raise RunError(f"{path}: its run trains, and has just deleted it; try again")
 
 
 def _fitted(config: RunConfig, given: Mapping[str, Any], feed: Feed, prompt: str) -> RunConfig:

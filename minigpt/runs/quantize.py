@@ -23,7 +23,7 @@ from minigpt import tokenizers
 from minigpt.config import DataConfig, RunConfig, dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError
 from minigpt.files import new_folder, refuse_existing, write_text
-from minigpt.layout import LAST, RECEIPT, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name
+from minigpt.layout import LAST, RECEIPT, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name, step_of
 from minigpt.weights import checkpoint, quantized
 from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState
 from minigpt.weights.pretrained import is_huggingface, read_pretrained
@@ -87,7 +87,7 @@ def quantize_run(
         done = {"bits": 4, "group": group, "embedding_bits": embedding_bits}
     model = state.model or config.model_dump(mode="json")
     state = replace(state, model=model, quantization={**done, "source": str(path)})
-    name = step_name(0) if foreign else step.name
+    name = step_name(0 if foreign else step_of(step))
     before = _weight_bytes(step, foreign) or sum(tensor.nbytes for tensor in weights.values())
     settings = RunConfig(model=config, data=DataConfig(source=str(path))) if foreign else None  # as import writes them
     size = _write(out, name, packed, state, _files(folder, settings))

@@ -231,6 +231,23 @@ def restore(folder: Path) -> None:
             raise storage_error(target, error) from None
 
 
+def mark_needed(directory: Path, run: Path) -> None:
+    """Write next to a checkpoint that another run needs it; the run of the checkpoint then never deletes it.
+
+    Raises StorageError.
+    """
+    write_text(_mark(directory), f"{run.absolute()}\n")
+
+
+def is_needed(directory: Path) -> bool:
+    """Whether a checkpoint is marked as needed by another run."""
+    return _mark(directory).is_file()
+
+
+def _mark(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.needed")
+
+
 def delete(directory: Path) -> None:
     """Delete a checkpoint. After a kill it is whole, or the next `delete_unfinished` deletes the rest.
 

@@ -19,9 +19,10 @@ from minigpt.errors import CheckpointError, ConfigError, DataError, RunError, St
 from minigpt.files import read_lines
 from minigpt.generation import generate
 from minigpt.generation.text import generate_text
+from minigpt.layout import RunFolder
 from minigpt.model import GPT
 from minigpt.runs import train as assembly
-from minigpt.runs.finetune import fine_tune, merge_run, passes, tuned_defaults
+from minigpt.runs.finetune import _keep_starts, fine_tune, merge_run, passes, tuned_defaults
 from minigpt.runs.load import find_base, load_run
 from minigpt.runs.plan import compare
 from minigpt.runs.train import train
@@ -31,6 +32,7 @@ from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from minigpt.training import make_optimizer
 from minigpt.training.finetune import Adapters, SavedAdapter
 from minigpt.training.finetune.freeze import decay_by_layer, freeze
+from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
 
 
@@ -211,6 +213,30 @@ def test_an_adapter_of_a_sweep_moves_together_with_its_base(base: str, run: str,
     (tmp_path / base).mkdir(parents=True)
     saved = SavedAdapter(tmp_path, LoRAConfig(), {}, f"/elsewhere/runs/{base}", "")
     assert find_base(tmp_path / run, saved) == tmp_path / base
+
+
+def test_a_base_that_trains_on_keeps_the_checkpoint_that_an_adapter_needs(base: Path, tmp_path: Path) -> None:
+    run, folder = tune(base, questions(tmp_path / "q.jsonl"), "small", lora__rank=2), base / "checkpoints"
+    before = load_run(run.path, "cpu").model.weights()
+    for step in (2, 3):
+        shutil.copytree(folder / "step-00000001", folder / f"step-0000000{step}")
+    for name in ("best", "last"):
+        checkpoint.point(folder, name, folder / "step-00000003")
+    prune(folder, 1)
+    assert [path.name for path in RunFolder(base).steps()] == ["step-00000001", "step-00000003"]
+    assert same(load_run(run.path, "cpu").model.weights(), before)
+
+
+def test_a_base_that_was_deleted_meanwhile_or_cannot_be_marked_is_said(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = base / "checkpoints" / "step-00000001"
+    (step.parent / f"{step.name}.needed").mkdir()  # so it cannot be written
+    _keep_starts({"base": {"path": str(step)}}, tmp_path / "small")
+    assert f"keep {step}: small needs it" in capsys.readouterr().err.replace("\n", " ")
+    shutil.rmtree(step)
+    with pytest.raises(RunError, match="has just deleted it; try again"):
+        _keep_starts({"base": {"path": str(step)}}, tmp_path / "small")
 
 
 def test_an_older_checkpoint_has_the_base_with_which_its_run_went_on(tmp_path: Path) -> None:

@@ -117,12 +117,12 @@ def check_finite(tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
 def prune(folder: Path, keep: int, every: int = 1) -> None:
     """Delete all checkpoints except `best`, `last` and the newest `keep` whose step is a multiple of `every`.
 
-    Raises StorageError.
+    Those that another run needs stay too. Raises StorageError.
     """
     named = {pointed(folder, name) for name in POINTERS}
     kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
     for old in whole_steps(folder):
-        if old not in kept and old.name not in named:
+        if old not in kept and old.name not in named and not checkpoint.is_needed(old):
             checkpoint.delete(old)
 
 
