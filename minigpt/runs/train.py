@@ -272,10 +272,12 @@ def make_hooks(
     if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
         return [*common, Signals(), guard, samples, saver, *last]
     screen, tracking = Screen(console), Tracking(config, path, tell)
+    # a third of a step's work is forward, a third the gradients of what flows, a third those of the weights that learn
+    work = settings.passes * (2 + task.share(config)) / 3
     metrics = Metrics(
         folder.metrics,
         config.logging.log_every,
-        cache(lambda parts: settings.passes * flops_per_token(_shorter(shape, parts))),
+        cache(lambda parts: work * flops_per_token(_shorter(shape, parts))),
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,22 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
         assert load_run(chained.path, device).model.embedding.weight.device.type == device
     receipt = json.loads((chained.path / "receipt.json").read_text())
     assert receipt["base"]["path"] == str((step.parent / checkpoint.resolve(run.path).name).resolve())
+
+
+def test_the_speed_of_an_adapter_counts_no_gradients_of_frozen_weights(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, work = questions(tmp_path / "q.jsonl"), []
+
+    class Seen(assembly.Metrics):
+        def __init__(self, *words: Any, **named: Any) -> None:
+            work.append(words[2](1))
+            super().__init__(*words, **named)
+
+    monkeypatch.setattr(assembly, "Metrics", Seen)
+    for rank in (0, 2):
+        tune(base, data, f"rank-{rank}", lora__rank=rank, train__max_steps=1)
+    assert 2 / 3 < work[1] / work[0] < 0.72
 
 
 def test_an_adapter_finds_a_base_that_moved_with_it_and_refuses_another(base: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Metrics(Hook):
         self,
         path: Path,
         every: int,
-        flops_per_token: Callable[[int], int],
+        flops_per_token: Callable[[int], float],
         val_bytes_per_token: float | None,
         listeners: tuple[Callable[[Trainer, dict[str, Any]], None], ...] = (),
     ):
