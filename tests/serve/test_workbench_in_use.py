@@ -262,6 +262,19 @@ def test_two_texts_of_one_name_do_not_mix(browser: Any, tmp_path: Path):
     assert [len(set(file.read_text())) for file in sorted((tmp_path / "texts").glob("*.txt"))] == [2, 2]
 
 
+def test_a_file_that_misses_the_place_for_texts_does_not_replace_the_page(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        dropped = """(file) => ["dragover", "drop"].map((kind) => {
+          const data = new DataTransfer(), how = { dataTransfer: data, bubbles: true, cancelable: true };
+          file ? data.items.add(new File(["a"], "a.txt")) : data.setData("text/plain", "a");
+          const event = new DragEvent(kind, how);
+          document.querySelector("h1").dispatchEvent(event);
+          return event.defaultPrevented;
+        })"""
+        assert page.evaluate(dropped, True) == [True, True]
+        assert page.evaluate(dropped, False) == [False, False]
+
+
 def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
         page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")

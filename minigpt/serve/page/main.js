@@ -214,6 +214,9 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 });
 find("unfold").addEventListener("click", () => unfold(!find("shelf").classList.contains("open")));
 addEventListener("hashchange", show);
+for (const kind of ["dragover", "drop"]) { // a file that misses the place for texts would open instead of the page
+  addEventListener(kind, (event) => { if (event.dataTransfer.types.includes("Files")) event.preventDefault(); });
+}
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 await show();
 document.documentElement.dataset.ready = "";
