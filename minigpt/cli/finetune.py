@@ -29,9 +29,9 @@ class Finetune:
 
     The defaults suit fine-tuning: 16 rows per step, adamw, 10 steps of warm-up, a cosine to 0, no weight decay, no
     compilation; all settings of the model are the base's. Records teach a small model (width 512 at most) a new skill:
-    it learns at the rate of training from scratch, for about 1,200 steps (3 to 30 epochs). A text, a wider model and
-    DPO use a tenth of the rate and 3 epochs; an adapter uses the full rate. The same command continues an interrupted
-    run. Ctrl-C saves and stops.
+    it learns at the rate of training from scratch, for about 1,200 steps (3 to 30 epochs). A text and a wider model use
+    a tenth of the rate and 3 epochs; an adapter uses the full rate. DPO uses 3 epochs, at a hundredth of the full rate,
+    an adapter at a tenth. The same command continues an interrupted run. Ctrl-C saves and stops.
 
     A run with --lora.rank holds only the adapter. To load it, minigpt needs the checkpoint that it began from,
     unchanged, at the same path or moved together with it. A run that --merge writes needs no base.

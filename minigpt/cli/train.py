@@ -4,13 +4,15 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data, refuse, with_word
 from minigpt.cli.finished import report_run
-from minigpt.config import LENGTHS
+from minigpt.config import LENGTHS, RunConfig, load_config
 from minigpt.console import console, counted, loading, out, out_json, tell
 from minigpt.errors import UserError
+from minigpt.layout import RunFolder
 
 USAGE = """minigpt train: name a text, or a recipe
 
@@ -57,7 +59,8 @@ class Train:
     name: Name | None = None
     """Name of the run: runs/NAME."""
     resume: bool = False
-    """Continue a run although settings such as the budget differ."""
+    """Continue a run although settings such as its length differ. Without a recipe, settings that you leave out are the
+    run's own."""
     tiny_run: bool = False
     """Shrink the recipe to about a minute of CPU, to check that everything works."""
     prepare_only: bool = False
@@ -99,6 +102,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
     if args.tiny_run:  # under a name of its own, since the real run comes later
         config = tiny(config, kept=overrides)
         name = name or f"{default_name(config, recipe)}-tiny"
+    elif args.resume and recipe is None:
+        config = _of_its_run(config, name or config.logging.name or default_name(config, None), overrides)
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
         counts = {name: counted(split.count, "token") for name, split in prepared.splits.items()}
@@ -107,6 +112,16 @@ def main(argv: list[str], own_process: bool = False) -> int:
         return 0
     run = train(config, name=name, resume=args.resume, recipe=recipe, task=FromScratch({"command": command}))
     return report_run(run, args.json)
+
+
+def _of_its_run(config: RunConfig, name: str, overrides: dict[str, Any]) -> RunConfig:
+    """The settings of the run with this name, changed by the flags; a length in the flags replaces the run's."""
+    run = RunFolder(Path(config.logging.runs_dir) / name)
+    if not run.is_run:
+        return config
+    length = any(overrides.get(length) is not None for length in LENGTHS)
+    own = dict.fromkeys(LENGTHS) if length else {}
+    return load_config(run.config, {**own, **overrides, "data.source": config.data.source})
 
 
 def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:

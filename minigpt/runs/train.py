@@ -150,7 +150,7 @@ def execute(
         if not resume and plan.finished:
             trainer.state = saved.train
             console.print(
-                "nothing left to do; --resume with a larger budget continues, another --name starts a new run"
+                f"nothing left to do; --resume --train.max-steps {2 * step} continues, another --name starts a new run"
             )
             return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:

@@ -13,6 +13,7 @@ import pytest
 from cli_run import SMALL, fails, text
 
 from minigpt.cli import main
+from minigpt.config import load_config
 from minigpt.runtime import device
 
 fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
@@ -121,6 +122,19 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
     ]
     assert states[-1]["train"]["step"] == 6
     assert states[-1]["precision"] == "bf16"
+
+
+def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length(tmp_path: Path) -> None:
+    """For example after `minigpt train my.txt`, which chooses the settings itself."""
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path / "runs")]
+    assert main([*argv, *SMALL, "--train.max-steps", "4", "--train.max-minutes", "5"]) == 0
+    before = load_config(tmp_path / "runs/cats/config.yaml")
+    assert main([*argv, "--resume", "--train.max-steps", "6"]) == 0
+    after = load_config(tmp_path / "runs/cats/config.yaml")
+    assert (after.train.max_steps, after.train.max_minutes) == (6, None)
+    assert after == before.changed(train={"max_steps": 6, "max_minutes": None})
+    assert (tmp_path / "runs/cats/checkpoints/last").read_text().strip() == "step-00000006"
 
 
 def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, capsys) -> None:
