@@ -231,7 +231,7 @@ class DataConfig(Section):
     encoding: str = "utf-8"
     """Encoding of the files."""
     clean: tuple[Literal["ascii", "nfc", "lower", "newlines"], ...] = ()
-    """Cleaning, in this order: ascii (drop all other characters), nfc (Unicode normal form), lower (lower case),
+    """Cleaning, in the order given: ascii (drop all other characters), nfc (Unicode normal form), lower (lower case),
     newlines (\\r\\n to \\n)."""
 
     _names = field_validator("clean", mode="before")(names)
