@@ -102,8 +102,8 @@ def main(argv: list[str], own_process: bool = False) -> int:
     if args.tiny_run:  # under a name of its own, since the real run comes later
         config = tiny(config, kept=overrides)
         name = name or f"{default_name(config, recipe)}-tiny"
-    elif args.resume and recipe is None:
-        config = _of_its_run(config, name or config.logging.name or default_name(config, None), overrides)
+    elif args.resume:
+        config = _of_its_run(config, recipe, name or config.logging.name or default_name(config, recipe), overrides)
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
         counts = {name: counted(split.count, "token") for name, split in prepared.splits.items()}
@@ -114,10 +114,13 @@ def main(argv: list[str], own_process: bool = False) -> int:
     return report_run(run, args.json)
 
 
-def _of_its_run(config: RunConfig, name: str, overrides: dict[str, Any]) -> RunConfig:
-    """The settings of the run with this name, changed by the flags; a length in the flags replaces the run's."""
+def _of_its_run(config: RunConfig, recipe: str | None, name: str, overrides: dict[str, Any]) -> RunConfig:
+    """The settings of the run with this name, changed by the flags; a length in the flags replaces the run's.
+
+    With a recipe other than the run's own config.yaml, the recipe's settings stay.
+    """
     run = RunFolder(Path(config.logging.runs_dir) / name)
-    if not run.is_run:
+    if not run.is_run or (recipe is not None and Path(recipe).resolve() != run.config.resolve()):
         return config
     length = any(overrides.get(length) is not None for length in LENGTHS)
     own = dict.fromkeys(LENGTHS) if length else {}

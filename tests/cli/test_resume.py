@@ -135,6 +135,9 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length
     assert (after.train.max_steps, after.train.max_minutes) == (6, None)
     assert after == before.changed(train={"max_steps": 6, "max_minutes": None})
     assert (tmp_path / "runs/cats/checkpoints/last").read_text().strip() == "step-00000006"
+    assert main(["train", str(tmp_path / "runs/cats/config.yaml"), "--resume", "--train.max-minutes", "0.001"]) == 0
+    again = load_config(tmp_path / "runs/cats/config.yaml")
+    assert again == before.changed(train={"max_steps": None, "max_minutes": 0.001})
 
 
 def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, capsys) -> None:

@@ -347,7 +347,8 @@ def test_the_same_command_finds_a_run_in_a_folder_of_runs(tmp_path: Path, monkey
     named = []
     monkeypatch.setattr(within, "train", lambda config, name, **more: named.append(name))
     within.train_within("30s", own, name="try/2", quiet=True)
-    assert named == ["try/2"]
+    within.train_within("30s", {**own, "logging.log_every": "3"}, name="try/2", quiet=True)
+    assert named == ["try/2", "try/2"]
 
 
 def test_a_recipes_rate_is_not_used_for_another_optimizer(tmp_path: Path):

@@ -340,7 +340,7 @@ def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[s
     """The run that the same call started, found by its receipt. Raises RunError if another run has the name."""
     number, path = 1, folder / (name or derived)
     while RunFolder(path).in_use():
-        if _asked(path) == json.loads(json.dumps(asked)):
+        if _asked(path) == json.loads(json.dumps(_trained(asked))):
             return path
         if name:
             raise RunError(f"{path} exists with other settings or another budget; choose a new --name")
@@ -350,5 +350,11 @@ def _find_earlier(folder: Path, name: str | None, derived: str, asked: Mapping[s
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    """The settings that the person gave when the run began; {} for a run without a budget."""
-    return read_receipt(path).get("budget", {}).get("asked", {})
+    """What the person asked for when the run began; {} for a run without a budget."""
+    return _trained(read_receipt(path).get("budget", {}).get("asked", {}))
+
+
+def _trained(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, without the settings of logging, which change no weight."""
+    settings = {key: value for key, value in asked.get("settings", {}).items() if not key.startswith("logging.")}
+    return {**asked, "settings": settings} if asked else {}

@@ -212,5 +212,5 @@ class Guard(Hook):
         return (
             f"training diverged: {error}; {kept}. Try another --name with --optimizer.learning-rate {lower:g} "
             f"or more --schedule.warmup-steps{precision}; look at the batches in {self.path}; "
-            f"or continue: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}"
+            f"or continue: --resume --recovery.max-rollbacks {self.config.max_rollbacks + 3}, without --budget"
         )
