@@ -312,8 +312,9 @@ def _run_one(
     """Train one trial to its end. Ctrl-C reaches its process only once, through `run_sweep`."""
     sweep = progress.sweep
     progress.note(name, "running")
+    on_cpu = ["--train.device=cpu"] if device == "cpu" and sys.platform == "darwin" else []  # no variable hides mps
     process = subprocess.Popen(
-        [*PROGRAM, *sweep.argv(name)],
+        [*PROGRAM, *sweep.argv(name), *on_cpu],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         encoding="utf-8", errors="replace",
         env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},

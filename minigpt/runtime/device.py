@@ -38,6 +38,8 @@ DTYPES = {
 
 SLOW_PRODUCT = 0.1
 """Limit in seconds of one product in `peak_flops`, and about the time for all products of one size."""
+PRODUCTS = {"cpu": (256, 1024), "mps": (1024, 4096, 8192)}
+"""The sizes of the products in `peak_flops`; on other devices only 8,192."""
 
 
 class Compilable(Protocol):
@@ -206,8 +208,9 @@ def peak_flops(device: str, precision: str) -> float:
     runtime, dtype = Runtime(torch.device(device), precision), DTYPES[precision]
     generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies ones faster than real numbers
     best = 0.0
-    # A CPU without bf16 instructions takes 2 s for a bf16 product of 1,024; there only the small one is measured.
-    for size in (256, 1024) if device.startswith("cpu") else (8192,):
+    # A CPU without bf16 instructions takes 2 s for a bf16 product of 1,024, and an M1's GPU half a second for one of
+    # 8,192 in fp32; there only the smaller ones are measured.
+    for size in PRODUCTS.get(runtime.device.type, (8192,)):
         if best and 2 * size**3 / best > SLOW_PRODUCT:
             break
         left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
@@ -264,10 +267,11 @@ def device_name(device: torch.device) -> str:
 
 
 def machine_name(device: torch.device) -> str:
-    """The processor's name, for the keys of stored measurements."""
+    """The name of the GPU, or of the processor with "cpu" or "mps", for the keys of stored measurements."""
     if device.type == "cuda":
         return device_name(device)
-    return f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
+    chip = f"{platform.processor() or platform.machine()} {os.cpu_count()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device.type} {chip}"
 
 
 def measured_key(runtime: Runtime, *parts: Any) -> str:

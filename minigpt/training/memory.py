@@ -26,7 +26,7 @@ SAFE = 0.9
 KEPT = 150_000_000
 """Bytes of freed memory that glibc's allocator keeps (measured on a CPU: 136 to 165 MB)."""
 HOPEFUL = 1.2
-"""On a GPU, sizes whose estimate is up to this share of the free memory are tried, since a try is quick there."""
+"""With CUDA, sizes whose estimate is up to this share of the free memory are tried, since a try is quick there."""
 SECONDS = 10.0
 """After this long, no further size is tried on a CPU."""
 ADVICE = "lower model.max_seq_len or the model's size, or set --parallel.activation-checkpointing true"
@@ -120,7 +120,8 @@ def find(run: UnbuiltRun, free: int | None) -> int:
     if device.type == "cpu":
         small = [size for size in reversed(sizes) if fits(size, SAFE)]
         return fastest(small, lambda size: try_pass(learner, batch, size, run.runtime))
-    likely = [size for size in sizes if fits(size, HOPEFUL)]
+    share = HOPEFUL if device.type == "cuda" else SAFE  # mps would not refuse memory, but swap
+    likely = [size for size in sizes if fits(size, share)]
     state = run.needed(1).optimizer  # allocated in the first step
     return next((size for size in likely if try_pass(learner, batch, size, run.runtime, state) is not None), 1)
 

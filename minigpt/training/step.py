@@ -46,9 +46,11 @@ def accumulate(
     for parameter in learner.parameters():
         parameter.grad = None
     loss = torch.zeros((), device=runtime.device)
+    # mps may read a batch after its memory is given to another tensor (pytorch/pytorch#189690), so it has to wait
+    queued = runtime.device.type == "cuda"
     for index, (inputs, targets) in enumerate(micro_batches):
         runtime.seed(step_seed(seed, step, ranks.rank, index))
-        inputs, targets = (side.to(runtime.device, non_blocking=True) for side in (inputs, targets))
+        inputs, targets = (side.to(runtime.device, non_blocking=queued) for side in (inputs, targets))
         with ranks.sync_gradients(learner, now=index == len(micro_batches) - 1):
             with runtime.autocast():
                 part = learner.loss(inputs, targets, valid=valid or 1, label_smoothing=label_smoothing)

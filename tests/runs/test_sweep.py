@@ -266,6 +266,13 @@ def test_devices_run_at_once_each_showing_its_own(stand_in: Path, tmp_path: Path
     assert sorted(call[0] for call in told) == NAMES
 
 
+@pytest.mark.parametrize(("system", "words"), [("darwin", ["--train.device=cpu"]), ("linux", [])])
+def test_cpu_hides_mps_too(system: str, words: list[str], stand_in: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert main(command(tmp_path, "--devices", "cpu")) == 0
+    assert {*calls(stand_in)[0][2][-1:]} & {"--train.device=cpu"} == set(words)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_what_runs_and_the_same_command_continues(number, stand_in, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SECONDS_EACH", "60")

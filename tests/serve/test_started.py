@@ -1,11 +1,13 @@
 """Test the processes that the page starts: no run is started twice, whatever happens at the same moment."""
 
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from served import make_runs
@@ -14,6 +16,7 @@ from test_workbench import until
 from minigpt.errors import RunError, UserError
 from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
+from minigpt.serve.workbench import process
 from minigpt.serve.workbench.process import Started
 
 
@@ -46,3 +49,17 @@ def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: P
 
     with ExitStack() as held, pytest.raises(UserError, match="a process trains it now"):
         Late().resume(run)
+
+
+def test_stop_reaches_a_started_process_by_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a virtual environment on Windows the lock has another one: that of the Python which python.exe has started."""
+    run = read_run(make_runs(tmp_path) / "base")
+    started, told = Started(), []
+    monkeypatch.setattr(process, "holder", lambda lock: 23380)
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
+    started.stop(run)
+    started._started[run.path] = cast(Any, (SimpleNamespace(pid=8456, poll=lambda: None), None))
+    started.stop(run)
+    started._started[run.path] = cast(Any, (SimpleNamespace(pid=8456, poll=lambda: 0), None))
+    started.stop(run)
+    assert told == [23380, 8456, 23380]

@@ -36,19 +36,6 @@ def usage_of(pid: int) -> dict[str, float] | None:
         return None
 
 
-def stop(run: RunRecord) -> None:
-    """Ask the process that trains a run to end after the current step and save. Raises UserError if there is none."""
-    pid = holder(run.folder.lock)
-    if pid is None:
-        raise UserError(f"no process of this machine trains {run.name} now; reload the page to see how it ended")
-    try:
-        os.kill(pid, passed_on(signal.SIGTERM))
-    except ProcessLookupError:
-        raise UserError(f"{run.name} has just ended; reload the page") from None
-    except OSError:  # on Windows, Ctrl-Break reaches only what was started here
-        raise UserError(f"{run.name} is trained by another user or window; stop it there with Ctrl-C") from None
-
-
 def resume_words(run: RunRecord) -> list[str]:
     """The command that continues a run, without its first word."""
     verb = "train" if run.config.finetune.base is None else "finetune"
@@ -89,6 +76,25 @@ class Started:
                 start_new_session=True, creationflags=own_group(),
             )  # fmt: skip
             self._started[path] = (process, said)
+
+    def stop(self, run: RunRecord) -> None:
+        """Ask the process that trains a run to end after the current step and save. Raises UserError if there is none.
+
+        In a virtual environment on Windows, python.exe starts the real Python, which holds the lock. Ctrl-Break reaches
+        both only by the number of the first, since it leads their group.
+        """
+        pid = holder(run.folder.lock)
+        if pid is None:
+            raise UserError(f"no process of this machine trains {run.name} now; reload the page to see how it ended")
+        ours = self._started.get(run.path)
+        if ours and ours[0].poll() is None:
+            pid = ours[0].pid
+        try:
+            os.kill(pid, passed_on(signal.SIGTERM))
+        except ProcessLookupError:
+            raise UserError(f"{run.name} has just ended; reload the page") from None
+        except OSError:  # on Windows, Ctrl-Break reaches only what was started here
+            raise UserError(f"{run.name} is trained by another user or window; stop it there with Ctrl-C") from None
 
     def status(self, path: Path) -> dict[str, Any]:
         """{"starting": whether a process is starting the run, "failed": its last line if it ended with an error}.

@@ -26,7 +26,7 @@ from minigpt.serve.workbench import details
 from minigpt.serve.workbench.form import form, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
-from minigpt.serve.workbench.process import Started, stop, usage_of
+from minigpt.serve.workbench.process import Started, usage_of
 from minigpt.serve.workbench.run_list import Damaged, RunList
 from minigpt.serve.workbench.starting import Texts, planned, train_words
 from minigpt.serve.workbench.static import FOLDER, KINDS, find_files
@@ -221,7 +221,7 @@ class Workbench:
 
     def stop(self, asked: RunRequest) -> dict[str, bool]:
         """Stop the run as Ctrl-C does."""
-        stop(self.run_list.find(asked.name))
+        self.started.stop(self.run_list.find(asked.name))
         return {"done": True}
 
     def resume(self, asked: RunRequest) -> dict[str, bool]:
