@@ -149,9 +149,9 @@ def execute(
         trainer.resume(saved)
         if not resume and plan.finished:
             trainer.state = saved.train
-            console.print(
-                f"nothing left to do; --resume --train.max-steps {2 * step} continues, another --name starts a new run"
-            )
+            own = f"minigpt train {quoted(RunFolder(plan.path).config.as_posix())} " if task.command == "train" else ""
+            more = f"{own}--resume --train.max-steps {2 * saved.train.step}"
+            console.print(f"nothing left to do; {more} continues, another --name starts a new run")
             return _finish(trainer, plan.path, tokenizer, resolved, feed, console)
     if placement.ranks.rank == 0:
         _write_files(plan.path, resolved, tokenizer, feed, task, resume)

@@ -124,7 +124,9 @@ def test_a_measured_precision_is_kept_when_a_run_goes_on(tmp_path: Path, monkeyp
     assert states[-1]["precision"] == "bf16"
 
 
-def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length(tmp_path: Path) -> None:
+def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """For example after `minigpt train my.txt`, which chooses the settings itself."""
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path / "runs")]
@@ -135,7 +137,11 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length
     assert (after.train.max_steps, after.train.max_minutes) == (6, None)
     assert after == before.changed(train={"max_steps": 6, "max_minutes": None})
     assert (tmp_path / "runs/cats/checkpoints/last").read_text().strip() == "step-00000006"
-    assert main(["train", str(tmp_path / "runs/cats/config.yaml"), "--resume", "--train.max-minutes", "0.001"]) == 0
+    config = str(tmp_path / "runs/cats/config.yaml")
+    assert main(["train", config]) == 0
+    advised = f"minigpt train {config} --resume --train.max-steps 12 continues"
+    assert advised in capsys.readouterr().err.replace("\n", " ").replace("  ", " ")
+    assert main(["train", config, "--resume", "--train.max-minutes", "0.001"]) == 0
     again = load_config(tmp_path / "runs/cats/config.yaml")
     assert again == before.changed(train={"max_steps": None, "max_minutes": 0.001})
 
