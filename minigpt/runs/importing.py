@@ -91,7 +91,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
     rows, padded = config.vocab_size or 0, -(-spoken.vocab_size // PADDING) * PADDING
     if spoken.vocab_size < rows and (tokenizer is None or rows == padded):
         config, weights = cut_vocabulary(config, weights, spoken.vocab_size)
-    check_vocabulary(spoken, config, source)
+    check_vocabulary(spoken, config, source, "give the model's own with --tokenizer")
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
