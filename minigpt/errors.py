@@ -93,21 +93,27 @@ class ParallelError(UserError):
 
 
 class StorageError(UserError):
-    """The disk is full or the directory cannot be written; older files are whole."""
+    """The disk is full or the directory cannot be written; older files are whole. `why`: the system's reason."""
+
+    def __init__(self, message: str, why: str = ""):
+        self.why = why
+        super().__init__(message)
 
 
 def storage_error(path: str | Path, error: Exception, fix: str | None = None) -> StorageError:
     """Make the one-line error for a failed write. `fix`: advice for the person; "": none; None: that for a run's files.
 
     storage_error("x.json", error, "choose another file") -> "x.json: cannot be written (Is a directory); choose ..."
+
+    `error` may be a StorageError about a temporary path, which the message then does not name.
     """
-    if fix is not None:
-        why = getattr(error, "strerror", None) or error
-        return StorageError(f"{path}: cannot be written ({why})" + (f"; {fix}" if fix else ""))
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
-        return StorageError(f"{path}: the disk is full; free some space and resume, the previous checkpoint is whole")
-    return StorageError(f"{path}: cannot be written ({text}); choose another directory with --logging.runs-dir")
+    why = str(getattr(error, "why", None) or getattr(error, "strerror", None) or error)
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in why or "os error 28" in why
+    if fix is None and full:
+        what = "the disk is full; free some space and resume, the previous checkpoint is whole"
+        return StorageError(f"{path}: {what}", why)
+    fix = "choose another directory with --logging.runs-dir" if fix is None else fix
+    return StorageError(f"{path}: cannot be written ({why})" + (f"; {fix}" if fix else ""), why)
 
 
 def nearest(name: str, choices: Iterable[str], more: str = "") -> str:

@@ -295,6 +295,15 @@ def refuse_existing(out: Path) -> None:
         raise RunError(f"{out} exists, and nothing is overwritten; choose another with --out")
 
 
+def check_writable(path: Path, fix: str) -> None:
+    """Raise StorageError if a file cannot be written there, before long work begins. Missing folders are made later."""
+    folder = next(folder for folder in path.parents if folder.exists())
+    if not folder.is_dir():
+        raise storage_error(path, NotADirectoryError(errno.ENOTDIR, f"{folder} is a file"), fix)
+    if not os.access(folder, os.W_OK):
+        raise storage_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), fix)
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder. It is renamed to `out` if the `with` block ends without an error, else it is deleted.
@@ -306,9 +315,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         work.mkdir(parents=True)
         yield work
         move(work, out)
-    except (OSError, SafetensorError) as error:  # safetensors raises the second if the disk is full
-        why = getattr(error, "strerror", None) or error
-        raise StorageError(f"{out} cannot be written ({why}); choose another with --out") from None
+    except (OSError, SafetensorError, StorageError) as error:  # safetensors raises the second if the disk is full
+        raise storage_error(out, error, "choose another with --out") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -328,7 +336,7 @@ def new_file(out: Path) -> Iterator[Path]:
         finally:
             if work.exists():  # missing if the folder cannot be written
                 work.unlink()
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise storage_error(out, error, "choose another with --out") from None
 
 

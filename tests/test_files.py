@@ -13,13 +13,15 @@ from types import SimpleNamespace
 import pytest
 
 from minigpt import files
-from minigpt.errors import RunError, StorageError
+from minigpt.errors import RunError, StorageError, storage_error
 from minigpt.files import (
     GrowingLines,
     append_line,
+    check_writable,
     find,
     keep_lines,
     move,
+    new_file,
     new_folder,
     parse_json,
     private_folder,
@@ -142,6 +144,21 @@ def test_the_first_error_of_a_write_is_the_one_that_is_told(tmp_path: Path, monk
     monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(StorageError, match="the disk is full"):
         write_text(tmp_path / "a.json", "{}")
+
+
+def test_an_error_in_a_new_folder_or_file_names_what_the_person_asked_for(tmp_path: Path) -> None:
+    for make in (new_folder, new_file):
+        with pytest.raises(StorageError) as error, make(tmp_path / "out") as work:
+            raise storage_error(work / "step-1", OSError(errno.ENOSPC, "No space left on device"))
+        said = f"{tmp_path / 'out'}: cannot be written (No space left on device); choose another with --out"
+        assert str(error.value) == said
+
+
+def test_a_place_is_tried_before_the_work_begins(tmp_path: Path) -> None:
+    check_writable(tmp_path / "not/there/yet.json", "choose another")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"x\.json: cannot be written \(.*file is a file\); choose another"):
+        check_writable(tmp_path / "file/x.json", "choose another")
 
 
 def test_a_folder_that_others_could_write_is_made_again_for_this_user_alone(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ COMMANDS = {
 }
 
 
+_SECRET = re.compile(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+")
+_SECRET_FOLLOWS = re.compile(r"--\S*(?:token|key|password)", re.I)
+
+
 def usage() -> str:
     """The text of `minigpt --help`."""
     width = max(map(len, COMMANDS))
@@ -158,7 +162,10 @@ def _unexpected_error(error: Exception, argv: list[str]) -> str:
         return "the input is nested too deeply; use fewer levels"
     text = "".join(traceback.format_exception(error))
     about = [f"python {sys.version}", *(f"{name} {_version(name)}" for name in ("minigpt", "torch"))]
-    words = [re.sub(r"://[^/@\s]*@|(?<=hf_)\w+|(?i:(?<=token=)|(?<=key=)|(?<=password=)).+", "***", w) for w in argv]
+    words = [
+        "***" if _SECRET_FOLLOWS.fullmatch(before) else _SECRET.sub("***", word)
+        for before, word in zip(["", *argv], argv, strict=False)
+    ]
     said = f"this is a bug in minigpt ({type(error).__name__}: {first_line(error)[:200]})"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="minigpt-bug-", suffix=".txt", delete=False,

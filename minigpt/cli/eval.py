@@ -146,8 +146,6 @@ def main(argv: list[str]) -> int:
     how, prepared = _adaptation(args), _prepared(args, run)
     members = load_members(run, args.ensemble, args.context, args.device, args.precision)
     report = _evaluate(args, run, prepared)
-    if args.save:
-        _save(report, Path(args.run))
     if args.fit_temperature:
         fit(run, prepared, report, args.batch_size)
     others = extra_scores(run, report, partial(_evaluate, args, run, prepared), how, members)
@@ -156,6 +154,8 @@ def main(argv: list[str]) -> int:
     else:
         _show(report, args.run)
         show_extra_scores(others)
+    if args.save:  # last, so that the scores are shown if the file cannot be written
+        _save(report, Path(args.run))
     return 0
 
 

@@ -106,9 +106,13 @@ def main(argv: list[str]) -> int:
 
 def _check(args: Explain) -> None:
     """Raises UserError for flags that do not go together."""
+    from minigpt.explanation import drawable
+
     for suffix, path in ((".png", args.png), (".svg", args.svg)):
         if path is not None and Path(path).suffix.lower() != suffix:
             raise UserError(f"--{suffix[1:]} {path}: does not end in {suffix}")
+        if path is not None:
+            drawable(path)  # a missing library is reported before the model is loaded
     others = [name for name in ("step_by_step", "png", "svg", "out") if getattr(args, name)]
     if args.over != "prompt" and others:
         raise UserError(f"--{others[0].replace('_', '-')} is for a prompt; leave --over {args.over} out")

@@ -9,7 +9,8 @@ from rich.table import Table
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import SafeConsole, out_json
-from minigpt.layout import RunFolder
+from minigpt.errors import UserError
+from minigpt.layout import CONFIG, RunFolder
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Model, argv, "model", with_config=True)
     folder = Path(args.what) if args.what else None
-    recipe = str(RunFolder(folder).config) if folder and folder.is_dir() else args.what
+    is_folder = folder is not None and folder.is_dir()
+    if folder and is_folder and not RunFolder(folder).is_run:
+        raise UserError(f"{args.what}: is not a run: it has no {CONFIG}; give a run directory or a recipe")
+    recipe = str(RunFolder(folder).config) if folder and is_folder else args.what
     config = load_config(recipe, overrides)
     shape = config.model
     if shape.vocab_size is None:  # the tokenizer will set it; take its largest size

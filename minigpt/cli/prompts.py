@@ -58,19 +58,28 @@ def _record(row: Any, where: str) -> dict[str, Any]:
     return record | {"prompt": valid_unicode(record["prompt"])}
 
 
+def asked_prompts(file: str, out: str | None, batch_size: int) -> list[dict[str, Any]]:
+    """The prompts of `read_prompts`. Raises UserError for all that can be wrong before a model is loaded."""
+    if batch_size < 1:
+        raise GenerationError(f"--batch-size {batch_size}: give 1 or more")
+    if out:
+        _check_free(Path(out))
+    return read_prompts(file)
+
+
 def answer_all(
-    file: str, out: str | None, batch_size: int, run: LoadedRun, config: GenerationConfig, draft: GPT | None
+    records: list[dict[str, Any]],
+    out: str | None,
+    batch_size: int,
+    run: LoadedRun,
+    config: GenerationConfig,
+    draft: GPT | None,
 ) -> int:
     """Write {"prompt", "seed", "samples": [{"text", "reason", "tokens", ...}], other keys of the line} for each prompt.
 
     Raises UserError. The file `out` is written at the end, completely or not at all.
     """
-    if batch_size < 1:
-        raise GenerationError(f"--batch-size {batch_size}: give 1 or more")
-    records = read_prompts(file)
     target = Path(out) if out else None
-    if target:
-        _check_free(target)
     lines: list[str] = []
     with progress_bars(console) as report:
         for done, answer in enumerate(_answers(records, batch_size, run, config, draft), 1):

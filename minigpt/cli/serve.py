@@ -116,5 +116,6 @@ def _key(given: str | None) -> str | None:
     """The key of the flag, else of the environment. Raises UserError for a key that a header cannot hold."""
     key = given if given is not None else os.environ.get("MINIGPT_API_KEY")
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
-        raise UserError("--api-key: use letters, digits and signs of ASCII, without spaces around them")
+        name = "MINIGPT_API_KEY" if given is None else "--api-key"
+        raise UserError(f"{name}: use letters, digits and signs of ASCII, without spaces around them")
     return key

@@ -175,6 +175,8 @@ def _plan(args: SweepArgs, grid: dict[str, list[Any]], fixed: dict[str, Any], fl
         raise UserError("-: standard input can be read once only; put the text in a file")
     recipe = next((word for word in args.what if word.endswith((".yaml", ".yml"))), None)
     words: list[str] = [word for word in args.what if word != recipe]
+    if len(words) > 2:
+        raise UserError(f"{words[2]}: one word too many; quote a glob or a path with spaces; put files in a folder")
     base = words[0] if words and _is_model(Path(words[0])) else None
     if len(words) == 2 and not Path(words[0]).exists() and _is_model(Path("runs", words[0])):  # as in finetune
         words[0] = base = str(Path("runs", words[0]))

@@ -13,6 +13,7 @@ from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
 from minigpt.console import SafeConsole, console, counted, out, out_json, progress_bars, tell
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
+from minigpt.files import check_writable
 from minigpt.layout import TOKENIZER
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _train(args: Train, data: DataConfig) -> int:
     config = load_config(None, given)
     if args.kind in ("char", "bpe", "word") and args.source is None:
         raise TokenizerError(f"a {args.kind} tokenizer is made from a text; name a source, as in `train my.txt`")
+    check_writable(target, "choose another --out")
     start = time.perf_counter()
     with progress_bars(console) as report:
         if args.source:

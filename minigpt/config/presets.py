@@ -29,7 +29,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """The settings of the preset with this name. Raises ConfigError with the nearest name."""
     presets = read_presets()
     if name not in presets:
-        hint = nearest(name, presets) if presets else "save one with --save-preset NAME"
+        hint = nearest(name, presets) if presets else "save one with minigpt generate --save-preset NAME"
         raise ConfigError(f"no preset {name} in {presets_file()}; {hint}")
     return presets[name]
 

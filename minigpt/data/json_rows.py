@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.data.text_files import Blocks, decoded, head
-from minigpt.errors import DataError
+from minigpt.errors import MOST_CHOICES, DataError
 from minigpt.files import MOST, parse_json
 from minigpt.tokenizers.base import valid_unicode
 
@@ -23,6 +23,8 @@ Form = Literal["lines", "values"]
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 """Endings of names that mean JSON lines, in any case."""
+LONGEST_NAME = 40
+"""Most characters of a field's name that an error shows."""
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _OBJECT = re.compile(rf"[\[\s]*\{{\s*{_STRING}\s*:", re.S)
 _STRINGS = re.compile(rf'\[\s*{_STRING}\s*,\s*"', re.S)
@@ -107,14 +109,23 @@ def read_documents(
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
     """The text in a row's field. Raises DataError naming the row's fields if it is missing."""
     if field not in row:
-        names = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: has no field {field!r}, but {names}; name one with --data.text-field")
+        names = field_names(row) or "none"
+        raise DataError(
+            f"{where}: has no field {field!r}, but {names}; rename one to {field!r}, or name it with --data.text-field"
+        )
     text = row[field]
     if not isinstance(text, str):
         raise DataError(
-            f"{where}: the field {field!r} holds {type(text).__name__}, not text; name another with --data.text-field"
+            f"{where}: the field {field!r} holds {type(text).__name__}, not text; put a text there, or name another "
+            "field with --data.text-field"
         )
     return valid_unicode(text)  # JSON may hold half of a \ud83d\ude00 pair
+
+
+def field_names(row: dict[str, Any]) -> str:
+    """The names of a row's first fields, for an error; a file can be one object with a million fields."""
+    more = f" and {len(row) - MOST_CHOICES:,} more" if len(row) > MOST_CHOICES else ""
+    return ", ".join(name[:LONGEST_NAME] for name in list(row)[:MOST_CHOICES]) + more
 
 
 def _lines(blocks: Blocks, label: str, place: str, fix: str) -> Iterator[tuple[str, Any]]:

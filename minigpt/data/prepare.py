@@ -30,7 +30,7 @@ from minigpt.data.encode import Encoder, encode_corpus
 from minigpt.data.sources import Source, resolve
 from minigpt.data.token_file import ANOTHER_CACHE, TokenFile
 from minigpt.download import Progress, cache_root
-from minigpt.errors import DataError, TokenFileError, storage_error
+from minigpt.errors import DataError, StorageError, TokenFileError, storage_error
 from minigpt.files import delete_folder, find, move, parse_json, temporary_path
 from minigpt.layout import TOKENIZER
 
@@ -85,7 +85,7 @@ def prepare(
     if (found := _reuse(target, key, tokenizer.fingerprint, given=out is not None)) is not None:
         return found
     corpus = open_corpus(config, progress, source)
-    with _temporary(target) as folder:
+    with _temporary(target, _fix(out)) as folder:
         counted = encode_corpus(corpus, tokenizer, safe_cut, folder, progress, workers or min(8, os.cpu_count() or 1))
         if resolve(config).identity != source.identity:
             raise changed(config.source)
@@ -128,7 +128,7 @@ def _reuse(target: Path, key: str, fingerprint: str, given: bool) -> Prepared | 
         if not find(target):
             return None
     except OSError as error:
-        raise storage_error(target, error, ANOTHER_CACHE) from None
+        raise storage_error(target, error, _fix(target if given else None)) from None
     try:
         found = load_prepared(target, fingerprint)
         if found.meta["key"] == key:
@@ -164,16 +164,24 @@ def _meta(corpus: Corpus, tokenizer: Encoder, key: str, counted: Mapping[str, An
     }
 
 
+def _fix(out: Path | None) -> str:
+    """What to do if the directory cannot be written. `out`: the one that the person gave."""
+    return ANOTHER_CACHE if out is None else "choose another --out"
+
+
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A directory next to the target, deleted at the end unless it was renamed. OSErrors become StorageErrors."""
+def _temporary(target: Path, fix: str) -> Iterator[Path]:
+    """A directory next to the target, deleted at the end unless it was renamed. Raises StorageError for the target."""
     folder = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(target.parent, error, fix) from None
+    try:
         folder.mkdir()
         yield folder
-    except OSError as error:
-        raise storage_error(error.filename or target, error, ANOTHER_CACHE) from None
+    except (OSError, StorageError) as error:
+        raise storage_error(target, error, fix) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -176,7 +176,7 @@ def _files(config: DataConfig) -> Source:
         found, left = [Path(entry) for entry in glob.glob(str(path), recursive=True)], {}  # noqa: PTH207  may be absolute
     else:
         raise _missing(name, path)
-    found = sorted(entry for entry in found if entry.is_file())
+    folder, found = there is not None, sorted(entry for entry in found if entry.is_file())
     skipped: dict[Path, str] = {}
     forms: dict[Path, Form | None] = {}
     for entry in found:
@@ -193,10 +193,9 @@ def _files(config: DataConfig) -> Source:
             left[entry] = reason
             del forms[entry]
     if not forms:
-        why = next((f" {reason}" for reason in [*skipped.values(), *left.values()]), "")
-        many = f"; the first of {len(found)} files{why}" if why else ""
-        where = "is a directory without text files" if there else "matches no text file"
-        raise DataError(f"{name}: {where}{many}; name files that hold text")
+        why = next((f": {entry} {reason}" for entry, reason in [*skipped.items(), *left.items()]), "")
+        where = "is a directory without text files" if folder else "matches no text file"
+        raise DataError(f"{name}: {where}{why}; name files that hold text")
     if left:
         some = ", ".join(f"{entry} {reason}" for entry, reason in list(left.items())[:5])
         more = f", and {len(left) - 5} more" if len(left) > 5 else ""

@@ -69,11 +69,11 @@ def binary_reason(path: Path, encoding: str) -> str | None:
         return None
     for mark, name in _MARKS.items():
         if data.startswith(mark):
-            return f"starts with the mark of {name}; try --data.encoding {name}"
+            return f"starts with the mark of {name}; convert it to {encoding}, or give --data.encoding {name}"
     at = data.find(b"\0")
     for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # in UTF-16 every other byte of Latin text is 0
         if data[first::2].count(0) > 0.4 * len(data) > 20 * data[1 - first :: 2].count(0):
-            return f"looks like {name}; try --data.encoding {name}"
+            return f"looks like {name}; convert it to {encoding}, or give --data.encoding {name}"
     if at >= 0:
         return f"has a zero byte at {at:,}"
     odd = len(re.findall(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]", data))
@@ -194,7 +194,5 @@ def _decoded(read: Callable[[], bytes], encoding: str, label: str, whole: bool =
 def _undecodable(label: str, at: int, error: UnicodeDecodeError, encoding: str) -> EncodingError:
     often = "cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese); latin-1 takes any byte"
     other = often if codecs.lookup(encoding).name == "utf-8" else "utf-8"
-    return EncodingError(
-        f"{label}: byte {at:,} (0x{error.object[error.start]:02x}) is not {encoding}; name the file's encoding, such "
-        f"as --data.encoding {other}"
-    )
+    fix = f"convert it to {encoding}, or name its encoding, such as --data.encoding {other}"
+    return EncodingError(f"{label}: byte {at:,} (0x{error.object[error.start]:02x}) is not {encoding}; {fix}")

@@ -29,7 +29,7 @@ CHECKED_ON_OPENING = 256 << 20  # bytes
 
 _HEAD = struct.Struct("<8sIIQI64s32x")
 _SIZE = _HEAD.size + 4
-ANOTHER_CACHE = "free some space, or name another place with --data.cache-dir"
+ANOTHER_CACHE = "free some space, or name another place with MINIGPT_CACHE or --data.cache-dir"
 _FIX = "prepare the data again: minigpt prepare SOURCE"
 
 

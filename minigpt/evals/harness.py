@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from minigpt.config.section import one_or_many
 from minigpt.errors import UserError, first_line, nearest
+from minigpt.evals.perplexity import check_batch_size
 from minigpt.evals.report import Run
 
 RESAMPLES = 1000
@@ -60,6 +61,7 @@ def evaluate_tasks(
         raise UserError("no task is named; give one, for example lambada_openai, or a YAML file")
     if (1 if limit is None else limit) < 1 or (num_fewshot or 0) < 0:
         raise UserError("limit must be 1 or more, and num_fewshot 0 or more")
+    check_batch_size(batch_size)
     from lm_eval import __version__, evaluate  # pyright: ignore[reportMissingImports]  an extra
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED  # pyright: ignore[reportMissingImports]
 

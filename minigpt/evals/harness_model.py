@@ -20,8 +20,8 @@ from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 from lm_eval.utils import get_rolling_token_windows  # pyright: ignore[reportMissingImports]
 
-from minigpt.errors import CheckpointError, UserError, nearest
-from minigpt.evals.perplexity import rows_at_once
+from minigpt.errors import UserError, nearest
+from minigpt.evals.perplexity import non_finite_loss, rows_at_once
 from minigpt.evals.report import Run
 from minigpt.generation.text import complete
 from minigpt.model.loss import IGNORE
@@ -87,9 +87,7 @@ class HarnessModel(TemplateLM):
             done += len(some)
             self._tell(done, len(rows))
         if not all(map(math.isfinite, nats)):
-            raise CheckpointError(
-                "the model's loss is NaN or infinite: its weights are damaged, or its training diverged"
-            )
+            raise non_finite_loss()
         return [(-loss, likeliest) for loss, likeliest in zip(nats, greedy, strict=True)]
 
     @torch.no_grad()

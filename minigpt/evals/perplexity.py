@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from minigpt.console import counted
 from minigpt.data import eval_batches
 from minigpt.errors import CheckpointError, DataError, UserError
 from minigpt.model import GPT
@@ -95,7 +96,10 @@ def check_finite(score: Score) -> Score:
 
 def non_finite_loss() -> CheckpointError:
     """The error for a model whose loss is NaN or infinite."""
-    return CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
+    return CheckpointError(
+        "the model's loss is NaN or infinite: its weights are damaged, or its training diverged; take another "
+        "checkpoint of the run"
+    )
 
 
 def averaged(others: Sequence[GPT]) -> Callable[..., Score]:
@@ -121,11 +125,18 @@ def checked_stride(tokens: npt.NDArray[Any], context: int, stride: int | None, b
     stride = context if stride is None else stride
     if context < 1 or not 1 <= stride <= context:
         raise UserError(f"stride {stride} does not fit context {context}; choose a stride of 1 to {context}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch size {batch_size} is not positive; choose 1 or more")
+    check_batch_size(batch_size)
     if len(tokens) < 2:
-        raise DataError(f"{len(tokens)} token cannot be evaluated, since the first is not predicted; give more text")
+        raise DataError(
+            f"{counted(len(tokens), 'token')} cannot be evaluated, since the first is not predicted; give more text"
+        )
     return stride
+
+
+def check_batch_size(size: int | None) -> None:
+    """Raise UserError for an impossible number of windows at a time."""
+    if size is not None and size < 1:
+        raise UserError(f"batch size {size} is not positive; choose 1 or more")
 
 
 def text_bytes(targets: npt.NDArray[Any], scored: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Any:

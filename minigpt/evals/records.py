@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from minigpt.config import RunConfig
-from minigpt.errors import CheckpointError, UserError, nearest
+from minigpt.errors import UserError, nearest
+from minigpt.evals.perplexity import non_finite_loss
 from minigpt.evals.report import Run
 from minigpt.generation.text import complete
 from minigpt.generation.text.prompts import tell_unknown
@@ -148,7 +149,7 @@ def _loss(run: RecordRun, records: Sequence[Record], template: Template, seq_len
     for targets, losses in target_losses(run.model, row_eval_batches(rows, seq_len, BATCH), run.runtime):
         nats, tokens = nats + float(losses.sum()), tokens + int((targets != IGNORE).sum())
     if not np.isfinite(nats):
-        raise CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
+        raise non_finite_loss()
     return nats / max(1, tokens), tokens
 
 

@@ -81,7 +81,10 @@ def record(model: GPT, tokens: Sequence[int] | npt.NDArray[Any], top: int = 10) 
     written = torch.cat([stream[:1], stream[1:] - stream[:-1]])
     lens = [_predict(model, trace, layer, ids, top) for layer in range(len(layers) + 1)]
     if not all(torch.isfinite(row[-1]).all() for row in lens):
-        raise CheckpointError("the model's loss is NaN or infinite: its weights are damaged, or its training diverged")
+        raise CheckpointError(
+            "the model's loss is NaN or infinite: its weights are damaged, or its training diverged; take another "
+            "checkpoint of the run"
+        )
     top_ids, top_probs, losses, entropies = (torch.stack(column) for column in zip(*lens, strict=True))
     return Recording(
         tokens=ids,

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from minigpt.errors import RunError
+from minigpt.errors import RunError, StorageError, storage_error
 from minigpt.layout import RunFolder, whole_steps
-from minigpt.runs.lock import run_lock
+from minigpt.runs.lock import PERMISSIONS, run_lock
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
 from minigpt.weights.sharded import in_parts
@@ -24,8 +24,11 @@ def consolidate(run: str | Path) -> list[Path]:
     divided = [step for step in found if in_parts(step)]
     if not divided:
         raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")
-    with run_lock(RunFolder.of(path).path):
+    with run_lock(RunFolder.of(path).path, movable=False):
         for step in divided:
             whole = checkpoint.load(step, PARTS)
-            checkpoint.save(step, whole.tensors, whole.state)
+            try:
+                checkpoint.save(step, whole.tensors, whole.state)
+            except StorageError as error:
+                raise storage_error(step, error, f"{PERMISSIONS}; the parts are still there") from None
     return divided

@@ -113,17 +113,17 @@ def text_feed(
     )
 
 
-def check_lengths(prepared: Prepared, seq_len: int, flag: str) -> None:
-    """Raises DataError if a split is shorter than one window of context."""
+def check_lengths(prepared: Prepared, seq_len: int, flag: str | None) -> None:
+    """Raises DataError if a split is shorter than one window of context. `flag`: the setting of seq_len; None: none."""
+    fitting = min(prepared.splits[split].count for split in ("train", "val")) // 2
     for split in ("train", "val"):
         count = prepared.splits[split].count
         if count < seq_len + 1:
             what, more = ("training", "") if split == "train" else ("validation", ", hold out more of it with")
             more += " a larger --data.val-fraction" if more else ""
-            raise DataError(
-                f"the {what} text has {counted(count, 'token')}, but one window needs {seq_len + 1}; give more "
-                f"text{more}, or set {flag} {max(1, count // 2)}"
-            )
+            more += f", or set {flag} {fitting}" if flag and fitting else ""
+            problem = f"the {what} text has {counted(count, 'token')}, but one window needs {seq_len + 1}"
+            raise DataError(f"{problem}; give more text{more}")
 
 
 def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:

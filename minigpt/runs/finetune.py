@@ -97,13 +97,20 @@ def _tune(
     tokenizer, limit, asked, ranks = start.tokenizer, config.model.max_seq_len, "", placement.ranks
     if config.schedule.context_warmup:
         raise ConfigError("schedule.context_warmup: a row must be read whole here; leave it 0")
-    if holds_records(config.data.source, config.data.encoding, config.data.text_field):
-        sides = read_sides(config)
+    records = holds_records(config.data.source, config.data.encoding, config.data.text_field)
+    only = [field for field in ("val_source", "pack", "dpo_beta") if getattr(config.finetune, field)]
+    if only and not records:
+        raise ConfigError(
+            [f"finetune.{field}: is for records (.jsonl), not for a text; leave it out" for field in only]
+        )
+    sides = read_sides(config) if records else None
+    if sides:
         template = template or (Template() if sides[0][0].kind == "chat" else None)
-        feed = record_feed(config, sides, tokenizer, template or Template(), console)
         asked = min((record.prompt(template or Template()) for record in sides[1]), key=len)
-    elif config.finetune.val_source or config.finetune.pack or config.finetune.dpo_beta:
-        raise ConfigError("finetune: val_source, pack and dpo_beta are for records (.jsonl), not for a text")
+    task = FineTuning(config, start, template, command)
+    task.share(config)  # names the layers that the model does not have, before a long text is encoded
+    if sides:
+        feed = record_feed(config, sides, tokenizer, template or Template(), console)
     else:
         seq_len = config.finetune.seq_len or limit
         feed = ranks.in_turn(lambda: text_feed(config, tokenizer, console, seq_len, "--finetune.seq-len"))
@@ -111,7 +118,6 @@ def _tune(
     stem = default_name(fitted, None)
     own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
     with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, printer(console))) as plan:
-        task = FineTuning(fitted, start, template, command)
         if plan.saved:
             _check_same_start(plan.path, task.origins)
         if ranks.rank == 0:

@@ -85,13 +85,14 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
         raise RunError(f"{source}: is a run of minigpt; every command can use it as it is")
     out = Path("runs", source.stem if source.is_file() else source.resolve().name) if out is None else Path(out)
     refuse_existing(out)
+    given = None if tokenizer is None else _given(Path(tokenizer))
     found = _read(source)
-    spoken = _tokenizer(found, source, None if tokenizer is None else Path(tokenizer))
+    spoken = _own(found, source) if given is None else given
     config, weights = found.config, found.weights
     rows, padded = config.vocab_size or 0, -(-spoken.vocab_size // PADDING) * PADDING
     if spoken.vocab_size < rows and (tokenizer is None or rows == padded):
         config, weights = cut_vocabulary(config, weights, spoken.vocab_size)
-    check_vocabulary(spoken, config, source)
+    check_vocabulary(spoken, config, source, "give the model's own with --tokenizer")
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
@@ -140,7 +141,7 @@ def _read(source: Path) -> Foreign:
 
 def _huggingface(source: Path) -> Foreign:
     if not is_huggingface(source):
-        raise CheckpointError(f"{source}: holds no model of another program: no config.json, no ckpt.pt")
+        raise CheckpointError(f"{source}: holds no model of another program: no config.json, no ckpt.pt; name its file")
     template = source / TEMPLATE
     text = read_template(template).to_json() if template.is_file() else ""
     has_one = (source / "tokenizer.json").is_file()
@@ -161,21 +162,25 @@ def _gguf(source: Path) -> Foreign:
     return Foreign("gguf", config, weights, tokenizer, template if isinstance(template, str) else "")
 
 
-def _tokenizer(found: Foreign, source: Path, given: Path | None) -> Tokenizer:
-    """The given tokenizer, the model's own, or GPT-2's. Raises TokenizerError."""
-    if given is not None:
-        if given.is_dir() or given.suffix == ".json":
-            return tokenizers.load(given)
-        if given.suffix == ".bin":
-            return from_llama2c_tokenizer(given)
-        if given.suffix == ".pkl":
-            raise TokenizerError(
-                f"{given}: is a pickle, which can run code; give the text that its characters are from (input.txt)"
-            )
-        try:
-            return CharTokenizer.from_texts([read_text(given)], unknown="error", ends=False)
-        except (OSError, ValueError) as error:
-            raise TokenizerError(f"{given}: cannot be read as text ({error})") from None
+def _given(path: Path) -> Tokenizer:
+    """The tokenizer of a file, or of the characters of a text. Raises TokenizerError."""
+    if path.is_dir() or path.suffix == ".json":
+        return tokenizers.load(path)
+    if path.suffix == ".bin":
+        return from_llama2c_tokenizer(path)
+    if path.suffix == ".pkl":
+        raise TokenizerError(
+            f"{path}: is a pickle, which can run code; give the text that its characters are from (input.txt)"
+        )
+    try:
+        return CharTokenizer.from_texts([read_text(path)], unknown="error", ends=False)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TokenizerError(f"{path}: cannot be read as text ({why}); give --tokenizer another file") from None
+
+
+def _own(found: Foreign, source: Path) -> Tokenizer:
+    """The model's own tokenizer, or GPT-2's. Raises TokenizerError."""
     if found.tokenizer is not None:
         return found.tokenizer
     if found.kind == "llama2.c" and (file := source.with_name("tokenizer.bin")).is_file():

@@ -180,10 +180,13 @@ def check_same_tokenizer(tokenizer: Tokenizer, state: CheckpointState, where: Pa
         )
 
 
-def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, where: Path) -> None:
+def check_vocabulary(
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    where: Path,
+    fix: str = "put back the tokenizer.json that the run was trained with",
+) -> None:
     """Raise CheckpointError if the tokenizer's ids are not the model's."""
     if tokenizer.vocab_size != model.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}; "
-            "put back the tokenizer.json that the run was trained with"
-        )
+        ids = f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}"
+        raise CheckpointError(f"{where}: {ids}; {fix}")

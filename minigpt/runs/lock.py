@@ -21,27 +21,31 @@ from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
 """Seconds between two tries to take the lock."""
+PERMISSIONS = "free some space, or fix its permissions"
 
 
 @contextmanager
-def run_lock(path: Path) -> Iterator[None]:
+def run_lock(path: Path, movable: bool = True) -> Iterator[None]:
     """Hold the run at `path`, which is created. At the end, directories with no other files are removed again.
+
+    `movable`: the command can take another run or folder instead, so the errors name the flags for that.
 
     Raises:
         RunError: another process holds it; names its pid and host.
         StorageError: cannot be written.
     """
-    file = path / LOCK
+    file, fix = path / LOCK, None if movable else PERMISSIONS
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise storage_error(path, error, fix) from None
     try:
         if not _take(handle) or not (file.exists() and os.path.samestat(file.stat(), os.fstat(handle))):
-            raise RunError(f"{path} is being trained by {_holder(file)}; wait for it or end it, or choose a new --name")
-        _sign(handle, path)
+            other = ", or choose a new --name" if movable else ""
+            raise RunError(f"{path} is being trained by {_holder(file)}; wait for it or end it{other}")
+        _sign(handle, path, fix)
         try:
             yield
         finally:
@@ -95,12 +99,12 @@ def _try(handle: int) -> bool:
     return True
 
 
-def _sign(handle: int, path: Path) -> None:
+def _sign(handle: int, path: Path, fix: str | None) -> None:
     try:
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": machine()}).encode())
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise storage_error(path, error, fix) from None
 
 
 def _holder(file: Path) -> str:
@@ -120,14 +124,14 @@ def delete_run(path: Path) -> None:
     """
     windows, work = sys.platform == "win32", temporary_path(path)
     try:
-        with run_lock(path):
+        with run_lock(path, movable=False):
             if not windows:
                 move(path, work)
         if windows:
             move(path, work)
         delete_path(work)  # after the lock is closed: NFS keeps a folder with an open file
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise storage_error(path, error, PERMISSIONS) from None
 
 
 def is_held(file: Path) -> bool:

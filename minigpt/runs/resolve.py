@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
-from minigpt.console import printer
+from minigpt.console import counted, printer
 from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -138,7 +138,7 @@ def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
         raise ConfigError(f"train.sample_prompt: {str(error).rpartition('; ')[0]}; {other}") from None
     if not 0 < count <= limit:
         raise ConfigError(
-            f"train.sample_prompt: {settings.sample_prompt!r} has no token, or more than the context's {limit}; {other}"
+            f"train.sample_prompt: has {counted(count, 'token')}, and the model reads 1 to {limit}; {other}"
         )
 
 

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from minigpt.config import RunConfig, load_config, recipe_settings
-from minigpt.console import ending_signals, leave_terminal, own_group, passed_on
+from minigpt.console import counted, ending_signals, leave_terminal, own_group, passed_on
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder, check_name
@@ -213,7 +213,9 @@ def check_devices(devices: Sequence[str]) -> None:
         if not re.fullmatch(r"cpu|cuda:\d+", device):
             raise UserError(f"--devices {device}: write cpu or cuda:0, and commas between several")
         if device != "cpu" and int(device[5:]) >= torch.cuda.device_count():
-            raise UserError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+            here = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            problem = f"this machine has {counted(len(here), 'CUDA device')}"
+            raise UserError(f"--devices {device}: {problem}; choose from {', '.join([*here, 'cpu'])}")
 
 
 def run_sweep(

@@ -160,6 +160,11 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     return Runtime(where, precision)
 
 
+def check_runtime(device: str, precision: str) -> None:
+    """Raise the errors of `make_runtime`, but measure nothing: for a check before a text is read."""
+    make_runtime(device, "fp32" if precision == "auto" else precision)
+
+
 def _check_special(device: torch.device, precision: str) -> None:
     """Raise ConfigError if the precision is tf32 or fp8 and the device or torchao does not support it."""
     needed = {"tf32": (8, 0), "fp8": (8, 9)}.get(precision)

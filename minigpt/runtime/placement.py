@@ -18,11 +18,11 @@ from torch import nn
 from minigpt.config import RunConfig, TrainConfig
 from minigpt.config.parallel import ParallelConfig
 from minigpt.console import counted, messages
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, ParallelError
 from minigpt.model import GPT
 from minigpt.model.kernels.chunked_loss import loss_terms
 from minigpt.model.learner import Learner
-from minigpt.runtime.device import Runtime
+from minigpt.runtime.device import Runtime, check_runtime
 from minigpt.runtime.ranks import ALONE, Ranks
 
 
@@ -153,17 +153,20 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
         divisible: whether this kind of training works with a sharded model (parallel.kind fsdp).
 
     Raises:
-        ConfigError: settings that do not fit this number of ranks.
+        ConfigError: settings that do not fit this number of ranks; a device that is not here.
         ParallelError: a rank does not answer.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         console = messages(quiet)
+        check_runtime(config.train.device, config.train.precision)
         if config.parallel.kind == "fsdp":
             console.print("parallel.kind: fsdp divides a model among processes, but there is only one: no effect")
         yield make_placement(config), console
         return
     from minigpt.runtime.parallel.group import join
 
+    if "RANK" not in os.environ:
+        raise ParallelError("WORLD_SIZE is set, but RANK is not; start with torchrun, or unset WORLD_SIZE")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     console = messages(quiet or rank > 0)
     if problems := _problems(config, world, divisible):

@@ -13,6 +13,7 @@ import uvicorn
 
 from minigpt.console import harmless, tell
 from minigpt.errors import UserError
+from minigpt.runtime.device import pick_device
 from minigpt.serve.api.app import make_app, make_state
 from minigpt.serve.api.guard import LOOPBACK
 from minigpt.serve.engine import Engine
@@ -87,8 +88,9 @@ def serve(
         preload: load the models at the start; else each at its first use.
 
     Raises:
-        UserError: the address cannot be used.
+        UserError: the address or the device cannot be used.
     """
+    pick_device(device)  # else every request would fail
     here = is_loopback(host)
     if key is None and (names or not here):
         key = secrets.token_urlsafe(24)

@@ -164,7 +164,7 @@ class Tokenizer(ABC):
         """Write tokenizer.json atomically. `path` is a .json file, or a directory for it."""
         path = Path(path)
         target = path if path.suffix == ".json" else path / TOKENIZER
-        write_text(target, self.to_json(), "", parents=True)
+        write_text(target, self.to_json(), "choose another file", parents=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self.kind!r}, vocab_size={self.vocab_size})"

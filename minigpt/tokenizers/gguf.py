@@ -78,7 +78,9 @@ def _pre(tokenizer: Tokenizer) -> str:
     if not isinstance(tokenizer, BPETokenizer):
         return _NO_SPLIT
     if tokenizer.nfc:
-        raise TokenizerError("the tokenizer brings text into the form NFC, which llama.cpp does not")
+        raise TokenizerError(
+            "llama.cpp does not bring text into the form NFC, as the tokenizer does; export to hf or page"
+        )
     if tokenizer.pattern not in PRE:
         raise TokenizerError(
             f"llama.cpp has no name for the tokenizer's split pattern {tokenizer.pattern[:60]!r}; "

@@ -15,7 +15,7 @@ from typing import Any
 
 from minigpt.errors import TokenizerError
 from minigpt.files import parse_json, read_text
-from minigpt.layout import TOKENIZER
+from minigpt.layout import CONFIG, TOKENIZER
 from minigpt.tokenizers.base import EOS, UNK, Tokenizer
 from minigpt.tokenizers.bpe import BPETokenizer
 from minigpt.tokenizers.gpt2 import is_gpt2
@@ -52,9 +52,10 @@ def load(path: str | Path) -> Tokenizer:
                 f"{file.parent}: has vocab.json and merges.txt but no tokenizer.json; make one with transformers: "
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             ) from None
-        raise TokenizerError(
-            f"no such tokenizer: {file}; give a tokenizer.json, or make one with `minigpt tokenizer train`"
-        ) from None
+        fix = "give a tokenizer.json, or make one with `minigpt tokenizer train`"
+        if any((path / name).is_file() for name in (CONFIG, "config.json")):  # a model, which has learned its own ids
+            fix = "put back the tokenizer.json of this model"
+        raise TokenizerError(f"no such tokenizer: {file}; {fix}") from None
     except OSError as error:
         raise TokenizerError(f"{file}: cannot be read ({error.strerror or error})") from None
     except ValueError:  # not JSON, or not UTF-8

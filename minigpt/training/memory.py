@@ -195,7 +195,7 @@ class MicroBatches(Hook):
         size = trainer.state.micro_batch_size
         if size and size < (self.size or trainer.config.batch_size):
             self.say(
-                f"memory ran out at step {trainer.state.step}: {size} sequences at a time "
+                f"memory ran out at step {trainer.state.step}: {counted(size, 'sequence')} at a time "
                 f"from now on; the batch is still {trainer.config.batch_size}"
             )
         self.size = size

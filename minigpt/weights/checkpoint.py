@@ -169,7 +169,9 @@ def verify(directory: Path) -> None:
     """Check sizes and sha256 of every file. Raises DamagedError naming the file and another checkpoint."""
     files = _read_manifest(directory)
     others = [str(other) for other in whole_steps(directory.parent) if other != directory]
-    hint = f"use another checkpoint of the run (minigpt train does this itself): {(others or ['none'])[-1]}"
+    hint = "the run has no other checkpoint; copy or make it again"
+    if others:
+        hint = f"use another checkpoint of the run (minigpt train does this itself): {others[-1]}"
     for name, (size, sha256) in files.items():
         file = directory / name
         if not file.is_file():
@@ -212,6 +214,8 @@ def resolve(path: Path) -> Path:
         return found[-1]
     if not path.exists():
         raise CheckpointError(f"no such run or checkpoint: {path}; `ls {path.parent}` shows what is there")
+    if RunFolder(path).is_run:
+        raise CheckpointError(f"{path}: holds no checkpoint yet; wait for its first, or continue its training")
     raise CheckpointError(
         f"{path}: holds no checkpoint; give a run directory, a checkpoint, or a Hugging Face directory"
     )
@@ -236,7 +240,7 @@ def mark_needed(directory: Path, run: Path) -> None:
 
     Raises StorageError.
     """
-    write_text(_mark(directory), f"{run.absolute()}\n")
+    write_text(_mark(directory), f"{run.absolute()}\n", "")
 
 
 def is_needed(directory: Path) -> bool:

@@ -38,7 +38,7 @@ def test_a_setting_that_cannot_be_used(flags, parts, tmp_path: Path, capsys) -> 
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--train.sample-prompt", "cat " * 30], "--train.sample-prompt: "),
+        (["--train.sample-prompt", "cat " * 30], "--train.sample-prompt: has 120 tokens, and the model reads 1 to 32"),
         (["--train.seed", str(2**64)], "train.seed"),
         (["--model.shape", "[a]"], "model.shape"),
     ],

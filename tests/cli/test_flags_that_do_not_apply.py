@@ -26,6 +26,7 @@ CASES = {
     "config recipes nonsense": "nonsense: recipes takes no recipe and no settings",
     "config schema --train.max-steps 3": "--train.max-steps: schema takes no recipe and no settings",
     "config show shakespear-char": "no such recipe: shakespear-char; did you mean shakespeare-char?",
+    "model inspect .": ".: is not a run: it has no config.yaml; give a run directory or a recipe",
     "model inspect shakespear-char": "no such recipe: shakespear-char; did you mean shakespeare-char?",
 }
 

@@ -78,6 +78,8 @@ def test_settings_are_saved_under_a_name_and_flags_go_before_them(run: str, tmp_
     (tmp_path / "settings/generation.yaml").write_text("bold: 3\n")
     fails(capsys, ["generate", run, "--prompt", "the", "--preset", "bold"], "must map names to settings")
     fails(capsys, ["generate", run, "--prompt", "a", "--save-preset", "x", "--top-p", "2"], "--top-p: input should be")
+    (tmp_path / "settings/generation.yaml").unlink()
+    fails(capsys, ["chat", run, "--preset", "bold"], "no preset bold", "with minigpt generate --save-preset NAME")
 
 
 def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
@@ -114,6 +116,15 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
 )  # fmt: skip
 def test_a_wrong_setting_is_one_clear_error(run: str, capsys, flags: list[str], words: str) -> None:
     fails(capsys, ["generate", run, *flags], words)
+
+
+def test_prompts_are_checked_before_the_model_is_loaded(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.txt").write_text("the cat\n")
+    argv = ["generate", "no-such-run", "--prompts", str(tmp_path / "x.txt")]
+    fails(capsys, ["generate", "no-such-run", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read")
+    fails(capsys, [*argv, "--out", str(tmp_path / "x.txt")], "x.txt exists; choose another --out")
+    fails(capsys, [*argv, "--batch-size", "0"], "--batch-size 0: give 1 or more")
+    fails(capsys, argv, "no such run")
 
 
 def test_settings_are_checked_together_with_the_runs_own(run: str, tmp_path: Path, capsys) -> None:

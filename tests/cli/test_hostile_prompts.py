@@ -30,8 +30,8 @@ def written(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_a_prompt_that_is_not_utf8(run: str, tmp_path: Path, capsys, monkeypatch) -> None:
     for typed in ("caf\udce9", "\ud83d half", "\udcff\udcfe"):  # as Python decodes such bytes on the command line
-        fails(capsys, ["generate", run, "--prompt", typed], "the prompt is not UTF-8", "--prompt-file")
-        fails(capsys, ["explain", run, "--prompt", typed], "the prompt is not UTF-8")
+        for command in ("generate", "explain"):
+            fails(capsys, [command, run, "--prompt", typed], "the prompt is not UTF-8", "--prompt - < FILE")
     (tmp_path / "x.txt").write_bytes(b"caf\xe9")
     fails(capsys, ["generate", run, "--prompt-file", str(tmp_path / "x.txt")], "x.txt: cannot be read", "UTF-8")
     fails(capsys, ["generate", run, "--prompts", str(tmp_path / "x.txt")], "x.txt: cannot be read", "UTF-8")

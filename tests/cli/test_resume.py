@@ -27,6 +27,9 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
     assert main([*base, "--name", "broken"]) == 0, "same settings: finished, nothing to do"
     assert (broken / "metrics.jsonl").read_text() == before
     fails(capsys, [*base, "--name", "broken", "--train.seed", "1"], "exists with another train.seed", "--resume")
+    many = ["--train.seed", "1", "--model.dropout", "0.1", "--optimizer.eps", "1e-7", "--model.qk-norm", "false"]
+    said = "another model.dropout, model.qk_norm, optimizer.eps and 1 more; choose a new --name"
+    fails(capsys, [*base, "--name", "broken", *many], said)
     fails(
         capsys,
         [*base, "--name", "broken", "--train.seed", "1", "--resume"],

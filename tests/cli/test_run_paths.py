@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
@@ -86,6 +87,19 @@ def test_prompts_that_cannot_be_used(trained: Path, tmp_path: Path, capsys) -> N
     fails(capsys, ["generate", str(trained), "--temperature", "-1"], "--temperature: input should be")
     fails(capsys, ["generate", str(trained), "--top-p", "0"], "--top-p: input should be")
     fails(capsys, ["generate", str(tmp_path / "nowhere"), "--prompt", "a"], "no such run")
+
+
+def test_scores_that_cannot_be_saved_are_shown(broken: Path, capsys) -> None:
+    (broken / "eval.json").unlink(missing_ok=True)
+    (broken / "eval.json").mkdir()
+    assert main(["eval", str(broken), "--save"]) == 2
+    shown = capsys.readouterr()
+    assert "bits per byte" in shown.out and "eval.json: cannot be written" in shown.err
+
+
+def test_a_missing_library_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    fails(capsys, ["explain", "no-such-run", "--png", "x.png"], "drawing needs matplotlib")
 
 
 def test_a_tokenizer_of_another_run_is_refused(broken: Path, capsys) -> None:

@@ -106,7 +106,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
         raise error
 
     monkeypatch.setattr(config, "main", fail)
-    return cli.main(["config", "show", "--token=abc", "https://me:secret@host/x"])
+    return cli.main(["config", "show", "--token=abc", "--api-key", "my key", "https://me:secret@host/x"])
 
 
 def test_a_bug_is_one_line_and_its_details_are_in_a_file(
@@ -121,6 +121,7 @@ def test_a_bug_is_one_line_and_its_details_are_in_a_file(
     (file,) = tmp_path.iterdir()
     text = file.read_text()
     assert str(file) in line and "Traceback" in text and "abc" not in text and "secret" not in text
+    assert "my key" not in text and "--api-key" in text
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
     assert _broken(monkeypatch, KeyError("what")) == 1
     assert "Traceback" in (shown := capsys.readouterr().err) and "cannot be written" in shown

@@ -134,6 +134,7 @@ def test_compare_counts_what_each_tokenizer_makes_of_the_same_text(
         (["train"], "name a source"),
         (["train", "FILE", "--vocab-size", "100"], "vocab_size 100 is too small"),
         (["train", "FILE", "--vocab-size", "0"], "greater than 0"),
+        (["train", "no-such-file.txt", "--out", "FILE/x.json"], "is a file); choose another --out"),
         (["train", "FILE", "--train.max-steps", "3"], "--train.max-steps: not a setting"),
         (["train", "no-such-file.txt"], "no-such-file.txt"),
         (["inspect", "nowhere"], "no such tokenizer: nowhere"),
@@ -146,7 +147,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, *[str(text_file) if word == "FILE" else word for word in words])
+    code, out, err = run(capsys, *[word.replace("FILE", str(text_file)) for word in words])
     assert (code, out) == (2, "")
     assert message in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "tokenizer.json").exists()

@@ -131,6 +131,12 @@ def test_too_few_tokens_name_the_setting(count: int) -> None:
     assert Batches(ids(9), 1, 8, 0).batch(5)[1].tolist() == [list(range(1001, 1009))]
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_text_without_a_target_cannot_be_evaluated(count: int) -> None:
+    with pytest.raises(DataError, match=f"the text has {counted(count, 'token')}, but predicting one needs 2"):
+        next(eval_batches(ids(count), 8, 8, 1))
+
+
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size: 10 is not a multiple of the 4 ranks"):
         Batches(ids(100), 10, 8, 0).batch(0, 0, 4)

@@ -114,13 +114,20 @@ def test_two_at_once_do_not_break_each_other(tmp_path: Path) -> None:
     load_prepared(directory, ByteTokenizer().fingerprint)  # raises if it is not whole
 
 
-def test_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     config = jsonl(tmp_path / "my.jsonl", ["one", "two"])
     with pytest.raises(StorageError) as error:
         prepare(config.model_copy(update={"cache_dir": str(tmp_path / "file")}), ByteTokenizer(), safe_cut)
     assert "\n" not in str(error.value)
     assert "--data.cache-dir" in str(error.value)
+    with pytest.raises(StorageError) as error:
+        prepare(config, ByteTokenizer(), safe_cut, tmp_path / "file/out")
+    assert str(error.value) == f"{tmp_path / 'file'}: cannot be written (File exists); choose another --out"
+    monkeypatch.setattr(ByteTokenizer, "save", lambda self, path: (tmp_path / "file/x").write_text(""))
+    with pytest.raises(StorageError) as error:
+        prepare(config, ByteTokenizer(), safe_cut, tmp_path / "out")
+    assert str(error.value) == f"{tmp_path / 'out'}: cannot be written (Not a directory); choose another --out"
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:

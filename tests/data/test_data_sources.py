@@ -395,7 +395,10 @@ def test_a_directory_or_glob_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"\x89PNG" + bytes(9))
     with pytest.raises(DataError) as error:
         read(tmp_path)
-    one_line(error, "without text files", "a PNG picture")
+    one_line(error, "without text files", f"{tmp_path / 'x.png'} is a PNG picture")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "*.png")
+    one_line(error, "matches no text file", "a PNG picture")
     with pytest.raises(DataError) as error:
         read(tmp_path / "*.txt")
     one_line(error, "matches no text file")

@@ -109,6 +109,12 @@ def test_a_folder_takes_json_that_holds_texts_and_names_the_rest(tmp_path: Path)
         assert sorted(documents(tmp_path)) == ["in a list", "words\n" * 30]
 
 
+def test_an_error_names_only_the_first_of_many_fields(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({f"{n}" * 60: "a text" for n in range(9)}))
+    with pytest.raises(DataError, match=r"no field 'text', but 0{40}, 1{40}, 2{40}, 3{40}, 4{40} and 4 more; rename"):
+        documents(tmp_path / "x.json")
+
+
 def test_the_form_belongs_to_the_key_of_the_cache(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(LINES)
     (tmp_path / "y.txt").write_text("words\n" * 9)

@@ -260,6 +260,7 @@ def test_wrong_tasks_are_told(harness: None, tmp_path: Path, capsys: pytest.Capt
     run = str(make_run(tmp_path / "run"))
     fails(capsys, ["eval", run, "--tasks", "lambada_opena"], "no task is called lambada_opena", "lambada_openai")
     fails(capsys, ["eval", run, "--tasks", ","], "no task is named")
+    fails(capsys, ["eval", run, "--tasks", "x", "--batch-size", "-1"], "batch size -1 is not positive")
     fails(capsys, ["eval", run, "--tasks", "x", "--include-path", str(tmp_path / "none")], "is not a folder")
     gone = choices(tmp_path)
     (tmp_path / "questions.jsonl").unlink()

@@ -9,6 +9,7 @@ from test_chat import by_role, model, said, session
 from minigpt.config import GenerationConfig, TokenizerConfig
 from minigpt.errors import GenerationError, StorageError, UserError
 from minigpt.generation.chat import COMMANDS, Commands, Session
+from minigpt.generation.chat.conversation import Message
 from minigpt.generation.chat.terminal import candidates
 from minigpt.tokenizers import build
 
@@ -37,7 +38,7 @@ def test_what_needs_an_answer_says_so_before_there_is_one(line: str) -> None:
 
 
 DAMAGED = {
-    "not JSON": ("{", "cannot be read"),
+    "not JSON": ("{", "cannot be read .*; choose another file$"),
     "a list": ("[]", "is not a saved chat"),
     "format": ({"format": 9}, "format"),
     "role": ({"messages": [{"role": "robot", "content": ""}]}, "message 1"),
@@ -169,6 +170,13 @@ def test_alternatives_are_shown_and_one_is_taken() -> None:
     assert len(type_(chat, "/alternatives 2").splitlines()) == 12
     assert type_(chat, "/alternatives").count("%") == 8
     assert type_(chat, "/alternatives 2 3").startswith(first[0])
+
+
+def test_an_empty_answer_has_no_alternatives() -> None:
+    chat, _ = answered()
+    chat.session.messages = (*chat.session.messages[:-1], Message("assistant", ""))
+    with pytest.raises(GenerationError, match="the last answer is empty; /regenerate writes another"):
+        type_(chat, "/alternatives 1")
 
 
 def test_a_saved_chat_is_loaded(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,15 @@ def test_preparing_is_measured_on_a_copy_and_leaves_nothing(tmp_path: Path, monk
     assert not list((tmp_path / "tmp").iterdir())
     with pytest.raises(DataError, match="no such file"):
         data.bench_data(load_config(None, {"data.source": str(tmp_path / "none.txt")}))
+
+
+def test_preparing_documents_warns_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my.txt").write_text("\n~\n".join(f"{n}: {TEXT[:60]}" for n in range(400)), encoding="utf-8")
+    monkeypatch.setattr(data, "BATCHES", 2)
+    settings = {"data.source": str(tmp_path / "my.txt"), "data.split_at": "\n~\n", "tokenizer.kind": "byte"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.bench_data(load_config(None, settings), rounds=1)
 
 
 def test_preparing_knows_the_characters_of_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

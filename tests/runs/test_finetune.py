@@ -16,7 +16,7 @@ from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, que
 from minigpt.cli import main
 from minigpt.config import GenerationConfig, OptimizerConfig, load_config
 from minigpt.config.finetune import LoRAConfig
-from minigpt.errors import CheckpointError, ConfigError, DataError, RunError, StorageError
+from minigpt.errors import CheckpointError, ConfigError, DataError, RunError, StorageError, UserError
 from minigpt.files import read_lines
 from minigpt.generation import generate
 from minigpt.generation.text import generate_text
@@ -381,6 +381,25 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
 def test_settings_that_cannot_be_used(settings: dict, problem: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=problem):
         tune(base, questions(tmp_path / "q.jsonl"), "none", **settings)
+    assert not (base.parent / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"finetune__teacher": ("runs/none",)}, "no such run"),
+        ({"finetune__freeze": ("nothing",)}, "nothing"),
+        ({"lora__rank": 2, "lora__targets": "nose"}, "no linear layer is called 'nose'"),
+        ({"finetune__pack": True, "finetune__dpo_beta": 0.0}, "finetune.pack: is for records .*; leave it out$"),
+    ],
+)
+def test_what_a_model_lacks_is_said_before_a_text_is_encoded(
+    settings: dict, problem: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (text := tmp_path / "my.txt").write_text(TEXT)
+    monkeypatch.setattr("minigpt.runs.finetune.text_feed", lambda *_: pytest.fail("the text was encoded"))
+    with pytest.raises(UserError, match=problem):
+        tune(base, text, "none", **settings)
     assert not (base.parent / "none").exists()
 
 

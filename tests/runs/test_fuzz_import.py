@@ -187,7 +187,10 @@ def test_llama2c_headers_that_lie(tmp_path: Path) -> None:
         refused(path, words, tokenizer=tokenizer)
     assert "no such file" in refused(tmp_path / "none.bin")
     (tmp_path / "empty").mkdir()
-    assert "holds no model of another program" in refused(tmp_path / "empty")
+    assert refused(tmp_path / "empty").endswith("no ckpt.pt; name its file")
+    lost = tmp_path / "lost.txt"  # said before the weights are read
+    words = f"{lost}: cannot be read as text (No such file or directory); give --tokenizer another file"
+    assert refused(path, tokenizer=lost) == words
     (tmp_path / "notes.txt").write_text("hello")
     assert "is not a model that minigpt can read" in refused(tmp_path / "notes.txt")
 

@@ -99,6 +99,14 @@ def test_nanogpt_writes_the_same_fifty_tokens(bias: bool, prefix: str, tmp_path:
     torch.testing.assert_close(run.model(ids), original(ids), rtol=1e-4, atol=1e-4)
 
 
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder, _ = nano(tmp_path / "out")
+    (folder / "input.txt").write_text("abc")
+    with pytest.raises(CheckpointError, match=r"the tokenizer has 3 ids, the model \d+; give .* own with --tokenizer"):
+        import_model(folder, tmp_path / "run", folder / "input.txt")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_an_imported_run_is_evaluated_and_trained_further(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)

@@ -132,6 +132,8 @@ def test_two_processes_never_train_one_run(run: Path, capsys: pytest.CaptureFixt
     assert again(run) == 0, "the system released the lock of the killed process"
     with run_lock(run), pytest.raises(RunError, match=f"process {os.getpid()} on "), run_lock(run):
         pass
+    with run_lock(run), pytest.raises(RunError, match=r"wait for it or end it$"):  # --name would not help
+        delete_run(run)
     with (run / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -133,7 +133,7 @@ def test_every_mistake_is_reported_before_anything_runs(tmp_path: Path, capsys) 
     fails(capsys, argv, "nothing to sweep", "0.01,0.02")
     fails(capsys, [*argv, "--lora.rank", "2,4"], "lora.rank: is for finetuning")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "gpu"], "--devices gpu", "cuda:0")
-    fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cuda:99"], "CUDA devices")
+    fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cuda:99"], "CUDA device", "choose from", "cpu")
     fails(capsys, [*argv, "--train.seed", "1,2", "--devices", "cpu,"], "--devices : write cpu or cuda:0")
     fails(capsys, [*argv, "--train.seed", "1,2", "--train.seed", "3"], "nothing to sweep")
     fails(capsys, [*argv, "--train.seed", "1,2", "--logging.name", "x"], "--name")
@@ -146,6 +146,7 @@ def test_a_finetuning_is_checked_against_its_base(tmp_path: Path, capsys, monkey
     base, data = make_base(tmp_path / "runs/base"), questions(tmp_path / "q.jsonl")
     argv = ["sweep", str(base), str(data), "--logging.runs-dir", str(tmp_path / "runs")]
     fails(capsys, [*argv, "--model.num-layers", "2,3"], "--model.num-layers: the base has 2")
+    fails(capsys, [*argv, "more.txt", "--lora.rank", "2,4"], "more.txt: one word too many")
     plan = json_of(capsys, *argv, "--lora.rank", "2,4", "--dry-run")
     assert plan["sweep"] == str(tmp_path / "runs/q-sweep")
     assert [run["name"] for run in plan["runs"]] == ["rank=2", "rank=4"]

@@ -207,6 +207,8 @@ def test_out_of_memory_the_run_continues_with_smaller_micro_batches(tmp_path: Pa
     print(f"largest difference of a weight: {off:.1e}")
     assert off <= 1e-6
     assert lines == ["memory ran out at step 1: 2 sequences at a time from now on; the batch is still 8"]
+    cramped(room=1, hooks=[MicroBatches(lines.append)], max_steps=1).run()
+    assert lines[-1] == "memory ran out at step 1: 1 sequence at a time from now on; the batch is still 8"
     saved = checkpoint.save(tmp_path / "step-00000006", small.tensors(), small.checkpoint_state())
     again = cramped(room=2, max_steps=8)
     again.resume(checkpoint.load(saved, ("model", "optimizer")))

@@ -169,6 +169,13 @@ def test_one_process_joins_no_group_and_fsdp_says_it_does_nothing(
         assert "no effect" in capsys.readouterr().err
 
 
+def test_a_world_without_a_rank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ParallelError, match="RANK is not; start with torchrun"), joined(RunConfig()):
+        raise AssertionError("it must not start")
+
+
 def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = as_rank(monkeypatch, 0, 3)
     words = r"ranks 1, 2 did not start in 1 s; .*GLOO_SOCKET_IFNAME"

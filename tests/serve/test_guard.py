@@ -66,6 +66,11 @@ def test_a_link_of_another_site_may_lead_to_the_page(client: Any):
     assert client.get("/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}).status_code == 200
 
 
+def test_a_wrong_host_is_told_how_to_allow_it(client: Any):
+    answer = client.get("/v1/models", headers={"Host": "my.name:8000"})
+    assert answer.status_code == 403 and "not called 'my.name'; start it with --allow-host" in answer.text
+
+
 @pytest.mark.parametrize(
     "sent",
     ["", "Bearer", f"bearer {KEY}", KEY, f"Bearer  {KEY}", "Bearer " + "é" * 9, f"Bearer {KEY[:-1]}", "x"],

@@ -63,6 +63,10 @@ def test_a_wrong_command_is_one_clear_line(capsys: pytest.CaptureFixture[str], t
         for value in ("inf", "nan"):
             fails(capsys, ["serve", name, value], f"{name} {value}: give a finite number above 0")
     fails(capsys, ["serve", "--api-key", "a key "], "--api-key")
+    fails(capsys, ["serve", "--device", "gpu"], "--device: 'gpu' is not a device here")
+    monkeypatch.setenv("MINIGPT_API_KEY", "")
+    fails(capsys, ["serve"], "MINIGPT_API_KEY: use letters")
+    monkeypatch.delenv("MINIGPT_API_KEY")
     make_runs(tmp_path / "runs")
     fails(capsys, ["serve", "--host", "256.1.1.1"], "256.1.1.1", "--host")
 

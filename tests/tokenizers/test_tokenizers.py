@@ -312,6 +312,9 @@ def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) ->
     for path in (tmp_path, tmp_path / "no.json"):
         with pytest.raises(TokenizerError, match=r"no such tokenizer.*minigpt tokenizer train"):
             load(path)
+    (tmp_path / "config.yaml").write_text("")  # a run: a new tokenizer would have other ids
+    with pytest.raises(TokenizerError, match=r"no such tokenizer.*put back the tokenizer.json of this model"):
+        load(tmp_path)
 
 
 def test_build_makes_what_the_config_says(tmp_path: Path) -> None:

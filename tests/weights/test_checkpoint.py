@@ -172,8 +172,15 @@ def test_truncated_and_flipped_files_are_refused_by_name(tmp_path: Path, name: s
 def test_foreign_and_absent_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         checkpoint.load(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; give a run"):
         checkpoint.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet; wait for its first"):
+        checkpoint.load(tmp_path)
+    path = save(tmp_path, 1)
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"truncated.*; the run has no other checkpoint; copy or make it again"):
+        checkpoint.load(path)
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))

@@ -82,7 +82,7 @@ def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:
         return data | {"pieces": " ".join(tokenizer.words)}
     if tokenizer.kind == "byte":
         return data
-    raise ConfigError(f"a page cannot run a tokenizer of the kind {tokenizer.kind}")
+    raise ConfigError(f"a page cannot run a tokenizer of the kind {tokenizer.kind}; export to hf, gguf or onnx")
 
 
 def settings_data(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -60,9 +60,10 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise GenerationError(f"no such file: {path}; /save writes one") from None
     except (OSError, ValueError) as error:
-        raise GenerationError(f"{path}: cannot be read as a saved chat ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise GenerationError(f"{path}: cannot be read as a saved chat ({why}); choose another file") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise GenerationError(f'{path}: is not a saved chat (its "format" is not {FORMAT})')
+        raise GenerationError(f'{path}: is not a saved chat (its "format" is not {FORMAT}); choose another file')
     if not isinstance(tree.get("settings"), dict):
         raise GenerationError(f'{path}: "settings" must be an object')
     answers, messages = tree.get("answers"), tree.get("messages")

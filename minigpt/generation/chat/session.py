@@ -192,6 +192,8 @@ class Session:
             GenerationError: there is no such place.
         """
         ids = self._answer_ids()
+        if not ids:
+            raise GenerationError("the last answer is empty; /regenerate writes another")
         if not 1 <= place <= len(ids):
             raise GenerationError(f"the last answer has {counted(len(ids), 'token')}; choose from 1 to {len(ids)}")
         (scores,) = self._scores([place])

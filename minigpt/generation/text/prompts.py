@@ -22,7 +22,7 @@ def typed_prompt(given: str) -> str:
             why = getattr(error, "strerror", None) or error
             raise GenerationError(f"standard input: cannot be read ({why}); pipe UTF-8 text") from None
     if valid_unicode(given) != given:
-        raise GenerationError("the prompt is not UTF-8; write it into a UTF-8 file and give that with --prompt-file")
+        raise GenerationError("the prompt is not UTF-8; write it into a UTF-8 file and give that: --prompt - < FILE")
     return given
 
 

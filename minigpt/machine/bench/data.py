@@ -69,7 +69,9 @@ def bench_data(config: RunConfig, rounds: int = 3, tell: Tell = lambda what: Non
         tell("writing the text")
         _write(text, text_chunks(config.data.source, config.data, None))
         tell(f"making the {config.tokenizer.kind} tokenizer")
-        plain = config.data.model_copy(update={"source": str(text), "encoding": "utf-8", "clean": ()})
+        plain = config.data.model_copy(
+            update={"source": str(text), "encoding": "utf-8", "clean": (), "split_at": ""}  # the marks are gone
+        )
         split = None if config.tokenizer.kind in ("char", "auto") else "train"  # as in `runs.data.make_tokenizer`
         tokenizer = tokenizers.build(config.tokenizer, text_chunks(str(text), plain, split))
         size, seconds, prepared = text.stat().st_size, list[float](), list[Prepared]()

@@ -81,7 +81,7 @@ def profiled(job: Callable[[], object], runtime: Runtime, path: Path) -> Profile
         path.open("wb").close()  # the exporter's own error would not give the reason
         trace.export_chrome_trace(str(path))
     except OSError as error:
-        raise storage_error(path, error, "") from None
+        raise storage_error(path, error, "choose another --profile") from None
     return {"file": str(path), **table(_rows(trace, cuda))}
 
 

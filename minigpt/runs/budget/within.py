@@ -39,7 +39,7 @@ from minigpt.runs.resolve import resolve_vocabulary
 from minigpt.runs.task import FromScratch
 from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
-from minigpt.runtime.device import make_runtime
+from minigpt.runtime.device import check_runtime, make_runtime
 from minigpt.runtime.memory_estimate import memory_of_run
 from minigpt.tokenizers import Tokenizer
 
@@ -214,7 +214,8 @@ def plan_within(
     started = time.perf_counter() if started is None else started
     again = BETWEEN * (time.perf_counter() - started)
     amount, configure = parse_amount(budget), _Settings(recipe, settings or {})
-    console = messages(quiet)
+    console, asked = messages(quiet), configure({}).train
+    check_runtime(asked.device, asked.precision)
     prepared, tokenizer = _prepare(configure, console)
     text = describe(prepared, tokenizer)
     printer(console)("measuring how fast this machine trains")
@@ -253,7 +254,8 @@ def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenize
         tokenizer = make_tokenizer(config, progress)
         prepared = prepare_data(config, tokenizer, progress)
     configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
-    check_lengths(prepared, SHORTEST, "--model.max-seq-len")
+    given = configure.own.get("model.max_seq_len")
+    check_lengths(prepared, given or SHORTEST, "--model.max-seq-len" if given else None)
     return prepared, tokenizer
 
 

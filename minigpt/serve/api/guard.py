@@ -92,8 +92,9 @@ class Guard:
         """Check host, origin and key. Raises ApiError."""
         headers = {name.lower(): value for name, value in reversed(scope["headers"])}
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self.hosts is not None and _name(host) not in self.hosts:
-            raise ApiError(403, f"this server is not called {host!r}", code="wrong_host")
+        if self.hosts is not None and (name := _name(host)) not in self.hosts:
+            fix = "start it with --allow-host and this name"
+            raise ApiError(403, f"this server is not called {name!r}; {fix}", code="wrong_host")
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         foreign = origin and _host_of(origin) != host
         cross = headers.get(b"sec-fetch-site") == b"cross-site" and scope["path"] not in OPEN  # a link may lead here

@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+from minigpt.errors import storage_error
 from minigpt.files import parse_json, write_text
 from minigpt.layout import RunFolder
+from minigpt.runs.lock import PERMISSIONS
 
 
 def read_note(folder: RunFolder) -> dict[str, Any]:
@@ -19,6 +21,10 @@ def read_note(folder: RunFolder) -> dict[str, Any]:
 def write_note(folder: RunFolder, note: str, star: bool) -> None:
     """Save a note; an empty one leaves no file. Raises StorageError."""
     if note or star:
-        write_text(folder.note, json.dumps({"note": note, "star": star}, ensure_ascii=False) + "\n")
-    else:
+        text = json.dumps({"note": note, "star": star}, ensure_ascii=False) + "\n"
+        write_text(folder.note, text, PERMISSIONS)
+        return
+    try:
         folder.note.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(folder.note, error, PERMISSIONS) from None

@@ -17,6 +17,7 @@ from minigpt.data.named_datasets import NAMED
 from minigpt.errors import RunError, UserError, storage_error
 from minigpt.files import temporary_path
 from minigpt.layout import RunFolder, check_name
+from minigpt.runs.lock import PERMISSIONS
 from minigpt.serve.workbench.form import flags
 from minigpt.serve.workbench.process import command, last_line
 from minigpt.serve.workbench.run_list import Damaged, RunList
@@ -91,7 +92,7 @@ class Texts:
                     path, number = self.folder / f"{stem}-{number}.txt", number + 1
                 part.replace(path)
         except OSError as error:
-            raise storage_error(self.folder, error) from None
+            raise storage_error(self.folder, error, PERMISSIONS) from None
         return f"{SENT}{path.name}"
 
     def place(self, name: str) -> Path:

@@ -32,7 +32,7 @@ from typing import Any
 from minigpt.config import RunConfig
 from minigpt.console import counted
 from minigpt.data.clean import clean_text
-from minigpt.data.json_rows import json_form, json_rows
+from minigpt.data.json_rows import field_names, json_form, json_rows
 from minigpt.data.text_files import decoded, spool_stdin, unreadable
 from minigpt.errors import DataError, nearest
 from minigpt.files import expand_home, find
@@ -119,7 +119,7 @@ def read_records(source: str | Path, encoding: str = "utf-8", clean: Sequence[st
         layouts = _layouts(row) if isinstance(row, dict) else []
         if len(layouts) != 1:
             forms = "; or ".join(map(listing, LAYOUTS))
-            has = listing(list(row)) if isinstance(row, dict) else "a text"
+            has = field_names(row) if isinstance(row, dict) else "a text"
             raise DataError(f"{where}: holds {has or 'nothing'}; a record has the fields of one layout: {forms}")
         first = first or layouts[0]
         if layouts[0] != first:
@@ -159,7 +159,8 @@ def split_records(records: Sequence[Record], val_fraction: float) -> tuple[list[
     """
     digests = {record.digest for record in records}
     if len(digests) < 2:
-        raise DataError(f"{records[0].where}: is the only record, so none can be held out; give two, or a val_source")
+        fix = "give two, or name others to validate on with --finetune.val-source"
+        raise DataError(f"{records[0].where}: is the only record, so none can be held out; {fix}")
     held = {digest for digest in digests if int(digest[:13], 16) < val_fraction * 16**13} or {min(digests)}
     if held == digests:
         held.remove(max(digests))
