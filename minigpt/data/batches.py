@@ -128,7 +128,7 @@ def eval_batches(
     if not 1 <= stride <= seq_len:
         raise ConfigError(f"stride: {stride} is not in 1..{seq_len}, the context; a larger one would skip tokens")
     if len(tokens) < 2:
-        raise DataError(f"the text has {counted(len(tokens), 'token')}, but predicting one needs 2; give more text")
+        raise DataError(f"the text has {counted(len(tokens), 'token')}, and needs at least 2; give more text")
     targets_in_all = len(tokens) - 1
     rows = 1 + max(0, -(-(targets_in_all - seq_len) // stride))
     columns = np.arange(seq_len)

@@ -210,7 +210,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the weights have 300,000 bytes
     try:
-        with pytest.raises(StorageError, match=r"out cannot be written .*--out"):
+        with pytest.raises(StorageError, match=r"out: cannot be written .*--out"):
             export_huggingface(run, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -151,7 +151,7 @@ def test_an_adapter_run_is_small_loads_generates_and_merges(base: Path, tmp_path
         assert torch.equal(served.use("small")(ids), run.model(ids)), "an adapter's run can be used as an adapter"
     with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
         GPT.from_pretrained(run.path)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="merged cannot be written"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="merged: cannot be written"):
         patch.setattr(Tokenizer, "save", lambda *_: os.open(tmp_path / "no/such/folder", os.O_CREAT))
         merge_run(run.path, tmp_path / "runs" / "merged")
     assert not [path for path in (tmp_path / "runs").iterdir() if "merged" in path.name], "no unfinished run is left"

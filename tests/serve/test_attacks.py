@@ -47,7 +47,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"model": "base", "prompt": "a"},
     "/detokenize": {"model": "base", "tokens": [1]},
     "/api/presets": {"name": "mine", "settings": {"temperature": 1.0}},
-    "/api/texts": {"name": "my.txt", "text": "a", "first": True, "done": True},
+    "/api/texts": {"name": "my.txt", "text": "a", "first": True, "done": True, "key": "b"},
     "/api/inspect": {"text": "none", "name": "base"},
     "/api/tokens": {"text": "a", "name": "base"},
     "/api/check": NEW_RUN,

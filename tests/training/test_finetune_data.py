@@ -167,11 +167,11 @@ BAD = {
     "list": ("[1]", "is not an object, but list"),
     "fields": (
         {"prompt": "a", "answer": "b"},
-        "holds prompt and answer; a record has the fields of one layout: prompt and completion; or",
+        "holds prompt, answer; a record has the fields of one layout: prompt and completion; or",
     ),
     "empty": ({"prompt": "a", "completion": ""}, "completion is empty"),
     "type": ({"prompt": "a", "completion": 4}, "completion is int, not text"),
-    "both": ({**GOOD, "messages": []}, "holds prompt, completion and messages; a record has the fields of one"),
+    "both": ({**GOOD, "messages": []}, "holds prompt, completion, messages; a record has the fields of one"),
     "mixed": (
         {"messages": CHAT},
         r"has messages, but .*x.jsonl:1 has prompt and completion; write every row of a file",
