@@ -133,7 +133,7 @@ def test_too_few_tokens_name_the_setting(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_text_without_a_target_cannot_be_evaluated(count: int) -> None:
-    with pytest.raises(DataError, match=f"the text has {counted(count, 'token')}, but predicting one needs 2"):
+    with pytest.raises(DataError, match=f"the text has {counted(count, 'token')}, and needs at least 2"):
         next(eval_batches(ids(count), 8, 8, 1))
 
 
