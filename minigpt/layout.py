@@ -5,6 +5,7 @@
         metrics.jsonl, metrics.csv, samples.jsonl, incidents.jsonl, eval.json, temperature.json, plots/loss.png
         note.json (a note that a person wrote about the run in the browser)
         checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
+        checkpoints/step-00000500.needed (another run was fine-tuned from this step, so it is never deleted)
         adapters/NAME/, .lock
 
 `weights.checkpoint` describes the files inside a checkpoint.
@@ -22,6 +23,7 @@ from minigpt.files import find, is_unfinished
 
 BEST, LAST = "best", "last"
 POINTERS = (BEST, LAST)
+NEEDED = ".needed"
 """Files next to the checkpoints that name one of them. The first that exists is the one to use."""
 STATE, MANIFEST = "state.json", "manifest.json"
 """Files of a checkpoint. The manifest is written last, so a directory without it is incomplete."""

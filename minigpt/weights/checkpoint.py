@@ -8,6 +8,7 @@
             state.json              the model's config, the step, and all else that exact resume needs
             manifest.json           sizes and sha256 of the files above, written last
         best, last                  text files that name one of the directories
+        step-00000500.needed        text file that names another run, which began from this checkpoint
 
 Everything is written to a new directory, which is renamed at the end. So a reader sees the whole new checkpoint or the
 one before; if the run's process deletes or replaces it meanwhile, `current` reads again. This module knows files, not
@@ -39,7 +40,7 @@ from minigpt.files import (
     temporary_path,
     write_text,
 )
-from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
+from minigpt.layout import MANIFEST, NEEDED, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
 
@@ -249,7 +250,7 @@ def is_needed(directory: Path) -> bool:
 
 
 def _mark(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}.needed")
+    return directory.with_name(f"{directory.name}{NEEDED}")
 
 
 def delete(directory: Path) -> None:
