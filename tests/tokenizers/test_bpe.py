@@ -115,8 +115,12 @@ def test_learning_ends_at_an_interrupt_that_comes_at_a_merge() -> None:
         if done == 3:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C
 
-    with pytest.raises(KeyboardInterrupt):
-        learn_merges({"abcabcabc": 3}, 10, progress=press)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            learn_merges({"abcabcabc": 3}, 10, progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @settings(max_examples=60)
