@@ -128,9 +128,11 @@ def main(argv: list[str]) -> int:
     loading(quiet=True)
     prompt = _read_prompt(args)
     asked = asked_settings(args)
-    from minigpt.cli.prompts import answer_all, asked_prompts
+    records = None
+    if args.prompts is not None:
+        from minigpt.cli.prompts import asked_prompts
 
-    records = [] if args.prompts is None else asked_prompts(args.prompts, args.out, args.batch_size)
+        records = asked_prompts(args.prompts, args.out, args.batch_size)
     if args.save_preset:
         save_preset(args.save_preset, asked)
     from minigpt.generation.fast.prepare import prepare_decoding
@@ -141,7 +143,9 @@ def main(argv: list[str]) -> int:
     config = load_config(None, {f"generation.{key}": value for key, value in settings.items()}).generation
     draft = load_draft(args, run)
     prepare_decoding(run.model, args.precision)
-    if args.prompts is not None:
+    if records is not None:
+        from minigpt.cli.prompts import answer_all
+
         return answer_all(records, args.out, args.batch_size, run, config, draft)
     return _answer_one(args, prompt, run, config, draft)
 

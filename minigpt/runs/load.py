@@ -71,7 +71,7 @@ class LoadedRun:
         return prepared
 
     def _prepared_from(self, source: str) -> Prepared:
-        config = self.config.model_copy(update={"data": self.config.data.model_copy(update={"source": source})})
+        config = self.config.changed(data={"source": source})
         prepared = prepare_data(config, self.tokenizer)
         if caveat := check_known(config, self.tokenizer, prepared, prepared.splits):
             warnings.warn(caveat, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Test what differs on a Mac, with stand-ins for its device mps: nobody here has one."""
+"""Test what differs on a Mac. The tests replace its device mps, since this machine has none."""
 
 import os
 import subprocess

@@ -422,7 +422,7 @@ def test_nothing_is_lost_when_server_and_run_are_killed(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with server_process() as (address, server):
         page = Page(address)
-        assert page.client.get("/api/runs").json()["runs"] == []  # there is no folder of runs yet
+        assert page.client.get("/api/runs").json()["runs"] == []  # runs/ does not exist yet
         page.begin()
         pid, before = page.pid(), page.get()["last"]
         server.kill()
