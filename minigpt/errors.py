@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 MOST_CHOICES = 5
-"""Most names that an error suggests."""
+"""Most names that an error lists."""
 
 
 class MiniGPTError(Exception):
@@ -128,9 +128,13 @@ def nearest(name: str, choices: Iterable[str], more: str = "") -> str:
     choices = list(choices)
     if close := difflib.get_close_matches(name, choices, n=1):
         return f"did you mean {close[0]}?"
-    if len(choices) <= MOST_CHOICES:
-        return f"choose from {', '.join(choices)}"
-    return more or f"choose from {', '.join(choices[:MOST_CHOICES])} and {len(choices) - MOST_CHOICES} more"
+    return more if more and len(choices) > MOST_CHOICES else f"choose from {first_names(choices)}"
+
+
+def first_names(names: Sequence[object], between: str = ", ") -> str:
+    """The first `MOST_CHOICES` names, and how many more there are: "a, b, c, d, e and 7 more"."""
+    more = f" and {len(names) - MOST_CHOICES:,} more" if len(names) > MOST_CHOICES else ""
+    return between.join(map(str, names[:MOST_CHOICES])) + more
 
 
 def first_line(error: BaseException) -> str:

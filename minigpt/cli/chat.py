@@ -95,7 +95,6 @@ def main(argv: list[str]) -> int:
 
 def _session(args: Any, asked: dict[str, Any]) -> Any:
     """Load the model, and decide how its chats are written. Raises UserError."""
-    from minigpt.data.clean import clean_text
     from minigpt.generation.chat import Session
     from minigpt.generation.fast.prepare import prepare_decoding
     from minigpt.runs.chat_format import chat_format_of
@@ -109,7 +108,7 @@ def _session(args: Any, asked: dict[str, Any]) -> Any:
         run.tokenizer,
         run.config.generation.model_copy(update={"num_samples": 1, "logprobs": None}),
         chat_format_of(run),
-        lambda text: clean_text(text, run.config.data.clean),  # as the training text was cleaned
+        run.clean,
         draft,
     )
     session.update(asked)

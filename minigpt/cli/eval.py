@@ -12,6 +12,7 @@ from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.console import Lines, console, counted, loading, out_json, progress_bars, tell
 from minigpt.errors import UserError
 from minigpt.files import write_text
+from minigpt.layout import RunFolder
 
 if TYPE_CHECKING:
     from minigpt.data import Prepared
@@ -122,6 +123,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
     if args.save and args.context is not None:
         raise UserError("--save is for the score in the model's whole context; leave --context out")
+    if args.save and (run := RunFolder.of(args.run).path) != Path(args.run):
+        raise UserError(f"--save is for the run's best checkpoint; name the run: minigpt eval {run} --save")
     _check_flags(args)
     if args.tasks is not None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar
@@ -211,8 +214,6 @@ def _evaluate(args: Eval, run: "LoadedRun", prepared: "Prepared", label: str = "
 
 
 def _save(report: Mapping[str, Any], asked: Path) -> None:
-    from minigpt.layout import RunFolder
-
     write_text(RunFolder.of(asked).evaluation, json.dumps(report, indent=2) + "\n", "leave --save out")
 
 

@@ -130,11 +130,10 @@ def _check(args: Explain) -> None:
 
 def _prompt(args: Explain, run: "LoadedRun") -> str:
     """The prompt, cleaned as the training text was."""
-    from minigpt.data.clean import clean_text
     from minigpt.generation.text.prompts import typed_prompt
 
     prompt = run.config.train.sample_prompt if args.prompt is None else typed_prompt(args.prompt)
-    return clean_text(prompt, run.config.data.clean)
+    return run.clean(prompt)
 
 
 def _read(args: Explain, run: "LoadedRun") -> list[int]:

@@ -141,6 +141,7 @@ def main(argv: list[str]) -> int:
     run = load_run(args.run, args.device)
     settings = run.config.generation.model_dump() | asked
     config = load_config(None, {f"generation.{key}": value for key, value in settings.items()}).generation
+    config = config.cleaned(run.clean)
     draft = load_draft(args, run)
     prepare_decoding(run.model, args.precision)
     if records is not None:
@@ -151,11 +152,10 @@ def main(argv: list[str]) -> int:
 
 
 def _answer_one(args: Any, prompt: str | None, run: Any, config: GenerationConfig, draft: Any) -> int:
-    from minigpt.data.clean import clean_text
     from minigpt.generation.text import Writing
 
     prompt = run.config.train.sample_prompt if prompt is None else prompt
-    text = clean_text(str(prompt), run.config.data.clean)  # as the training text was cleaned
+    text = run.clean(str(prompt))  # as the training text was cleaned
     stream = not args.json and config.num_samples == 1 and config.best_of == 1
     writing = Writing(run.model, run.tokenizer, [text], config, draft=draft)
     unseen = text  # printed with the first token, so that a prompt that cannot be used prints nothing

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from minigpt.cli.arguments import PathText, Positional, parse
-from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.config import RunConfig, load_config
 from minigpt.console import SafeConsole, out_json
 from minigpt.errors import UserError
 from minigpt.layout import CONFIG, RunFolder
@@ -16,6 +16,8 @@ from minigpt.layout import CONFIG, RunFolder
 @dataclass(frozen=True)
 class Model:
     """Show what a model costs: parameters per part, FLOPs per token, memory, and the shape at each step.
+
+    If the vocabulary is not set, it is that of the tokenizer's kind (char: 65).
 
     minigpt model inspect shakespeare-char
     minigpt model inspect runs/my
@@ -34,23 +36,14 @@ class Model:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Model, argv, "model", with_config=True)
+    from minigpt.machine.bench.shape import with_vocabulary
+
     folder = Path(args.what) if args.what else None
     is_folder = folder is not None and folder.is_dir()
     if folder and is_folder and not RunFolder(folder).is_run:
         raise UserError(f"{args.what}: is not a run: it has no {CONFIG}; give a run directory or a recipe")
     recipe = str(RunFolder(folder).config) if folder and is_folder else args.what
-    config = load_config(recipe, overrides)
-    shape = config.model
-    if shape.vocab_size is None:  # the tokenizer will set it; take its largest size
-        from minigpt.tokenizers import load
-        from minigpt.tokenizers.words import WIKITEXT_2
-
-        ids = config.tokenizer.vocab_size
-        known = {"gpt2": 50257, "bpe": ids, "word": min(ids, WIKITEXT_2), "auto": 50257, "byte": 259}
-        file = config.tokenizer.path
-        size = load(file).vocab_size if file else known.get(config.tokenizer.kind, 96)
-        shape = shape.model_copy(update={"vocab_size": size})
-    report = inspect(shape, config)
+    report = inspect(with_vocabulary(load_config(recipe, overrides)))
     if args.json:
         out_json(report)
     else:
@@ -58,17 +51,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def inspect(shape: ModelConfig, config: RunConfig) -> dict[str, Any]:
-    """All figures as plain values. The shape's vocabulary must be known; the config says how the model is trained."""
+def inspect(config: RunConfig) -> dict[str, Any]:
+    """All figures as plain values. The model's vocabulary must be known."""
     from minigpt.model.cost import flops_per_token, parameter_table, shape_walk
     from minigpt.runtime.memory_estimate import inference_memory, memory_of_run
 
-    settings = config.train
-    training = memory_of_run(config.model_copy(update={"model": shape}))
+    shape = config.model
+    training = memory_of_run(config)
     inference = inference_memory(shape)
     return {
         "config": shape.model_dump(mode="json"),
-        "batch_size": settings.rows,
+        "batch_size": config.train.rows,
         "parameters": parameter_table(shape),
         "flops_per_token": {"training": flops_per_token(shape), "inference": flops_per_token(shape, training=False)},
         "training_memory": asdict(training) | {"total": training.total},

@@ -1,8 +1,6 @@
 """Answer many prompts from a file, as JSON lines."""
 
-import errno
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,10 +11,9 @@ from minigpt.cli.arguments import unreadable
 from minigpt.config import GenerationConfig
 from minigpt.config.section import SEEDS
 from minigpt.console import console, progress_bars
-from minigpt.data.clean import clean_text
 from minigpt.data.json_rows import form_of, json_rows
 from minigpt.errors import GenerationError, storage_error
-from minigpt.files import find, read_text, write_text
+from minigpt.files import check_writable, find, read_text, write_text
 from minigpt.generation.text import Writing
 from minigpt.generation.text.prompts import encode_prompts
 from minigpt.model import GPT
@@ -91,25 +88,25 @@ def answer_all(
                 sys.stdout.flush()
             report("prompts", done, len(records))
     if target:
-        write_text(target, "".join(lines), OTHER)
+        write_text(target, "".join(lines), OTHER, parents=True)
     return 0
 
 
 def _check_free(target: Path) -> None:
     """Raise UserError if the file exists or cannot be made, before the work begins."""
     try:
-        if find(target):
-            raise GenerationError(f"{target} exists; choose another --out, or remove it")
-        if not os.access(target.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "its folder does not exist or is not yours")
+        exists = find(target)
     except OSError as error:
         raise storage_error(target, error, OTHER) from None
+    if exists:
+        raise GenerationError(f"{target} exists; choose another --out, or remove it")
+    check_writable(target, OTHER)
 
 
 def _answers(
     records: list[dict[str, Any]], batch_size: int, run: LoadedRun, config: GenerationConfig, draft: GPT | None
 ) -> Iterator[dict[str, Any]]:
-    texts = [clean_text(record["prompt"], run.config.data.clean) for record in records]
+    texts = [run.clean(record["prompt"]) for record in records]
     # all together, so that a warning comes once
     prompts = encode_prompts(texts, run.tokenizer, run.model.config.max_seq_len)
     for first in range(0, len(records), batch_size):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -129,3 +130,8 @@ class GenerationConfig(Section):
         if self.penalty_alpha and self.top_k < 2:
             raise ValueError("penalty_alpha chooses among top_k tokens; set top_k to 2 or more, 4 is usual")
         return self
+
+    def cleaned(self, clean: Callable[[str], str]) -> Self:
+        """These settings with `stop` and `bad_words` cleaned as a run's text was: the run writes no other text."""
+        texts = {name: tuple(filter(None, map(clean, getattr(self, name)))) for name in ("stop", "bad_words")}
+        return self.model_copy(update=texts)

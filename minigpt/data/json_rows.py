@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.data.text_files import Blocks, decoded, head
-from minigpt.errors import MOST_CHOICES, DataError
+from minigpt.errors import DataError, first_names
 from minigpt.files import MOST, parse_json
 from minigpt.tokenizers.base import valid_unicode
 
@@ -124,8 +124,7 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
 
 def field_names(row: dict[str, Any]) -> str:
     """The names of a row's first fields, for an error; a file can be one object with a million fields."""
-    more = f" and {len(row) - MOST_CHOICES:,} more" if len(row) > MOST_CHOICES else ""
-    return ", ".join(name[:LONGEST_NAME] for name in list(row)[:MOST_CHOICES]) + more
+    return first_names([name[:LONGEST_NAME] for name in row])
 
 
 def _lines(blocks: Blocks, label: str, place: str, fix: str) -> Iterator[tuple[str, Any]]:

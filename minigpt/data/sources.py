@@ -26,7 +26,7 @@ from minigpt.data.json_rows import LINES, Form, json_form, read_documents
 from minigpt.data.named_datasets import NAMED, Part
 from minigpt.data.text_files import Blocks, binary_reason, check_encoding, decoded, spool_stdin, unreadable, zipped
 from minigpt.download import Progress, digest, locate
-from minigpt.errors import DataError, EncodingError, nearest
+from minigpt.errors import DataError, EncodingError, first_names, nearest
 from minigpt.files import expand_home, find
 from minigpt.layout import RunFolder
 
@@ -197,9 +197,8 @@ def _files(config: DataConfig) -> Source:
         where = "is a directory without text files" if folder else "matches no text file"
         raise DataError(f"{name}: {where}{why}; name files that hold text")
     if left:
-        some = ", ".join(f"{entry} {reason}" for entry, reason in list(left.items())[:5])
-        more = f", and {len(left) - 5} more" if len(left) > 5 else ""
-        warnings.warn(f"{name}: left out: {some}{more}", stacklevel=2)
+        reasons = [f"{entry} {reason}" for entry, reason in left.items()]
+        warnings.warn(f"{name}: left out: {first_names(reasons)}", stacklevel=2)
     return _file_source(config, forms, skipped=tuple(map(str, skipped)))
 
 

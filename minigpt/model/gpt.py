@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config import ModelConfig
-from minigpt.errors import CheckpointError
+from minigpt.errors import CheckpointError, first_names
 from minigpt.model.cache import KVCache
 from minigpt.model.heads import make_head, output_matrix
 from minigpt.model.inputs import Places, Table, make_inputs
@@ -202,8 +202,7 @@ class GPT(nn.Module):
             if own[name].shape != weights[name].shape
         ]
         if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(problems)[:3])}{more}")
+            raise CheckpointError(f"the weights do not fit this model: {first_names(sorted(problems), '; ')}")
         self.load_state_dict(weights, strict=False)
 
     def weights(self) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ def fine_tune(
         base: a run, a checkpoint, or a Hugging Face directory (default: the recipe's finetune.base).
         data: any text that `train` takes, or JSON lines of records: see minigpt.training.finetune.records.
         settings: dotted paths to values; they override the recipe's and `tuned_defaults`.
-        name, resume, recipe, quiet: as in `train`.
+        name, recipe, quiet: as in `train`.
+        resume: as in `train`; a length in `settings` replaces those of the recipe.
         command: what was called, for the receipt.
 
     Raises:
@@ -76,7 +77,10 @@ def fine_tune(
     if source is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
     start = load_run(source, "cpu")
-    given = recipe_settings(recipe, given) | given
+    own = recipe_settings(recipe, given)
+    if resume and not _without_budget(given):  # a new length replaces the recipe's
+        own = {path: value for path, value in own.items() if path not in LENGTHS}
+    given = own | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (placement, console):
         return _tune(start, config, given, name, resume, recipe, command, placement, console)

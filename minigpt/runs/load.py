@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from minigpt import tokenizers
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.data import Prepared
+from minigpt.data.clean import clean_text
 from minigpt.errors import CheckpointError, ConfigError, DataError, RunError
 from minigpt.files import find
 from minigpt.layout import CHECKPOINTS, STATE, RunFolder, no_such_run, step_of
@@ -16,6 +17,7 @@ from minigpt.runs.data import check_known, prepare_data
 from minigpt.runs.receipt import read_receipt, text_has_changed
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers.base import valid_unicode
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
@@ -37,6 +39,10 @@ class LoadedRun:
     tokenizer: Tokenizer
     config: RunConfig
     runtime: Runtime
+
+    def clean(self, text: str) -> str:
+        """Clean a text as the training text was, and replace halves of characters."""
+        return clean_text(valid_unicode(text), self.config.data.clean)
 
     def prepared(self, source: str | Path | None = None) -> Prepared:
         """The run's own data as token files (written again if the cache was cleared).

@@ -10,7 +10,7 @@ from typing import Any
 import regex
 
 from minigpt.config import RunConfig, dump_config, load_config, read_yaml
-from minigpt.errors import RunError, storage_error
+from minigpt.errors import RunError, first_names, storage_error
 from minigpt.files import delete_unfinished, write_text
 from minigpt.layout import CONFIG, RunFolder, check_name
 from minigpt.runs.lock import run_lock
@@ -61,7 +61,7 @@ def plan_run(
     first = Path(config.logging.runs_dir) / (name or default_name)
     if path != first:
         others = compare(load_config(RunFolder(first).config), config, strict=True)
-        say(f"{first} was trained with another {_first(others)}: this run is {path}")
+        say(f"{first} was trained with another {first_names(others)}: this run is {path}")
     with run_lock(path):
         folder = RunFolder(path).checkpoints
         saved = newest_whole(folder, say)
@@ -87,20 +87,14 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
         if not differences:
             return path
         if resume:
-            raise RunError(f"{path} cannot be continued with another {_first(differences)}; choose a new --name")
+            raise RunError(f"{path} cannot be continued with another {first_names(differences)}; choose a new --name")
         if name is not None:
-            raise RunError(
-                f"{path} exists with another {_first(differences)}; choose a new --name, or --resume to continue it"
-            )
+            others = first_names(differences)
+            raise RunError(f"{path} exists with another {others}; choose a new --name, or --resume to continue it")
         path, number = base / f"{default_name}-{number}", number + 1
     if resume:
         raise RunError(f"nothing to resume: no run at {path}; leave --resume out to start it")
     return path
-
-
-def _first(settings: list[str]) -> str:
-    """The first three names: "train.seed, model.embed_dim, model.num_heads and 20 more"."""
-    return ", ".join(settings[:3]) + (f" and {len(settings) - 3} more" if len(settings) > 3 else "")
 
 
 def _check_rates(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:

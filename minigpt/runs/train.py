@@ -101,7 +101,8 @@ def train(
     if data is not None:  # it may have another number of ids than the text of a run whose config.yaml this is
         config = config.changed(data={"source": str(data)}, model={"vocab_size": None})
     prompt = clean_text(config.train.sample_prompt, config.data.clean)  # as the text is, so the model knows its letters
-    config = config.changed(train={"sample_prompt": prompt})
+    stops = config.generation.cleaned(lambda text: clean_text(text, config.data.clean))
+    config = config.changed(train={"sample_prompt": prompt}).model_copy(update={"generation": stops})
     with joined(config, quiet) as (placement, console):
         ranks, tell = placement.ranks, printer(console)
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 
 from minigpt.console import harmless, tell
-from minigpt.errors import UserError
+from minigpt.errors import UserError, first_names
 from minigpt.runtime.device import pick_device
 from minigpt.serve.api.app import make_app, make_state
 from minigpt.serve.api.guard import LOOPBACK
@@ -57,10 +57,6 @@ def is_loopback(host: str) -> bool:
     return f"[{host}]" in LOOPBACK or host in LOOPBACK or host.startswith("127.")
 
 
-def _listed(names: Sequence[object]) -> str:
-    return harmless(", ".join(map(str, names[:5])) + (" and others" if len(names) > 5 else ""))
-
-
 def serve(
     runs: Sequence[Path],
     *,
@@ -103,8 +99,8 @@ def serve(
     state = make_state(catalog, limits, device, precision)
     routers = [Workbench(state).router()]
     app = make_app(state, hosts=hosts, key=key, metrics=metrics, preload=models if preload else (), routers=routers)
-    none = f"no model in {_listed([run.absolute() for run in runs])} yet; the page can train the first"
-    tell(f"serving {_listed(models) or none}, at {address}/v1")
+    none = f"no model in {harmless(first_names([run.absolute() for run in runs]))} yet; the page can train the first"
+    tell(f"serving {harmless(first_names(models)) or none}, at {address}/v1")
     tell(f"the page: {address}; Ctrl-C ends it")
     if open_browser:
         Timer(1.0, webbrowser.open, [address]).start()

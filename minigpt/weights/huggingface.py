@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import ModelConfig
-from minigpt.errors import CheckpointError
+from minigpt.errors import CheckpointError, first_names
 from minigpt.weights.huggingface_config import architecture, config_from_hf, config_to_hf
 
 __all__ = [
@@ -126,10 +126,7 @@ class _Reading:
         """Raise CheckpointError if weights are left, with their names."""
         left = sorted(name for name in self.left if not _BUFFERS.fullmatch(name))
         if left:
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise CheckpointError(
-                f"this model has no weights {', '.join(left[:3])}{more}; {self.where} is of another model"
-            )
+            raise CheckpointError(f"this model has no weights {first_names(left)}; {self.where} is of another model")
 
 
 def weights_from_hf(

@@ -8,6 +8,7 @@ import pytest
 from cli_run import fails, json_of, small_run
 
 from minigpt.cli import main
+from minigpt.config import dump_config, load_config
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIGPT_CONFIG", str(tmp_path / "settings"))
 
 
-def answer(capsys, *argv: str) -> dict:
+def answer(capsys, *argv: object) -> dict:
     return json_of(capsys, "generate", *argv)
 
 
@@ -29,14 +30,15 @@ def test_a_file_of_prompts_becomes_json_lines_each_as_if_alone(run: str, tmp_pat
     (tmp_path / "many.txt").write_text("\n".join(prompts[:2]) + "\n\n" + "\n".join(prompts[2:]))
     flags = ["--max-new-tokens", "30", "--seed", "5"]
     argv = ["generate", run, "--prompts", str(tmp_path / "many.txt"), *flags]
-    assert main([*argv, "--out", str(tmp_path / "out.jsonl"), "--batch-size", "3"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    out = tmp_path / "new/out.jsonl"
+    assert main([*argv, "--out", str(out), "--batch-size", "3"]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["prompt"] for line in lines] == prompts
     alone = [answer(capsys, run, "--prompt", prompt, *flags)["samples"][0] for prompt in prompts]
     assert [line["samples"][0]["text"] for line in lines] == alone
     assert set(lines[0]) == {"prompt", "seed", "samples"}
     assert set(lines[0]["samples"][0]) == {"text", "reason", "tokens"}
-    fails(capsys, [*argv, "--out", str(tmp_path / "out.jsonl")], "exists; choose another --out")
+    fails(capsys, [*argv, "--out", str(out)], "exists; choose another --out")
 
 
 def test_json_lines_carry_seeds_and_other_keys(run: str, tmp_path: Path, capsys) -> None:
@@ -91,6 +93,17 @@ def test_stop_score_and_alternatives_reach_the_person(run: str, capsys) -> None:
     capsys.readouterr()
     assert main(["generate", run, "--prompt", "the", "--best-of", "3", "--max-new-tokens", "10"]) == 0
     assert capsys.readouterr().out.startswith("--- 1 (score -")
+
+
+def test_stops_and_bad_words_are_cleaned_as_the_text_was(run: str, tmp_path: Path, capsys) -> None:
+    lower = shutil.copytree(run, tmp_path / "lower")
+    config = load_config(lower / "config.yaml").changed(data={"clean": ("lower",)})
+    (lower / "config.yaml").write_text(dump_config(config))
+    plain = answer(capsys, lower, "--prompt", "THE CAT", "--seed", "4")["samples"][0]
+    flags = ["--prompt", "The cat", "--seed", "4", "--stop", plain[20:26].upper()]
+    assert answer(capsys, lower, *flags)["samples"] == [plain[: plain.index(plain[20:26])]]
+    banned = answer(capsys, lower, "--prompt", "the cat", "--bad-words", "THE", "--max-new-tokens", "100")
+    assert "the" not in banned["samples"][0]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def test_an_existing_run_is_continued_or_kept_but_never_overwritten(broken: Path
     assert (broken / "metrics.jsonl").read_text() == before
     fails(capsys, [*base, "--name", "broken", "--train.seed", "1"], "exists with another train.seed", "--resume")
     many = ["--train.seed", "1", "--model.dropout", "0.1", "--optimizer.eps", "1e-7", "--model.qk-norm", "false"]
-    said = "another model.dropout, model.qk_norm, optimizer.eps and 1 more; choose a new --name"
+    many += ["--optimizer.weight-decay", "0.3", "--schedule.kind", "linear"]
+    said = "model.dropout, model.qk_norm, optimizer.weight_decay, optimizer.eps, schedule.kind and 1 more; choose a new"
     fails(capsys, [*base, "--name", "broken", *many], said)
     fails(
         capsys,

@@ -255,12 +255,16 @@ def test_the_command_says_it_in_words_and_documents_every_key(capsys):
     assert all(key in shown for key in REPORT_KEYS)
 
 
-def test_only_the_runs_own_validation_figures_are_saved():
+def test_only_the_runs_own_validation_figures_are_saved(tmp_path: Path):
     for other in (["--split", "test"], ["--data", "x.txt"]):
         with pytest.raises(UserError, match="--save"):
             command.main(["runs/none", "--save", *other])
     with pytest.raises(UserError, match="leave --context out"):
         command.main(["runs/none", "--save", "--context", "16"])
+    (tmp_path / "checkpoints/step-2").mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"name the run: minigpt eval .* --save"):
+        command.main([str(tmp_path / "checkpoints/step-2"), "--save"])
 
 
 def test_each_part_of_a_model_gets_its_own_mode_back():

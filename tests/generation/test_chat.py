@@ -317,6 +317,8 @@ def test_texts_are_cleaned_as_in_training_and_broken_characters_fixed() -> None:
     chat = Session(GPT_, LETTERS, GenerationConfig(max_new_tokens=4), clean=str.lower)
     list(chat.say("ABC"))
     assert said(chat)[0] == ("user", "abc")
+    chat.update({"stop": ["X", "ab"]})
+    assert chat.config.stop == ("x", "ab")
     mended = Session(model(tokenizer := ByteTokenizer()), tokenizer, GenerationConfig(max_new_tokens=4))
     list(mended.say("a\ud800"))
     assert said(mended)[0] == ("user", "a\ufffd")

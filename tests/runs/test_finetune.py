@@ -453,3 +453,10 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(list(argv)) == 2
         err = capsys.readouterr().err
         assert problem in err, err
+
+
+def test_a_new_length_replaces_that_of_the_recipe(base: Path, tmp_path: Path) -> None:
+    first = tune(base, questions(tmp_path / "q.jsonl"), train__max_steps=None, train__max_epochs=1)
+    recipe, settings = str(first.path / "config.yaml"), {"train.max_steps": first.state.step + 2}
+    longer = fine_tune(settings=settings, name="tuned", resume=True, recipe=recipe, quiet=True)
+    assert (longer.path, longer.state.step) == (first.path, first.state.step + 2)

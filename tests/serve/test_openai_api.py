@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def test_stop_bias_and_usage_of_a_stream(client: Any, base: LoadedRun):
     id_ = base.tokenizer.encode("q")[0]
     biased = post(client, "/v1/completions", logit_bias={str(id_): 100}, **common)["choices"][0]["text"]
     assert set(biased) == {"q"}
+
+
+def test_stops_are_cleaned_as_the_text_was(base: LoadedRun):
+    from minigpt.serve.api.prompts import settings
+    from minigpt.serve.api.schemas import Sampled
+    from minigpt.serve.models import Loaded
+
+    lower = replace(base, config=base.config.changed(data={"clean": ("lower",)}))
+    loaded, asked = Loaded((lower.path, 0), lower, 1), Sampled(model="base", stop="THE")
+    assert settings(asked, loaded, Limits(), None, logprobs=None, stop=["USER:"]).stop == ("the", "USER:")
 
 
 CHAT = [{"role": "system", "content": "the cat"}, {"role": "user", "content": "who ran?"}]

@@ -98,7 +98,7 @@ class Session:
             raise ConfigError("num_samples: a chat has one answer at a time; /regenerate writes another")
         if config.logprobs is not None:
             raise ConfigError("logprobs: /alternatives shows them in a chat")
-        self.config = config
+        self.config = config.cleaned(self.clean)
 
     def say(self, text: str) -> Generator[str]:
         """Answer the user's text. A model without roles continues the text instead.

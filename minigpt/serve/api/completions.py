@@ -20,7 +20,7 @@ from minigpt.serve.api.answer import (
     usage,
 )
 from minigpt.serve.api.errors import ApiError
-from minigpt.serve.api.prompts import encode, make_jobs, prompts_of, readable, seed_of, settings
+from minigpt.serve.api.prompts import encode, make_jobs, prompts_of, seed_of, settings
 from minigpt.serve.api.schemas import Completion, CompletionChoice, CompletionRequest
 from minigpt.serve.api.scores import CompletionScores
 from minigpt.serve.api.state import Shared, State
@@ -73,7 +73,7 @@ class PreparedCompletion:
         if not self.asked.echo:
             return ""
         prompt = self.given[index // self.copies]
-        return readable(prompt, self.loaded) if isinstance(prompt, str) else self.loaded.run.tokenizer.decode(prompt)
+        return self.loaded.run.clean(prompt) if isinstance(prompt, str) else self.loaded.run.tokenizer.decode(prompt)
 
     def answer(self, choices: list[CompletionChoice]) -> Completion:
         """An answer, or a piece of one."""

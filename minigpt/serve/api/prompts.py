@@ -6,7 +6,6 @@ from typing import Any
 
 from minigpt.config import GenerationConfig, validate
 from minigpt.config.section import SEEDS
-from minigpt.data.clean import clean_text
 from minigpt.errors import GenerationError
 from minigpt.generation.chat import Message, Turns
 from minigpt.generation.chat.conversation import fit
@@ -16,7 +15,6 @@ from minigpt.serve.api.schemas import ChatMessage, Sampled
 from minigpt.serve.engine import Job
 from minigpt.serve.limits import Limits
 from minigpt.serve.models import Loaded
-from minigpt.tokenizers.base import valid_unicode
 
 OURS = (
     "temperature top_p top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty num_beams"
@@ -48,15 +46,10 @@ def encode(prompt: Prompt, loaded: Loaded) -> list[int]:
         if wrong := next((id_ for id_ in prompt if id_ >= tokenizer.vocab_size), None):
             raise ApiError(400, f"there is no token {wrong}; ids go from 0 to {tokenizer.vocab_size - 1}", "prompt")
         return prompt
-    ids = tokenizer.encode(readable(prompt, loaded))
+    ids = tokenizer.encode(loaded.run.clean(prompt))
     if not ids and tokenizer.eos_id is None:
         raise GenerationError(f"the prompt has no {tokenizer.unit}; give some text")
     return ids or [tokenizer.eos_id]  # pyright: ignore[reportReturnType]
-
-
-def readable(text: str, loaded: Loaded) -> str:
-    """Clean a text as the training text was, and drop halves of characters."""
-    return clean_text(valid_unicode(text), loaded.run.config.data.clean)
 
 
 def settings(
@@ -82,10 +75,10 @@ def settings(
     if asked.num_beams is not None and asked.num_beams > 1:
         given["num_samples"] = asked.n or 1
     fields = own.model_dump() | ALONE | given
-    fields["stop"] = tuple(dict.fromkeys((*fields["stop"], *stop)))
     fields["max_new_tokens"] = max(1, min(own.max_new_tokens if most is None else most, limits.tokens))
     fields |= {"seed": 0, "logprobs": logprobs, "max_seconds": limits.seconds}
-    return validate({"generation": fields}).generation
+    config = validate({"generation": fields}).generation.cleaned(loaded.run.clean)
+    return config.model_copy(update={"stop": (*config.stop, *stop)})
 
 
 def _token(name: str) -> str:
@@ -125,7 +118,7 @@ def read_chat(given: Sequence[ChatMessage], loaded: Loaded, room: int) -> list[i
         content = message.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         role = "system" if message.role == "developer" else message.role
-        messages.append(Message(role, readable(text, loaded)))
+        messages.append(Message(role, loaded.run.clean(text)))
     if all(message.role == "system" for message in messages):
         raise ApiError(400, "messages: the user says nothing", "messages")
     chat_format, limit = turns_of(loaded), loaded.run.model.config.max_seq_len

@@ -8,7 +8,6 @@ from starlette.requests import Request
 
 from minigpt.serve.api.errors import RESPONSES
 from minigpt.serve.api.html import documented
-from minigpt.serve.api.prompts import readable
 from minigpt.serve.api.schemas import (
     Detokenized,
     DetokenizeRequest,
@@ -45,7 +44,7 @@ async def tokenize(asked: TokenizeRequest, state: Shared) -> Tokenized:
     """Ids of a text."""
     async with state.models.use(asked.model) as loaded:
         encode = loaded.run.tokenizer.encode
-        ids = await asyncio.to_thread(lambda: encode(readable(asked.prompt, loaded)))
+        ids = await asyncio.to_thread(lambda: encode(loaded.run.clean(asked.prompt)))
         return Tokenized(tokens=ids, count=len(ids), max_model_len=loaded.run.model.config.max_seq_len)
 
 

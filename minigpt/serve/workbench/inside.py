@@ -6,7 +6,6 @@ The engine may write with the same run at the same time, so this part loads its 
 from collections.abc import Mapping
 from typing import Any
 
-from minigpt.data.clean import clean_text
 from minigpt.explanation.analysis import describe
 from minigpt.explanation.heads import Heads, measure_heads
 from minigpt.explanation.html import pack_attention
@@ -14,7 +13,6 @@ from minigpt.explanation.intervene import scaled
 from minigpt.explanation.recording import record
 from minigpt.runs.load import LoadedRun, load_run
 from minigpt.serve.models import Key, Listed, key_of
-from minigpt.tokenizers.base import valid_unicode
 
 MOST = 96
 """Most tokens to look at: the answer has a number for each pair of them."""
@@ -33,7 +31,7 @@ class Inside:
         `left_out` counts the tokens before them. Raises UserError for a part that the model does not have.
         """
         run, heads = self._load(listed)
-        ids = run.tokenizer.encode(clean_text(valid_unicode(text), run.config.data.clean))
+        ids = run.tokenizer.encode(run.clean(text))
         shown = ids[-min(MOST, run.model.config.max_seq_len) :]
         with scaled(run.model, factors):
             recording = record(run.model, shown)

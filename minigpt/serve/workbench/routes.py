@@ -20,7 +20,7 @@ from minigpt.runs.compare import cautions, differences
 from minigpt.runs.lock import delete_run
 from minigpt.runs.record import RunRecord
 from minigpt.serve.api.errors import ApiError
-from minigpt.serve.api.prompts import encode, readable
+from minigpt.serve.api.prompts import encode
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
 from minigpt.serve.workbench.form import form, wrong
@@ -250,7 +250,7 @@ class Workbench:
     async def why(self, asked: TextRequest) -> dict[str, Any]:
         """How surprising each token of a text is, and which tokens the model thought likelier."""
         async with self.state.models.use(asked.model) as loaded:
-            text = await asyncio.to_thread(readable, asked.text, loaded)
+            text = await asyncio.to_thread(loaded.run.clean, asked.text)
             ids = await asyncio.to_thread(encode, text, loaded)
             return await self.state.background.do(lambda: details.why(loaded, text, ids))
 
