@@ -48,8 +48,8 @@ INSIDE = {
     " / corpus / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
-    "weights": "checkpoint_state gguf_file huggingface_config quantized sharded torch_file / checkpoint huggingface"
-    " / damage gguf llama2c nanogpt pretrained",
+    "weights": "checkpoint_state generation_settings gguf_file huggingface_config quantized sharded torch_file"
+    " / checkpoint huggingface / damage gguf llama2c nanogpt pretrained",
     "model": "activations cache heads learner loss / inputs kernels / reference / norms / parts / gpt / cost ensemble",
     "model.kernels": "attention dropout fused / chunked_loss",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",

@@ -8,7 +8,6 @@ the run's within the rounding of their precision, and its logits and greedy ids 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.gguf import from_gguf, to_gguf
 from minigpt.weights import gguf_file
+from minigpt.weights.generation_settings import settings_to_gguf
 from minigpt.weights.gguf import (
     FILE_TYPES,
     architecture_in_gguf,
@@ -34,7 +34,6 @@ LABELS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": 
 """minigpt's names of the precisions, and their names in file names."""
 STEPS = {"fp32": 0.0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 200, "q4_0": 1 / 7.9}
 """Largest change of a number by rounding, as a share of the largest number in its row."""
-_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
     refuse_existing(out)
     settings = config_to_gguf(config)
     settings |= {"general.name": folder.name, "general.file_type": FILE_TYPES[precision]}
-    settings |= {"general.quantization_version": 2} | _sampling(run) | vocabulary
+    settings |= {"general.quantization_version": 2} | settings_to_gguf(run.config.generation) | vocabulary
     if template := run_template(folder):
         jinja = template.jinja(run.tokenizer.eos_id is not None)
         settings |= {"tokenizer.chat_template": jinja, "minigpt.template": template.to_json()}
@@ -85,12 +84,6 @@ def export_gguf(run: Run, out: str | Path | None = None, precision: str = "fp16"
         size = work.stat().st_size
     count = sum(tensor.numel() for tensor, _ in tensors.values())
     return ExportedGGUF(out, kind, precision, count, size, difference, same)
-
-
-def _sampling(run: Run) -> dict[str, Any]:
-    """The run's generation settings that llama.cpp has too."""
-    ours = run.config.generation
-    return {f"general.sampling.{theirs}": getattr(ours, name) for name, theirs in _SAMPLING.items()}
 
 
 def _compare(run: Run, path: Path, expected: dict[str, Tensor], precision: str) -> tuple[float, float]:

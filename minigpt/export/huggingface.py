@@ -32,13 +32,11 @@ from minigpt.model import GPT
 from minigpt.tokenizers import BOS, EOS, PAD, UNK, Tokenizer
 from minigpt.tokenizers.chat_template import Template, read_template
 from minigpt.weights.checkpoint import write_tensors
+from minigpt.weights.generation_settings import settings_to_hf
 from minigpt.weights.huggingface import architecture, config_to_hf, weights_to_hf
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-4  # share of the largest logit: sums in another order differ by about 1e-6 in fp32
-_SAME_NAME = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
-_SAMPLED = ("top_p", "min_p", "typical_p")
-"""Also of the same name, but only for sampling: transformers refuses to save changed settings that mix both."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +148,8 @@ def run_template(folder: Path) -> Template | None:
 
 
 def _generation(ours: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of generation_config.json: what differs from transformers' defaults (its top_k is 50)."""
-    default = GenerationConfig()
-    out: dict[str, Any] = {"max_new_tokens": ours.max_new_tokens, "do_sample": ours.temperature > 0}
-    names = _SAME_NAME
-    if ours.temperature:
-        out |= {"temperature": ours.temperature, "top_k": ours.top_k}
-        names += _SAMPLED
-    out |= {name: getattr(ours, name) for name in names if getattr(ours, name) != getattr(default, name)}
+    """The content of generation_config.json."""
+    out = settings_to_hf(ours)
     if tokenizer.eos_id is not None:
         out |= {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}  # a text without a prompt begins so
         out |= {"pad_token_id": tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id}

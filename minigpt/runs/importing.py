@@ -13,13 +13,13 @@ No code in such a file is run, and nothing in it is trusted: shapes and counts a
 file's size before memory is allocated for them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from minigpt import tokenizers
-from minigpt.config import DataConfig, ModelConfig, RunConfig, dump_config
+from minigpt.config import DataConfig, GenerationConfig, ModelConfig, RunConfig, dump_config
 from minigpt.errors import CheckpointError, RunError, TokenizerError
 from minigpt.files import new_folder, read_text, refuse_existing, write_text
 from minigpt.layout import LAST, MANIFEST, TEMPLATE, RunFolder, is_pointer, step_name
@@ -30,11 +30,12 @@ from minigpt.tokenizers.gguf import from_gguf
 from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
 from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState
+from minigpt.weights.generation_settings import settings_from_gguf
 from minigpt.weights.gguf import config_from_gguf, weights_from_gguf
 from minigpt.weights.huggingface import cut_vocabulary
 from minigpt.weights.llama2c import from_llama2c
 from minigpt.weights.nanogpt import from_nanogpt
-from minigpt.weights.pretrained import is_huggingface, read_pretrained
+from minigpt.weights.pretrained import is_huggingface, read_generation, read_pretrained
 from minigpt.weights.torch_file import is_torch_file, read_torch
 
 PADDING = 64
@@ -63,6 +64,7 @@ class Foreign:
     weights: dict[str, Tensor]
     tokenizer: Tokenizer | None = None
     template: str = ""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def import_model(source: str | Path, out: str | Path | None = None, tokenizer: str | Path | None = None) -> Imported:
@@ -98,7 +100,7 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
             raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
     ended = TrainState(finished=True, stop_reason=IMPORTED)
     state = CheckpointState(model=config.model_dump(mode="json"), train=ended, tokenizer=spoken.fingerprint)
-    settings = RunConfig(model=config, data=DataConfig(source=str(source)))
+    settings = RunConfig(model=config, data=DataConfig(source=str(source)), generation=found.generation)
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         checkpoint.point(folder, LAST, checkpoint.save(folder / step_name(0), {"model": weights}, state))
@@ -145,7 +147,8 @@ def _huggingface(source: Path) -> Foreign:
     template = source / TEMPLATE
     text = read_template(template).to_json() if template.is_file() else ""
     has_one = (source / "tokenizer.json").is_file()
-    return Foreign("huggingface", *read_pretrained(source), tokenizers.load(source) if has_one else None, text)
+    own = tokenizers.load(source) if has_one else None
+    return Foreign("huggingface", *read_pretrained(source), own, text, read_generation(source))
 
 
 def _gguf(source: Path) -> Foreign:
@@ -153,13 +156,13 @@ def _gguf(source: Path) -> Foreign:
     try:
         config = config_from_gguf(file)
         weights = weights_from_gguf(config, file)
-        tokenizer = from_gguf(file.settings)
+        tokenizer, generation = from_gguf(file.settings), settings_from_gguf(file.settings)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     except TokenizerError as error:
         raise TokenizerError(f"{source}: {error}") from None
     template = file.settings.get("minigpt.template", "")
-    return Foreign("gguf", config, weights, tokenizer, template if isinstance(template, str) else "")
+    return Foreign("gguf", config, weights, tokenizer, template if isinstance(template, str) else "", generation)
 
 
 def _given(path: Path) -> Tokenizer:

@@ -22,7 +22,7 @@ from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, l
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, read_state
-from minigpt.weights.pretrained import is_huggingface
+from minigpt.weights.pretrained import is_huggingface, read_generation
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def load_run(path: str | Path, device: str = "auto", precision: str = "fp32") ->
     if is_huggingface(path):
         model, tokenizer = GPT.from_pretrained(path, str(runtime.device)), tokenizers.load(path)
         check_vocabulary(tokenizer, model.config, path)
-        return LoadedRun(path, path, 0, model, tokenizer, RunConfig(model=model.config), runtime)
+        config = RunConfig(model=model.config, generation=read_generation(path))
+        return LoadedRun(path, path, 0, model, tokenizer, config, runtime)
     step_folder, state, model = checkpoint.current(path, lambda step: (step, *_read(step, path, runtime)))
     folder = RunFolder.of(path)
     tokenizer = tokenizers.load(folder.path)

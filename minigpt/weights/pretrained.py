@@ -8,15 +8,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minigpt import tokenizers
-from minigpt.config import ModelConfig
+from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.errors import CheckpointError, TokenizerError, first_line
-from minigpt.files import parse_json, read_text
+from minigpt.files import find, parse_json, read_text
 from minigpt.layout import CHECKPOINTS, CONFIG, MANIFEST
 from minigpt.weights import checkpoint
+from minigpt.weights.generation_settings import settings_from_hf
 from minigpt.weights.huggingface import config_from_hf, cut_vocabulary, weights_from_hf
 from minigpt.weights.quantized import unpack_all
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LFS = b"version https://git-lfs"
 
@@ -44,6 +46,20 @@ def read_pretrained(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         return config, unpack_all(weights)
     except ValueError as error:
         raise CheckpointError(f"{loaded.path}: its packed weights do not fit together ({error})") from None
+
+
+def read_generation(path: Path) -> GenerationConfig:
+    """The generation settings of a Hugging Face directory; minigpt's own if it has none. Raises CheckpointError."""
+    file = path / _GENERATION
+    try:
+        found = _json(file) if find(file) else {}
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{_GENERATION} is damaged (not an object); download it again, or delete it")
+        return settings_from_hf(found)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
 def is_huggingface(path: Path) -> bool:
