@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from mostly_slow import mostly_slow
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell's pipes")
-@pytest.mark.parametrize("words", ["--help", "--version", "config recipes", "runs --help", "prepare --help"])
+@pytest.mark.parametrize(
+    "words", mostly_slow(["--help", "config recipes", "--version", "runs --help", "prepare --help"], [0, 1])
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str) -> None:
     reader, writer = os.pipe()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from torch import nn
 
 from minigpt.config import GenerationConfig, ModelConfig
@@ -59,7 +60,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
-@pytest.mark.parametrize("batch", [1, 3, 20])
+@pytest.mark.parametrize("batch", mostly_slow([3, 1, 20]))
 def test_fp32_writes_what_the_model_writes_uncached_across_the_limit(fields: dict[str, object], batch: int) -> None:
     gpt = model(**fields)
     wanted = write(gpt, batch, use_cache=False)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -179,7 +180,7 @@ def test_greedy_is_plain_generation_for_models_made_ready_in_c() -> None:
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("good", BOLD), ("bad", BOLD), ("bad", PENALTIES), ("lookup", BOLD), ("lookup", PENALTIES)],
+    mostly_slow([("good", BOLD), ("bad", BOLD), ("bad", PENALTIES), ("lookup", BOLD), ("lookup", PENALTIES)], [2, 3]),
     ids=["good", "bad", "bad-penalties", "lookup", "lookup-penalties"],
 )
 def test_pairs_have_the_law_of_plain_sampling(name: str, config: GenerationConfig) -> None:

@@ -1,9 +1,12 @@
 """Test generation from text to text: stop texts, ragged batches, seeds, scores, what ends a text."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mostly_slow import mostly_slow
 
 from minigpt.config import GenerationConfig, ModelConfig, TokenizerConfig
 from minigpt.errors import ConfigError, GenerationError
@@ -30,8 +33,9 @@ def texts(gpt: GPT, prompts: list[str], tokenizer=LETTERS, **fields) -> list[lis
 PROMPTS = ["abcdefghijklmnopqrstuvw"[: 1 + (7 * i) % 23] for i in range(16)]
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("position", "temperature"), mostly_slow(itertools.product(["rope", "learned", "sinusoidal"], [0.0, 0.9]), [0, 3])
+)
 def test_sixteen_ragged_prompts_give_what_each_gives_alone(position, temperature, capsys) -> None:
     gpt = model(position=position)
     fields = {"max_new_tokens": 40, "temperature": temperature, "top_k": 10, "repetition_penalty": 1.1}

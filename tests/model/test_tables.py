@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from foreign_model import twin
 from graph_stand_in import replayed
+from mostly_slow import mostly_slow
 
 from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError
@@ -104,7 +105,7 @@ def test_training_is_that_of_the_readable_forms(norm: str, activation: str, monk
 
 
 @every_pair
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("precision", mostly_slow(["fp32", "int8", "bf16", "int4"], [0, 1]))
 def test_decoding_on_a_cpu_is_the_model(norm: str, activation: str, precision: str) -> None:
     model = make(norm, activation)
     fast = prepare_decoding(copy.deepcopy(model), precision)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -72,9 +73,7 @@ def allocated(shape: ModelConfig, batch: int, micro: int, runtime: Runtime, kind
     return peak
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "logits in pieces" else []) for name in SHAPES]
-)
+@pytest.mark.parametrize("name", mostly_slow(SHAPES, [0, 2, 4]))
 def test_the_estimate_is_what_torchs_profiler_counts(name: str) -> None:
     shape, batch, micro = SHAPES[name]
     for runtime, kind in ((CPU, "muon"), (CPU16, "adamw")) if batch == micro else ((CPU, "adamw"),):

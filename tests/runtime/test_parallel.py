@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from mostly_slow import mostly_slow
 from parallel_run import MODEL, SCRIPT, launch
 
 from minigpt.config import ModelConfig, RunConfig, load_config
@@ -185,7 +186,7 @@ def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("it must not start")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", mostly_slow([1, 0]))
 def test_a_meeting_point_where_nobody_is_is_named(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = as_rank(monkeypatch, rank, 2)
     with pytest.raises(ParallelError, match=rf"do not meet at {host}:{port}"), join(torch.device("cpu"), 1):

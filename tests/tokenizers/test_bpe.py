@@ -15,6 +15,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mostly_slow import mostly_slow
 from test_tokenizers import ADVERSARIAL, TEXT, unicode_text
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
@@ -97,7 +98,7 @@ def test_one_long_word_gives_the_merges_and_ids_of_hugging_face(letters: str) ->
     assert ours.encode(other) == theirs.encode(other).ids
 
 
-@pytest.mark.parametrize("letters", LETTERS.values(), ids=LETTERS)
+@pytest.mark.parametrize("letters", mostly_slow(LETTERS.values()), ids=LETTERS)
 def test_a_word_of_300000_letters_takes_seconds_and_tells_progress(letters: str) -> None:
     told: list[tuple[str, int, int | None]] = []
     text = "".join(Random(1).choices(letters, k=300_000))
@@ -249,7 +250,7 @@ def _gpt2_spelling() -> list[str]:
     return [table[byte] for byte in range(256)]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", mostly_slow(PATTERNS, [1]))
 def test_merges_and_ids_equal_theirs_on_wikitext_validation(mirror: Path, pattern: str) -> None:
     text = (mirror / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")[:400_000]
     _agree_on(text, text, 1024, pattern)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from tuned_run import ANSWERS, SHAPE, TEXT, StopAt, last_tensors, make_base, questions, same, tune, write
 
 from minigpt.config import ModelConfig
@@ -90,7 +91,7 @@ def test_preferring_is_dpos_definition_and_starts_at_log_two() -> None:
     assert all(parameter.grad is None for parameter in same_model.reference.parameters())
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", mostly_slow([0, 4]))
 def test_dpo_prefers_what_was_chosen_and_resumes_to_the_same_bits(rank: int, base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"the {ask}", "chosen": f" {answer}", "rejected": " dog"} for ask, answer in ANSWERS]
     data = write(tmp_path / "p.jsonl", rows)

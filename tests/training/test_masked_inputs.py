@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from rich.console import Console
 from torch.nn.functional import pad
 
@@ -112,7 +113,7 @@ def trained(folder: Path, name: str, more: dict[str, Any], resume: bool = False)
     return train(load_config(None, settings), name=name, resume=resume, quiet=True).path
 
 
-@pytest.mark.parametrize("micro", [8, 4])
+@pytest.mark.parametrize("micro", mostly_slow([4, 8]))
 def test_a_run_that_is_resumed_ends_with_the_same_bits(micro: int, tmp_path: Path) -> None:
     def tensors(path: Path) -> dict[str, torch.Tensor]:
         parts = checkpoint.load(path / "checkpoints/last", ("model", "ema", "optimizer")).tensors

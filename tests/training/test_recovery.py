@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from torch.amp.grad_scaler import GradScaler
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -146,7 +147,7 @@ def test_one_bad_batch_is_skipped_and_reported_and_harms_nothing(tmp_path: Path,
     assert [line["step"] for line in lines if line.get("skipped") == 1] == [8]
 
 
-@pytest.mark.parametrize("first", [1, 7])
+@pytest.mark.parametrize("first", mostly_slow([7, 1]))
 def test_five_in_a_row_go_back_without_the_bad_batches_at_half_the_rate(tmp_path: Path, first: int) -> None:
     trainer, said = make(tmp_path / "one", lambda batch: first <= batch < first + 5)
     state = trainer.run()
@@ -200,7 +201,7 @@ def test_a_rate_a_hundred_times_too_high_is_found_and_cut(tmp_path: Path) -> Non
     assert ends["guarded"].val_loss < ends["alone"].val_loss - 0.2
 
 
-@pytest.mark.parametrize("stop_at", [9, 12])
+@pytest.mark.parametrize("stop_at", mostly_slow([9, 12]))
 def test_a_run_stopped_within_trouble_goes_on_exactly(tmp_path: Path, stop_at: int) -> None:
     class StopAt(Hook):
         steps = 0

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mostly_slow import mostly_slow
 
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.files import read_lines
@@ -178,6 +179,7 @@ def test_a_run_of_an_older_version_keeps_the_rule_that_it_began_with(tmp_path: P
     assert rates[True] == pytest.approx(RATES.learning_rate * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_lines_of_metrics_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
     """A line every 7 steps, a checkpoint every 3, one broken step: restarts do not change the steps of a line."""
 
@@ -441,8 +443,8 @@ def test_a_longer_run_averages_its_own_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("average", [{"ema_decay": 0.9}, {"average_last": 0.5}])
-@pytest.mark.parametrize("stop_at", [4, 10, 13])
-def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, stop_at: int, average: dict[str, float]) -> None:
+@pytest.mark.parametrize("stop_at", mostly_slow([10, 4, 13]))
+def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, average: dict[str, float], stop_at: int) -> None:
     settings = {
         "max_steps": 20, "micro_batch_size": 2, "eval_every": 3, "label_smoothing": 0.05, **average,
     }  # fmt: skip
