@@ -18,6 +18,7 @@ _HOME = {
     "GenerationConfig": "minigpt.config",
     "load_config": "minigpt.config",
     "train": "minigpt.runs.train",
+    "train_within": "minigpt.runs.budget.within",
     "fine_tune": "minigpt.runs.finetune",
     "load_run": "minigpt.runs.load",
     "load_template": "minigpt.tokenizers.chat_template",
@@ -83,6 +84,7 @@ __all__ = [
     "quantize_run",
     "stream_text",
     "train",
+    "train_within",
 ]
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from minigpt.generation.text import generate_text, stream_text
     from minigpt.model import GPT, KVCache
     from minigpt.model.loss import next_token_loss
+    from minigpt.runs.budget.within import train_within
     from minigpt.runs.finetune import fine_tune
     from minigpt.runs.importing import import_model
     from minigpt.runs.load import load_run
