@@ -24,7 +24,7 @@ from minigpt.runtime.memory import keep_freed_pages
 from minigpt.runtime.precision import Optimizer
 from minigpt.training.objective import WHOLE, Saved
 from minigpt.training.optim import load_optimizer, optimizer_tensors
-from minigpt.training.schedule import Budget, context_parts, decay_factor, lr_factor
+from minigpt.training.schedule import Budget, context_parts, decay_factor, lr_factor, whole_epochs
 from minigpt.training.step import Batch, accumulate, update, validation_loss
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
@@ -258,7 +258,8 @@ class Trainer:
     def _evaluation_due(self, before: float) -> bool:
         """Whether to evaluate after this step; `before` is the progress before the step."""
         step, per_epoch, every = self.state.step, self.batches.steps_per_epoch, self.config.eval_every
-        epoch_ends = self.config.max_epochs is not None and int(step / per_epoch) > int((step - 1) / per_epoch)
+        read, read_before = whole_epochs(step, per_epoch), whole_epochs(step - 1, per_epoch)
+        epoch_ends = self.config.max_epochs is not None and read > read_before
         tenth = int(10 * self.progress) > int(10 * before)
         return (tenth if every == "auto" else step % every == 0) or epoch_ends or self._done()
 

@@ -87,6 +87,14 @@ def context_parts(progress: float, config: ScheduleConfig) -> int:
     return 2 if progress >= config.context_warmup / 2 else 4
 
 
+def whole_epochs(step: int, steps_per_epoch: float) -> int:
+    """How many epochs are complete after `step` steps.
+
+    whole_epochs(35, 7 / 3) -> 15, although 35 / (7 / 3) is 14.999999999999998.
+    """
+    return int(step / steps_per_epoch + 1e-9)
+
+
 @dataclass(frozen=True)
 class Budget:
     """The length of a run: it ends at the first limit that it reaches.

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from minigpt.training.hooks.epochs import epoch_table
+from minigpt.training.schedule import whole_epochs
 
 
 def test_rows_are_epochs_with_both_losses_of_the_last_evaluation() -> None:
@@ -61,3 +62,10 @@ def test_whole_epochs_have_their_own_steps_and_no_other(per_epoch: float) -> Non
 def test_a_step_of_several_epochs_is_a_row_named_after_the_last() -> None:
     lines = [{"step": step, "epoch": 3.0 * step, "seconds": float(step), "loss": 4.0 / step} for step in (1, 2)]
     assert [(row["epoch"], row["train_loss"]) for row in epoch_table(lines)] == [(3, 4.0), (6, 2.0)]
+
+
+def test_an_epoch_ends_with_the_step_that_reads_its_last_window() -> None:
+    for windows in range(1, 100):
+        for batch in (1, 3, 12, 48):
+            for step in range(1, 2 * windows):
+                assert whole_epochs(step, windows / batch) == step * batch // windows
