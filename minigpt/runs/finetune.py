@@ -210,6 +210,8 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("lora: rank is 0, so there is no adapter; give --lora.rank 8")
     if config.lora.rank and config.train.average:
         problems.append(f"train.{config.train.average}: an adapter is saved without an average; leave it 0")
+    if config.lora.rank and config.train.precision == "fp8":
+        problems.append("train.precision: fp8 does not go with lora; use bf16")
     tuned, plain = config.finetune, FinetuneConfig()
     if not tuned.teacher and any(
         getattr(tuned, name) != getattr(plain, name) for name in ("teacher_weight", "teacher_temperature")

@@ -368,6 +368,7 @@ def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: 
         ({"lora__rank": 2, "optimizer__kind": "muon"}, "muon goes with neither"),
         ({"lora__rank": 2, "train__ema_decay": 0.9}, "train.ema_decay: an adapter"),
         ({"lora__rank": 2, "train__average_last": 0.2}, "train.average_last: an adapter"),
+        ({"lora__rank": 2, "train__precision": "fp8"}, "train.precision: fp8 does not go with lora"),
         ({"train__masked_inputs": 0.5, "finetune__dpo_beta": 0.1}, "train.masked_inputs: goes with neither"),
         ({"lora__rank": 2, "lora__targets": "nose"}, "no linear layer is called 'nose'"),
         ({"lora__targets": "head"}, "lora: rank is 0, so there is no adapter"),
