@@ -315,7 +315,8 @@ class TrainConfig(Section):
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: Size | Literal["auto"] | None = None
     """Sequences per forward pass; fewer than batch_size accumulates gradients (default: batch_size). auto: on a GPU the
-    most that fit in memory, on a CPU the fastest number that fits. The result is the same except for rounding."""
+    most that fit in memory, on a CPU the fastest number that fits. The result is the same except for rounding
+    and the draws of dropout and masks."""
     grad_clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
@@ -334,7 +335,8 @@ class TrainConfig(Section):
     """Steps between evaluations; auto: after each tenth of the budget. The start and the end of the run are always
     evaluated, and if max_epochs is set, the end of each epoch too."""
     eval_batches: Positive | None = None
-    """Validation batches per evaluation, spread evenly over the split (default: all of it)."""
+    """Validation batches, of micro_batch_size sequences, per evaluation; spread evenly over the split (default: all of
+    it)."""
     early_stopping: Positive | None = None
     """End the run after this many evaluations in a row without a better validation loss (default: never)."""
     sample_every: NonNegativeInt = 500
