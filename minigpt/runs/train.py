@@ -55,7 +55,9 @@ from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The result of `train`: the run directory, the model with its last weights (not the best), the final state."""
+    """The result of `train`: the run directory, the model with its last weights (not the best, and not
+    their average), the final state.
+    """
 
     path: Path
     model: GPT
@@ -332,7 +334,7 @@ def _score(trainer: Trainer, path: Path, feed: Feed, console: Console) -> Report
 def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, float]]:
     folder = RunFolder(path)
     lines = read_lines(folder.metrics)
-    rows = epoch_table(lines)
+    rows = epoch_table(lines, _per_token(config))
     if rows:
         console.print(render_epochs(rows))
         scored = scored_on("val", config.train.eval_batches)
@@ -342,6 +344,14 @@ def _summary(path: Path, config: RunConfig, console: Console) -> list[dict[str, 
     if config.logging.plots and lines:
         _draw(path, console)
     return rows
+
+
+def _per_token(config: RunConfig) -> tuple[str, ...]:
+    """Which of a run's losses, "train" and "val", are nats per token of the text."""
+    if config.finetune.dpo_beta:  # nats per pair
+        return ()
+    mixed = config.train.label_smoothing or config.finetune.teacher  # only evaluations have the plain loss
+    return ("val",) if mixed else ("train", "val")
 
 
 def _draw(path: Path, console: Console) -> None:

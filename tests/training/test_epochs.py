@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from minigpt.config import RunConfig
+from minigpt.runs.train import _per_token
 from minigpt.training.hooks.epochs import epoch_table
 from minigpt.training.schedule import whole_epochs
 
@@ -37,6 +39,16 @@ def test_the_training_loss_is_the_mean_of_the_last_tenth_of_the_steps() -> None:
     del lines[71]["loss"]  # a step that was skipped
     assert epoch_table(lines)[0]["train_loss"] == (70 + sum(range(72, 81))) / 10
     assert epoch_table(lines[:1]) == [], "stopped before the first step"
+
+
+def test_only_a_loss_per_token_has_a_perplexity() -> None:
+    lines = [{"step": 5, "epoch": 1.0, "seconds": 1.0, "loss": 0.7, "val_loss": 0.6}]
+    tables = [epoch_table(lines, which)[0].keys() for which in (("train", "val"), ("val",), ())]
+    perplexities = [{key for key in keys if "perplexity" in key} for keys in tables]
+    assert perplexities == [{"train_perplexity", "val_perplexity"}, {"val_perplexity"}, set()]
+    plain, smooth = RunConfig(), RunConfig().changed(train={"label_smoothing": 0.1})
+    pairs = RunConfig().changed(finetune={"dpo_beta": 0.1})
+    assert [_per_token(config) for config in (plain, smooth, pairs)] == [("train", "val"), ("val",), ()]
 
 
 def test_a_step_that_ends_a_little_past_an_epoch_belongs_to_it() -> None:

@@ -1,6 +1,7 @@
 """Make the table of epochs that is shown at the end of a run."""
 
 import math
+from collections.abc import Collection
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +11,7 @@ RECENT = 0.1
 """A row's training loss is the mean over this share of the epoch's steps, just before its last evaluation."""
 
 
-def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+def epoch_table(lines: list[dict[str, Any]], per_token: Collection[str] = ("train", "val")) -> list[dict[str, float]]:
     """One row per epoch (the last may be partial): losses, perplexities, seconds.
 
     Both losses are of the same time: the validation loss is from the epoch's last evaluation, and the training loss is
@@ -19,6 +20,7 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
 
     Args:
         lines: the lines of metrics.jsonl.
+        per_token: which of the two losses are nats per token; only these have a perplexity.
     """
     before = {"step": 0, "seconds": 0.0}  # the line before each line of a step
     steps: list[dict[str, Any]] = []
@@ -36,6 +38,10 @@ def epoch_table(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
         return max(1, math.floor(line["epoch"] - one_step + 1e-4) + 1)
 
     rows = [_row(list(group), number) for number, group in groupby(steps, epoch)]
+    for row in rows:
+        for name in per_token:
+            if f"{name}_loss" in row:
+                row[f"{name}_perplexity"] = math.exp(min(row[f"{name}_loss"], 700))
     rows[-1]["epoch"] = round(steps[-1]["epoch"], 2)  # earlier epochs are whole
     return rows
 
@@ -51,10 +57,8 @@ def _row(lines: list[dict[str, Any]], epoch: int) -> dict[str, float]:
             nats, count = nats + line["loss"] * line["steps"], count + line["steps"]
     if count:
         row["train_loss"] = nats / count
-        row["train_perplexity"] = math.exp(min(row["train_loss"], 700))
     if evaluated:
         row["val_loss"] = lines[evaluated[-1]]["val_loss"]
-        row["val_perplexity"] = math.exp(min(row["val_loss"], 700))
     return row
 
 
