@@ -32,8 +32,9 @@ def measure_gain(torch_folder: Path) -> float:
         subprocess.Popen([*words, code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii", env=here)
         for code in ("usual", "intel")
     ]
+    printed = [one.communicate()[0] for one in both]  # waits for both, also if one fails
     try:
-        usual, intel = (float(one.communicate()[0]) for one in both)
+        usual, intel = map(float, printed)
     except ValueError:  # no such library, or the process failed
         return 1.0
     return usual / intel

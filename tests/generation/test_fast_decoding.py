@@ -23,6 +23,7 @@ from minigpt.generation.fast.prepare import (
 )
 from minigpt.model import GPT
 from minigpt.model import reference as readable
+from minigpt.model.activations import ACTIVATIONS
 
 SHAPE = ModelConfig(
     vocab_size=70, embed_dim=36, num_heads=4, num_kv_heads=2, head_dim=10, num_layers=3, max_seq_len=16, init_std=0.3
@@ -86,6 +87,14 @@ def test_a_block_in_c_is_the_block_in_torch(fields, precision, monkeypatch: pyte
     # If the sum of a key or value differs in its last bit, it may round to the bf16 number next to the expected one.
     torch.testing.assert_close(fast, slow, rtol=0, atol=2e-4 if precision == "fp32" else 3e-2)
     assert slow.std() > 1
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_block_in_c_passes_nan_on(activation: str) -> None:
+    gpt = model(activation=activation)
+    gpt.get_parameter("blocks.1.feed_forward.up.weight").data[3] = float("nan")
+    with torch.inference_mode():
+        assert prepare_decoding(gpt, "fp32")(torch.tensor([[1]]), gpt.make_cache()).isnan().all()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -56,6 +56,10 @@ def test_what_works_passes_the_self_test_with_room(precision: str, attention: st
     assert 0 < verdict.gradient < BOUNDS[precision] / 2, "an error above 0 shows that another precision was used"
 
 
+def test_a_vocabulary_of_one_id_can_be_tested() -> None:
+    assert self_test(SHAPE.model_copy(update={"vocab_size": 1}), Runtime(CPU, "bf16")).ok
+
+
 def broken_in_bf16(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
     """A kernel that loses a tenth of its result in bf16."""
     out = parts.reference.attention(query, key, value)

@@ -236,10 +236,10 @@ static void activate(float *x, long size, long activation)
             x[i] = x[i] / (1 + fast_exp(-2 * 0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
     else if (activation == RELU2)
         for (long i = 0; i < size; i++)
-            x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+            x[i] = x[i] < 0 ? 0 : x[i] * x[i]; /* NaN stays NaN */
     else if (activation == RELU)
         for (long i = 0; i < size; i++)
-            x[i] = x[i] > 0 ? x[i] : 0;
+            x[i] = x[i] < 0 ? 0 : x[i];
     else
         for (long i = 0; i < size; i++)
             x[i] = x[i] / (1 + fast_exp(-x[i])) * x[size + i];
