@@ -80,6 +80,7 @@ def test_a_stop_expression_matches_across_pieces() -> None:
         (r"^A", ["b", "A"], "bA"),
         (r"(?m)^Q:", ["x", "Q:\n", "Q:"], "xQ:\n"),
         (r"(?<=\n)Q:", ["x\n", "Q:"], "x\n"),
+        ("(?x)e n d  # a comment", ["the e", "nd"], "the "),
     ],
 )
 def test_a_stop_expression_sees_the_text_before_it(expression: str, pieces: list[str], shown: str) -> None:
