@@ -205,6 +205,12 @@ def test_a_huge_number_of_new_tokens_takes_no_memory() -> None:
     assert found.reason in ("stop", "eos")
 
 
+def test_the_memory_of_every_candidate_of_every_sample_is_counted() -> None:
+    config = GenerationConfig(num_samples=1000, penalty_alpha=0.5, top_k=64)
+    with pytest.raises(GenerationError, match="64,000 texts at once would take"):
+        Writing(model(max_seq_len=1 << 18), LETTERS, ["a"], config)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
