@@ -75,7 +75,8 @@ class GenerationConfig(Section):
     stop: tuple[str, ...] = ()
     """Texts that end generation; they are not part of the output."""
     stop_regex: str | None = None
-    """Regular expression that ends generation where it matches; the match is not part of the output."""
+    """Regular expression that ends generation as soon as it matches the text so far; the match is not part of the
+    output."""
     max_seconds: PositiveFloat | None = None
     """End after this many seconds."""
     logprobs: NonNegativeInt | None = None

@@ -8,6 +8,7 @@ depends only on a row's length, so generation with and without a cache gives the
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -119,6 +120,7 @@ def steps(
         GenerationError: a prompt is empty, or has an id that the model does not have.
     """
     rows = id_rows(prompts, model)
+    rules = replace(rules, eos_id=eos_id) if rules.eos_id is None else rules  # for min_new_tokens
     device, width = model.embedding.weight.device, max(map(len, rows))
     pads = [width - len(row) for row in rows]
     seeds = range(config.seed, config.seed + len(rows)) if seeds is None else seeds

@@ -21,6 +21,7 @@ from minigpt.runs.feeds import Feed, record_feed, text_feed
 from minigpt.runs.load import LoadedRun, load_alike, load_run
 from minigpt.runs.plan import default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import read_receipt
+from minigpt.runs.resolve import with_clean_texts
 from minigpt.runs.settings import quoted
 from minigpt.runs.train import TrainedRun, execute
 from minigpt.runtime.device import Runtime
@@ -190,7 +191,7 @@ def passes(steps_per_epoch: float) -> int:
 
 
 def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
-    """The resolved config: `tuned_defaults`, then `given`. Raises ConfigError."""
+    """The resolved config: `tuned_defaults`, then `given`, with clean texts. Raises ConfigError."""
     defaults = tuned_defaults(base, given)
     config = load_config(None, {**defaults, **given})
     problems = [
@@ -223,7 +224,7 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("train.masked_inputs: goes with neither finetune.teacher nor finetune.dpo_beta; leave it 0")
     if problems:
         raise ConfigError(problems)
-    return config
+    return with_clean_texts(config)
 
 
 def _template(config: RunConfig, base: LoadedRun) -> Template | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import counted, printer
+from minigpt.data.clean import clean_text
 from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -124,6 +125,16 @@ def resolve_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
         raise ConfigError(f"model.vocab_size: {asked} is not the tokenizer's {tokenizer.vocab_size}; leave it out")
     kind = tokenizer.kind if config.tokenizer.kind == "auto" and not config.tokenizer.path else config.tokenizer.kind
     return config.changed(model={"vocab_size": tokenizer.vocab_size}, tokenizer={"kind": kind})
+
+
+def with_clean_texts(config: RunConfig) -> RunConfig:
+    """The config with its sample prompt and stops cleaned as its text is, so that the model knows their letters."""
+
+    def clean(text: str) -> str:
+        return clean_text(text, config.data.clean)
+
+    cleaned = config.changed(train={"sample_prompt": clean(config.train.sample_prompt)})
+    return cleaned.model_copy(update={"generation": config.generation.cleaned(clean)})
 
 
 def check_sample_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:

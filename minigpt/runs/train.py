@@ -15,7 +15,6 @@ from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
-from minigpt.data.clean import clean_text
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
@@ -28,7 +27,7 @@ from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.load import check_same_tokenizer
 from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
-from minigpt.runs.resolve import Resolved, make_learner, resolve
+from minigpt.runs.resolve import Resolved, make_learner, resolve, with_clean_texts
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
@@ -102,9 +101,7 @@ def train(
         )
     if data is not None:  # it may have another number of ids than the text of a run whose config.yaml this is
         config = config.changed(data={"source": str(data)}, model={"vocab_size": None})
-    prompt = clean_text(config.train.sample_prompt, config.data.clean)  # as the text is, so the model knows its letters
-    stops = config.generation.cleaned(lambda text: clean_text(text, config.data.clean))
-    config = config.changed(train={"sample_prompt": prompt}).model_copy(update={"generation": stops})
+    config = with_clean_texts(config)
     with joined(config, quiet) as (placement, console):
         ranks, tell = placement.ranks, printer(console)
         own = plan_run(config, name or config.logging.name, default_name(config, recipe), resume, tell)

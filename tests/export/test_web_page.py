@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minigpt.cli import main
 from minigpt.config import validate
 from minigpt.errors import ConfigError, MiniGPTError, RunError
 from minigpt.explanation.analysis import token_texts
+from minigpt.export.page import describe_run
 from minigpt.export.page.check import ask
 from minigpt.export.page.pack import check_size, rounded
 from minigpt.export.page.pattern import javascript
@@ -262,6 +264,14 @@ def test_a_page_that_computes_otherwise_gets_no_name(tmp_path: Path, monkeypatch
     with pytest.raises(MiniGPTError, match="the page does not run: TypeError: no"):
         export_page(run, tmp_path / "out" / "my.html")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_runs_stops_are_cleaned_as_its_text_was(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "my", stop=("THE",), bad_words=("AN",)), "cpu")
+    lower = replace(run, config=run.config.changed(data={"clean": ("lower",)}))
+    about = describe_run(lower, run.path, "fp32")
+    assert about["settings"]["stop"] == ("the",)
+    assert tuple(run.tokenizer.encode("an")) in about["rules"]["bad_words"]
 
 
 def test_what_a_page_cannot_do_is_refused_by_name(tmp_path: Path, capsys) -> None:

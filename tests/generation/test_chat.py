@@ -216,7 +216,9 @@ def test_the_context_keeps_the_newest_whole_turns(turns, system: str, limit: int
         return [0] * sum(2 + len(message.content) for message in some)
 
     last = next(at for at in range(len(messages) - 1, -1, -1) if messages[at].role == "user")
-    if len(spelled([*head, *(Message(m.role, "") for m in messages[last:])])) > limit:
+    frames = len(spelled([*head, *(Message(m.role, "") for m in messages[last:])]))
+    too_long = len(spelled([*head, *messages[last:]])) > limit
+    if frames > limit or (head and too_long and frames >= limit - room):
         with pytest.raises(GenerationError, match="system text"):
             fit([*head, *messages], spelled, limit, room)
         return
@@ -231,7 +233,7 @@ def test_the_context_keeps_the_newest_whole_turns(turns, system: str, limit: int
     assert text.endswith("|".join(message.content for message in kept[len(head) :]).lstrip("|"))
     if kept != [*head, *messages[last:]]:
         assert len(spelled([*head, *messages[last:]])) > limit
-        assert len(spelled(kept)) == limit - room or not any(message.content for message in kept[len(head) :])
+        assert len(spelled(kept)) == limit - room or not (head or any(message.content for message in kept))
 
 
 @pytest.mark.parametrize("chat_format", [None, by_role()], ids=["one text", "by role"])
@@ -247,6 +249,39 @@ def test_a_long_chat_goes_on_past_the_context(chat_format, capsys) -> None:
     assert len(chat.messages) == 26
     with capsys.disabled():
         print(f"\ncontext of 40: full at turn {cut.index(True) + 1}, {sum(len(m.content) for m in chat.messages)} said")
+
+
+def test_without_roles_the_end_of_a_long_answer_is_read_with_the_next_text() -> None:
+    chat = session(gpt=model(max_seq_len=32), max_new_tokens=30)
+    list(chat.say("abc"))
+    assert not chat.is_cut and len(said(chat)[1][1]) == 30
+    read = "".join(content for _, content in said(chat)) + "\ndef"
+    second = "".join(chat.say("def"))
+    assert chat.is_cut  # the older half of the context is free for the answer
+    assert second == generate_text(chat.model, read[-16:], LETTERS, **plain() | {"seed": 4, "max_new_tokens": 30})
+
+
+def test_a_question_is_not_dropped_for_a_long_system_text() -> None:
+    chat = session(chat_format=by_role(), gpt=model(max_seq_len=64), max_new_tokens=40)
+    chat.set_system("be brief and kind")
+    with pytest.raises(GenerationError, match="system text leaves no room in the context of 64 tokens"):
+        list(chat.say("where is the cat that was in the house"))
+    list(chat.say("where is it"))
+    assert not chat.is_cut
+
+
+def test_a_saved_chat_with_half_a_character_is_read_and_undone(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a\ud800"}, {"role": "assistant", "content": "b"}]
+    tree = {"format": 1, "run": "", "messages": messages, "settings": {}, "answers": 1}
+    (tmp_path / "chat.json").write_text(json.dumps(tree))
+    chat = Session(model(tokenizer := ByteTokenizer()), tokenizer, chat_format=by_role(tokenizer))
+    chat.set_system("be brief")
+    chat.set_system("")
+    load_session(tmp_path / "chat.json", chat)
+    save_session(tmp_path / "again.json", chat)
+    assert said(chat) == [("user", "a\ufffd"), ("assistant", "b")]
+    chat.undo()
+    assert said(chat) == []
 
 
 def test_a_saved_chat_goes_on_as_it_would_have(tmp_path: Path) -> None:

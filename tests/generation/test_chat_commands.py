@@ -220,7 +220,7 @@ def test_with_roles_there_is_a_system_text_and_an_empty_line_does_nothing() -> N
     type_(chat, "/undo")
     assert said(chat.session)[0] == ("system", "be\nkind")
     type_(chat, f"/system {'s' * 60}")
-    with pytest.raises(GenerationError, match="system text alone fills the context of 48 tokens"):
+    with pytest.raises(GenerationError, match="system text leaves no room in the context of 48 tokens"):
         type_(chat, "hi")
 
 

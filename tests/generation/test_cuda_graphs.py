@@ -1,6 +1,7 @@
 """Test decoding by CUDA graphs: the recorded step is the model's own. Without a GPU it runs without a graph."""
 
 import copy
+from threading import Thread
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from graph_stand_in import CUDA, replayed
 from minigpt.config import GenerationConfig, ModelConfig
 from minigpt.generation import generate
 from minigpt.generation.engine import Reader
+from minigpt.generation.fast import cuda_graphs
 from minigpt.generation.fast.cuda_graphs import PATIENCE, Replay
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.model import GPT
@@ -64,6 +66,23 @@ def test_two_texts_in_turn_do_not_mix(monkeypatch) -> None:
     pairs = list(zip(*both, strict=True))
     assert [pair[0].item() for pair in pairs] == write(plain, [[1, 2]], 12)[0]
     assert [pair[1].item() for pair in pairs] == write(plain, [[9, 3, 4]], 12)[0]
+
+
+def test_two_threads_do_not_mix(monkeypatch) -> None:
+    plain, fast, _ = make(monkeypatch)
+    recorded, found = cuda_graphs.record, []
+    other = Thread(target=lambda: found.extend(write(fast, [[9, 3, 4], [5]], 12)))
+
+    def record(step) -> cuda_graphs.Recorded:
+        if other.ident is None:  # the other thread reads while this one records
+            other.start()
+            other.join(0.5)
+        return recorded(step)
+
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    assert write(fast, [[1, 2]], 12) == write(plain, [[1, 2]], 12)
+    other.join()
+    assert found == write(plain, [[9, 3, 4], [5]], 12)
 
 
 def test_a_copy_is_a_model_of_its_own_and_gradients_go_through_the_model(monkeypatch) -> None:

@@ -112,6 +112,8 @@ def test_eos_ends_a_row_and_then_the_generation() -> None:
         cut = before.index(eos) + 1 if eos in before else len(before)
         assert after[:cut] == before[: min(cut, len(after))]
         assert set(after[cut:]) <= {eos}
+    (longer,) = run(gpt, [[1]], config.model_copy(update={"min_new_tokens": 20}), eos_id=eos)
+    assert len(longer) > 20 and eos not in longer[:20]
 
 
 def test_padded_ids_are_never_drawn() -> None:

@@ -80,6 +80,7 @@ def test_a_stop_expression_matches_across_pieces() -> None:
         (r"^A", ["b", "A"], "bA"),
         (r"(?m)^Q:", ["x", "Q:\n", "Q:"], "xQ:\n"),
         (r"(?<=\n)Q:", ["x\n", "Q:"], "x\n"),
+        ("(?x)e n d  # a comment", ["the e", "nd"], "the "),
     ],
 )
 def test_a_stop_expression_sees_the_text_before_it(expression: str, pieces: list[str], shown: str) -> None:
@@ -202,6 +203,12 @@ def test_words_and_biases_begin_with_no_space_in_llamas_tokenizer() -> None:
 def test_a_huge_number_of_new_tokens_takes_no_memory() -> None:
     [found] = complete(model(), ["abc"], LETTERS, max_new_tokens=2**24, stop=["a", "e", " "])[0]
     assert found.reason in ("stop", "eos")
+
+
+def test_the_memory_of_every_candidate_of_every_sample_is_counted() -> None:
+    config = GenerationConfig(num_samples=1000, penalty_alpha=0.5, top_k=64)
+    with pytest.raises(GenerationError, match="64,000 texts at once would take"):
+        Writing(model(max_seq_len=1 << 18), LETTERS, ["a"], config)
 
 
 @pytest.mark.parametrize(

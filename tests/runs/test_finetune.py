@@ -23,7 +23,7 @@ from minigpt.generation.text import generate_text
 from minigpt.layout import RunFolder
 from minigpt.model import GPT
 from minigpt.runs import train as assembly
-from minigpt.runs.finetune import _keep_starts, fine_tune, merge_run, passes, tuned_defaults
+from minigpt.runs.finetune import _keep_starts, fine_tune, finetune_config, merge_run, passes, tuned_defaults
 from minigpt.runs.load import find_base, load_run
 from minigpt.runs.plan import compare
 from minigpt.runs.train import train
@@ -329,6 +329,12 @@ def test_an_imported_model_of_llamas_tokenizer_is_trained_further(tmp_path: Path
     assert learned.tolist() == [False] * 8 + [True] * 5
     with pytest.raises(ConfigError, match="the base has sentencepiece"):
         tune(base, tmp_path / "q.jsonl", "char", tokenizer__kind="char")
+
+
+def test_the_sample_prompt_and_stops_are_cleaned_as_the_text_is(base: Path) -> None:
+    given = {"data.source": "a.txt", "data.clean": ["lower"], "generation.stop": ["END"], "train.sample_prompt": "ABC"}
+    config = finetune_config(load_run(base, "cpu"), given)
+    assert (config.generation.stop, config.train.sample_prompt) == (("end",), "abc")
 
 
 def test_defaults_suit_fine_tuning_and_what_is_given_wins(base: Path, tmp_path: Path) -> None:

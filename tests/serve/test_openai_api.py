@@ -139,6 +139,8 @@ def test_beams_are_those_of_the_command(client: Any, base: LoadedRun):
     answer = post(client, "/v1/completions", model="base", prompt=PROMPT, max_tokens=10, n=2, **fields)
     right = complete(base.model, [PROMPT], base.tokenizer, max_new_tokens=10, num_samples=2, **fields)[0]
     assert [choice["text"] for choice in answer["choices"]] == [one.text for one in right]
+    nothing = post(client, "/v1/completions", model="base", prompt=PROMPT, max_tokens=0, n=2, **fields)
+    assert [choice["text"] for choice in nothing["choices"]] == ["", ""] and nothing["usage"]["completion_tokens"] == 0
 
 
 def test_stop_bias_and_usage_of_a_stream(client: Any, base: LoadedRun):

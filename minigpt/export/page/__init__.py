@@ -109,7 +109,7 @@ def describe_run(run: Run, folder: Path, precision: str) -> dict[str, Any]:
         "clean": run.config.data.clean,
         "prompt": run.config.train.sample_prompt,
         "chat": chat_data(load_template(folder), tokenizer.eos_id is not None) if has_chat else None,
-        **settings_data(run.config.generation, tokenizer),
+        **settings_data(run.config.generation.cleaned(run.clean), tokenizer),
     }
 
 

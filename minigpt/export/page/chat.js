@@ -43,12 +43,13 @@ function fitChat(messages, about, tokenizer, most) {
   const starts = turns.flatMap(({ role }, at) => (at === 0 || role === "user" ? [at] : []));
   const from = (first) => [...head, ...turns.slice(starts[first])];
   const kept = from(firstPlace(starts.length - 1, (first) => encode(from(first)).length <= limit - room));
-  if (encode(kept).length > limit) for (let at = head.length; at < kept.length; at++) {
+  const long = encode(kept).length > limit;
+  if (long) for (let at = head.length; at < kept.length; at++) {
     const chars = [...kept[at].content];
     const without = (count) => kept.with(at, { ...kept[at], content: chars.slice(count).join("") });
     kept[at] = without(firstPlace(chars.length, (count) => encode(without(count)).length <= limit - room))[at];
   }
-  const ids = encode(kept);
-  if (ids.length > limit) throw new Error("The system text alone fills the context; write a shorter one.");
+  const ids = encode(kept), nothingLeft = long && head.length && !kept.slice(1).some(({ content }) => content);
+  if (nothingLeft || ids.length > limit) throw new Error("The system text leaves no room in the context; write a shorter one.");
   return { ids, cut: kept.length < messages.length || kept.some((message, at) => message !== messages.at(at - kept.length)) };
 }

@@ -76,7 +76,8 @@ const JOBS = {
     const newest = said ? said.at(-1).content : cleanText(prompt, about.clean);
     const ids = chat ? chat.ids : tokenizer.encode(newest);
     if (!ids.length) throw new Error("There is no word to continue; write one.");
-    const stop = chat ? [...settings.stop, ...about.chat.stop] : settings.stop;
+    const own = settings.stop.map((text) => cleanText(text, about.clean)).filter(Boolean);
+    const stop = chat ? [...own, ...about.chat.stop] : own;
     const start = performance.now();
     let tokens = 0, first = 0, text = "";
     const flush = () => {

@@ -84,7 +84,7 @@ def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> l
     A turn begins with a message of the user. If even the last turn alone does not fit, it is cut on the left.
 
     Raises:
-        GenerationError: the system message alone fills the context.
+        GenerationError: next to the system message, nothing of the last turn fits.
     """
     head = list(messages[:1]) if messages[0].role == "system" else []
     turns = list(messages[len(head) :])
@@ -99,9 +99,10 @@ def fit(messages: Sequence[Message], encode: Encode, limit: int, room: int) -> l
         return kept
     for place in range(len(head), len(kept)):
         kept[place] = _cut(kept, place, encode, limit - room)
-    if len(encode(kept)) > limit:
+    nothing_left = head and not any(message.content for message in kept[1:])
+    if nothing_left or len(encode(kept)) > limit:
         raise GenerationError(
-            f"the system text alone fills the context of {counted(limit, 'token')}; /system sets a shorter one"
+            f"the system text leaves no room in the context of {counted(limit, 'token')}; /system sets a shorter one"
         )
     return kept
 

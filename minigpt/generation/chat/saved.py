@@ -12,6 +12,7 @@ from minigpt.errors import GenerationError, storage_error
 from minigpt.files import find, parse_json, read_text, write_text
 from minigpt.generation.chat.conversation import Message
 from minigpt.generation.chat.session import Session
+from minigpt.tokenizers.base import valid_unicode
 from minigpt.tokenizers.chat_template import ROLES
 
 FORMAT = 1
@@ -50,7 +51,7 @@ def save_session(path: Path, session: Session, run: str = "") -> None:
 def load_session(path: Path, session: Session) -> None:
     """Continue the session from a file. Raises GenerationError or ConfigError, and then changes nothing."""
     tree = _read(path)
-    messages = [Message(message["role"], message["content"]) for message in tree["messages"]]
+    messages = [Message(message["role"], valid_unicode(message["content"])) for message in tree["messages"]]
     session.restore(messages, tree["settings"], tree["answers"])
 
 

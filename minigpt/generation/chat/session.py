@@ -109,7 +109,7 @@ class Session:
             GenerationError, TokenizerError: and then nothing has changed.
         """
         text = self.clean(valid_unicode(text))
-        before = "".join(message.content for message in self.messages)
+        before = _text(self.messages)
         if not self.chat_format.roles and before and not before[-1].isspace() and not text[:1].isspace():
             text = "\n" + text
         yield from self._write((*self.messages, Message("user", text)))
@@ -179,7 +179,7 @@ class Session:
                 "the file has a system text, but this model was not tuned on chats; load it with its run"
             )
         self.update(settings)
-        if self.messages:
+        if self.messages or self._past:
             self._replace(messages)
         self.messages, self.answers = messages, answers  # no past: `undo` removes the last turn
 
@@ -248,12 +248,17 @@ class Session:
         # ids instead of text, since a text cannot contain the end-of-text ids between turns
         seeds = [(self.config.seed + self.answers) % SEEDS]
         writing = Writing(self.model, self.tokenizer, [ids], config, seeds, self.draft)
-        self.is_cut = read != list(turns)
+        self.is_cut = _text(read) != _text(turns)
         return writing
 
     def _read(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages that fit in the context together with an answer of max_new_tokens, or of half the context."""
+        """The messages that fit in the context together with an answer of max_new_tokens, or of half the context.
+
+        Without roles they are one text, whose last part is read: its turns would begin in the middle of a story.
+        """
         limit = self.model.config.max_seq_len
+        if not self.chat_format.roles:
+            messages = [Message(messages[-1].role, _text(messages))]
         return fit(messages, self.chat_format.encode, limit, min(self.config.max_new_tokens, limit // 2))
 
     def _replace(self, messages: tuple[Message, ...]) -> None:
@@ -282,3 +287,7 @@ class Session:
         reader = Reader(self.model, [0])
         for place in places:
             yield reader.logits(tokens[:, : len(ids) + place - 1])[0].float().log_softmax(-1)
+
+
+def _text(messages: Iterable[Message]) -> str:
+    return "".join(message.content for message in messages)

@@ -10,6 +10,7 @@ per length would have to be recorded at every token; one graph for the whole con
 short text.
 """
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -39,7 +40,7 @@ def record(step: Callable[[], Tensor]) -> Recorded:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate memory meanwhile
         out = step()
     return graph.replay, out
 
@@ -47,10 +48,12 @@ def record(step: Callable[[], Tensor]) -> Recorded:
 class Replay:
     """The reader of a model on a CUDA device. It replays a graph when each row gets one more token, else `gpt.read`.
 
-    The model must be in evaluation mode. If it has an input that reads earlier tokens, no graph is recorded.
+    The model must be in evaluation mode. If it has an input that reads earlier tokens, no graph is recorded. Several
+    threads may use it, one at a time: a server searches beams in one thread while it writes texts in another.
     """
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.cache: Callable[[], KVCache | None] = lambda: None
         self._forget(())
 
@@ -61,6 +64,10 @@ class Replay:
         if cache is None or not graph or looks_back or torch.is_grad_enabled():
             return read(model, tokens, cache, pads)
         cache.check_room(len(tokens), cache.length + 1)
+        with self.lock:
+            return self._next(model, tokens, cache, pads)
+
+    def _next(self, model: GPT, tokens: Tensor, cache: KVCache, pads: Tensor | None) -> Tensor:
         held = (model.embedding.weight, cache.keys, cache.values)  # weights may have moved too
         memory = (*(tensor.data_ptr() for tensor in held), cache.keys.shape, cache.keys.stride())
         if memory != self.memory:

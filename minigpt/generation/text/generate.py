@@ -133,7 +133,7 @@ class Writing:
         self.rules = make_rules(config, tokenizer)
         self.copies = config.num_samples * config.best_of
         candidates = min(config.top_k, model.config.padded_vocab_size) if config.penalty_alpha else 1
-        rows = len(prompts) * max(self.copies, config.num_beams, candidates)
+        rows = len(prompts) * max(self.copies * candidates, config.num_beams)
         if problem := too_large(rows * row_memory(model.config), f"{counted(rows, 'text')} at once"):
             raise GenerationError(f"{problem}; lower num_samples, best_of, num_beams or the batch")
         self.rows = [Row(tokenizer, config) for _ in range(len(prompts) * self.copies)]

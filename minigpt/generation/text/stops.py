@@ -21,30 +21,36 @@ class Stops:
     """
 
     def __init__(self, config: GenerationConfig):
-        parts = [regex.escape(text) for text in config.stop]
-        parts += [f"(?:{config.stop_regex})"] if config.stop_regex else []
-        self._pattern = regex.compile("|".join(parts)) if parts else None
+        texts = "|".join(regex.escape(text) for text in config.stop)
+        # two patterns, so that the expression's flags are its own: (?x) may end it with a comment
+        self._patterns = [regex.compile(part) for part in (texts, config.stop_regex) if part]
         self._text, self._shown = "", 0  # the second: how many characters were shown
         self.hit = False
 
     def push(self, text: str) -> str:
         """Add text and return the text that may be shown now."""
-        if self._pattern is None or self.hit:
+        if not self._patterns or self.hit:
             return "" if self.hit else text
         self._text += text
-        try:
-            if found := self._pattern.search(self._text, self._shown, timeout=SECONDS):
-                self.hit = True
-                return self._release(found.start())
-            begun = self._pattern.search(self._text, self._shown, partial=True, timeout=SECONDS)
-        except TimeoutError:
-            raise GenerationError(f"stop_regex: a search took longer than {SECONDS} s; make it simpler") from None
-        return self._release(begun.start() if begun else len(self._text))
+        place = self._first()
+        self.hit = place is not None
+        return self._release(place if place is not None else self._first(partial=True))
 
     def flush(self) -> str:
         """Return the text that is still held back, or "" after a hit."""
-        return "" if self.hit else self._release(len(self._text))
+        return "" if self.hit else self._release()
 
-    def _release(self, end: int) -> str:
-        start, self._shown = self._shown, end
-        return self._text[start:end]
+    def _first(self, partial: bool = False) -> int | None:
+        """Where the first match begins, or with `partial` the first that more text could complete."""
+        try:
+            found = [
+                pattern.search(self._text, self._shown, partial=partial, timeout=SECONDS) for pattern in self._patterns
+            ]
+        except TimeoutError:
+            raise GenerationError(f"stop_regex: a search took longer than {SECONDS} s; make it simpler") from None
+        return min((match.start() for match in found if match), default=None)
+
+    def _release(self, end: int | None = None) -> str:
+        """The text that was not shown yet, up to `end`."""
+        start, self._shown = self._shown, len(self._text) if end is None else end
+        return self._text[start : self._shown]
