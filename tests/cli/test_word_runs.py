@@ -102,6 +102,12 @@ def test_two_prompts_do_not_share_a_word() -> None:
     assert tell_unknown(["the zebra", "okapi"], tokenizer) == "2 words that the model never saw: zebra okapi"
 
 
+def test_quantising_measures_the_bits_that_eval_measures(tmp_path: Path, capsys) -> None:
+    run = train(tmp_path, text() + "unheardof words \n", "--tokenizer.vocab-size", "20")
+    report = json_of(capsys, "quantize", run, "--bits", "8", "--tokens", "1000000")
+    assert report["bits_per_byte_before"] == pytest.approx(score(run, capsys)["bits_per_byte"], abs=1e-9)
+
+
 def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path, capsys) -> None:
     source, out = str(words.parent / "my.txt"), tmp_path / "tok.json"
     argv = ["tokenizer", "train", source, "--kind", "word", "--out", str(out)]
