@@ -118,13 +118,13 @@ class Eval:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, _ = parse(Eval, argv, "eval")
-    if (args.save or args.fit_temperature) and (args.data is not None or args.split != "val"):
-        flag = "--save" if args.save else "--fit-temperature"
-        raise UserError(f"{flag} is for the run's own validation split; leave --data and --split out")
+    keeps = "--save" if args.save else "--fit-temperature" if args.fit_temperature else ""
+    if keeps and (args.data is not None or args.split != "val"):
+        raise UserError(f"{keeps} is for the run's own validation split; leave --data and --split out")
     if args.save and args.context is not None:
         raise UserError("--save is for the score in the model's whole context; leave --context out")
-    if args.save and (run := RunFolder.of(args.run).path) != Path(args.run):
-        raise UserError(f"--save is for the run's best checkpoint; name the run: minigpt eval {run} --save")
+    if keeps and (run := RunFolder.of(args.run).path) != Path(args.run):
+        raise UserError(f"{keeps} is for the run's best checkpoint; name the run: minigpt eval {run} {keeps}")
     _check_flags(args)
     if args.tasks is not None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; we show our own bar

@@ -66,7 +66,11 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
-    """(bits per byte of the first run, of the second, tokens); None, None, 0 if the run has no text of its own."""
+    """(bits per byte of the first run, of the second, tokens); None, None, 0 if the run has no text of its own.
+
+    Bytes are those of the source, as in `minigpt eval`, also where the tokens do not keep it all: unknown words.
+    """
+    from minigpt.data.counts import token_counts
     from minigpt.evals import TokenText, evaluate
     from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
@@ -75,13 +79,16 @@ def _measure(before: str, after: str, count: int) -> tuple[float | None, float |
         return None, None, 0
     try:
         runs = [load_run(path) for path in (before, after)]
-        tokens = runs[0].prepared().splits["val"].tokens[:count]
-        context, lengths = runs[0].model.config.max_seq_len, TokenText(runs[0].tokenizer).lengths
+        prepared, tokenizer, context = runs[0].prepared(), runs[0].tokenizer, runs[0].model.config.max_seq_len
+        whole, lengths = prepared.splits["val"].tokens, TokenText(tokenizer).lengths
+        tokens = whole[:count]
         first, second = (
             evaluate(run.model, tokens, context=context, runtime=run.runtime, token_lengths=lengths) for run in runs
         )
     except UserError as error:
         console.print(f"bits per byte not measured: {error}")
         return None, None, 0
-    per_byte = 1 / math.log(2) / max(1, int(first.bytes.sum()))
+    kept = int(token_counts(whole[1:], tokenizer.vocab_size) @ lengths)  # the first token is not predicted
+    source = prepared.meta["splits"]["val"]["bytes"] - len(tokenizer.token_bytes(int(whole[0])))
+    per_byte = kept / source / math.log(2) / max(1, int(first.bytes.sum()))
     return float(first.nats.sum()) * per_byte, float(second.nats.sum()) * per_byte, len(tokens) - 1

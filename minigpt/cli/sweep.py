@@ -233,7 +233,7 @@ def _dry_run(sweep: "Sweep", progress: "Progress", json: bool) -> int:
 
 def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
     """Print the table of the runs, the best first; then, if seeds were swept, the means over the seeds."""
-    from minigpt.runs.compare import grouped
+    from minigpt.runs.compare import grouped, ranking
 
     records = progress.records()
     figures = {run.name: run.summary() for run in records}
@@ -242,7 +242,8 @@ def _report(sweep: "Sweep", progress: "Progress", json: bool) -> None:
          "name": name, "state": state, "error": progress.errors.get(name), "settings": sweep.trials[name]}
         for name, state in progress.states.items()
     ]  # fmt: skip
-    rows.sort(key=lambda row: (row["state"] == "failed", row["best_val_loss"] is None, row["best_val_loss"] or 0.0))
+    by = ranking(rows)
+    rows.sort(key=lambda row: (row["state"] == "failed", row[by] is None, row[by] or 0.0))
     groups = grouped([run for run in records if progress.states[run.name] == "finished"])
     if json:
         out_json({"sweep": str(sweep.path), "runs": rows, "groups": groups_json(groups)})

@@ -167,7 +167,7 @@ def _questions(records: Sequence[Record], template: Template, tokenizer: Tokeniz
 
 def _write(run: RecordRun, questions: Sequence[Question], progress: Callable[[int, int], None] | None) -> list[Answer]:
     """Generate the model's answers, greedily."""
-    limit, eos_id, out = run.model.config.max_seq_len, run.tokenizer.eos_id, []
+    limit, out = run.model.config.max_seq_len, []
     for first in range(0, len(questions), BATCH):
         some = questions[first : first + BATCH]
         room = max(question.length for question in some) + ROOM
@@ -175,8 +175,9 @@ def _write(run: RecordRun, questions: Sequence[Question], progress: Callable[[in
         written = complete(run.model, prompts, run.tokenizer, temperature=0.0, max_new_tokens=room)
         for question, [completion] in zip(some, written, strict=True):
             got = completion.text.strip()
-            if eos_id is None:  # nothing ends an answer
-                got = got[: len(question.expected)]
+            if run.tokenizer.eos_id is None:  # nothing ends an answer, so as many tokens as expected are compared
+                most = len(run.tokenizer.encode_next(question.expected))
+                got = run.tokenizer.decode(run.tokenizer.encode_next(got)[:most]).strip()
             exact = got == question.expected
             out.append(Answer(prompt=question.prompt, expected=question.expected, got=got, exact=exact))
         if progress:

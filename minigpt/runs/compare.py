@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Group:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs by their settings, without the seed; the group with the best mean validation loss comes first."""
+    """Group the runs by their settings, without the seed; the best group comes first, by `ranking`."""
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_settings.setdefault(_key(run), []).append(run)
@@ -54,7 +54,16 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
             deviation[figure] = statistics.stdev(values) if whole and len(values) > 1 else None
         members.sort(key=lambda run: run.config.train.seed)
         groups.append(Group(tuple(members), {path: settings[path] for path in varied}, mean, deviation))
-    return sorted(groups, key=lambda group: _order(group.mean["best_val_loss"]))
+    figure = ranking(group.mean for group in groups)
+    return sorted(groups, key=lambda group: _order(group.mean[figure]))
+
+
+def ranking(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The figure by which the best of these runs is found: bits per byte, since tokenizers may differ; the validation
+    loss if a run has a loss but no bits per byte, as with preferences.
+    """
+    whole = all(row["bits_per_byte"] is not None or row["best_val_loss"] is None for row in rows)
+    return "bits_per_byte" if whole else "best_val_loss"
 
 
 def seeds_together(paths: Sequence[str | Path]) -> list[list[Path]]:

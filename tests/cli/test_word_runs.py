@@ -3,13 +3,16 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cli_run import SMALL, fails, json_of, text
 
-from minigpt import load_run, load_tokenizer
+from minigpt import GPT, ModelConfig, load_run, load_tokenizer
 from minigpt.cli import main
 from minigpt.config import GenerationConfig
+from minigpt.evals.records import Question, _write
 from minigpt.generation.text.bias_and_bans import make_rules
 from minigpt.generation.text.prompts import tell_unknown
 from minigpt.tokenizers import ByteTokenizer
@@ -102,6 +105,12 @@ def test_two_prompts_do_not_share_a_word() -> None:
     assert tell_unknown(["the zebra", "okapi"], tokenizer) == "2 words that the model never saw: zebra okapi"
 
 
+def test_quantising_measures_the_bits_that_eval_measures(tmp_path: Path, capsys) -> None:
+    run = train(tmp_path, text() + "unheardof words \n", "--tokenizer.vocab-size", "20")
+    report = json_of(capsys, "quantize", run, "--bits", "8", "--tokens", "1000000")
+    assert report["bits_per_byte_before"] == pytest.approx(score(run, capsys)["bits_per_byte"], abs=1e-9)
+
+
 def test_the_commands_around_a_tokenizer_know_words(words: Path, tmp_path: Path, capsys) -> None:
     source, out = str(words.parent / "my.txt"), tmp_path / "tok.json"
     argv = ["tokenizer", "train", source, "--kind", "word", "--out", str(out)]
@@ -134,3 +143,16 @@ def test_answers_of_records_are_counted_in_bytes_of_their_text(words: Path, tmp_
     sizes = [len(row["completion"]) / 5 for row in rows]
     ratio = last["val_loss"] / math.log(2) / last["bits_per_byte"]
     assert min(sizes) <= ratio <= max(sizes)
+
+
+def test_a_longer_word_is_not_the_expected_one() -> None:
+    tokenizer = WordTokenizer(["cats", "cat", "<eos>", "<unk>"])
+    model = GPT(ModelConfig(vocab_size=4, embed_dim=16, num_heads=1, num_layers=1, max_seq_len=8)).eval()
+    torch.nn.init.zeros_(model.embedding.weight)  # tied to the head, so all logits are equal: it writes id 0
+    asked = [Question([1], "", expected, 1) for expected in ("cat", "cats", "cats cats")]
+    answers = _write(SimpleNamespace(model=model, tokenizer=tokenizer), asked, None)
+    assert [(answer["got"], answer["exact"]) for answer in answers] == [
+        ("cats", False),
+        ("cats", True),
+        ("cats cats", True),
+    ]

@@ -135,3 +135,12 @@ def test_it_is_fitted_on_the_runs_own_validation_split_alone(capsys: pytest.Capt
             "leave --data and --split out",
         )
     fails(capsys, ["eval", "runs/none", "--fit-temperature", "--tasks", "x"], "not with --tasks")
+
+
+def test_a_fit_of_an_older_checkpoint_does_not_replace_that_of_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    step = tmp_path / "checkpoints" / "step-00000020"
+    step.mkdir(parents=True)
+    fails(capsys, ["eval", str(step), "--fit-temperature"], "best checkpoint; name the run", "--fit-temperature")

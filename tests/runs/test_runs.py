@@ -21,7 +21,7 @@ from minigpt.files import GrowingLines, read_lines
 from minigpt.layout import RunFolder
 from minigpt.runs import record
 from minigpt.runs import train as assembly
-from minigpt.runs.compare import grouped
+from minigpt.runs.compare import grouped, ranking
 from minigpt.runs.lock import run_lock
 from minigpt.runs.plan import write_run_files
 from minigpt.runs.record import read_run
@@ -440,6 +440,18 @@ def test_groups_know_nothing_of_where_and_how_a_run_was_written(tmp_path: Path) 
     [group] = grouped([read_run(tmp_path / "a"), read_run(tmp_path / "b")])
     assert (group.seeds, group.mean["best_val_loss"]) == ([1, 2], None)
     assert grouped([]) == []
+
+
+def test_the_best_of_runs_with_other_tokenizers_has_the_fewest_bits_per_byte(tmp_path: Path) -> None:
+    """A character has fewer nats than a word, also of a worse model."""
+    for kind, loss, bits in (("char", 1.6, 2.3), ("word", 4.8, 1.3)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.yaml").write_text(dump_config(load_config(None, {"tokenizer.kind": kind})))
+        line = {"step": 2, "seconds": 60, "val_loss": loss, "bits_per_byte": bits}
+        (tmp_path / kind / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    runs = [read_run(tmp_path / kind) for kind in ("char", "word")]
+    assert [group.runs[0].name for group in grouped(runs)] == ["word", "char"]
+    assert ranking(run.summary() | {"bits_per_byte": None} for run in runs) == "best_val_loss"
 
 
 def test_seeds_of_one_budget_are_one_group_though_the_machine_was_not_equally_fast(tmp_path: Path) -> None:
