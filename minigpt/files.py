@@ -58,6 +58,8 @@ PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Seconds between two tries to rename on Windows."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag to open a file but not through a link, which a run made by another person could lead to any file."""
 _NO_CONTAINER = "pid:[4026531836]"  # Linux gives the same number to the first process numbers of every machine
 _INVALID_NAME = 123  # Windows' error for a path that no file can have, such as the glob "books\\*.txt"
 
@@ -343,7 +345,8 @@ def new_file(out: Path) -> Iterator[Path]:
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Add one object to a JSON lines file. Raises StorageError."""
     try:
-        with path.open("a", encoding="utf-8") as file:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
+        with os.fdopen(handle, "a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
     except OSError as error:
         raise storage_error(path, error) from None

@@ -32,6 +32,7 @@ from minigpt.files import (
     write_bytes,
     write_text,
 )
+from minigpt.runs.lock import run_lock
 
 
 def test_a_growing_file_is_parsed_once_and_a_replaced_one_again(tmp_path: Path) -> None:
@@ -286,3 +287,18 @@ def test_json_that_is_nested_too_deep_is_a_value_error() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, b"[" * 100_000):
         with pytest.raises(ValueError, match="nested too deeply"):
             parse_json(text)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_run_of_another_person_leads_no_writing_out_of_its_folder(tmp_path: Path) -> None:
+    mine, run = tmp_path / "mine.txt", tmp_path / "run"
+    mine.write_text("mine")
+    run.mkdir()
+    for name, target in (("samples.jsonl", tmp_path / ".profile"), ("metrics.jsonl", mine), (".lock", mine)):
+        (run / name).symlink_to(target)
+    for name in ("samples.jsonl", "metrics.jsonl"):
+        with pytest.raises(StorageError, match=f"{name}: cannot be written"):
+            append_line(run / name, {"step": 1})
+    with pytest.raises(StorageError, match="cannot be written"), run_lock(run):
+        pass
+    assert mine.read_text() == "mine" and not (tmp_path / ".profile").exists()

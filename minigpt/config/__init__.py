@@ -23,7 +23,7 @@ from minigpt.config.tree import (
     TokenizerConfig,
     TrainConfig,
 )
-from minigpt.config.yaml_text import dump_yaml, parse_yaml, read_yaml
+from minigpt.config.yaml_text import comment, dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "LENGTHS",
@@ -35,6 +35,7 @@ __all__ = [
     "ScheduleConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "comment",
     "dump_config",
     "dump_yaml",
     "find_recipe",

@@ -75,7 +75,9 @@ def _number(loader: _Loader, node: Any) -> int | float:
     try:
         if node.tag.endswith("float"):
             return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-        return int(text, 0 if re.match(r"[-+]?0[xb]", text) else 10)
+        number = int(text, 0 if re.match(r"[-+]?0[xb]", text) else 10)
+        str(number)  # an error could not show more than 4300 digits; int() itself lets 0x... have more
+        return number
     except ValueError as error:
         raise _problem(f"not a number ({first_line(error)})", node) from None
 
@@ -119,6 +121,11 @@ def read_yaml(path: Path) -> Any:
             return parse_yaml(file.read(4 * MAX_LETTERS + 1).decode(), str(path))  # a character has up to 4 bytes
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def comment(text: str) -> str:
+    """A comment of one line. A line end, which a path may have, becomes \\n, so that no setting follows it."""
+    return "# " + "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) + "\n"
 
 
 def dump_yaml(tree: Any) -> str:

@@ -69,8 +69,8 @@ def read_floors(run: str | Path, bits: bool = False) -> dict[str, float]:
     try:
         report = parse_json(path.read_bytes())
         unit = 1 if bits else math.log(2) * report["bytes"] / report["tokens"]  # bits per byte -> nats per token
-        return {name: level * unit for name, level in report["floors"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return {name: float(level) * unit for name, level in report["floors"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         raise RunError(f"{path}: not a report of minigpt eval; delete it, or write it again with --save") from None
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from torch import Tensor
 
 from minigpt import tokenizers
-from minigpt.config import DataConfig, GenerationConfig, ModelConfig, RunConfig, dump_config
+from minigpt.config import DataConfig, GenerationConfig, ModelConfig, RunConfig, comment, dump_config
 from minigpt.errors import CheckpointError, RunError, TokenizerError
 from minigpt.files import new_folder, read_text, refuse_existing, write_text
 from minigpt.layout import LAST, MANIFEST, TEMPLATE, RunFolder, is_pointer, step_name
 from minigpt.runs.load import check_vocabulary
 from minigpt.tokenizers import CharTokenizer, Tokenizer
-from minigpt.tokenizers.chat_template import read_template
+from minigpt.tokenizers.base import valid_unicode
+from minigpt.tokenizers.chat_template import parse_template, read_template
 from minigpt.tokenizers.gguf import from_gguf
 from minigpt.tokenizers.sentencepiece import from_llama2c as from_llama2c_tokenizer
 from minigpt.weights import checkpoint, gguf_file
@@ -100,12 +101,12 @@ def import_model(source: str | Path, out: str | Path | None = None, tokenizer: s
             raise CheckpointError(f"{source}: {name} holds numbers that are NaN or infinite; get the model again")
     ended = TrainState(finished=True, stop_reason=IMPORTED)
     state = CheckpointState(model=config.model_dump(mode="json"), train=ended, tokenizer=spoken.fingerprint)
-    settings = RunConfig(model=config, data=DataConfig(source=str(source)), generation=found.generation)
+    settings = RunConfig(model=config, data=DataConfig(source=valid_unicode(str(source))), generation=found.generation)
     with new_folder(out) as work:
         folder = RunFolder(work).checkpoints
         checkpoint.point(folder, LAST, checkpoint.save(folder / step_name(0), {"model": weights}, state))
         spoken.save(work)
-        write_text(work / "config.yaml", f"# Imported from {source}\n{dump_config(settings)}")
+        write_text(work / "config.yaml", comment(f"Imported from {source}") + dump_config(settings))
         if found.template:
             write_text(work / TEMPLATE, found.template)
     unused = config.padded_vocab_size - spoken.vocab_size  # rows of zeros
@@ -161,8 +162,9 @@ def _gguf(source: Path) -> Foreign:
         raise CheckpointError(f"{source}: {error}") from None
     except TokenizerError as error:
         raise TokenizerError(f"{source}: {error}") from None
-    template = file.settings.get("minigpt.template", "")
-    return Foreign("gguf", config, weights, tokenizer, template if isinstance(template, str) else "", generation)
+    given = file.settings.get("minigpt.template")
+    template = parse_template(given, f"{source}: minigpt.template").to_json() if isinstance(given, str) else ""
+    return Foreign("gguf", config, weights, tokenizer, template, generation)
 
 
 def _given(path: Path) -> Tokenizer:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.errors import RunError, storage_error
-from minigpt.files import NO_LOCKS, delete_path, machine, move, parse_json, temporary_path
+from minigpt.files import NO_LINK, NO_LOCKS, delete_path, machine, move, parse_json, temporary_path
 from minigpt.layout import LOCK
 
 PAUSES = (0.01, 0.03, 0.1, 0.2)
@@ -38,7 +38,7 @@ def run_lock(path: Path, movable: bool = True) -> Iterator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
     except OSError as error:
         raise storage_error(path, error, fix) from None
     try:

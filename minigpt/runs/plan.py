@@ -9,7 +9,7 @@ from typing import Any
 
 import regex
 
-from minigpt.config import RunConfig, dump_config, load_config, read_yaml
+from minigpt.config import RunConfig, comment, dump_config, load_config, read_yaml
 from minigpt.errors import RunError, first_names, storage_error
 from minigpt.files import delete_unfinished, write_text
 from minigpt.layout import CONFIG, RunFolder, check_name
@@ -153,7 +153,7 @@ def default_name(config: RunConfig, recipe: str | None) -> str:
 def write_run_files(path: Path, config: RunConfig, receipt: dict[str, Any], about: str) -> None:
     """Write config.yaml, which begins with the comment `about`, and receipt.json. Raises StorageError."""
     folder = RunFolder(path)
-    text = f"# {about}\n{dump_config(config)}"
+    text = comment(about) + dump_config(config)
     write_text(folder.config, text, parents=True)  # first: a directory with this file is a run
     write_text(folder.receipt, json.dumps(receipt, indent=2) + "\n")
     try:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from minigpt import tokenizers
-from minigpt.config import DataConfig, RunConfig, dump_config, load_config
+from minigpt.config import DataConfig, RunConfig, comment, dump_config, load_config
 from minigpt.errors import CheckpointError, ConfigError
 from minigpt.files import new_folder, refuse_existing, write_text
 from minigpt.layout import LAST, RECEIPT, TEMPLATE, TOKENIZER, RunFolder, no_such_run, step_name, step_of
@@ -152,7 +152,7 @@ def _files(folder: Path, settings: RunConfig | None) -> dict[str, str]:
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
     file = RunFolder(folder).config
     if settings or file.is_file():
-        header = f"# The settings of {folder}; the weights here are the same in fewer bits\n"
+        header = comment(f"The settings of {folder}; the weights here are the same in fewer bits")
         files[file.name] = header + dump_config(settings or load_config(file))
     return files
 

@@ -19,6 +19,7 @@ import tiktoken
 from minigpt.download import Progress
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer, file_tree, valid_unicode
+from minigpt.tokenizers.joining import join
 from minigpt.tokenizers.learn import Pair, count_words, learn_merges, merge, share_of_marks
 from minigpt.tokenizers.patterns import (
     PATTERNS,
@@ -180,7 +181,7 @@ class BPETokenizer(Tokenizer):
 
     def merge_word(self, word: bytes) -> list[int]:
         """Ids of one pre-token: merge the pair that was learned first, everywhere, until no known pair is left."""
-        ids = [self._ids[bytes([byte])] for byte in word]
+        ids = self._of_bytes(word)
         while len(ids) > 1:
             known = [pair for pair in pairwise(ids) if pair in self._ranks]
             if not known:
@@ -192,7 +193,14 @@ class BPETokenizer(Tokenizer):
     def unreached(self) -> bytes | None:
         """A token that the merges do not make, although tiktoken would use it; None if there is no such token."""
         tokens = (self._pieces[id_] for id_ in self._ranks.values())
-        return next((piece for piece in tokens if len(self.merge_word(piece)) > 1), None)
+        return next((piece for piece in tokens if len(join(self._of_bytes(piece), self._joined)) > 1), None)
+
+    def _of_bytes(self, word: bytes) -> list[int]:
+        return [self._ids[bytes([byte])] for byte in word]
+
+    def _joined(self, left: int, right: int) -> tuple[int, int] | None:
+        product = self._ranks.get((left, right))
+        return None if product is None else (product, product)
 
     def to_tree(self) -> dict[str, Any]:
         spelt = {id_: spell(piece) for piece, id_ in self._ids.items()}

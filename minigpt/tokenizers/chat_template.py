@@ -130,8 +130,17 @@ class Template:
 def read_template(path: Path) -> Template:
     """Read a template.json. Raises DataError if it is not a template."""
     try:
-        tree: Any = parse_json(read_text(path))
+        text = read_text(path)
     except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a template ({error}); give a template.json") from None
+    return parse_template(text, str(path))
+
+
+def parse_template(text: str, path: str) -> Template:
+    """The template in a text that stands at `path`. Raises DataError if it is not a template."""
+    try:
+        tree: Any = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read as a template ({error}); give a template.json") from None
     if not isinstance(tree, dict):
         raise DataError(f'{path}: is not an object; write {{"user": "User: {{}}\\n", ...}}')

@@ -10,7 +10,6 @@ No pattern splits the text into words first. The space of step 1 makes the first
 llama2.c's tokenizer.bin is a tokenizer of this kind.
 """
 
-import heapq
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,14 @@ import numpy as np
 
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers.base import EOS, UNK, Tokenizer, file_tree, valid_unicode
+from minigpt.tokenizers.joining import join
 from minigpt.tokenizers.simple import bpe_model
 
 SPACE = "▁"
 """How a space is spelled in files."""
-MOST_TOKENS, LONGEST = 1 << 20, 1 << 12
-"""Limits for a tokenizer.bin: tokens, and bytes per token; Llama's has 32,000 tokens of at most 27 bytes."""
+MOST_TOKENS, LONGEST = 1 << 20, 1 << 10
+"""Most tokens of a tokenizer.bin, and characters of a token, since `to_tree` cuts each token at every place. Llama has
+32,000 tokens of at most 27 bytes."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -43,8 +44,10 @@ class SentencePieceTokenizer(Tokenizer):
             special_tokens: name to id.
 
         Raises:
-            TokenizerError: a byte without a token, or two tokens with the same text.
+            TokenizerError: a byte without a token, two tokens with the same text, or a token that is too long.
         """
+        if max(map(len, texts), default=0) > LONGEST:
+            raise TokenizerError(f"one of its tokens has more than {LONGEST:,} characters; minigpt cannot run it")
         self._bytes = {int(text[3:5], 16): id_ for id_, text in enumerate(texts) if BYTE.fullmatch(text)}
         if len(self._bytes) != 256:
             raise TokenizerError("its vocabulary has no tokens for all 256 bytes; minigpt cannot run it")
@@ -85,36 +88,15 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _merged(self, word: str) -> tuple[int, ...]:
         """Ids of a word, in time n log n for n characters."""
-        parts: list[str | None] = list(word)
-        after, before = [*range(1, len(parts)), -1], [*range(-1, len(parts) - 1)]
-        waiting: list[tuple[int, int, str, str]] = []
-
-        def propose(left: int) -> None:
-            right = after[left]
-            one, two = parts[left], parts[right]
-            if right >= 0 and one is not None and two is not None and (rank := self._ranks.get(one + two)) is not None:
-                heapq.heappush(waiting, (rank, left, one, two))
-
-        for left in range(len(parts) - 1):
-            propose(left)
-        while waiting:
-            _, left, one, two = heapq.heappop(waiting)
-            right = after[left]
-            if right < 0 or parts[left] != one or parts[right] != two:
-                continue  # one of them has been joined since
-            parts[left], parts[right] = one + two, None
-            after[left] = after[right]
-            if after[left] >= 0:
-                before[after[left]] = left
-                propose(left)
-            if before[left] >= 0:
-                propose(before[left])
         ids: list[int] = []
-        for part in parts:
-            if part is not None:
-                known = self._ids.get(part)
-                ids += [self._bytes[byte] for byte in part.encode()] if known is None else [known]
+        for part in join(word, self._joined):
+            known = self._ids.get(part)
+            ids += [self._bytes[byte] for byte in part.encode()] if known is None else [known]
         return tuple(ids)
+
+    def _joined(self, one: str, two: str) -> tuple[int, str] | None:
+        rank = self._ranks.get(both := one + two)
+        return None if rank is None else (rank, both)
 
     def texts(self) -> list[str]:
         """How each id is spelled in files: "▁the", "<0x0A>", the names of special tokens."""

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.console import counted
-from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.errors import CheckpointError, DamagedError, first_line, storage_error
 from minigpt.files import (
     aside,
     delete_folder,
@@ -161,8 +161,10 @@ def _read(directory: Path, parts: tuple[str, ...]) -> Checkpoint:
         if sharded.in_parts(directory):
             tensors = sharded.read_parts(directory, parts)
         state = read_state(directory)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DamagedError(f"{directory}: cannot be read ({error})", "use another checkpoint of the run") from None
+    except (OSError, SafetensorError, ValueError, TypeError) as error:  # TypeError: a size of 2^63
+        raise DamagedError(
+            f"{directory}: cannot be read ({first_line(error)})", "use another checkpoint of the run"
+        ) from None
     return Checkpoint(directory, tensors, state)
 
 
@@ -267,9 +269,9 @@ def delete(directory: Path) -> None:
 def delete_unfinished(folder: Path) -> None:
     """Delete unfinished checkpoints that a killed process left. No other process may be training the run.
 
-    Raises StorageError.
+    Other files stay, since `folder` may be a link to a folder that holds more. Raises StorageError.
     """
-    for left in folder.glob(".*"):
+    for left in (*folder.glob(".*.tmp"), *folder.glob(".step-*-old")):
         try:
             delete_path(left)
         except OSError as error:

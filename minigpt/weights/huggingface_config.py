@@ -251,7 +251,7 @@ def _rope_theta(rest: dict[str, Any]) -> float:
         for key, part in value.items():
             if not (key == "rope_theta" or (key in ("rope_type", "type") and part == "default")):
                 raise _refused(f"{name}.{key}", part)
-        theta = _value(value, "rope_theta", _Field("rope_theta", float(theta)))
+        theta = _value({"rope_theta": theta} | value, "rope_theta", _Field("rope_theta", 10000.0))
     if not 0 < theta < math.inf:
         raise CheckpointError(f"config.json: rope_theta is {theta}; a number above 0 is needed")
     return theta

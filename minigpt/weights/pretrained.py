@@ -112,7 +112,7 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
     if not isinstance(table, dict) or not table:
         raise CheckpointError(f"{_INDEX} has no weight_map; download it again")
     for file in table.values():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or not file.isprintable():
             raise CheckpointError(f"{_INDEX}: {file!r} is not a file of this folder; download it again")
     return {path / file: {name for name in table if table[name] == file} for file in dict.fromkeys(table.values())}
 
@@ -124,7 +124,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{file.name} is a git-lfs pointer, not the weights; get them with `git lfs pull`")
     try:
         return load_file(file)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # TypeError: a size of 2^63
         raise CheckpointError(f"{file.name} is damaged ({first_line(error)}); download it again") from None
 
 

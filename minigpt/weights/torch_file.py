@@ -1,9 +1,11 @@
 """Read files of torch.save safely, without running code from them. Only this module opens pickles.
 
 torch's `weights_only` reader accepts only tensors, numbers, texts, dicts and lists. This module adds checks against
-files that need far more memory than their size: those with compressed parts, or with many tensors over the same bytes.
+files that need far more memory than their size: those with compressed parts, with many tensors over the same bytes, or
+with calls that make bytes.
 """
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from minigpt.errors import CheckpointError
 
 MOST_PICKLE = 64 << 20
 """Largest size, in bytes, of the part that lists the tensors; GPT-2 XL's has 60 kB."""
+
+_GROWS = re.compile(rb"\n(?:bytearray|encode)\n")
+"""Functions that torch's reader calls for a file, and that make as many bytes as the file says."""
 
 
 def is_torch_file(path: Path) -> bool:
@@ -28,22 +33,30 @@ def read_torch(path: Path) -> Any:
     Raises CheckpointError if the file is damaged, or holds more than tensors and plain values.
     """
     try:
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as held:
             parts = held.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(map(_size, parts)) > size:
+                raise CheckpointError(f"{path}: is not packed in the way of torch.save; save it again with torch.save")
+            lists = [part for part in parts if part.filename.lower().endswith("data.pkl")]  # torch takes any case
+            if any(_size(part) > MOST_PICKLE for part in lists):
+                raise CheckpointError(f"{path}: lists more than a model has; save only the model's state_dict")
+            grows = any(_GROWS.search(held.read(part)) for part in lists)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError):  # RuntimeError: encrypted, or too new
         raise CheckpointError(f"{path}: is not a whole file of torch.save; copy it again") from None
-    size = path.stat().st_size
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise CheckpointError(f"{path}: is not packed in the way of torch.save; save it again with torch.save")
-    if any(part.file_size > MOST_PICKLE for part in parts if part.filename.endswith("data.pkl")):
-        raise CheckpointError(f"{path}: lists more than a model has; save only the model's state_dict")
     try:
+        if grows:
+            raise ValueError
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # noqa: BLE001  torch's reader raises many classes for damaged or hostile files
         raise CheckpointError(
             f"{path}: is damaged, or holds more than tensors and plain values, which could run code; minigpt does not "
             "read it. In the program that wrote it, save only the state_dict and the settings"
         ) from None
+
+
+def _size(part: zipfile.ZipInfo) -> int:
+    return part.file_size
 
 
 def plain_weights(found: Any, path: Path) -> dict[str, Tensor]:

@@ -225,6 +225,7 @@ def test_no_number_is_a_boolean() -> None:
         ("- " * 40_000, "nested deeper than 20"),
         ("a" * 100_001, "longer than 100,000 characters"),
         ("1" * 5000, "not a number"),
+        ("train: {seed: 0x" + "f" * 5000 + "}", "not a number"),
         ("? [a]\n: b", "a key must be a plain word"),
         ("a: \x00", "(control|special) characters are not allowed"),
         ("a: \udc80", "special characters are not allowed"),

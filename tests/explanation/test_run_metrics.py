@@ -104,12 +104,22 @@ def test_the_state_of_a_run(run, tmp_path):
     assert bare == {"step": 1, "loss": None, "val_loss": None, "best_val_loss": None, "best_step": None}
 
 
+HUGE = f'{{"tokens": 1, "bytes": 1, "floors": {{"xz": 1{"0" * 400}}}}}'
+
+
 def test_floors_become_nats_per_token_of_the_run(run):
     assert read_floors(run) == {}
     (run / "eval.json").write_text(json.dumps({"tokens": 100, "bytes": 400, "floors": {"xz": 2.0}}))
     assert read_floors(run)["xz"] == pytest.approx(2 * math.log(2) * 400 / 100)
     assert read_floors(run, bits=True) == {"xz": 2.0}
-    for damaged in ("{", "[]", '{"tokens": 0, "bytes": 1, "floors": {}}', '{"floors": {}}'):
+    for damaged in (
+        "{",
+        "[]",
+        '{"tokens": 0, "bytes": 1, "floors": {}}',
+        '{"floors": {}}',
+        HUGE,
+        '{"tokens": 1, "bytes": 1, "floors": {"xz": []}}',
+    ):
         (run / "eval.json").write_text(damaged)
         with pytest.raises(RunError, match=r"eval\.json.*--save"):
             read_floors(run)

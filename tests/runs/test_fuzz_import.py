@@ -14,6 +14,7 @@ from fuzz_watch import Watch
 from test_import import CHARS, bytes_file, llama2c, nano
 
 from minigpt import GPT, ModelConfig, import_model
+from minigpt.config import load_config
 from minigpt.errors import UserError
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.tokenizers.gguf import to_gguf
@@ -223,3 +224,40 @@ def test_a_file_changed_at_random_is_refused_in_one_line_or_read(kind: str, exam
                 counts["refused"] += 1
     assert counts["refused"]
     watch.end(f"{kind}: {dict(counts)}")
+
+
+def test_a_small_pickle_makes_no_large_object(tmp_path: Path) -> None:
+    file = tmp_path / "ckpt.pt"
+    doubled = b"c_codecs\nencode\n(c_codecs\nencode\n(X\x01\0\0\0aX\x05\0\0\0ascii" + b"tRX\x03\0\0\0hextR."
+    for content in (b"cbuiltins\nbytearray\nK\x09\x85R.", doubled):
+        for name in ("data.pkl", "DATA.PKL"):
+            with zipfile.ZipFile(file, "w") as held:
+                held.writestr(f"a/{name}", b"\x80\x02" + content)
+                held.writestr("a/version", "3\n")
+                held.writestr("a/byteorder", "little")
+            refused(file, "holds more than tensors and plain values")
+
+
+def test_a_zip_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ckpt.pt"
+    torch.save({}, file)
+    content = bytearray(file.read_bytes())
+    content[content.find(b"PK\x01\x02") + 6] = 99
+    file.write_bytes(content)
+    refused(file, "is not a whole file of torch.save")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs any name")
+@pytest.mark.parametrize("name", ["a\nnosuch: 1", "a\udcff", "a\x07\u2028"])
+def test_the_name_of_a_file_does_not_change_the_settings(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.gguf"
+    try:
+        small_gguf(file)
+    except OSError:
+        pytest.skip("this file system allows no such name")
+    import_model(file, tmp_path / "made")
+    assert load_config(tmp_path / "made/config.yaml").model.embed_dim == 32
+
+
+def test_a_gguf_template_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused(small_gguf(tmp_path / "a.gguf", minigpt__template="[1]"), "minigpt.template: is not an object")

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer as Theirs
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers import BPETokenizer, CharTokenizer, learn, load
 from minigpt.tokenizers.bpe import SPECIALS
+from minigpt.tokenizers.joining import join
 from minigpt.tokenizers.learn import count_words, learn_merges, learn_merges_reference
 from minigpt.tokenizers.patterns import PATTERNS, PUBLISHED
 
@@ -281,3 +282,25 @@ def test_a_special_token_has_an_id_of_its_own(specials: dict[str, int], message:
 def test_a_char_tokenizer_is_made_of_single_characters() -> None:
     with pytest.raises(TokenizerError, match="'no' is not one character"):
         CharTokenizer(["a", "no"])
+
+
+def test_a_file_of_long_merges_is_checked_at_once(tmp_path: Path) -> None:
+    """Each merge lengthens one token. Merging again and again over the whole token would take minutes for 500 kB."""
+    pieces, merges = [bytes([byte]) for byte in range(256)], []
+    for number in range(600):
+        merges.append((len(pieces) - 1 if merges else 97, 98 + number % 20))
+        pieces.append(pieces[merges[-1][0]] + pieces[merges[-1][1]])
+    BPETokenizer(pieces, merges, "gpt2", {}).save(tmp_path)
+    start = time.process_time()
+    assert load(tmp_path).vocab_size == len(pieces)
+    assert time.process_time() - start < 5
+
+
+def test_joining_by_a_heap_gives_the_textbook_ids() -> None:
+    random = Random(0)
+    words = ["the ", "cat", "aaa", "mat", "ab", "x"]
+    tokenizer = BPETokenizer.train(["".join(random.choices(words, k=3000))], 500)
+    for _ in range(300):
+        word = "".join(random.choices(words, k=random.randrange(1, 9))).encode()
+        ids = [tokenizer._ids[bytes([byte])] for byte in word]
+        assert join(ids, tokenizer._joined) == tokenizer.merge_word(word), word

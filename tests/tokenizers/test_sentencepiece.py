@@ -9,7 +9,7 @@ import pytest
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers import load
 from minigpt.tokenizers.gguf import from_gguf, to_gguf
-from minigpt.tokenizers.sentencepiece import from_llama2c
+from minigpt.tokenizers.sentencepiece import SentencePieceTokenizer, from_llama2c
 
 WORDS = "the cat sat on a mat and then there was a little girl named Lily who loved to play outside . , ! ?"
 LETTERS = "abcdefghijklmnopqrstuvwxyzLTW.,!?'é日 \n"
@@ -99,3 +99,9 @@ def test_a_tokenizer_bin_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=r"tokenizer\.bin: "):
             from_llama2c(path)
+
+
+def test_a_token_too_long_to_be_cut_at_every_place_is_refused() -> None:
+    texts = ["", "", *(f"<0x{byte:02X}>" for byte in range(256)), "a" * 1025]
+    with pytest.raises(TokenizerError, match="more than 1,024 characters"):
+        SentencePieceTokenizer(texts, {}, {"<|unk|>": 0, "<|endoftext|>": 1})

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from minigpt.training.hooks.checkpoints import prune
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState
 from minigpt.weights.damage import newest_whole
+from minigpt.weights.pretrained import read_pretrained
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3), "h": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
 
@@ -204,3 +206,31 @@ def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     with pytest.raises(StorageError, match="cannot be written"):
         save(tmp_path, 1)
+
+
+def test_only_unfinished_checkpoints_are_deleted(tmp_path: Path) -> None:
+    """The folder may be a link to one that holds more, as in a run that another person made."""
+    (tmp_path / "home/.ssh").mkdir(parents=True)
+    (tmp_path / "home/.profile").touch()
+    (tmp_path / "home/.step-00000001.old-host-1-0123abcd.tmp").mkdir()
+    (tmp_path / "home/.step-00000001-old").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "home")
+    checkpoint.delete_unfinished(tmp_path / "checkpoints")
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {".ssh", ".profile"}
+
+
+def test_a_tensor_of_an_impossible_size_is_damage(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
+    content, state = len(header).to_bytes(8, "little") + header, b'{"model": {}}'
+    files = {"model.safetensors": content, "state.json": state}
+    for name, held in files.items():
+        (tmp_path / name).write_bytes(held)
+    listed = {name: {"bytes": len(held), "sha256": sha256(held).hexdigest()} for name, held in files.items()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "files": listed}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+    for name in ("manifest.json", "state.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
+        read_pretrained(tmp_path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt import GPT
 from minigpt.errors import CheckpointError
+from minigpt.weights.huggingface import config_from_hf
 
 transformers = pytest.importorskip("transformers")
 
@@ -151,6 +152,9 @@ def test_files_are_those_of_the_index(tmp_path):
     index = tmp_path / "parts/model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../whole/model.safetensors"}}))
     refused(tmp_path / "parts", "not a file of this folder")
+    for name in ("a\0.safetensors", "\ud83d.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        refused(tmp_path / "parts", "not a file of this folder")
 
 
 def test_what_is_not_weights_is_said(tmp_path):
@@ -185,3 +189,8 @@ def test_a_padded_vocabulary_loads_without_its_padding(tmp_path, kind):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits
     assert run.model.config.vocab_size == tokenizer.vocab_size
     assert (run.model(ids) - theirs[..., : tokenizer.vocab_size]).abs().max() < 1e-4
+
+
+def test_a_rotary_base_that_no_float_holds_is_refused():
+    with pytest.raises(CheckpointError, match="rope_theta"):
+        config_from_hf({"model_type": "qwen3", "rope_theta": 10**400, "rope_scaling": {"rope_type": "default"}})
