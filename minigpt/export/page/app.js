@@ -268,7 +268,7 @@ async function explain(keep) {
   byId("explain-status").classList.add("busy");
   try {
     const { stale, data, given, unknown, unit } = await ask("explain", { text, off: [...off] });
-    if (stale) return;
+    if (stale || byId("panel-explain").hidden) return; // what is hidden has no width to draw in
     alertReader("");
     byId("pictures").hidden = byId("steer").hidden = !data;
     if (!data) {
