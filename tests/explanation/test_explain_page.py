@@ -24,7 +24,7 @@ from minigpt.explanation.analysis import KEYS, token_texts, visible
 from minigpt.explanation.canvas import in_font
 from minigpt.explanation.dataset import SURVEY_KEYS
 from minigpt.explanation.figures import draw_explanation
-from minigpt.explanation.html import make_page
+from minigpt.explanation.html import make_page, read
 from minigpt.explanation.over_time import TIMELINE_KEYS, timeline
 from minigpt.explanation.walk import steps, walk
 from minigpt.files import append_line
@@ -85,6 +85,13 @@ def test_the_page_is_one_small_file_that_names_no_other(run, capsys):
     assert outside == {"http://www.w3.org"}, "the only URL is the name of SVG's namespace"
     assert page.count("<h2") == page.count('class="equation"') == 6
     assert "{{" not in page
+
+
+def test_a_browser_without_light_dark_gets_the_light_colours():
+    style = read("page.css")
+    colours = re.findall(r"(--[\w-]+): light-dark\((#\w+), ", style)
+    fallback = style.partition("@supports not (color: light-dark(red, red))")[2].partition("}")[0]
+    assert re.findall(r"(--[\w-]+): (#\w+);", fallback) == colours != []
 
 
 @pytest.mark.parametrize("softmaxes", [1, 3])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,32 @@ def test_the_page_trusts_only_its_own_script_and_no_text(tmp_path: Path) -> None
         assert f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy[1]
     assert "<b>my" not in text and "{{" not in text
     assert not re.search(r"https?://(?!www\.w3\.org)", text), "the page loads nothing"
+
+
+JOBS = """
+const { readFileSync } = require("node:fs");
+const html = readFileSync(process.argv[1], "utf8"), block = (id) => html.match(`id="${id}">([^]*?)</script>`)[1];
+const about = JSON.parse(block("about")), found = html.matchAll(
+  /data-name="(.+?)" data-kind="(.+?)" data-rows="(.+?)" data-columns="(.+?)">(.+?)</g);
+const tensors = Object.fromEntries([...found].map(([, name, kind, rows, columns, base64]) => [
+  name, { kind, rows: Number(rows), columns: Number(columns), base64 }]));
+const jobs = new Function("performance", `${block("worker")}; return JOBS;`)({ now: () => 0 });
+jobs.load({ about, tensors });
+const settings = { ...about.settings, max_new_tokens: 200, temperature: 3, stop: ["E"] };
+jobs.write({ prompt: "THE", settings }, 0, () => null).then((answer) => console.log(JSON.stringify(answer)));
+"""
+"""What the worker of a page answers if the clock stands still."""
+
+
+@needs_node
+def test_a_typed_stop_is_cleaned_and_no_rate_is_infinite(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my", kind="byte")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("clean: []", "clean: [lower]"))
+    page, _, _ = page_of(run)
+    done = subprocess.run(["node", "-e", JOBS, page], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["reason"] == "stop" and answer["tokens"] > 1 and answer["rate"] is None
 
 
 def test_without_node_the_page_is_written_and_not_checked(tmp_path: Path, monkeypatch, capsys) -> None:

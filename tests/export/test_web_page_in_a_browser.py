@@ -123,6 +123,49 @@ def test_a_new_chat_begins_empty_while_the_model_answers(browser, tale: Path) ->
         assert page.locator("#chat-status").inner_text() == ""
 
 
+def test_a_wrong_setting_takes_away_neither_the_text_nor_the_next_answer(browser, tale: Path) -> None:
+    with opened(browser, tale) as page:
+        first = write(page, "The cat", 5)
+        page.fill("#top_p", "7")
+        page.click("#more")
+        page.wait_for_selector("#alert:not([hidden])")
+        assert page.locator("#paper").text_content() == f"The cat{first}"
+        page.click("#tab-chat")
+        page.fill("#say", "Hi")
+        page.press("#say", "Enter")
+        page.wait_for_selector("#again:not([hidden])")
+        page.fill("#top_p", "1")
+        page.click("#again")
+        page.wait_for_selector("#messages li.assistant p:not(.busy)")
+        page.click("#tab-write")
+        page.click("#more")
+        page.wait_for_selector("#write-status:has-text('token')")
+        assert page.locator("#given").text_content() == f"The cat{first}"
+
+
+def test_the_explanation_of_a_text_that_was_left_does_not_end_the_writing(browser, tale: Path) -> None:
+    with opened(browser, tale) as page:
+        page.fill("#max_new_tokens", "100000")
+        page.click("#settings summary")
+        page.uncheck("#stop_at_eos")
+        page.click("#tab-explain")
+        page.fill("#text", "The cat")  # it is explained after a pause
+        page.evaluate("document.getElementById('tab-write').click(), document.getElementById('write').click()")
+        page.wait_for_timeout(1000)
+        assert page.locator("#write").inner_text() == "Stop"
+        page.keyboard.press("Escape")
+
+
+def test_a_key_that_an_input_method_takes_sends_nothing(browser, tale: Path) -> None:
+    with opened(browser, tale) as page:
+        page.click("#tab-chat")
+        page.fill("#say", "Hi")
+        page.evaluate(
+            "document.getElementById('say').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229}))"
+        )
+        assert page.input_value("#say") == "Hi"
+
+
 def test_settings_of_the_run_beyond_the_dials_are_allowed(browser, tmp_path: Path) -> None:
     run = make_run(tmp_path / "my", temperature=2.5, top_k=500, max_new_tokens=8)
     with opened(browser, export_page(load_run(run, "cpu")).path) as page:

@@ -142,6 +142,65 @@ def test_an_answer_that_breaks_off_does_not_end_the_requests(browser: Any, tmp_p
         page.wait_for_selector("#alert", state="hidden")
 
 
+def test_a_stream_that_breaks_off_says_so_and_keeps_its_text(browser: Any, tmp_path: Path):
+    breaks = """() => { const real = fetch; window.fetch = async (path, how) => (path !== '/v1/completions'
+      ? real(path, how) : new Response('data: {"choices": [{"text": " sat"}]}\\n\\n')); }"""
+    with opened(browser, tmp_path) as page:
+        page.evaluate("localStorage.setItem('minigpt-suggest', 'no')")
+        go(page, "notebook", "base")
+        page.fill("textarea.paper", "the cat")
+        page.evaluate(breaks)
+        page.click(".tools .primary")
+        page.wait_for_selector(".notebook .status.wrong:has-text('broke off')")
+        assert page.input_value("textarea.paper") == "the cat sat"
+
+
+def test_a_reload_while_a_chat_is_answered_keeps_the_question_only(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        ask_without_end(page)
+        page.reload()
+        page.wait_for_selector(".messages .user >> text=the cat")
+        assert page.locator(".messages .assistant").count() == 0
+
+
+def test_a_run_that_cannot_be_deleted_stays_chosen(browser: Any, tmp_path: Path):
+    fails = """() => { const real = fetch; window.fetch = async (path, how) => (path !== '/api/delete' ? real(path, how)
+      : Response.json({ error: { message: 'it is starting' } }, { status: 400 })); }"""
+    with opened(browser, tmp_path) as page:
+        go(page, "runs", "talks")
+        page.evaluate(fails)
+        page.click("[data-key='run talks']")
+        page.click("[data-key='delete talks']")
+        page.click("button:text-is('Delete it')")
+        page.wait_for_selector("text=It is starting")
+        assert page.evaluate("location.hash") == "#runs/talks"
+        assert page.locator("[data-key='delete talks']").count() == 1
+
+
+def test_the_keyboard_stays_on_the_part_that_it_opens(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.focus("#tabs a[href^='#why/']")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#panel > .why")
+        assert page.evaluate("document.activeElement.textContent") == "Why this word"
+
+
+def test_an_emptied_text_leaves_no_tokens_of_the_old_one(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat')")
+        go(page, "why", "base")
+        page.wait_for_selector(".bar-row")
+        page.fill(".why textarea", "")
+        page.click("text=Read it")
+        assert page.locator(".bar-row").count() == 0
+
+
+def test_a_count_is_never_a_thousand_thousands(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        shown = page.evaluate("import('/page/words.js').then(({ short }) => [999, 999940, 999960, 1e6].map(short))")
+        assert shown == ["999", "999.9k", "1.00M", "1.00M"]
+
+
 def test_a_task_that_was_overtaken_does_not_hide_the_newest(browser: Any, tmp_path: Path):
     two = """import('/page/words.js').then(async ({ during }) => {
       const box = document.createElement('p'), end = [];

@@ -71,7 +71,7 @@ function drawExplanation(data, before = null, switches = null) {
       const at = [x + wide / 2, top + height + 17];
       const turned = { "text-anchor": "end", transform: `translate(${at[0] + 3} ${at[1] - 6}) rotate(-65)` };
       column.append(svg("text", { class: chosen ? "name strong" : "name",
-        ...(level ? { "text-anchor": "middle", x: at[0], y: at[1] } : turned) }, visible(text).slice(0, 10)));
+        ...(level ? { "text-anchor": "middle", x: at[0], y: at[1] } : turned) }, letters(visible(text), 0, 10)));
       const summary = t ? `${nats(loss[t])} nats, expected ${nats(entropy[t - 1])}` : "the first token is not predicted";
       column.append(svg("title", {}, `${t} ${visible(text)}: ${summary}`));
       chart.append(column);
@@ -96,7 +96,7 @@ function drawExplanation(data, before = null, switches = null) {
     if (follows !== undefined && !rows.some(([id]) => id === follows)) add(follows, texts[t + 1],
       Math.exp(-loss[t + 1]));
     const doubt = `${entropy[t].toFixed(2)} nats of entropy, as for ${Math.exp(entropy[t]).toFixed(1)} equally likely`;
-    const before = texts.slice(Math.max(0, t - 24), t).join("").replaceAll("\n", "↵").slice(-32);
+    const before = letters(texts.slice(Math.max(0, t - 24), t).join("").replaceAll("\n", "↵"), -32);
     find("next").replaceChildren(el("p", { class: "caption" }, "After ", el("b", { class: "text small" },
       `${t > 24 ? "…" : ""}${before}`, token(texts[t])), ` (up to token ${t}): ${doubt} tokens.`), box);
   }
@@ -147,7 +147,7 @@ function drawExplanation(data, before = null, switches = null) {
     texts.forEach((text, s) => {
       if (s !== t && (s % every || Math.abs(s - t) < every)) return;
       const away = 11 * (Math.floor(s / every) % lines), middle = (s + 0.5) * cell;
-      const look = { class: s === t ? "name strong" : "name" }, name = visible(text).slice(0, 10);
+      const look = { class: s === t ? "name strong" : "name" }, name = letters(visible(text), 0, 10);
       const below = longest === 1 ? { x: room + middle, y: side + 13 + away, "text-anchor": "middle" }
         : { transform: `translate(${room + middle + 4} ${side + 6}) rotate(-90)`, "text-anchor": "end" };
       frame.append(svg("text", { ...look, x: room - 5 - away, y: middle + 4, "text-anchor": "end" }, name),

@@ -24,6 +24,8 @@ const picture = (width, height, about, ...children) => svg("svg",
 
 // The text of one token with visible spaces (␣) and line ends (↵)
 const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+// A part of a text, counted in whole characters: an emoji is not cut in two
+const letters = (text, from, to) => [...text].slice(from, to).join("");
 const token = (text, extra = "") => el("span", { class: `token ${extra}` }, visible(text) || "∅");
 
 function colour(name) {
@@ -33,6 +35,9 @@ function colour(name) {
   probe.remove();
   return found.match(/[\d.]+/g).slice(0, 3).map(Number);
 }
+
+// Whether an input method (for Chinese, Japanese, Korean) takes this key itself; in Safari only the code says so
+const composes = (event) => event.isComposing || event.keyCode === 229;
 
 // Let arrow keys move the focus between items; only one of them is in the tab order
 function roving(group, items, columns) {

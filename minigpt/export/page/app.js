@@ -159,7 +159,7 @@ async function writeFrom(prompt, given) {
   for (const id of ["more", "to-explain", "copy"]) byId(id).hidden = true;
   await produce(byId("write"), { prompt }, (text) => byId("written").append(text), byId("write-status"));
   byId("caret").hidden = true;
-  const any = byId("written").textContent !== "";
+  const any = whole() !== "";
   for (const id of ["more", "to-explain", "copy"]) byId(id).hidden = !any;
 }
 
@@ -169,7 +169,7 @@ const start = () => {
   return writeFrom(prompt || about.prompt, prompt);
 };
 byId("write").addEventListener("click", () => (writing ? stopWriting() : start()));
-byId("more").addEventListener("click", () => writeFrom(whole(), whole()));
+byId("more").addEventListener("click", () => writing || writeFrom(whole(), whole()));
 byId("copy").addEventListener("click", () => {
   getSelection().selectAllChildren(byId("paper"));
   document.execCommand("copy"); // a page opened as a file may have no other way
@@ -235,14 +235,16 @@ function say() {
 
 byId("send").addEventListener("click", () => (writing ? stopWriting() : say()));
 byId("say").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
   event.preventDefault();
   say();
 });
 byId("again").addEventListener("click", () => {
-  if (writing || messages.at(-1)?.role !== "assistant") return;
-  messages.pop();
-  byId("messages").lastElementChild.remove();
+  if (writing) return;
+  if (messages.at(-1).role === "assistant") { // else the last answer failed
+    messages.pop();
+    byId("messages").lastElementChild.remove();
+  }
   answer();
 });
 byId("clear").addEventListener("click", () => {
@@ -261,11 +263,12 @@ let drawn = null, shown = null, typing = 0, allOn = null;
 const mean = (loss) => loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, loss.length - 1);
 
 async function explain(keep) {
+  if (byId("panel-explain").hidden) return; // the reader has moved on: a new job would end what is written there
   const text = byId("text").value;
   byId("explain-status").classList.add("busy");
   try {
     const { stale, data, given, unknown, unit } = await ask("explain", { text, off: [...off] });
-    if (stale) return;
+    if (stale || byId("panel-explain").hidden) return; // what is hidden has no width to draw in
     alertReader("");
     byId("pictures").hidden = byId("steer").hidden = !data;
     if (!data) {

@@ -80,8 +80,12 @@ const JOBS = {
     const stop = chat ? [...own, ...about.chat.stop] : own;
     const start = performance.now();
     let tokens = 0, first = 0, text = "";
+    const rate = () => { // null before the clock has moved: some browsers round it to milliseconds
+      const passed = performance.now() - first;
+      return tokens > 1 && passed > 0 ? (1000 * (tokens - 1)) / passed : null;
+    };
     const flush = () => {
-      if (text) tell({ text, tokens, rate: tokens > 1 ? (1000 * (tokens - 1)) / (performance.now() - first) : null });
+      if (text) tell({ text, tokens, rate: rate() });
       text = "";
     };
     let sent = 0;
@@ -96,8 +100,8 @@ const JOBS = {
     });
     flush();
     return { reason: done.stopped ? "interrupted" : done.value, tokens, seconds: (performance.now() - start) / 1000,
-      rate: tokens > 1 ? (1000 * (tokens - 1)) / (performance.now() - first) : null,
-      read: Math.min(ids.length, model.config.max_seq_len), given: ids.length, cut: Boolean(chat && chat.cut),
+      rate: rate(), read: Math.min(ids.length, model.config.max_seq_len), given: ids.length,
+      cut: Boolean(chat && chat.cut),
       unknown: tokenizer.unknown(newest), unit: tokenizer.unit };
   },
 

@@ -3,6 +3,11 @@ const KEY = "minigpt-key";
 
 export class Problem extends Error {}
 
+const brokeOff = (error) => {
+  if (error?.name === "AbortError") throw error;
+  throw new Problem("the server's answer broke off; try again");
+};
+
 // Set by main.js: asks the person for the server's key, after a wrong one if true; resolves when there is a new one
 export const door = { ask: async () => { throw new Problem("the server wants a key"); } };
 export const keep = (key) => sessionStorage.setItem(KEY, key);
@@ -33,25 +38,21 @@ async function send(path, body, signal) {
 // A GET if there is no body, else a POST
 export async function ask(path, body, signal) {
   const answer = await send(path, body, signal);
-  try {
-    return await answer.json();
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("the server's answer broke off; try again");
-  }
+  return answer.json().catch(brokeOff);
 }
 
 export const query = (values) => new URLSearchParams(values).toString();
 
-// The objects of a stream of server-sent events, as they arrive. Ends at [DONE]; throws if the stream sends an error
+// The objects of a stream of server-sent events, as they arrive, up to [DONE]. Throws a Problem if the stream sends an
+// error, or ends before
 export async function* stream(path, body, signal) {
   const answer = await send(path, { ...body, stream: true }, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
+      const { done, value } = await reader.read().catch(brokeOff);
+      if (done) brokeOff();
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {

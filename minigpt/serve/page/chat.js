@@ -1,5 +1,5 @@
 // Chat with a run that was tuned on chats. The messages are a tree: an edit or another answer starts a branch.
-/* global el */
+/* global el, composes */
 import { ask, query, stream } from "./api.js";
 import { Settings } from "./settings.js";
 import { button, code, during, empty, labelled, link } from "./words.js";
@@ -50,7 +50,7 @@ class Chat {
     this.log = el("ol", { class: "messages", "aria-label": "Messages" });
     this.say = el("textarea", { rows: 2, placeholder: "Say something", "aria-label": "Your message" });
     this.say.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
       event.preventDefault();
       this.send();
     });
@@ -101,7 +101,7 @@ class Chat {
     this.log.lastElementChild?.scrollIntoView({ block: "nearest" });
     this.go.hidden = Boolean(this.stop);
     this.halt.hidden = !this.stop;
-    this.keep();
+    if (!this.stop) this.keep();
   }
 
   item(each, before) {
@@ -149,6 +149,7 @@ class Chat {
       asked.push({ role: each.role, content: each.content });
       if (each === to) break;
     }
+    this.keep(); // without the answer, which a reload would leave empty
     const mine = message("assistant", "");
     to.chosen = to.next.push(mine) - 1;
     this.stop = new AbortController();

@@ -143,7 +143,7 @@ class Learn {
     await during(this.status, "", async (tell) => {
       for (const [at, step] of steps.entries()) {
         tell(`Checkpoint ${at + 1} of ${steps.length}: step ${count(step)} …`);
-        this.slider.value = at;
+        if (this.source === "mine") this.slider.value = at;
         const asked = { model: `${this.name}@${step}`, prompt: this.asked, max_tokens: Number(this.length),
           temperature: Number(this.heat), seed: 0 };
         this.written.set(step, "");

@@ -127,9 +127,12 @@ function head() {
 }
 
 function tabs() {
+  const focused = find("tabs").contains(document.activeElement);
   find("tabs").replaceChildren(...Object.entries(PARTS).filter(([id]) => id !== "start").map(([id, part]) => el("a",
     { href: `#${id}/${encodeURIComponent(app.run)}`, "aria-current": id === app.part ? "page" : null }, part.title)));
-  find("tabs").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  const here = find("tabs").querySelector("[aria-current]");
+  here?.scrollIntoView({ block: "nearest", inline: "center" });
+  if (focused) here?.focus({ preventScroll: true });
 }
 
 // --- what is shown ---

@@ -143,7 +143,7 @@ class Runs {
     const sure = await askFirst(`Delete ${run.name}?`, `All its files are deleted: ${run.path}. This cannot be undone.`,
       "Delete it");
     if (!sure) return;
-    await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }));
+    if (!await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }))) return;
     this.open = "";
     if (this.app.run === run.name) {
       this.app.run = "";

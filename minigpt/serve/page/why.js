@@ -51,6 +51,8 @@ class Why {
     this.stop = new AbortController();
     if (!this.area.value) {
       this.tokens.replaceChildren(el("span", { class: "given" }, "Write a text above, then press Read it."));
+      this.legend.replaceChildren();
+      this.side.replaceChildren();
       return;
     }
     keepText(this.area.value);

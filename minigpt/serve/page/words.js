@@ -11,7 +11,7 @@ export const figures = (rows) => el("dl", { class: "figures inspected" },
 export function short(value) {
   if (value === null || value === undefined) return "–";
   for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (value >= size) return `${(value / size).toFixed(value < 10 * size ? 2 : 1)}${sign}`;
+    if (value >= 0.99995 * size) return `${(value / size).toFixed(value < 10 * size ? 2 : 1)}${sign}`;
   }
   return String(value);
 }
