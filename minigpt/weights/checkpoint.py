@@ -271,7 +271,7 @@ def delete_unfinished(folder: Path) -> None:
 
     Other files stay, since `folder` may be a link to a folder that holds more. Raises StorageError.
     """
-    for left in (*folder.glob(".*.tmp"), *folder.glob(".step-*-old")):
+    for left in (path for form in (".*.tmp", ".step-*", ".last-*", ".best-*") for path in folder.glob(form)):
         try:
             delete_path(left)
         except OSError as error:
