@@ -342,6 +342,7 @@ print(json.dumps({"micro": state.micro_batch_size, "step": state.step, "tokens":
 
 
 def limited(room: int, micro: int, **environment: str) -> dict:
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(room), str(micro)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parent, env={**os.environ, **environment},
