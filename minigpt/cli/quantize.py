@@ -89,6 +89,5 @@ def _measure(before: str, after: str, count: int) -> tuple[float | None, float |
         console.print(f"bits per byte not measured: {error}")
         return None, None, 0
     kept = int(token_counts(whole[1:], tokenizer.vocab_size) @ lengths)  # the first token is not predicted
-    source = prepared.meta["splits"]["val"]["bytes"] - len(tokenizer.token_bytes(int(whole[0])))
-    per_byte = kept / source / math.log(2) / max(1, int(first.bytes.sum()))
+    per_byte = kept / prepared.predicted_bytes("val", tokenizer) / math.log(2) / max(1, int(first.bytes.sum()))
     return float(first.nats.sum()) * per_byte, float(second.nats.sum()) * per_byte, len(tokens) - 1

@@ -33,6 +33,7 @@ from minigpt.download import Progress, cache_root
 from minigpt.errors import DataError, StorageError, TokenFileError, storage_error
 from minigpt.files import delete_folder, find, move, parse_json, temporary_path
 from minigpt.layout import TOKENIZER
+from minigpt.tokenizers.base import Tokenizer
 
 VERSION = 1
 
@@ -56,6 +57,14 @@ class Prepared:
     def sha256(self) -> dict[str, str]:
         """The sha256 of the text of each split."""
         return {name: split["sha256"] for name, split in self.meta["splits"].items()}
+
+    def predicted_bytes(self, split: str, tokenizer: Tokenizer) -> int:
+        """Bytes of a split's source without those of its first token, which is not predicted.
+
+        All other bytes count, also those that a tokenizer of words does not keep.
+        """
+        first = int(self.splits[split].tokens[0])
+        return self.meta["splits"][split]["bytes"] - len(tokenizer.token_bytes(first))
 
 
 def prepare(

@@ -155,11 +155,10 @@ def evaluate_run(
         token_lengths=TokenText(run.tokenizer).lengths,
         progress=progress,
     )
-    figures = prepared.meta["splits"][split]
     return report(
         score,
-        text_bytes=figures["bytes"] - len(run.tokenizer.token_bytes(int(tokens[0]))),
-        words=figures["words"],
+        text_bytes=prepared.predicted_bytes(split, run.tokenizer),
+        words=prepared.meta["splits"][split]["words"],
         floors=run_floors(prepared, run.tokenizer, split),
         split=split,
         context=context,

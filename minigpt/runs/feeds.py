@@ -105,7 +105,7 @@ def text_feed(
         Batches(train, config.train.batch_size, seq_len, config.train.seed),
         val,
         seq_len,
-        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        bytes_per_token(prepared, tokenizer),
         prepared.sha256,
         counted(len(train), "training token"),
         caveat,
@@ -126,12 +126,9 @@ def check_lengths(prepared: Prepared, seq_len: int, flag: str | None) -> None:
             raise DataError(f"{problem}; give more text{more}")
 
 
-def bytes_per_token(tokens: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> float:
-    """Source bytes per predicted token: the first token of the split is not predicted.
-
-    All bytes of the source count, also those that a tokenizer of words does not keep.
-    """
-    return (text_bytes - len(tokenizer.token_bytes(int(tokens[0])))) / max(1, len(tokens) - 1)
+def bytes_per_token(prepared: Prepared, tokenizer: Tokenizer) -> float:
+    """Source bytes per predicted token of the validation split."""
+    return prepared.predicted_bytes("val", tokenizer) / max(1, prepared.splits["val"].count - 1)
 
 
 def record_feed(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli_run import SMALL, fails, text
+from mostly_slow import mostly_slow
 
 from minigpt.cli import main
 from minigpt.config import load_config
@@ -72,7 +73,7 @@ def assert_saved(run: Path) -> None:
     assert not list(run.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGINT, signal.SIGHUP]))
 def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, number: signal.Signals) -> None:
     process = training(tmp_path, stderr=subprocess.PIPE)
     process.send_signal(number)

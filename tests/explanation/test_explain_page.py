@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_run import fails, json_of, small_run, text
+from mostly_slow import mostly_slow
 from rich.console import Console
 from tuned_run import TEXT, make_base
 
@@ -186,9 +187,7 @@ def test_the_walk_fits_the_terminal(width: int):
         steps(model, tokenizer, [1, 2, 3], 3)
 
 
-@pytest.mark.parametrize(
-    "picture", ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in ("surprise", "lens", "stream"))]
-)
+@pytest.mark.parametrize("picture", mostly_slow(["attention", "surprise", "lens", "stream"]))
 def test_pictures_for_papers_are_whole(run, tmp_path, capsys, picture: str):
     svg, png = tmp_path / "a.svg", tmp_path / "new" / "a.png"
     argv = ["explain", str(run), "--prompt", PROMPT, "--device", "cpu", "--picture", picture]

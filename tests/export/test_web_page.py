@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cli_run import json_of
+from mostly_slow import mostly_slow
 from page_run import TEXT, make_run
 
 from minigpt import GPT, explain, export_page, load_run, quantize_run
@@ -59,13 +60,15 @@ def written(model: GPT, tokenizer: Tokenizer, ids: list[int], **settings: Any) -
 @needs_node
 @pytest.mark.parametrize(
     ("shape", "kind", "precision"),
-    [
-        ("modern", "char", "int8"),
-        pytest.param("gpt2", "word", "fp32", marks=pytest.mark.slow),
-        pytest.param("gpt2", "byte", "fp32", marks=pytest.mark.slow),
-        pytest.param("mixed", "byte", "fp16", marks=pytest.mark.slow),
-        pytest.param("odd", "bpe", "fp32", marks=pytest.mark.slow),
-    ],
+    mostly_slow(
+        [
+            ("modern", "char", "int8"),
+            ("gpt2", "word", "fp32"),
+            ("gpt2", "byte", "fp32"),
+            ("mixed", "byte", "fp16"),
+            ("odd", "bpe", "fp32"),
+        ]
+    ),
 )
 def test_every_field_is_computed_and_written_on_past_the_context(shape, kind, precision, tmp_path: Path) -> None:
     page, model, tokenizer = page_of(make_run(tmp_path / "my", shape, kind), precision)
@@ -119,7 +122,7 @@ def test_a_seed_and_every_setting_write_what_generate_writes(tmp_path: Path) -> 
 
 
 @needs_node
-@pytest.mark.parametrize("kind", ["bpe", "word", *(pytest.param(k, marks=pytest.mark.slow) for k in ("byte", "char"))])
+@pytest.mark.parametrize("kind", mostly_slow(["bpe", "word", "byte", "char"], [0, 1]))
 def test_hostile_texts_become_our_ids_and_come_back(kind: str, tmp_path: Path) -> None:
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=kind))
     spread = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400).tolist()

@@ -61,6 +61,13 @@ def test_it_writes_what_generate_writes(browser, request, shape, kind, precision
             assert page.locator("#write-status").inner_text().startswith(f"{expected.tokens} token")
 
 
+def say(page: Any, text: str) -> None:
+    """Send a message of a chat, and wait for the end of the first answer."""
+    page.fill("#say", text)
+    page.press("#say", "Enter")
+    page.wait_for_selector("#again:not([hidden])")
+
+
 @pytest.fixture(scope="module")
 def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with a chat."""
@@ -92,9 +99,7 @@ def test_it_streams_stops_and_names_a_wrong_setting(browser, tale: Path) -> None
 def test_it_chats(browser, tale: Path) -> None:
     with opened(browser, tale) as page:
         page.click("#tab-chat")
-        page.fill("#say", "Hi <b>you</b>")
-        page.press("#say", "Enter")
-        page.wait_for_selector("#again:not([hidden])")
+        say(page, "Hi <b>you</b>")
         assert page.locator("#messages li.user p").inner_text() == "Hi <b>you</b>"
         first = page.locator("#messages li.assistant p").text_content()
         page.click("#again")
@@ -108,9 +113,7 @@ def test_it_chats(browser, tale: Path) -> None:
 def test_a_new_chat_begins_empty_while_the_model_answers(browser, tale: Path) -> None:
     with opened(browser, tale) as page:
         page.click("#tab-chat")
-        page.fill("#say", "Hi")
-        page.press("#say", "Enter")
-        page.wait_for_selector("#again:not([hidden])")
+        say(page, "Hi")
         page.fill("#max_new_tokens", "100000")
         page.click("#settings summary")
         page.uncheck("#stop_at_eos")
@@ -131,9 +134,7 @@ def test_a_wrong_setting_takes_away_neither_the_text_nor_the_next_answer(browser
         page.wait_for_selector("#alert:not([hidden])")
         assert page.locator("#paper").text_content() == f"The cat{first}"
         page.click("#tab-chat")
-        page.fill("#say", "Hi")
-        page.press("#say", "Enter")
-        page.wait_for_selector("#again:not([hidden])")
+        say(page, "Hi")
         page.fill("#top_p", "1")
         page.click("#again")
         page.wait_for_selector("#messages li.assistant p:not(.busy)")

@@ -67,7 +67,7 @@ def transformers_search(other: Any, prompts: list[list[int]], config: Generation
     return [found[place] for place in range(len(prompts))]
 
 
-@pytest.mark.parametrize("number", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", mostly_slow([4, 1]))
 @pytest.mark.parametrize(
     "settings",
     mostly_slow(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzz_watch import Watch
+from mostly_slow import mostly_slow
 from test_import import CHARS, bytes_file, llama2c, nano
 
 from minigpt import GPT, ModelConfig, import_model
@@ -196,7 +197,7 @@ def test_llama2c_headers_that_lie(tmp_path: Path) -> None:
     assert "is not a model that minigpt can read" in refused(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", mostly_slow([60, 1500]))
 @pytest.mark.parametrize("kind", ["gguf", "nanogpt", "llama2.c"])
 def test_a_file_changed_at_random_is_refused_in_one_line_or_read(kind: str, examples: int, tmp_path: Path) -> None:
     draw = random.Random(5)

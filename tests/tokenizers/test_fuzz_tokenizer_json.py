@@ -9,6 +9,7 @@ import pytest
 from fuzz_watch import Watch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mostly_slow import mostly_slow
 
 from minigpt.errors import TokenizerError
 from minigpt.tokenizers import BPETokenizer, WordTokenizer, load
@@ -93,7 +94,7 @@ def compare(file: Path, tree: dict, text: str) -> None:
     COUNTS["equal"] += 1
 
 
-@pytest.mark.parametrize("examples", [300, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", mostly_slow([300, 6000]))
 def test_a_changed_file_is_refused_or_gives_the_same_ids(examples, tmp_path):
     COUNTS.clear()
     watch = Watch()

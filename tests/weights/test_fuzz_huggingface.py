@@ -11,6 +11,7 @@ from foreign_model import make
 from fuzz_watch import Watch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mostly_slow import mostly_slow
 from safetensors.torch import load_file, save_file
 
 from minigpt import GPT
@@ -72,7 +73,7 @@ def compare(path: Path) -> None:
     COUNTS["equal"] += 1
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", mostly_slow([150, 3000]))
 def test_a_changed_directory_is_refused_or_computes_the_same(examples, models, tmp_path):
     COUNTS.clear()
     watch = Watch()

@@ -269,7 +269,7 @@ def describe(prepared: Prepared, tokenizer: Tokenizer) -> Text:
         len(train),
         len(val),
         tokenizer.vocab_size,
-        bytes_per_token(val, prepared.meta["splits"]["val"]["bytes"], tokenizer),
+        bytes_per_token(prepared, tokenizer),
         NGram.fit(learned, 5).bits(scored) / max(1, len(scored)) * math.log(2),
         "stories" if generated else "text",
     )

@@ -96,11 +96,10 @@ def check_texts(count: int, state: State) -> None:
 
 def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
     """Raises ApiError for a search that is too wide, or that is asked to stream its answer."""
-    beams = (asked.num_beams or 1) > 1
-    if beams and prompts * (asked.num_beams or 1) > loaded.texts:
+    if asked.searches and prompts * (asked.num_beams or 1) > loaded.texts:
         raise ApiError(400, f"num_beams: {loaded.texts} beams for all prompts together is the limit here", "num_beams")
-    if asked.stream and (beams or copies > (asked.n or 1)):
-        what = "num_beams" if beams else "best_of"
+    if asked.stream and (asked.searches or copies > (asked.n or 1)):
+        what = "num_beams" if asked.searches else "best_of"
         raise ApiError(400, f"{what} compares whole texts, so they cannot be streamed; leave stream out", what)
 
 

@@ -55,7 +55,7 @@ class PreparedChat:
 
     def __init__(self, asked: ChatRequest, loaded: Loaded, state: State):
         self.asked, self.loaded, self.state = asked, loaded, state
-        self.n, self.beams = asked.n or 1, (asked.num_beams or 1) > 1 and asked.max_tokens != 0
+        self.n, self.beams = asked.n or 1, asked.searches and asked.max_tokens != 0
         turns = turns_of(loaded)
         check_search(asked, 1, self.n, loaded)
         check_texts(self.n, state)

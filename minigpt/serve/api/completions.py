@@ -38,7 +38,7 @@ class PreparedCompletion:
         self.asked, self.loaded, self.state = asked, loaded, state
         self.n = asked.n or 1
         self.copies = max(self.n, asked.best_of or 1)
-        self.beams = (asked.num_beams or 1) > 1 and asked.max_tokens != 0
+        self.beams = asked.searches and asked.max_tokens != 0
         if asked.best_of is not None and asked.best_of < self.n:
             raise ApiError(400, f"best_of {asked.best_of} is less than n {self.n}", "best_of")
         self.given = prompts_of(asked.prompt)

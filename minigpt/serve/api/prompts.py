@@ -72,7 +72,7 @@ def settings(
         given["stop"] = [asked.stop] if isinstance(asked.stop, str) else asked.stop
     if asked.logit_bias is not None:
         given["logit_bias"] = {_token(name): value for name, value in asked.logit_bias.items()}
-    if asked.num_beams is not None and asked.num_beams > 1:
+    if asked.searches:
         given["num_samples"] = asked.n or 1
     fields = own.model_dump() | ALONE | given
     fields["max_new_tokens"] = max(1, min(own.max_new_tokens if most is None else most, limits.tokens))

@@ -67,6 +67,11 @@ class Sampled(StrictModel):
     num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
     """Beam search: hypotheses kept at each step; not with stream or logprobs."""
 
+    @property
+    def searches(self) -> bool:
+        """Whether beams are searched, instead of one text after another."""
+        return (self.num_beams or 1) > 1
+
 
 class CompletionRequest(Sampled):
     """POST /v1/completions."""
