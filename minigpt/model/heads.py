@@ -24,10 +24,14 @@ class Mixture(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., C] -> log-probabilities [..., V] in fp32."""
-        turned = self.turns(hidden).tanh().unflatten(-1, (self.count, -1))  # [..., K C] -> [..., K, C]
+        turned, shares = self.turned(hidden)
         each = self.logits(turned)[..., : self.vocab_size].float().log_softmax(-1)  # [..., K, V]
-        shares = self.shares(hidden).float().log_softmax(-1)  # [..., K]
         return torch.logsumexp(each + shares[..., None], -2)
+
+    def turned(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., C] -> tanh(H_k h) [..., K, C], and ln of the shares [..., K] in fp32."""
+        turned = self.turns(hidden).tanh().unflatten(-1, (self.count, -1))  # [..., K C] -> [..., K, C]
+        return turned, self.shares(hidden).float().log_softmax(-1)
 
 
 def make_head(config: ModelConfig) -> nn.Module:

@@ -67,6 +67,8 @@ def plan_run(
         saved = newest_whole(folder, say)
         delete_unfinished(path)
         checkpoint.delete_unfinished(folder)
+        if saved:  # a process that was killed may have left newer ones
+            checkpoint.delete_later(folder, saved.train.step)
         yield Plan(path, saved)
 
 

@@ -117,15 +117,15 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
     layers += config.num_layers * fixed + (block if checkpointing else 0)
     scores = round(config.num_heads * wide * size)
     passing = tokens * (up_rows(config) * size + 8 * width + scores)  # gradients inside one block
-    logits, chunk = tokens * vocab * config.softmaxes, chunk_logits(runtime.device)
-    if config.softmaxes > 1:
-        head = 24 * min(logits, chunk)  # logits of each softmax, their logarithms, the sums, the gradients
-    elif at_once(logits, chunk):
-        head = (12 if size == 4 else 14) * logits  # logits in fp32, and the results computed from them
+    copies, chunk = config.softmaxes, chunk_logits(runtime.device)
+    logits = tokens * vocab * copies
+    if at_once(logits, chunk):  # logits in fp32, and the results computed from them
+        head = (24 if copies > 1 else 12 if size == 4 else 14) * logits
     else:  # in chunks: some logits at a time; the head's gradient twice, and the head in the product's dtype
         in_c = kernels_for(runtime.device, dtype) is not None
         a_logit, a_weight = (size if in_c or size == 4 else 10), (8 if size == 4 else 10)
-        head = vocab * (a_logit * piece(tokens, vocab, chunk, dtype, in_c) + a_weight * width)
+        head = vocab * (a_logit * copies * piece(tokens, vocab * copies, chunk, dtype, in_c) + a_weight * width)
+        head += 16 * tokens * copies * width if copies > 1 else 0  # the turned vectors and their gradients
     return layers + 16 * width * tokens, head, passing
 
 

@@ -40,7 +40,7 @@ from minigpt.files import (
     temporary_path,
     write_text,
 )
-from minigpt.layout import MANIFEST, NEEDED, POINTERS, STATE, RunFolder, is_pointer, is_step, whole_steps
+from minigpt.layout import MANIFEST, NEEDED, POINTERS, STATE, RunFolder, is_pointer, is_step, step_of, whole_steps
 from minigpt.weights import sharded
 from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
 
@@ -264,6 +264,16 @@ def delete(directory: Path) -> None:
         delete_folder(directory)
     except OSError as error:
         raise storage_error(directory, error) from None
+
+
+def delete_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints after the step from which a run goes on: it drops the metrics of these steps.
+
+    Those that another run needs stay. Raises StorageError.
+    """
+    for path in whole_steps(folder):
+        if step_of(path) > step and not is_needed(path):
+            delete(path)
 
 
 def delete_unfinished(folder: Path) -> None:

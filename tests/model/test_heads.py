@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt import evaluate_run, generate_text, load_config, load_run, quantize_run, train
 from minigpt.config import ModelConfig
@@ -59,7 +61,7 @@ def test_the_loss_some_rows_at_a_time_is_the_whole_ones(smoothing: float) -> Non
     hidden = torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(2))
     targets = TOKENS.roll(-1, 1).masked_fill(TOKENS % 4 == 0, IGNORE)
     results = []
-    for chunk in (None, 500, 1):
+    for chunk in (None, 500, 1100, 1):
         at = hidden.clone().requires_grad_()
         built.zero_grad()
         if chunk is None:
@@ -73,17 +75,31 @@ def test_the_loss_some_rows_at_a_time_is_the_whole_ones(smoothing: float) -> Non
             torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
-def test_rows_at_a_time_never_hold_all_logits() -> None:
-    built, most = model(), 0
-    hidden = torch.randn(3, 16, 32)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_at_a_time_never_hold_all_logits(smoothing: float) -> None:
+    built, hidden, most = model(), torch.randn(3, 16, 32), 0
 
-    def watch(_module: Any, _inputs: Any, out: Tensor) -> None:
-        nonlocal most
-        most = max(most, out.numel())
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            out = func(*args, **(kwargs or {}))
+            weights = isinstance(out, Tensor) and len(out.shape) == 2 and out.shape[0] == 32  # transposed
+            if isinstance(out, Tensor) and out.shape[-1:] in ((50,), (64,)) and not weights:
+                most = max(most, out.numel())
+            return out
 
-    built.head.logits.register_forward_hook(watch)
-    head_loss(built.head, hidden, TOKENS, 50, valid=1, chunk=500).backward()
+    with Watch():
+        head_loss(built.head, hidden, TOKENS, 50, valid=1, label_smoothing=smoothing, chunk=500).backward()
     assert 0 < most <= 3 * 64 * 3, "3 rows of 3 softmaxes over 64 padded ids"
+
+
+def test_an_evaluation_of_the_mixture_computes_only_logits() -> None:
+    built, hidden = model(), torch.randn(3, 16, 32)
+    learned = head_loss(built.head, hidden, TOKENS, 50, valid=9, chunk=500)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        evaluated = head_loss(built.head, hidden, TOKENS, 50, valid=9, chunk=500)
+    assert torch.equal(evaluated, learned)
+    assert counter.get_total_flops() == 2 * 48 * 32 * (3 * 64 + 3 * 32 + 3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])

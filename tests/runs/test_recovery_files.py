@@ -22,7 +22,9 @@ from minigpt.errors import CheckpointError, RunError, StorageError
 from minigpt.files import append_line, keep_lines, read_lines
 from minigpt.runs import lock
 from minigpt.runs.lock import delete_run, holder, is_held, run_lock
+from minigpt.runs.plan import plan_run
 from minigpt.runs.train import train
+from minigpt.weights import checkpoint
 from minigpt.weights.damage import newest_whole
 
 fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
@@ -68,6 +70,18 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run: Path, capsys:
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 4, 8, 10, 12]
     spoil(steps / "step-00000012/state.json")
     assert again(run) == 0 and (steps / "damaged-step-00000012-1").is_dir()
+
+
+def test_no_line_is_lost_after_a_kill_between_a_checkpoint_and_the_file_that_names_it(run: Path) -> None:
+    steps = run / "checkpoints"
+    checkpoint.point(steps, "last", steps / "step-00000008")
+    config = load_config(run / "config.yaml").changed(logging={"runs_dir": str(run.parent)})
+    with plan_run(config, run.name, "", True, print) as plan:  # killed before its first step
+        assert plan.saved
+        keep_lines(run / "metrics.jsonl", plan.saved.train.step)
+    spoil(steps / "step-00000008/model.safetensors")
+    assert again(run) == 0
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 4, 8, 10, 12]
 
 
 def test_without_a_whole_checkpoint_the_run_starts_over(run: Path) -> None:

@@ -50,6 +50,9 @@ SHAPES = {
     "a mixture": (
         ModelConfig(vocab_size=500, embed_dim=64, num_heads=2, num_layers=2, max_seq_len=64, softmaxes=3), 16, 16,
     ),
+    "a mixture in pieces": (
+        ModelConfig(vocab_size=20000, embed_dim=32, num_heads=2, num_layers=1, max_seq_len=64, softmaxes=3), 8, 8,
+    ),
     "logits in pieces": (
         ModelConfig(vocab_size=40000, embed_dim=16, num_heads=2, num_layers=1, max_seq_len=128), 8, 8,
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minigpt.model.heads import Mixture
+from minigpt.model.heads import Mixture, output_matrix
 from minigpt.model.kernels import fused
 from minigpt.model.loss import IGNORE, next_token_loss
 
@@ -30,8 +30,8 @@ def head_loss(
     """`next_token_loss(head(hidden)[..., :vocab_size], targets)`; if there are many logits, they are made in pieces.
 
     Args:
-        head: [.., C] -> [.., V or more]; a plain linear layer without bias is computed in chunks, a mixture a few rows
-            at a time, any other head at once.
+        head: [.., C] -> [.., V or more]; a plain linear layer without bias and a mixture are computed in pieces, any
+            other head at once.
         hidden: [B, T, C].
         targets: [B, T] ids, -100 where not counted.
         valid, label_smoothing: as in `next_token_loss`.
@@ -46,18 +46,23 @@ def head_loss(
     copies = head.count if isinstance(head, Mixture) else 1
     if at_once(targets.numel() * vocab_size * copies, chunk):
         return whole(hidden, targets)
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
     if isinstance(head, Mixture):
-        rows = max(1, chunk // (vocab_size * copies))
-        pieces = zip(hidden.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
-        losses = [checkpoint(whole, some[None], wanted[None], use_reentrant=False) for some, wanted in pieces]
-        return torch.stack(cast(list[Tensor], losses)).sum()
-    if type(head) is not nn.Linear:
-        return whole(hidden, targets)
+        if label_smoothing or type(head.logits) is not nn.Linear:  # smoothing needs all of the log-probabilities
+            rows = max(1, chunk // (vocab_size * copies))
+            pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+            losses = [checkpoint(whole, some[None], wanted[None], use_reentrant=False) for some, wanted in pieces]
+            return torch.stack(cast(list[Tensor], losses)).sum()
+        turned, shares = head.turned(hidden)
+        each = turned.flatten(0, 1)  # [N, K, C] -> [N K, C]
+    elif type(head) is nn.Linear:
+        each, shares = hidden, None
+    else:
+        return whole(hidden[None], targets[None])
     # Inside `no_grad` a parameter still says that it needs a gradient, which would take two of the three products.
-    weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
-    total = _ChunkedLoss.apply(
-        hidden.flatten(0, 1), weight, targets.flatten(), vocab_size, chunk, label_smoothing, terms
-    )
+    weight = output_matrix(head).weight
+    weight = weight if torch.is_grad_enabled() else weight.detach()
+    total = _ChunkedLoss.apply(each, weight, targets, shares, vocab_size, chunk, label_smoothing, terms)
     return cast(Tensor, total) / valid
 
 
@@ -106,6 +111,9 @@ class _ChunkedLoss(torch.autograd.Function):
     subtraction are not done on them: instead the matrix products are divided by the row's sum, and the target's part is
     a separate product (the target's exponential is set to zero). So the backward pass only scales the gradient, and no
     logits are computed twice.
+
+    A mixture has K rows per token, and the loss -ln(sum over k of share_k p_k(target)). The gradient of row k is that
+    of its own loss, times the part that k has in this sum.
     """
 
     @staticmethod
@@ -114,22 +122,25 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
+        shares: Tensor | None,
         vocab_size: int,
         chunk: int,
         smoothing: float,
         compiled: "Terms | None",
     ) -> Tensor:
-        """[N, C], [V or more, C], [N] -> a scalar."""
+        """[N K, C], [V or more, C], [N], ln of the shares [N, K] or None if K is 1 -> a scalar."""
         autocast, device = torch.is_autocast_enabled(hidden.device.type), hidden.device.type
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         hidden, low = hidden.to(dtype), weight.to(dtype)  # once, not in every product
-        counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N, 1]
-        to_learn = any(ctx.needs_input_grad)
+        copies = 1 if shares is None else shares.shape[1]
+        targets = targets.repeat_interleave(copies)
+        counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N K, 1]
+        to_learn, d_shares = any(ctx.needs_input_grad), None if shares is None else torch.empty_like(shares)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         pulls = torch.empty_like(counted)  # gradient of the target's logit
         kernels = kernels_for(hidden.device, dtype)
         terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
-        rows = piece(len(hidden), vocab_size, chunk, dtype, kernels is not None)
+        rows = copies * piece(len(hidden) // copies, copies * vocab_size, chunk, dtype, kernels is not None)
         # the same memory for all pieces: on a CPU new pages take as long as the product that fills them
         room = hidden.new_empty(rows, len(low))
         places = torch.arange(len(room), device=room.device)
@@ -142,7 +153,14 @@ class _ChunkedLoss(torch.autograd.Function):
             wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
-            total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
+            if shares is not None and d_shares is not None:
+                tokens = slice(start // copies, (start + rows) // copies)
+                scores = shares[tokens] - (largest + sums.log() - wanted).view(-1, copies)  # ln(share_k p_k(target))
+                total -= (scores.logsumexp(-1) * count[::copies, 0]).sum()
+                count = count * scores.softmax(-1).view(-1, 1)
+                d_shares[tokens] = -count.view(-1, copies)
+            else:
+                total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
                 logits[places[: len(some)], wants[:, 0]] = 0
@@ -161,14 +179,14 @@ class _ChunkedLoss(torch.autograd.Function):
             d_hidden -= even * low[:vocab_size].float().sum(0)
             if d_weight is not None:
                 d_weight[:vocab_size] -= (even * hidden).sum(0)
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(d_hidden, d_weight, d_shares)
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The gradients of hidden and weight."""
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale, None if d_weight is None else d_weight.mul_(scale), None, None, None, None, None
+        """The gradients of hidden, weight and shares."""
+        d_hidden, d_weight, d_shares = (None if own is None else own.mul_(scale) for own in ctx.saved_tensors)
+        return (d_hidden, d_weight, None, d_shares) + 4 * (None,)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

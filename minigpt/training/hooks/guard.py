@@ -185,11 +185,10 @@ class Guard(Hook):
         """Delete the checkpoints after `step`; the run repeats these steps."""
         ranks, folder = trainer.runtime.ranks, self.saver.folder
         ranks.largest(0.0)  # waits until every rank has read what it needs
-        if ranks.rank == 0 and self.saver.directory(step).exists():
-            checkpoint.point(folder, LAST, self.saver.directory(step))
-        for path in whole_steps(folder) if ranks.rank == 0 else []:
-            if step_of(path) > step:
-                checkpoint.delete(path)
+        if ranks.rank == 0:
+            if self.saver.directory(step).exists():
+                checkpoint.point(folder, LAST, self.saver.directory(step))
+            checkpoint.delete_later(folder, step)
 
     def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
         """Write one line to the file, and show one to the user."""
