@@ -26,12 +26,12 @@ class Mixture(nn.Module):
         """[..., C] -> log-probabilities [..., V] in fp32."""
         turned, shares = self.turned(hidden)
         each = self.logits(turned)[..., : self.vocab_size].float().log_softmax(-1)  # [..., K, V]
-        return torch.logsumexp(each + shares[..., None], -2)
+        return torch.logsumexp(each + shares, -2)
 
     def turned(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., C] -> tanh(H_k h) [..., K, C], and ln of the shares [..., K] in fp32."""
+        """[..., C] -> tanh(H_k h) [..., K, C], and ln of the shares [..., K, 1] in fp32."""
         turned = self.turns(hidden).tanh().unflatten(-1, (self.count, -1))  # [..., K C] -> [..., K, C]
-        return turned, self.shares(hidden).float().log_softmax(-1)
+        return turned, self.shares(hidden).float().log_softmax(-1)[..., None]
 
 
 def make_head(config: ModelConfig) -> nn.Module:

@@ -53,16 +53,16 @@ def head_loss(
             pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
             losses = [checkpoint(whole, some[None], wanted[None], use_reentrant=False) for some, wanted in pieces]
             return torch.stack(cast(list[Tensor], losses)).sum()
-        turned, shares = head.turned(hidden)
-        each = turned.flatten(0, 1)  # [N, K, C] -> [N K, C]
+        hidden, shares = (part.flatten(0, 1) for part in head.turned(hidden))  # [N, K, C or 1] -> [N K, C or 1]
+        targets = targets.repeat_interleave(copies)
     elif type(head) is nn.Linear:
-        each, shares = hidden, None
+        shares = None
     else:
         return whole(hidden[None], targets[None])
     # Inside `no_grad` a parameter still says that it needs a gradient, which would take two of the three products.
     weight = output_matrix(head).weight
     weight = weight if torch.is_grad_enabled() else weight.detach()
-    total = _ChunkedLoss.apply(each, weight, targets, shares, vocab_size, chunk, label_smoothing, terms)
+    total = _ChunkedLoss.apply(hidden, weight, targets, shares, copies, vocab_size, chunk, label_smoothing, terms)
     return cast(Tensor, total) / valid
 
 
@@ -123,17 +123,16 @@ class _ChunkedLoss(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         shares: Tensor | None,
+        copies: int,
         vocab_size: int,
         chunk: int,
         smoothing: float,
         compiled: "Terms | None",
     ) -> Tensor:
-        """[N K, C], [V or more, C], [N], ln of the shares [N, K] or None if K is 1 -> a scalar."""
+        """[N K, C], [V or more, C], [N K], ln of the shares [N K, 1] or None if K is 1 -> a scalar."""
         autocast, device = torch.is_autocast_enabled(hidden.device.type), hidden.device.type
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         hidden, low = hidden.to(dtype), weight.to(dtype)  # once, not in every product
-        copies = 1 if shares is None else shares.shape[1]
-        targets = targets.repeat_interleave(copies)
         counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N K, 1]
         to_learn, d_shares = any(ctx.needs_input_grad), None if shares is None else torch.empty_like(shares)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -153,14 +152,13 @@ class _ChunkedLoss(torch.autograd.Function):
             wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
+            losses = largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean
             if shares is not None and d_shares is not None:
-                tokens = slice(start // copies, (start + rows) // copies)
-                scores = shares[tokens] - (largest + sums.log() - wanted).view(-1, copies)  # ln(share_k p_k(target))
-                total -= (scores.logsumexp(-1) * count[::copies, 0]).sum()
-                count = count * scores.softmax(-1).view(-1, 1)
-                d_shares[tokens] = -count.view(-1, copies)
-            else:
-                total += ((largest + sums.log() - (1 - smoothing) * wanted - smoothing * mean) * count).sum()
+                scores = shares[part] - losses
+                parts = scores.view(-1, copies).log_softmax(-1).view(-1, 1)  # ln of each one's part in the token's loss
+                losses, count = parts - scores, count * parts.exp()
+                d_shares[part] = -count
+            total += (losses * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
                 logits[places[: len(some)], wants[:, 0]] = 0
@@ -175,10 +173,7 @@ class _ChunkedLoss(torch.autograd.Function):
             ends = (pulls * hidden).to(weight.dtype)
             d_weight += torch.ops.aten.embedding_dense_backward(ends, ids[:, 0], len(weight), -1, False)
         if to_learn and smoothing:
-            even = counted * (smoothing / vocab_size)
-            d_hidden -= even * low[:vocab_size].float().sum(0)
-            if d_weight is not None:
-                d_weight[:vocab_size] -= (even * hidden).sum(0)
+            _smooth(d_hidden, d_weight, hidden, low[:vocab_size], counted * (smoothing / vocab_size))
         ctx.save_for_backward(d_hidden, d_weight, d_shares)
         return total
 
@@ -186,7 +181,14 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of hidden, weight and shares."""
         d_hidden, d_weight, d_shares = (None if own is None else own.mul_(scale) for own in ctx.saved_tensors)
-        return (d_hidden, d_weight, None, d_shares) + 4 * (None,)
+        return (d_hidden, d_weight, None, d_shares) + 5 * (None,)
+
+
+def _smooth(d_hidden: Tensor, d_weight: Tensor | None, hidden: Tensor, low: Tensor, even: Tensor) -> None:
+    """Subtract the gradients of the mean logits, times `even` [N, 1], from those of hidden and weight."""
+    d_hidden -= even * low.float().sum(0)
+    if d_weight is not None:
+        d_weight[: len(low)] -= (even * hidden).sum(0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
