@@ -161,6 +161,10 @@ def execute(
     console.print(f"{plan.path}: {parameters:,} parameters{share}, {tokenizer.vocab_size:,} {tokenizer.kind} ids, "
                   f"{feed.size}, {trainer.runtime}")  # fmt: skip
     console.print(f"validation: {scored_on('val', resolved.config.train.eval_batches)}")
+    steps, warmup = trainer.budget.total_steps, resolved.config.schedule.warmup_steps
+    if steps and steps <= warmup:
+        shorter = f"--schedule.warmup-steps {steps // 10}"
+        console.print(f"the rate only rises: warm-up takes {warmup} steps, and the run {steps}; {shorter} is usual")
     with memory_errors(trainer), trainer.runtime.products():
         trainer.run()
     return _finish(trainer, plan.path, tokenizer, resolved, feed, console)

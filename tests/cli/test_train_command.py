@@ -21,6 +21,15 @@ def test_the_sample_prompt_is_cleaned_as_the_text_is(tmp_path: Path) -> None:
     assert sample["prompt"] == "the cat"
 
 
+@pytest.mark.parametrize(("warmup", "told"), [("12", True), ("11", False)])
+def test_a_warm_up_that_is_as_long_as_the_run_is_told(tmp_path: Path, capsys, warmup: str, told: bool) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    flags = ["--train.max-steps", "12", "--schedule.warmup-steps", warmup, "--logging.runs-dir", str(tmp_path)]
+    assert main(["train", str(tmp_path / "cats.txt"), *SMALL, *flags]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("warm-up takes 12 steps, and the run 12; --schedule.warmup-steps 1 is usual" in said) == told
+
+
 def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text(text())
