@@ -13,6 +13,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+WAIT = 60_000
+"""Milliseconds for something to appear on a page; the other tests may need both cores for seconds."""
 IN_CHROMIUM = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
@@ -45,6 +47,7 @@ def opened_file(browser: Any, file: Path, **look: Any) -> Iterator[Any]:
     context = browser.new_context(offline=True, **look)
     try:
         page = context.new_page()
+        page.set_default_timeout(WAIT)
         wrong, asked = watched(page)
         page.goto(file.as_uri())
         yield page

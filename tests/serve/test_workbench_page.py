@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_run import IN_CHROMIUM, watched
+from browser_run import IN_CHROMIUM, WAIT, watched
 from node_run import PACKAGES, needs_node
 from served import make_runs, served
 
 pytestmark = IN_CHROMIUM
 pytest.importorskip("fastapi", reason="needs the extra serve")
-WAIT = 60_000
 AXE = PACKAGES / "axe-core" / "axe.min.js"
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 STORY = "Once upon a time there was a clever little otter named Nina who lived near the bridge. "
