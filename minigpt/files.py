@@ -171,6 +171,14 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def delete_file(path: Path) -> None:
+    """Delete a file if it is there. Raises StorageError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
 def delete_folder(folder: Path) -> None:
     """Delete a folder. If the process is killed, the folder is whole, or `delete_unfinished` deletes the rest.
 
@@ -334,6 +342,7 @@ def new_file(out: Path) -> Iterator[Path]:
         work = temporary_path(out)
         try:
             yield work
+            sync(work)
             move(work, out)
         finally:
             if work.exists():  # missing if the folder cannot be written
@@ -343,11 +352,19 @@ def new_file(out: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add one object to a JSON lines file. Raises StorageError."""
+    """Add one object to a JSON lines file, completely or not at all. Raises StorageError."""
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
-        with os.fdopen(handle, "a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        with os.fdopen(handle, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                with contextlib.suppress(OSError):  # only the first error is reported
+                    file.truncate(end)  # else the next line would continue the part that was written
+                raise
     except OSError as error:
         raise storage_error(path, error) from None
 

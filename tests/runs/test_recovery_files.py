@@ -226,6 +226,20 @@ def test_a_full_disk_leaves_every_needed_line_whole(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_a_line_that_does_not_fit_leaves_no_part(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs POSIX")
+    path, before = tmp_path / "incidents.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    append_line(path, {"step": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(StorageError):
+            append_line(path, {"step": 2, "what": "loss nan"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    append_line(path, {"step": 3})
+    assert [line["step"] for line in read_lines(path)] == [1, 3]
+
+
 def test_a_clock_that_jumps_changes_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 1e9)

@@ -193,11 +193,11 @@ class Guard(Hook):
     def _note(self, trainer: Trainer, what: str, batches: list[int], action: str, outcome: str, **more: object) -> None:
         """Write one line to the file, and show one to the user."""
         state = trainer.state
-        self.memory.incidents += 1
         if trainer.runtime.ranks.rank == 0:
             line = {"step": state.step, "what": what, "batches": batches, "action": action}
             try:
                 append_line(self.path, {**line, "rate_scale": state.rate_scale, "checkpoint": None, **more})
+                self.memory.incidents += 1
             except StorageError as error:  # shown, not raised: the next save will end the run
                 self.say(str(error))
             self.say(f"step {state.step}: {what}; {outcome}")
