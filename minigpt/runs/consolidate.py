@@ -19,12 +19,15 @@ def consolidate(run: str | Path) -> list[Path]:
         StorageError: the disk is full; the parts are still there.
     """
     path = Path(run)
-    folder = RunFolder(path).checkpoints
-    found = whole_steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
-    divided = [step for step in found if in_parts(step)]
-    if not divided:
-        raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")
-    with run_lock(RunFolder.of(path).path, movable=False):
+    folder, own = RunFolder(path).checkpoints, RunFolder.of(path)
+    if not own.is_run:
+        checkpoint.resolve(path)  # raises for a missing path; the lock would make it
+    with run_lock(own.path, movable=False):
+        checkpoint.restore(own.checkpoints)  # a killed process may have been about to replace one
+        found = whole_steps(folder) if folder.is_dir() else [checkpoint.resolve(path)]
+        divided = [step for step in found if in_parts(step)]
+        if not divided:
+            raise RunError(f"{run}: no checkpoint is in parts; there is nothing to do")
         for step in divided:
             whole = checkpoint.load(step, PARTS)
             try:

@@ -22,9 +22,9 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
         CheckpointError: the checkpoint has another format.
         StorageError: a checkpoint cannot be renamed.
     """
-    checkpoint.restore(folder)
     damaged: list[Path] = []
     while True:
+        checkpoint.restore(folder)  # each time: of a damaged checkpoint, the one that it replaced may still be there
         try:
             target = checkpoint.resolve(folder / LAST)
         except CheckpointError:  # there is none

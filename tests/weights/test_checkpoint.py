@@ -56,6 +56,11 @@ def test_a_kill_between_renames_or_before_a_pointer_loses_nothing(tmp_path: Path
     assert checkpoint.load(first.parent / "last").train.step == 2
     assert newest_whole(first.parent, lambda _: None).path == second  # type: ignore[union-attr]
     assert not old.exists()
+    shutil.copytree(second, old)  # a kill after the second rename, and then damage
+    (second / "model.safetensors").write_bytes(b"")
+    assert newest_whole(first.parent, lambda _: None).path == second  # type: ignore[union-attr]
+    assert not old.exists(), "else its checkpoint would be deleted as unfinished"
+    shutil.rmtree(second.with_name(f"damaged-{second.name}"))
     (first.parent / "last").unlink()  # the checkpoint was saved, but `last` was not written
     assert checkpoint.resolve(first.parent / "last") == second
     checkpoint.point(first.parent, "last", first.parent / "step-00000009")
