@@ -16,7 +16,7 @@ from minigpt.config.rates import default_rate
 from minigpt.config.recovery import RecoveryConfig
 from minigpt.errors import DivergedError, GenerationError
 from minigpt.files import read_lines
-from minigpt.layout import whole_steps
+from minigpt.layout import step_name, whole_steps
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
 from minigpt.training import Hook, Trainer, make_optimizer
@@ -386,6 +386,58 @@ def test_a_run_that_is_killed_before_its_last_save_has_one_last_sample(tmp_path:
     assert [line["step"] for line in strict_lines(tmp_path / "samples.jsonl")] == [2, 4, 5]
 
 
+class KilledAt(Hook):
+    """Ends the process after a step and its checkpoint."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.state.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_finished_run_that_is_killed_when_it_is_continued_is_not_finished(tmp_path: Path) -> None:
+    make(tmp_path, max_steps=5)[0].run()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, hooks=(KilledAt(7),), resume=True)[0].run()
+    saved = checkpoint.load(tmp_path / "checkpoints/last").train
+    assert (saved.step, saved.finished) == (5, False), "else the run would not be continued"
+
+
+def test_a_kill_before_old_checkpoints_are_deleted_changes_no_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(batch: int) -> bool:
+        return 14 <= batch < 29
+
+    settings: dict[str, Any] = {"max_steps": 40, "eval_every": 100, "recovery": RecoveryConfig(patience=15)}
+    whole, _ = make(tmp_path / "whole", bad, **settings)
+    whole.run()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "prune", lambda *_: None)
+        make(tmp_path / "parts", bad, hooks=(KilledAt(26),), **settings)[0].run()
+    second, _ = make(tmp_path / "parts", bad, resume=True, **settings)
+    second.run()
+    assert same(whole, second)
+    assert (tmp_path / "whole/incidents.jsonl").read_text() == (tmp_path / "parts/incidents.jsonl").read_text()
+
+
+def test_a_rollback_forgets_what_is_known_of_later_checkpoints(tmp_path: Path) -> None:
+    """The run saves other checkpoints of the same steps, which are not the best, and do not have these scores."""
+    trainer, _ = make(tmp_path, max_steps=15)
+    trainer.run()
+    steps, files = tmp_path / "checkpoints", [tmp_path / "eval.json", tmp_path / "temperature.json"]
+    for step, kept in ((15, False), (10, True)):
+        for file in files:
+            file.write_text(json.dumps({"step": step}))
+        checkpoint.point(steps, "best", steps / step_name(step))
+        trainer.state.step, trainer.state.best_step = 10, 5 if step == 15 else 10
+        checkpoint.delete_later(steps, 10)
+        trainer.hooks[-1].on_rollback(trainer)
+        assert [file.exists() for file in (*files, steps / "best")] == [kept] * 3
+
+
 class Late(Checkpoints):
     """Writes a checkpoint before the next one only, as `ShardedCheckpoints` may."""
 
@@ -421,14 +473,12 @@ def test_a_checkpoint_that_is_being_written_is_rolled_back_too(tmp_path: Path) -
     assert names == ["step-00000000"], "the checkpoint of step 5 was among the bad steps"
 
 
-def test_lines_are_on_the_disk_before_their_checkpoint_is_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_are_on_the_disk_before_their_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power cut they would be missing for ever: the resumed run begins after them."""
     synced: list[tuple[str, bool]] = []
 
     def note(file: Path) -> None:
-        synced.append((file.name, (tmp_path / "checkpoints/last").exists()))
+        synced.append((file.name, bool(whole_steps(tmp_path / "checkpoints"))))
 
     monkeypatch.setattr(checkpoints, "sync", note)
     make(tmp_path, lambda batch: batch == 3, max_steps=5)[0].run()

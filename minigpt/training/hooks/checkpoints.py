@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from minigpt.errors import DivergedError, storage_error
-from minigpt.files import sync
+from minigpt.files import delete_file, json_object, sync
 from minigpt.layout import BEST, LAST, POINTERS, RunFolder, step_name, step_of, whole_steps
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
+from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
 
 
@@ -28,16 +29,38 @@ class Checkpoints(Hook):
     def __init__(self, folder: Path, every: int, keep: int, extra: dict[str, Any]):
         self.folder, self.every, self.keep, self.extra = folder, every, keep, extra
         self.recovery: RecoveryState | None = None  # set by the guard, if there is one
+        self.had_finished = False
+
+    def on_resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """Note whether the run had finished, and is now continued."""
+        self.had_finished = checkpoint.train.finished
 
     def on_start(self, trainer: Trainer) -> None:
-        """Update `best` in case the run was killed between writing a checkpoint and updating `best`."""
+        """Do what is left to do if the run was killed after writing a checkpoint.
+
+        A finished run is saved as unfinished: if it is killed before its next checkpoint, it still has steps to do.
+        """
         self.on_rollback(trainer)
+        target = self.directory(trainer.state.step)
+        if self.had_finished:
+            self.save(trainer)
+        elif trainer.runtime.ranks.rank == 0 and target.exists():
+            self.sealed(target, best=False)
 
     def on_rollback(self, trainer: Trainer) -> None:
-        """Point `best` to the best step of the state."""
-        best = self.directory(trainer.state.best_step)
-        if trainer.runtime.ranks.rank == 0 and trainer.state.best_step and best.exists():
+        """Point `best` to the best step of the state; delete it, and scores, if they are about a later checkpoint."""
+        state, run = trainer.state, RunFolder(self.folder.parent)
+        if trainer.runtime.ranks.rank:
+            return
+        best = self.directory(state.best_step)
+        if state.best_step and best.exists():
             checkpoint.point(self.folder, BEST, best)
+        else:  # it names a deleted step, and the run may save another checkpoint of that step
+            delete_file(self.folder / BEST)
+        for file in (run.evaluation, run.temperature):
+            step = json_object(file).get("step")
+            if isinstance(step, int) and step > state.step:
+                delete_file(file)
 
     def on_step(self, trainer: Trainer) -> None:
         """Save when due, or when this step's evaluation was the best so far."""
@@ -77,16 +100,17 @@ class Checkpoints(Hook):
                     tensors[part][name] = own if whole is own else whole.cpu()
         if ranks.rank == 0:
             target = self.directory(trainer.state.step)
+            self.sync_lines()
             checkpoint.save(target, tensors, self.state(trainer))
             self.sealed(target, best)
 
     def finish(self, trainer: Trainer) -> None:
         """Wait until the checkpoint that is being written is whole: here `save` has waited."""
 
-    def sealed(self, target: Path, best: bool) -> None:
-        """Point `last` to this checkpoint, and `best` too if `best` is true; delete old checkpoints.
+    def sync_lines(self) -> None:
+        """Bring all lines so far to the disk before their checkpoint: a run that resumes from it has lost the others.
 
-        First, all lines of the steps before it are on the disk, since a resumed run does not write them again.
+        Raises StorageError.
         """
         run = RunFolder(self.folder.parent)
         try:
@@ -95,6 +119,9 @@ class Checkpoints(Hook):
                     sync(file)
         except OSError as error:
             raise storage_error(run.path, error) from None
+
+    def sealed(self, target: Path, best: bool) -> None:
+        """Point `last` to this checkpoint, and `best` too if `best` is true; delete old checkpoints."""
         checkpoint.point(self.folder, LAST, target)
         if best:
             checkpoint.point(self.folder, BEST, target)

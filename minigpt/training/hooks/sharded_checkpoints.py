@@ -79,6 +79,7 @@ class ShardedCheckpoints(Checkpoints):
         except Exception as error:  # DCP gathers the ranks' errors into one of its own
             raise storage_error(one.target, error) from error
         if trainer.runtime.ranks.rank == 0:
+            self.sync_lines()
             checkpoint.seal(one.work, one.target, one.state)
             self.sealed(one.target, one.best)
 
