@@ -15,7 +15,7 @@ import regex
 
 from minigpt.data.named_datasets import NAMED
 from minigpt.errors import RunError, UserError, storage_error
-from minigpt.files import temporary_path
+from minigpt.files import sync, temporary_path
 from minigpt.layout import RunFolder, check_name
 from minigpt.runs.lock import PERMISSIONS
 from minigpt.serve.workbench.form import flags
@@ -87,6 +87,7 @@ class Texts:
             if not done:
                 return ""
             path, number = self.folder / f"{stem}.txt", 2
+            sync(part)
             with self._naming:
                 while path.exists() and path.read_bytes() != part.read_bytes():
                     path, number = self.folder / f"{stem}-{number}.txt", number + 1
