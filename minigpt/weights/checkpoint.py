@@ -42,7 +42,7 @@ from minigpt.files import (
 )
 from minigpt.layout import MANIFEST, NEEDED, POINTERS, STATE, RunFolder, is_pointer, is_step, step_of, whole_steps
 from minigpt.weights import sharded
-from minigpt.weights.checkpoint_state import CheckpointState, TrainState, read_state
+from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState, read_state
 
 FORMAT = 1
 Tensors = Mapping[str, torch.Tensor]
@@ -60,9 +60,10 @@ class Checkpoint:
     @property
     def train(self) -> TrainState:
         """The state of training. Raises CheckpointError for weights that were not trained here, or were quantised."""
-        if self.state.train is None or self.state.quantization:
+        train = self.state.train
+        if train is None or train.stop_reason == IMPORTED or self.state.quantization:
             raise CheckpointError(f"{self.path}: has only weights, so training cannot continue from it; fine-tune it")
-        return self.state.train
+        return train
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

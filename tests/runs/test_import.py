@@ -129,6 +129,9 @@ def test_the_files_of_an_imported_model_are_not_taken_for_its_text(tmp_path: Pat
         said = " ".join(capsys.readouterr().err.split())
         assert "was imported, so it has no text of its own" in said and "--data FILE" in said
     assert not (run / "temperature.json").exists()
+    for flags in ([], ["--resume", "--train.max-steps", "3"]):
+        assert main(["train", str(run / "config.yaml"), "--logging.runs-dir", str(tmp_path), *flags]) == 2
+        assert "has only weights, so training cannot continue from it; fine-tune it" in capsys.readouterr().err
     assert main(["eval", str(run), "--data", str(theirs / "README.md")]) == 0
 
 
