@@ -331,6 +331,8 @@ class Trainer:
             hook.on_resume(self, checkpoint)
         checkpoint.tensors.clear()
         self.state = copy.deepcopy(checkpoint.train)
+        if self.state.finished:  # a run that stopped early, and is continued, has its patience again
+            self.state.evals_since_best = 0
         self.state.finished, self.state.stop_reason = False, ""
         if self.scaler:
             self.scaler = GradScaler(self.runtime.device.type)  # the first scale, unless the checkpoint has one

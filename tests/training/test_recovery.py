@@ -378,6 +378,12 @@ def test_a_run_that_is_killed_while_it_stops_early_does_not_go_on(tmp_path: Path
     assert state.stop_reason == "no better validation loss in 2 evaluations"
 
 
+def test_a_run_that_stopped_early_and_is_continued_has_its_patience_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"early_stopping": 2, "max_steps": 40, "recovery": RecoveryConfig(patience=100)}
+    steps = [make(tmp_path, lambda batch: batch >= 5, resume=more, **settings)[0].run().step for more in (False, True)]
+    assert steps == [15, 25]
+
+
 def test_a_run_that_is_killed_before_its_last_save_has_one_last_sample(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, max_steps=5, hooks=(Killed(),))[0].run()
