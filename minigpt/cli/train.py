@@ -60,7 +60,7 @@ class Train:
     """Name of the run: runs/NAME."""
     resume: bool = False
     """Continue a run although settings such as its length differ. Without a recipe, settings that you leave out are the
-    run's own."""
+    run's own. A length that you give replaces the old one."""
     tiny_run: bool = False
     """Shrink the recipe to about a minute of CPU, to check that everything works."""
     prepare_only: bool = False
@@ -115,16 +115,16 @@ def main(argv: list[str], own_process: bool = False) -> int:
 
 
 def _of_its_run(config: RunConfig, recipe: str | None, name: str, overrides: dict[str, Any]) -> RunConfig:
-    """The settings of the run with this name, changed by the flags; a length in the flags replaces the run's.
+    """The settings of the recipe, else of the run with this name, changed by the flags.
 
-    With a recipe other than the run's own config.yaml, the recipe's settings stay.
+    A length in the flags replaces those of the recipe or the run.
     """
     run = RunFolder(Path(config.logging.runs_dir) / name)
-    if not run.is_run or (recipe is not None and Path(recipe).resolve() != run.config.resolve()):
+    if not run.is_run:
         return config
     length = any(overrides.get(length) is not None for length in LENGTHS)
     own = dict.fromkeys(LENGTHS) if length else {}
-    return load_config(run.config, {**own, **overrides, "data.source": config.data.source})
+    return load_config(recipe or run.config, {**own, **overrides, "data.source": config.data.source})
 
 
 def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:

@@ -162,3 +162,15 @@ def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, cap
     fails(capsys, longer, "was trained on another text", "--name")
     source.write_text(text())
     assert main(longer) == 0
+
+
+def test_a_length_given_with_resume_replaces_the_recipes(tmp_path: Path) -> None:
+    recipe, run = tmp_path / "cats.yaml", tmp_path / "runs/cats"
+    (tmp_path / "cats.txt").write_text(text())
+    recipe.write_text(f"data: {{source: {tmp_path / 'cats.txt'}}}\ntrain: {{max_steps: 4}}\n")
+    argv = ["train", str(recipe), *SMALL, "--logging.runs-dir", str(tmp_path / "runs")]
+    assert main(argv) == 0
+    assert main([*argv, "--resume", "--train.max-tokens", str(6 * 8 * 32)]) == 0
+    train = load_config(run / "config.yaml").train
+    assert (train.max_steps, train.max_tokens) == (None, 6 * 8 * 32)
+    assert (run / "checkpoints/last").read_text().strip() == "step-00000006"
