@@ -26,6 +26,7 @@ _MAY_CHANGE = {
         "sample_every", "sample_prompt", "save_every", "keep_checkpoints", "device", "compile", "micro_batch_size",
     },
     "optimizer": {"learning_rate", "adamw_ratio", "weight_decay", "momentum", "beta1", "beta2", "eps"},
+    "data": {"cache_dir"},  # another place for the same token files
     "finetune": {"base"},  # another path of the same weights
     "schedule": None, "generation": None, "logging": None, "recovery": None,
 }  # fmt: skip

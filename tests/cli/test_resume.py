@@ -174,3 +174,11 @@ def test_a_length_given_with_resume_replaces_the_recipes(tmp_path: Path) -> None
     train = load_config(run / "config.yaml").train
     assert (train.max_steps, train.max_tokens) == (None, 6 * 8 * 32)
     assert (run / "checkpoints/last").read_text().strip() == "step-00000006"
+
+
+def test_a_run_goes_on_with_its_token_files_in_another_place(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--train.max-steps", "2"]
+    assert main([*argv, "--data.cache-dir", str(tmp_path / "old")]) == 0
+    assert main([*argv, "--data.cache-dir", str(tmp_path / "new"), "--resume"]) == 0
+    assert (tmp_path / "new").is_dir()
