@@ -147,6 +147,8 @@ def execute(
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)
     if saved:
         trainer.resume(saved)
+        if resolved.config.train.micro_batch_size != saved.state.micro_batch_size:
+            trainer.state.micro_batch_size = None  # the size to which the old one was halved when memory ran out
         if not resume and plan.finished:
             trainer.state = saved.train
             own = f"minigpt train {quoted(RunFolder(plan.path).config.as_posix())} " if task.command == "train" else ""

@@ -16,6 +16,8 @@ from mostly_slow import mostly_slow
 from minigpt.cli import main
 from minigpt.config import load_config
 from minigpt.runtime import device
+from minigpt.weights import checkpoint
+from minigpt.weights.damage import PARTS
 
 fcntl = pytest.importorskip("fcntl", reason="needs POSIX")
 pty = pytest.importorskip("pty", reason="needs POSIX")
@@ -182,3 +184,16 @@ def test_a_run_goes_on_with_its_token_files_in_another_place(tmp_path: Path) -> 
     assert main([*argv, "--data.cache-dir", str(tmp_path / "old")]) == 0
     assert main([*argv, "--data.cache-dir", str(tmp_path / "new"), "--resume"]) == 0
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_larger_micro_batch_can_be_set_after_memory_ran_out(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--resume"]
+    assert main([*argv[:-1], "--train.max-steps", "2"]) == 0
+    last = tmp_path / "cats/checkpoints/last"
+    saved = checkpoint.load(last, PARTS)
+    saved.train.micro_batch_size = 2  # as if memory had run out
+    checkpoint.save(saved.path, saved.tensors, saved.state)
+    for more, size in ([], 2), (["--train.micro-batch-size", "4"], None):
+        assert main([*argv, "--train.max-steps", "3", *more]) == 0
+        assert checkpoint.load(last, ()).train.micro_batch_size == size
