@@ -25,7 +25,7 @@ from minigpt.model.cost import flops_per_token
 from minigpt.runs.data import make_tokenizer
 from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.load import check_same_tokenizer
-from minigpt.runs.plan import Plan, default_name, plan_run, planned, write_run_files
+from minigpt.runs.plan import Plan, compare, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
 from minigpt.runs.resolve import Resolved, make_learner, resolve, with_clean_texts
 from minigpt.runs.score import kept_score, score_run
@@ -183,7 +183,8 @@ def _write_files(path: Path, resolved: Resolved, tokenizer: Tokenizer, feed: Fee
     """Write the files that a run directory has before the first step. A run with the same settings keeps its budget."""
     config, ranks = resolved.config, resolved.placement.ranks
     versions = {"minigpt": __version__, **{name: version(name) for name in ("torch", "numpy", "pydantic")}}
-    before = {} if resume else read_receipt(path)
+    changed = resume and compare(load_config(RunFolder(path).config), config, strict=True)
+    before = {} if changed else read_receipt(path)
     receipt = before | make_receipt(config, feed.sha256, hardware(), versions)
     receipt |= {"ranks": ranks.world, **task.receipt}
     file = quoted(RunFolder(path).config.as_posix())  # with /, so that no shell of Windows needs quotes

@@ -197,3 +197,16 @@ def test_a_larger_micro_batch_can_be_set_after_memory_ran_out(tmp_path: Path) ->
     for more, size in ([], 2), (["--train.micro-batch-size", "4"], None):
         assert main([*argv, "--train.max-steps", "3", *more]) == 0
         assert checkpoint.load(last, ()).train.micro_batch_size == size
+
+
+def test_resume_without_a_changed_setting_keeps_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), "--logging.runs-dir", str(tmp_path)]
+    assert main([*argv, *SMALL, "--train.max-steps", "2"]) == 0
+    receipt = tmp_path / "cats/receipt.json"
+    plan = {"asked": {"budget": "5m", "settings": {}}}
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"budget": plan}))
+    assert main([*argv, "--resume"]) == 0
+    assert json.loads(receipt.read_text())["budget"] == plan
+    assert main([*argv, "--resume", "--train.max-steps", "3"]) == 0
+    assert "budget" not in json.loads(receipt.read_text())
