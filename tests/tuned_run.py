@@ -40,7 +40,7 @@ def make_base(folder: Path, seed: int = 3, **changes: object) -> Path:
     return folder
 
 
-def tune(base: Path, data: Path, name: str = "tuned", **settings: object):
+def tune(base: Path, data: Path, name: str | None = "tuned", **settings: object):
     """`fine_tune` with settings whose dots are written __."""
     given = {
         "train.device": "cpu", "train.precision": "fp32", "model.attention": "sdpa", "logging.plots": False,

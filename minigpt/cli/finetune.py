@@ -60,7 +60,8 @@ class Finetune:
     name: Name | None = None
     """Name of the run: runs/NAME (default: from base and data)."""
     resume: bool = False
-    """Continue a run although settings such as the budget differ."""
+    """Continue a run although settings such as its length differ. Without a recipe, settings that you leave out are the
+    run's own. A length that you give replaces the old one."""
     merge: PathText | None = None
     """Write this run's adapter merged with its base, as an ordinary run, into --out; trains nothing."""
     out: PathText | None = None

@@ -66,7 +66,8 @@ def fine_tune(
         data: any text that `train` takes, or JSON lines of records: see minigpt.training.finetune.records.
         settings: dotted paths to values; they override the recipe's and `tuned_defaults`.
         name, recipe, quiet: as in `train`.
-        resume: as in `train`; a length in `settings` replaces those of the recipe.
+        resume: as in `train`; without a recipe, settings that you leave out are the run's own. A length in `settings`
+            replaces the old one.
         command: what was called, for the receipt.
 
     Raises:
@@ -74,10 +75,13 @@ def fine_tune(
     """
     given = {"finetune.base": base, "data.source": data}
     given = {path: str(value) for path, value in given.items() if value is not None} | dict(settings or {})
-    source = load_config(recipe, given).finetune.base  # reports all mistakes of recipe and settings
-    if source is None:
+    asked = load_config(recipe, given)  # reports all mistakes of recipe and settings
+    if asked.finetune.base is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
-    start = load_run(source, "cpu")
+    start = load_run(asked.finetune.base, "cpu")
+    if resume and recipe is None:  # settings that are left out are the run's own
+        run = RunFolder(Path(asked.logging.runs_dir) / (name or asked.logging.name or _derived_name(asked, start)))
+        recipe = str(run.config) if run.is_run and load_config(run.config).finetune.base else None
     own = recipe_settings(recipe, given)
     if resume and not _without_budget(given):  # a new length replaces the recipe's
         own = {path: value for path, value in own.items() if path not in LENGTHS}
@@ -120,14 +124,18 @@ def _tune(
         seq_len = config.finetune.seq_len or limit
         feed = ranks.in_turn(lambda: text_feed(config, tokenizer, console, seq_len, "--finetune.seq-len"))
     fitted = _fitted(config, given, feed, asked if 0 < len(tokenizer.encode(asked)) <= limit else "")
-    stem = default_name(fitted, None)
-    own = default_name(fitted, recipe) if recipe else f"{start.name}-{stem}"
+    own = default_name(fitted, recipe) if recipe else _derived_name(fitted, start)
     with planned(ranks, plan_run(fitted, name or fitted.logging.name, own, resume, printer(console))) as plan:
         if plan.saved:
             _check_same_start(plan.path, task.origins)
         if ranks.rank == 0:
             _keep_starts(task.origins, plan.path)
         return execute(plan, fitted, tokenizer, feed, task, placement, console, resume)
+
+
+def _derived_name(config: RunConfig, start: LoadedRun) -> str:
+    """The name of a run from its base and its data."""
+    return f"{start.name}-{default_name(config, None)}"
 
 
 def tuned_defaults(base: LoadedRun, given: Mapping[str, Any]) -> dict[str, Any]:

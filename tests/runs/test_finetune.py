@@ -467,3 +467,13 @@ def test_a_new_length_replaces_that_of_the_recipe(base: Path, tmp_path: Path) ->
     recipe, settings = str(first.path / "config.yaml"), {"train.max_steps": first.state.step + 2}
     longer = fine_tune(settings=settings, name="tuned", resume=True, recipe=recipe, quiet=True)
     assert (longer.path, longer.state.step) == (first.path, first.state.step + 2)
+
+
+@pytest.mark.parametrize("name", ["mine", None])
+def test_settings_left_out_with_resume_are_the_runs_own(name: str | None, base: Path, tmp_path: Path) -> None:
+    data = questions(tmp_path / "q.jsonl")
+    first = tune(base, data, name, lora__rank=3, optimizer__learning_rate=0.005)
+    settings = {"train.max_steps": 8, "logging.runs_dir": str(base.parent)}
+    longer = fine_tune(base, data, settings, name=name, resume=True, quiet=True)
+    assert (longer.path, longer.state.step) == (first.path, 8)
+    assert longer.config == first.config.changed(train={"max_steps": 8})
