@@ -187,7 +187,7 @@ def _block_pass(
     shape: ModelConfig, runtime: Runtime, batch: int, attention: str, compiled: bool
 ) -> Callable[[], Tensor]:
     """Make a function that runs the forward pass of one block: [B, T, C] -> a scalar."""
-    one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "attention": attention})
+    one = shape.model_copy(update={"num_layers": 1, "vocab_size": 64, "bigrams": 0, "attention": attention})
     device, dtype = runtime.device, _weights(runtime)
     model = GPT(one).to(device, dtype).train()
     block = (model.compiled() if compiled else model).blocks[0]

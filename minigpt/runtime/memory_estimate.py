@@ -131,7 +131,7 @@ def _pass_bytes(config: ModelConfig, batch: int, runtime: Runtime, checkpointing
 
 def kept_by_block(config: ModelConfig, runtime: Runtime, batch: int, length: int) -> int:
     """Bytes that autograd keeps from a block's forward pass over [batch, length], with its input, without weights."""
-    model = GPT(config.model_copy(update={"num_layers": 1, "vocab_size": 64, "max_seq_len": length}))
+    model = GPT(config.model_copy(update={"num_layers": 1, "vocab_size": 64, "bigrams": 0, "max_seq_len": length}))
     model = model.to(runtime.device, DTYPES["bf16"] if runtime.precision == "bf16-pure" else None).train()
     if config.attention == "fused":
         fused.library()  # loaded here, since its check keeps tensors too

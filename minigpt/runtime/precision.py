@@ -45,7 +45,7 @@ def self_test(shape: ModelConfig, runtime: Runtime) -> Verdict:
     """Test the runtime's precision on a model of this width, with at most 2 layers (wide: 1), 256 ids and 64 tokens."""
     vocabulary = max(2, min(shape.vocab_size or VOCABULARY, VOCABULARY))  # with one id, the loss is always 0
     layers = min(shape.num_layers, 1 if shape.embed_dim >= WIDE else 2)
-    cut = {"num_layers": layers, "vocab_size": vocabulary}
+    cut = {"num_layers": layers, "vocab_size": vocabulary, "bigrams": min(shape.bigrams, vocabulary)}
     small = shape.model_copy(update={**cut, "max_seq_len": min(shape.max_seq_len, LENGTH)})
     model = GPT(small, seed=1).to(runtime.device).eval()  # dropout would draw differently in each precision
     ids = torch.randint(vocabulary, (1, small.max_seq_len + 1), generator=torch.Generator().manual_seed(1))

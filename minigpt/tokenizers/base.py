@@ -131,6 +131,10 @@ class Tokenizer(ABC):
         self._check(id_)
         return self._pieces[id_]
 
+    def respaced(self, text: str) -> str:
+        """A part of a text as `decode` spells it: words have their own white space, other tokenizers keep a text's."""
+        return text
+
     def label(self, id_: int) -> str:
         """One token for a person or a list: a special one by its name, a part of a character as in `show`."""
         return show(self.token_bytes(id_)) or self.decode([id_], skip_special=False)

@@ -31,6 +31,7 @@ WIKITEXT_2 = 33_278
 SPACES = "".join(chr(code) for code in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
                                         0x2028, 0x2029, 0x202F, 0x205F, 0x3000))  # fmt: skip
 """The white space characters of `str.split()`, including the line end."""
+_GAP = re.compile(f"[{SPACES}]+")
 _SPELLED = re.compile(rf"{UNKNOWN}(?!\S)")
 
 
@@ -109,6 +110,10 @@ class WordTokenizer(Tokenizer):
         starts = (match.start() for match in _SPELLED.finditer(text))
         return sum(start == 0 or text[start - 1].isspace() for start in starts)
 
+    def respaced(self, text: str) -> str:
+        """respaced("end.\\n\\nThe") -> "end. \\n \\n The". White space around a word may end or begin the text."""
+        return _GAP.sub(_gap, text)
+
     def to_tree(self) -> dict[str, Any]:
         return file_tree(
             self,
@@ -137,6 +142,12 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 def _split(text: str) -> list[str]:
     """_split(" a b\\n") -> ["a", "b", "<eos>"]."""
     return valid_unicode(text).replace("\n", f" {LINE_END} ").split()
+
+
+def _gap(found: re.Match[str]) -> str:
+    """A match of white space as decoding writes it: a space before each line end, and before a word."""
+    lines = " \n" * found[0].count("\n")
+    return lines if lines and found.end() == len(found.string) else lines + " "
 
 
 def _place(counted: tuple[str, int]) -> tuple[int, str]:

@@ -137,5 +137,5 @@ def _logits(model: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
         yield model(tokens)
         return
     hidden, size = model.hidden(tokens), model.config.vocab_size or 1  # [B, T, C]
-    for part in hidden.split(max(1, MOST_LOGITS // (len(tokens) * size)), 1):
+    for part in hidden.split(max(1, MOST_LOGITS // (len(tokens) * size * model.config.softmaxes)), 1):
         yield model.head(part)[..., :size]

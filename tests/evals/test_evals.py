@@ -121,6 +121,15 @@ def test_a_window_with_many_logits_is_scored_in_pieces(monkeypatch):
     np.testing.assert_allclose(pieces.nats, whole.nats, rtol=1e-6)
 
 
+def test_a_mixture_has_the_logits_of_all_its_softmaxes_in_memory(monkeypatch):
+    shape = {"vocab_size": V, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "max_seq_len": 64, "softmaxes": 3}
+    model, lengths = GPT(ModelConfig(**shape)).eval(), []
+    model.head.register_forward_hook(lambda _module, given, _out: lengths.append(given[0].shape[1]))
+    monkeypatch.setattr(step, "MOST_LOGITS", 3 * 2 * 25 * V)
+    evaluate(model, some_tokens(300), context=64, batch_size=2, runtime=CPU)
+    assert lengths[:3] == [25, 25, 14]
+
+
 def test_bytes_of_a_window_are_those_of_the_tokens_it_scores():
     tokens, lengths = some_tokens(50), np.array([0, 1, 2, 3, 4, 5, 6])
     score = evaluate(Bigram(), tokens, context=8, stride=3, runtime=CPU, token_lengths=lengths)

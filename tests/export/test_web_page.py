@@ -122,6 +122,19 @@ def test_a_seed_and_every_setting_write_what_generate_writes(tmp_path: Path) -> 
 
 
 @needs_node
+def test_two_line_ends_stop_a_text_of_words(tmp_path: Path) -> None:
+    rules = {"logit_bias": {"\n": 100.0}}  # it writes nothing else
+    page, model, tokenizer = page_of(make_run(tmp_path / "my", "gpt2", "word", **rules))
+    ids = tokenizer.encode("The cat")
+    asked: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 9}
+    for stop, text in (("\n\n", ""), ("\n the", " \n" * 9)):
+        found = ask(page, {"write": [{"ids": ids, **asked, "stop": [stop]}]})["written"][0]
+        expected = {"text": text, "reason": "stop" if stop == "\n\n" else "length"}
+        assert {"text": found["text"], "reason": found["reason"]} == expected
+        assert written(model, tokenizer, ids, **rules, **asked, stop=stop) == expected
+
+
+@needs_node
 @pytest.mark.parametrize("kind", mostly_slow(["bpe", "word", "byte", "char"], [0, 1]))
 def test_hostile_texts_become_our_ids_and_come_back(kind: str, tmp_path: Path) -> None:
     page, _, tokenizer = page_of(make_run(tmp_path / "my", kind=kind))

@@ -16,9 +16,11 @@ from torch.profiler import ProfilerActivity, profile
 from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
 from minigpt.model import GPT
+from minigpt.runtime.autotune import time_kernels
 from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
 from minigpt.runtime.memory_estimate import training_memory
+from minigpt.runtime.precision import self_test
 from minigpt.training import Trainer, accumulate, make_optimizer, update
 from minigpt.training.memory import MicroBatches, divisors, fastest, memory_errors, try_pass
 from minigpt.weights import checkpoint
@@ -98,6 +100,17 @@ def test_muon_an_average_masters_ranks_and_checkpointing_are_counted() -> None:
     assert (parted.weights, parted.optimizer) == (total // 4, total // 2)
     deep = TINY.model_copy(update={"num_layers": 16})
     assert training_memory(deep, 64, checkpointing=True).activations < training_memory(deep, 64).activations / 4
+
+
+def test_what_is_measured_before_a_run_makes_no_table_of_bigrams() -> None:
+    """Drawing a table of 65,536 rows and 768 columns takes half a second, and several would be drawn."""
+    shape = TINY.model_copy(update={"bigrams": 100_000})
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        assert training_memory(shape, 4).weights == training_memory(TINY, 4).weights + 4 * 100_000 * 32
+        assert self_test(shape, CPU16).ok
+        time_kernels(shape, CPU, 4, ["sdpa"], [])
+    sizes = [event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert 0 < max(sizes) < 4 * 100_000 * 32
 
 
 def machine(root: Path, groups: str, files: dict[str, str]) -> Path:

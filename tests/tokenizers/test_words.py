@@ -55,6 +55,16 @@ def test_ids_go_by_frequency_then_by_the_word() -> None:
     assert WordTokenizer.from_texts(TEXT.split(" ")).fingerprint == WORDS.fingerprint, "chunks change nothing"
 
 
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [("sat.\n\nThe", "sat. \n \n The"), ("\n", " \n"), ("\tthe  cat\r\n", " the cat \n"), ("cat ", "cat "), ("", "")],
+)
+def test_a_part_of_a_text_is_spelled_as_it_is_decoded(text: str, spelled: str) -> None:
+    assert WORDS.respaced(text) == spelled
+    words = WordTokenizer.from_texts([f"the{text} cat"])
+    assert spelled in words.decode(words.encode(f"the{text} cat"))
+
+
 def test_a_limit_keeps_the_most_frequent_words_next_to_the_two_names() -> None:
     few = WordTokenizer.from_texts(["b b b a a c\n"], 4)
     assert few.words == ["b", "a", "<eos>", "<unk>"]

@@ -148,7 +148,8 @@ class Stops {
 // why it ended: eos, stop, length or time.
 function* write(model, tokenizer, prompt, settings, rules) {
   if (!prompt.length) throw new Error("The text is empty. Type some text first.");
-  const random = new Random(settings.seed), stream = new TextStream(tokenizer), stops = new Stops(settings.stop);
+  const random = new Random(settings.seed), stream = new TextStream(tokenizer);
+  const stops = new Stops(settings.stop.map((text) => tokenizer.respaced(text)));
   const ids = prompt.slice(-model.config.max_seq_len);
   const end = settings.max_seconds ? Date.now() + 1000 * settings.max_seconds : Infinity;
   let reason = "length";

@@ -138,6 +138,15 @@ class Tokenizer {
     return new TextStream(this).take(ids);
   }
 
+  // A part of a text with the white space that decoding writes (words.py)
+  respaced(text) {
+    if (this.kind !== "word") return text;
+    return text.replace(new RegExp(SPACES, "g"), (gap, at) => {
+      const lines = " \n".repeat(gap.split("\n").length - 1);
+      return lines && at + gap.length === text.length ? lines : `${lines} `;
+    });
+  }
+
   // A token alone: a special one by its name, part of a character or a control character as <e2 82>
   label(id) {
     if (this.names.has(id)) return this.names.get(id);

@@ -57,7 +57,8 @@ class Row:
     def __init__(self, tokenizer: Tokenizer, config: GenerationConfig):
         self.tokenizer, self.config = tokenizer, config
         self.eos_id = tokenizer.eos_id if config.stop_at_eos else None
-        self.stream, self.stops = TextStream(tokenizer), Stops(config)
+        stops = config.model_copy(update={"stop": tuple(map(tokenizer.respaced, config.stop))})
+        self.stream, self.stops = TextStream(tokenizer), Stops(stops)
         self.completion, self.ended, self.total = Completion(), False, 0.0
         self.found = True  # False: beam search found no text for this row
 
