@@ -171,12 +171,12 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def delete_file(path: Path) -> None:
+def delete_file(path: Path, fix: str | None = None) -> None:
     """Delete a file if it is there. Raises StorageError."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise storage_error(path, error, fix) from None
 
 
 def delete_folder(folder: Path) -> None:

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from minigpt.errors import storage_error
-from minigpt.files import parse_json, write_text
+from minigpt.files import delete_file, parse_json, write_text
 from minigpt.layout import RunFolder
 from minigpt.runs.lock import PERMISSIONS
 
@@ -23,8 +22,5 @@ def write_note(folder: RunFolder, note: str, star: bool) -> None:
     if note or star:
         text = json.dumps({"note": note, "star": star}, ensure_ascii=False) + "\n"
         write_text(folder.note, text, PERMISSIONS)
-        return
-    try:
-        folder.note.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(folder.note, error, PERMISSIONS) from None
+    else:
+        delete_file(folder.note, PERMISSIONS)
