@@ -15,7 +15,7 @@ from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
 from minigpt.config import ModelConfig, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
-from minigpt.errors import ConfigError, RunError, UserError
+from minigpt.errors import ConfigError, DataError, RunError, UserError
 from minigpt.evals.report import Report
 from minigpt.files import read_lines, write_text
 from minigpt.generation.text import complete
@@ -34,6 +34,7 @@ from minigpt.runs.task import FromScratch, Task
 from minigpt.runtime.device import hardware, mkl_code
 from minigpt.runtime.placement import Placement, joined
 from minigpt.runtime.precision import with_masters
+from minigpt.runtime.ranks import Ranks
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Hook, Trainer
 from minigpt.training.hooks.average import Average, TailAverage
@@ -132,6 +133,7 @@ def execute(
     resume: bool,
 ) -> TrainedRun:
     """Start the run, or resume it from its last checkpoint; write its directory. Raises the errors of `train`."""
+    check_alike(placement.ranks, config.data.source, feed.sha256)
     saved = plan.saved
     if saved:
         step = saved.train.step
@@ -269,7 +271,8 @@ def make_hooks(
     )
     incidents, memory = folder.incidents, before.recovery
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
-    samples = Samples(folder.samples, settings.sample_every, settings.sample_prompt, write_sample, tell)
+    every, prompt, gathers = settings.sample_every, settings.sample_prompt, placement.shards > 1
+    samples = Samples(folder.samples, every, prompt, write_sample, tell, gathers)
     common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
     if settings.average_last:
         common.append(TailAverage(model, settings.average_last))
@@ -309,6 +312,12 @@ def check_same_text(path: Path, sha256: Mapping[str, str]) -> None:
     """Raise RunError if the sha256 of a split is not the one in the run's receipt."""
     if text_has_changed(path, sha256):
         raise RunError(f"{path} was trained on another text: the data has changed since; choose a new --name")
+
+
+def check_alike(ranks: Ranks, source: str, sha256: Mapping[str, str]) -> None:
+    """Raise DataError if the splits of this rank are not those of rank 0: each host may have its own copy of a text."""
+    if ranks.broadcast(lambda: sha256) != sha256:
+        raise DataError(f"{source}: {ranks} has another text than rank 0; copy it from there")
 
 
 def _finish(

@@ -193,9 +193,11 @@ class Trainer:
         return self.state
 
     def _ended(self) -> bool:
-        """Whether to stop. The ranks' signals differ, so all take any rank's stop."""
-        if self.runtime.ranks.largest(float(bool(self._asked))):
-            self._stop = self._asked or "interrupted on another rank"
+        """Whether to stop. The ranks' signals differ, so all take any rank's stop; an interruption comes first."""
+        asked = self._asked  # read once: a signal may come while the ranks ask each other
+        own = bool(asked) + asked.startswith("interrupted")
+        if most := int(self.runtime.ranks.largest(float(own))):
+            self._stop = asked if own == most else ("asked by another rank", "interrupted on another rank")[most - 1]
         return bool(self._stop) or self._done()
 
     def _one_step(self) -> None:

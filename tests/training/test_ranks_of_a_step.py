@@ -1,4 +1,4 @@
-"""Test what a step costs on several ranks, and how a step seeds dropout, with one process."""
+"""Test with one process what several ranks do: what a step costs, how it seeds dropout, and what ends all of them."""
 
 import traceback
 import weakref
@@ -9,11 +9,15 @@ import pytest
 import torch
 from test_training import CPU, SHAPE, CountingBatches, make_trainer
 
+from minigpt.errors import DataError
+from minigpt.files import read_lines
 from minigpt.model import GPT
+from minigpt.runs.train import check_alike
 from minigpt.runtime.device import step_seed
 from minigpt.runtime.ranks import Ranks
-from minigpt.training import accumulate
+from minigpt.training import Hook, Trainer, accumulate
 from minigpt.training.hooks.checkpoints import Checkpoints
+from minigpt.training.hooks.samples import Samples
 
 
 class Second(Ranks):
@@ -53,6 +57,59 @@ def test_a_rank_that_does_not_save_gathers_one_tensor_at_a_time(tmp_path: Path) 
     trainer.runtime = replace(CPU, ranks=ranks)
     Checkpoints(tmp_path, 1, 1, {}).save(trainer)
     assert ranks.most <= 2 and not list(tmp_path.iterdir())
+
+
+class Interrupted(Second):
+    """The other rank gets a signal while this one stops for a reason of its own."""
+
+    def largest(self, value: float) -> float:
+        return 2.0 if value == 1.0 else value
+
+
+class Patience(Hook):
+    """Stops in the second step."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.state.step == 2:
+            trainer.stop("no better validation loss")
+
+
+def test_all_ranks_are_interrupted_or_none() -> None:
+    """Else some write a last sample, and wait for ranks that do not."""
+    for ranks, reason, finished in (
+        (Second(), "no better validation loss", True),
+        (Interrupted(), "interrupted on another rank", False),
+    ):
+        trainer = make_trainer([Patience()], max_steps=10)
+        trainer.runtime = replace(CPU, ranks=ranks)
+        state = trainer.run()
+        assert (state.step, state.stop_reason, state.finished) == (2, reason, finished)
+
+
+def test_a_sample_that_all_ranks_gather_ends_the_run_if_memory_runs_out(tmp_path: Path) -> None:
+    def write(trainer: Trainer) -> str:
+        if trainer.state.step == 1:
+            raise MemoryError("no memory")
+        return "a text"
+
+    samples = tmp_path / "samples.jsonl"
+    make_trainer([Samples(samples, 1, "", write, lambda text: None)], max_steps=2).run()
+    assert [line["step"] for line in read_lines(samples)] == [2]
+    with pytest.raises(MemoryError):
+        make_trainer([Samples(samples, 1, "", write, lambda text: None, gathers=True)], max_steps=2).run()
+
+
+def test_a_host_with_another_text_is_refused() -> None:
+    class Other(Second):
+        def broadcast(self, make: object) -> dict[str, str]:
+            return {"train": "1", "val": "2"}
+
+        def __str__(self) -> str:
+            return "rank 1 on b"
+
+    check_alike(Other(), "a.txt", {"train": "1", "val": "2"})
+    with pytest.raises(DataError, match=r"a\.txt: rank 1 on b has another text than rank 0"):
+        check_alike(Other(), "a.txt", {"train": "1", "val": "3"})
 
 
 def test_seeding_on_a_cpu_is_torchs_and_writes_down_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,9 @@ class Samples(Hook):
 
     If a sample cannot be written (a setting of generation does not fit, a weight is NaN, memory runs out), `say` is
     called and the run continues. The guard finds bad weights.
+
+    gathers: whether the ranks gather the model for a sample. Then the run ends if memory runs out on one of them, since
+    the others wait for it.
     """
 
     def __init__(
@@ -23,8 +26,10 @@ class Samples(Hook):
         prompt: str,
         write: Callable[[Trainer], str | None],
         say: Callable[[str], object],
+        gathers: bool = False,
     ):
         self.path, self.every, self.prompt, self.write, self.say = path, every, prompt, write, say
+        self.gathers = gathers
 
     def on_start(self, trainer: Trainer) -> None:
         """Drop the samples after the checkpoint."""
@@ -52,7 +57,7 @@ class Samples(Hook):
             with trainer.weights_to_use():
                 text = self.write(trainer)
         except (UserError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, UserError) and not out_of_memory(error):
+            if not isinstance(error, UserError) and (self.gathers or not out_of_memory(error)):
                 raise
             self.say(f"step {trainer.state.step}: no sample: {first_line(error)}")
             return
