@@ -31,7 +31,7 @@ class MiniGPTError(Exception):
     """Base of everything that minigpt raises on purpose."""
 
     exit_code = 1
-    alone = False  # True: only this process of several knows the error, so it prints it. False: only rank 0 prints it
+    alone = False  # True: this process of several prints it at once. False: rank 0 has the same error, and prints it
 
 
 class DivergedError(MiniGPTError):

@@ -121,9 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # here, so that a closed pipe is not found at the exit, where it is an error
     except MiniGPTError as error:
-        if int(os.environ.get("RANK") or 0) and not error.alone:  # only torchrun's first process prints it
-            time.sleep(30)  # torchrun ends all processes as soon as one has ended
-            return error.exit_code
+        if int(os.environ.get("RANK") or 0) and not error.alone:
+            time.sleep(30)  # if the first process has the same error, it prints it, and torchrun ends this process
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
             _print_error(_as_typed(line, argv))
         return error.exit_code

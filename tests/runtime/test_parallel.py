@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch.distributed as dist
 from mostly_slow import mostly_slow
 from parallel_run import MODEL, SCRIPT, launch
 
+from minigpt.cli import main
 from minigpt.config import ModelConfig, RunConfig, load_config
-from minigpt.errors import ConfigError, ParallelError
+from minigpt.errors import ConfigError, ParallelError, StorageError
 from minigpt.model import GPT
 from minigpt.runtime.device import evaluating
 from minigpt.runtime.parallel.group import join
@@ -186,6 +188,29 @@ def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("it must not start")
 
 
+def test_an_error_that_rank_0_does_not_have_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    as_rank(monkeypatch, 1, 2)
+    assert main(["no-such-command"]) == 2
+    assert waited == [30]
+    assert "no such command: no-such-command" in capsys.readouterr().err
+
+
+def test_a_restart_does_not_see_the_failure_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = as_rank(monkeypatch, 0, 1)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    _kept_by_torchrun = dist.TCPStore(host, port, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(StorageError), join(torch.device("cpu"), 9):
+        raise StorageError("the disk is full")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with join(torch.device("cpu"), 9) as ranks:
+        assert not ranks.store.check(["code"])
+
+
 @pytest.mark.parametrize("rank", mostly_slow([1, 0]))
 def test_a_meeting_point_where_nobody_is_is_named(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = as_rank(monkeypatch, rank, 2)
@@ -198,7 +223,7 @@ def test_a_host_that_answers_the_store_but_not_the_network_is_named(monkeypatch:
 
     def other() -> None:  # this rank reaches only the store
         store = dist.TCPStore(host, port, 2, is_master=False, timeout=timedelta(seconds=20))
-        store.set("minigpt/host/1", "far-away")
+        store.set("minigpt/0/host/1", "far-away")
 
     thread = threading.Thread(target=other)
     thread.start()

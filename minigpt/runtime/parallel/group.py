@@ -85,7 +85,8 @@ class Processes(Ranks):
         except (dist.DistError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ParallelError(f"{self}: the ranks do not meet at {address} ({_reason(error)}); {HINT}") from None
-        self.store = PrefixStore("minigpt", store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.store = PrefixStore(f"minigpt/{attempt}", store)  # a restart may find the store of the attempt that failed
         self._check_in(wait)
         self._watcher = threading.Thread(target=self._watch, args=(cast(Any, self.store).clone(),), daemon=True)
         self._watcher.start()
