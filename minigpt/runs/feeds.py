@@ -15,7 +15,7 @@ from minigpt.errors import DataError, TokenizerError
 from minigpt.runs.data import check_known, count_unknown, prepare_data, tell_unknown
 from minigpt.tokenizers import Tokenizer
 from minigpt.tokenizers.chat_template import Template, encode
-from minigpt.training.finetune.preference import Pair, stack_pairs
+from minigpt.training.finetune.preference import fit_pair, stack_pairs
 from minigpt.training.finetune.records import Record, Sides
 from minigpt.training.finetune.row_batches import Row, RowBatches, fit, pack, row_eval_batches, stack
 from minigpt.training.loop import BatchSource
@@ -154,7 +154,7 @@ def record_feed(
         _tell_losses(every, seq_len + 1, console)
         _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
         learn, check = (
-            [Pair(*pair) for pair in zip(cut(ours), cut(theirs), strict=True)]
+            [fit_pair(*pair, seq_len + 1) for pair in zip(ours, theirs, strict=True)]
             for ours, theirs in ((chosen, rejected), (chosen_val, rejected_val))
         )
         batches = RowBatches(learn, config.train.batch_size, seq_len, seed, stack_pairs)

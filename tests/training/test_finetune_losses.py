@@ -20,7 +20,7 @@ from minigpt.runs.load import load_run
 from minigpt.tokenizers import CharTokenizer
 from minigpt.tokenizers.chat_template import Template
 from minigpt.training.finetune.distill import Distillation
-from minigpt.training.finetune.preference import Pair, Preference, answer_log_probability, stack_pairs
+from minigpt.training.finetune.preference import Pair, Preference, answer_log_probability, fit_pair, stack_pairs
 from minigpt.training.finetune.records import Record
 from minigpt.training.finetune.row_batches import Row
 
@@ -89,6 +89,19 @@ def test_preferring_is_dpos_definition_and_starts_at_log_two() -> None:
     assert same_model(model, batch, labels, valid=2).item() == pytest.approx(math.log(2))
     same_model(model, batch, labels, valid=2).backward()
     assert all(parameter.grad is None for parameter in same_model.reference.parameters())
+
+
+def test_both_answers_of_a_pair_have_the_same_prompt_after_a_cut() -> None:
+    def row(prompt: int, answer: int) -> Row:
+        ids = torch.arange(prompt + answer).numpy()
+        return Row(ids, ids >= prompt)
+
+    for answer, prompt_left, sizes in ((2, 5, (7, 7)), (6, 3, (5, 9)), (12, 0, (2, 9))):
+        pair = fit_pair(row(5, 2), row(5, answer), 9)
+        prompts = [side.ids[side.ids < 5].tolist() for side in pair]
+        assert prompts[0] == prompts[1] == list(range(5 - prompt_left, 5))
+        assert tuple(len(side.ids) for side in pair) == sizes
+        assert not any(side.learned[0] for side in pair)
 
 
 @pytest.mark.parametrize("rank", mostly_slow([0, 4]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt.model import GPT
 from minigpt.model.loss import IGNORE
-from minigpt.training.finetune.row_batches import Row, stack
+from minigpt.training.finetune.row_batches import Row, fit, stack
 
 
 class Pair(NamedTuple):
@@ -22,6 +22,17 @@ class Pair(NamedTuple):
 
     chosen: Row
     rejected: Row
+
+
+def fit_pair(chosen: Row, rejected: Row, capacity: int) -> Pair:
+    """Two answers to one prompt, at most `capacity` tokens each. Both lose the same part of the prompt's beginning.
+
+    DPO needs the same prompt for both: only then does the unknown constant of the prompt cancel in their difference.
+    """
+    longest = max(len(chosen.ids), len(rejected.ids))
+    prompt = int(chosen.learned.argmax())
+    cut = max(0, min(longest - capacity, prompt))
+    return Pair(*(fit(Row(*(side[cut:] for side in row)), capacity) for row in (chosen, rejected)))
 
 
 def stack_pairs(pairs: Sequence[Pair], seq_len: int) -> tuple[Tensor, Tensor]:
