@@ -85,8 +85,7 @@ class Processes(Ranks):
         except (dist.DistError, ValueError) as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ParallelError(f"{self}: the ranks do not meet at {address} ({_reason(error)}); {HINT}") from None
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = PrefixStore(f"minigpt/{attempt}", store)  # a restart may find the store of the attempt that failed
+        self.store = PrefixStore(f"minigpt/{self._turn(store)}", store)
         self._check_in(wait)
         self._watcher = threading.Thread(target=self._watch, args=(cast(Any, self.store).clone(),), daemon=True)
         self._watcher.start()
@@ -107,6 +106,11 @@ class Processes(Ranks):
             raise self._silent(silent, _reason(error)) from None
         if answers != self.world:
             raise ParallelError(f"{self}: an all-reduce of {self.world} ones gave {answers}; {HINT}")
+
+    def _turn(self, store: Store) -> str:
+        """A name for this connection. The store may still hold an attempt before a restart, or an earlier training."""
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"{attempt}.{store.add(f'minigpt/{attempt}/{self.rank}', 1)}"
 
     def _check_in(self, wait: timedelta) -> None:
         """Write this rank's host into the store, and read the hosts of the others."""
