@@ -151,7 +151,8 @@ def record_feed(
     if config.finetune.dpo_beta:
         rejected, rejected_val = rows(train, "rejected"), rows(val, "rejected")
         every = chosen + chosen_val + rejected + rejected_val
-        _tell_losses(every, seq_len + 1, console)
+        pairs = zip(chosen + chosen_val, rejected + rejected_val, strict=True)
+        _tell_losses([max(pair, key=lambda row: len(row.ids)) for pair in pairs], seq_len + 1, console)
         _tell_unknown(config.data.source, sides, every, template, tokenizer, console)
         learn, check = (
             [fit_pair(*pair, seq_len + 1) for pair in zip(ours, theirs, strict=True)]
