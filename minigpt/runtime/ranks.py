@@ -14,6 +14,7 @@ class Ranks:
     """The processes that train one model together. This class is for one, `minigpt.runtime.parallel` for more."""
 
     rank, world = 0, 1
+    here = 1  # ranks on this host, which share its memory
     device: torch.device | None = None  # the device of this rank, if it is fixed
 
     def total(self, value: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def choose_micro_batch(run: UnbuiltRun, found: int | None, say: Say) -> int | No
     rows, ranks, asked = run.rows, run.runtime.ranks, run.config.train.micro_batch_size
     free = free_memory(run.runtime.device)
     if run.runtime.device.type == "cpu" and free is not None:
-        free = max(0, free - KEPT)
+        free = max(0, free // ranks.here - KEPT)
     if ranks.world > 1 and free is not None:
         free = int(-ranks.largest(-float(free)))  # the least of all
     if asked == "auto":

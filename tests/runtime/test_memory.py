@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mostly_slow import mostly_slow
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
 from minigpt.model import GPT
 from minigpt.runtime.autotune import time_kernels
@@ -21,8 +22,17 @@ from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
 from minigpt.runtime.memory_estimate import training_memory
 from minigpt.runtime.precision import self_test
-from minigpt.training import Trainer, accumulate, make_optimizer, update
-from minigpt.training.memory import MicroBatches, divisors, fastest, memory_errors, try_pass
+from minigpt.runtime.ranks import Ranks
+from minigpt.training import Trainer, accumulate, make_optimizer, memory, update
+from minigpt.training.memory import (
+    MicroBatches,
+    UnbuiltRun,
+    choose_micro_batch,
+    divisors,
+    fastest,
+    memory_errors,
+    try_pass,
+)
 from minigpt.weights import checkpoint
 
 CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
@@ -285,7 +295,6 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
 
     from minigpt.cli import main
     from minigpt.config import load_config
-    from minigpt.training import memory
 
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cats.txt").write_text(text(100))
@@ -309,6 +318,17 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     capsys.readouterr()
     assert main([*argv[:-6], "--train.max-steps", "1", "--name", "large"]) == 0
     assert "this may not fit; set --train.micro-batch-size" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_ranks_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneOfFour(Ranks):
+        rank, world, here = 0, 4, 4
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 4_000_000_000)
+    config, said = RunConfig(model=TINY), list[str]()
+    run = UnbuiltRun(config, replace(CPU, ranks=OneOfFour()), Counting(), 1.0, 1, lambda: GPT(TINY))
+    choose_micro_batch(run, None, said.append)
+    assert "of 0.85 GB" in said[0]
 
 
 def test_micro_batch_sizes_that_are_none_are_refused() -> None:

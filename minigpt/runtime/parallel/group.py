@@ -123,6 +123,7 @@ class Processes(Ranks):
                 raise ParallelError(f"{self}: {_listed(missing)} did not start in {wait.total_seconds():g} s; {HINT}")
             time.sleep(POLL)
         self.hosts = [self.store.get(name).decode() for name in names]
+        self.here = self.hosts.count(self.hosts[self.rank])
 
     def _silent(self, ranks: list[int], reason: str) -> ParallelError:
         """The error for a failed network: names the ranks that do not answer, or all others if that is not known."""
