@@ -186,6 +186,8 @@ class Trainer:
             except DivergedError as error:
                 if not any(hook.recover(self, error) for hook in self.hooks):
                     raise
+        # a signal may reach one rank while all stop for another reason, so the first rank's reason is everyone's
+        self._stop = self.runtime.ranks.broadcast(lambda: self._stop)
         self.state.stop_reason = self._stop or "budget used up"
         self.state.finished = not self._stop.startswith("interrupted")
         for hook in self.hooks:

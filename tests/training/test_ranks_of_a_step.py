@@ -2,8 +2,10 @@
 
 import traceback
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from test_training import CPU, SHAPE, CountingBatches, make_trainer
 from minigpt.model import GPT
 from minigpt.runtime.device import step_seed
 from minigpt.runtime.ranks import Ranks
-from minigpt.training import accumulate
+from minigpt.training import Hook, Trainer, accumulate
 from minigpt.training.hooks.checkpoints import Checkpoints
 
 
@@ -45,6 +47,25 @@ def test_the_ranks_ask_each_other_twice_a_step() -> None:
     trainer.run()
     assert trainer.state.step == 10
     assert ranks.questions <= 2 * 10 + 1  # the time after each step, and whether to stop before each step and the end
+
+
+class Signalled(Hook):
+    """A signal reaches this rank after the step in which all ranks stop."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        trainer.stop("interrupted by SIGTERM")
+
+
+@pytest.mark.parametrize(("reason", "finished"), [("no better loss", True), ("interrupted on another rank", False)])
+def test_all_ranks_end_for_the_reason_of_the_first(reason: str, finished: bool) -> None:
+    class OfTheFirst(Second):
+        def broadcast(self, make: Callable[[], Any]) -> Any:
+            return reason
+
+    trainer = make_trainer(hooks=[Signalled()], max_steps=10)
+    trainer.runtime = replace(CPU, ranks=OfTheFirst())
+    state = trainer.run()
+    assert (state.step, state.stop_reason, state.finished) == (1, reason, finished)
 
 
 def test_a_rank_that_does_not_save_gathers_one_tensor_at_a_time(tmp_path: Path) -> None:
