@@ -268,6 +268,7 @@ class FineTuning:
         self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
         self.evaluate_objective = self.settings.dpo_beta > 0
+        self.others = [base.model] if self.evaluate_objective else [teacher.model for teacher in self.teachers]
         adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.origins["base"]}
         self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
 

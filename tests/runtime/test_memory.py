@@ -13,16 +13,16 @@ from mostly_slow import mostly_slow
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from minigpt.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from minigpt.errors import ConfigError, RunError
 from minigpt.model import GPT
 from minigpt.runtime.autotune import time_kernels
 from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
-from minigpt.runtime.memory_estimate import training_memory
+from minigpt.runtime.memory_estimate import Memory, training_memory
 from minigpt.runtime.precision import self_test
 from minigpt.training import Trainer, accumulate, make_optimizer, update
-from minigpt.training.memory import MicroBatches, divisors, fastest, memory_errors, try_pass
+from minigpt.training.memory import MicroBatches, UnbuiltRun, divisors, fastest, memory_errors, to_move, try_pass
 from minigpt.weights import checkpoint
 
 CPU, CPU16 = (Runtime(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
@@ -309,6 +309,21 @@ def test_auto_is_found_written_down_and_kept_by_a_resumed_run(
     capsys.readouterr()
     assert main([*argv[:-6], "--train.max-steps", "1", "--name", "large"]) == 0
     assert "this may not fit; set --train.micro-batch-size" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_estimate_counts_models_that_the_loss_needs_and_both_rows_of_a_pair() -> None:
+    teacher = GPT(TINY)
+    size = 4 * sum(parameter.numel() for parameter in teacher.parameters())
+    assert (to_move([teacher], CPU.device), to_move([teacher] * 2, torch.device("meta"))) == (0, 2 * size)
+    config = RunConfig(model=TINY, train=TrainConfig(batch_size=8))
+    pairs = config.changed(finetune={"dpo_beta": 0.1})
+
+    def needed(config: RunConfig, rows: int, others: int) -> Memory:
+        return UnbuiltRun(config, CPU, Counting(), 1.0, 1, lambda: teacher, others).needed(rows)
+
+    plain = needed(config, 8, 0)
+    assert needed(config, 8, size).total == plain.total + size
+    assert needed(pairs, 4, 0).activations >= plain.activations
 
 
 def test_micro_batch_sizes_that_are_none_are_refused() -> None:
