@@ -6,6 +6,7 @@
         note.json (a note that a person wrote about the run in the browser)
         checkpoints/step-00000500/, checkpoints/best, checkpoints/last (text files that name a step)
         checkpoints/step-00000500.needed (another run was fine-tuned from this step, so it is never deleted)
+        checkpoints/needed-step-00000500/ (that step, if the run saved it again with other weights)
         adapters/NAME/, .lock
 
 `weights.checkpoint` describes the files inside a checkpoint.

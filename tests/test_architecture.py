@@ -48,7 +48,7 @@ INSIDE = {
     " / corpus / encode inspect / prepare",
     "data.stories": "grammar / generator / questions",
     "data.inspect": "overlap / report",
-    "weights": "checkpoint_state generation_settings gguf_file huggingface_config quantized sharded torch_file"
+    "weights": "aside checkpoint_state generation_settings gguf_file huggingface_config quantized sharded torch_file"
     " / checkpoint huggingface / damage gguf llama2c nanogpt pretrained",
     "model": "activations cache heads learner loss / inputs kernels / reference / norms / parts / gpt / cost ensemble",
     "model.kernels": "attention dropout fused / chunked_loss",

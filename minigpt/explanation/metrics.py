@@ -137,6 +137,13 @@ def _between(steps: Array, at: Array, values: Array) -> Array:
     return np.interp(steps, at, values, left=math.nan, right=math.nan) if len(at) else np.full(len(steps), math.nan)
 
 
+def units_of_losses(runs: Sequence[str | Path]) -> list[str]:
+    """What the runs' losses are divided by: "token", "pair" (DPO: two answers), or both."""
+    configs = [RunFolder(Path(run)).config for run in runs]
+    pairs = {config.is_file() and load_config(config).finetune.dpo_beta > 0 for config in configs}
+    return ["pair" if pair else "token" for pair in sorted(pairs)]
+
+
 def count_tokenizers(runs: Sequence[str | Path]) -> int:
     """Count the different tokenizers of runs. Losses per token can only be compared if there is one."""
     files = [RunFolder(Path(run)).tokenizer for run in runs]

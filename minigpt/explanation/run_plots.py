@@ -1,9 +1,9 @@
 """Draw curves of one or more runs as one PNG or SVG, with panels for loss, perplexity, bits per byte, rates, speed.
 
 Faint lines are the logged values, thin lines their running mean, bold lines with dots the validation. Perplexity is
-exp of the loss curves. Several seeds are drawn as one curve, their mean, in a band of one sample standard deviation to
-both sides. Losses are in nats per token: compare them only between runs with the same tokenizer. Bits per byte can be
-compared between all runs.
+exp of the loss curves; DPO's loss, per pair of answers, has none. Several seeds are drawn as one curve, their mean, in
+a band of one sample standard deviation to both sides. Losses are in nats per token: compare them only between runs
+with the same tokenizer. Bits per byte can be compared between all runs.
 
 The vertical axis fits the values after the first tenth of a run. The fall at the start would flatten the rest.
 """
@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +34,16 @@ from minigpt.explanation.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.explanation.metrics import Array, combine, count_tokenizers, footnote, read_floors, read_metrics, smooth
+from minigpt.explanation.metrics import (
+    Array,
+    combine,
+    count_tokenizers,
+    footnote,
+    read_floors,
+    read_metrics,
+    smooth,
+    units_of_losses,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,9 +132,14 @@ def plot_runs(
     paths = [path for group in groups for path in group]
     curves = [[read_metrics(path) for path in group] for group in groups]
     names = group_names(groups)
+    units = units_of_losses(paths)
     chosen = _chosen(what, names, curves, count_tokenizers(paths))
+    if "pair" in units:
+        chosen = [key for key in chosen if key != "perplexity"]
+    if not chosen:
+        raise UserError("a loss per pair of answers (DPO) has no perplexity; draw --what loss")
     floors = {key: _common([read_floors(path, key == "bpb") for path in paths]) for key in ("loss", "bpb")}
-    return write_figure(draw_runs(names, curves, floors, x, chosen, footnote(paths)), out)
+    return write_figure(draw_runs(names, curves, floors, x, chosen, footnote(paths), " or ".join(units)), out)
 
 
 def run_groups(runs: Runs) -> list[list[Path]]:
@@ -212,12 +226,14 @@ def draw_runs(
     x: Horizontal = "step",
     what: Sequence[What] = PER_TOKEN,
     note: str = "",
+    unit: str = "token",
 ) -> "Figure":
     """Draw the figure: one panel for each of `what`, and a note below the panels. See `plot_runs`.
 
-    `curves` has, for each name, the metrics of its seeds.
+    `curves` has, for each name, the metrics of its seeds; `unit` is what a loss is divided by.
     """
     names = [in_font(name) for name in names]
+    shown_in = PANELS | {"loss": replace(PANELS["loss"], title=f"loss, nats per {unit}")}
     columns = len(what) if len(what) <= 2 else 2 if len(what) == 4 else 3
     rows = math.ceil(len(what) / columns)
     width, height = (5.5, 4.2) if rows == 1 and columns <= 2 else (4.5, 3.0)
@@ -229,7 +245,7 @@ def draw_runs(
     right, rest = columns - 1, [index for index in range(len(what)) if index != columns - 1]
     for index in (right, *rest):  # names are at the figure's right end if a curve is there, else in its first panel
         axes, key = panels[index], what[index]
-        panel, ends = PANELS[key], []
+        panel, ends = shown_in[key], []
         for name, group, (colour, line) in zip(names, curves, itertools.cycle(STYLES), strict=False):
             mean, deviation = combine(group)
             if not all(panel.shows(metrics) for metrics in group):

@@ -38,6 +38,7 @@ from minigpt.training.finetune.preference import Preference
 from minigpt.training.finetune.records import holds_records, read_sides
 from minigpt.training.objective import WHOLE, Loss, Saved
 from minigpt.weights import checkpoint
+from minigpt.weights.aside import kept_for_others, mark_needed
 from minigpt.weights.checkpoint_state import read_state
 from minigpt.weights.pretrained import is_huggingface
 
@@ -267,6 +268,7 @@ class FineTuning:
         self.files = {TEMPLATE: template.to_json()} if template else {}
         self.saved = Saved("adapter", adapter) if self.lora.rank else WHOLE
         self.evaluate_objective = self.settings.dpo_beta > 0
+        self.others = [base.model] if self.evaluate_objective else [teacher.model for teacher in self.teachers]
         adapted = {"lora": self.lora.model_dump(mode="json"), "base": self.origins["base"]}
         self.state: Mapping[str, Any] = adapted if self.lora.rank else {}
 
@@ -313,7 +315,8 @@ def _check_same_start(path: Path, now: Mapping[str, Any]) -> None:
     before = read_receipt(path) or now
     for name, origin in now.items():
         if before[name]["sha256"] != origin["sha256"]:
-            other = f"{before[name]['path']} and --resume, or " if name == "base" else ""
+            first = Path(before[name]["path"])
+            other = f"{[first, *kept_for_others(first)][-1]} and --resume, or " if name == "base" else ""
             raise RunError(
                 f"{path} began with a {name} of other weights than {origin['path']} has now; give {other}a new --name"
             )
@@ -327,7 +330,7 @@ def _keep_starts(origins: Mapping[str, Any], run: Path) -> None:
     for path in (Path(origin["path"]) for origin in origins.values()):
         if is_step(path.name):
             try:
-                checkpoint.mark_needed(path, run)
+                mark_needed(path, run)
             except StorageError as error:
                 tell(f"keep {path}: {run.name} needs it, but its run will delete it if it trains on ({error})")
             if not path.exists():

@@ -21,6 +21,7 @@ from minigpt.tokenizers.base import valid_unicode
 from minigpt.training.finetune import SavedAdapter, fingerprint, load_adapter, load_saved, merge
 from minigpt.training.finetune.records import holds_records
 from minigpt.weights import checkpoint
+from minigpt.weights.aside import kept_for_others
 from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, read_state
 from minigpt.weights.pretrained import is_huggingface, read_generation
 
@@ -156,8 +157,9 @@ def _adapted(step: Path, path: Path) -> GPT:
     """
     saved = load_saved(step)
     base = find_base(path, saved)
-    model = load_run(base, "cpu").model
-    if fingerprint(model) != saved.sha256:
+    models = (load_run(each, "cpu").model for each in (base, *kept_for_others(base)))
+    model = next((model for model in models if fingerprint(model) == saved.sha256), None)
+    if model is None:
         raise CheckpointError(f"{path}: an adapter for another base than {base} is now; put its own base back")
     load_adapter(model, saved.tensors, saved.config)
     merge(model)

@@ -14,6 +14,7 @@ from minigpt.errors import RunError, first_names, storage_error
 from minigpt.files import delete_unfinished, write_text
 from minigpt.layout import CONFIG, RunFolder, check_name
 from minigpt.runs.lock import run_lock
+from minigpt.runs.receipt import read_receipt
 from minigpt.runtime.ranks import Ranks
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint import Checkpoint
@@ -88,6 +89,8 @@ def pick_run(config: RunConfig, name: str | None, default_name: str, resume: boo
         _check_rates(folder, old, config)
         differences = compare(old, config, strict=not resume)
         if not differences:
+            if "merged" in read_receipt(path):
+                raise RunError(f"{path}: was merged, so it has only weights, and cannot be continued; fine-tune it")
             return path
         if resume:
             raise RunError(f"{path} cannot be continued with another {first_names(differences)}; choose a new --name")

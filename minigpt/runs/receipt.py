@@ -5,24 +5,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from minigpt.config import RunConfig
 from minigpt.errors import RunError
 from minigpt.files import parse_json
 from minigpt.layout import RunFolder
 
 
+class _Hashes(BaseModel):
+    sha256: dict[str, str]
+
+
+class _Asked(BaseModel):
+    settings: dict[str, Any] = {}
+
+
+class _Budget(BaseModel):
+    asked: _Asked = _Asked()
+
+
+class _Receipt(BaseModel):
+    """The types of the fields that are used; the others are only shown."""
+
+    data: _Hashes
+    versions: dict[str, Any] = {}
+    hardware: dict[str, Any] = {}
+    base: dict[str, str] = {}
+    teacher: dict[str, str] = {}
+    budget: _Budget = _Budget()
+    merged: str | None = None
+
+
 def read_receipt(path: Path) -> dict[str, Any]:
     """The receipt of the run at `path`; {} if it has none. Raises RunError if it is damaged."""
     file = RunFolder(path).receipt
     try:
-        receipt = parse_json(file.read_bytes()) if file.is_file() else {}
-        parts = [receipt["data"]["sha256"], receipt.get("versions", {})] if receipt else []
-        if not all(isinstance(part, dict) for part in parts):
-            raise TypeError
-        return dict(receipt)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        why = error if isinstance(error, OSError | ValueError) else "not a receipt"
-        raise RunError(f"{file}: damaged ({why}); delete it to continue without the comparison") from None
+        receipt = dict(parse_json(file.read_bytes())) if file.is_file() else {}
+        if receipt:
+            _Receipt.model_validate(receipt)
+        return receipt
+    except ValidationError as error:
+        why = f"{'.'.join(map(str, error.errors()[0]['loc']))} is missing or wrong"
+    except (OSError, ValueError, TypeError) as error:
+        why = "not a receipt" if isinstance(error, TypeError) else str(error)
+    raise RunError(f"{file}: damaged ({why}); delete it to continue without the comparison")
 
 
 def text_has_changed(path: Path, sha256: Mapping[str, str]) -> bool:

@@ -28,7 +28,7 @@ from minigpt.runtime.precision import self_test, use_fp8
 from minigpt.tokenizers import Tokenizer
 from minigpt.training import Budget
 from minigpt.training.loop import BatchSource
-from minigpt.training.memory import UnbuiltRun, choose_micro_batch
+from minigpt.training.memory import UnbuiltRun, choose_micro_batch, to_move
 from minigpt.training.objective import MaskedInputs, Objective
 from minigpt.weights.checkpoint_state import CheckpointState
 
@@ -78,7 +78,8 @@ def resolve(
             model.to(torch.bfloat16)
         return stepped
 
-    run = UnbuiltRun(config, runtime, batches, task.share(config), placement.shards, make)
+    moved = to_move(task.others, runtime.device)
+    run = UnbuiltRun(config, runtime, batches, task.share(config), placement.shards, make, moved)
     size = choose_micro_batch(run, before.micro_batch_size, printer(console))
     return Resolved(config.changed(train={"micro_batch_size": size}), runtime, placement)
 

@@ -1,6 +1,6 @@
 """Say what kind of training a run is: from scratch (here), or from a model (`runs.finetune`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ class Task(Protocol):
         command: the command of minigpt that repeats the run.
         saved: what a checkpoint keeps of the model.
         evaluate_objective: whether evaluations also use the objective's loss instead of the next-token loss.
+        others: the models that the objective uses besides the model that learns.
         state, receipt, files: what to add to checkpoints, to the receipt, and to the run directory (files by name).
     """
 
@@ -29,6 +30,8 @@ class Task(Protocol):
     def saved(self) -> Saved: ...
     @property
     def evaluate_objective(self) -> bool: ...
+    @property
+    def others(self) -> Sequence[GPT]: ...
     @property
     def state(self) -> Mapping[str, Any]: ...
     @property
@@ -61,6 +64,7 @@ class FromScratch:
     command: str = "train"
     saved: Saved = WHOLE
     evaluate_objective: bool = False
+    others: Sequence[GPT] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 

@@ -135,6 +135,10 @@ class Tokenizer(ABC):
         """A part of a text as `decode` spells it: words have their own white space, other tokenizers keep a text's."""
         return text
 
+    def respaced_regex(self, expression: str) -> str:
+        """A regular expression for a text as a person writes it, made to match that text as `decode` spells it."""
+        return expression
+
     def label(self, id_: int) -> str:
         """One token for a person or a list: a special one by its name, a part of a character as in `show`."""
         return show(self.token_bytes(id_)) or self.decode([id_], skip_special=False)

@@ -32,6 +32,9 @@ SPACES = "".join(chr(code) for code in (*range(9, 14), *range(28, 33), 0x85, 0xA
                                         0x2028, 0x2029, 0x202F, 0x205F, 0x3000))  # fmt: skip
 """The white space characters of `str.split()`, including the line end."""
 _GAP = re.compile(f"[{SPACES}]+")
+_IN_REGEX = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\n", re.DOTALL)
+"""An escape, a set of characters, or a line end in a regular expression."""
+_SPACED = r"(?:\x20?\n(?:\x20(?!\n))?)"
 _SPELLED = re.compile(rf"{UNKNOWN}(?!\S)")
 
 
@@ -113,6 +116,14 @@ class WordTokenizer(Tokenizer):
     def respaced(self, text: str) -> str:
         """respaced("end.\\n\\nThe") -> "end. \\n \\n The". White space around a word may end or begin the text."""
         return _GAP.sub(_gap, text)
+
+    def respaced_regex(self, expression: str) -> str:
+        """Line ends also match their spaces: that before them, and that of a word after them. ^ and $ stay as they are.
+
+        Without `(?!\\n)` there would be two ways to match the space in " \\n \\n", so 2^n ways to match n line ends.
+        """
+        ends = [r"\n"] if re.search(r"\(\?\w*x", expression) else [r"\n", "\n"]  # with (?x) the second is layout
+        return _IN_REGEX.sub(lambda part: _SPACED if part[0] in ends else part[0], expression)
 
     def to_tree(self) -> dict[str, Any]:
         return file_tree(

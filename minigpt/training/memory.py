@@ -5,11 +5,12 @@ faster, so the speed is measured there. Several ranks must agree on a size, so t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from minigpt.config import RunConfig
 from minigpt.console import counted
@@ -44,6 +45,7 @@ class UnbuiltRun:
         share: share of the parameters that are trained; small for an adapter.
         shards: number of ranks that the weights are divided among.
         make: makes a temporary model for training steps, not compiled, on the device.
+        others: bytes of other models, such as teachers, that will be moved to the device.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class UnbuiltRun:
     share: float
     shards: int
     make: Callable[[], Learner]
+    others: int = 0
 
     @property
     def rows(self) -> int:
@@ -60,11 +63,11 @@ class UnbuiltRun:
 
     def needed(self, size: int) -> Memory:
         """Bytes needed with `size` sequences at a time: `training_memory`, scaled to the trained parameters."""
-        config = self.config
+        config, rows = self.config, 2 if self.config.finetune.dpo_beta else 1  # a pair is two rows
         shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
         memory = training_memory(
             shape,
-            size * config.train.passes,
+            size * rows * config.train.passes,
             self.runtime,
             optimizer=config.optimizer.kind,
             ema=bool(config.train.average),
@@ -73,7 +76,12 @@ class UnbuiltRun:
             checkpointing=config.parallel.activation_checkpointing,
         )
         gradients, optimizer = int(memory.gradients * self.share), int(memory.optimizer * self.share)
-        return replace(memory, gradients=gradients, optimizer=optimizer)
+        return replace(memory, weights=memory.weights + self.others, gradients=gradients, optimizer=optimizer)
+
+
+def to_move(models: Iterable[nn.Module], device: torch.device) -> int:
+    """Bytes of the models' weights that are not on the device yet; those that are count as memory that is not free."""
+    return sum(p.nbytes for model in models for p in model.parameters() if p.device.type != device.type)
 
 
 def choose_micro_batch(run: UnbuiltRun, found: int | None, say: Say) -> int | None:

@@ -9,6 +9,7 @@
             manifest.json           sizes and sha256 of the files above, written last
         best, last                  text files that name one of the directories
         step-00000500.needed        text file that names another run, which began from this checkpoint
+        needed-step-00000500/       that checkpoint, if its run has saved the step again with other weights
 
 Everything is written to a new directory, which is renamed at the end. So a reader sees the whole new checkpoint or the
 one before; if the run's process deletes or replaces it meanwhile, `current` reads again. This module knows files, not
@@ -40,8 +41,9 @@ from minigpt.files import (
     temporary_path,
     write_text,
 )
-from minigpt.layout import MANIFEST, NEEDED, POINTERS, STATE, RunFolder, is_pointer, is_step, step_of, whole_steps
+from minigpt.layout import MANIFEST, POINTERS, STATE, RunFolder, is_pointer, is_step, step_of, whole_steps
 from minigpt.weights import sharded
+from minigpt.weights.aside import is_needed, keep_needed
 from minigpt.weights.checkpoint_state import IMPORTED, CheckpointState, TrainState, read_state
 
 FORMAT = 1
@@ -119,6 +121,7 @@ def seal(work: Path, directory: Path, state: CheckpointState) -> None:
         (work / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
         sync(work / MANIFEST)
         sync(work)
+        keep_needed(directory, files)
         replace_folder(work, directory)  # a resumed run may save the same step again
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
@@ -237,23 +240,6 @@ def restore(folder: Path) -> None:
                 old.rename(target)
         except OSError as error:
             raise storage_error(target, error) from None
-
-
-def mark_needed(directory: Path, run: Path) -> None:
-    """Write next to a checkpoint that another run needs it; the run of the checkpoint then never deletes it.
-
-    Raises StorageError.
-    """
-    write_text(_mark(directory), f"{run.absolute()}\n", "")
-
-
-def is_needed(directory: Path) -> bool:
-    """Whether a checkpoint is marked as needed by another run."""
-    return _mark(directory).is_file()
-
-
-def _mark(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}{NEEDED}")
 
 
 def delete(directory: Path) -> None:

@@ -5,8 +5,11 @@ This module does not import torch, so that listing runs, which reads states, sta
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError
 
 from minigpt.errors import CheckpointError, nearest
 from minigpt.files import parse_json
@@ -98,19 +101,27 @@ class CheckpointState:
 
     @classmethod
     def from_json(cls, given: Any, where: Path | str) -> Self:
-        """Make a state from the file's JSON object. Raises CheckpointError naming the unknown or missing field."""
+        """Make a state from the file's JSON object. Raises CheckpointError naming a wrong or missing field."""
         _check(given, cls, where, "")
         if given.get("model") is None and given.get("lora") is None:
             raise CheckpointError(f"{where}: lacks model; use the version of minigpt that wrote it")
-        parts: dict[str, Any] = {}
         for name, kind, needed in (("train", TrainState, "step"), ("recovery", RecoveryState, None)):
             if given.get(name) is None:
                 continue
             _check(given[name], kind, where, f"{name}.")
             if needed is not None and needed not in given[name]:
                 raise CheckpointError(f"{where}: lacks {name}.{needed}; use the version of minigpt that wrote it")
-            parts[name] = kind(**given[name])
-        return cls(**{**given, **parts})
+        try:
+            return _types(cls).validate_python(given)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            field = ".".join(map(str, wrong["loc"]))
+            raise CheckpointError(f"{where}: {field} is wrong ({wrong['msg']}); use another checkpoint") from None
+
+
+@cache  # it takes some milliseconds to make, and a list of runs reads many states
+def _types(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def read_state(checkpoint: Path) -> CheckpointState:

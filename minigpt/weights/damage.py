@@ -1,13 +1,13 @@
 """Find the newest undamaged checkpoint of a run, and rename the damaged ones."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 from minigpt.console import counted
-from minigpt.errors import CheckpointError, DamagedError, storage_error
+from minigpt.errors import CheckpointError, DamagedError
 from minigpt.layout import LAST, step_of
 from minigpt.weights import checkpoint
+from minigpt.weights.aside import set_aside
 from minigpt.weights.checkpoint import Checkpoint
 
 PARTS = ("model", "adapter", "ema", "optimizer")
@@ -41,13 +41,3 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | Non
         where = saved.path.name if saved else "the beginning"
         say(f"continuing from {where}: {counted(step_of(damaged[0]) - step, 'step')} will be trained again")
     return saved
-
-
-def set_aside(step: Path) -> Path:
-    """Rename a damaged checkpoint so that nothing reads it as a checkpoint. Raises StorageError."""
-    names = (f"damaged-{step.name}{f'-{number}' if number else ''}" for number in count())
-    target = next(path for path in map(step.with_name, names) if not path.exists())
-    try:
-        return step.rename(target)
-    except OSError as error:
-        raise storage_error(step, error) from None

@@ -8,6 +8,7 @@
 Each file says where its rows belong, so any number of processes can read them.
 """
 
+import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,18 +25,25 @@ def in_parts(directory: Path) -> bool:
 
 
 def read_parts(directory: Path, parts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Read whole tensors to the CPU, by part ("model", "ema", "optimizer") and name. Missing parts are left out."""
+    """Read whole tensors to the CPU, by part ("model", "ema", "optimizer") and name. Missing parts are left out.
+
+    Raises ValueError before a tensor is made that is larger than its rows in all files.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # slow to import, rarely needed
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(directory))
     wanted = tuple(f"{part}/" for part in parts)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+    entries = {
+        name: entry
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata) and name.startswith(wanted)
     }
+    for name, entry in entries.items():
+        if sum(math.prod(chunk.sizes) for chunk in entry.chunks) < math.prod(entry.size):  # numel() could overflow
+            raise ValueError(f"the files hold only a part of {name}")
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose: each process reads all
         load(tensors, storage_reader=reader, no_dist=True)

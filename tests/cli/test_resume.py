@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from cli_run import SMALL, fails, text
 from mostly_slow import mostly_slow
+from tuned_run import make_base, questions, tune
 
 from minigpt.cli import main
 from minigpt.config import load_config
+from minigpt.errors import RunError
+from minigpt.runs.finetune import merge_run
 from minigpt.runtime import device
 from minigpt.weights import checkpoint
 from minigpt.weights.damage import PARTS
@@ -210,3 +213,11 @@ def test_resume_without_a_changed_setting_keeps_the_budget(tmp_path: Path) -> No
     assert json.loads(receipt.read_text())["budget"] == plan
     assert main([*argv, "--resume", "--train.max-steps", "3"]) == 0
     assert "budget" not in json.loads(receipt.read_text())
+
+
+def test_a_merged_run_has_only_weights_and_is_not_continued(tmp_path: Path) -> None:
+    base, data = make_base(tmp_path / "base"), questions(tmp_path / "q.jsonl")
+    run = tune(base, data, "small", lora__rank=2, train__max_steps=1)
+    merge_run(run.path, tmp_path / "merged")
+    with pytest.raises(RunError, match=r"merged: was merged, so it has only weights"):
+        tune(base, data, "merged", train__max_steps=2, resume=True)

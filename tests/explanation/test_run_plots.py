@@ -107,6 +107,16 @@ def test_each_panel_shows_its_column_with_its_title(tmp_path: Path) -> None:
     assert words(figure.axes[2]) == [f"{metrics['bits_per_byte'][-1]:.2f}"] and words(figure.axes[3]) == []
 
 
+def test_a_loss_of_pairs_is_called_so_and_has_no_perplexity(figures: list, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "dpo", lines(), **{"finetune.base": "runs/a", "finetune.dpo_beta": 0.1})
+    plot_runs([pairs], tmp_path / "a.svg")
+    plot_runs([pairs, write(tmp_path / "plain", lines())], tmp_path / "b.svg")
+    titles = [[axes.get_title(loc="left") for axes in figure.axes] for figure in figures]
+    assert titles == [["loss, nats per pair"], ["loss, nats per token or pair"]]
+    with pytest.raises(UserError, match="has no perplexity; draw --what loss"):
+        plot_runs([pairs], tmp_path / "a.svg", what=["perplexity"])
+
+
 def test_seeds_are_one_curve_in_a_band_of_their_deviation(seeds: list[Path], figures: list, tmp_path: Path) -> None:
     groups = seeds_together(seeds[::-1])
     assert [sorted(group) for group in groups] == [seeds[3:], seeds[:3]], "the groups have the order of the runs"

@@ -244,6 +244,22 @@ def test_a_base_that_trains_on_keeps_the_checkpoint_that_an_adapter_needs(base: 
     assert same(load_run(run.path, "cpu").model.weights(), before)
 
 
+def test_a_base_that_saves_other_weights_of_the_same_step_keeps_those_that_an_adapter_needs(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tune(base, questions(tmp_path / "q.jsonl"), "small", lora__rank=2)
+    before, step = load_run(run.path, "cpu").model.weights(), base / "checkpoints" / "step-00000001"
+    saved = checkpoint.load(step)
+    checkpoint.save(step, saved.tensors, saved.state)
+    assert not [*step.parent.glob("needed-*")], "the same weights"
+    for factor in (2, 3):
+        doubled = {name: factor * tensor for name, tensor in saved.tensors["model"].items()}
+        checkpoint.save(step, {**saved.tensors, "model": doubled}, saved.state)
+    assert "are kept in needed-step-00000001" in capsys.readouterr().err.replace("\n", " ")
+    assert same(load_run(run.path, "cpu").model.weights(), before)
+    assert RunFolder(base).steps() == [step], "it is none of its run's own checkpoints"
+
+
 def test_a_base_that_was_deleted_meanwhile_or_cannot_be_marked_is_said(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

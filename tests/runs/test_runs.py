@@ -198,7 +198,17 @@ DAMAGE = {
         f"{DEEP}\n{{}}\n",
         f'{{"step": 1{"0" * 400}}}\n{{}}\n',
     ],
-    "receipt.json": ["3", "[1]", '{"data": 3}', '{"data": {"sha256": []}}', DEEP],
+    "receipt.json": [
+        "3",
+        "[1]",
+        '{"data": 3}',
+        '{"data": {"sha256": []}}',
+        DEEP,
+        *(
+            f'{{"data": {{"sha256": {{}}}}, {wrong}}}'
+            for wrong in ('"budget": [1]', '"merged": 4', '"base": {"path": 7}')
+        ),
+    ],
     "eval.json": ["3", "{}", DEEP],
     "tokenizer.json": ["3", DEEP],
     "checkpoints/step-00000004/state.json": ["3", DEEP, '{"train": {"step": []}}'],

@@ -20,7 +20,7 @@ from minigpt.model import GPT
 from minigpt.runtime.autotune import time_kernels
 from minigpt.runtime.device import Runtime, out_of_memory
 from minigpt.runtime.memory import host_memory
-from minigpt.runtime.memory_estimate import training_memory
+from minigpt.runtime.memory_estimate import Memory, training_memory
 from minigpt.runtime.precision import self_test
 from minigpt.runtime.ranks import Ranks
 from minigpt.training import Trainer, accumulate, make_optimizer, memory, update
@@ -31,6 +31,7 @@ from minigpt.training.memory import (
     divisors,
     fastest,
     memory_errors,
+    to_move,
     try_pass,
 )
 from minigpt.weights import checkpoint
@@ -329,6 +330,21 @@ def test_the_ranks_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -
     run = UnbuiltRun(config, replace(CPU, ranks=OneOfFour()), Counting(), 1.0, 1, lambda: GPT(TINY))
     choose_micro_batch(run, None, said.append)
     assert "of 0.85 GB" in said[0]
+
+
+def test_the_estimate_counts_models_that_the_loss_needs_and_both_rows_of_a_pair() -> None:
+    teacher = GPT(TINY)
+    size = 4 * sum(parameter.numel() for parameter in teacher.parameters())
+    assert (to_move([teacher], CPU.device), to_move([teacher] * 2, torch.device("meta"))) == (0, 2 * size)
+    config = RunConfig(model=TINY, train=TrainConfig(batch_size=8))
+    pairs = config.changed(finetune={"dpo_beta": 0.1})
+
+    def needed(config: RunConfig, rows: int, others: int) -> Memory:
+        return UnbuiltRun(config, CPU, Counting(), 1.0, 1, lambda: teacher, others).needed(rows)
+
+    plain = needed(config, 8, 0)
+    assert needed(config, 8, size).total == plain.total + size
+    assert needed(pairs, 4, 0).activations >= plain.activations
 
 
 def test_micro_batch_sizes_that_are_none_are_refused() -> None:

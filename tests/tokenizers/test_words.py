@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
 
 from minigpt import tokenizers
-from minigpt.config import DataConfig, TokenizerConfig, load_config
+from minigpt.config import DataConfig, GenerationConfig, TokenizerConfig, load_config
 from minigpt.data import prepare
 from minigpt.data.statistics import TextStatistics
 from minigpt.errors import TokenizerError
+from minigpt.generation.text.generate import Row
 from minigpt.tokenizers import WordTokenizer, load
 from minigpt.tokenizers.cutter import Cutter
 from minigpt.tokenizers.words import LINE_END, SPACES, UNKNOWN, WIKITEXT_2
@@ -63,6 +64,23 @@ def test_a_part_of_a_text_is_spelled_as_it_is_decoded(text: str, spelled: str) -
     assert WORDS.respaced(text) == spelled
     words = WordTokenizer.from_texts([f"the{text} cat"])
     assert spelled in words.decode(words.encode(f"the{text} cat"))
+
+
+@pytest.mark.parametrize(
+    ("expression", "shown"),
+    [
+        (r"\n\n", " the cat sat."), ("\n\n", " the cat sat."), (r" \n \n", " the cat sat."),
+        (r"\.\n{2}", " the cat sat"),
+        (r"\n(?=The)", " the cat sat. \n"), (r"(?<=\n)The", " the cat sat. \n \n "), (r"[\n]\s", " the cat sat. "),
+        (r"\\n|[[:digit:]\n]\d|\n+x", None), ("(?x)\\n # ends\n\\n", " the cat sat."), (r"(\n)+END", None),
+    ],
+)  # fmt: skip
+def test_a_stop_expression_with_line_ends_matches_them_as_they_are_decoded(expression: str, shown: str | None) -> None:
+    text = "the cat sat.\n\nThe dog" + "\n" * 40
+    words = WordTokenizer.from_texts([text])
+    row = Row(words, GenerationConfig(stop_regex=expression))
+    found = "".join(map(row.push, words.encode(text))) + row.end("length")
+    assert found == (words.decode(words.encode(text)) if shown is None else shown)
 
 
 def test_a_limit_keeps_the_most_frequent_words_next_to_the_two_names() -> None:

@@ -38,6 +38,28 @@ def test_round_trip_keeps_bits_dtypes_and_state(tmp_path: Path) -> None:
     assert loaded.state == state(3)
 
 
+@pytest.mark.parametrize(("tensor", "offset"), [("model/w", 10**12), ("model/w", 1), ("model/h", 10**18)])
+def test_a_place_outside_of_a_tensor_in_parts_is_damage_before_memory_is_taken(
+    tmp_path: Path, tensor: str, offset: int
+) -> None:
+    places = {f"model/{name}": {"saved_offsets": [0] * value.dim()} for name, value in TENSORS["model"].items()}
+    work, step = tmp_path / "work", tmp_path / "step-00000003"
+
+    def write() -> None:
+        work.mkdir()
+        named = {f"model/{name}": value for name, value in TENSORS["model"].items()}
+        file = work / "shard-00001-model-00001-of-00001.safetensors"
+        checkpoint.write_tensors(file, named, {"DCP_SHARDING_INFO": json.dumps(places)})
+        checkpoint.seal(work, step, state(3))
+
+    write()
+    assert torch.equal(checkpoint.load(step).tensors["model"]["w"], TENSORS["model"]["w"])
+    places[tensor]["saved_offsets"][0] = offset
+    write()
+    with pytest.raises(DamagedError, match=f"the files hold only a part of {tensor}"):
+        checkpoint.load(step)
+
+
 def test_a_run_means_its_best_then_its_last_then_its_newest(tmp_path: Path) -> None:
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     assert checkpoint.resolve(tmp_path) == second

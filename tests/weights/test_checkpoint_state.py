@@ -56,6 +56,11 @@ def test_the_file_holds_what_is_known_under_the_same_names(tmp_path: Path) -> No
         ({"train": {"tokens": 3}}, r"lacks train\.step; use the version of minigpt that wrote it"),
         ({"train": [3]}, "train is not an object"),
         ({"model": None, "lora": None}, "lacks model"),
+        ({"train": {"step": "three"}}, r"train\.step is wrong \(Input should be a valid integer"),
+        ({"train": {"step": 3, "skipped": {"4": 9}}}, r"train\.skipped is wrong .* use another checkpoint"),
+        ({"recovery": {"bad": [[1, 2], 7]}}, r"recovery\.bad\.1 is wrong"),
+        ({"model": []}, "model is wrong"),
+        ({"base": {"path": 7, "sha256": "0f"}}, r"base\.path is wrong"),
     ],
 )
 def test_an_unknown_or_missing_field_is_named(change: dict, message: str) -> None:

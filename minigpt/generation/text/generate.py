@@ -57,7 +57,9 @@ class Row:
     def __init__(self, tokenizer: Tokenizer, config: GenerationConfig):
         self.tokenizer, self.config = tokenizer, config
         self.eos_id = tokenizer.eos_id if config.stop_at_eos else None
-        stops = config.model_copy(update={"stop": tuple(map(tokenizer.respaced, config.stop))})
+        texts, expression = map(tokenizer.respaced, config.stop), config.stop_regex
+        expression = expression and tokenizer.respaced_regex(expression)
+        stops = config.model_copy(update={"stop": tuple(texts), "stop_regex": expression})
         self.stream, self.stops = TextStream(tokenizer), Stops(stops)
         self.completion, self.ended, self.total = Completion(), False, 0.0
         self.found = True  # False: beam search found no text for this row

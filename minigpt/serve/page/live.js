@@ -201,7 +201,7 @@ class Live {
       .map(([name, level]) => ({ name: FLOORS[name] ?? name, value: bits ? level : level * ratio })) : [];
     const marks = this.incidents.map((each) => ({ x: each.step,
       name: `step ${each.step}: ${each.what}; ${each.action}` }));
-    const words = bits ? "bits per byte" : "nats per token";
+    const words = bits ? "bits per byte" : "finetune.dpo_beta" in run.settings ? "nats per pair" : "nats per token";
     const last = lines[lines.length - 1];
     this.put("loss", { about: `Loss in ${words} over ${last.step} steps`, height: 320, levels, marks, named: true,
       format: (value, exact) => (exact ? value.toFixed(4) : plain(value)),

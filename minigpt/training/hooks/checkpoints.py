@@ -13,6 +13,7 @@ from minigpt.files import delete_file, json_object, sync
 from minigpt.layout import BEST, LAST, POINTERS, RunFolder, step_name, step_of, whole_steps
 from minigpt.training.loop import Hook, Trainer
 from minigpt.weights import checkpoint
+from minigpt.weights.aside import is_needed
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState
 
@@ -149,7 +150,7 @@ def prune(folder: Path, keep: int, every: int = 1) -> None:
     named = {pointed(folder, name) for name in POINTERS}
     kept = [path for path in whole_steps(folder) if step_of(path) % every == 0][-keep:]
     for old in whole_steps(folder):
-        if old not in kept and old.name not in named and not checkpoint.is_needed(old):
+        if old not in kept and old.name not in named and not is_needed(old):
             checkpoint.delete(old)
 
 

@@ -24,9 +24,10 @@ from minigpt.model import GPT
 from minigpt.training.hooks.checkpoints import Checkpoints, pointed
 from minigpt.training.loop import Hook, Trainer, batch_number
 from minigpt.weights import checkpoint
+from minigpt.weights.aside import set_aside
 from minigpt.weights.checkpoint import Checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState, RecoveryState, TrainState
-from minigpt.weights.damage import PARTS, set_aside
+from minigpt.weights.damage import PARTS
 
 
 def spike_limit(losses: Sequence[float], chance: float, start: float, deviations: float, window: int) -> float:
