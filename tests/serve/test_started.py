@@ -38,6 +38,17 @@ def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
     until(lambda: not Started.status(started, place)["starting"])
 
 
+def test_a_process_that_has_ended_leaves_its_last_line_and_no_open_file(tmp_path: Path):
+    started, place = Started(), tmp_path / "my"
+    started.begin(place, ["no-such-command"])
+    until(lambda: not started.status(place)["starting"])
+    assert "no such command" in started.status(place)["failed"] and not started._started
+    assert [each["name"] for each in started.without_a_run(())] == ["my"]
+    started.begin(place, ["--version"])
+    until(lambda: not started.status(place)["starting"])
+    assert started.without_a_run(()) == []
+
+
 def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: Path):
     run = read_run(make_runs(tmp_path) / "base")
     shutil.rmtree(run.folder.checkpoints)
