@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt.console import harmless, own_group, passed_on
-from minigpt.errors import RunError, UserError
+from minigpt.errors import RunError, UserError, storage_error
 from minigpt.layout import RunFolder
 from minigpt.runs.lock import holder, last_holder
 from minigpt.runs.record import RunRecord
@@ -66,12 +66,15 @@ class Started:
     def begin(self, path: Path, words: list[str]) -> None:
         """Start a command that trains the run at a path. It continues even if the server ends.
 
-        Raises RunError if a process is already starting this run.
+        Raises RunError if a process is already starting this run, StorageError if its output cannot be written.
         """
         with self._asking:
             if self.status(path)["starting"]:
                 raise RunError(f"a run {path.name} is starting; choose another name")
-            said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+            try:
+                said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+            except OSError as error:
+                raise storage_error("a run's output", error, "name another place with TMPDIR") from None
             process = subprocess.Popen(
                 command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
                 start_new_session=True, creationflags=own_group(),
