@@ -5,8 +5,8 @@ A library uses torch's OpenMP threads: it is not linked against OpenMP, and find
 Compiled libraries are kept in the cache directory as kernels/KEY.so, where KEY is a hash of source, flags and
 processor. Since a library is code, it is loaded only if no other user can have written it: this user owns the file and
 its folder, no one else may write there, and its sha256 is in kernels.json, outside of the folder. Otherwise it is
-compiled again in a private folder. If the cache cannot have such a folder, a temporary one is used, and deleted after
-the library is loaded.
+compiled again in a private folder. If the cache cannot have such a folder, or is full, a temporary one is used, and
+deleted after the library is loaded.
 """
 
 import contextlib
@@ -34,6 +34,8 @@ _LINK = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-nod
 _OPENMP = ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 _CHOICES = [*itertools.product((_OPENMP, []), (["-march=native"], []))]
 """Flags to try one after another, since some compilers do not know all of them."""
+ROOM = 1 << 20
+"""Bytes that must be free for a library."""
 
 
 class KernelError(Exception):
@@ -138,9 +140,7 @@ def _compiled(command: list[str], source: Path, folder: Path, key: str, make: Ca
 def _private(folder: Path, name: str) -> Iterator[Path]:
     """A folder that only this user can write, deleted at the end: in `folder`, or elsewhere if it cannot be private."""
     try:
-        private_folder(folder)
-        scratch = temporary_path(folder / name)
-        scratch.mkdir(mode=0o700)
+        scratch = _scratch(folder, name)
     except OSError as error:  # compiling at each start only costs a second or two
         warnings.warn(f"compiled kernels are not kept: {folder}: {error.strerror}", stacklevel=2)
         scratch = Path(tempfile.mkdtemp(prefix="minigpt-"))
@@ -148,3 +148,16 @@ def _private(folder: Path, name: str) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(folder: Path, name: str) -> Path:
+    """A new private folder in `folder`, with room for a library. Raises OSError."""
+    private_folder(folder)
+    scratch = temporary_path(folder / name)
+    try:
+        scratch.mkdir(mode=0o700)
+        (scratch / name).write_bytes(bytes(ROOM))  # the compiler's error would not say that the disk is full
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return scratch

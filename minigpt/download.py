@@ -97,7 +97,8 @@ def fetch(
 
 def cache_root(cache_dir: str | None = None) -> Path:
     """`cache_dir`, else $MINIGPT_CACHE, else ~/.cache/minigpt."""
-    return Path(expand_home(cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt"))
+    text = cache_dir or os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt"
+    return Path(expand_home(text, "name a cache directory in full with MINIGPT_CACHE"))
 
 
 def locate(file: RemoteFile, progress: Progress | None = None) -> Path:

@@ -28,13 +28,13 @@ from safetensors import SafetensorError
 from minigpt.errors import RunError, StorageError, UserError, storage_error
 
 
-def expand_home(text: str) -> str:
+def expand_home(text: str, fix: str = "write the path in full") -> str:
     """Replace ~ at the beginning of a path by the home folder. All settings and arguments that are paths go through it.
 
     "~/runs" -> "/home/ada/runs"; "runs/~" stays. A file that is really called ~name is returned as an absolute path.
 
     Raises:
-        UserError: ~name is neither a file nor the home of a user.
+        UserError: ~name is neither a file nor the home of a user; the message ends with `fix`.
     """
     if "\0" in text:
         raise UserError(f"{text!r}: a path cannot contain a NUL character")
@@ -47,7 +47,7 @@ def expand_home(text: str) -> str:
             return str(Path(text).absolute())
         name = text[1:].partition("/")[0]
         problem = f"this computer has no user {name!r}" if name else "your home folder is not known"
-        raise UserError(f"{text}: {problem}; write the path in full") from None
+        raise UserError(f"{text}: {problem}; {fix}") from None
 
 
 MOST = 1 << 28

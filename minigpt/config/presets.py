@@ -11,7 +11,8 @@ from minigpt.files import expand_home, write_text
 
 def presets_file() -> Path:
     """The path of generation.yaml, in $MINIGPT_CONFIG or else in ~/.config/minigpt."""
-    return Path(expand_home(os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt")) / "generation.yaml"
+    text = os.environ.get("MINIGPT_CONFIG") or "~/.config/minigpt"
+    return Path(expand_home(text, "name a folder in full with MINIGPT_CONFIG")) / "generation.yaml"
 
 
 def read_presets() -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ since its beginning may be easier.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -55,7 +55,10 @@ class Batches:
         self.windows = max(1, (len(tokens) - seq_len) // seq_len)
         self.steps_per_epoch = self.windows / batch_size
         self.tokens_per_step = batch_size * seq_len
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # a batch may belong to two epochs
+        spare = len(tokens) - 1 - self.windows * seq_len  # a window needs one more token, the last target
+        # A batch may belong to two epochs. The cache does not refer to self: a cycle would keep the token file open
+        # until Python collects garbage.
+        self._epoch = lru_cache(maxsize=2)(partial(_epoch, seed, self.windows, spare))
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, int64 [B / world, T]. The targets are the next tokens of the inputs.
@@ -73,15 +76,15 @@ class Batches:
         shift, order = self._epoch(epoch)
         return shift + int(order[place]) * self.seq_len
 
-    def _make_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        """(shift, order of the windows) of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
-        spare = len(self.tokens) - 1 - self.windows * self.seq_len  # a window needs one more token, the last target
-        shift = int(rng.integers(spare + 1))
-        # the order of rng.permutation(W), in half of its memory: a text of 20 GB has 80 million windows of 256 bytes
-        order = np.arange(self.windows, dtype=np.min_scalar_type(self.windows))
-        rng.shuffle(order)
-        return shift, order
+
+def _epoch(seed: int, windows: int, spare: int, epoch: int) -> tuple[int, np.ndarray]:
+    """(shift, order of the windows) of an epoch; the shift is at most `spare`."""
+    rng = np.random.default_rng((seed, epoch))
+    shift = int(rng.integers(spare + 1))
+    # the order of rng.permutation(W), in half of its memory: a text of 20 GB has 80 million windows of 256 bytes
+    order = np.arange(windows, dtype=np.min_scalar_type(windows))
+    rng.shuffle(order)
+    return shift, order
 
 
 def share(batch_size: int, step: int, rank: int, world: int) -> range:

@@ -315,22 +315,24 @@ def _run_one(
     sweep = progress.sweep
     progress.note(name, "running")
     on_cpu = ["--train.device=cpu"] if device == "cpu" and sys.platform == "darwin" else []  # no variable hides mps
-    process = subprocess.Popen(
-        [*PROGRAM, *sweep.argv(name), *on_cpu],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        encoding="utf-8", errors="replace",
-        env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},
-        start_new_session=True, creationflags=own_group(),
-    )  # fmt: skip
-    started(process)
     last = ""
-    with (sweep.path / f"{name}.log").open("a", encoding="utf-8") as log:
+    with (
+        (sweep.path / f"{name}.log").open("a", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*PROGRAM, *sweep.argv(name), *on_cpu],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            encoding="utf-8", errors="replace",
+            env={"COLUMNS": "160", "WANDB_RUN_GROUP": sweep.path.name, **os.environ, **environment(device)},
+            start_new_session=True, creationflags=own_group(),
+        ) as process,
+    ):  # fmt: skip
+        started(process)
         for line in process.stderr or ():
             log.write(line)
             log.flush()
             show(line.rstrip("\n"))
             last = line.strip() or last
-    code = process.wait()
+    code = process.returncode
     if code in {each for number in ending_signals() for each in (128 + number, -number)}:
         progress.note(name, "interrupted")
     elif code:

@@ -6,8 +6,9 @@ A name is looked up among the names of the runs that were found, so nothing that
     my@500          a checkpoint that was kept
     my+pirate       an adapter in the run's folder
 
-A model is loaded when it is first asked for. If another one needs the memory, models that are not in use are unloaded,
-the least recently used first. Names that mean the same checkpoint share one model.
+A model is loaded when it is first asked for. Then models that are not in use are unloaded: those whose checkpoint was
+deleted or written again, and if there is too little memory others, the least recently used first. Names that mean the
+same checkpoint share one model.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from minigpt.errors import RunError, UserError
+from minigpt.files import find
 from minigpt.generation.chat import Plain, Turns
 from minigpt.generation.fast.prepare import prepare_decoding
 from minigpt.layout import CONFIG, MANIFEST, RunFolder, step_of
@@ -121,6 +123,12 @@ def key_of(listed: Listed) -> Key:
     return place, place.stat().st_mtime_ns
 
 
+def _is_there(key: Key) -> bool:
+    """Whether the checkpoint is still on disk as it was. Raises OSError."""
+    found = find(key[0])
+    return found is not None and found.st_mtime_ns == key[1]
+
+
 @dataclass(eq=False)
 class Loaded:
     """A model in memory."""
@@ -192,6 +200,8 @@ class Models:
     async def _load(self, listed: Listed, key: Key) -> None:
         place, _ = key
         try:
+            for one in [one for one in self.loaded.values() if not one.users and not _is_there(one.key)]:
+                self._drop(one)  # a run that trains writes checkpoints for days
             self._make_room(sum(file.stat().st_size for file in place.rglob("model*.safetensors")))
             reading = asyncio.ensure_future(asyncio.to_thread(self._read, place))
             try:
@@ -216,8 +226,11 @@ class Models:
                 if kept:
                     return
                 raise UnavailableError("other models are in use, and there is no memory for one more now", 10)
-            self.engine.forget(idle[0].run.model)
-            del self.loaded[idle.pop(0).key]
+            self._drop(idle.pop(0))
+
+    def _drop(self, one: Loaded) -> None:
+        self.engine.forget(one.run.model)
+        del self.loaded[one.key]
 
     def _texts(self, run: LoadedRun) -> int:
         """How many texts the model may write at once: their keys and values take at most a quarter of the memory."""

@@ -105,6 +105,21 @@ def test_variables_know_home(variable: str, home: Path, monkeypatch: pytest.Monk
     assert found == home / "there"
 
 
+@pytest.mark.parametrize("variable", ["MINIGPT_CACHE", "MINIGPT_CONFIG"])
+def test_a_user_without_a_home_is_told_which_variable_to_set(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt.config.presets import presets_file
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    pwd = pytest.importorskip("pwd", reason="Windows has no such list of users")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)  # as in a container that runs as any number
+    for name in ("HOME", variable):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=f"home folder is not known; .* with {variable}"):
+        cache_root() if variable == "MINIGPT_CACHE" else presets_file()
+
+
 def test_mirror_knows_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt.machine.doctor.machine import data
 

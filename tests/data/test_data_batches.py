@@ -1,6 +1,8 @@
 """Test that batches are pure functions of (seed, step, rank), and cover each epoch and score each token once."""
 
+import gc
 import tracemalloc
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from minigpt.data.batches import spread
 from minigpt.data.token_file import TokenFile, TokenWriter
 from minigpt.errors import ConfigError, DataError
 from minigpt.model.loss import IGNORE
+from minigpt.training.finetune.row_batches import Row, RowBatches
 
 shapes = st.tuples(st.integers(1, 12), st.integers(0, 200), st.integers(1, 7)).map(
     lambda drawn: (drawn[0], drawn[0] + 1 + drawn[1], drawn[2])
@@ -227,3 +230,17 @@ def test_a_stride_that_would_skip_tokens_is_refused(stride: int) -> None:
 def test_a_text_with_nothing_to_predict_is_refused(count: int) -> None:
     with pytest.raises(DataError, match="at least 2"):
         next(eval_batches(ids(count), 8, 8, 2))
+
+
+def test_batches_are_freed_without_the_garbage_collector() -> None:
+    """Windows deletes no token file that is still mapped, and the order of a long text's windows is large."""
+    made = [Batches(ids(100), 4, 8, 0), RowBatches([Row(np.arange(4), np.ones(4, bool))] * 8, 4, 8, 0)]
+    for each in made:
+        each.batch(0)
+    left = [weakref.ref(each) for each in made]
+    gc.disable()
+    try:
+        del made, each
+        assert [found() for found in left] == [None, None]
+    finally:
+        gc.enable()

@@ -256,19 +256,38 @@ def test_the_page_trusts_only_its_own_script_and_no_text(tmp_path: Path) -> None
     assert not re.search(r"https?://(?!www\.w3\.org)", text), "the page loads nothing"
 
 
-JOBS = """
+READ = """
 const { readFileSync } = require("node:fs");
 const html = readFileSync(process.argv[1], "utf8"), block = (id) => html.match(`id="${id}">([^]*?)</script>`)[1];
 const about = JSON.parse(block("about")), found = html.matchAll(
   /data-name="(.+?)" data-kind="(.+?)" data-rows="(.+?)" data-columns="(.+?)">(.+?)</g);
 const tensors = Object.fromEntries([...found].map(([, name, kind, rows, columns, base64]) => [
   name, { kind, rows: Number(rows), columns: Number(columns), base64 }]));
+"""
+"""Reads the parts of a page."""
+JOBS = (
+    READ
+    + """
 const jobs = new Function("performance", `${block("worker")}; return JOBS;`)({ now: () => 0 });
 jobs.load({ about, tensors });
 const settings = { ...about.settings, max_new_tokens: 200, temperature: 3, stop: ["E"] };
 jobs.write({ prompt: "THE", settings }, 0, () => null).then((answer) => console.log(JSON.stringify(answer)));
 """
+)
 """What the worker of a page answers if the clock stands still."""
+SET_BACK = (
+    READ
+    + """
+let date = 1e12, passed = 0;
+const clocks = [{ now: () => (date -= 1000) }, { now: () => (passed += 20) }];
+const jobs = new Function("Date", "performance", `${block("worker")}; return JOBS;`)(...clocks);
+jobs.load({ about, tensors });
+const settings = { ...about.settings, max_new_tokens: 200, max_seconds: 1, stop_at_eos: false };
+const write = (job) => jobs.write({ prompt: "THE", settings }, job, () => null);
+write(0).then(async (late) => console.log(JSON.stringify([late, await write(1)])));
+"""
+)
+"""What the worker answers to its newest job, 0, and to another, if a person sets the clock back while it writes."""
 
 
 @needs_node
@@ -280,6 +299,13 @@ def test_a_typed_stop_is_cleaned_and_no_rate_is_infinite(tmp_path: Path) -> None
     done = subprocess.run(["node", "-e", JOBS, page], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert answer["reason"] == "stop" and answer["tokens"] > 1 and answer["rate"] is None
+
+
+@needs_node
+def test_a_clock_that_is_set_back_delays_neither_the_time_limit_nor_stop(tmp_path: Path) -> None:
+    page, _, _ = page_of(make_run(tmp_path / "my", kind="byte"))
+    done = subprocess.run(["node", "-e", SET_BACK, page], capture_output=True, text=True, check=True)
+    assert [answer["reason"] for answer in json.loads(done.stdout)] == ["time", "interrupted"]
 
 
 def test_without_node_the_page_is_written_and_not_checked(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,19 @@ def test_a_long_plan_is_shown_with_its_day_and_without_exponents():
     assert ": 1 pass over 1,000 MB" in told or ": 1 pass over 1,100 MB" in told, told
     assert re.search(r"done at 2\d{3}-\d\d-\d\d \d\d:\d\d$", told), told
     assert [two_digits(number) for number in (0.0123, 0.85, 7, 537.4)] == ["0.012", "0.85", "7", "540"]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows keeps its own time zone")
+def test_the_end_of_a_night_in_which_the_clocks_change_is_right(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        evening = datetime(2026, 10, 24, 22, tzinfo=UTC).astimezone()  # 00:00 in summer time
+        assert within.clock_time(evening, 3600 * 8) == "07:00:00"
+        assert within.clock_time(evening, 3600 * 25) == "2026-10-26 00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_budget_of_work_is_kept():

@@ -177,6 +177,15 @@ def test_the_runs_of_a_text_alone_are_equally_long(tmp_path: Path, capsys) -> No
         assert all(("max-steps" in command) == ("max-steps" in length) for command in commands)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+def test_a_run_that_has_ended_keeps_no_file_open(stand_in: Path, tmp_path: Path, monkeypatch) -> None:
+    """A sweep may have more runs than a process may have files."""
+    opened: list[int] = []
+    monkeypatch.setattr(sweeps, "outcome", lambda *_: opened.append(len([*Path("/proc/self/fd").iterdir()])))
+    assert main(command(tmp_path)) == 0
+    assert len(opened) == 4 and len(set(opened)) == 1
+
+
 def test_a_sweep_continues_after_a_failure_and_the_same_command_fixes_it(
     stand_in: Path, tmp_path: Path, capsys
 ) -> None:

@@ -67,6 +67,15 @@ def test_a_run_that_is_deleted_and_trained_again_is_read_again(tmp_path: Path) -
     assert inside.look(listed, "the cat", {})["loss"] != seen["loss"]
 
 
+def test_a_checkpoint_that_was_written_again_or_deleted_does_not_stay_in_memory(tmp_path: Path) -> None:
+    models = Models(Catalog([tmp_path]), Engine(), Limits(), "cpu")
+    for seed in range(3):
+        shutil.rmtree(tmp_path / "my", ignore_errors=True)
+        make_base(tmp_path / "my", seed=seed)
+        embedding(models, "my")
+        assert len(models.loaded) == 1
+
+
 def test_a_folder_without_runs_is_no_model(tmp_path: Path) -> None:
     assert Catalog([tmp_path]).read() == {}
     run = make_base(tmp_path / "my")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import pytest
 from served import make_runs
 from test_workbench import until
 
-from minigpt.errors import RunError, UserError
+from minigpt.errors import RunError, StorageError, UserError
 from minigpt.runs.lock import run_lock
 from minigpt.runs.record import read_run
 from minigpt.serve.workbench import process
@@ -36,6 +37,23 @@ def test_two_tabs_do_not_start_one_run_twice(tmp_path: Path):
     refused = [each.exception() for each in both if each.exception()]
     assert len(refused) == 1 and isinstance(refused[0], RunError)
     until(lambda: not Started.status(started, place)["starting"])
+
+
+def test_a_process_that_has_ended_leaves_its_last_line_and_no_open_file(tmp_path: Path):
+    started, place = Started(), tmp_path / "my"
+    started.begin(place, ["no-such-command"])
+    until(lambda: not started.status(place)["starting"])
+    assert "no such command" in started.status(place)["failed"] and not started._started
+    assert [each["name"] for each in started.without_a_run(())] == ["my"]
+    started.begin(place, ["--version"])
+    until(lambda: not started.status(place)["starting"])
+    assert started.without_a_run(()) == []
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match=r"a run's output: cannot be written .* TMPDIR"):
+        Started().begin(tmp_path / "my", ["--version"])
 
 
 def test_a_process_that_has_just_taken_the_lock_is_not_started_again(tmp_path: Path):

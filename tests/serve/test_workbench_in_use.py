@@ -344,3 +344,32 @@ def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path:
         page.keyboard.press("x")
         page.wait_for_selector(".effect b")
         assert page.evaluate("document.activeElement.ariaLabel") == name
+
+
+FULL = "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
+
+
+def test_a_chat_and_a_text_go_on_when_the_storage_of_the_browser_is_full(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate(FULL)
+        go(page, "chat", "talks")
+        page.fill(".say textarea", "the cat")
+        page.press(".say textarea", "Enter")
+        page.wait_for_selector(".messages .assistant")
+        page.wait_for_selector("text=Save writes it to a file")
+        go(page, "notebook", "base")
+        page.fill(".paper", "the cat sat")
+        page.wait_for_selector("text=3 words, 11 characters. The text does not fit")
+
+
+def test_a_run_with_very_many_lines_is_shown(browser: Any, tmp_path: Path):
+    many = """() => { const real = fetch; window.fetch = async (path, how) => {
+      const answer = await real(path, how);
+      if (!path.startsWith('/api/figures?')) return answer;
+      const lines = Array.from({ length: 200_000 }, (_, step) => ({ step, seconds: step, loss: 2 }));
+      return Response.json({ ...await answer.json(), lines, last: lines.length - 1 });
+    }; }"""
+    with opened(browser, tmp_path) as page:
+        page.evaluate(many)
+        go(page, "live", "base")
+        page.wait_for_selector(".live .figures >> text=199,999")

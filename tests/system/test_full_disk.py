@@ -1,6 +1,7 @@
 """Test that a full disk (a small tmpfs, which needs root) gives one clear line, and no saved checkpoint is lost."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from cli_run import SMALL, fails, text
 
 from minigpt.cli import main
 from minigpt.errors import StorageError
+from minigpt.generation.fast import rows
 from minigpt.weights import checkpoint
 from minigpt.weights.checkpoint_state import CheckpointState
 
@@ -52,3 +54,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(small_disk: Pa
     assert checkpoint.resolve(small_disk) == first
     assert torch.equal(checkpoint.load(small_disk).tensors["model"]["w"], saved["w"])
     assert sorted(path.name for path in first.parent.iterdir()) == ["last", "step-00000001"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("small_disk", ["16k"], indirect=True)
+def test_kernels_work_although_the_cache_is_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_CACHE", str(small_disk))
+    with pytest.warns(UserWarning, match="compiled kernels are not kept: .*No space left on device"):
+        assert rows.library.__wrapped__() is not None  # not the cached result, which other tests use
+    assert list((small_disk / "kernels").iterdir()) == []

@@ -151,7 +151,7 @@ function* write(model, tokenizer, prompt, settings, rules) {
   const random = new Random(settings.seed), stream = new TextStream(tokenizer);
   const stops = new Stops(settings.stop.map((text) => tokenizer.respaced(text)));
   const ids = prompt.slice(-model.config.max_seq_len);
-  const end = settings.max_seconds ? Date.now() + 1000 * settings.max_seconds : Infinity;
+  const end = settings.max_seconds ? performance.now() + 1000 * settings.max_seconds : Infinity;
   let reason = "length";
   for (let fresh = 0; fresh < settings.max_new_tokens && reason === "length"; fresh++) {
     const reading = model.read(ids);
@@ -165,7 +165,7 @@ function* write(model, tokenizer, prompt, settings, rules) {
     } else {
       yield { id, text: stops.push(stream.push(id)) };
       if (stops.hit) reason = "stop";
-      else if (Date.now() >= end) reason = "time";
+      else if (performance.now() >= end) reason = "time";
     }
   }
   const rest = stops.push(stream.flush()) + stops.flush();

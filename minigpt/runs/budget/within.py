@@ -70,6 +70,12 @@ def two_digits(number: float) -> str:
     return f"{float(f'{number:.2g}'):,g}"
 
 
+def clock_time(now: datetime, seconds: float) -> str:
+    """What a clock here shows so many seconds after `now`, with the day if it is another: "13:05:09"."""
+    then = (now + timedelta(seconds=seconds)).astimezone()  # again, since clocks may change to or from summer time
+    return f"{then:%H:%M:%S}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"
+
+
 @dataclass(frozen=True)
 class Budgeted:
     """A run that was planned within a budget.
@@ -118,9 +124,7 @@ class Budgeted:
     def explain(self) -> str:
         """The choice, its reasons, and what to expect: four lines for the screen, five for a small text."""
         plan, report, text, shape = self.plan, self.report, self.text, self.plan.config.model
-        now = datetime.now().astimezone()
-        ends = now + timedelta(seconds=report["promised_seconds"] - self.elapsed)
-        when = f"{ends:%H:%M:%S}" if ends.date() == now.date() else f"{ends:%Y-%m-%d %H:%M}"
+        when = clock_time(datetime.now().astimezone(), report["promised_seconds"] - self.elapsed)
         passes, size = two_digits(report["passes"]), text.train_tokens * text.bytes_per_token
         weights, batch = plan.size.parameters / 1e6, plan.config.train.batch_size
         bits, chance = report["predicted_bits_per_byte"], math.log(text.vocab_size)

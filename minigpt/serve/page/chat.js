@@ -84,7 +84,14 @@ class Chat {
     this.draw();
   }
 
-  keep() { localStorage.setItem(KEPT + this.run, JSON.stringify(this.root)); }
+  keep() {
+    try {
+      localStorage.setItem(KEPT + this.run, JSON.stringify(this.root));
+    } catch { // the browser's storage, about 5 MB for all chats, is full
+      this.status.className = "status wrong";
+      this.status.textContent = "The chat does not fit into this browser's storage; Save writes it to a file.";
+    }
+  }
 
   // The shown messages, each with the one before it
   get path() {

@@ -66,7 +66,8 @@ class Live {
     }
     const more = found.lines.length > 0, before = this.state;
     const last = this.lines.at(-1)?.step ?? -1; // another request may have brought some of them
-    this.lines.push(...found.lines.filter((line) => line.step > last));
+    // not push(...), which fails for more lines than a call may have arguments
+    this.lines = this.lines.concat(found.lines.filter((line) => line.step > last));
     this.incidents = found.incidents;
     this.state = found.state !== "running" && found.starting ? "starting" : found.state;
     this.failed = found.failed;

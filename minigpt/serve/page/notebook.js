@@ -10,7 +10,15 @@ const TEXT = "minigpt-notebook"; // key in the browser's storage: one text for a
 const AHEAD = 16; // tokens of a suggestion
 
 export const notebookText = () => localStorage.getItem(TEXT) ?? "";
-export const keepText = (text) => localStorage.setItem(TEXT, text);
+// Whether the browser's storage had room for the text
+export function keepText(text) {
+  try {
+    localStorage.setItem(TEXT, text);
+    return true;
+  } catch {
+    return false;
+  }
+}
 // Set by another part if the model should continue the text at once
 export const pending = { go: false };
 
@@ -68,7 +76,7 @@ class Notebook {
     this.area = el("textarea", { class: "paper", rows: 16, spellcheck: false, "aria-label": "The text",
       placeholder: "Write the beginning of a text, and let the model continue it." });
     this.area.value = notebookText() || (run.prompt ?? "").trim();
-    keepText(this.area.value); // not at the end: another tab may have changed it by then
+    this.kept = keepText(this.area.value); // not at the end: another tab may have changed it by then
     this.ghost = new Ghost(this.area, (text, signal) => this.suggest(text, signal), () => this.remember());
     this.ghost.on = localStorage.getItem("minigpt-suggest") !== "no";
     this.go = button("Continue", () => this.write(), { kind: "primary", title: "Ctrl + Enter" });
@@ -86,7 +94,7 @@ class Notebook {
     this.area.addEventListener("input", () => this.typed());
     this.area.addEventListener("change", () => {
       this.before = this.text;
-      keepText(this.text);
+      this.kept = keepText(this.text);
       this.counts();
     });
     this.panel.onkeydown = (event) => this.key(event);
@@ -114,14 +122,15 @@ class Notebook {
     this.area.value = this.before = text;
     this.area.scrollTop = this.area.scrollHeight;
     this.ghost.paint();
-    keepText(text);
+    this.kept = keepText(text);
     this.counts();
   }
 
   counts() {
     const words = this.text.trim() ? this.text.trim().split(/\s+/).length : 0;
     const size = `${counted(words, "word")}, ${counted([...this.text].length, "character")}`;
-    this.count.textContent = `${size}. The text stays in this browser.`;
+    this.count.textContent = `${size}. The text ${this.kept ? "stays in this browser"
+      : "does not fit into this browser's storage; copy it before you leave"}.`;
   }
 
   // --- undo ---
@@ -139,7 +148,7 @@ class Notebook {
     clearTimeout(this.typing);
     this.typing = setTimeout(() => { this.typing = undefined; this.before = this.text; }, 700);
     this.before = this.text;
-    keepText(this.text);
+    this.kept = keepText(this.text);
     this.counts();
   }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt.console import harmless, own_group, passed_on
-from minigpt.errors import RunError, UserError
+from minigpt.errors import RunError, UserError, storage_error
 from minigpt.layout import RunFolder
 from minigpt.runs.lock import holder, last_holder
 from minigpt.runs.record import RunRecord
@@ -53,6 +53,7 @@ class Started:
 
     def __init__(self) -> None:
         self._started: dict[Path, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._failed: dict[Path, str] = {}  # the last line of those that have ended; "" after a success
         self._asking = threading.RLock()
 
     def resume(self, run: RunRecord) -> None:
@@ -65,12 +66,15 @@ class Started:
     def begin(self, path: Path, words: list[str]) -> None:
         """Start a command that trains the run at a path. It continues even if the server ends.
 
-        Raises RunError if a process is already starting this run.
+        Raises RunError if a process is already starting this run, StorageError if its output cannot be written.
         """
         with self._asking:
             if self.status(path)["starting"]:
                 raise RunError(f"a run {path.name} is starting; choose another name")
-            said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+            try:
+                said = tempfile.TemporaryFile()  # noqa: SIM115  the process writes to it until it ends
+            except OSError as error:
+                raise storage_error("a run's output", error, "name another place with TMPDIR") from None
             process = subprocess.Popen(
                 command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
                 start_new_session=True, creationflags=own_group(),
@@ -101,19 +105,23 @@ class Started:
 
         Ask before `run.state`: if the process takes the lock between the two, the run is then running, not interrupted.
         """
-        if path not in self._started:
-            return {"starting": False, "failed": ""}
-        process, said = self._started[path]
-        if process.poll() is None:  # a process that had the lock has trained, and is about to end
-            return {"starting": last_holder(RunFolder(path).lock) != process.pid, "failed": ""}
         with self._asking:
-            said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
-            failed = last_line(said.read(), process.returncode) if process.returncode else ""
-        return {"starting": False, "failed": failed.removeprefix("minigpt: ")}
+            if path not in self._started:
+                return {"starting": False, "failed": self._failed.get(path, "")}
+            process, said = self._started[path]
+            if process.poll() is None:  # a process that had the lock has trained, and is about to end
+                return {"starting": last_holder(RunFolder(path).lock) != process.pid, "failed": ""}
+            del self._started[path]  # a server that runs for weeks starts more runs than it may have open files
+            with said:
+                said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
+                failed = last_line(said.read(), process.returncode) if process.returncode else ""
+            self._failed[path] = failed.removeprefix("minigpt: ")
+            return {"starting": False, "failed": self._failed[path]}
 
     def without_a_run(self, known: Collection[Path]) -> list[dict[str, Any]]:
         """The processes whose run is not on the disk (not yet, or it never will be): {"name", "starting", "failed"}."""
-        found = [{"name": path.name} | self.status(path) for path in list(self._started) if path not in known]
+        begun = {**self._started, **self._failed}
+        found = [{"name": path.name} | self.status(path) for path in begun if path not in known]
         return [each for each in found if each["starting"] or each["failed"]]
 
 

@@ -5,6 +5,7 @@ script), digits, - and _. A text is looked up among the listed ones: no name in 
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from minigpt.serve.workbench.run_list import Damaged, RunList
 
 MOST = 256 << 20
 """Largest text that can be sent, in bytes; train on longer ones in a terminal."""
+MOST_UNFINISHED = 8
+"""Most texts that are being sent. A page that is closed meanwhile leaves a part; the oldest part is deleted first."""
 SENT = "sent: "
 """Put before the names of sent texts, so that they cannot hide other texts."""
 
@@ -69,9 +72,12 @@ class Texts:
         """
         stem = regex.sub(r"[^\p{L}\p{M}\p{N}_-]+", "-", name.rpartition(".")[0] or name)
         stem = stem.strip("-_")[:60] or "text"  # a letter has up to 4 bytes, and a file's name up to 255
+        part: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if first:
+                while len(self._parts) >= MOST_UNFINISHED:
+                    self._parts.pop(next(iter(self._parts))).unlink(missing_ok=True)
                 self._parts.setdefault((stem, key), temporary_path(self.folder / f"{stem}.txt"))
             part = self._parts.get((stem, key))
             if part is None:
@@ -93,6 +99,10 @@ class Texts:
                     path, number = self.folder / f"{stem}-{number}.txt", number + 1
                 part.replace(path)
         except OSError as error:
+            self._parts.pop((stem, key), None)
+            with contextlib.suppress(OSError):  # only the first error is reported
+                if part is not None:  # it would keep the disk full
+                    part.unlink()
             raise storage_error(self.folder, error, PERMISSIONS) from None
         return f"{SENT}{path.name}"
 
