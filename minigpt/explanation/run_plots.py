@@ -133,9 +133,8 @@ def plot_runs(
     curves = [[read_metrics(path) for path in group] for group in groups]
     names = group_names(groups)
     units = units_of_losses(paths)
-    chosen = _chosen(what, names, curves, count_tokenizers(paths))
-    if "pair" in units:
-        chosen = [key for key in chosen if key != "perplexity"]
+    drawn = _chosen(what, names, curves, count_tokenizers(paths))
+    chosen: list[What] = [key for key in drawn if key != "perplexity" or "pair" not in units]
     if not chosen:
         raise UserError("a loss per pair of answers (DPO) has no perplexity; draw --what loss")
     floors = {key: _common([read_floors(path, key == "bpb") for path in paths]) for key in ("loss", "bpb")}
