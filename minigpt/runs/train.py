@@ -13,7 +13,7 @@ from rich.console import Console
 
 from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
-from minigpt.config import ModelConfig, RunConfig, load_config
+from minigpt.config import RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
 from minigpt.errors import ConfigError, DataError, RunError, UserError
 from minigpt.evals.report import Report
@@ -282,21 +282,27 @@ def make_hooks(
     if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
         return [*common, Signals(), guard, samples, saver, *last]
     screen, tracking = Screen(console), Tracking(config, path, tell)
-    # a third of a step's work is forward, a third the gradients of what flows, a third those of the weights that learn
-    work = settings.passes * (2 + task.share(config)) / 3
     metrics = Metrics(
         folder.metrics,
         config.logging.log_every,
-        cache(lambda parts: work * flops_per_token(_shorter(shape, parts))),
+        cache(lambda parts: step_flops(config, task, parts)),
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )
     return [*common, Signals(), screen, MicroBatches(tell), guard, metrics, tracking, samples, saver, *last]
 
 
-def _shorter(shape: ModelConfig, parts: int) -> ModelConfig:
-    """The shape of the model for windows that are split into `parts` parts."""
-    return shape.model_copy(update={"max_seq_len": shape.max_seq_len // parts})
+def step_flops(config: RunConfig, task: Task, parts: int) -> float:
+    """FLOPs per token of a training step, if windows are split into `parts` parts.
+
+    A third of the model's work is forward, a third the gradients of what flows, a third those of the weights that
+    learn. The task's other models (teachers, a reference) only compute forward.
+    """
+    length = (config.finetune.seq_len or config.model.max_seq_len) // parts
+    shapes = (config.model, *(other.config for other in task.others))
+    own, *others = (shape.model_copy(update={"max_seq_len": length}) for shape in shapes)
+    work = config.train.passes * (2 + task.share(config)) / 3 * flops_per_token(own)
+    return work + sum(flops_per_token(other, training=False) for other in others)
 
 
 def _saver(placement: Placement) -> type[Checkpoints]:

@@ -14,8 +14,10 @@ from minigpt.config import ModelConfig
 from minigpt.errors import CheckpointError, ConfigError, DataError
 from minigpt.files import read_lines
 from minigpt.model import GPT
+from minigpt.model.cost import flops_per_token
 from minigpt.runs import train as assembly
 from minigpt.runs.feeds import record_row
+from minigpt.runs.finetune import FineTuning, finetune_config
 from minigpt.runs.load import load_run
 from minigpt.tokenizers import CharTokenizer
 from minigpt.tokenizers.chat_template import Template
@@ -63,6 +65,26 @@ def test_distilling_equals_its_definition_and_nears_the_teacher(base: Path, tmp_
     CharTokenizer.from_texts([TEXT.upper()]).save(short)
     with pytest.raises((ConfigError, CheckpointError), match=r"another tokenizer|the tokenizer has"):
         tune(base, tmp_path / "more.txt", "x", finetune__teacher=str(short))
+
+
+def test_the_work_of_a_step_counts_the_other_models_and_the_rows_that_are_read(base: Path, tmp_path: Path) -> None:
+    start, teacher = load_run(base, "cpu"), make_base(tmp_path / "runs" / "teacher", seed=9, embed_dim=64)
+    shape, large = (load_run(path, "cpu").model.config for path in (base, teacher))
+    given = {"data.source": str(questions(tmp_path / "q.jsonl"))}
+
+    def work(**settings: object) -> float:
+        config = finetune_config(start, given | {name.replace("__", "."): value for name, value in settings.items()})
+        return assembly.step_flops(config, FineTuning(config, start, None, ""), 1)
+
+    def once(model: ModelConfig, length: int = 64) -> float:
+        return flops_per_token(model.model_copy(update={"max_seq_len": length}), training=False)
+
+    assert work() == 3 * once(shape)
+    assert work(finetune__seq_len=16) == 3 * once(shape, 16)
+    assert work(finetune__teacher=str(teacher)) == 3 * once(shape) + once(large)
+    assert work(finetune__dpo_beta=0.1) == 4 * once(shape)
+    assert 2 * once(shape) < work(lora__rank=2) < 2.2 * once(shape)
+    assert work(train__masked_inputs=0.5) == 6 * once(shape)
 
 
 def test_preferring_is_dpos_definition_and_starts_at_log_two() -> None:

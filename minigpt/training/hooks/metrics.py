@@ -26,7 +26,7 @@ class Metrics(Hook):
     Args:
         path: the file.
         every: steps between lines.
-        flops_per_token: number of parts that a window is split into (see `context_parts`) -> the model's operations per
+        flops_per_token: number of parts that a window is split into (see `context_parts`) -> a step's operations per
             token; used for MFU, the share of this device's measured matrix-product speed.
         val_bytes_per_token: source bytes per validation token, for bits_per_byte; None if the loss is not per token.
         listeners: called with every line as a dict.
