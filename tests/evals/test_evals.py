@@ -17,7 +17,7 @@ from minigpt.cli import eval as command
 from minigpt.config import DataConfig, ModelConfig
 from minigpt.data import eval_batches, prepare
 from minigpt.errors import CheckpointError, DataError, UserError
-from minigpt.evals import REPORT_KEYS, Score, TokenText, bootstrap, evaluate, evaluate_run, report
+from minigpt.evals import REPORT_KEYS, Score, TokenText, bootstrap, compute_floors, evaluate, evaluate_run, report
 from minigpt.evals.report import Report
 from minigpt.model import GPT
 from minigpt.runtime.device import Runtime
@@ -251,6 +251,9 @@ def test_unknown_characters_are_counted_as_bytes_of_the_source(tmp_path):
     assert lengths.sum() < result["bytes"]  # Ä is two bytes, "?" is one
     low, high = result["confidence_interval"]["bits_per_byte"]
     assert low < result["bits_per_byte"] < high
+    read = {split: TokenText(run.tokenizer).whole(run.prepared().splits[split].tokens) for split in ("train", "val")}
+    bits = compute_floors(read["train"], read["train"], read["val"])["five_gram"] * len(read["val"])
+    assert result["floors"]["five_gram"] == pytest.approx(bits / result["bytes"])
 
 
 def test_the_command_says_it_in_words_and_documents_every_key(capsys):
