@@ -168,11 +168,11 @@ def scored_on(split: str, batches: int | None = None, stride: int | None = None)
     """The text on which a loss was measured. These words are shown next to every loss.
 
     scored_on("val") -> "whole validation split, no overlap"
-    scored_on("val", 20) -> "20 batches of the validation split, no overlap"
+    scored_on("val", 20) -> "at most 20 batches of the validation split, no overlap"; a small split has fewer
     scored_on("test", stride=32) -> "whole test split, stride 32"
     """
     name = {"val": "validation", "train": "training"}.get(split, split)
-    share = f"whole {name} split" if batches is None else f"{counted(batches, 'batch')} of the {name} split"
+    share = f"whole {name} split" if batches is None else f"at most {counted(batches, 'batch')} of the {name} split"
     return f"{share}, {'no overlap' if stride is None else f'stride {stride:,}'}"
 
 

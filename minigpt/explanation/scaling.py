@@ -26,7 +26,7 @@ from minigpt.explanation.canvas import (
     quiet,
     write_figure,
 )
-from minigpt.explanation.metrics import count_tokenizers, read_metrics
+from minigpt.explanation.metrics import count_tokenizers, read_metrics, units_of_losses
 from minigpt.explanation.run_plots import Runs, group_names, run_groups
 from minigpt.layout import RunFolder
 
@@ -46,7 +46,7 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
         runs: run directories. A list inside the list, such as several seeds, becomes one point, their mean.
 
     Returns:
-        unit: "nats per token", or "bits per byte" if the tokenizers differ;
+        unit: "nats per token" (DPO: "nats per pair"), or "bits per byte" if the tokenizers differ;
         points: a list of {run, parameters (all of the model), tokens (read up to the best evaluation), flops
             (`cost.flops_per_token` times tokens, twice that with masked inputs), loss (the best validation loss, in
             the unit), deviation (the sample standard deviation over the runs of a point; null for one run)}; a run
@@ -58,7 +58,8 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
         RunError: no such run, or a run without config.yaml. UserError: fewer than two runs have been evaluated.
     """
     groups = run_groups(runs)
-    differ = count_tokenizers([path for group in groups for path in group]) > 1
+    paths = [path for group in groups for path in group]
+    differ = count_tokenizers(paths) > 1
     points, missing = [], []
     for name, group in zip(group_names(groups), groups, strict=True):
         found = {path: _end(path, "bits_per_byte" if differ else "val_loss") for path in group}
@@ -72,7 +73,7 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
         warnings.warn(f"not evaluated yet, left out: {', '.join(missing)}", stacklevel=2)
     if len(points) < 2:
         raise UserError("scaling needs two runs or more that have been evaluated, seeds counting as one; name more")
-    unit = "bits per byte" if differ else "nats per token"
+    unit = "bits per byte" if differ else f"nats per {' or '.join(units_of_losses(paths))}"
     return {"unit": unit, "points": points, "fits": {key: _fit(points, key) for key in AXES}}
 
 

@@ -139,8 +139,9 @@ def _unscored(run: Run) -> str:
     state = read_state(run.checkpoint).train if (run.checkpoint / "state.json").is_file() else None
     if state is None or state.val_loss is None:
         return "It was not scored."
-    where = scored_on("val", run.config.train.eval_batches)
-    return f"It was not scored. The last loss of its training was {state.val_loss:.4f} nats per token ({where})."
+    where, unit = scored_on("val", run.config.train.eval_batches), "pair" if run.config.finetune.dpo_beta else "token"
+    loss = f"{state.val_loss:.4f} nats per {unit} ({where}; step {state.eval_step:,})"
+    return f"It was not scored. Its last validation loss in training was {loss}."
 
 
 def _limits(run: Run) -> list[str]:

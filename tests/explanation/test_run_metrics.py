@@ -187,7 +187,7 @@ def test_the_vertical_axis_shows_what_comes_after_the_first_tenth(tmp_path):
 def test_the_note_says_what_was_measured_on_what(run, tmp_path):
     assert footnote([run]) == "", "the run has no settings"
     (run / "config.yaml").write_text("train: {eval_batches: 20}")
-    assert footnote([run]) == "validation: 20 batches of the validation split, no overlap"
+    assert footnote([run]) == "validation: at most 20 batches of the validation split, no overlap"
     report = {"bits_per_byte": 1.25, "step": 300, "split": "val", "context": 64, "stride": 64}
     (run / "eval.json").write_text(json.dumps(report))
     assert footnote([run]).endswith(
@@ -197,7 +197,7 @@ def test_the_note_says_what_was_measured_on_what(run, tmp_path):
     assert "Best" not in footnote([run]), "the report is not of the best checkpoint"
     other = write_run(tmp_path / "other", falling())
     (other / "config.yaml").write_text("train: {eval_batches: 20}")
-    assert footnote([run, other]) == "validation: 20 batches of the validation split, no overlap"
+    assert footnote([run, other]) == "validation: at most 20 batches of the validation split, no overlap"
     (other / "config.yaml").write_text("{}")
     assert footnote([run, other]) == ""
 

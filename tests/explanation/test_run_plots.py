@@ -287,6 +287,12 @@ def test_scaling_counts_the_second_pass_of_masked_inputs(sizes: list[Path]) -> N
     assert (twice["flops"], twice["tokens"]) == (2 * once["flops"], once["tokens"])
 
 
+def test_scaling_of_preferences_is_per_pair(sizes: list[Path]) -> None:
+    for file in (run / "config.yaml" for run in sizes):
+        file.write_text(dump_config(load_config(file, {"finetune.dpo_beta": 0.1})))
+    assert measure_scaling(sizes)["unit"] == "nats per pair"
+
+
 def test_scaling_of_seeds_and_of_tokenizers(sizes: list[Path], tmp_path: Path) -> None:
     [point, _] = measure_scaling([sizes[3:], sizes[0]])["points"]
     assert point["deviation"] == pytest.approx(1 / np.sqrt(2)), "sample deviation of two losses that differ by 1"

@@ -62,14 +62,17 @@ def test_a_card_of_a_run_that_knows_little(tmp_path: Path) -> None:
     assert "| training | not known here |" in card(again.path)[1]
 
 
-@pytest.mark.parametrize(("batches", "where"), [(None, "whole validation split"), (5, "5 batches of the validation")])
-def test_a_card_without_a_score_says_what_the_last_loss_is_of(tmp_path: Path, batches: int | None, where: str) -> None:
+@pytest.mark.parametrize(("batches", "where"), [(None, "whole validation split"), (5, "at most 5 batches of the")])
+def test_a_card_without_a_score_says_what_the_loss_is_of(tmp_path: Path, batches: int | None, where: str) -> None:
     run = load_run(make_base(tmp_path / "base"), "cpu")
-    state = replace(read_state(run.checkpoint), train=TrainState(step=1, val_loss=1.5))
+    state = replace(read_state(run.checkpoint), train=TrainState(step=1, val_loss=1.5, eval_step=1))
     checkpoint.save(run.checkpoint, {"model": run.model.weights()}, state)
     train = run.config.train.model_copy(update={"eval_batches": batches})
     run = replace(run, config=run.config.model_copy(update={"train": train}))
-    assert f"1.5000 nats per token ({where}" in model_card(run, "qwen3", "fp32", "base-hf")
+    text = model_card(run, "qwen3", "fp32", "base-hf")
+    assert f"1.5000 nats per token ({where}" in text and "; step 1)" in text
+    pairs = replace(run, config=run.config.changed(finetune={"dpo_beta": 0.1}))
+    assert "1.5000 nats per pair (" in model_card(pairs, "qwen3", "fp32", "base-hf")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_run_too_short_for_its_validation_split_names_its_batches(
     argv = ["train", "cats.txt", *SMALL, "--train.eval-batches", "1", *HOW, "2"]
     (line,) = lines_of(capsys, *argv)
     last = json.loads((folder / "runs/cats/metrics.jsonl").read_text().splitlines()[-1])
-    said = f"{last['bits_per_byte']:.3f} bits per byte (1 batch of the validation split, no overlap; step 2)"
+    said = f"{last['bits_per_byte']:.3f} bits per byte (at most 1 batch of the validation split, no overlap; step 2)"
     assert line == said and not (folder / "runs/cats/eval.json").exists()
 
 
@@ -83,5 +83,5 @@ def test_a_memory_too_small_for_the_score_harms_no_run(
 
 def test_the_words_next_to_a_loss() -> None:
     assert scored_on("val") == "whole validation split, no overlap"
-    assert scored_on("val", 20) == "20 batches of the validation split, no overlap"
+    assert scored_on("val", 20) == "at most 20 batches of the validation split, no overlap"
     assert scored_on("test", stride=1024) == "whole test split, stride 1,024"
