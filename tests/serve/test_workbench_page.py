@@ -376,6 +376,12 @@ def test_times_are_rounded_before_they_are_cut_into_minutes(browser, address: st
         assert page.evaluate(words) == ["59 s", "1 min 0 s", "2 min 0 s", "1 h 0 min"]
 
 
+def test_neighbouring_ticks_of_an_axis_have_different_names(browser, address: str) -> None:
+    words = "import('/page/words.js').then(({ plain }) => [0.68, 0.685, 0.69, 1.405, 0.0005, 0].map(plain))"
+    with Opened(browser, address) as page:
+        assert page.evaluate(words) == ["0.68", "0.685", "0.69", "1.405", "5e-4", "0"]
+
+
 def test_a_part_that_was_left_while_it_read_is_closed(browser, address: str) -> None:
     with Opened(browser, address) as page:
         go(page, "runs")

@@ -24,7 +24,7 @@ export function plain(value) {
   const size = Math.abs(value);
   if (size < 0.01) return value.toExponential(1).replace(".0e", "e");
   if (size >= 1e4) return short(value);
-  return String(Number(value.toPrecision(size < 1 ? 2 : 4)));
+  return String(Number(value.toPrecision(4)));
 }
 
 export function duration(seconds) {
