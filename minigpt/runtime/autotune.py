@@ -217,9 +217,10 @@ def _fastest(passes: list[Callable[[], Tensor]], runtime: Runtime, rounds: int) 
         for forward, taken in zip(passes, seconds, strict=True):
             runtime.synchronise()
             started = time.perf_counter()
-            with runtime.autocast():
-                out = forward()
-            out.backward()
+            with runtime.products():
+                with runtime.autocast():
+                    out = forward()
+                out.backward()
             runtime.synchronise()
             taken.append(time.perf_counter() - started)
     return [min(taken[1:]) for taken in seconds]

@@ -16,7 +16,7 @@ from minigpt.errors import DataError, StorageError, TokenizerError, UserError
 from minigpt.machine.bench import data, generate, machine, rivals, shape, timing, tokenizer, train
 from minigpt.machine.bench.profile import check_profile, group_of, profiled, table
 from minigpt.model import GPT
-from minigpt.runtime.device import Runtime, make_runtime
+from minigpt.runtime.device import Runtime, make_runtime, peak_flops
 from minigpt.tokenizers import ByteTokenizer
 from minigpt.weights.huggingface import weights_to_hf
 
@@ -87,6 +87,19 @@ def test_training_figures_follow_from_the_median_step():
     assert (row["ratio"], row["first_step_seconds"], row["parameters"]) == (None, 0.25, 7)
     row = train.side_row(step_side("other"), theirs, ours, tokens=1000, flops=2_000_000, ceiling=8e9)
     assert row["ratio"] == 1.75  # the median of 1.0 / 0.5 and 0.75 / 0.5
+
+
+def test_a_step_and_its_ceiling_are_timed_with_the_products_that_their_name_says(monkeypatch: pytest.MonkeyPatch):
+    used: list[str] = []
+    config = load_config(None, {"model.vocab_size": 64, "model.num_layers": 1, "train.batch_size": 2})
+    model, before = GPT(config.model), torch.get_float32_matmul_precision()
+    model.norm.register_forward_hook(lambda *_: used.append(torch.get_float32_matmul_precision()))
+    for precision in ("tf32", "fp32"):
+        train.our_side(model, config, Runtime(CPU.device, precision), train.random_batches(config, CPU.device)).step()
+    monkeypatch.setattr(torch, "mm", lambda *_: used.append(torch.get_float32_matmul_precision()))
+    peak_flops.__wrapped__("cpu", "tf32")
+    assert used[:2] == ["high", "highest"] and set(used[2:]) == {"high"}
+    assert torch.get_float32_matmul_precision() == before
 
 
 def decoding(*times: float) -> generate.Decoding:

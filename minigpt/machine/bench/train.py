@@ -238,8 +238,9 @@ def our_side(model: GPT, config: RunConfig, runtime: Runtime, batches: MicroBatc
     number = itertools.count()
 
     def step() -> None:
-        accumulate(forward, batches, runtime=runtime, step=next(number), seed=config.train.seed)
-        update(forward, optimizer, runtime=runtime, grad_clip=config.train.grad_clip)
+        with runtime.products():
+            accumulate(forward, batches, runtime=runtime, step=next(number), seed=config.train.seed)
+            update(forward, optimizer, runtime=runtime, grad_clip=config.train.grad_clip)
         runtime.synchronise()
 
     compiled = forward is not model

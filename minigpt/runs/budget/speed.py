@@ -128,7 +128,7 @@ def time_step(config: RunConfig, runtime: Runtime, limit: float) -> float:
     ids = torch.randint(vocabulary, (batch, config.model.max_seq_len + 1), generator=torch.Generator().manual_seed(0))
     micro = list(zip(ids[:, :-1].split(size), ids[:, 1:].split(size), strict=True))
     seconds: list[float] = []
-    with runtime.own_draws():
+    with runtime.own_draws(), runtime.products():
         while len(seconds) < 3 or (sum(seconds) < limit and len(seconds) < 21):
             runtime.synchronise()
             started = time.perf_counter()
