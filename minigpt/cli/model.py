@@ -8,7 +8,7 @@ from rich.table import Table
 
 from minigpt.cli.arguments import PathText, Positional, parse
 from minigpt.config import RunConfig, load_config
-from minigpt.console import SafeConsole, out_json
+from minigpt.console import SafeConsole, counted, out_json
 from minigpt.errors import UserError
 from minigpt.layout import CONFIG, RunFolder
 
@@ -84,7 +84,7 @@ def _show(report: dict[str, Any]) -> None:
     )
     for kind in ("training", "inference"):
         bytes_ = report[f"{kind}_memory"].values()
-        name = f"training, {report['batch_size']} sequences" if kind == "training" else "inference"
+        name = f"training, {counted(report['batch_size'], 'sequence')}" if kind == "training" else "inference"
         table.add_row(name, *(f"{value / 1e6:,.1f}" for value in bytes_))
     console.print(table)
     table = Table("module", "in", "out", box=None, title="shapes (one sequence; all blocks are equal)")

@@ -2,8 +2,10 @@
 
 import io
 
+import pytest
 from rich.table import Table
 
+from minigpt.cli import model as command
 from minigpt.cli.tables import columns, shortened, table
 from minigpt.console import SafeConsole
 
@@ -51,3 +53,12 @@ def test_no_line_of_any_table_ends_in_blanks() -> None:
     SafeConsole(file=file, width=60).print(shown)
     lines = file.getvalue().splitlines()
     assert len(lines) == 4 and all(line == line.rstrip() for line in lines)
+
+
+def test_one_sequence_is_not_called_sequences(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    flops, memory = {"training": 6, "inference": 2}, {"total": 8}
+    report = {"parameters": {"total": 1}, "flops_per_token": flops, "training_memory": memory, "shapes": []}
+    for size, name in ((1, "training, 1 sequence "), (2, "training, 2 sequences ")):
+        command._show(report | {"inference_memory": memory, "batch_size": size})
+        assert name in capsys.readouterr().out
