@@ -272,6 +272,18 @@ def test_a_head_is_switched_off(browser, address: str) -> None:
         assert page.locator("#next").inner_text() == bars
 
 
+def test_one_token_alone_has_no_loss(browser, address: str) -> None:
+    with Opened(browser, address) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'T')")
+        go(page, "inside")
+        page.wait_for_selector("#grid canvas")
+        assert not page.locator("#lens-detail polyline[points*=',']").count()
+        page.focus("#grid button")
+        page.keyboard.press("x")
+        page.wait_for_selector("text=Next token, changed")
+        assert "nats" not in page.locator(".effect").inner_text()
+
+
 def parts(page: Any) -> list[str]:
     """The names of all parts: those of the tabs, and a new run."""
     return page.eval_on_selector_all("#tabs a, #new", "all => all.map((each) => each.hash.slice(1).split('/')[0])")

@@ -269,14 +269,15 @@ function drawExplanation(data, before = null, switches = null) {
 
   function lensChart(t, W) {
     const height = 170, left = 34, top = 10, x = (l) => left + 10 + (l * (W - left - 30)) / L;
-    const average = lens.loss.map((row) => row.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, T - 1));
+    const means = lens.loss.map((row) => row.slice(1).reduce((sum, value) => sum + value, 0) / (T - 1));
+    const average = T > 1 ? means : []; // the first token is not predicted, so one token alone has no mean
     const own = t + 1 < T ? lens.loss.map((row) => row[t + 1]) : [];
     const most = Math.max(1, ...average, ...own), y = (value) => top + height * (1 - value / most);
     const chart = picture(W, height + 36, "Surprise at the next token by layer, in nats");
     for (const value of [0, most / 2, most]) chart.append(
       svg("line", { class: "axis", x1: left, x2: W, y1: y(value), y2: y(value) }),
         svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(1)));
-    average.forEach((_, l) => chart.append(svg("text", { x: x(l), y: height + 30, "text-anchor": "middle" },
+    lens.loss.forEach((_, l) => chart.append(svg("text", { x: x(l), y: height + 30, "text-anchor": "middle" },
       l ? String(l - 1) : "emb")));
     const line = (values, look) => chart.append(svg("polyline",
       { fill: "none", points: values.map((value, l) => `${x(l)},${y(value)}`).join(" "), ...look }));

@@ -154,17 +154,19 @@ class Inside {
       this.effect.replaceChildren();
       return;
     }
-    const mean = ({ loss }) => loss.slice(1).reduce((sum, value) => sum + value, 0) / Math.max(1, loss.length - 1);
+    const mean = ({ loss }) => loss.slice(1).reduce((sum, value) => sum + value, 0) / (loss.length - 1);
     const next = (found) => {
       const { ids, probs } = found.lens, last = ids.length - 1, end = found.texts.length - 1;
       return ids[last][end].slice(0, 5)
         .map((id, k) => el("li", {}, token(found.vocabulary[id]), ` ${percent(probs[last][end][k])}`));
     };
     const by = mean(data) - mean(plain), parts = Object.keys(this.factors).length;
-    this.effect.replaceChildren(el("p", {}, `With ${counted(parts, "part")} changed, the loss of this text is `,
+    const loss = el("p", {}, `With ${counted(parts, "part")} changed, the loss of this text is `,
       el("b", {}, `${nats(mean(data))} nats`), ` instead of ${nats(mean(plain))} `,
-      `(${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`),
-    el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),
+      `(${by >= 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}).`);
+    const known = data.loss.length > 1; // the first token is not predicted, so one token alone has no loss
+    this.effect.replaceChildren(known ? loss : "", el("div", { class: "columns" },
+      el("div", {}, el("h3", {}, "Next token, as trained"), el("ol", {}, ...next(plain))),
       el("div", {}, el("h3", {}, "Next token, changed"), el("ol", {}, ...next(data)))));
   }
 }
