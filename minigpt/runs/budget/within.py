@@ -336,7 +336,8 @@ def train_within(
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         task = FromScratch({"command": command})
         known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
-        return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
+        shown = {path: value for path, value in configure.own.items() if path.startswith("logging.")}
+        return train(load_config(RunFolder(earlier).config, shown), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     say = printer(messages(quiet))
     say(found.explain())
