@@ -180,17 +180,19 @@ class Plan:
         words = ["train", step.recipe, *self._flags((*EVERYWHERE, "--train.sample-every", "0", *step.flags))]
         words += ["--name", step.name, "--logging.runs-dir", str(run.parent)]
         words += ["--train.max-minutes", f"{seconds / 60:.3f}"]
+        if self.tiny:
+            words += ["--data.source", str(self.text)]
         if (run / "config.yaml").is_file():
             words.append("--resume")  # the time may differ from the first start's
         self._minigpt(step.name, words, min(self.left(), seconds - before + 3 * SPARE))
         return words
 
     def _flags(self, flags: Iterable[str]) -> list[str]:
-        """These flags; if tiny, with two narrow layers, short windows and the given text instead."""
+        """These flags; if tiny, with two narrow layers and short windows instead."""
         given = iter(flags)
         pairs = dict(zip(given, given, strict=True))
         if self.tiny:
-            pairs |= {f"--{name}": value for name, value in TINY.items()} | {"--data.source": str(self.text)}
+            pairs |= {f"--{name}": value for name, value in TINY.items()}
         return [word for pair in pairs.items() for word in pair]
 
     def _command(self, step: Command) -> None:

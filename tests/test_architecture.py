@@ -41,7 +41,7 @@ ROOMS = """
 """
 # The same rule inside the large rooms. A room's __init__.py is above all its files.
 INSIDE = {
-    "config": "rates section yaml_text / finetune generation parallel presets recovery / tree / load",
+    "config": "rates section yaml_text / finetune generation parallel presets recovery / tree / load / unused",
     "tokenizers": "cutter joining patterns / base / learn simple utf8_stream words / bpe sentencepiece / gpt2"
     " / load / chat_template gguf",
     "data": "batches clean named_datasets statistics stories text_files token_file / json_rows / huggingface / sources"

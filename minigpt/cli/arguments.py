@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 
 from minigpt.cli.fields import Argument, arguments_of
 from minigpt.cli.help import config_sections, print_help
+from minigpt.console import tell
 from minigpt.errors import UserError, nearest
 from minigpt.files import expand_home
 from minigpt.layout import check_name, is_pointer
@@ -278,6 +279,15 @@ def config_from(words: tuple[str, ...] | list[str], overrides: dict[str, Any]) -
     recipe, data = recipe_and_data(words)
     path = str(find_recipe(recipe)) if recipe else None
     return load_config(path, with_word(overrides, "data.source", data)), path
+
+
+def tell_unused(config: "RunConfig", recipe: str | None, overrides: dict[str, Any]) -> None:
+    """Print a line for each setting that a person wrote and that has no effect; only in the first of several ranks."""
+    from minigpt.config.unused import without_effect, written
+
+    if not int(os.environ.get("RANK") or 0):
+        for line in without_effect(config, written(recipe, overrides)).values():
+            tell(line)
 
 
 def with_word(settings: dict[str, Any], path: str, word: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse, with_word
 from minigpt.config import RunConfig, find_recipe, load_config
 from minigpt.console import SafeConsole, console, counted, loading, out, out_json
 from minigpt.errors import ConfigError, UserError, nearest
@@ -130,8 +130,8 @@ class Data:
     The tokenizer is made before the timing starts; all files are written into a temporary directory.
     """
 
-    file: Positional[PathText] = PathText("stories")
-    """A text."""
+    file: Positional[PathText | None] = None
+    """A text (default: stories)."""
     rounds: int = 3
     """How often the text is prepared."""
     json: bool = False
@@ -150,6 +150,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"bench {subject}: no such benchmark; {nearest(subject, SUBJECTS)}")
     kind, measure, show = SUBJECTS[subject]
     args, overrides = parse(kind, words, f"bench {subject}", with_config=kind is not Tokenizer)
+    if foreign := [path for path in overrides if not path.startswith(READ[subject])]:
+        raise ConfigError([f"{path}: has no effect on minigpt bench {subject}; leave it out" for path in foreign])
+    if isinstance(args, Train) and not args.vs and args.rounds != 1:
+        refuse(args, ("rounds",), "only with --vs hf; give --steps")
     for name, least in LEAST.items():
         if (value := getattr(args, name, None)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value} measures nothing; give {least} or more")
@@ -163,6 +167,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+READ: dict[str, tuple[str, ...]] = {
+    "train": (
+        "model.", "tokenizer.", "optimizer.", "train.batch_size", "train.micro_batch_size", "train.grad_clip",
+        "train.device", "train.precision", "train.compile", "train.seed",
+    ),
+    "generate": ("model.", "tokenizer.", "train.device"),
+    "tokenizer": (),
+    "data": ("data.", "tokenizer.", "model.max_seq_len", "train.batch_size", "train.seed"),
+}  # fmt: skip
+"""The settings that each benchmark reads, or the beginnings of their names."""
 LEAST = {"steps": 1, "warmup": 0, "rounds": 1, "prompt_tokens": 1, "new_tokens": 2, "batch_size": 1}
 Tell = Callable[[str], None]
 
@@ -208,7 +222,7 @@ def _tokenizer(args: Tokenizer, _: dict[str, Any], tell: Tell) -> Mapping[str, A
 
 
 def _data(args: Data, overrides: dict[str, Any], tell: Tell) -> Mapping[str, Any]:
-    config = load_config(None, {"data.source": args.file, **overrides})
+    config = load_config(None, with_word(overrides, "data.source", args.file))
     from minigpt.machine.bench.data import bench_data
 
     return bench_data(config, args.rounds, tell)

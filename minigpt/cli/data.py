@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import PathText, Positional, config_from, parse, refuse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse, refuse, tell_unused
 from minigpt.console import SafeConsole, console, out, out_json, progress_bars, tell
 from minigpt.errors import UserError
 
@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{next(iter(overrides))}: is for a text; questions takes no settings")
         return _write_questions(args)
     refuse(args, ("count", "seed", "out"), "only with questions; leave it out")
-    config, _ = config_from(args.what, overrides)
+    config, recipe = config_from(args.what, overrides)
+    tell_unused(config, recipe, overrides)
     from minigpt.data.inspect.report import inspect_data
     from minigpt.explanation import draw_text, drawable
     from minigpt.runs.data import make_tokenizer

@@ -4,7 +4,7 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from minigpt.cli.arguments import Name, parse
+from minigpt.cli.arguments import Name, parse, tell_unused
 from minigpt.cli.finished import headline_of
 from minigpt.console import console, loading, out, out_json
 from minigpt.errors import UserError
@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     config = load_config(recipe, length | overrides)
     if config.data.source != "stories":
         raise UserError(f"demo trains on its own stories; on another text: minigpt train demo {config.data.source}")
+    tell_unused(config, None, overrides)
     task = FromScratch({"command": shlex.join(["minigpt", "demo", *argv])})
     run = train(config, name=args.name, recipe=str(recipe), task=task)
     settings = run.config.generation.model_dump() | {"num_samples": 3, "max_new_tokens": STORY_TOKENS}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from minigpt.cli.arguments import PathText, Positional, parse, refuse, unreadable
 from minigpt.config import GenerationConfig, load_config
 from minigpt.config.presets import load_preset, save_preset
-from minigpt.console import loading, out_json, whole_line_ends, write
+from minigpt.config.unused import unused_generation
+from minigpt.console import loading, out_json, tell, whole_line_ends, write
 from minigpt.errors import GenerationError
 from minigpt.layout import RunFolder
 
@@ -92,13 +93,16 @@ def with_settings(base: type) -> type:
 
 def asked_settings(args: Any) -> dict[str, Any]:
     """The settings of the preset and of the flags. Raises ConfigError, so that wrong ones are reported before the model
-    loads; they are checked together with the run's own, which may need each other.
+    loads; they are checked together with the run's own, which may need each other. A flag without effect is told.
     """
     given = {name: getattr(args, name) for name in GenerationConfig.model_fields}
     given = {name: value for name, value in given.items() if value is not None}
     asked = (load_preset(args.preset) if args.preset else {}) | given
     own = RunFolder.of(args.run).config
-    load_config(own if own.is_file() else None, {f"generation.{key}": value for key, value in asked.items()})
+    config = load_config(own if own.is_file() else None, {f"generation.{key}": value for key, value in asked.items()})
+    for name, why in unused_generation(config.generation).items():
+        if name in given:
+            tell(f"--{name.replace('_', '-')}: no effect, since {why}")
     return asked
 
 

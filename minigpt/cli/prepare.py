@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from minigpt.cli.arguments import PathText, Positional, config_from, parse
+from minigpt.cli.arguments import PathText, Positional, config_from, parse, tell_unused
 from minigpt.console import console, out, out_json, progress_bars, tell
 
 
@@ -36,7 +36,8 @@ class Prepare:
 def main(argv: list[str]) -> int:
     """Run the command."""
     args, overrides = parse(Prepare, argv, "prepare", with_config=True)
-    config, _ = config_from(args.what, overrides)
+    config, recipe = config_from(args.what, overrides)
+    tell_unused(config, recipe, overrides)
     from minigpt.runs.data import make_tokenizer, prepare_data
 
     with progress_bars(console) as report:

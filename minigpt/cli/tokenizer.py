@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.arguments import PathText, Positional, parse, refuse
 from minigpt.config import DataConfig, TokenizerConfig, load_config, split_flags
+from minigpt.config.unused import without_effect
 from minigpt.console import SafeConsole, console, counted, out, out_json, progress_bars, tell
 from minigpt.errors import ConfigError, TokenizerError, UserError, nearest
 from minigpt.files import check_writable
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> int:
     if action == "inspect":
         return _inspect(parse(Inspect, words, "tokenizer inspect")[0])
     overrides, rest = split_flags(words)
-    if foreign := [path for path in overrides if not path.startswith("data.")]:
+    if foreign := [path for path in overrides if not path.startswith("data.") or path == "data.source"]:
         raise ConfigError([f"{path}: not a setting of minigpt tokenizer {action}; see --help" for path in foreign])
     data = load_config(None, overrides).data
     if action == "train":
@@ -134,6 +135,8 @@ def _train(args: Train, data: DataConfig) -> int:
     fields = ("kind", "vocab_size", "pattern", "unknown", "max_train_bytes")
     given = {f"tokenizer.{name}": value for name in fields if (value := getattr(args, name)) is not None}
     config = load_config(None, given)
+    unused = [path.removeprefix("tokenizer.") for path in without_effect(config, given)]
+    refuse(args, unused, f"not for the kind {args.kind}; leave it out")
     if args.kind in ("char", "bpe", "word") and args.source is None:
         raise TokenizerError(f"a {args.kind} tokenizer is made from a text; name a source, as in `train my.txt`")
     check_writable(target, "choose another --out")

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minigpt.cli.arguments import Name, PathText, Positional, config_from, parse, recipe_and_data, refuse, with_word
+from minigpt.cli.arguments import (
+    Name,
+    PathText,
+    Positional,
+    config_from,
+    parse,
+    recipe_and_data,
+    refuse,
+    tell_unused,
+    with_word,
+)
 from minigpt.cli.finished import report_run
 from minigpt.config import LENGTHS, RunConfig, load_config
 from minigpt.console import console, counted, loading, out, out_json, tell
@@ -104,6 +114,7 @@ def main(argv: list[str], own_process: bool = False) -> int:
         name = name or f"{default_name(config, recipe)}-tiny"
     elif args.resume:
         config = _of_its_run(config, recipe, name or config.logging.name or default_name(config, recipe), overrides)
+    tell_unused(config, recipe, overrides)
     if args.prepare_only:
         prepared = prepare_data(config, make_tokenizer(config))
         counts = {name: counted(split.count, "token") for name, split in prepared.splits.items()}

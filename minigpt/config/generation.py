@@ -40,7 +40,7 @@ class GenerationConfig(Section):
     min_new_tokens: NonNegativeInt = 0
     """The end-of-text token is not chosen before this many tokens."""
     temperature: NonNegativeFloat = 0.8
-    """Divides the logits; 0 is greedy."""
+    """Divides the logits; 0 is greedy: the four filters below have no effect."""
     top_k: NonNegativeInt = 0
     """Keep the k likeliest tokens (0: all)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -64,7 +64,8 @@ class GenerationConfig(Section):
     diversity_penalty: NonNegativeFloat = 0.0
     """Beam search: subtracted from a token's score once for each earlier group that chose it at this step."""
     penalty_alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Contrastive search among top_k tokens: weight of the similarity to the text so far (0: off)."""
+    """Contrastive search among top_k tokens: weight of the similarity to the text so far (0: off). It takes the best
+    token each time, so the temperature, the seed and the other filters have no effect."""
     prompt_lookup: NonNegativeInt = 0
     """Guess this many tokens at once, by copying what followed the last tokens earlier in the text; faster, with the
     same probabilities (0: off)."""

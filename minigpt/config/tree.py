@@ -279,7 +279,7 @@ class ScheduleConfig(Section):
     warmup_steps: NonNegativeInt = 100
     """Steps over which the rate rises from 0 to learning_rate."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Final rate, as a share of learning_rate."""
+    """Final rate, as a share of learning_rate; not for constant."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
     """trapezoidal: the rate falls over this last share of the steps after warm-up."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5

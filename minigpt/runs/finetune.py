@@ -11,6 +11,7 @@ from rich.console import Console
 from minigpt.config import LENGTHS, DataConfig, RunConfig, load_config, recipe_settings
 from minigpt.config.finetune import AdapterConfig, FinetuneConfig
 from minigpt.config.rates import default_rate
+from minigpt.config.unused import without_effect, written
 from minigpt.console import printer, tell
 from minigpt.errors import ConfigError, RunError, StorageError
 from minigpt.files import new_folder
@@ -79,7 +80,7 @@ def fine_tune(
     asked = load_config(recipe, given)  # reports all mistakes of recipe and settings
     if asked.finetune.base is None:
         raise ConfigError("finetune.base: name the run, checkpoint or Hugging Face directory to start from")
-    start = load_run(asked.finetune.base, "cpu")
+    start, wrote = load_run(asked.finetune.base, "cpu"), written(recipe, given)
     if resume and recipe is None:  # settings that are left out are the run's own
         run = RunFolder(Path(asked.logging.runs_dir) / (name or asked.logging.name or _derived_name(asked, start)))
         recipe = str(run.config) if run.is_run and load_config(run.config).finetune.base else None
@@ -89,6 +90,8 @@ def fine_tune(
     given = own | given
     config = finetune_config(start, given)
     with joined(config, quiet, divisible=False) as (placement, console):
+        for line in without_effect(config, wrote).values():
+            printer(console)(line)
         return _tune(start, config, given, name, resume, recipe, command, placement, console)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from minigpt.config.unused import without_effect
 from minigpt.runs.record import RunRecord
 from minigpt.runs.settings import as_flag, essential, flat, quoted
 from minigpt.weights.checkpoint_state import IMPORTED
@@ -49,9 +50,11 @@ def _other_origin(run: RunRecord) -> str | None:
 
 
 def _spelled(run: RunRecord) -> dict[str, Any]:
-    """The settings to write: as few as possible, but all of them for a fine-tuning, whose defaults depend on its
+    """The settings to write: as few as possible, but all that it uses for a fine-tuning, whose defaults depend on its
     base.
     """
-    settings = essential(run.config) if run.config.finetune.base is None else flat(run.config)
-    on_the_line = ("data.source", "finetune.base", "logging.name")
-    return {path: value for path, value in settings.items() if path not in on_the_line}
+    tuned = run.config.finetune.base is not None
+    settings = flat(run.config) if tuned else essential(run.config)
+    unused = without_effect(run.config, settings) if tuned else ()
+    left_out = {"data.source", "finetune.base", "logging.name", *unused}
+    return {path: value for path, value in settings.items() if path not in left_out or path.startswith("generation.")}

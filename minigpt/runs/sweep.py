@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from minigpt.config import RunConfig, load_config, recipe_settings
+from minigpt.config.unused import without_effect
 from minigpt.console import counted, ending_signals, leave_terminal, own_group, passed_on
 from minigpt.errors import ConfigError, RunError, UserError
 from minigpt.files import parse_json, write_text
@@ -117,10 +118,15 @@ def plan_sweep(
         default_name: used if no name is given; if it is taken, the next free one.
 
     Raises:
-        ConfigError: every mistake in the grid. RunError: the folder holds something else.
+        ConfigError: every mistake in the grid, or settings that no run would use. RunError: the folder holds something
+            else.
     """
     trials = combine(grid)
     configs = check(trials, lambda settings: resolve({**fixed, **settings}))
+    if "--budget" not in flags:  # its plan may choose the settings on which others depend
+        unused = [without_effect(config, grid) for config in configs.values()]
+        if never := [line for path, line in unused[0].items() if all(path in each for each in unused)]:
+            raise ConfigError(never)
     tables = [flat(config) for config in configs.values()]
     base = {
         path: value

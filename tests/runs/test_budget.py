@@ -359,10 +359,10 @@ def test_the_same_command_finds_a_run_in_a_folder_of_runs(tmp_path: Path, monkey
     asked = {"asked": {"budget": "30s", "settings": own | dict.fromkeys(LENGTHS)}}
     write_run_files(tmp_path / "try/2", load_config(None, own), {"data": {"sha256": {}}, "budget": asked}, "settings")
     named = []
-    monkeypatch.setattr(within, "train", lambda config, name, **more: named.append(name))
+    monkeypatch.setattr(within, "train", lambda config, name, **more: named.append((name, config.logging.log_every)))
     within.train_within("30s", own, name="try/2", quiet=True)
     within.train_within("30s", {**own, "logging.log_every": "3"}, name="try/2", quiet=True)
-    assert named == ["try/2", "try/2"]
+    assert named == [("try/2", 10), ("try/2", 3)]
 
 
 def test_a_recipes_rate_is_not_used_for_another_optimizer(tmp_path: Path):

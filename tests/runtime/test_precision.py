@@ -89,6 +89,14 @@ def test_a_kernel_that_is_wrong_in_bf16_makes_the_run_fp32_and_says_so(
         chosen(("train.precision", "bf16-pure"), ("parallel.kind", "fsdp"))
 
 
+@pytest.mark.parametrize(("precision", "told"), [("bf16", True), ("fp32", False)])
+def test_an_attention_kernel_that_cannot_compute_here_is_told(precision: str, told: bool, capsys) -> None:
+    config = load_config(None, {"model.attention": "fused", "train.precision": precision, "train.device": "cpu"})
+    before = CheckpointState(precision=precision, attention="fused", compile=False)
+    pick_kernels(config, Counting(), before, Console(width=200), make_placement(config))
+    assert ("model.attention: fused is for a CPU in fp32" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_masters_take_the_same_steps_as_fp32_weights(kind: str) -> None:
     config = OptimizerConfig(kind=kind, weight_decay=0.3)

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from minigpt.config import LENGTHS, RunConfig, load_config, recipe_settings
+from minigpt.config.unused import without_effect, written
 from minigpt.console import counted, messages, printer, progress_bars
 from minigpt.data import Prepared, open_corpus
 from minigpt.errors import ConfigError, RunError
@@ -175,6 +176,7 @@ class _Settings:
         self.own: dict[str, Any] = recipe_settings(recipe, settings) | dict(settings) | dict.fromkeys(LENGTHS)
         given = {name for name in ("embed_dim", "num_heads", "num_kv_heads") if f"model.{name}" in self.own}
         self.heads = {"model.num_heads": rule.heads(width)} if given == {"embed_dim"} else {}
+        self.written = written(recipe, settings)
         self.tokenizer: dict[str, Any] = {}
         self.ids: dict[str, Any] = {}
 
@@ -255,6 +257,9 @@ def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenize
         config = configure({})
         ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
         say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
+        likely = configure({"schedule.kind": "linear", "train.masked_inputs": rule.MASKED})  # as a plan may choose
+        for line in without_effect(likely, configure.written).values():
+            say(line)
         tokenizer = make_tokenizer(config, progress)
         prepared = prepare_data(config, tokenizer, progress)
     configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
@@ -331,7 +336,8 @@ def train_within(
     if earlier := _find_earlier(Path(config.logging.runs_dir), name, derived, asked):
         task = FromScratch({"command": command})
         known = earlier.relative_to(config.logging.runs_dir).as_posix()  # with its folder: try/2
-        return train(load_config(RunFolder(earlier).config), name=known, quiet=quiet, task=task)
+        shown = {path: value for path, value in configure.own.items() if path.startswith("logging.")}
+        return train(load_config(RunFolder(earlier).config, shown), name=known, quiet=quiet, task=task)
     found = plan_within(budget, settings, recipe, quiet, started)
     say = printer(messages(quiet))
     say(found.explain())

@@ -95,7 +95,9 @@ def check_texts(count: int, state: State) -> None:
 
 
 def check_search(asked: Sampled, prompts: int, copies: int, loaded: Loaded) -> None:
-    """Raises ApiError for a search that is too wide, or that is asked to stream its answer."""
+    """Raises ApiError for a search that is too wide, that is one of two, or that is asked to stream its answer."""
+    if asked.searches and copies > (asked.n or 1):
+        raise ApiError(400, "best_of and num_beams exclude each other; leave one out", "best_of")
     if asked.searches and prompts * (asked.num_beams or 1) > loaded.texts:
         raise ApiError(400, f"num_beams: {loaded.texts} beams for all prompts together is the limit here", "num_beams")
     if asked.stream and (asked.searches or copies > (asked.n or 1)):

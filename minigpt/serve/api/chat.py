@@ -19,6 +19,7 @@ from minigpt.serve.api.answer import (
     search,
     usage,
 )
+from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import make_jobs, read_chat, seed_of, settings, turns_of
 from minigpt.serve.api.schemas import (
     ChatChoice,
@@ -50,6 +51,15 @@ class LeadingSpaces:
         return text
 
 
+def check_fields(asked: ChatRequest) -> None:
+    """Raises ApiError for a field that another one makes useless."""
+    if asked.top_logprobs and not asked.logprobs:
+        raise ApiError(400, "top_logprobs: is for logprobs true; set that too, or leave it out", "top_logprobs")
+    old, new = asked.max_tokens, asked.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise ApiError(400, "max_tokens and max_completion_tokens say different things; leave one out", "max_tokens")
+
+
 class PreparedChat:
     """A request whose model is loaded, and what to answer."""
 
@@ -57,6 +67,7 @@ class PreparedChat:
         self.asked, self.loaded, self.state = asked, loaded, state
         self.n, self.beams = asked.n or 1, asked.searches and asked.max_tokens != 0
         turns = turns_of(loaded)
+        check_fields(asked)
         check_search(asked, 1, self.n, loaded)
         check_texts(self.n, state)
         most = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
