@@ -185,8 +185,8 @@ def pick_kernels(
 
     precision, choice = ranks.broadcast(find)
     runtime = make_runtime(device, precision)
-    if shape.attention == "fused" and (runtime.device.type, precision) != ("cpu", "fp32"):
-        console.print("model.attention: fused is for a CPU in fp32, so torch computes the attention: no effect")
+    if shape.attention == "fused" and (choice.compile or (runtime.device.type, precision) != ("cpu", "fp32")):
+        console.print("model.attention: fused is for a CPU in fp32, not compiled, so torch computes it: no effect")
     if choice.reason:
         console.print(choice.reason)
     train = {"precision": runtime.precision, "compile": "on" if choice.compile else "off"}

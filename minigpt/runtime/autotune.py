@@ -101,7 +101,10 @@ def choose(
             gain = timings.step(shape.num_layers) - timings.compiled_step(shape.num_layers)
             on = gain * passes > (WARM if tried else 0.0)
     used = timings.compiled if on and timings.compiled else timings.eager
-    attention = min(used, key=used.__getitem__) if shape.attention == "auto" else shape.attention
+    attention = shape.attention
+    if attention == "auto":
+        untimed = on and not timings.compiled  # the person knows that compiling is faster, so it is not tried
+        attention = _worth_compiling(used) if untimed else min(used, key=used.__getitem__)
     keep(key, asdict(timings))
     words = [f"{name} {_ms(seconds)}" for name, seconds in timings.eager.items()]
     words += [f"{name} compiled {_ms(seconds)}" for name, seconds in timings.compiled.items()]
@@ -128,7 +131,8 @@ def _try_compiling(shape: ModelConfig, runtime: Runtime, batch: int, eager: Timi
 
 
 def _worth_compiling(eager: dict[str, float]) -> str:
-    """The kernel to compile: the reference (whole or blockwise) if it is nearly the fastest, else the fastest.
+    """The kernel to compile: the reference (whole or blockwise) if it is nearly the fastest, else the fastest; never
+    "fused", which computes nothing under torch.compile.
 
     Compilation helps the reference most, since it fuses the softmax with the operations around it.
     """

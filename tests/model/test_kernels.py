@@ -243,6 +243,7 @@ def test_c_kernels_are_taken_in_fp32_on_a_cpu_and_what_is_compiled_is_torchs(clo
         pytest.skip("no C compiler here")
     clocks |= {"fused": 0.006}
     assert pick(clocks, 100) == ("fused", False)
+    assert pick(clocks, 100, "on") == ("reference", True)  # not tried before, so by the eager times
     assert pick(clocks, 100_000) == ("reference", True)
     asked = SHAPE.model_copy(update={"attention": "auto"})
     low = make_runtime("cpu", "bf16-pure")
