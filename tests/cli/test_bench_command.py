@@ -14,12 +14,13 @@ from minigpt.machine.bench.generate import GenerateReport
 from minigpt.machine.bench.tokenizer import TokenizerReport
 from minigpt.machine.bench.train import TrainReport
 
-TINY = (
+SMALL = (
     "--model.vocab-size 64 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 --model.max-seq-len 32 "
-    "--train.batch-size 2 --train.device cpu --train.precision fp32"
+    "--train.device cpu"
 ).split()
+TINY = [*SMALL, "--train.batch-size", "2", "--train.precision", "fp32"]
 TRAIN = ["train", *TINY, "--train.compile", "off", "--steps", "2", "--warmup", "0"]
-GENERATE = ["generate", *TINY, "--new-tokens", "4", "--rounds", "1"]
+GENERATE = ["generate", *SMALL, "--new-tokens", "4", "--rounds", "1"]
 SPREAD = {"median", "q1", "q3", "min", "max"}
 
 

@@ -41,7 +41,10 @@ def test_train_writes_the_tokenizer_that_was_asked_for(
 
     code, _, err = run(capsys, *words)
     assert code == 2 and "exists already" in err
-    assert run(capsys, *words, "--overwrite", "--kind", "char", "--unknown", "error")[0] == 0
+    code, _, err = run(capsys, *words, "--overwrite", "--kind", "char")
+    assert code == 2 and "--vocab-size and --pattern: not for the kind char" in err
+    words = ("train", text_file, "--kind", "char", "--unknown", "error", "--out", tmp_path / "tok", "--overwrite")
+    assert run(capsys, *words)[0] == 0
     assert load(tmp_path / "tok").unk_id is None
 
 
