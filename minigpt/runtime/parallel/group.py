@@ -108,7 +108,11 @@ class Processes(Ranks):
             raise ParallelError(f"{self}: an all-reduce of {self.world} ones gave {answers}; {HINT}")
 
     def _turn(self, store: Store) -> str:
-        """A name for this connection. The store may still hold an attempt before a restart, or an earlier training."""
+        """A name for this connection. The store may still hold an attempt before a restart, or an earlier training.
+        Several hosts count their restarts apart, so there all attempts have one name.
+        """
+        if int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1:
+            return "0"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return f"{attempt}.{store.add(f'minigpt/{attempt}/{self.rank}', 1)}"
 
