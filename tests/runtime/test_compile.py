@@ -11,7 +11,7 @@ import pytest
 FLAGS = (
     "train stories --data.stories-count 60 --model.embed-dim 32 --model.num-heads 2 --model.num-layers 1 "
     "--model.max-seq-len 32 --train.batch-size 8 --train.max-steps 12 --train.eval-every 6 --train.sample-every 6 "
-    "--train.device cpu --train.precision fp32 --logging.plots false --logging.log-every 1"
+    "--model.attention sdpa --train.device cpu --train.precision fp32 --logging.plots false --logging.log-every 1"
 ).split()
 
 
