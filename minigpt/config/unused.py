@@ -1,6 +1,6 @@
 """Find the settings that a person wrote and that have no effect beside the others, so that a line can say so.
 
-Such a setting is no error: a sweep over kinds of schedules may set a field that only one of them has.
+It is not an error: a sweep over several kinds of schedules may set a field that only one kind uses.
 """
 
 from collections.abc import Iterable, Mapping

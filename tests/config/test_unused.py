@@ -1,4 +1,4 @@
-"""Test that a setting without effect is told if a person wrote it: in a flag or a recipe, not in a run's config."""
+"""Test the line for each setting that has no effect: for flags and a person's recipe, not for a run's config."""
 
 import shlex
 from pathlib import Path
