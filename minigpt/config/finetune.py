@@ -85,3 +85,8 @@ class FinetuneConfig(Section):
     def _teachers(cls, given: Any) -> Any:
         """Older configs allow at most one teacher; null means none."""
         return () if given is None else names(given)
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss is divided by: "pair" with DPO, else "token"."""
+        return "pair" if self.dpo_beta else "token"

@@ -429,6 +429,11 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a training window: finetune.seq_len, else the model's context."""
+        return self.finetune.seq_len or self.model.max_seq_len
+
     def changed(self, **sections: dict[str, Any]) -> Self:
         """A copy with other values of some settings, which are not checked: changed(train={"max_steps": 5})."""
         parts = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}

@@ -140,8 +140,8 @@ def _between(steps: Array, at: Array, values: Array) -> Array:
 def units_of_losses(runs: Sequence[str | Path]) -> list[str]:
     """What the runs' losses are divided by: "token", "pair" (DPO: two answers), or both."""
     configs = [RunFolder(Path(run)).config for run in runs]
-    pairs = {config.is_file() and load_config(config).finetune.dpo_beta > 0 for config in configs}
-    return ["pair" if pair else "token" for pair in sorted(pairs)]
+    units = {load_config(config).finetune.loss_unit if config.is_file() else "token" for config in configs}
+    return sorted(units, reverse=True)
 
 
 def count_tokenizers(runs: Sequence[str | Path]) -> int:

@@ -139,7 +139,7 @@ def _unscored(run: Run) -> str:
     state = read_state(run.checkpoint).train if (run.checkpoint / "state.json").is_file() else None
     if state is None or state.val_loss is None:
         return "It was not scored."
-    where, unit = scored_on("val", run.config.train.eval_batches), "pair" if run.config.finetune.dpo_beta else "token"
+    where, unit = scored_on("val", run.config.train.eval_batches), run.config.finetune.loss_unit
     loss = f"{state.val_loss:.4f} nats per {unit} ({where}; step {state.eval_step:,})"
     return f"It was not scored. Its last validation loss in training was {loss}."
 

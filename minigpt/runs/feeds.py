@@ -136,7 +136,7 @@ def record_feed(
 ) -> RecordFeed:
     """Rows of the records. Raises TokenizerError."""
     train, val = sides
-    seq_len, seed = config.finetune.seq_len or config.model.max_seq_len, config.train.seed
+    seq_len, seed = config.seq_len, config.train.seed
     sha256 = {"train": _digest(train), "val": _digest(val)}
     if tokenizer.eos_id is None and train[0].kind != "chat":
         console.print("the tokenizer has no end of text, so the model will not learn where an answer ends")

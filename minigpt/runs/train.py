@@ -298,9 +298,8 @@ def step_flops(config: RunConfig, task: Task, parts: int) -> float:
     A third of the model's work is forward, a third the gradients of what flows, a third those of the weights that
     learn. The task's other models (teachers, a reference) only compute forward.
     """
-    length = (config.finetune.seq_len or config.model.max_seq_len) // parts
     shapes = (config.model, *(other.config for other in task.others))
-    own, *others = (shape.model_copy(update={"max_seq_len": length}) for shape in shapes)
+    own, *others = (shape.model_copy(update={"max_seq_len": config.seq_len // parts}) for shape in shapes)
     work = config.train.passes * (2 + task.share(config)) / 3 * flops_per_token(own)
     return work + sum(flops_per_token(other, training=False) for other in others)
 

@@ -64,7 +64,7 @@ class UnbuiltRun:
     def needed(self, size: int) -> Memory:
         """Bytes needed with `size` sequences at a time: `training_memory`, scaled to the trained parameters."""
         config, rows = self.config, 2 if self.config.finetune.dpo_beta else 1  # a pair is two rows
-        shape = config.model.model_copy(update={"max_seq_len": config.finetune.seq_len or config.model.max_seq_len})
+        shape = config.model.model_copy(update={"max_seq_len": config.seq_len})
         memory = training_memory(
             shape,
             size * rows * config.train.passes,
