@@ -56,9 +56,6 @@ READERS: dict[Any, Callable[[str], Any]] = {
 RUNS = ("run", "runs", "one", "two", "draft", "ensemble")
 """Arguments that name runs. A flag with several runs also takes them separated by commas."""
 
-BOOLEANS = ("true", "false")
-"""Values that a switch takes, in any case: --json, --json true, --plot=false."""
-
 
 def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = False) -> tuple[Args, dict[str, Any]]:
     """Parse a command's arguments; the help is the docstrings of the dataclass and its fields.
@@ -97,6 +94,8 @@ def parse(kind: type[Args], argv: list[str], command: str, with_config: bool = F
             given[name] = as_run(word, command)
         elif isinstance(word, tuple):
             given[name] = tuple(as_run(each, command) for each in word)
+    if "logging.name" in overrides and "name" in [argument.name for argument in arguments]:  # the same as --name
+        given["name"] = with_word(overrides, "logging.name", given.get("name"))["logging.name"]
     return kind(**given), overrides
 
 
@@ -174,7 +173,7 @@ def _value(argument: Argument, words: list[str], command: str) -> Any:
     kind, text = argument.kind, words[0]
     see = f"; see minigpt {command} --help"
     choices = ["True", "False"] if kind is bool else list(get_args(kind)) if get_origin(kind) is Literal else []
-    if kind is bool and text.lower() in BOOLEANS:
+    if kind is bool and text.lower() in ("true", "false"):  # --json true, --plot=False
         return text.lower() == "true"
     if choices:
         if text not in choices:

@@ -9,6 +9,7 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.cli.arguments import PathText, Positional, parse
+from minigpt.cli.demo import Demo
 from minigpt.config import load_config, split_flags
 from minigpt.errors import ConfigError, UserError, nearest
 
@@ -158,6 +159,11 @@ def test_a_setting_that_is_true_or_false_takes_the_same_words():
     for flag in ("--no-logging.plots", "--logging.no-plots"):
         with pytest.raises(ConfigError, match=f"no such option: {flag}; write --logging.plots false"):
             split_flags([flag])
+
+
+def test_logging_name_is_the_same_as_name():
+    for given, name in {"": "demo", "--name a": "a", "--logging.name a": "a", "--name a --logging.name a": "a"}.items():
+        assert parse(Demo, given.split(), "demo", with_config=True)[0].name == name
 
 
 def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
