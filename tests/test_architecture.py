@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     errors
     files
-    layout download console
+    layout download console torchrun
     compiled measured mkl
     before_torch
     config

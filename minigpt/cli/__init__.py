@@ -12,7 +12,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from minigpt import before_torch
+from minigpt import before_torch, torchrun
 from minigpt.console import console, harmless, open_streams, printer
 from minigpt.errors import ConfigError, MiniGPTError, UserError, first_line, nearest
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # here, so that a closed pipe is not found at the exit, where it is an error
     except MiniGPTError as error:
-        if int(os.environ.get("RANK") or 0) and not error.alone:
+        if torchrun.rank() and not error.alone:
             time.sleep(30)  # if the first process has the same error, it prints it, and torchrun ends this process
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
             _print_error(_as_typed(line, argv))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
+from minigpt import torchrun
 from minigpt.cli.fields import Argument, arguments_of
 from minigpt.cli.help import config_sections, print_help
 from minigpt.console import tell
@@ -284,7 +285,7 @@ def tell_unused(config: "RunConfig", recipe: str | None, overrides: dict[str, An
     """Print a line for each setting that a person wrote and that has no effect; only in the first of several ranks."""
     from minigpt.config.unused import without_effect, written
 
-    if not int(os.environ.get("RANK") or 0):
+    if not torchrun.rank():
         for line in without_effect(config, written(recipe, overrides)).values():
             tell(line)
 

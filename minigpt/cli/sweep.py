@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from minigpt import torchrun
 from minigpt.cli.arguments import Name, PathText, Positional, parse, recipe_and_data, with_word
 from minigpt.cli.runs import figure, group_name, groups_json, show_groups, spread
 from minigpt.cli.tables import show_line, show_table
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     if {"-h", "--help"} & set(argv):
         parse(SweepArgs, [word for word in argv if "." not in word], "sweep", with_config=True)
+    if torchrun.world() > 1:
+        raise UserError("a sweep starts each run as a process of its own; leave torchrun out, and give --devices")
     grid, fixed, rest = split_grid(argv)
     args, _ = parse(SweepArgs, rest, "sweep", with_config=True)
     devices = args.devices.split(",") if args.devices else [None]

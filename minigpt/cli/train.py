@@ -1,12 +1,12 @@
 """Train a model: `minigpt train`."""
 
-import os
 import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from minigpt import torchrun
 from minigpt.cli.arguments import (
     Name,
     PathText,
@@ -142,7 +142,7 @@ def _usual_budget(args: Train, overrides: dict[str, Any]) -> str | None:
     """USUAL for a text without a recipe or a length; None if the settings say how long the run is."""
     recipe, data = recipe_and_data(args.what)
     length = any(overrides.get(length) is not None for length in LENGTHS)
-    other = args.resume or args.tiny_run or args.prepare_only or int(os.environ.get("WORLD_SIZE") or 1) > 1
+    other = args.resume or args.tiny_run or args.prepare_only or torchrun.world() > 1
     named = data is not None or "data.source" in overrides
     return None if recipe or length or other or not named else USUAL
 

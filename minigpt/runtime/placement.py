@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from minigpt import torchrun
 from minigpt.config import RunConfig, TrainConfig
 from minigpt.config.parallel import ParallelConfig
 from minigpt.console import counted, messages
@@ -156,7 +157,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
         ConfigError: settings that do not fit this number of ranks; a device that is not here.
         ParallelError: a rank does not answer.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if torchrun.world() == 1:
         console = messages(quiet)
         check_runtime(config.train.device, config.train.precision)
         if config.parallel.kind == "fsdp":
@@ -167,7 +168,7 @@ def joined(config: RunConfig, quiet: bool = False, divisible: bool = True) -> It
 
     if "RANK" not in os.environ:
         raise ParallelError("WORLD_SIZE is set, but RANK is not; start with torchrun, or unset WORLD_SIZE")
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world = torchrun.rank(), torchrun.world()
     console = messages(quiet or rank > 0)
     if problems := _problems(config, world, divisible):
         raise ConfigError(problems)

@@ -46,3 +46,9 @@ def test_it_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     fails(capsys, line.split(), CASES[line])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["sweep", "stories", "--train.seed", "1,2", "--dry-run", "--logging.runs-dir", str(tmp_path)]
+    fails(capsys, argv, "starts each run as a process of its own; leave torchrun out")

@@ -8,7 +8,6 @@ steps instead.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from minigpt import torchrun
 from minigpt.config import LENGTHS, RunConfig, load_config, recipe_settings
 from minigpt.config.unused import without_effect, written
 from minigpt.console import counted, messages, printer, progress_bars
@@ -215,7 +215,7 @@ def plan_within(
         ConfigError: not a budget, a length next to it, or settings that no size fits.
         UserError: a mistake in the text, as in `train`.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if torchrun.world() > 1:
         raise ConfigError("--budget: measures for one process; leave torchrun out, or give --train.max-minutes")
     started = time.perf_counter() if started is None else started
     again = BETWEEN * (time.perf_counter() - started)
