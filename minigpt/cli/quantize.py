@@ -66,24 +66,24 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(before: str, after: str, count: int) -> tuple[float | None, float | None, int]:
-    """(bits per byte of the first run, of the second, tokens); None, None, 0 if the run has no text of its own.
+    """(bits per byte of the first run, of the second, tokens); None, None, 0, and a line, if the run has no own text.
 
     Bytes are those of the source, as in `minigpt eval`, also where the tokens do not keep it all: unknown words.
     """
     from minigpt.data.counts import token_counts
     from minigpt.evals import TokenText, evaluate
-    from minigpt.layout import RunFolder
     from minigpt.runs.load import load_run
 
-    if not count or not RunFolder.of(before).is_run:
+    if not count:
         return None, None, 0
     try:
-        runs = [load_run(path) for path in (before, after)]
-        prepared, tokenizer, context = runs[0].prepared(), runs[0].tokenizer, runs[0].model.config.max_seq_len
+        run = load_run(before)
+        prepared, tokenizer, context = run.prepared(), run.tokenizer, run.model.config.max_seq_len
         whole, lengths = prepared.splits["val"].tokens, TokenText(tokenizer).lengths
         tokens = whole[:count]
         first, second = (
-            evaluate(run.model, tokens, context=context, runtime=run.runtime, token_lengths=lengths) for run in runs
+            evaluate(each.model, tokens, context=context, runtime=each.runtime, token_lengths=lengths)
+            for each in (run, load_run(after))
         )
     except UserError as error:
         console.print(f"bits per byte not measured: {error}")

@@ -336,7 +336,7 @@ def test_a_hugging_face_directory_is_quantised_too(trained: Path, tmp_path: Path
     assert ((made - right).std() / right.std()) < 0.05
 
 
-def test_a_quantised_hugging_face_directory_is_a_run_like_an_imported_one(tmp_path: Path) -> None:
+def test_a_quantised_hugging_face_directory_is_a_run_like_an_imported_one(tmp_path: Path, capsys) -> None:
     base, theirs = make_base(tmp_path / "base"), tmp_path / "hf"
     theirs.mkdir()
     model = GPT.from_pretrained(base)
@@ -348,6 +348,9 @@ def test_a_quantised_hugging_face_directory_is_a_run_like_an_imported_one(tmp_pa
     for path in (made, made / "checkpoints/last"):
         with pytest.raises(DataError, match="was imported, so it has no text of its own"):
             load_run(path, "cpu").prepared()
+    assert main(["quantize", str(theirs), "--out", str(tmp_path / "small"), "--group", "32", "--tokens", "100"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"bits per byte not measured: {theirs}: is a model alone, so it has no text of its own" in said
 
 
 def test_a_checkpoint_in_parts_is_quantised_like_a_whole_one(trained: Path, tmp_path: Path) -> None:
