@@ -121,8 +121,8 @@ def main(argv: list[str]) -> int:
     keeps = "--save" if args.save else "--fit-temperature" if args.fit_temperature else ""
     if keeps and (args.data is not None or args.split != "val"):
         raise UserError(f"{keeps} is for the run's own validation split; leave --data and --split out")
-    if args.save and args.context is not None:
-        raise UserError("--save is for the score in the model's whole context; leave --context out")
+    if keeps and args.context is not None:
+        raise UserError(f"{keeps} is for the model's whole context; leave --context out")
     if keeps and (run := RunFolder.of(args.run).path) != Path(args.run):
         raise UserError(f"{keeps} is for the run's best checkpoint; name the run: minigpt eval {run} {keeps}")
     _check_flags(args)

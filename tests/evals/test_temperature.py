@@ -135,6 +135,7 @@ def test_it_is_fitted_on_the_runs_own_validation_split_alone(capsys: pytest.Capt
             "leave --data and --split out",
         )
     fails(capsys, ["eval", "runs/none", "--fit-temperature", "--tasks", "x"], "not with --tasks")
+    fails(capsys, ["eval", "runs/none", "--fit-temperature", "--context", "16"], "is for the model's whole context")
 
 
 def test_a_fit_of_an_older_checkpoint_does_not_replace_that_of_the_best(
