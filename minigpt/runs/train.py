@@ -151,7 +151,10 @@ def execute(
         trainer.resume(saved)
         if resolved.config.train.micro_batch_size != saved.state.micro_batch_size:
             trainer.state.micro_batch_size = None  # the size to which the old one was halved when memory ran out
-        if not resume and plan.finished:
+        if resume and trainer.done and compare(load_config(RunFolder(plan.path).config), config, strict=True):
+            longer = f"give a longer length, such as --train.max-steps {2 * step}"
+            raise RunError(f"{plan.path}: is at step {step}, where this length has ended already; {longer}")
+        if plan.finished and (trainer.done or not resume):
             trainer.state = saved.train
             own = f"minigpt train {quoted(RunFolder(plan.path).config.as_posix())} " if task.command == "train" else ""
             more = f"{own}--resume --train.max-steps {2 * saved.train.step}"

@@ -198,7 +198,7 @@ class Trainer:
         own = bool(asked) + asked.startswith("interrupted")
         if most := int(self.runtime.ranks.largest(float(own))):
             self._stop = asked if own == most else ("asked by another rank", "interrupted on another rank")[most - 1]
-        return bool(self._stop) or self._done()
+        return bool(self._stop) or self.done
 
     def _one_step(self) -> None:
         state, ranks = self.state, self.runtime.ranks
@@ -254,7 +254,9 @@ class Trainer:
         """Passes over the training tokens so far."""
         return self.state.step / self.batches.steps_per_epoch
 
-    def _done(self) -> bool:
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used up, and no hook extends the run."""
         return self.progress >= 1 and not any(hook.extends(self) for hook in self.hooks)
 
     def _evaluation_due(self, before: float) -> bool:
@@ -263,7 +265,7 @@ class Trainer:
         read, read_before = whole_epochs(step, per_epoch), whole_epochs(step - 1, per_epoch)
         epoch_ends = self.config.max_epochs is not None and read > read_before
         tenth = int(10 * self.progress) > int(10 * before)
-        return (tenth if every == "auto" else step % every == 0) or epoch_ends or self._done()
+        return (tenth if every == "auto" else step % every == 0) or epoch_ends or self.done
 
     def _validate(self) -> float:
         """Validation loss in nats per token."""

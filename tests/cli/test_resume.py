@@ -151,9 +151,9 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings_and_the_new_length
     assert main(["train", config]) == 0
     advised = f"minigpt train {config} --resume --train.max-steps 12 continues"
     assert advised in capsys.readouterr().err.replace("\n", " ").replace("  ", " ")
-    assert main(["train", config, "--resume", "--train.max-minutes", "0.001"]) == 0
+    assert main(["train", config, "--resume", "--train.max-tokens", str(7 * 8 * 32)]) == 0
     again = load_config(tmp_path / "runs/cats/config.yaml")
-    assert again == before.changed(train={"max_steps": None, "max_minutes": 0.001})
+    assert again == before.changed(train={"max_steps": None, "max_minutes": None, "max_tokens": 7 * 8 * 32})
 
 
 def test_a_run_does_not_go_on_with_another_text_or_optimizer(tmp_path: Path, capsys) -> None:
@@ -181,6 +181,22 @@ def test_a_length_given_with_resume_replaces_the_recipes(tmp_path: Path) -> None
     assert (run / "checkpoints/last").read_text().strip() == "step-00000006"
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_length_that_has_ended_already_is_refused(tmp_path: Path, capsys, finished: bool) -> None:
+    (tmp_path / "cats.txt").write_text(text())
+    argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--train.max-steps"]
+    assert main([*argv, "4"]) == 0
+    last = tmp_path / "cats/checkpoints/last"
+    saved = checkpoint.load(last, PARTS)
+    saved.train.finished = finished  # False: as if it had been interrupted in its last evaluation
+    checkpoint.save(saved.path, saved.tensors, saved.state)
+    said = "is at step 4, where this length has ended already; give a longer length, such as --train.max-steps 8"
+    fails(capsys, [*argv, "3", "--resume"], said)
+    assert load_config(tmp_path / "cats/config.yaml").train.max_steps == 4
+    assert main([*argv, "4", "--resume"]) == 0
+    assert checkpoint.load(last, ()).train.finished
+
+
 def test_a_run_goes_on_with_its_token_files_in_another_place(tmp_path: Path) -> None:
     (tmp_path / "cats.txt").write_text(text())
     argv = ["train", str(tmp_path / "cats.txt"), *SMALL, "--logging.runs-dir", str(tmp_path), "--train.max-steps", "2"]
@@ -197,8 +213,8 @@ def test_a_larger_micro_batch_can_be_set_after_memory_ran_out(tmp_path: Path) ->
     saved = checkpoint.load(last, PARTS)
     saved.train.micro_batch_size = 2  # as if memory had run out
     checkpoint.save(saved.path, saved.tensors, saved.state)
-    for more, size in ([], 2), (["--train.micro-batch-size", "4"], None):
-        assert main([*argv, "--train.max-steps", "3", *more]) == 0
+    for more, size in (["3"], 2), (["4", "--train.micro-batch-size", "4"], None):
+        assert main([*argv, "--train.max-steps", *more]) == 0
         assert checkpoint.load(last, ()).train.micro_batch_size == size
 
 
