@@ -48,9 +48,10 @@ def measure_scaling(runs: Runs) -> dict[str, Any]:
     Returns:
         unit: "nats per token" (DPO: "nats per pair"), or "bits per byte" if the tokenizers differ;
         points: a list of {run, parameters (all of the model), tokens (read up to the best evaluation), flops
-            (`cost.flops_per_token` times tokens, twice that with masked inputs), loss (the best validation loss, in
-            the unit), deviation (the sample standard deviation over the runs of a point; null for one run)}; a run
-            without an evaluation is left out with a warning;
+            (`cost.flops_per_token` times tokens, twice that with masked inputs; the whole context is counted, also
+            where context_warmup splits it), loss (the best validation loss, in the unit), deviation (the sample
+            standard deviation over the runs of a point; null for one run)}; a run without an evaluation is left out
+            with a warning;
         fits: {parameters, tokens, flops: {factor, exponent, runs} of loss = factor x^-exponent, or null if fewer
             than 3 runs are on the frontier}.
 
