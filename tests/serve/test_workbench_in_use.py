@@ -346,6 +346,16 @@ def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path:
         assert page.evaluate("document.activeElement.ariaLabel") == name
 
 
+def test_the_keyboard_stays_in_place_when_all_parts_are_as_trained(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")
+        go(page, "inside", "base")
+        page.click("text=Scale or switch off layers")
+        page.focus("text=All as trained")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.textContent") == "Scale or switch off layers"
+
+
 FULL = "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
 
 

@@ -307,7 +307,8 @@ function summary(data, text, given, unknown, unit) {
   if (off.size) {
     out.push("; ", fact(`${count(off.size, "head")} off`));
     if (known && allOn && allOn.text === text) out.push(` (with all on: ${allOn.loss.toFixed(3)} nats)`);
-    out.push(" ", el("button", { type: "button", class: "link", onclick: () => { off.clear(); explain(true); } }, "switch all on"));
+    const switchOn = () => { off.clear(); byId("explain-status").focus(); explain(true); }; // the button disappears
+    out.push(" ", el("button", { type: "button", class: "link", onclick: switchOn }, "switch all on"));
   }
   if (unknown.length) out.push(". ", strange(unknown, unit));
   return out;

@@ -133,7 +133,11 @@ class Inside {
   sliders({ layers }) {
     if (this.layers.childElementCount > 1) return;
     const names = Array.from({ length: layers }, (_, layer) => [`attention ${layer}`, `feed-forward ${layer}`]).flat();
-    const all = button("All as trained", () => { this.allOn(); this.look(); }, { kind: "small" });
+    const all = button("All as trained", () => {
+      this.allOn();
+      this.layers.firstElementChild.focus(); // the button is gone
+      this.look();
+    }, { kind: "small" });
     this.layers.append(el("div", { class: "scales" }, ...names.map((name) => {
       const range = el("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1 });
       const shown = el("output", {}, "× 1");
