@@ -356,6 +356,17 @@ def test_the_keyboard_stays_in_place_when_all_parts_are_as_trained(browser: Any,
         assert page.evaluate("document.activeElement.textContent") == "Scale or switch off layers"
 
 
+def test_a_part_that_is_opened_while_the_server_is_down_is_read_when_it_is_back(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("() => { window.real = fetch; window.fetch = () => Promise.reject(new TypeError('down')); }")
+        for part, whole in (("start", ".drop"), ("notebook", ".paper"), ("inside", "#grid")):
+            go(page, part, "base")
+            page.wait_for_selector(f".{part} .status.wrong:has-text('does not answer')")
+            page.evaluate("() => { window.down = fetch; window.fetch = real; }")
+            page.wait_for_selector(f".{part} {whole}", state="attached")
+            page.evaluate("() => { window.fetch = down; }")
+
+
 FULL = "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
 
 
