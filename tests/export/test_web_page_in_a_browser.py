@@ -222,6 +222,35 @@ def test_it_explains_what_is_typed_and_heads_can_be_switched_off(browser, tale: 
         assert page.locator("#explain-status").inner_text() == "Type something."
 
 
+def test_a_reader_who_is_in_the_field_finds_no_text_of_the_model_there(browser, tale: Path) -> None:
+    hold = """() => { const real = ask, held = new Promise((done) => { window.release = done; });
+      ask = async (kind, ...rest) => {
+        const answer = await real(kind, ...rest);
+        if (kind === 'write') await held;
+        return answer;
+      }; }"""
+    with opened(browser, tale) as page:
+        page.evaluate(hold)
+        page.click("#tab-explain")
+        page.focus("#text")
+        page.evaluate("release()")
+        page.wait_for_selector("#explain-status:not(:empty)")
+        page.keyboard.insert_text("The cat")
+        page.wait_for_selector("#explain-status:has-text('7 tokens, mean')")
+
+
+def test_the_keyboard_stays_in_place_when_all_heads_are_switched_on(browser, tale: Path) -> None:
+    with opened(browser, tale) as page:
+        page.click("#tab-explain")
+        page.fill("#text", "The cat")
+        page.wait_for_selector("#explain-status:has-text('7 tokens, mean')")
+        page.locator("#detail .switch").click()
+        page.focus("#explain-status .link")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#explain-status:not(:has(.link))")
+        assert page.evaluate("document.activeElement.id") == "explain-status"
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_follows_the_scheme(browser, tale: Path, width: int, scheme: str) -> None:

@@ -263,12 +263,29 @@ def test_settings_are_a_form_and_errors_are_those_of_the_command(client: Any, ca
         found = checked(**settings)["wrong"]
         assert found and found[0].partition(": ")[2] in said  # the command's message begins with the flag as typed
     taken = client.post("/api/check", json={"text": "stories", "name": "base"}).json()
-    assert taken == {"wrong": ["there is a run base already; choose another name"], "line": ""}
+    assert taken == {"wrong": ["there is a run base already; choose another name"], "unused": [], "line": ""}
     for path in ("data.source", "data.cache_dir", "finetune.base", "logging.runs_dir", "json", "../x"):
         asked = {"text": "stories", "name": "my", "settings": {path: "/etc/passwd"}}
         assert client.post("/api/check", json=asked).json()["wrong"] == [f"{path}: no such setting here"]
         assert client.post("/api/start", json=asked).status_code == 400
         assert client.post("/api/plan", json=asked).status_code == 400
+
+
+def test_settings_without_effect_are_told_as_the_command_tells_them(client: Any):
+    def told(budget: str = "", **settings: str) -> list[str]:
+        named = {name.replace("__", "."): value for name, value in settings.items()}
+        asked = {"text": "stories", "name": "my", "budget": budget, "settings": named}
+        return client.post("/api/check", json=asked).json()["unused"]
+
+    size = "tokenizer.vocab_size: no effect, since tokenizer.kind is char; it is for bpe or word"
+    assert told(train__max_steps="3", tokenizer__vocab_size="300") == [size]
+    assert told("5m", tokenizer__vocab_size="300") == []  # the text decides whether its tokenizer has pairs
+    assert told("5m", tokenizer__vocab_size="300", tokenizer__kind="char") == [size]
+    decay = "schedule.decay_fraction: no effect, since schedule.kind is {}; it is for trapezoidal"
+    for budget in ("5m", ""):  # without a length, the budget is 5m too
+        assert told(budget, schedule__decay_fraction="0.3") == [decay.format("linear")]
+    assert told(train__max_steps="3", schedule__decay_fraction="0.3") == [decay.format("cosine")]
+    assert told("5m", train__masked_weight="0.4") == []
 
 
 def test_a_text_is_looked_at_with_the_tokenizer_of_a_run(client: Any, runs: Path, tmp_path: Path):

@@ -346,6 +346,53 @@ def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path:
         assert page.evaluate("document.activeElement.ariaLabel") == name
 
 
+def test_the_keyboard_stays_in_place_when_all_parts_are_as_trained(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")
+        go(page, "inside", "base")
+        page.click("text=Scale or switch off layers")
+        page.focus("text=All as trained")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.textContent") == "Scale or switch off layers"
+
+
+def test_a_part_that_is_opened_while_the_server_is_down_is_read_when_it_is_back(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("() => { window.real = fetch; window.fetch = () => Promise.reject(new TypeError('down')); }")
+        for part, whole in (("start", ".drop"), ("notebook", ".paper"), ("inside", "#grid")):
+            go(page, part, "base")
+            page.wait_for_selector(f".{part} .status.wrong:has-text('does not answer')")
+            page.evaluate("() => { window.down = fetch; window.fetch = real; }")
+            page.wait_for_selector(f".{part} {whole}", state="attached")
+            page.evaluate("() => { window.fetch = down; }")
+
+
+def test_two_tabs_show_one_chat(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        go(page, "chat", "talks")
+        page.wait_for_selector(".say textarea")
+        other = page.context.new_page()
+        other.goto(page.url)
+        ask_without_end(other)
+        page.wait_for_selector(".messages .user >> text=the cat")
+        page.evaluate(HANG)
+        page.fill(".say textarea", "the dog")
+        page.press(".say textarea", "Enter")
+        kept = page.evaluate("localStorage.getItem('minigpt-chat:talks')")
+        assert "the cat" in kept and "the dog" in kept
+
+
+def test_the_chat_of_a_deleted_run_is_deleted_too(browser: Any, tmp_path: Path):
+    with opened(browser, tmp_path) as page:
+        page.evaluate("localStorage.setItem('minigpt-chat:talks', '{}')")
+        go(page, "runs", "base")
+        page.click("[data-key='run talks']")
+        page.click("[data-key='delete talks']")
+        page.click("button:text-is('Delete it')")
+        page.wait_for_selector("[data-key='run talks']", state="detached")
+        assert page.evaluate("localStorage.getItem('minigpt-chat:talks')") is None
+
+
 FULL = "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
 
 
@@ -360,6 +407,9 @@ def test_a_chat_and_a_text_go_on_when_the_storage_of_the_browser_is_full(browser
         go(page, "notebook", "base")
         page.fill(".paper", "the cat sat")
         page.wait_for_selector("text=3 words, 11 characters. The text does not fit")
+        go(page, "live", "base")
+        page.click("[aria-label='Unit of the loss'] >> text=Bits per byte")
+        page.wait_for_selector("#chart-loss svg[aria-label^='Loss in bits per byte']")
 
 
 def test_a_run_with_very_many_lines_is_shown(browser: Any, tmp_path: Path):

@@ -155,6 +155,10 @@ def test_any_setting_is_found_changed_and_judged(browser: Any, tmp_path: Path):
         assert page.locator(".form-row:visible").count() == 1
         page.click("text=Back to the defaults")
         until(page, "!document.querySelector('pre.line').textContent.includes('dropout')")
+        page.uncheck("text=only what I changed")
+        page.fill("[id='set.schedule.decay_fraction']", "0.5")
+        page.press("[id='set.schedule.decay_fraction']", "Tab")
+        page.wait_for_selector("text=schedule.decay_fraction: no effect, since schedule.kind is linear")
 
 
 def test_a_run_starts_from_the_page_and_stops_and_goes_on(browser: Any, tmp_path: Path):

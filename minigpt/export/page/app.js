@@ -307,7 +307,8 @@ function summary(data, text, given, unknown, unit) {
   if (off.size) {
     out.push("; ", fact(`${count(off.size, "head")} off`));
     if (known && allOn && allOn.text === text) out.push(` (with all on: ${allOn.loss.toFixed(3)} nats)`);
-    out.push(" ", el("button", { type: "button", class: "link", onclick: () => { off.clear(); explain(true); } }, "switch all on"));
+    const switchOn = () => { off.clear(); byId("explain-status").focus(); explain(true); }; // the button disappears
+    out.push(" ", el("button", { type: "button", class: "link", onclick: switchOn }, "switch all on"));
   }
   if (unknown.length) out.push(". ", strange(unknown, unit));
   return out;
@@ -326,15 +327,16 @@ byId("text").addEventListener("input", () => {
 
 // A text to begin with: the written one, or one that the model writes without a prompt
 async function firstText() {
-  const text = byId("written").textContent ? whole() : "";
-  if (text) {
-    byId("text").value = text;
+  const field = byId("text");
+  if (byId("written").textContent) {
+    field.value = whole();
     return;
   }
   const settings = { ...about.settings, max_new_tokens: 48, stop: [] };
   let piece = "";
   await ask("write", { prompt: about.prompt, settings }, (part) => { piece += part.text; });
-  if (!byId("text").value) byId("text").value = (about.prompt + piece).trimStart(); // unless the reader typed first
+  // Unless the reader has typed, or is about to
+  if (!field.value && document.activeElement !== field) field.value = (about.prompt + piece).trimStart();
 }
 
 // --- tabs ---

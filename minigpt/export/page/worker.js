@@ -31,7 +31,7 @@ function unpackRun(about, tensors, plain = false) {
   return { about, model: new Model(about.shape, unpacked), tokenizer: new Tokenizer(about.tokenizer) };
 }
 
-// Let messages arrive
+// Let messages arrive. The ports need no reference: one for which a message waits is not garbage (HTML, 9.4.5)
 function breathe() {
   return new Promise((done) => {
     const { port1, port2 } = new MessageChannel();

@@ -40,6 +40,8 @@ MASKED = 0.5
 """Largest share of masked input tokens, if the run makes many passes and has time left: 0.017 and 0.035
 bits per byte better on two texts, for twice the time (docs/LOG.md).
 """
+LIKELY = {"schedule.kind": "linear", "train.masked_inputs": MASKED}
+"""What a run may get, where it decides whether other settings have an effect. The text decides about the tokenizer."""
 DENSE = 2.5
 """If a run makes many passes, a model with more weights in its blocks per token of the text gets dropout. Measured: 8
 passes with 2.1 and 20 passes with 1.6 weights per token are better without dropout; 10 passes with 4.7 and 20 with 5.3

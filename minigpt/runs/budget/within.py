@@ -257,8 +257,7 @@ def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenize
         config = configure({})
         ids = f", {config.tokenizer.vocab_size:,} ids" if config.tokenizer.kind == "bpe" else ""
         say(f"{counted(characters, 'character')}; tokenizer: {config.tokenizer.kind}{ids}")
-        likely = configure({"schedule.kind": "linear", "train.masked_inputs": rule.MASKED})  # as a plan may choose
-        for line in without_effect(likely, configure.written).values():
+        for line in without_effect(configure(rule.LIKELY), configure.written).values():
             say(line)
         tokenizer = make_tokenizer(config, progress)
         prepared = prepare_data(config, tokenizer, progress)

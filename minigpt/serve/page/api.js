@@ -3,8 +3,12 @@ const KEY = "minigpt-key";
 
 export class Problem extends Error {}
 
+// How many requests the server did not answer to the end
+export const unanswered = { count: 0 };
+
 const brokeOff = (error) => {
   if (error?.name === "AbortError") throw error;
+  unanswered.count += 1;
   throw new Problem("the server's answer broke off; try again");
 };
 
@@ -22,6 +26,7 @@ async function send(path, body, signal) {
       body: body === undefined ? undefined : JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    unanswered.count += 1;
     throw new Problem("the server does not answer; start it again with: minigpt serve");
   }
   if (answer.status === 401) {
@@ -39,6 +44,12 @@ async function send(path, body, signal) {
 export async function ask(path, body, signal) {
   const answer = await send(path, body, signal);
   return answer.json().catch(brokeOff);
+}
+
+// The text of a file
+export async function read(path) {
+  const answer = await send(path);
+  return answer.text().catch(brokeOff);
 }
 
 export const query = (values) => new URLSearchParams(values).toString();

@@ -2,11 +2,14 @@
 /* global el, composes */
 import { ask, query, stream } from "./api.js";
 import { Settings } from "./settings.js";
+import { store } from "./storage.js";
 import { button, code, during, empty, labelled, link } from "./words.js";
 import { models, noModel } from "./notebook.js";
 
 export const title = "Chat";
 const KEPT = "minigpt-chat:";
+
+export const forget = (run) => localStorage.removeItem(KEPT + run);
 
 export async function show(panel, app) {
   if (!app.modelsOf(app.run).length) {
@@ -15,7 +18,10 @@ export async function show(panel, app) {
   }
   const view = new Chat(panel, app);
   await view.start();
-  return () => view.stop?.abort();
+  return () => {
+    removeEventListener("storage", view.follow);
+    view.stop?.abort();
+  };
 }
 
 // A message with the messages that may follow it; `chosen` is the one shown
@@ -24,6 +30,10 @@ const message = (role, content) => ({ role, content, next: [], chosen: 0 });
 class Chat {
   constructor(panel, app) {
     Object.assign(this, { panel, app, run: app.run, stop: null }); // app.run changes before this part is closed
+    // Another tab went on with this chat: show it here too, since what this tab keeps next replaces it
+    this.follow = ({ key, newValue }) => {
+      if (key === KEPT + this.run && newValue && !this.stop) this.begin(this.recall());
+    };
   }
 
   async start() {
@@ -46,6 +56,7 @@ class Chat {
   }
 
   build() {
+    addEventListener("storage", this.follow);
     this.model = models(this.app, () => null);
     this.log = el("ol", { class: "messages", "aria-label": "Messages" });
     this.say = el("textarea", { rows: 2, placeholder: "Say something", "aria-label": "Your message" });
@@ -85,12 +96,9 @@ class Chat {
   }
 
   keep() {
-    try {
-      localStorage.setItem(KEPT + this.run, JSON.stringify(this.root));
-    } catch { // the browser's storage, about 5 MB for all chats, is full
-      this.status.className = "status wrong";
-      this.status.textContent = "The chat does not fit into this browser's storage; Save writes it to a file.";
-    }
+    if (store(KEPT + this.run, JSON.stringify(this.root))) return;
+    this.status.className = "status wrong";
+    this.status.textContent = "The chat does not fit into this browser's storage; Save writes it to a file.";
   }
 
   // The shown messages, each with the one before it

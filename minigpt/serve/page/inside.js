@@ -1,7 +1,7 @@
 // Look inside the model at the notebook's text: attention, logit lens, heads and residual stream, in explain's own
 // pictures. Heads and layers can be switched off or scaled, and all pictures follow.
 /* global el, drawExplanation, constants, edges, percent, token, nats */
-import { ask } from "./api.js";
+import { ask, read } from "./api.js";
 import { keepText, models, noModel, notebookText } from "./notebook.js";
 import { button, count, counted, during, labelled } from "./words.js";
 
@@ -50,11 +50,10 @@ class Inside {
     this.panel.replaceChildren(labelled("Text (the notebook's); the pictures follow as you write", this.area),
       el("div", { class: "row" }, labelled("Model", this.model)), this.status, this.effect, this.layers, this.pictures);
     // The same files as on explain's page; they hold no text of a run
-    const read = async (name, around) => new DOMParser().parseFromString(
-      `<${around}>${await (await fetch(`/page/explain/${name}`)).text()}</${around}>`,
-      "text/html").body.firstElementChild;
+    const part = async (name, around) => new DOMParser().parseFromString(
+      `<${around}>${await read(`/page/explain/${name}`)}</${around}>`, "text/html").body.firstElementChild;
     const found = await during(this.status, "Reading …",
-      () => Promise.all([read("symbols.html", "dl"), read("sections.html", "div")]));
+      () => Promise.all([part("symbols.html", "dl"), part("sections.html", "div")]));
     if (!found) return;
     const [symbols, sections] = found;
     symbols.className = "symbols";
@@ -133,7 +132,11 @@ class Inside {
   sliders({ layers }) {
     if (this.layers.childElementCount > 1) return;
     const names = Array.from({ length: layers }, (_, layer) => [`attention ${layer}`, `feed-forward ${layer}`]).flat();
-    const all = button("All as trained", () => { this.allOn(); this.look(); }, { kind: "small" });
+    const all = button("All as trained", () => {
+      this.allOn();
+      this.layers.firstElementChild.focus(); // the button is gone
+      this.look();
+    }, { kind: "small" });
     this.layers.append(el("div", { class: "scales" }, ...names.map((name) => {
       const range = el("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1 });
       const shown = el("output", {}, "× 1");

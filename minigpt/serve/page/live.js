@@ -2,6 +2,7 @@
 /* global el */
 import { ask, query } from "./api.js";
 import { Curve } from "./curve.js";
+import { store } from "./storage.js";
 import { button, code, copier, count, counted, during, duration, empty, figure, megabytes, plain, segments, sentence,
   short } from "./words.js";
 
@@ -108,7 +109,7 @@ class Live {
     this.boxes = { loss: box("loss"), lr: box("lr"), grad_norm: box("grad_norm"), tokens_per_second: box("speed") };
     this.units = segments("Unit of the loss", [["loss", "Loss"], ["bits", "Bits per byte"]], this.unit, (unit) => {
       this.unit = unit;
-      localStorage.setItem("minigpt-unit", unit);
+      store("minigpt-unit", unit);
       this.draw();
     });
     const small = (name, about) => el("figure", { class: "small-chart" },

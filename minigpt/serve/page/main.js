@@ -1,6 +1,6 @@
 // The frame of the page: the list of runs, the chosen run, and the part that is shown. The address has both: #live/my
 /* global el */
-import { ask, door, keep, Problem } from "./api.js";
+import { ask, door, keep, Problem, unanswered } from "./api.js";
 import { button, counted, empty, megabytes, sentence, short } from "./words.js";
 import * as live from "./live.js";
 import * as learn from "./learn.js";
@@ -161,9 +161,13 @@ async function show() {
     shown = "";
     return;
   }
-  const done = await PARTS[part].show(panel, app);
-  if (panel.isConnected) close = done;
-  else done();
+  const before = unanswered.count, done = await PARTS[part].show(panel, app);
+  if (!panel.isConnected) {
+    done();
+    return;
+  }
+  close = done;
+  if (unanswered.count > before) shown = ""; // `again` opens it once more
 }
 
 function unfold(open) {
@@ -203,7 +207,8 @@ function again() {
   timer = setTimeout(async () => {
     if (!document.hidden) {
       await look();
-      if (!shown && app.line) await show();
+      const answers = find("alert").hidden;
+      if (answers && !shown && (app.line || OF_ALL.has(app.part))) await show();
     }
     again();
   }, EVERY);

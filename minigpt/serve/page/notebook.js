@@ -3,6 +3,7 @@
 import { ask, query, stream } from "./api.js";
 import { Ghost } from "./ghost.js";
 import { Settings } from "./settings.js";
+import { store } from "./storage.js";
 import { button, choice, count, counted, during, empty, labelled, link } from "./words.js";
 
 export const title = "Notebook";
@@ -10,15 +11,7 @@ const TEXT = "minigpt-notebook"; // key in the browser's storage: one text for a
 const AHEAD = 16; // tokens of a suggestion
 
 export const notebookText = () => localStorage.getItem(TEXT) ?? "";
-// Whether the browser's storage had room for the text
-export function keepText(text) {
-  try {
-    localStorage.setItem(TEXT, text);
-    return true;
-  } catch {
-    return false;
-  }
-}
+export const keepText = (text) => store(TEXT, text);
 // Set by another part if the model should continue the text at once
 export const pending = { go: false };
 
@@ -88,7 +81,7 @@ class Notebook {
     suggest.checked = this.ghost.on;
     suggest.addEventListener("change", () => {
       this.ghost.on = suggest.checked;
-      localStorage.setItem("minigpt-suggest", suggest.checked ? "yes" : "no");
+      store("minigpt-suggest", suggest.checked ? "yes" : "no");
       if (!suggest.checked) this.ghost.clear();
     });
     this.area.addEventListener("input", () => this.typed());

@@ -2,6 +2,7 @@
 // memory used.
 /* global el */
 import { ask, query } from "./api.js";
+import { forget } from "./chat.js";
 import { askFirst, button, code, copier, count, counted, during, duration, empty, figure, megabytes, segments, short,
   when } from "./words.js";
 
@@ -144,6 +145,7 @@ class Runs {
       "Delete it");
     if (!sure) return;
     if (!await during(this.status, "Deleting …", () => ask("/api/delete", { name: run.name }))) return;
+    forget(run.name);
     this.open = "";
     if (this.app.run === run.name) {
       this.app.run = "";

@@ -50,13 +50,14 @@ class Start {
     this.line = el("pre", { class: "line", tabindex: 0 });
     this.command = el("div", { hidden: true }, el("p", { class: "note" }, "This is the command that will run:"),
       this.line, copier(() => this.line.textContent));
+    this.unused = el("div", { role: "status" });
     this.panel.replaceChildren(
       el("h2", {}, "1. A text"), drop, this.sending,
       el("div", { class: "row" }, labelled("Or choose a known text", this.source)), this.about,
       el("h2", {}, "2. A time"), el("div", { class: "row" }, labelled("Train for", this.time), this.plan),
       this.chosen, fold, this.expected,
       el("h2", {}, "3. A name"), el("div", { class: "row" }, labelled("Name of the run", this.name), this.go),
-      this.status, this.command);
+      this.status, this.command, this.unused);
     this.check();
   }
 
@@ -98,6 +99,7 @@ class Start {
     this.complain(found.wrong);
     this.command.hidden = !found.line;
     this.line.textContent = found.line;
+    this.unused.replaceChildren(...found.unused.map((line) => el("p", { class: "note" }, line)));
     return !found.wrong.length;
   }
 

@@ -23,7 +23,7 @@ from minigpt.serve.api.errors import ApiError
 from minigpt.serve.api.prompts import encode
 from minigpt.serve.api.state import State
 from minigpt.serve.workbench import details
-from minigpt.serve.workbench.form import form, wrong
+from minigpt.serve.workbench.form import form, unused, wrong
 from minigpt.serve.workbench.inside import Inside
 from minigpt.serve.workbench.notes import read_note, write_note
 from minigpt.serve.workbench.process import Started, usage_of
@@ -282,14 +282,16 @@ class Workbench:
         return {"sections": form()}
 
     def check(self, asked: NewRunRequest) -> dict[str, Any]:
-        """What is wrong with the settings and the name, one line each; if nothing is, the command that would run."""
+        """What is wrong with the settings and the name; if nothing is, what has no effect, and the command to run."""
         found, source = wrong(asked.settings), self.kept.find(asked.text)
         try:
             path = self.kept.place(asked.name)
         except RunError as error:
-            return {"wrong": [*found, str(error)], "line": ""}
-        words = [] if found else train_words(source, asked.budget, asked.settings, path)
-        return {"wrong": found, "line": shlex.join(["minigpt", *words]) if words else ""}
+            return {"wrong": [*found, str(error)], "unused": [], "line": ""}
+        if found:
+            return {"wrong": found, "unused": [], "line": ""}
+        words = train_words(source, asked.budget, asked.settings, path)
+        return {"wrong": [], "unused": unused(asked.settings, asked.budget), "line": shlex.join(["minigpt", *words])}
 
     async def plan(self, asked: NewRunRequest) -> dict[str, Any]:
         """What `--budget` would choose, and what loss, size and memory to expect. This measures the machine."""
