@@ -269,6 +269,8 @@ def test_explicit_settings_are_kept_and_the_rest_is_chosen_around_them():
         assert given(rule.shape(2, 32, 64, 65)).model.num_heads == rule.heads(width) == heads
     both = _Settings(None, {"model.embed_dim": 80, "model.num_heads": 5})
     assert both(rule.shape(2, 32, 64, 65)).model.num_heads == 5
+    six = _Settings(None, {"model.num_heads": 6})  # which do not divide the default width
+    assert six({}).model.embed_dim == 48 and six(rule.shape(4, 192, 64, 65)).model.num_heads == 6
     heads_of_all = [1, 1, 2, 3, 3, 2, 2, 3, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32]
     assert [rule.heads(width) for _, width in rule.LADDER] == heads_of_all
     assert own(optimizer__learning_rate=1e-3, schedule__kind="cosine").config.schedule.kind == "cosine"

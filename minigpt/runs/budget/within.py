@@ -172,8 +172,9 @@ class _Settings:
     def __init__(self, recipe: str | None, settings: Mapping[str, Any]):
         if given := [name for name in LENGTHS if settings.get(name) is not None]:
             raise ConfigError(f"{given[0]}: --budget chooses how long to train; give one of the two")
-        width = load_config(recipe, settings).model.embed_dim  # reports all mistakes at once
         self.own: dict[str, Any] = recipe_settings(recipe, settings) | dict(settings) | dict.fromkeys(LENGTHS)
+        self.width = self._fitting_width()
+        width = load_config(recipe, {**self.width, **settings}).model.embed_dim  # reports all mistakes at once
         given = {name for name in ("embed_dim", "num_heads", "num_kv_heads") if f"model.{name}" in self.own}
         self.heads = {"model.num_heads": rule.heads(width)} if given == {"embed_dim"} else {}
         self.written = written(recipe, settings)
@@ -182,7 +183,14 @@ class _Settings:
 
     def __call__(self, chosen: Mapping[str, Any]) -> RunConfig:
         """The config with the chosen settings, except where the person has given a value."""
-        return load_config(None, {**self.tokenizer, **chosen, **self.heads, **self.own, **self.ids})
+        return load_config(None, {**self.width, **self.tokenizer, **chosen, **self.heads, **self.own, **self.ids})
+
+    def _fitting_width(self) -> dict[str, Any]:
+        """If the person gives heads but no width: the smallest width of the rule that they divide, if there is one."""
+        heads = self.own.get("model.num_heads")
+        if "model.embed_dim" in self.own or not isinstance(heads, int) or heads < 1:
+            return {}
+        return next(({"model.embed_dim": width} for _, width in rule.LADDER if width % (2 * heads) == 0), {})
 
     def choose_tokenizer(self, characters: int) -> None:
         """Choose the tokenizer by the text's size, if the person names none.
