@@ -384,6 +384,7 @@ def test_a_small_text_is_called_small(tmp_path: Path):
         r"passes over 0.0\d+ MB, dropout 0\.\d.*; more passes would not help", found.explain()
     )
     assert rule.rates(500, 3, 1)["train.early_stopping"] is None
+    assert [rule.rates(steps, 3, 1)["optimizer.momentum"] for steps in (500, 5000)] == [0.9, 0.95]
     assert rule.rates(500, 20, 1)["train.early_stopping"] == rule.PATIENCE
 
 
