@@ -76,7 +76,7 @@ def config_of(kind: str, optimizer: str, steps: int, more: dict[str, Any]) -> Ru
              "device": "cpu", "ema_decay": 0.9}  # fmt: skip
     return RunConfig.model_validate({
         "model": MODEL | more.get("model", {}),
-        "optimizer": {"kind": optimizer, "learning_rate": 0.02 if optimizer == "muon" else 3e-3, "adamw_ratio": 0.15},
+        "optimizer": {"kind": optimizer, "learning_rate": 3e-3 if optimizer == "adamw" else 0.02, "adamw_ratio": 0.15},
         "schedule": {"warmup_steps": 2},
         "train": train | more.get("train", {}),
         "parallel": {"kind": kind} | more.get("parallel", {}),

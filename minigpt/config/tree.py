@@ -250,24 +250,30 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) for the matrices inside the blocks."""
 
-    kind: Literal["adamw", "muon"] = "muon"
-    """muon (adamw still updates embeddings, head, norms and biases), or adamw for all weights."""
+    kind: Literal["adamw", "muon", "normuon"] = "muon"
+    """muon (adamw still updates embeddings, head, norms and biases), normuon (the same with rows of equal size), or
+    adamw for all weights."""
     learning_rate: PositiveFloat = 0.02
-    """Peak learning rate. For muon: the spectral norm of one update of a square matrix. For adamw: its usual rate
-    (default: 2e-3 x sqrt(256 / embed_dim)). The rates of all weights are multiples of it."""
+    """Peak learning rate. For muon and normuon: the spectral norm of one update of a square matrix (normuon: about).
+    For adamw: its usual rate (default: 2e-3 x sqrt(256 / embed_dim)). The rates of all weights are multiples of it."""
     adamw_ratio: PositiveFloat = 0.2
-    """muon: the rate of the weights that adamw updates, as a share of learning_rate (a run's default: by width,
-    0.2 x sqrt(256 / embed_dim))."""
+    """muon, normuon: the rate of the weights that adamw updates, as a share of learning_rate (a run's default: by
+    width, 0.2 x sqrt(256 / embed_dim))."""
     momentum: Fraction = 0.95
-    """muon: decay of the gradient's running mean."""
+    """muon, normuon: decay of the gradient's running mean."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices (embeddings too); norms and biases are not decayed."""
     beta1: Fraction = 0.9
     """Decay of the gradient's running mean."""
     beta2: Fraction = 0.95
-    """Decay of the squared gradient's running mean."""
+    """Decay of the squared gradient's running mean. normuon: of a row's mean square too."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
+
+    @property
+    def has_muon(self) -> bool:
+        """Whether Muon, with or without even rows, updates the matrices inside the blocks."""
+        return self.kind != "adamw"
 
 
 class ScheduleConfig(Section):

@@ -217,8 +217,9 @@ def finetune_config(base: LoadedRun, given: Mapping[str, Any]) -> RunConfig:
         problems.append("data.source: name the data to learn from")
     if (config.finetune.seq_len or 1) > config.model.max_seq_len:
         problems.append(f"finetune.seq_len: the model reads {config.model.max_seq_len} tokens at most")
-    if config.optimizer.kind == "muon" and (config.lora.rank or config.finetune.layer_decay < 1):
-        problems.append("optimizer.kind: muon goes with neither lora nor finetune.layer_decay; choose adamw")
+    if config.optimizer.has_muon and (config.lora.rank or config.finetune.layer_decay < 1):
+        kind = config.optimizer.kind
+        problems.append(f"optimizer.kind: {kind} goes with neither lora nor finetune.layer_decay; choose adamw")
     if not config.lora.rank and config.lora != AdapterConfig():
         problems.append("lora: rank is 0, so there is no adapter; give --lora.rank 8")
     if config.lora.rank and config.train.average:

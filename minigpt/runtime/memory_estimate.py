@@ -57,14 +57,14 @@ def training_memory(
         config: the shape; `attention` is the kernel.
         batch: number of sequences in one forward pass, the micro-batch.
         runtime: device and precision. A block of this shape makes four short passes there, to measure what it keeps.
-        optimizer: adamw (two moments), or muon (one for the blocks' matrices, and memory for its products).
+        optimizer: adamw (two moments), or muon, normuon (one for the blocks' matrices, and memory for its products).
         ema: whether there is a running average of the weights.
         accumulates: whether gradients are kept while the next micro-batch is computed.
         shards: number of ranks that share weights, gradients, optimizer and average (FSDP).
         checkpointing: blocks keep only their input, and are computed again in the backward pass.
     """
     shapes = [(name, p.numel(), p.dim()) for name, p in build_meta(config).named_parameters()]
-    total, muon = sum(count for _, count, _ in shapes), optimizer == "muon"
+    total, muon = sum(count for _, count, _ in shapes), optimizer != "adamw"
     matrices = sum(count for name, count, dim in shapes if muon and "blocks" in name and dim >= 2)
     pure = runtime.precision == "bf16-pure"
     size = DTYPES[runtime.precision].itemsize  # bytes of a number in a matrix product

@@ -17,12 +17,12 @@ from minigpt.training.muon import Muon
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, precision: str = "bf16", ranks: Ranks = ALONE
 ) -> Optimizer:
-    """AdamW for all parameters; or Muon for the blocks' matrices, with AdamW at a share of its rate for the rest.
+    """AdamW for all parameters; or (Nor)Muon for the blocks' matrices, with AdamW at a share of its rate for the rest.
 
     Matrices and embeddings have weight decay; norms and biases do not.
     """
-    pieces = hidden_matrices(model) if config.kind == "muon" else {}
-    share = config.adamw_ratio if config.kind == "muon" else 1.0
+    pieces = hidden_matrices(model) if config.has_muon else {}
+    share = config.adamw_ratio if config.has_muon else 1.0
     parameters = [p for p in model.parameters() if p.requires_grad and p not in pieces]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay, "lr_scale": share},
@@ -34,7 +34,8 @@ def make_optimizer(
     if not pieces:
         return adamw
     dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # the type of the run's matrix products
-    return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, dtype, ranks)
+    rows = config.beta2 if config.kind == "normuon" else None
+    return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, rows, dtype, ranks)
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

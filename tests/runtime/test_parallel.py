@@ -45,7 +45,7 @@ def check(results: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_does_and_send_gradients_once_a_step(tmp_path: Path) -> None:
-    cases = [["ddp", "adamw", {}], ["fsdp", "muon", {"parallel": {"activation_checkpointing": True}}]]
+    cases = [["ddp", "adamw", {}], ["fsdp", "normuon", {"parallel": {"activation_checkpointing": True}}]]
     results = compare(2, 4, cases, tmp_path)
     check(results)
     assert all(result["tensors"] < 1e-5 for result in results), "weights, their average, and the optimizer's state"

@@ -1,5 +1,7 @@
 """Test Muon against torch's own, and against the singular value decomposition that it approximates."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -61,6 +63,44 @@ def test_steps_equal_torchs_muon() -> None:
     assert rest.abs().min() > 0, "AdamW updates the other parameters"
 
 
+def test_normuon_evens_the_rows_and_keeps_the_size_of_the_update() -> None:
+    weights = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
+    even, plain = weights.clone().requires_grad_(), weights.clone().requires_grad_()
+    adamw = torch.optim.AdamW([torch.zeros(2, requires_grad=True)])
+    optimizers = [
+        Muon({matrix: [7, 5]}, adamw, 1.0, 0.9, 0.0, rows, torch.float32)
+        for matrix, rows in ((even, 0.8), (plain, None))
+    ]
+    mean = torch.zeros(12, dtype=torch.float64)
+    for step in range(4):
+        even.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(step)) * torch.arange(1.0, 13.0)[:, None]
+        plain.grad = even.grad.clone()
+        before = even.detach().clone(), plain.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        ours, muons = (old - new.detach() for old, new in zip(before, (even, plain), strict=True))
+        # the definition (section 3 of the paper), in double precision, with the mean's bias corrected
+        mean = 0.8 * mean + 0.2 * muons.double().square().mean(1)
+        expected = muons.double() / (mean / (1 - 0.8 ** (step + 1))).sqrt()[:, None]
+        expected *= muons.double().norm() / expected.norm()
+        torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
+        if step == 0:  # the mean is that of this update, so all rows are equally large
+            sizes = ours.norm(dim=1)
+            torch.testing.assert_close(sizes, sizes.mean().expand(12))
+            assert muons.norm(dim=1).std() > 0.05
+
+
+def test_a_gradient_of_zero_moves_nothing() -> None:
+    model = GPT(SHAPE)
+    optimizer = make_optimizer(model, OptimizerConfig(kind="normuon", weight_decay=0.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = model.weights()
+    optimizer.step()
+    for name, tensor in model.weights().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_muon_takes_each_block_matrix_and_splits_stacked_ones() -> None:
     model = GPT(SHAPE)
     pieces = {name: hidden_matrices(model).get(p) for name, p in model.named_parameters()}
@@ -74,13 +114,14 @@ def test_muon_takes_each_block_matrix_and_splits_stacked_ones() -> None:
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
-def test_state_survives_a_checkpoint_bit_for_bit() -> None:
+@pytest.mark.parametrize("kind", ["muon", "normuon"])
+def test_state_survives_a_checkpoint_bit_for_bit(kind: Any) -> None:
     def step(model: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
         for index, parameter in enumerate(model.parameters()):
             parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed + index))
         optimizer.step()
 
-    config = OptimizerConfig(kind="muon")
+    config = OptimizerConfig(kind=kind)
     model, again = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)
     optimizer, other = make_optimizer(model, config), make_optimizer(again, config)
     step(model, optimizer, 0)

@@ -3,7 +3,7 @@
     shape        the ladder below, from 2 layers of 32 to 24 of 2,048; heads of 64 (32 below a width of 128)
     context      sqrt(tokens) / 8, to the nearest power of two, 32 to 1,024
     batch        all tokens / steps; a run of D tokens has at most about 400 x (D / 200,000)^0.35 steps
-    rates        Muon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
+    rates        NorMuon 0.02; AdamW by width (`default_rate`); 20 steps of warm-up, then linearly to 0
     momentum     0.9 in a run of up to 2,000 steps, then Muon's usual 0.95
     weight decay 0.2 if the text is read more than once, else none
     dropout      none up to 4 passes, then 0.1 more for each doubling, at most 0.4; none in a small model
@@ -159,6 +159,7 @@ def rates(steps: int, epochs: float, density: float) -> dict[str, Any]:
     return {
         "model.dropout": probability,
         "model.locked_dropout": ("input", "block") if probability else (),
+        "optimizer.kind": "normuon",
         "optimizer.momentum": 0.9 if steps <= FEW_STEPS else 0.95,
         "optimizer.beta2": 0.99,
         "optimizer.weight_decay": 0.2 if epochs > 1 else 0.0,
