@@ -13,7 +13,7 @@ from rich.console import Console
 
 from minigpt import __version__, tokenizers
 from minigpt.before_torch import SWITCH
-from minigpt.config import RunConfig, load_config
+from minigpt.config import LENGTHS, RunConfig, load_config
 from minigpt.console import printer, progress_bars, scored_on
 from minigpt.errors import ConfigError, DataError, RunError, UserError
 from minigpt.evals.report import Report
@@ -151,7 +151,8 @@ def execute(
         trainer.resume(saved)
         if resolved.config.train.micro_batch_size != saved.state.micro_batch_size:
             trainer.state.micro_batch_size = None  # the size to which the old one was halved when memory ran out
-        if resume and trainer.done and compare(load_config(RunFolder(plan.path).config), config, strict=True):
+        changed = compare(load_config(RunFolder(plan.path).config), config, strict=True) if resume else []
+        if trainer.done and not {*LENGTHS}.isdisjoint(changed):
             longer = f"give a longer length, such as --train.max-steps {2 * step}"
             raise RunError(f"{plan.path}: is at step {step}, where this length has ended already; {longer}")
         if plan.finished and (trainer.done or not resume):
