@@ -153,8 +153,9 @@ def execute(
             trainer.state.micro_batch_size = None  # the size to which the old one was halved when memory ran out
         changed = compare(load_config(RunFolder(plan.path).config), config, strict=True) if resume else []
         if trainer.done and not {*LENGTHS}.isdisjoint(changed):
-            longer = f"give a longer length, such as --train.max-steps {2 * step}"
-            raise RunError(f"{plan.path}: is at step {step}, where this length has ended already; {longer}")
+            done = trainer.state.step
+            longer = f"give a longer length, such as --train.max-steps {2 * done}"
+            raise RunError(f"{plan.path}: is at step {done}, where this length has ended already; {longer}")
         if plan.finished and (trainer.done or not resume):
             trainer.state = saved.train
             own = f"minigpt train {quoted(RunFolder(plan.path).config.as_posix())} " if task.command == "train" else ""
