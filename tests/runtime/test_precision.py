@@ -97,7 +97,7 @@ def test_an_attention_kernel_that_cannot_compute_here_is_told(precision: str, to
     assert ("model.attention: fused is for a CPU in fp32" in capsys.readouterr().out) is told
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "normuon"])
 def test_masters_take_the_same_steps_as_fp32_weights(kind: str) -> None:
     config = OptimizerConfig(kind=kind, weight_decay=0.3)
     plain, low = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)
@@ -147,7 +147,7 @@ def test_small_updates_add_up_in_masters_and_vanish_in_bf16_weights() -> None:
     assert norm.weight.float().mean().item() == pytest.approx(0.9, abs=0.004)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "normuon"])
 def test_a_resumed_bf16_run_is_bit_identical_with_fp32_masters(kind: str, tmp_path: Path) -> None:
     whole = trainer("bf16-pure", kind=kind, max_steps=12)
     whole.run()
@@ -185,7 +185,7 @@ def test_the_fp16_scaler_unscales_before_clipping_and_skips_infinity() -> None:
     assert scaler.get_scale() == 512.0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "normuon"])
 def test_fp16_learns_and_overcomes_a_scale_that_is_far_too_large(kind: str) -> None:
     run = trainer("fp16", rate=1e-2, kind=kind, max_steps=24)
     assert run.scaler is not None
