@@ -93,8 +93,8 @@ def with_settings(base: type) -> type:
 
 def asked_settings(args: Any) -> dict[str, Any]:
     """The settings of the preset and of the flags. Raises ConfigError, so that wrong ones are reported before the model
-    loads; they are checked together with the run's own, which may need each other. A line names
-    each flag that has no effect.
+    loads; they are checked together with the run's own, which may need each other. A line names each flag that has no
+    effect.
     """
     given = {name: getattr(args, name) for name in GenerationConfig.model_fields}
     given = {name: value for name, value in given.items() if value is not None}

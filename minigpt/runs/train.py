@@ -151,11 +151,12 @@ def execute(
         trainer.resume(saved)
         if resolved.config.train.micro_batch_size != saved.state.micro_batch_size:
             trainer.state.micro_batch_size = None  # the size to which the old one was halved when memory ran out
-        changed = compare(load_config(RunFolder(plan.path).config), config, strict=True) if resume else []
-        if trainer.done and not {*LENGTHS}.isdisjoint(changed):
-            done = trainer.state.step
-            longer = f"give a longer length, such as --train.max-steps {2 * done}"
-            raise RunError(f"{plan.path}: is at step {done}, where this length has ended already; {longer}")
+        if resume and trainer.done:
+            changed = compare(load_config(RunFolder(plan.path).config), config, strict=True)
+            if not {*LENGTHS}.isdisjoint(changed):
+                done = trainer.state.step
+                longer = f"give a longer length, such as --train.max-steps {2 * done}"
+                raise RunError(f"{plan.path}: is at step {done}, where this length has ended already; {longer}")
         if plan.finished and (trainer.done or not resume):
             trainer.state = saved.train
             own = f"minigpt train {quoted(RunFolder(plan.path).config.as_posix())} " if task.command == "train" else ""

@@ -53,7 +53,7 @@ class Muon:
         adamw: the optimizer of all other parameters.
         lr: Muon's rate.
         momentum, weight_decay: decay of the gradient's running mean; decoupled weight decay.
-        rows: for NorMuon, decay of the running mean of a row's squared size; None for Muon.
+        row_beta: for NorMuon, decay of the running mean of a row's squared size; None for Muon.
         dtype: dtype of the orthogonalisation. bf16 is precise enough; use it on devices where it is fast.
         ranks: if each rank holds a part of a matrix, every rank computes the whole update and uses its part.
     """
@@ -65,11 +65,11 @@ class Muon:
         lr: float,
         momentum: float,
         weight_decay: float,
-        rows: float | None = None,
+        row_beta: float | None = None,
         dtype: torch.dtype = torch.bfloat16,
         ranks: Ranks = ALONE,
     ):
-        self.pieces, self.adamw, self.rows, self.dtype, self.ranks = pieces, adamw, rows, dtype, ranks
+        self.pieces, self.adamw, self.row_beta, self.dtype, self.ranks = pieces, adamw, row_beta, dtype, ranks
         own = {"params": list(pieces), "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.param_groups = [own, *adamw.param_groups]
         self.state = adamw.state  # checkpoints and schedules see one optimizer
@@ -94,12 +94,12 @@ class Muon:
             for piece, update in zip(members, updates, strict=True):
                 piece.copy_(update)  # a view of `ahead`
         for parameter, update in wholes:
-            if self.rows is not None:
-                self._even_rows(parameter, update, self.rows)
+            if self.row_beta is not None:
+                self._even_rows(parameter, update, self.row_beta)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(self.ranks.own(update, parameter), alpha=-group["lr"])
 
-    def _even_rows(self, parameter: Tensor, update: Tensor, decay: float) -> None:
+    def _even_rows(self, parameter: Tensor, update: Tensor, beta: float) -> None:
         """Divide each row of the update [R, C] by its usual size, and keep the size of the whole, in place.
 
         The running mean begins at zero: what that changes is the same for all rows, and so without effect.
@@ -107,6 +107,6 @@ class Muon:
         state, size = self.state[parameter], update.norm()
         if "rows" not in state:
             state["rows"] = self.ranks.own(update.new_zeros(len(update), 1), parameter)
-        state["rows"].lerp_(self.ranks.own(update.square().mean(1, keepdim=True), parameter), 1 - decay)
+        state["rows"].lerp_(self.ranks.own(update.square().mean(1, keepdim=True), parameter), 1 - beta)
         update.div_(self.ranks.whole(state["rows"]).sqrt().clamp(min=1e-12))
         update.mul_(size / update.norm().clamp(min=1e-12))

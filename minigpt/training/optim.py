@@ -34,8 +34,8 @@ def make_optimizer(
     if not pieces:
         return adamw
     dtype = torch.float32 if precision in ("fp32", "tf32") else torch.bfloat16  # the type of the run's matrix products
-    rows = config.beta2 if config.kind == "normuon" else None
-    return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, rows, dtype, ranks)
+    row_beta = config.beta2 if config.kind == "normuon" else None
+    return Muon(pieces, adamw, config.learning_rate, config.momentum, config.weight_decay, row_beta, dtype, ranks)
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

@@ -334,10 +334,14 @@ def test_a_file_that_misses_the_place_for_texts_does_not_replace_the_page(browse
         assert page.evaluate(dropped, False) == [False, False]
 
 
+def look_inside(page: Any) -> None:
+    page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")
+    go(page, "inside", "base")
+
+
 def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
-        page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")
-        go(page, "inside", "base")
+        look_inside(page)
         page.wait_for_selector("#grid canvas")
         page.focus("#grid button >> nth=1")
         name = page.evaluate("document.activeElement.ariaLabel")
@@ -348,8 +352,7 @@ def test_the_keyboard_stays_on_the_head_that_it_switches(browser: Any, tmp_path:
 
 def test_the_keyboard_stays_in_place_when_all_parts_are_as_trained(browser: Any, tmp_path: Path):
     with opened(browser, tmp_path) as page:
-        page.evaluate("localStorage.setItem('minigpt-notebook', 'the cat sat on a mat')")
-        go(page, "inside", "base")
+        look_inside(page)
         page.click("text=Scale or switch off layers")
         page.focus("text=All as trained")
         page.keyboard.press("Enter")

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minigpt import torchrun
 from minigpt.errors import MiniGPTError, ParallelError, first_line
 from minigpt.runtime.parallel.wrap import Replicated, Sharded
 from minigpt.runtime.ranks import Made, Ranks
@@ -68,7 +69,7 @@ class Processes(Ranks):
 
     def __init__(self, device: torch.device, timeout: timedelta):
         self.device, self.timeout, self.on_gpu = device, timeout, device.type == "cuda"
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.world = torchrun.rank(), torchrun.world()
         self.local = int(os.environ.get("LOCAL_RANK", self.rank))
         self.hosts = [socket.gethostname()] * self.world
         self.store: Store | None = None
