@@ -47,8 +47,7 @@ class Metrics(Hook):
     def on_start(self, trainer: Trainer) -> None:
         """Drop the lines that a killed run wrote after its checkpoint, then start the clock."""
         keep_lines(self.path, trainer.state.step or -1)
-        runtime = trainer.runtime
-        self.peak = peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
+        self.peak = self._ceiling(trainer)
         self._restart(trainer)
 
     def on_first_loss(self, trainer: Trainer, loss: float) -> None:
@@ -79,7 +78,10 @@ class Metrics(Hook):
         trainer.runtime.synchronise()
         spent = time.perf_counter() - self.clock - (trainer.eval_seconds - self.eval_seconds)
         speed = (state.step - self.first_step) * trainer.batches.tokens_per_step / max(spent, 1e-9)
-        parts = context_parts(trainer.progress, trainer.schedule)
+        rate = speed * self.flops(context_parts(trainer.progress, trainer.schedule))
+        if rate > self.peak:  # other programs ran while the ceiling was measured, so measure it again
+            peak_flops.cache_clear()
+            self.peak = max(rate, self._ceiling(trainer))
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": round(trainer.epoch, 4),
@@ -88,13 +90,18 @@ class Metrics(Hook):
             **({"loss": finite[:, 0].mean().item(), "grad_norm": finite[-1, 1].item()} if len(finite) else {}),
             "lr": trainer.lr,
             "tokens_per_second": round(speed, 1),
-            "mfu": round(speed * self.flops(parts) / self.peak, 4),
+            "mfu": round(rate / self.peak, 4),
         }
         if evaluated and state.val_loss is not None:
             line |= self._evaluated(state.val_loss)
         if len(finite) < len(steps):
             line["skipped"] = len(steps) - len(finite)
         self._write(trainer, line)
+
+    def _ceiling(self, trainer: Trainer) -> float:
+        """FLOP/s of a large matrix product on all ranks together."""
+        runtime = trainer.runtime
+        return peak_flops(str(runtime.device), runtime.precision) * runtime.ranks.world
 
     def _evaluated(self, loss: float) -> dict[str, float]:
         """The keys of an evaluation in a line."""
