@@ -327,6 +327,10 @@ class TrainConfig(Section):
     """Largest norm of the gradient (0: no clipping)."""
     label_smoothing: Fraction = 0.0
     """Share of the target's probability that is spread evenly over the vocabulary."""
+    share_unused: bool = True
+    """From scratch: if 4,096 or more ids of the tokenizer do not occur in the training text, they share one row of the
+    output matrix while the model is trained. A step then computes fewer logits: with gpt2 and a small text, less than
+    half. No effect with label smoothing or parallel.kind fsdp."""
     masked_inputs: Fraction = 0.0
     """Learn from each batch a second time with some input tokens masked; for texts that are read many times. The masked
     share of each sequence is drawn from 0 to this, such as 0.5 (0: off). A step takes twice the time."""

@@ -26,3 +26,13 @@ def token_counts(tokens: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
 def holds(tokens: npt.NDArray[Any], id_: int) -> bool:
     """Whether an id is among the tokens [N]."""
     return any(bool((block == id_).any()) for block in blocks(tokens))
+
+
+def used_ids(tokens: npt.NDArray[Any], size: int, most: int) -> npt.NDArray[np.bool_] | None:
+    """Which ids below `size` are among the tokens [N]: [size]. None as soon as more than `most` are found."""
+    used = np.zeros(size, np.bool_)
+    for block in blocks(tokens):
+        used[block] = True
+        if np.count_nonzero(used) > most:
+            return None
+    return used

@@ -23,6 +23,7 @@ from minigpt.model.inputs import Places, Table, make_inputs
 from minigpt.model.kernels.chunked_loss import Terms, head_loss, loss_terms
 from minigpt.model.kernels.dropout import drop, word_dropout
 from minigpt.model.parts import ATTENTION, Attention, Block, FeedForward, Norm, Rotary, rotary_tables
+from minigpt.model.shared_row import SharedRow
 
 Reader = Callable[["GPT", Tensor, KVCache | None, Tensor | None], Tensor]
 """(model, tokens [B, T], cache, pads) -> hidden [B, T, C]."""
@@ -71,6 +72,7 @@ class GPT(nn.Module):
         self.config = config
         self.source: Path | None = None  # the run or directory that the weights came from
         self.loss_terms: Terms | None = None  # set by `compiled`: the compiled form
+        self.shared: SharedRow | None = None  # set during a training run, and used in training mode only
         self.embedding: nn.Embedding = Table(config.padded_vocab_size, config.embed_dim)
         inputs = make_inputs(config)
         for name, module in inputs.items():
@@ -139,9 +141,15 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, *, valid: int | Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Compute `next_token_loss` of tokens [B, T], a scalar. Many logits are computed and used piece by piece."""
-        size, terms = cast(int, self.config.vocab_size), self.loss_terms
         return head_loss(
-            self.head, self.hidden(tokens), targets, size, valid=valid, label_smoothing=label_smoothing, terms=terms
+            self.head,
+            self.hidden(tokens),
+            targets,
+            cast(int, self.config.vocab_size),
+            valid=valid,
+            label_smoothing=label_smoothing,
+            terms=self.loss_terms,
+            shared=self.shared if self.training else None,
         )
 
     def use_attention(self, name: str) -> None:

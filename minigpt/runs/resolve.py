@@ -14,11 +14,14 @@ from rich.console import Console
 from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import counted, printer
 from minigpt.data.clean import clean_text
+from minigpt.data.counts import used_ids
 from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
 from minigpt.model.learner import Learner
-from minigpt.runs.task import Task
+from minigpt.model.shared_row import SharedRow
+from minigpt.runs.feeds import Feed
+from minigpt.runs.task import FromScratch, Task
 from minigpt.runtime.autotune import Choice, choose
 from minigpt.runtime.device import Runtime, make_runtime
 from minigpt.runtime.memory import too_large
@@ -31,6 +34,9 @@ from minigpt.training.loop import BatchSource
 from minigpt.training.memory import UnbuiltRun, choose_micro_batch, to_move
 from minigpt.training.objective import MaskedInputs, Objective
 from minigpt.weights.checkpoint_state import CheckpointState
+
+LEAST_UNUSED = 4096
+"""With fewer ids that a text does not have, sharing a row would gain little."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,12 @@ def resolve(
     return Resolved(config.changed(train={"micro_batch_size": size}), runtime, placement)
 
 
-def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task: Task) -> tuple[GPT, Learner, Learner]:
+def make_learner(
+    config: RunConfig, runtime: Runtime, placement: Placement, task: Task, shared: SharedRow | None = None
+) -> tuple[GPT, Learner, Learner]:
     """Make the model with its initial weights. Returns (model, what a step calls, what an evaluation calls)."""
     model = task.model(config)
+    model.shared = shared
     model.use_attention(config.model.attention)
     if runtime.precision == "fp8":
         use_fp8(model)
@@ -101,6 +110,18 @@ def make_learner(config: RunConfig, runtime: Runtime, placement: Placement, task
         stepped = Objective(cast(GPT, stepped), loss)  # a sharded model has no objective
         evaluated = Objective(model, loss) if task.evaluate_objective else evaluated
     return model, stepped, evaluated
+
+
+def shared_row(
+    config: RunConfig, feed: Feed, placement: Placement, task: Task, device: torch.device
+) -> SharedRow | None:
+    """Which ids share a row (see `train.share_unused`); None if none do."""
+    fits = not config.train.label_smoothing and placement.shards == 1 and isinstance(task, FromScratch)
+    if not (config.train.share_unused and fits and feed.text):
+        return None
+    size = cast(int, config.model.vocab_size)
+    used = used_ids(feed.text.splits["train"].tokens, size, size - LEAST_UNUSED) if size >= LEAST_UNUSED else None
+    return None if used is None else SharedRow.of(used, device)
 
 
 def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:

@@ -27,7 +27,7 @@ from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.load import check_same_tokenizer
 from minigpt.runs.plan import Plan, compare, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
-from minigpt.runs.resolve import Resolved, make_learner, resolve, with_clean_texts
+from minigpt.runs.resolve import Resolved, make_learner, resolve, shared_row, with_clean_texts
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
@@ -46,6 +46,7 @@ from minigpt.training.hooks.metrics import Metrics
 from minigpt.training.hooks.plateau import Plateau
 from minigpt.training.hooks.samples import Samples
 from minigpt.training.hooks.screen import Screen
+from minigpt.training.hooks.sharing import Sharing
 from minigpt.training.hooks.signals import Signals
 from minigpt.training.hooks.tracking import Tracking
 from minigpt.training.memory import MicroBatches, memory_errors
@@ -214,7 +215,12 @@ def build(
 ) -> Trainer:
     """Make the trainer with all its parts; it writes below `path`. `before`: state of the checkpoint to resume from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
-    model, stepped, evaluated = make_learner(config, runtime, placement, task)
+    shared = shared_row(config, feed, placement, task, runtime.device)
+    model, stepped, evaluated = make_learner(config, runtime, placement, task, shared)
+    if shared:
+        shared.tie(model.head)
+        share = f"{len(shared.others):,} of {tokenizer.vocab_size:,} ids"
+        console.print(f"{share} are not in the training text, and share a row: a step computes {shared.count:,} logits")
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)
 
     def validation() -> Iterable[Batch]:
@@ -279,7 +285,9 @@ def make_hooks(
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
     every, prompt, gathers = settings.sample_every, settings.sample_prompt, placement.shards > 1
     samples = Samples(folder.samples, every, prompt, write_sample, tell, gathers)
-    common: list[Hook] = [Average(model, settings.ema_decay)] if settings.ema_decay else []
+    common: list[Hook] = [Sharing(model.shared)] if model.shared else []
+    if settings.ema_decay:
+        common.append(Average(model, settings.ema_decay))
     if settings.average_last:
         common.append(TailAverage(model, settings.average_last))
     if config.schedule.kind == "cosine+plateau":
@@ -288,10 +296,11 @@ def make_hooks(
     if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
         return [*common, Signals(), guard, samples, saver, *last]
     screen, tracking = Screen(console), Tracking(config, path, tell)
+    computed = config.changed(model={"vocab_size": model.shared.count}) if model.shared else config
     metrics = Metrics(
         folder.metrics,
         config.logging.log_every,
-        cache(lambda parts: step_flops(config, task, parts)),
+        cache(lambda parts: step_flops(computed, task, parts)),
         feed.bytes_per_token,
         listeners=(screen.show, tracking.log),
     )
@@ -342,6 +351,7 @@ def _finish(
     model = resolved.placement.whole(trainer.model)
     model.source = path
     model.eval().zero_grad()  # a loop of the caller's own would add to the last step's gradients
+    model.shared = None
     return TrainedRun(path, model, tokenizer, config, trainer.state, rows, ranks.rank, report)
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from minigpt.model.heads import Mixture, output_matrix
 from minigpt.model.kernels import fused
 from minigpt.model.loss import IGNORE, next_token_loss
+from minigpt.model.shared_row import SharedRow
 
 
 def head_loss(
@@ -26,6 +27,7 @@ def head_loss(
     label_smoothing: float = 0.0,
     chunk: int | None = None,
     terms: "Terms | None" = None,
+    shared: SharedRow | None = None,
 ) -> Tensor:
     """`next_token_loss(head(hidden)[..., :vocab_size], targets)`; if there are many logits, they are made in pieces.
 
@@ -37,6 +39,8 @@ def head_loss(
         valid, label_smoothing: as in `next_token_loss`.
         chunk: most logits at once (default: `chunk_logits`).
         terms: a compiled form of `loss_terms`; on a CPU the kernels in C are used instead if they work there.
+        shared: the ids that share a row of the head, which must be linear or a mixture of such; none of them is a
+            target, and there is no label smoothing.
     """
     chunk = chunk or chunk_logits(hidden.device)
 
@@ -44,7 +48,7 @@ def head_loss(
         return next_token_loss(head(hidden)[..., :vocab_size], targets, valid=valid, label_smoothing=label_smoothing)
 
     copies = head.count if isinstance(head, Mixture) else 1
-    if at_once(targets.numel() * vocab_size * copies, chunk):
+    if shared is None and at_once(targets.numel() * vocab_size * copies, chunk):
         return whole(hidden, targets)
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
     if isinstance(head, Mixture):
@@ -62,7 +66,12 @@ def head_loss(
     # Inside `no_grad` a parameter still says that it needs a gradient, which would take two of the three products.
     weight = output_matrix(head).weight
     weight = weight if torch.is_grad_enabled() else weight.detach()
-    total = _ChunkedLoss.apply(hidden, weight, targets, shares, copies, vocab_size, chunk, label_smoothing, terms)
+    extra = 0.0
+    if shared is not None:
+        weight, targets = shared.weight(weight), shared.targets(targets)
+        vocab_size, extra = shared.count, shared.extra
+    sizes = copies, vocab_size, chunk
+    total = _ChunkedLoss.apply(hidden, weight, targets, shares, *sizes, label_smoothing, extra, terms)
     return cast(Tensor, total) / valid
 
 
@@ -127,6 +136,7 @@ class _ChunkedLoss(torch.autograd.Function):
         vocab_size: int,
         chunk: int,
         smoothing: float,
+        extra: float,
         compiled: "Terms | None",
     ) -> Tensor:
         """[N K, C], [V or more, C], [N K], ln of the shares [N K, 1] or None if K is 1 -> a scalar."""
@@ -149,6 +159,7 @@ class _ChunkedLoss(torch.autograd.Function):
             some, wants, count = hidden[part], ids[part], counted[part]
             logits = torch.mm(some, low.T, out=room[: len(some)])
             logits[:, vocab_size:] = float("-inf")  # padding: not in the loss, with zero gradient
+            logits[:, vocab_size - 1] += extra
             wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
@@ -181,7 +192,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of hidden, weight and shares."""
         d_hidden, d_weight, d_shares = (None if own is None else own.mul_(scale) for own in ctx.saved_tensors)
-        return (d_hidden, d_weight, None, d_shares) + 5 * (None,)
+        return (d_hidden, d_weight, None, d_shares) + 6 * (None,)
 
 
 def _smooth(d_hidden: Tensor, d_weight: Tensor | None, hidden: Tensor, low: Tensor, even: Tensor) -> None:
