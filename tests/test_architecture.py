@@ -50,13 +50,14 @@ INSIDE = {
     "data.inspect": "overlap / report",
     "weights": "aside checkpoint_state generation_settings gguf_file huggingface_config quantized sharded torch_file"
     " / checkpoint huggingface / damage gguf llama2c nanogpt pretrained",
-    "model": "activations cache heads learner loss / inputs kernels / reference / norms / parts / gpt / cost ensemble",
+    "model": "activations cache heads learner loss / inputs shared_row / kernels / reference / norms / parts / gpt"
+    " / cost ensemble",
     "model.kernels": "attention dropout fused / chunked_loss",
     "runtime": "memory ranks / device parallel / autotune memory_estimate placement precision",
     "runtime.parallel": "wrap / group",
     "training": "adamw / muon objective schedule / optim step / loop / finetune hooks memory",
-    "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen signals trackers"
-    " / guard sharded_checkpoints tracking",
+    "training.hooks": "average checkpoints early_stopping epochs metrics plateau samples screen sharing signals"
+    " trackers / guard sharded_checkpoints tracking",
     "training.finetune": "distill freeze lora records row_batches / adapters preference",
     "generation": "sampling / engine / fast search / text / chat",
     "generation.sampling": "processors / order",
@@ -70,8 +71,8 @@ INSIDE = {
     "machine": "bench doctor",
     "machine.bench": "rivals shape timing / data machine profile tokenizer / generate train",
     "machine.doctor": "check / kernels machine",
-    "runs": "data lock quantize receipt settings task tiny_run / consolidate feeds load plan record resolve"
-    " / chat_format importing score / compare repeat train / budget finetune / sweep",
+    "runs": "data lock quantize receipt settings task tiny_run / consolidate feeds load plan record"
+    " / resolve / chat_format importing score / compare repeat train / budget finetune / sweep",
     "runs.budget": "amount law / rule / overhead speed / plan / within",
     "export": "card onnx_graph / huggingface / gguf page peft / onnx_directory",
     "export.page": "pattern / pack / check",

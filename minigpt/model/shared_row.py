@@ -1,7 +1,7 @@
 """Share one row of the output matrix among the tokens that a text does not have: a step computes fewer logits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -37,14 +37,18 @@ class SharedRow:
     others: Tensor
 
     @classmethod
-    def of(cls, used: npt.NDArray[np.bool_], device: torch.device | str = "cpu") -> Self:
+    def of(cls, used: npt.NDArray[np.bool_]) -> Self:
         """Make it from which ids have rows of their own: [V]. At least one has not."""
         own, others = (torch.from_numpy(np.flatnonzero(which)) for which in (used, ~used))
         count = len(own) + 1
         places = torch.full((len(used),), len(own))
         places[own] = torch.arange(len(own))
         rows = torch.cat([own, others[:1].expand(-count % 64 + 1)])
-        return cls(rows.to(device), count, places.to(device), others.to(device))
+        return cls(rows, count, places, others)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return replace(self, rows=self.rows.to(device), places=self.places.to(device), others=self.others.to(device))
 
     @property
     def extra(self) -> float:

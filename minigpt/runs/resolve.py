@@ -15,6 +15,7 @@ from minigpt.config import ModelConfig, RunConfig
 from minigpt.console import counted, printer
 from minigpt.data.clean import clean_text
 from minigpt.data.counts import used_ids
+from minigpt.data.prepare import Prepared
 from minigpt.errors import ConfigError, TokenizerError
 from minigpt.model import GPT
 from minigpt.model.inputs import take_masks
@@ -47,17 +48,19 @@ class Resolved:
         config: repeats the run exactly; nothing in it is open or changes later.
         runtime: device, precision, compilation, ranks.
         placement: where the model's tensors are.
+        shared: the ids that share a row, if any do.
     """
 
     config: RunConfig
     runtime: Runtime
     placement: Placement
+    shared: SharedRow | None = None
 
 
 def resolve(
     config: RunConfig,
     tokenizer: Tokenizer,
-    batches: BatchSource,
+    feed: Feed,
     task: Task,
     placement: Placement,
     before: CheckpointState,
@@ -76,18 +79,22 @@ def resolve(
     config = resolve_vocabulary(config, tokenizer)
     check_sample_prompt(config, tokenizer)
     _refuse_what_never_fits(config, placement)
-    config, runtime = pick_kernels(config, batches, before, console, placement)
+    alone = placement.shards == 1 and isinstance(task, FromScratch)
+    shared = shared_row(config, feed.text) if feed.text and alone else None
+    picked, runtime = pick_kernels(as_computed(config, shared), feed.batches, before, console, placement)
+    config = picked.changed(model={"vocab_size": config.model.vocab_size})
+    shared = shared and shared.to(runtime.device)
 
     def make() -> Learner:
-        model, stepped, _ = make_learner(config, replace(runtime, compile=False), placement, task)
+        model, stepped, _ = make_learner(config, replace(runtime, compile=False), placement, task, shared)
         if runtime.precision == "bf16-pure":  # as the run's weights after its optimizer is made
             model.to(torch.bfloat16)
         return stepped
 
     moved = to_move(task.others, runtime.device)
-    run = UnbuiltRun(config, runtime, batches, task.share(config), placement.shards, make, moved)
+    run = UnbuiltRun(config, runtime, feed.batches, task.share(config), placement.shards, make, moved)
     size = choose_micro_batch(run, before.micro_batch_size, printer(console))
-    return Resolved(config.changed(train={"micro_batch_size": size}), runtime, placement)
+    return Resolved(config.changed(train={"micro_batch_size": size}), runtime, placement, shared)
 
 
 def make_learner(
@@ -112,16 +119,18 @@ def make_learner(
     return model, stepped, evaluated
 
 
-def shared_row(
-    config: RunConfig, feed: Feed, placement: Placement, task: Task, device: torch.device
-) -> SharedRow | None:
-    """Which ids share a row (see `train.share_unused`); None if none do."""
-    fits = not config.train.label_smoothing and placement.shards == 1 and isinstance(task, FromScratch)
-    if not (config.train.share_unused and fits and feed.text):
-        return None
+def shared_row(config: RunConfig, text: Prepared) -> SharedRow | None:
+    """Which ids share a row, since the training text does not have them; None if none do (see `train.share_unused`)."""
     size = cast(int, config.model.vocab_size)
-    used = used_ids(feed.text.splits["train"].tokens, size, size - LEAST_UNUSED) if size >= LEAST_UNUSED else None
-    return None if used is None else SharedRow.of(used, device)
+    if not config.train.share_unused or config.train.label_smoothing or size < LEAST_UNUSED:
+        return None
+    used = used_ids(text.splits["train"].tokens, size, size - LEAST_UNUSED)
+    return None if used is None else SharedRow.of(used)
+
+
+def as_computed(config: RunConfig, shared: SharedRow | None) -> RunConfig:
+    """The config with the number of logits that a step computes as its vocabulary: it costs the same."""
+    return config.changed(model={"vocab_size": shared.count}) if shared else config
 
 
 def _refuse_what_never_fits(config: RunConfig, placement: Placement) -> None:

@@ -27,7 +27,7 @@ from minigpt.runs.feeds import Feed, text_feed
 from minigpt.runs.load import check_same_tokenizer
 from minigpt.runs.plan import Plan, compare, default_name, plan_run, planned, write_run_files
 from minigpt.runs.receipt import make_receipt, read_receipt, text_has_changed
-from minigpt.runs.resolve import Resolved, make_learner, resolve, shared_row, with_clean_texts
+from minigpt.runs.resolve import Resolved, as_computed, make_learner, resolve, with_clean_texts
 from minigpt.runs.score import kept_score, score_run
 from minigpt.runs.settings import quoted
 from minigpt.runs.task import FromScratch, Task
@@ -146,7 +146,7 @@ def execute(
             console.print(f"the last bits of results may differ from those before; {SWITCH}={code} gives the same bits")
         config = keep_evaluations(config, plan.path)
     before = saved.state if saved else CheckpointState()
-    resolved = resolve(config, tokenizer, feed.batches, task, placement, before, console)
+    resolved = resolve(config, tokenizer, feed, task, placement, before, console)
     trainer = build(resolved, plan.path, tokenizer, feed, task, console, before)
     if saved:
         trainer.resume(saved)
@@ -215,9 +215,8 @@ def build(
 ) -> Trainer:
     """Make the trainer with all its parts; it writes below `path`. `before`: state of the checkpoint to resume from."""
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
-    shared = shared_row(config, feed, placement, task, runtime.device)
-    model, stepped, evaluated = make_learner(config, runtime, placement, task, shared)
-    if shared:
+    model, stepped, evaluated = make_learner(config, runtime, placement, task, resolved.shared)
+    if shared := resolved.shared:
         shared.tie(model.head)
         share = f"{len(shared.others):,} of {tokenizer.vocab_size:,} ids"
         console.print(f"{share} are not in the training text, and share a row: a step computes {shared.count:,} logits")
@@ -285,7 +284,7 @@ def make_hooks(
     guard = Guard(config.recovery, saver, incidents, lambda: task.model(config), tell, memory)
     every, prompt, gathers = settings.sample_every, settings.sample_prompt, placement.shards > 1
     samples = Samples(folder.samples, every, prompt, write_sample, tell, gathers)
-    common: list[Hook] = [Sharing(model.shared)] if model.shared else []
+    common: list[Hook] = [Sharing(resolved.shared)] if resolved.shared else []
     if settings.ema_decay:
         common.append(Average(model, settings.ema_decay))
     if settings.average_last:
@@ -296,7 +295,7 @@ def make_hooks(
     if ranks.rank:  # the hooks that all ranks need; the first rank has all hooks
         return [*common, Signals(), guard, samples, saver, *last]
     screen, tracking = Screen(console), Tracking(config, path, tell)
-    computed = config.changed(model={"vocab_size": model.shared.count}) if model.shared else config
+    computed = as_computed(config, resolved.shared)
     metrics = Metrics(
         folder.metrics,
         config.logging.log_every,

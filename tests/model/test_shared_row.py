@@ -18,6 +18,7 @@ from minigpt.model.heads import Mixture, output_matrix
 from minigpt.model.loss import IGNORE
 from minigpt.model.shared_row import SharedRow
 from minigpt.runs import resolve
+from minigpt.runs.budget.within import plan_within
 from minigpt.tokenizers import WordTokenizer
 
 V = 150
@@ -116,11 +117,27 @@ def test_a_run_keeps_its_rows_equal_and_resumes_exactly(small_text: Path, more: 
     assert whole.model.shared is None
 
     report = evaluate_run(load_run(whole.path))
-    assert report.loss == pytest.approx(read_lines(RunFolder(whole.path).metrics)[-1]["val_loss"], abs=1e-5)
+    assert report["loss"] == pytest.approx(read_lines(RunFolder(whole.path).metrics)[-1]["val_loss"], abs=1e-5)
 
     train(settings(small_text, **more, max_steps=3), name="cut", quiet=True)
     again = train(settings(small_text, **more), name="cut", quiet=True, resume=True)
     assert all(torch.equal(again.model.weights()[name], tensor) for name, tensor in whole.model.weights().items())
+
+
+def test_a_budget_is_planned_with_the_logits_that_a_step_computes(small_text: Path) -> None:
+    given = {
+        "model.embed_dim": 32,
+        "model.num_layers": 1,
+        "tokenizer.path": str(small_text / "tokenizer.json"),
+        "data.source": str(small_text / "text.txt"),
+        "data.cache_dir": str(small_text / "cache"),
+        "train.device": "cpu",
+        "train.precision": "fp32",
+    }
+    few, all_ = (plan_within("1e9flops", given | {"train.share_unused": on}, quiet=True) for on in (True, False))
+    assert few.plan.config.model.vocab_size == all_.plan.config.model.vocab_size == 202
+    assert few.report["parameters"] == all_.report["parameters"]
+    assert few.plan.steps > 1.2 * all_.plan.steps
 
 
 @pytest.mark.parametrize("more", [{"share_unused": False}, {"label_smoothing": 0.1}])

@@ -123,6 +123,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
     A mixture has K rows per token, and the loss -ln(sum over k of share_k p_k(target)). The gradient of row k is that
     of its own loss, times the part that k has in this sum.
+
+    `extra` is added to the last logit, which may stand for several ids (`SharedRow`).
     """
 
     @staticmethod
@@ -146,14 +148,13 @@ class _ChunkedLoss(torch.autograd.Function):
         counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N K, 1]
         to_learn, d_shares = any(ctx.needs_input_grad), None if shares is None else torch.empty_like(shares)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        pulls = torch.empty_like(counted)  # gradient of the target's logit
+        pulls, total = torch.empty_like(counted), hidden.new_zeros((), dtype=torch.float32)  # of the targets' logits
         kernels = kernels_for(hidden.device, dtype)
         terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
         rows = copies * piece(len(hidden) // copies, copies * vocab_size, chunk, dtype, kernels is not None)
         # the same memory for all pieces: on a CPU new pages take as long as the product that fills them
         room = hidden.new_empty(rows, len(low))
         places = torch.arange(len(room), device=room.device)
-        total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             some, wants, count = hidden[part], ids[part], counted[part]

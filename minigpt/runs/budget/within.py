@@ -36,7 +36,7 @@ from minigpt.runs.data import make_tokenizer, prepare_data
 from minigpt.runs.feeds import bytes_per_token, check_lengths
 from minigpt.runs.plan import default_name
 from minigpt.runs.receipt import read_receipt
-from minigpt.runs.resolve import resolve_vocabulary
+from minigpt.runs.resolve import as_computed, resolve_vocabulary, shared_row
 from minigpt.runs.task import FromScratch
 from minigpt.runs.train import TrainedRun, train
 from minigpt.runtime.autotune import COLD, choose
@@ -235,6 +235,7 @@ def plan_within(
     printer(console)("measuring how fast this machine trains")
     began = time.perf_counter()
     plan = _measure_and_choose(amount, text, configure, started - again, console)
+    plan = replace(plan, config=plan.config.changed(model={"vocab_size": tokenizer.vocab_size}))
     measuring = time.perf_counter() - began
     whole = time.perf_counter() - started + again + plan.train_seconds + plan.after_seconds
     report = {
@@ -269,7 +270,8 @@ def _prepare(configure: _Settings, console: Console) -> tuple[Prepared, Tokenize
             say(line)
         tokenizer = make_tokenizer(config, progress)
         prepared = prepare_data(config, tokenizer, progress)
-    configure.ids = {"model.vocab_size": resolve_vocabulary(config, tokenizer).model.vocab_size}
+    config = resolve_vocabulary(config, tokenizer)
+    configure.ids = {"model.vocab_size": as_computed(config, shared_row(config, prepared)).model.vocab_size}
     given = configure.own.get("model.max_seq_len")
     check_lengths(prepared, given or SHORTEST, "--model.max-seq-len" if given else None)
     return prepared, tokenizer
