@@ -90,7 +90,7 @@ class Eval:
     save: bool = False
     """Write the scores to eval.json in the run, from which minigpt plot reads the scores of simpler models."""
     fit_temperature: bool = False
-    """Fit the softmax temperature on the run's validation split and save it; takes three or four times as long."""
+    """Fit the softmax temperature on the run's validation split and save it; takes two or three times as long."""
     adapt: Literal["dynamic", "cache", "both"] | None = None
     """Score again with a model that learns from the text, window by window; not comparable with other scores."""
     adapt_rate: float | None = None

@@ -114,7 +114,7 @@ def test_a_window_with_many_logits_is_scored_in_pieces(monkeypatch):
     tokens, lengths = some_tokens(300), []
     whole = evaluate(model, tokens, context=64, batch_size=2, runtime=CPU)
     model.head.register_forward_hook(lambda _module, given, _out: lengths.append(given[0].shape[1]))
-    monkeypatch.setattr(step, "MOST_LOGITS", 2 * 25 * V)
+    monkeypatch.setattr(step, "chunk_logits", lambda _: 2 * 25 * V)
     pieces = evaluate(model, tokens, context=64, batch_size=2, runtime=CPU)
     assert lengths[:3] == [25, 25, 14]
     assert pieces.tokens.tolist() == whole.tokens.tolist()
@@ -125,7 +125,7 @@ def test_a_mixture_has_the_logits_of_all_its_softmaxes_in_memory(monkeypatch):
     shape = {"vocab_size": V, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "max_seq_len": 64, "softmaxes": 3}
     model, lengths = GPT(ModelConfig(**shape)).eval(), []
     model.head.register_forward_hook(lambda _module, given, _out: lengths.append(given[0].shape[1]))
-    monkeypatch.setattr(step, "MOST_LOGITS", 3 * 2 * 25 * V)
+    monkeypatch.setattr(step, "chunk_logits", lambda _: 3 * 2 * 25 * V)
     evaluate(model, some_tokens(300), context=64, batch_size=2, runtime=CPU)
     assert lengths[:3] == [25, 25, 14]
 
