@@ -22,7 +22,6 @@ from minigpt.model import GPT
 from minigpt.model.ensemble import Ensemble
 from minigpt.model.loss import IGNORE
 from minigpt.runtime.device import Runtime, evaluating
-from minigpt.runtime.memory import keep_freed_pages
 from minigpt.training.step import target_losses
 
 _GPU_LOGITS = 2**30  # bytes of fp32 logits in one batch
@@ -77,8 +76,6 @@ def evaluate(
     size = batch_size or rows_at_once(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
     done = 0
-    if runtime.device.type == "cpu":
-        keep_freed_pages()
     for targets, nats in target_losses(model, eval_batches(tokens, context, stride, size), runtime):
         scored = (targets != IGNORE).numpy()  # [B, T]
         columns[0].append(nats.sum(1).numpy())

@@ -92,17 +92,15 @@ def _derivatives(
     with evaluating(model):
         for inputs, targets in batches:
             with runtime.autocast():
-                for logits in logits_in_pieces(model, inputs.to(runtime.device)):  # [B, n, V]
-                    wanted = targets[:, : logits.shape[1]].to(runtime.device)
-                    targets = targets[:, logits.shape[1] :]
-                    z = logits[wanted != IGNORE].float()  # [N, V]
+                for logits, wanted in logits_in_pieces(model, inputs.to(runtime.device), targets.to(runtime.device)):
+                    counted = wanted != IGNORE
+                    z = logits[counted].float()  # [N, V]
                     z -= z.amax(-1, keepdim=True)
-                    slope -= z.gather(-1, wanted[wanted != IGNORE][:, None]).cpu().double().sum().item()
                     weights = (inverse * z).exp_()
-                    total_weight = weights.sum(-1)
-                    mean = weights.mul_(z).sum(-1) / total_weight
-                    square = weights.mul_(z).sum(-1) / total_weight
-                    slope += mean.cpu().double().sum().item()
+                    sums = weights.sum(-1)
+                    mean = weights.mul_(z).sum(-1) / sums
+                    square = weights.mul_(z).sum(-1) / sums
+                    slope += (mean - z.gather(-1, wanted[counted][:, None])[:, 0]).cpu().double().sum().item()
                     curve += (square - mean.square()).cpu().double().sum().item()
                     done += len(z)
             if progress:

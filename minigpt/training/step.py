@@ -114,9 +114,7 @@ def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) 
         for inputs, targets in batches:
             nats: list[Tensor] = []
             with runtime.autocast():
-                for logits in logits_in_pieces(model, inputs.to(runtime.device)):
-                    start = sum(part.shape[1] for part in nats)
-                    wanted = targets[:, start : start + logits.shape[1]].to(runtime.device)
+                for logits, wanted in logits_in_pieces(model, inputs.to(runtime.device), targets.to(runtime.device)):
                     losses = F.cross_entropy(
                         logits.flatten(0, 1).float(),  # [B, n, V] -> [B n, V]
                         wanted.flatten(),
@@ -127,15 +125,16 @@ def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) 
             yield targets, torch.cat(nats, 1)
 
 
-def logits_in_pieces(model: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits [B, n, V] of tokens [B, T], in pieces: those of 40,960 tokens and 151,936 ids, as in Qwen3, take 25 GB.
+def logits_in_pieces(model: nn.Module, tokens: Tensor, targets: Tensor) -> Iterator[Batch]:
+    """Logits [B, n, V] of tokens [B, T] and their part [B, n] of targets [B, T], piece by piece.
 
-    On a CPU small pieces are also faster, since they stay in its cache.
+    All logits of 40,960 tokens and 151,936 ids, as in Qwen3, take 25 GB. On a CPU small pieces are also faster, since
+    they stay in its cache.
     """
     if not isinstance(model, GPT):
-        yield model(tokens)
+        yield model(tokens), targets
         return
     hidden, size = model.hidden(tokens), model.config.vocab_size or 1  # [B, T, C]
-    most = chunk_logits(hidden.device)
-    for part in hidden.split(max(1, most // (len(tokens) * size * model.config.softmaxes)), 1):
-        yield model.head(part)[..., :size]
+    length = max(1, chunk_logits(hidden.device) // (len(tokens) * size * model.config.softmaxes))
+    for part, wanted in zip(hidden.split(length, 1), targets.split(length, 1), strict=True):
+        yield model.head(part)[..., :size], wanted

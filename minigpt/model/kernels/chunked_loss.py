@@ -39,8 +39,8 @@ def head_loss(
         valid, label_smoothing: as in `next_token_loss`.
         chunk: most logits at once (default: `chunk_logits`).
         terms: a compiled form of `loss_terms`; on a CPU the kernels in C are used instead if they work there.
-        shared: the ids that share a row of the head, which must be linear or a mixture of such; none of them is a
-            target, and there is no label smoothing.
+        shared: the ids that share a row of the head. None of them may be a target, and label_smoothing must be 0.
+            The head must be linear or a mixture.
     """
     chunk = chunk or chunk_logits(hidden.device)
 
@@ -70,8 +70,9 @@ def head_loss(
     if shared is not None:
         weight, targets = shared.weight(weight), shared.targets(targets)
         vocab_size, extra = shared.count, shared.extra
-    sizes = copies, vocab_size, chunk
-    total = _ChunkedLoss.apply(hidden, weight, targets, shares, *sizes, label_smoothing, extra, terms)
+    total = _ChunkedLoss.apply(
+        hidden, weight, targets, shares, copies, vocab_size, chunk, label_smoothing, extra, terms
+    )
     return cast(Tensor, total) / valid
 
 
@@ -148,19 +149,19 @@ class _ChunkedLoss(torch.autograd.Function):
         counted, ids = (targets != IGNORE)[:, None].float(), targets.clamp(min=0)[:, None]  # [N K, 1]
         to_learn, d_shares = any(ctx.needs_input_grad), None if shares is None else torch.empty_like(shares)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        pulls, total = torch.empty_like(counted), hidden.new_zeros((), dtype=torch.float32)  # of the targets' logits
+        pulls = torch.empty_like(counted)  # gradient of the target's logit
         kernels = kernels_for(hidden.device, dtype)
         terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
         rows = copies * piece(len(hidden) // copies, copies * vocab_size, chunk, dtype, kernels is not None)
-        # the same memory for all pieces: on a CPU new pages take as long as the product that fills them
-        room = hidden.new_empty(rows, len(low))
-        places = torch.arange(len(room), device=room.device)
+        room = hidden.new_empty(rows, len(low))  # for all pieces: on a CPU new pages take as long as the product
+        total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             some, wants, count = hidden[part], ids[part], counted[part]
             logits = torch.mm(some, low.T, out=room[: len(some)])
             logits[:, vocab_size:] = float("-inf")  # padding: not in the loss, with zero gradient
-            logits[:, vocab_size - 1] += extra
+            if extra:
+                logits[:, vocab_size - 1] += extra
             wanted = logits.gather(1, wants).float()
             mean = logits[:, :vocab_size].float().mean(-1, keepdim=True) if smoothing else 0.0
             largest, sums = terms(logits)
@@ -173,7 +174,7 @@ class _ChunkedLoss(torch.autograd.Function):
             total += (losses * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
-                logits[places[: len(some)], wants[:, 0]] = 0
+                logits.scatter_(1, wants, 0.0)
                 torch.mm(logits, low, out=d_hidden[part])
                 share = count / sums
                 d_hidden[part] *= share
