@@ -154,7 +154,7 @@ class _ChunkedLoss(torch.autograd.Function):
         terms = compiled or loss_terms if kernels is None else partial(fused.exponentials, kernels=kernels)
         rows = copies * piece(len(hidden) // copies, copies * vocab_size, chunk, dtype, kernels is not None)
         room = hidden.new_empty(rows, len(low))  # for all pieces: on a CPU new pages take as long as the product
-        total = hidden.new_zeros((), dtype=torch.float32)
+        places, total = torch.arange(rows, device=room.device), hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             some, wants, count = hidden[part], ids[part], counted[part]
@@ -174,7 +174,7 @@ class _ChunkedLoss(torch.autograd.Function):
             total += (losses * count).sum()
             if to_learn:
                 pulls[part] = ((wanted - largest).exp() / sums - (1 - smoothing)) * count
-                logits.scatter_(1, wants, 0.0)
+                logits[places[: len(some)], wants[:, 0]] = 0  # `scatter_` would copy bf16 logits to fp32
                 torch.mm(logits, low, out=d_hidden[part])
                 share = count / sums
                 d_hidden[part] *= share

@@ -15,7 +15,9 @@ class Sharing(Hook):
         self.shared = shared
 
     def on_update(self, trainer: Trainer) -> None:
-        """Make the rows equal."""
+        """Copy the row that has been updated."""
         self.shared.tie(trainer.model.head)
 
-    on_rollback = on_update
+    def on_rollback(self, trainer: Trainer) -> None:
+        """Average the rows, if the weights are the first ones; those of a checkpoint are equal."""
+        self.shared.average(trainer.model.head)
