@@ -52,6 +52,7 @@ def evaluate(
     batch_size: int | None = None,
     token_lengths: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    temperature: float = 1.0,
 ) -> Score:
     """Score each of tokens[1:] exactly once.
 
@@ -65,6 +66,7 @@ def evaluate(
             only by rounding.
         token_lengths: [V] bytes of each id, for `Score.bytes`.
         progress: called after each batch with (tokens scored so far, tokens to score).
+        temperature: above 0; the logits are divided by it.
 
     Raises:
         UserError: context or stride out of range.
@@ -76,7 +78,7 @@ def evaluate(
     size = batch_size or rows_at_once(model, context, runtime.device.type)
     lengths = np.zeros(0, np.int64) if token_lengths is None else token_lengths
     done = 0
-    for targets, nats in target_losses(model, eval_batches(tokens, context, stride, size), runtime):
+    for targets, nats in target_losses(model, eval_batches(tokens, context, stride, size), runtime, temperature):
         scored = (targets != IGNORE).numpy()  # [B, T]
         columns[0].append(nats.sum(1).numpy())
         columns[1].append(scored.sum(1))

@@ -6,11 +6,12 @@ above 1, fitted on the validation split, the loss on the test split falls too. T
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minigpt.data import eval_batches
 from minigpt.errors import UserError
@@ -24,24 +25,11 @@ _PASSES = 30
 _CLOSE = 1e-5  # relative tolerance of the temperature; the loss is then right to about 1e-10
 
 
-class Tempered(nn.Module):
-    """The model with its logits divided by a temperature: ids [B, T] -> logits [B, T, V]."""
-
-    def __init__(self, model: nn.Module, temperature: float):
-        super().__init__()
-        self.model, self.temperature, self.config = model, temperature, getattr(model, "config", None)
-        self.training = model.training  # `evaluating` restores this mode
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The logits of the model / temperature."""
-        return self.model(tokens) / self.temperature
-
-
 def at_temperature(temperature: float) -> Callable[..., Score]:
     """A `scorer` for `evaluate_run`: evaluates the model at this temperature. Raises UserError."""
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature {temperature} is out of range; choose one above 0")
-    return lambda model, tokens, **how: evaluate(Tempered(model, temperature), tokens, **how)
+    return partial(evaluate, temperature=temperature)
 
 
 def fit_temperature(

@@ -64,17 +64,6 @@ class SharedRow:
         return torch.where(targets == IGNORE, IGNORE, self.places[targets.clamp(min=0)])
 
     @torch.no_grad()
-    def average(self, head: nn.Module) -> None:
-        """Give all ids in `others` the mean of their rows, exactly the same row if they are equal.
-
-        The mean of many first rows is nearly zero, so the shared logit is too, and the first loss is near ln V. If
-        one random row had half of the ids, the first loss would depend on that row.
-        """
-        weight = output_matrix(head).weight
-        first = weight[self.others[0]].clone()
-        weight[self.others] = first + (weight[self.others] - first).mean(0)
-
-    @torch.no_grad()
     def tie(self, head: nn.Module) -> None:
         """Give all ids in `others` the row of the first of them."""
         weight = output_matrix(head).weight

@@ -217,7 +217,7 @@ def build(
     config, runtime, placement = resolved.config, resolved.runtime, resolved.placement
     model, stepped, evaluated = make_learner(config, runtime, placement, task, resolved.shared)
     if shared := resolved.shared:
-        shared.average(model.head)
+        shared.tie(model.head)
         share = f"{len(shared.others):,} of {tokenizer.vocab_size:,} ids"
         console.print(f"{share} are not in the training text, and share a row: a step computes {shared.count:,} logits")
     optimizer = with_masters(task.optimizer(model, config, runtime.precision, placement.ranks), model, runtime)

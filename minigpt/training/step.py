@@ -102,11 +102,14 @@ def validation_loss(model: GPT, batches: Iterable[Batch], runtime: Runtime, lear
 
 
 @torch.no_grad()
-def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Tensor, Tensor]]:
+def target_losses(
+    model: nn.Module, batches: Iterable[Batch], runtime: Runtime, temperature: float = 1.0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The loss of each target: (targets, nats) per batch, both [B, T] on the CPU. The model's mode is kept.
 
     Args:
         model: ids [B, T] -> logits [B, T, V], on the runtime's device.
+        temperature: above 0; the logits are divided by it.
 
     Nats are computed in fp32 and returned in float64 (mps has none); 0 where the target is -100.
     """
@@ -115,8 +118,9 @@ def target_losses(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) 
             nats: list[Tensor] = []
             with runtime.autocast():
                 for logits, wanted in logits_in_pieces(model, inputs.to(runtime.device), targets.to(runtime.device)):
+                    logits = logits.flatten(0, 1).float()  # [B, n, V] -> [B n, V]
                     losses = F.cross_entropy(
-                        logits.flatten(0, 1).float(),  # [B, n, V] -> [B n, V]
+                        logits if temperature == 1 else logits / temperature,
                         wanted.flatten(),
                         ignore_index=IGNORE,
                         reduction="none",

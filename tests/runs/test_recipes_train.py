@@ -41,5 +41,5 @@ def test_it_loads_and_learns_in_a_few_steps(name: str, mirror: Path, tmp_path: P
     with capsys.disabled():
         after = f"validation after {steps} steps {lines[-1]['val_loss']:.3f}"
         print(f"\n{name}: step 0 ln V {start:+.3f}, {after}, {report['seconds']} s")
-    assert abs(start) < (0.15 if name == "gpt2-124m" else 0.4)
+    assert abs(start) < (0.25 if name == "gpt2-124m" else 0.4)  # one random row stands for all unused ids
     assert lines[-1]["val_loss"] < lines[0]["val_loss"] - 0.2  # a batch has too few tokens for this
